@@ -1,0 +1,241 @@
+package breaker_test
+
+import (
+	"math"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"github.com/erfanmomeniii/courier/internal/breaker"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func policy() *breaker.Policy {
+	return &breaker.Policy{FailureThreshold: 3, OpenFor: 10 * time.Second, MaxOpenFor: time.Minute, OpenMultiplier: 2, Probes: 1, Successes: 1, ProbeTimeout: time.Minute}
+}
+
+// open fails a closed breaker until it opens.
+func open(t *testing.T, s *breaker.State, p *breaker.Policy, now time.Time) {
+	t.Helper()
+	for s.Phase == breaker.Closed {
+		permit, ok, _ := s.Acquire(p, now, 0.5)
+		require.True(t, ok)
+		s.Report(p, permit, breaker.Failure, now, 0.5)
+	}
+}
+
+// B-1: nothing passes in [openedAt, until).
+func TestB1_NothingPassesWhileOpen(t *testing.T) {
+	var s breaker.State
+	p := policy()
+	p.Probes = 2
+	open(t, &s, p, epoch)
+	require.Equal(t, epoch.Add(10*time.Second), s.Until)
+	_, ok, _ := s.Acquire(p, s.Until.Add(-1), 0.5)
+	require.False(t, ok)
+	until := s.Until
+	for i := range 4 { // at until exactly Probes pass
+		_, ok, _ := s.Acquire(p, until, 0.5)
+		require.Equal(t, i < 2, ok)
+	}
+}
+
+// B-3: a result of an older generation changes nothing.
+func TestB3_AStaleResultChangesNothing(t *testing.T) {
+	for _, late := range []breaker.Outcome{breaker.Success, breaker.Failure, breaker.Ignored} {
+		var s breaker.State
+		p := policy()
+		slow, _, _ := s.Acquire(p, epoch, 0.5)
+		open(t, &s, p, epoch)
+		before := s
+		s.Report(p, slow, late, epoch, 0.5)
+		require.Equal(t, before, s)
+
+		_, ok, _ := s.Acquire(p, s.Until, 0.5) // half-open now
+		require.True(t, ok)
+		before = s
+		s.Report(p, slow, late, s.Until, 0.5)
+		require.Equal(t, before, s)
+	}
+}
+
+// B-4: an ignored result frees its slot.
+func TestB4_AnIgnoredProbeFreesItsSlot(t *testing.T) {
+	var s breaker.State
+	p := policy()
+	open(t, &s, p, epoch)
+	for range 3 {
+		permit, ok, _ := s.Acquire(p, s.Until, 0.5)
+		require.True(t, ok)
+		require.True(t, permit.Probe)
+		s.Report(p, permit, breaker.Ignored, s.Until, 0.5)
+	}
+}
+
+// B-14: each failed probe reopens at once and for longer, up to the cap, and
+// without overflow.
+func TestB14_OpenPeriodsGrowToTheCap(t *testing.T) {
+	var s breaker.State
+	p := policy()
+	now := epoch
+	open(t, &s, p, now)
+	var periods []time.Duration
+	for range 1000 {
+		periods = append(periods, s.Until.Sub(now))
+		now = s.Until
+		permit, ok, _ := s.Acquire(p, now, 0.5)
+		require.True(t, ok)
+		s.Report(p, permit, breaker.Failure, now, 0.5)
+	}
+	require.Equal(t, []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second, time.Minute}, periods[:4])
+	for _, period := range periods[4:] {
+		require.Equal(t, time.Minute, period)
+	}
+	permit, _, _ := s.Acquire(p, s.Until, 0.5)
+	s.Report(p, permit, breaker.Success, s.Until, 0.5)
+	require.Equal(t, breaker.Closed, s.Phase)
+	open(t, &s, p, s.Until)
+	require.Equal(t, 10*time.Second, s.Until.Sub(now.Add(time.Minute)), "a recovery resets the periods")
+}
+
+func TestB14_JitterNeverPassesTheCap(t *testing.T) {
+	for _, random := range []float64{0, 0.5, math.Nextafter(1, 0)} {
+		var s breaker.State
+		p := policy()
+		p.Jitter, p.MaxOpenFor = 0.2, p.OpenFor
+		for s.Phase == breaker.Closed {
+			permit, _, _ := s.Acquire(p, epoch, random)
+			s.Report(p, permit, breaker.Failure, epoch, random)
+		}
+		require.LessOrEqual(t, s.Until.Sub(epoch), p.MaxOpenFor)
+		require.GreaterOrEqual(t, s.Until.Sub(epoch), 8*time.Second)
+	}
+}
+
+// B-15: probes that hang do not wedge it.
+func TestB15_HungProbesOpenItAgain(t *testing.T) {
+	var s breaker.State
+	p := policy()
+	open(t, &s, p, epoch)
+	now := s.Until
+	hung, _, _ := s.Acquire(p, now, 0.5)
+	_, ok, timedOut := s.Acquire(p, now.Add(p.ProbeTimeout-1), 0.5)
+	require.False(t, ok)
+	require.False(t, timedOut)
+	_, ok, timedOut = s.Acquire(p, now.Add(p.ProbeTimeout), 0.5)
+	require.False(t, ok)
+	require.True(t, timedOut)
+	require.Equal(t, breaker.Open, s.Phase)
+	before := s
+	s.Report(p, hung, breaker.Success, s.Until, 0.5)
+	require.Equal(t, before, s, "the late result is stale")
+	_, ok, _ = s.Acquire(p, s.Until, 0.5)
+	require.True(t, ok)
+}
+
+// B-17: a clock that steps back keeps it open no longer than it said.
+func TestB17_AClockThatStepsBack(t *testing.T) {
+	var s breaker.State
+	p := policy()
+	open(t, &s, p, epoch)
+	until := s.Until
+	_, ok, _ := s.Acquire(p, epoch.Add(-time.Hour), 0.5)
+	require.False(t, ok)
+	require.Equal(t, until, s.Until)
+	_, ok, _ = s.Acquire(p, until, 0.5)
+	require.True(t, ok)
+}
+
+// A walk at random against the rules: B-1, B-2, B-3, B-4, and transitions that
+// only ever go closed → open → half-open → closed or open.
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := policy()
+		p.FailureThreshold = rapid.IntRange(1, 4).Draw(t, "threshold")
+		p.Probes = rapid.IntRange(1, 3).Draw(t, "probes")
+		p.Successes = rapid.IntRange(1, 3).Draw(t, "successes")
+		var s breaker.State
+		now := epoch
+		var flight []breaker.Permit
+		streak := 0
+		t.Repeat(map[string]func(*rapid.T){
+			"acquire": func(t *rapid.T) {
+				before := s
+				permit, ok, timedOut := s.Acquire(p, now, 0.5)
+				if before.Phase == breaker.Closed && !ok {
+					t.Fatal("a closed breaker refused")
+				}
+				if before.Phase == breaker.Open && ok != !now.Before(before.Until) {
+					t.Fatal("an open breaker passed a call too early, or refused it too late")
+				}
+				if timedOut && ok {
+					t.Fatal("passed on a probe timeout")
+				}
+				if !ok {
+					return
+				}
+				flight = append(flight, permit)
+				if permit.Probe != (s.Phase == breaker.HalfOpen) {
+					t.Fatal("the permit lies about being a probe")
+				}
+				if s.Phase == breaker.HalfOpen && count(flight, s.Gen) > p.Probes {
+					t.Fatal("more probes in flight than allowed")
+				}
+			},
+			"report": func(t *rapid.T) {
+				if len(flight) == 0 {
+					t.Skip("nothing in flight")
+				}
+				i := rapid.IntRange(0, len(flight)-1).Draw(t, "call")
+				permit := flight[i]
+				flight = append(flight[:i], flight[i+1:]...)
+				outcome := breaker.Outcome(rapid.IntRange(0, 2).Draw(t, "outcome"))
+				before := s
+				s.Report(p, permit, outcome, now, 0.5)
+				switch {
+				case permit.Gen != before.Gen:
+					if s != before {
+						t.Fatal("a stale result changed the state")
+					}
+					return
+				case before.Phase == breaker.Closed && outcome == breaker.Failure:
+					streak++
+				case outcome != breaker.Ignored:
+					streak = 0
+				}
+				switch {
+				case before.Phase == breaker.Closed && (s.Phase == breaker.Open) != (outcome == breaker.Failure && streak >= p.FailureThreshold):
+					t.Fatalf("after %d failures in a row the breaker is %v", streak, s.Phase)
+				case before.Phase == breaker.HalfOpen && outcome == breaker.Failure && s.Phase != breaker.Open:
+					t.Fatal("a failed probe did not reopen")
+				case outcome == breaker.Ignored && s.Phase != before.Phase:
+					t.Fatal("an ignored result changed the phase")
+				}
+				if s.Phase != before.Phase {
+					streak = 0
+					if s.Gen == before.Gen {
+						t.Fatal("a transition without a new generation")
+					}
+				}
+			},
+			"time passes": func(t *rapid.T) {
+				now = now.Add(time.Duration(rapid.IntRange(0, 70).Draw(t, "seconds")) * time.Second)
+			},
+		})
+	})
+}
+
+func count(flight []breaker.Permit, gen uint64) (n int) {
+	for _, permit := range flight {
+		if permit.Gen == gen {
+			n++
+		}
+	}
+	return n
+}
