@@ -1,0 +1,212 @@
+package courier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// BatchError is what ApplyBatch returns when some records of the batch failed:
+// the listed ones, and no others. Without any failure listed it means that all
+// were applied.
+//
+// It is recognised when it is wrapped, but not inside a join with other
+// errors, which could mean anything of the records it does not list.
+type BatchError struct {
+	Failures []Failure
+}
+
+// Failure is one record of a batch, by its index, and its error.
+type Failure struct {
+	Index int
+	Err   error
+}
+
+// Add lists a record as failed.
+func (e *BatchError) Add(index int, err error) {
+	e.Failures = append(e.Failures, Failure{index, err})
+}
+
+// ErrorOrNil returns e, or nil when it lists no failure: the last line of an
+// ApplyBatch that collects failures as it goes.
+func (e *BatchError) ErrorOrNil() error {
+	if e == nil || len(e.Failures) == 0 {
+		return nil
+	}
+	return e
+}
+
+// Error names the first failures and counts the rest.
+func (e *BatchError) Error() string {
+	const shown = 3
+	var b strings.Builder
+	fmt.Fprintf(&b, "courier: %d of the batch's records failed", len(e.Failures))
+	for i, f := range e.Failures {
+		if i == shown {
+			fmt.Fprintf(&b, "; and %d more", len(e.Failures)-shown)
+			break
+		}
+		fmt.Fprintf(&b, "%c record %d: %v", ":;"[min(i, 1)], f.Index, f.Err)
+	}
+	return b.String()
+}
+
+// Unwrap returns the records' errors in the order listed.
+func (e *BatchError) Unwrap() []error {
+	errs := make([]error, len(e.Failures))
+	for i, f := range e.Failures {
+		errs[i] = f.Err
+	}
+	return errs
+}
+
+// batchErrorIn finds a BatchError below wrappers, not below joins.
+func batchErrorIn(err error) (*BatchError, bool) {
+	for err != nil {
+		if e, ok := err.(*BatchError); ok {
+			return e, true
+		}
+		err = errors.Unwrap(err)
+	}
+	return nil, false
+}
+
+// spread lays the result of ApplyBatch out over its records: errs[i] is nil
+// when record i was applied. whole says that the batch failed as one, so that
+// the error can be held against no record in particular.
+func spread(err error, errs []error) (whole bool) {
+	clear(errs)
+	if err == nil {
+		return false
+	}
+	if e, ok := batchErrorIn(err); ok {
+		if err = e.fill(errs); err == nil {
+			return false
+		}
+	}
+	for i := range errs {
+		errs[i] = err
+	}
+	return true
+}
+
+// fill sets the errors of the listed records. A list that does not fit the
+// batch is not to be believed about any record of it.
+func (e *BatchError) fill(errs []error) error {
+	if e == nil {
+		return nil
+	}
+	for _, f := range e.Failures {
+		switch {
+		case f.Index < 0 || f.Index >= len(errs):
+			return fmt.Errorf("courier: a BatchError lists record %d of a batch of %d; the whole batch counts as not applied: %w", f.Index, len(errs), f.Err)
+		case f.Err == nil:
+			errs[f.Index] = errors.New("courier: listed as failed in a BatchError, without an error")
+		case errs[f.Index] != nil: // listed twice
+			errs[f.Index] = errors.Join(errs[f.Index], f.Err)
+		default:
+			errs[f.Index] = f.Err
+		}
+	}
+	return nil
+}
+
+// gather is the inverse of spread: nil when no record failed, else a
+// BatchError.
+func gather(errs []error) error {
+	var e *BatchError
+	for i, err := range errs {
+		if err != nil {
+			if e == nil {
+				e = new(BatchError)
+			}
+			e.Add(i, err)
+		}
+	}
+	return e.ErrorOrNil()
+}
+
+// asBatch returns the batch form of an applier if it has one that is worth
+// calling. A decorator always has the method; it says whether there is a batch
+// applier inside.
+func asBatch[T any](a Applier[T]) BatchApplier[T] {
+	b, ok := a.(BatchApplier[T])
+	if !ok {
+		return nil
+	}
+	if d, ok := a.(interface{ batches() bool }); ok && !d.batches() {
+		return nil
+	}
+	return b
+}
+
+// stage is what every decorator is made of: the applier inside it, the batch
+// form of that where there is one, and what is wrong with the configuration.
+type stage[T any] struct {
+	inner Applier[T]
+	batch BatchApplier[T]
+	fault error
+}
+
+func newStage[T any](inner Applier[T], fault error) stage[T] {
+	if f := configErrorOf("applier", inner); f != nil {
+		fault = f
+	}
+	s := stage[T]{inner: inner, fault: fault}
+	if inner != nil {
+		s.batch = asBatch(inner)
+	}
+	return s
+}
+
+func (s *stage[T]) Validate() error { return s.fault }
+func (s *stage[T]) batches() bool   { return s.batch != nil }
+
+// applyEach is the batch form of an applier that has none: the records one by
+// one, each failure its own. Once the context ends, or an error stops the
+// intake (see pauseOf), the remaining records are not attempted.
+func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
+	var failed BatchError
+	used := usedBefore(ctx)
+	for i, record := range records {
+		one := ctx
+		if used != nil {
+			one = withUsed(ctx, used[i:i+1])
+		}
+		var err error
+		if ctx.Err() != nil {
+			err = unattempted(context.Cause(ctx))
+		} else {
+			guard(&err, func() error { return a.Apply(one, record) })
+		}
+		if err == nil {
+			continue
+		}
+		failed.Add(i, err)
+		if _, paused := pauseOf(err); paused || ctx.Err() != nil {
+			for j := i + 1; j < len(records); j++ {
+				failed.Add(j, unattempted(err))
+			}
+			break
+		}
+	}
+	return failed.ErrorOrNil()
+}
+
+// applyIsolated calls ApplyBatch and, when the batch fails as one by an attempt
+// that was made, applies its records one by one: the failure may be a single
+// record's (D3), and none may be parked or failed for another's.
+func applyIsolated[T any](ctx context.Context, a BatchApplier[T], records []T) error {
+	err := a.ApplyBatch(ctx, records)
+	if err == nil {
+		return nil
+	}
+	if _, listed := batchErrorIn(err); listed {
+		return err
+	}
+	if Classify(ctx, err) == NotAttempted {
+		return err
+	}
+	return applyEach(ctx, Applier[T](a), records)
+}

@@ -1,0 +1,193 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+func failures(indices ...int) *courier.BatchError {
+	var e courier.BatchError
+	for _, i := range indices {
+		e.Add(i, fmt.Errorf("record %d: %w", i, errTest))
+	}
+	return &e
+}
+
+func TestBatchError_Text(t *testing.T) {
+	require.Equal(t, "courier: 1 of the batch's records failed: record 4: record 4: the record's own error", failures(4).Error())
+	require.Contains(t, failures(1, 2, 3, 4, 5).Error(), "; and 2 more")
+	require.ErrorIs(t, failures(1), errTest)
+	var none *courier.BatchError
+	require.NoError(t, none.ErrorOrNil())
+	require.NoError(t, new(courier.BatchError).ErrorOrNil())
+}
+
+// What a batch applier says of its records is what is marked.
+func TestD2_BatchError_OnlyTheListedRecordsStayPending(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		err  error
+		left []int
+	}{
+		{"some", failures(1, 3), []int{1, 3}},
+		{"wrapped", fmt.Errorf("publish: %w", failures(0)), []int{0}},
+		{"none listed", &courier.BatchError{}, nil},
+		{"typed nil", (*courier.BatchError)(nil), nil},
+		{"no error given", &courier.BatchError{Failures: []courier.Failure{{Index: 2}}}, []int{2}},
+		{"listed twice", &courier.BatchError{Failures: []courier.Failure{{Index: 2, Err: errTest}, {Index: 2, Err: errTest}}}, []int{2}},
+		{"a skipped one", &courier.BatchError{Failures: []courier.Failure{{Index: 2, Err: courier.Skip(errTest)}}}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			source := newShelf(numbers(4)...)
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return test.err }}
+			_ = courier.NewPollingCoordinator(source, s, quiet).RunOnce(t.Context())
+			require.ElementsMatch(t, test.left, source.left())
+			require.Zero(t, s.called(), "a list is a verdict on each: nothing is applied again")
+		})
+	}
+}
+
+// A list that cannot be believed means that nothing was applied; so does a list
+// that is one part of several.
+func TestD2_BatchError_InDoubtEachRecordIsAppliedOnItsOwn(t *testing.T) {
+	for name, err := range map[string]error{
+		"out of range": failures(9),
+		"negative":     failures(-1),
+		"joined":       errors.Join(failures(0), errors.New("the flush failed")),
+	} {
+		t.Run(name, func(t *testing.T) {
+			source := newShelf(numbers(4)...)
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return err }}
+			_ = courier.NewPollingCoordinator(source, s, quiet).RunOnce(t.Context())
+			require.Equal(t, 4, s.called())
+			require.Empty(t, source.left())
+		})
+	}
+}
+
+// A stack of decorators reports exactly the records that the sink failed,
+// whatever the batch: indices never shift.
+func TestBatch_IndicesNeverShift(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		fate := rapid.SliceOfN(rapid.IntRange(0, 3), 1, 30).Draw(rt, "fate") // 0 ok, 1 permanent, 2 undecodable, 3 fails twice
+		rows := make([]string, len(fate))
+		for i := range rows {
+			rows[i] = strconv.Itoa(i)
+			if fate[i] == 2 {
+				rows[i] = "x" + rows[i]
+			}
+		}
+		synctest.Test(t, func(t *testing.T) {
+			seen := map[int]int{}
+			s := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error {
+				var e courier.BatchError
+				for j, r := range records {
+					seen[r]++
+					if fate[r] == 1 || fate[r] == 3 && seen[r] <= 2 {
+						err := fmt.Errorf("fate of %d", r)
+						if fate[r] == 1 {
+							err = courier.Permanent(err)
+						}
+						e.Add(j, err)
+					}
+				}
+				return e.ErrorOrNil()
+			}}
+			stack, dlq := courier.ResilientApplier(courier.NewDecodingApplier[string](s, strconv.Atoi), nil)
+			err := stack.(courier.BatchApplier[string]).ApplyBatch(t.Context(), rows)
+			if err != nil {
+				rt.Fatalf("not all settled: %v", err)
+			}
+			want := map[string]bool{}
+			applied := map[int]bool{}
+			for i, f := range fate {
+				if f == 1 || f == 2 {
+					want[rows[i]] = true
+				} else {
+					applied[i] = true
+				}
+			}
+			parked, _ := dlq.Receive(t.Context(), 100)
+			for _, letter := range parked {
+				if !want[letter.Record] {
+					rt.Fatalf("%s was parked with %v", letter.Record, letter.Error)
+				}
+				delete(want, letter.Record)
+			}
+			if len(want) > 0 {
+				rt.Fatalf("not parked: %v", want)
+			}
+			for _, r := range s.got() {
+				if !applied[r] {
+					rt.Fatalf("%d was applied, or twice", r)
+				}
+				delete(applied, r)
+			}
+			if len(applied) > 0 {
+				rt.Fatalf("not applied: %v", applied)
+			}
+		})
+	})
+}
+
+func TestDecode_AnUndecodableRowIsParkedWithItsBytes(t *testing.T) {
+	for name, batch := range map[string]bool{"one by one": false, "batch": true} {
+		t.Run(name, func(t *testing.T) {
+			s := &batchSink[int]{}
+			var inner courier.Applier[int] = s
+			if !batch {
+				inner = &s.sink
+			}
+			applier, queue := withDLQ(courier.NewDecodingApplier(inner, func(row string) (int, error) { return strconv.Atoi(row) }))
+			source := newShelf("1", "two", "3")
+			require.NoError(t, courier.NewPollingCoordinator(source, applier, quiet).RunOnce(t.Context()))
+			require.Equal(t, []int{1, 3}, s.got())
+			parked, _ := queue.Receive(t.Context(), 10)
+			require.Len(t, parked, 1)
+			require.Equal(t, "two", parked[0].Record)
+			require.ErrorIs(t, parked[0].Error, courier.ErrDecode)
+			require.ErrorIs(t, parked[0].Error, strconv.ErrSyntax)
+			require.Equal(t, courier.PermanentFailure, parked[0].Reason)
+			require.Equal(t, [][]string{{"1", "two", "3"}}, source.marks)
+		})
+	}
+}
+
+// While the destination is down, an undecodable row in the batch changes
+// nothing about the outage.
+func TestDecode_AnOutageWithAnUndecodableRow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
+			if time.Since(began) < time.Hour {
+				return errTest
+			}
+			return nil
+		}}
+		s.fail = func(context.Context, int, int) error {
+			if time.Since(began) < time.Hour {
+				return errTest
+			}
+			return nil
+		}
+		applier, dlq := courier.ResilientApplier(courier.NewDecodingApplier[string](s, strconv.Atoi), nil)
+		source := newShelf("1", "two", "3")
+		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet))
+		time.Sleep(2 * time.Hour)
+		require.NoError(t, stop())
+		parked, _ := dlq.Receive(t.Context(), 10)
+		require.Len(t, parked, 1)
+		require.Equal(t, "two", parked[0].Record)
+		require.ElementsMatch(t, []int{1, 3}, s.got())
+	})
+}

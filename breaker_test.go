@@ -1,0 +1,297 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// half keeps an open period exact.
+func half() float64 { return 0.5 }
+
+func newBreaker(threshold int) *courier.Breaker {
+	return courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: threshold, OpenFor: 10 * time.Second, Random: half})
+}
+
+func TestB1_AnOpenBreakerMakesNoCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
+		b := newBreaker(2)
+		applier := courier.NewCircuitBreakerApplier[int](s, b)
+		require.Equal(t, errTest, applier.Apply(t.Context(), 1))
+		require.Equal(t, "closed", b.State())
+
+		err := applier.Apply(t.Context(), 1) // the one it opens over
+		var open *courier.OpenError
+		require.ErrorAs(t, err, &open)
+		require.ErrorIs(t, err, courier.ErrOpen)
+		require.ErrorIs(t, err, errTest, "E1: the cause is there to be found")
+		require.True(t, open.Counted, "P-1: it reached the destination while closed")
+		require.Equal(t, time.Now().Add(10*time.Second), open.Until)
+		require.Equal(t, "open", b.State())
+
+		time.Sleep(10*time.Second - 1)
+		err = applier.Apply(t.Context(), 1)
+		require.ErrorIs(t, err, courier.ErrOpen)
+		require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err)) // E3
+		require.Equal(t, 2, s.called())
+
+		time.Sleep(1)
+		err = applier.Apply(t.Context(), 1) // a probe
+		require.ErrorAs(t, err, &open)
+		require.False(t, open.Counted, "P-1: a failed probe counts against no record")
+		require.Equal(t, 3, s.called())
+	})
+}
+
+func TestB2_NoMoreProbesThanAllowedAreInFlight(t *testing.T) {
+	var inflight, most atomic.Int32
+	var fail atomic.Bool
+	fail.Store(true)
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 1, MaxOpenFor: 1, Probes: 3, Successes: 1 << 30})
+	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+		if fail.Load() {
+			return errTest
+		}
+		n := inflight.Add(1)
+		defer inflight.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		runtime.Gosched()
+		return nil
+	}), b)
+	require.Error(t, applier.Apply(t.Context(), 1))
+	fail.Store(false)
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			for range 200 {
+				_ = applier.Apply(t.Context(), 1)
+			}
+		})
+	}
+	wg.Wait()
+	require.LessOrEqual(t, most.Load(), int32(3))
+	require.Positive(t, most.Load())
+}
+
+func TestB3_AStaleResultIsNoVerdict(t *testing.T) {
+	for _, late := range []error{nil, errTest} {
+		synctest.Test(t, func(t *testing.T) {
+			b := newBreaker(1)
+			hold := make(chan error)
+			applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+				if r == 0 {
+					return <-hold
+				}
+				return errTest
+			}), b)
+			slow := make(chan error, 1)
+			go func() { slow <- applier.Apply(t.Context(), 0) }()
+			synctest.Wait()
+			require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+			hold <- late
+			require.ErrorIs(t, <-slow, late)
+			require.Equal(t, "open", b.State())
+		})
+	}
+}
+
+func TestB4_EveryPermitIsReportedOnce(t *testing.T) {
+	for name, probe := range map[string]func() error{
+		"return":  func() error { return errTest },
+		"panic":   func() error { panic("boom") },
+		"goexit":  func() error { runtime.Goexit(); return nil },
+		"ignored": func() error { return &courier.OpenError{Cause: errTest} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBreaker(1)
+				do := func() error { return errTest }
+				applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return do() }), b)
+				require.Error(t, applier.Apply(t.Context(), 1))
+				time.Sleep(10 * time.Second)
+				do = probe
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					defer func() { _ = recover() }()
+					_ = applier.Apply(t.Context(), 1)
+				})
+				wg.Wait()
+				time.Sleep(time.Hour)
+				do = func() error { return nil }
+				require.NoError(t, applier.Apply(t.Context(), 1), "the next probe is admitted")
+				require.Equal(t, "closed", b.State())
+			})
+		})
+	}
+}
+
+func TestB5_APanicIsAFailureAndPassesThroughWithItsStack(t *testing.T) {
+	b := newBreaker(1)
+	value := errors.New("the panic's own value")
+	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { panic(value) }), b)
+	require.PanicsWithValue(t, value, func() { _ = applier.Apply(t.Context(), 1) })
+	require.Equal(t, "open", b.State())
+}
+
+func TestB6_ACancelledCallIsNoVerdict(t *testing.T) {
+	b := newBreaker(1)
+	ctx, cancel := context.WithCancel(t.Context())
+	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(ctx context.Context, r int) error {
+		cancel()
+		if r == 0 {
+			return nil
+		}
+		return ctx.Err()
+	}), b)
+	require.ErrorIs(t, applier.Apply(ctx, 1), context.Canceled)
+	require.Equal(t, "closed", b.State())
+	live, stop := context.WithCancel(t.Context())
+	defer stop()
+	cancel = stop
+	require.NoError(t, applier.Apply(live, 0), "a success is one, cancelled or not")
+}
+
+func TestB7_ATimeoutOfTheAppliersOwnIsAFailure(t *testing.T) {
+	b := newBreaker(1)
+	applier := courier.NewCircuitBreakerApplier(always(context.DeadlineExceeded), b)
+	require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+}
+
+func TestB8_AnEndedContextTakesNoPermit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		s := &sink[int]{fail: func(_ context.Context, _, call int) error {
+			if call == 1 {
+				return errTest
+			}
+			return nil
+		}}
+		applier := courier.NewCircuitBreakerApplier[int](s, b)
+		require.Error(t, applier.Apply(t.Context(), 1))
+		time.Sleep(10 * time.Second)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.ErrorIs(t, applier.Apply(ctx, 1), context.Canceled)
+		require.Equal(t, 1, s.called())
+		require.NoError(t, applier.Apply(t.Context(), 1), "the probe slot is free")
+	})
+}
+
+func TestB9_APermanentErrorIsAnAnswer(t *testing.T) {
+	b := newBreaker(1)
+	applier := courier.NewCircuitBreakerApplier(always(courier.Permanent(errTest)), b)
+	for range 100 {
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), errTest)
+	}
+	require.Equal(t, "closed", b.State())
+}
+
+func TestB10_ABreakerInsideABreaker(t *testing.T) {
+	inner, outer := newBreaker(1), newBreaker(1)
+	applier := courier.NewCircuitBreakerApplier(courier.NewCircuitBreakerApplier(always(errTest), inner), outer)
+	for range 10 {
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+	}
+	require.Equal(t, "open", inner.State())
+	require.Equal(t, "closed", outer.State(), "what was not attempted is no verdict")
+}
+
+func TestB15_HungProbesDoNotWedgeIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		hold := make(chan error)
+		do := func() error { return errTest }
+		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return do() }), b)
+		require.Error(t, applier.Apply(t.Context(), 1))
+		time.Sleep(10 * time.Second)
+		do = func() error { return <-hold }
+		hung := make(chan error, 1)
+		go func() { hung <- applier.Apply(t.Context(), 1) }()
+		synctest.Wait()
+		do = func() error { return nil }
+		err := applier.Apply(t.Context(), 1)
+		var open *courier.OpenError
+		require.ErrorAs(t, err, &open) // E2
+		require.Equal(t, time.Now(), open.Until, "all slots are taken: asking again is worth it any time")
+		time.Sleep(time.Minute)
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrProbeTimeout)
+		time.Sleep(time.Minute)
+		require.NoError(t, applier.Apply(t.Context(), 1))
+		require.Equal(t, "closed", b.State())
+		hold <- errTest
+		require.Equal(t, errTest, <-hung)
+		require.Equal(t, "closed", b.State())
+	})
+}
+
+func TestBreaker_ASuccessEndsTheStreak(t *testing.T) {
+	b := newBreaker(3)
+	s := &sink[int]{fail: func(_ context.Context, _, call int) error {
+		if call%3 == 0 {
+			return nil
+		}
+		return errTest
+	}}
+	applier := courier.NewCircuitBreakerApplier[int](s, b)
+	for range 100 {
+		_ = applier.Apply(t.Context(), 1)
+	}
+	require.Equal(t, "closed", b.State())
+}
+
+func TestBreaker_ABatchIsOneCall(t *testing.T) {
+	list := func(errs ...error) error {
+		var e courier.BatchError
+		for i, err := range errs {
+			if err != nil {
+				e.Add(i, err)
+			}
+		}
+		return e.ErrorOrNil()
+	}
+	for _, test := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"all failed", list(errTest, errTest), "open"},
+		{"as one", errTest, "open"},
+		{"one got through", list(errTest, nil), "closed"},
+		{"one was answered", list(errTest, courier.Permanent(errTest)), "closed"},
+		{"permanent as one", courier.Permanent(errTest), "closed"},
+		{"not attempted", &courier.OpenError{Cause: errTest}, "closed"},
+		{"applied", nil, "closed"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBreaker(1)
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return test.err }}
+			err := asBatch(courier.NewCircuitBreakerApplier[int](s, b)).ApplyBatch(t.Context(), []int{1, 2})
+			require.Equal(t, test.want, b.State())
+			if test.want == "open" {
+				require.ErrorIs(t, err, courier.ErrOpen)
+			} else {
+				require.Equal(t, test.err, err)
+			}
+		})
+	}
+}
+
+func TestWithCircuitBreaker_TheDefaultOpensAtFive(t *testing.T) {
+	s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
+	applier := courier.WithCircuitBreaker[int](s)
+	for range 20 {
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), errTest)
+	}
+	require.Equal(t, 5, s.called())
+}

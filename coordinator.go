@@ -1,0 +1,396 @@
+package courier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/erfanmomeniii/courier/internal/ledger"
+)
+
+// ErrRunning is returned by Start and RunOnce of a coordinator that runs.
+var ErrRunning = errors.New("courier: the coordinator is running already")
+
+// PollingCoordinator fetches records from a source, applies them one after the
+// other, marks those that were applied, and waits. Its methods are safe for
+// concurrent use.
+type PollingCoordinator[T any] struct {
+	source  Source[T]
+	applier Applier[T]
+	config  config
+	fault   error
+	running atomic.Bool
+}
+
+// NewPollingCoordinator returns a coordinator for a source that may hand the
+// same record out again until it is marked. Nothing happens before Start.
+// What is wrong with the arguments is reported there.
+func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *PollingCoordinator[T] {
+	c := &PollingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
+	c.fault = firstFault(configErrorOf("source", source), configErrorOf("applier", applier), c.config.fault)
+	if c.fault == nil && c.config.streaming != "" {
+		c.fault = &ConfigError{c.config.streaming, "is for a streaming coordinator; a polling one has no use for it"}
+	}
+	return c
+}
+
+func firstFault(faults ...error) error {
+	for _, fault := range faults {
+		if fault != nil {
+			return fault
+		}
+	}
+	return nil
+}
+
+// Start runs the coordinator and blocks until ctx ends. It then fetches no
+// more, lets the record in work finish, marks what was applied, releases the
+// rest ([Releaser]) and returns nil, all within twice the drain timeout as far
+// as the user's functions obey their contexts. No goroutine of the coordinator
+// outlives it. It may be started again.
+//
+// The error is not nil when the configuration is bad (a [*ConfigError]; nothing
+// was fetched), when it runs already ([ErrRunning]), or when applied records
+// could not be marked at the end (a [*MarkError]). Failures of the source or of
+// records do not end it: they are logged and tried again.
+func (c *PollingCoordinator[T]) Start(ctx context.Context) error { return c.run(ctx, false) }
+
+// RunOnce makes one pass, as the function of the same name does.
+func (c *PollingCoordinator[T]) RunOnce(ctx context.Context) error { return c.run(ctx, true) }
+
+func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
+	if c.fault != nil {
+		return c.fault
+	}
+	if !c.running.CompareAndSwap(false, true) {
+		return ErrRunning
+	}
+	defer c.running.Store(false)
+	p := &poller[T]{
+		config: &c.config,
+		source: c.source,
+		once:   once,
+		work:   work[T]{applier: c.applier, batch: asBatch(c.applier)},
+		memory: suspects[T]{limit: c.config.batchSize},
+	}
+	p.releaser, _ = c.source.(Releaser[T])
+	_, p.limitless = c.source.(interface{ ignoresLimit() })
+	if named, ok := c.source.(Identifier[T]); ok {
+		p.memory.identity = named.Identity
+	}
+	p.life = beginLifecycle(ctx, c.config.clock, c.config.drainTimeout)
+	defer p.life.end()
+	supervise(p.loop)
+	return p.outcome()
+}
+
+// phase is where a poller stands. Each phase makes at most one call of user
+// code, and sets the next phase before it, so that the loop can go on from
+// there should the call end the goroutine.
+type phase uint8
+
+const (
+	fetching  phase = iota // ask the source for records
+	fetched                // look at what it returned
+	cutting                // take the next batch of them in hand
+	applying               // apply it
+	settling               // sort it into marks and releases
+	marking                // try to mark
+	marked                 // try again later, or go on
+	releasing              // give back what stays pending
+	resting                // wait for the next pass
+	ended
+)
+
+// poller is one run of a polling coordinator.
+type poller[T any] struct {
+	config    *config
+	source    Source[T]
+	releaser  Releaser[T] // nil if the source is none
+	limitless bool        // the source decides by itself how much it returns
+	once      bool
+	life      *lifecycle
+
+	phase phase
+	work  work[T]
+
+	// The pass.
+	records  []T // fetched and not yet in hand
+	taken    int // how many of the fetch came into hand before this batch
+	fetchErr error
+	full     bool // the source may have more
+	progress bool // something was marked
+	failed   BatchError
+	refused  bool // a record stays pending that no time was told for
+	halted   halt
+
+	// The batch.
+	mark    []T
+	markErr error
+	release []T
+
+	// From pass to pass.
+	most                          int         // records that a limitless source ever returned
+	probing                       bool        // the breaker may be probed, with one record
+	memory                        suspects[T] // records that a breaker interrupted
+	fetchPace, markPace, restPace trouble
+	unmarked                      error // a *MarkError
+	fatal                         error
+}
+
+func (p *poller[T]) loop() {
+	for p.phase != ended {
+		if p.phase > applying && p.life.stop.Err() != nil {
+			p.life.lastApplied()
+		}
+		switch p.phase {
+		case fetching:
+			p.fetch()
+		case fetched:
+			p.take()
+		case cutting:
+			p.cut()
+		case applying:
+			p.work.run(p.life.stop, p.life.work)
+			p.phase = settling
+		case settling:
+			p.settle()
+		case marking:
+			p.phase = marked
+			guard(&p.markErr, func() error { return p.source.Mark(p.life.settle, p.mark) })
+		case marked:
+			p.afterMark()
+		case releasing:
+			p.giveBack()
+		case resting:
+			p.rest()
+		}
+	}
+}
+
+func (p *poller[T]) fetch() {
+	p.records, p.taken, p.fetchErr = nil, 0, nil
+	p.full, p.progress, p.refused = false, false, false
+	p.failed, p.halted = BatchError{}, halt{}
+	if p.life.stop.Err() != nil {
+		p.phase = ended
+		return
+	}
+	limit := p.config.batchSize
+	if p.probing {
+		limit = min(limit, 1+len(p.memory.list))
+	}
+	p.phase = fetched
+	guard(&p.fetchErr, func() (err error) {
+		p.records, err = p.source.Fetch(p.life.stop, limit)
+		return err
+	})
+}
+
+func (p *poller[T]) take() {
+	n := len(p.records)
+	p.phase = cutting
+	p.full = n >= p.config.batchSize || p.limitless && n > 0 && n >= p.most
+	p.most = max(p.most, n)
+	if p.fetchErr != nil && p.life.stop.Err() == nil {
+		p.config.logger.Warn("courier: fetch failed", "error", p.fetchErr, "records", n)
+	}
+	if p.probing && n > 0 {
+		i := p.memory.probe(p.records)
+		p.release = append(append(p.release, p.records[:i]...), p.records[i+1:]...)
+		p.records = p.records[i : i+1 : i+1]
+	}
+}
+
+func (p *poller[T]) cut() {
+	p.taken += len(p.work.ledger.Records)
+	n := min(len(p.records), p.config.batchSize)
+	batch := p.records[:n:n]
+	p.records = p.records[n:]
+	p.work.reset(batch, p.memory.usedBy(batch))
+	p.phase = applying
+}
+
+func (p *poller[T]) settle() {
+	w := &p.work
+	p.halted = w.halted
+	if p.halted.fatal {
+		p.fatal = p.halted.err
+	}
+	if len(p.memory.list) > 0 || p.halted.err != nil {
+		p.remember()
+	}
+	p.report()
+	p.mark = w.ledger.In(ledger.Settled)
+	p.release = append(append(p.release, w.ledger.In(ledger.Pending)...), w.ledger.In(ledger.Failed)...)
+	if p.halted.err != nil || p.life.stop.Err() != nil {
+		p.release = append(p.release, p.records...)
+		p.records = nil
+	}
+	p.phase = marking
+	if len(p.mark) == 0 {
+		p.markErr = nil
+		p.phase = marked
+	}
+}
+
+// remember keeps account of the records that a breaker interrupted.
+func (p *poller[T]) remember() {
+	w := &p.work
+	for i, record := range w.ledger.Records {
+		switch err := w.ledger.Err(i); {
+		case w.ledger.State(i) != ledger.Pending:
+			p.memory.drop(record)
+		case err != nil && (usedIn(err) > 0 || w.halted.err != nil && i == w.halted.at):
+			p.memory.note(record, usedIn(err))
+		}
+	}
+}
+
+// report collects and logs what went wrong in the batch.
+func (p *poller[T]) report() {
+	failed, refused := 0, 0
+	var first, firstRefusal error
+	for i := range p.work.ledger.Records {
+		err := p.work.ledger.Err(i)
+		if err == nil {
+			continue
+		}
+		if p.once {
+			p.failed.Add(p.taken+i, err)
+		}
+		switch {
+		case p.work.ledger.State(i) == ledger.Failed:
+			failed++
+			first = firstFault(first, err)
+		case p.halted.err == nil && p.life.stop.Err() == nil:
+			refused++
+			firstRefusal = firstFault(firstRefusal, err)
+		}
+	}
+	n := len(p.work.ledger.Records)
+	if failed > 0 {
+		p.config.logger.Warn("courier: records failed and stay pending", "failed", failed, "batch", n, "first_error", first)
+	}
+	if refused > 0 {
+		p.refused = true
+		p.config.logger.Error("courier: records were not settled and stay pending", "refused", refused, "batch", n, "first_error", firstRefusal)
+	}
+	if p.halted.err != nil {
+		p.config.logger.Warn("courier: paused, records stay pending", "until", p.halted.until, "error", p.halted.err)
+	}
+}
+
+func (p *poller[T]) afterMark() {
+	switch {
+	case p.markErr == nil:
+		p.progress = p.progress || len(p.mark) > 0
+		p.markPace = trouble{}
+	case p.life.settle.Err() != nil || p.once && p.markPace.tries >= onceMarkRetries:
+		p.unmarked = &MarkError{len(p.mark), p.markErr}
+		p.config.logger.Error("courier: gave up marking; the records will be applied again", "records", len(p.mark), "error", p.markErr)
+		p.release = append(p.release, p.records...)
+		p.records = nil
+	default:
+		delay := p.markPace.delay(p.config)
+		p.config.logger.Warn("courier: mark failed, nothing is fetched until it succeeds", "records", len(p.mark), "retry_in", delay, "error", p.markErr)
+		sleep(p.life.settle, p.config.clock, delay)
+		p.phase = marking
+		return
+	}
+	p.mark = nil
+	p.phase = releasing
+}
+
+// onceMarkRetries is how often RunOnce tries a failed mark again: about three
+// seconds in all.
+const onceMarkRetries = 5
+
+// giveBack releases what the pass leaves unsettled, at its end.
+func (p *poller[T]) giveBack() {
+	if len(p.records) > 0 {
+		p.phase = cutting
+		return
+	}
+	p.phase = resting
+	records := p.release
+	p.release = nil
+	if p.releaser == nil || len(records) == 0 {
+		return
+	}
+	after := p.config.interval
+	switch {
+	case p.once || p.life.stop.Err() != nil:
+		after = 0
+	case p.halted.err != nil:
+		after = max(0, p.halted.until.Sub(p.config.clock.Now()))
+	}
+	var err error
+	guard(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
+	if err != nil {
+		p.config.logger.Warn("courier: release failed; the records come back when their lease ends", "records", len(records), "error", err)
+	}
+}
+
+// rest ends the pass: it waits as long as the pass calls for.
+func (p *poller[T]) rest() {
+	p.phase = fetching
+	if p.once || p.fatal != nil || p.unmarked != nil || p.life.stop.Err() != nil {
+		p.phase = ended
+		return
+	}
+	if !p.full && p.halted.err == nil && p.fetchErr == nil && !p.probing {
+		p.memory.forgetUnseen()
+	}
+	probed := p.probing && p.work.at > 0
+	if probed {
+		p.probing = false
+	}
+	p.work.reset(nil, nil)
+	if p.fetchErr == nil {
+		p.fetchPace = trouble{}
+	}
+	var delay time.Duration
+	switch {
+	case p.halted.err != nil:
+		p.probing = true
+		delay = p.halted.until.Sub(p.config.clock.Now())
+		if delay <= 0 { // somebody else's probe is out
+			delay = p.restPace.delay(p.config)
+		}
+	case p.fetchErr != nil:
+		delay = p.fetchPace.delay(p.config)
+	case p.refused:
+		delay = p.restPace.delay(p.config)
+	default:
+		p.restPace = trouble{}
+		if p.config.fixed || !probed && !(p.full && p.progress) {
+			delay = p.config.interval
+		}
+	}
+	sleep(p.life.stop, p.config.clock, delay)
+}
+
+// outcome is what the run returns.
+func (p *poller[T]) outcome() error {
+	if p.fatal != nil {
+		return p.fatal
+	}
+	if !p.once {
+		return p.unmarked
+	}
+	var stopped error
+	if p.life.stop.Err() != nil {
+		stopped = context.Cause(p.life.stop)
+	}
+	if p.fetchErr != nil && stopped != nil && errors.Is(p.fetchErr, stopped) {
+		stopped = nil // said already
+	}
+	var fetchErr error
+	if p.fetchErr != nil {
+		fetchErr = fmt.Errorf("courier: fetch failed: %w", p.fetchErr)
+	}
+	return errors.Join(fetchErr, p.failed.ErrorOrNil(), p.unmarked, stopped)
+}

@@ -1,0 +1,191 @@
+// Package courier moves records from A to B and can be trusted to do it.
+//
+// [Sync] relays what a fetch function returns to a process function and marks
+// what was processed:
+//
+//	coordinator := courier.Sync(fetch, process, mark)
+//	err := coordinator.Start(ctx) // until ctx ends
+//
+// # The guarantee
+//
+// Delivery is at least once. At any instant a record that a source has handed
+// out is one of three things: pending at the source; applied and not yet
+// marked; or marked, after its apply (or its parking in the dead letter queue)
+// returned nil. A record is applied a second time only when the process dies,
+// or a lease runs out, between the apply and the mark. What is applied should
+// therefore be idempotent.
+//
+// A failing record never holds back the others of its batch. Only a real
+// attempt counts as one: a record that was refused by an open breaker, or that
+// was still waiting when the coordinator stopped, stays pending and is never
+// dead-lettered.
+//
+// # The decorators
+//
+// Policies are appliers around an applier. This is their order, outermost
+// first, and [ResilientApplier] builds it:
+//
+//	DLQ( Retry( Breaker( apply )))
+//
+// The dead letter queue decides on the final failure only; retry is outside
+// the breaker so that the breaker sees each attempt and a probe is one call;
+// a fan-out is outside all of it, with one such stack for each branch.
+//
+// # Errors
+//
+// What an applier returns steers what happens to the record, see [Classify]:
+// any error is retryable, [Permanent] ends the retries, [RetryAfter] sets a
+// minimum delay, [Skip] marks the record without applying it.
+package courier
+
+import (
+	"context"
+	"time"
+)
+
+// Source is where records come from. A source that a polling coordinator reads
+// may hand the same record out again until it is marked; one that a streaming
+// coordinator reads hands each record out once until it is given back
+// ([Releaser]).
+//
+// A coordinator calls Fetch from one goroutine at a time and Mark from one
+// goroutine at a time; a streaming coordinator may call both at once.
+type Source[T any] interface {
+	// Fetch returns at most limit pending records and never acknowledges them.
+	// A streaming source blocks until it has one, and returns io.EOF at its
+	// end. The caller does not modify the slice and drops it once the records
+	// are settled. More than limit records are worked off in batches of limit;
+	// records that come together with an error are worked off too, and the
+	// error counts as a failed fetch.
+	Fetch(ctx context.Context, limit int) ([]T, error)
+
+	// Mark notes that records are done, durably. It takes any subset of what
+	// was fetched in any order, is idempotent, and marks all or nothing. When
+	// it fails the coordinator calls it again with the same records before it
+	// fetches more. It must not keep the slice after it returned.
+	Mark(ctx context.Context, records []T) error
+}
+
+// Applier does the work for one record. A nil error means that the record is
+// applied, durably. It must tolerate a record that it has seen before.
+// Coordinators with several workers call it from several goroutines at once.
+type Applier[T any] interface {
+	Apply(ctx context.Context, record T) error
+}
+
+// BatchApplier is an [Applier] that is better at many records than at one.
+//
+// ApplyBatch returns nil when all records were applied and a [*BatchError]
+// when only the listed ones were not. Any other error means that none was, and
+// Courier then applies the records one by one, so that one bad record does not
+// take the batch with it. The slice must not be kept or modified.
+type BatchApplier[T any] interface {
+	Applier[T]
+	ApplyBatch(ctx context.Context, records []T) error
+}
+
+// Releaser is an optional capability of a [Source]: it takes back records that
+// were handed out and not settled, to be handed out again after the given time
+// (0 is at once). The coordinators call it for what was not attempted when they
+// stop or pause, and for failed records. Release must be idempotent and must
+// not keep the slice. Its error is logged: the source is taken to find out by
+// itself, such as by the end of a lease.
+type Releaser[T any] interface {
+	Release(ctx context.Context, records []T, after time.Duration) error
+}
+
+// Identifier is an optional capability of a [Source]: it names a record, the
+// same record always by the same name and no two by one. A polling coordinator
+// uses it to know a record again whose delivery an open breaker interrupted.
+// Without it two records are the same when they are deeply equal
+// (reflect.DeepEqual).
+type Identifier[T any] interface {
+	Identity(record T) string
+}
+
+// Validator is an optional capability of a [Source] or an [Applier]: it tells
+// before anything is fetched that it cannot work, with an error that should be
+// a [*ConfigError]. Start and RunOnce return that error. The decorators of this
+// package pass the question on to what they decorate.
+type Validator interface {
+	Validate() error
+}
+
+// Clock tells the time and wakes after a duration. The zero of every Clock
+// option and field is the system's clock. Both clocks of
+// github.com/benbjohnson/clock satisfy it as they are. It must be safe for
+// concurrent use.
+type Clock interface {
+	Now() time.Time
+	After(d time.Duration) <-chan time.Time
+}
+
+// systemClock is the default Clock, and the only place where the package asks
+// for the real time.
+type systemClock struct{}
+
+func (systemClock) Now() time.Time                         { return time.Now() }
+func (systemClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
+
+// ProcessFunc makes an [Applier] of a function. A nil function is reported as
+// a [*ConfigError] by Apply and by the coordinator that was given it.
+func ProcessFunc[T any](fn func(ctx context.Context, record T) error) Applier[T] {
+	return processFunc[T](fn)
+}
+
+type processFunc[T any] func(context.Context, T) error
+
+func (f processFunc[T]) Apply(ctx context.Context, record T) error {
+	if f == nil {
+		return f.Validate()
+	}
+	return f(ctx, record)
+}
+
+// Validate reports a nil function.
+func (f processFunc[T]) Validate() error {
+	if f == nil {
+		return &ConfigError{Field: "process", Problem: "is nil: pass the function that applies a record"}
+	}
+	return nil
+}
+
+// BatchSourceFunc makes a [Source] of two functions. Both are required. Since
+// FetchFunc has no limit of its own to go by, a fetch counts as a full one,
+// after which the coordinator fetches again at once, when it returned at least
+// the batch size or as many records as it ever did.
+type BatchSourceFunc[T any] struct {
+	FetchFunc func(ctx context.Context) ([]T, error)
+	MarkFunc  func(ctx context.Context, records []T) error
+}
+
+// Fetch calls FetchFunc, which decides by itself how much it returns.
+func (s BatchSourceFunc[T]) Fetch(ctx context.Context, _ int) ([]T, error) {
+	if err := s.Validate(); err != nil {
+		return nil, err
+	}
+	return s.FetchFunc(ctx)
+}
+
+// Mark calls MarkFunc.
+func (s BatchSourceFunc[T]) Mark(ctx context.Context, records []T) error {
+	if err := s.Validate(); err != nil {
+		return err
+	}
+	return s.MarkFunc(ctx, records)
+}
+
+// Validate reports a nil function.
+func (s BatchSourceFunc[T]) Validate() error {
+	switch {
+	case s.FetchFunc == nil:
+		return &ConfigError{Field: "fetch", Problem: "is nil: pass the function that returns pending records"}
+	case s.MarkFunc == nil:
+		return &ConfigError{Field: "mark", Problem: "is nil: pass the function that marks records as done"}
+	}
+	return nil
+}
+
+// ignoresLimit tells the engine that the length of a fetch cannot be compared
+// with the limit that was asked for.
+func (s BatchSourceFunc[T]) ignoresLimit() {}

@@ -1,0 +1,99 @@
+package courier
+
+import (
+	"context"
+	"errors"
+)
+
+// ErrDecode is what every [*DecodeError] is, to errors.Is.
+var ErrDecode = errors.New("courier: a record cannot be decoded")
+
+// DecodeError is a record that could not be decoded. Its class is permanent:
+// it is parked, with its bytes as the source gave them.
+type DecodeError struct{ Err error }
+
+func (e *DecodeError) Error() string     { return "courier: a record cannot be decoded: " + e.Err.Error() }
+func (e *DecodeError) Is(err error) bool { return err == ErrDecode }
+func (e *DecodeError) Unwrap() error     { return e.Err }
+
+// NewDecodingApplier applies, to rows as a source hands them out, an applier of
+// what they mean. Decoding here and not in the source leaves the mark its key,
+// and lets a row that cannot be decoded be parked as it is instead of failing
+// the fetch of all the others.
+//
+// decode must be safe for concurrent use; an error of it becomes a permanent
+// [*DecodeError].
+func NewDecodingApplier[R, T any](applier Applier[T], decode func(row R) (T, error)) Applier[R] {
+	var fault error
+	if decode == nil {
+		fault = &ConfigError{Field: "decode", Problem: "is nil: pass the function that makes a record of a row"}
+	}
+	return &decodingApplier[R, T]{newStage(applier, fault), decode}
+}
+
+type decodingApplier[R, T any] struct {
+	stage[T]
+	decode func(R) (T, error)
+}
+
+func (d *decodingApplier[R, T]) Apply(ctx context.Context, row R) error {
+	if d.fault != nil {
+		return d.fault
+	}
+	record, err := d.decode(row)
+	if err != nil {
+		return Permanent(&DecodeError{err})
+	}
+	return d.inner.Apply(ctx, record)
+}
+
+func (d *decodingApplier[R, T]) ApplyBatch(ctx context.Context, rows []R) error {
+	if d.fault != nil {
+		return d.fault
+	}
+	if d.batch == nil {
+		return applyEach(ctx, Applier[R](d), rows)
+	}
+	records := make([]T, 0, len(rows))
+	var undecoded BatchError
+	var index []int // of the records among the rows, once one is missing
+	for i, row := range rows {
+		record, err := d.decode(row)
+		if err != nil {
+			if undecoded.Failures == nil {
+				for j := range i {
+					index = append(index, j)
+				}
+			}
+			undecoded.Add(i, Permanent(&DecodeError{err}))
+			continue
+		}
+		if undecoded.Failures != nil {
+			index = append(index, i)
+		}
+		records = append(records, record)
+	}
+	if undecoded.Failures == nil {
+		return d.batch.ApplyBatch(ctx, records)
+	}
+	errs := make([]error, len(rows))
+	_ = undecoded.fill(errs)
+	if len(records) > 0 {
+		if used := usedBefore(ctx); used != nil {
+			left := make([]int, len(index))
+			for j, i := range index {
+				left[j] = used[i]
+			}
+			ctx = withUsed(ctx, left)
+		}
+		results := make([]error, len(records))
+		err := d.batch.ApplyBatch(ctx, records)
+		if whole := spread(err, results); whole {
+			return err // of the whole batch: that none was applied is true of the undecoded as well
+		}
+		for j, i := range index {
+			errs[i] = results[j]
+		}
+	}
+	return gather(errs)
+}

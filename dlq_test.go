@@ -1,0 +1,188 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+func TestD1_ParksWhatIsExhaustedOrPermanent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		policy := plain
+		policy.MaxAttempts = 3
+		for _, test := range []struct {
+			err      error
+			reason   courier.Reason
+			attempts int
+		}{
+			{errTest, courier.Exhausted, 3},
+			{courier.Permanent(errTest), courier.PermanentFailure, 1},
+		} {
+			applier, dlq := courier.WithDLQ(courier.NewRetryableApplier(always(test.err), policy))
+			require.NoError(t, applier.Apply(t.Context(), 7))
+			parked, err := dlq.Receive(t.Context(), 100)
+			require.NoError(t, err)
+			require.Len(t, parked, 1)
+			require.Equal(t, 7, parked[0].Record)
+			require.ErrorIs(t, parked[0].Error, errTest)
+			require.Equal(t, test.reason, parked[0].Reason)
+			require.Equal(t, test.attempts, parked[0].Attempts)
+			require.Equal(t, time.Now(), parked[0].FailedAt)
+		}
+	})
+}
+
+func TestD2_NeverParksWhatWasNotAttempted(t *testing.T) {
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, test := range map[string]struct {
+		ctx context.Context
+		err error
+	}{
+		"breaker open":      {t.Context(), &courier.OpenError{Cause: errTest}},
+		"wrapped":           {t.Context(), fmt.Errorf("send: %w", &courier.OpenError{Cause: errTest})},
+		"joined":            {t.Context(), errors.Join(errTest, &courier.OpenError{Cause: errTest})},
+		"context ended":     {cancelled, context.Canceled},
+		"misconfigured":     {t.Context(), &courier.ConfigError{Field: "x", Problem: "is bad"}},
+		"retry interrupted": {t.Context(), &courier.RetryError{Reason: courier.Interrupted, Last: errTest}},
+		"deadline":          {t.Context(), &courier.RetryError{Reason: courier.DeadlineTooClose, Last: errTest}},
+		"own":               {t.Context(), rateLimited{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			applier, queue := withDLQ(always(test.err))
+			require.Equal(t, test.err, applier.Apply(test.ctx, 1))
+			require.Zero(t, queue.Len())
+		})
+	}
+}
+
+// rateLimited is a user's own error of the class.
+type rateLimited struct{}
+
+func (rateLimited) Error() string      { return "rate limited" }
+func (rateLimited) NotAttempted() bool { return true }
+
+func TestD3_TheHandOverOutlivesTheContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		store := &dlqFunc{send: func(ctx context.Context, _ courier.DeadLetter[int]) error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			deadline, ok := ctx.Deadline()
+			require.True(t, ok, "it is bounded")
+			require.Equal(t, 10*time.Second, time.Until(deadline))
+			return nil
+		}}
+		applier := courier.NewDLQApplier(courier.ProcessFunc(func(context.Context, int) error {
+			cancel()
+			return courier.Permanent(errTest)
+		}), courier.DLQ[int](store))
+		require.NoError(t, applier.Apply(ctx, 1))
+	})
+}
+
+// dlqFunc is a DLQ of functions.
+type dlqFunc struct {
+	send func(context.Context, courier.DeadLetter[int]) error
+}
+
+func (d *dlqFunc) Send(ctx context.Context, l courier.DeadLetter[int]) error { return d.send(ctx, l) }
+func (d *dlqFunc) Receive(context.Context, int) ([]courier.DeadLetter[int], error) {
+	return nil, nil
+}
+func (d *dlqFunc) Delete(context.Context, ...string) error { return nil }
+
+func TestD4_ARefusalLeavesTheRecordPending(t *testing.T) {
+	refusal := errors.New("disk full")
+	for name, send := range map[string]func(context.Context, courier.DeadLetter[int]) error{
+		"error": func(context.Context, courier.DeadLetter[int]) error { return refusal },
+		"panic": func(context.Context, courier.DeadLetter[int]) error { panic(refusal) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			applier := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&dlqFunc{send}))
+			err := applier.Apply(t.Context(), 1)
+			require.ErrorIs(t, err, courier.ErrPark)
+			require.ErrorIs(t, err, errTest)
+			require.ErrorIs(t, err, refusal)
+			require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+			require.Contains(t, err.Error(), "stays pending")
+		})
+	}
+}
+
+func TestDLQ_APanicIsAFailureAsAnyOther(t *testing.T) {
+	applier, dlq := courier.WithDLQ(courier.ProcessFunc(func(context.Context, int) error { panic("boom") }))
+	require.NoError(t, applier.Apply(t.Context(), 1))
+	parked, _ := dlq.Receive(t.Context(), 1)
+	require.ErrorIs(t, parked[0].Error, courier.ErrPanic)
+}
+
+func TestDLQ_SkippedIsNotParked(t *testing.T) {
+	applier, queue := withDLQ(always(courier.Skip(errTest)))
+	source := newShelf(1, 2)
+	require.NoError(t, courier.NewPollingCoordinator(source, applier, quiet).RunOnce(t.Context()))
+	require.Zero(t, queue.Len())
+	require.Empty(t, source.left(), "skipped records are marked")
+}
+
+func TestDLQ_ABatchParksOnlyWhatFailed(t *testing.T) {
+	for name, err := range map[string]error{
+		"listed": &courier.BatchError{Failures: []courier.Failure{{Index: 1, Err: errTest}}},
+		"as one": errTest, // then record by record
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return err }}
+			s.fail = func(_ context.Context, r, _ int) error {
+				if r == 11 {
+					return errTest
+				}
+				return nil
+			}
+			applier, queue := withDLQ[int](s)
+			require.NoError(t, asBatch(applier).ApplyBatch(t.Context(), []int{10, 11, 12}))
+			parked, _ := queue.Receive(t.Context(), 10)
+			require.Len(t, parked, 1)
+			require.Equal(t, 11, parked[0].Record)
+			require.ElementsMatch(t, []int{10, 12}, s.got())
+		})
+	}
+}
+
+func TestMemoryDLQ(t *testing.T) {
+	ctx := t.Context()
+	q := courier.NewMemoryDLQ[int](3)
+	for i := range 3 {
+		require.NoError(t, q.Send(ctx, courier.DeadLetter[int]{Record: i}))
+	}
+	require.ErrorIs(t, q.Send(ctx, courier.DeadLetter[int]{Record: 3}), courier.ErrDLQFull)
+	first, err := q.Receive(ctx, 2)
+	require.NoError(t, err)
+	require.Len(t, first, 2)
+	again, _ := q.Receive(ctx, 2)
+	require.Equal(t, first, again, "receiving removes nothing")
+	first[0].Record = 99
+	again, _ = q.Receive(ctx, 2)
+	require.Equal(t, 0, again[0].Record, "the slice is the caller's own")
+	require.NoError(t, q.Delete(ctx, again[0].ID, "unknown"))
+	require.Equal(t, 2, q.Len())
+	rest, _ := q.Receive(ctx, 10)
+	require.Equal(t, 1, rest[0].Record)
+	none, err := q.Receive(ctx, 0)
+	require.NoError(t, err)
+	require.Empty(t, none)
+	require.NoError(t, q.Send(ctx, courier.DeadLetter[int]{Record: 4}), "room again")
+
+	unbounded := courier.NewMemoryDLQ[int](0)
+	for range courier.DefaultDLQCapacity {
+		require.NoError(t, unbounded.Send(ctx, courier.DeadLetter[int]{}))
+	}
+	require.ErrorIs(t, unbounded.Send(ctx, courier.DeadLetter[int]{}), courier.ErrDLQFull)
+}

@@ -1,0 +1,248 @@
+package courier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+)
+
+// Class is what an error says about a record, see [Classify].
+type Class int
+
+const (
+	// Retryable is the default: the attempt was made and failed, and another
+	// one may succeed. It counts against the record.
+	Retryable Class = iota
+	// PermanentClass is an attempt that no retry can mend: the record is
+	// parked, or left to fail.
+	PermanentClass
+	// NotAttempted means that nothing can be held against the record: an open
+	// breaker refused it, its context ended, the pipeline is misconfigured, the
+	// dead letter queue did not take it. It stays pending, counts no attempt
+	// and is never dead-lettered.
+	NotAttempted
+	// Skipped means that there is nothing to do for the record: it is marked.
+	Skipped
+)
+
+// String returns the name of the class in words.
+func (c Class) String() string {
+	switch c {
+	case Retryable:
+		return "retryable"
+	case PermanentClass:
+		return "permanent"
+	case NotAttempted:
+		return "not attempted"
+	case Skipped:
+		return "skipped"
+	}
+	return fmt.Sprintf("Class(%d)", int(c))
+}
+
+// Classify says which class a non-nil error is of. Every decorator and both
+// coordinators decide by it.
+//
+// What the error says of itself, anywhere in its tree, comes first: a method
+// NotAttempted() bool that returns true, then what [Permanent] and [Skip]
+// wrapped. Otherwise an error that arrived after ctx, the context that the
+// applier was given, had ended is NotAttempted: it tells of the stop, not of
+// the record. Everything else is Retryable, a context.Canceled or
+// DeadlineExceeded while ctx lives included: that is the applier's own.
+//
+// It is safe for concurrent use and never blocks.
+func Classify(ctx context.Context, err error) Class {
+	if class := markedClass(ctx, err); class != Retryable {
+		return class
+	}
+	if ctx.Err() != nil {
+		return NotAttempted
+	}
+	return Retryable
+}
+
+// markedClass returns the class that an error tree was marked with, Retryable where
+// there is no mark. It walks the tree by hand because errors.As would stop at
+// the first error that has a NotAttempted method, whatever that returns.
+func markedClass(ctx context.Context, err error) Class {
+	switch e := err.(type) {
+	case *FanOutError: // several records' worth of marks below it: it decides
+		return e.class(ctx)
+	case *permanentError:
+		return strongest(PermanentClass, markedClass(ctx, e.err))
+	case *skipError:
+		return strongest(Skipped, markedClass(ctx, e.err))
+	case interface{ NotAttempted() bool }:
+		if e.NotAttempted() {
+			return NotAttempted
+		}
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		return markedClass(ctx, e.Unwrap())
+	case interface{ Unwrap() []error }:
+		class := Retryable
+		for _, child := range e.Unwrap() {
+			class = strongest(class, markedClass(ctx, child))
+		}
+		return class
+	}
+	return Retryable
+}
+
+// strongest lets the class win that does the least with the record.
+func strongest(a, b Class) Class {
+	for _, class := range [...]Class{NotAttempted, PermanentClass, Skipped} {
+		if a == class || b == class {
+			return class
+		}
+	}
+	return Retryable
+}
+
+// Permanent marks err as one that no retry can mend: the record is parked at
+// once where there is a dead letter queue. Permanent(nil) is nil. The error
+// keeps its text, and errors.Is and errors.As see err.
+func Permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &permanentError{err}
+}
+
+type permanentError struct{ err error }
+
+func (e *permanentError) Error() string { return e.err.Error() }
+func (e *permanentError) Unwrap() error { return e.err }
+
+// Skip says that there is nothing to do for the record, for the reason given:
+// it is marked as done without having been applied. Skip(nil) is nil, which
+// marks the record as well.
+func Skip(reason error) error {
+	if reason == nil {
+		return nil
+	}
+	return &skipError{reason}
+}
+
+type skipError struct{ err error }
+
+func (e *skipError) Error() string { return "skipped: " + e.err.Error() }
+func (e *skipError) Unwrap() error { return e.err }
+
+// RetryAfter asks that the record not be tried again before d has passed, as
+// an HTTP Retry-After header does. It is a minimum: the policy's own delay
+// applies where it is longer. A negative d counts as 0, and
+// RetryPolicy.MaxRetryAfter caps it. RetryAfter(nil, d) is nil.
+func RetryAfter(err error, d time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	return &retryAfterError{err, max(d, 0)}
+}
+
+type retryAfterError struct {
+	err   error
+	after time.Duration
+}
+
+func (e *retryAfterError) Error() string { return e.err.Error() }
+func (e *retryAfterError) Unwrap() error { return e.err }
+
+// ErrConfig is what every [*ConfigError] is, to errors.Is.
+var ErrConfig = errors.New("courier: invalid configuration")
+
+// ConfigError is a value that Courier cannot work with. Constructors that
+// return no error keep it, and Start, RunOnce or Apply returns it before
+// anything was fetched or applied. Its class is NotAttempted.
+type ConfigError struct {
+	Field   string // the parameter, option or policy field
+	Problem string // what is wrong with it and what to do
+}
+
+func (e *ConfigError) Error() string      { return fmt.Sprintf("courier: %s %s", e.Field, e.Problem) }
+func (e *ConfigError) Is(err error) bool  { return err == ErrConfig }
+func (e *ConfigError) NotAttempted() bool { return true }
+
+// configErrorOf returns what is wrong with a source or an applier.
+func configErrorOf(field string, v any) error {
+	if v == nil {
+		return &ConfigError{Field: field, Problem: "is nil"}
+	}
+	if c, ok := v.(Validator); ok {
+		return c.Validate()
+	}
+	return nil
+}
+
+// ErrPanic is what every [*PanicError] is, to errors.Is.
+var ErrPanic = errors.New("courier: user code panicked")
+
+// PanicError is a panic, or a call of runtime.Goexit, in a user's function. It
+// is that record's failure, and retryable as any other.
+type PanicError struct {
+	Value any    // what was passed to panic; nil for Goexit
+	Stack []byte // of the goroutine, from where it panicked
+}
+
+func (e *PanicError) Error() string {
+	if e.Goexit() {
+		return "courier: user code called runtime.Goexit (does it use a testing.T's FailNow?)"
+	}
+	return fmt.Sprintf("courier: user code panicked: %v", e.Value)
+}
+
+// Goexit reports that the goroutine was ended by runtime.Goexit.
+func (e *PanicError) Goexit() bool { return e.Value == nil }
+
+func (e *PanicError) Is(err error) bool { return err == ErrPanic }
+
+// Unwrap returns the value passed to panic where that is an error.
+func (e *PanicError) Unwrap() error {
+	err, _ := e.Value.(error)
+	return err
+}
+
+func newPanicError(value any) *PanicError {
+	return &PanicError{Value: value, Stack: debug.Stack()}
+}
+
+// guard calls a user's function and turns its panic into an error. The result
+// is written, not returned, because a Goexit cannot be stopped: it ends the
+// goroutine, and whoever goes on with the work finds the error in *result.
+func guard(result *error, call func() error) {
+	returned := false
+	defer func() {
+		if !returned {
+			*result = newPanicError(recover())
+		}
+	}()
+	*result = call()
+	returned = true
+}
+
+// ErrStopped is the cause of what a stopping coordinator did not attempt.
+var ErrStopped = errors.New("courier: the coordinator is stopping")
+
+// unattemptedError is the error of a record that was never tried, because of
+// what the wrapped error says.
+type unattemptedError struct{ err error }
+
+func unattempted(err error) error { return &unattemptedError{err} }
+
+func (e *unattemptedError) Error() string      { return "not attempted: " + e.err.Error() }
+func (e *unattemptedError) Unwrap() error      { return e.err }
+func (e *unattemptedError) NotAttempted() bool { return true }
+
+// pauseOf says whether an error means that the destination takes nothing for
+// now, so that trying other records is pointless, and until when. Any error
+// that is NotAttempted and has a method RetryAt() time.Time means that.
+func pauseOf(err error) (until time.Time, paused bool) {
+	var p interface{ RetryAt() time.Time }
+	if errors.As(err, &p) {
+		return p.RetryAt(), true
+	}
+	return time.Time{}, false
+}

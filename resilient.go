@@ -1,0 +1,104 @@
+package courier
+
+import "context"
+
+// ResilientConfig configures [ResilientApplier]. The zero value is the default.
+type ResilientConfig[T any] struct {
+	Retry RetryPolicy
+
+	// Breaker.FailureThreshold must be from 2 to Retry.MaxAttempts, which are
+	// the values by which a poison record can be told from an outage. 0 is 5,
+	// or Retry.MaxAttempts where that is less.
+	Breaker BreakerPolicy
+
+	// DLQ is where records are parked. nil is a new [MemoryDLQ] of the default
+	// capacity, which does not survive the process.
+	DLQ DLQ[T]
+
+	// Clock is used by every policy above that names none.
+	Clock Clock
+}
+
+// ResilientApplier wraps an applier in retry, breaker and dead letter queue, in
+// the only right order: DLQ( Retry( Breaker( applier ))). It returns the result
+// and the queue. A nil config is the default.
+//
+// While the destination is down the breaker opens and records stay pending,
+// however long that takes; a record that keeps failing while the destination is
+// well, or fails with a [Permanent] error, is parked. A panic in the applier is
+// a failure as any other. A success allocates nothing. The result is as safe
+// for concurrent use as the applier.
+func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Applier[T], DLQ[T]) {
+	var c ResilientConfig[T]
+	if config != nil {
+		c = *config
+	}
+	if c.DLQ == nil {
+		c.DLQ = NewMemoryDLQ[T](0)
+	}
+	if c.Retry.Clock == nil {
+		c.Retry.Clock = c.Clock
+	}
+	if c.Breaker.Clock == nil {
+		c.Breaker.Clock = c.Clock
+	}
+	attempts := c.Retry.withDefaults().MaxAttempts
+	if c.Breaker.FailureThreshold == 0 {
+		c.Breaker.FailureThreshold = min(5, attempts)
+	}
+
+	fault := configErrorOf("applier", applier)
+	if fault == nil {
+		fault = c.validate(attempts)
+	}
+	sink := &guardApplier[T]{newStage(applier, fault)}
+	breaker := NewCircuitBreakerApplier(Applier[T](sink), NewBreaker(c.Breaker))
+	return newDLQApplier(NewRetryableApplier(breaker, c.Retry), c.DLQ, c.Clock), c.DLQ
+}
+
+// validate checks what the policies cannot see of each other.
+func (c *ResilientConfig[T]) validate(attempts int) error {
+	if err := c.Retry.validate(); err != nil {
+		return err
+	}
+	if err := c.Breaker.validate(); err != nil {
+		return err
+	}
+	switch {
+	case attempts < 2:
+		return &ConfigError{"RetryPolicy.MaxAttempts", "is 1: a breaker with a dead letter queue needs at least 2 to tell a poison record from an outage"}
+	case c.Breaker.FailureThreshold < 2 || c.Breaker.FailureThreshold > attempts:
+		return &ConfigError{"BreakerPolicy.FailureThreshold", "must be from 2 to RetryPolicy.MaxAttempts to tell a poison record from an outage"}
+	}
+	return nil
+}
+
+// guardApplier is the innermost stage: a panic of the user's applier becomes an
+// error before the breaker and the retries see it.
+type guardApplier[T any] struct{ stage[T] }
+
+func (g *guardApplier[T]) Apply(ctx context.Context, record T) (err error) {
+	if g.fault != nil {
+		return g.fault
+	}
+	returned := false
+	defer func() {
+		if !returned {
+			err = newPanicError(recover())
+		}
+	}()
+	err = g.inner.Apply(ctx, record)
+	returned = true
+	return err
+}
+
+func (g *guardApplier[T]) ApplyBatch(ctx context.Context, records []T) (err error) {
+	if g.fault != nil {
+		return g.fault
+	}
+	if g.batch == nil {
+		return applyEach(ctx, Applier[T](g), records)
+	}
+	guard(&err, func() error { return g.batch.ApplyBatch(ctx, records) })
+	return err
+}

@@ -1,0 +1,185 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// destination is a sink that is down for a while, and never takes poison.
+type destination struct {
+	mu        sync.Mutex
+	began     time.Time
+	outage    time.Duration
+	poison    int
+	applied   map[int]int
+	during    int // calls while it was down
+	batchWise bool
+}
+
+func (d *destination) take(r int) error {
+	if time.Since(d.began) < d.outage {
+		d.during++
+		return errors.New("connection refused")
+	}
+	if r == d.poison {
+		return errors.New("looks transient, and is poison")
+	}
+	d.applied[r]++
+	return nil
+}
+
+func (d *destination) Apply(_ context.Context, r int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.take(r)
+}
+
+// batches is the same destination, as one that takes batches all or nothing.
+type batches struct{ *destination }
+
+func (b batches) ApplyBatch(_ context.Context, records []int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if time.Since(b.began) < b.outage {
+		b.during++
+		return errors.New("connection refused")
+	}
+	for _, r := range records {
+		if r == b.poison {
+			return errors.New("the batch was refused")
+		}
+	}
+	for _, r := range records {
+		b.applied[r]++
+	}
+	return nil
+}
+
+// C-6 and P-1 to P-4: 100 healthy records and one poison record that looks
+// transient, through outages of any length. No healthy record is parked, the
+// poison record is, nothing is applied twice.
+func TestC6_AnOutageParksNoHealthyRecordAndPoisonIsParked(t *testing.T) {
+	for _, outage := range []time.Duration{0, 30 * time.Second, time.Minute, 24 * time.Hour} {
+		for _, threshold := range []int{2, 3, 5} {
+			for _, poison := range []int{0, 50, 100} {
+				for _, batch := range []bool{false, true} {
+					name := fmt.Sprintf("outage %v, threshold %d, poison at %d, batches %v", outage, threshold, poison, batch)
+					t.Run(name, func(t *testing.T) {
+						synctest.Test(t, func(t *testing.T) { testOutage(t, outage, threshold, poison, batch) })
+					})
+				}
+			}
+		}
+	}
+}
+
+func testOutage(t *testing.T, outage time.Duration, threshold, poison int, batch bool) {
+	d := &destination{began: time.Now(), outage: outage, poison: poison, applied: map[int]int{}}
+	var applier courier.Applier[int] = d
+	if batch {
+		applier = batches{d}
+	}
+	stack, dlq := courier.ResilientApplier(applier, &courier.ResilientConfig[int]{
+		Breaker: courier.BreakerPolicy{FailureThreshold: threshold},
+	})
+	source := newShelf(numbers(101)...)
+	stop := start(t, courier.NewPollingCoordinator(source, stack, quiet, courier.WithBatchSize(20)))
+	time.Sleep(outage + 2*time.Minute)
+	// A poison record that is alone is the only probe; the next record is what
+	// tells that the destination is well.
+	for i := range 10 {
+		source.add(1000 + i)
+		time.Sleep(2 * time.Minute)
+	}
+	require.NoError(t, stop())
+
+	parked, _ := dlq.Receive(t.Context(), 100)
+	require.Len(t, parked, 1)
+	require.Equal(t, poison, parked[0].Record)
+	require.Equal(t, courier.Exhausted, parked[0].Reason)
+	require.Empty(t, source.left())
+	require.Len(t, d.applied, 110)
+	for r, n := range d.applied {
+		require.Equal(t, 1, n, "record %d", r)
+	}
+	// While it was open there were only probes: one a period, of at least 4 s at
+	// first and 48 s later on.
+	require.LessOrEqual(t, d.during, threshold+5+int(outage/(48*time.Second)))
+}
+
+// A lone poison record stays pending: nothing tells it from an outage until
+// another record comes.
+func TestP3_ALonePoisonRecordStaysPendingUntilAnotherArrives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &destination{began: time.Now(), poison: 0, applied: map[int]int{}}
+		stack, dlq := courier.ResilientApplier(courier.Applier[int](d), nil)
+		source := newShelf(0)
+		stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+		time.Sleep(time.Hour)
+		parked, _ := dlq.Receive(t.Context(), 1)
+		require.Empty(t, parked)
+		source.add(1)
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, stop())
+		parked, _ = dlq.Receive(t.Context(), 1)
+		require.Len(t, parked, 1)
+		require.GreaterOrEqual(t, parked[0].Attempts, 5, "P-2: the attempts before the pause count")
+	})
+}
+
+// An outage whose symptom is a panic is an outage.
+func TestResilient_APanickingOutageParksNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		source := newShelf(numbers(10)...)
+		stack, dlq := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error {
+			if time.Since(began) < time.Hour {
+				panic("nil connection")
+			}
+			return nil
+		}), nil)
+		stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+		time.Sleep(2 * time.Hour)
+		require.NoError(t, stop())
+		parked, _ := dlq.Receive(t.Context(), 1)
+		require.Empty(t, parked)
+		require.Empty(t, source.left())
+	})
+}
+
+func TestResilient_TheDefaultThresholdFollowsMaxAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		calls := 0
+		stack, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error {
+			calls++
+			return errTest
+		}), &courier.ResilientConfig[int]{Retry: courier.RetryPolicy{MaxAttempts: 3}})
+		require.ErrorIs(t, stack.Apply(t.Context(), 1), courier.ErrOpen)
+		require.Equal(t, 3, calls)
+	})
+}
+
+func TestResilient_UsesTheGivenQueueAndClock(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	queue := courier.NewMemoryDLQ[int](1)
+	stack, dlq := courier.ResilientApplier(always(courier.Permanent(errTest)), &courier.ResilientConfig[int]{DLQ: queue, Clock: stopped(now)})
+	require.Same(t, queue, dlq)
+	require.NoError(t, stack.Apply(t.Context(), 1))
+	parked, _ := queue.Receive(t.Context(), 1)
+	require.Equal(t, now, parked[0].FailedAt)
+}
+
+// stopped is a clock on which nothing ever comes due.
+type stopped time.Time
+
+func (c stopped) Now() time.Time                     { return time.Time(c) }
+func (stopped) After(time.Duration) <-chan time.Time { return nil }

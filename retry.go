@@ -1,0 +1,364 @@
+package courier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"github.com/erfanmomeniii/courier/internal/backoff"
+)
+
+// Unlimited is a MaxAttempts without a limit.
+const Unlimited = math.MaxInt
+
+// Jitter is how the delays between attempts are spread, so that many records
+// that failed together are not tried again together. The kinds are those of
+// the AWS Architecture Blog, "Exponential Backoff and Jitter".
+type Jitter int
+
+// The kinds of jitter, for a delay of d.
+const (
+	FullJitter         = Jitter(backoff.Full)         // anything up to d; the default
+	EqualJitter        = Jitter(backoff.Equal)        // between d/2 and d
+	DecorrelatedJitter = Jitter(backoff.Decorrelated) // between the initial delay and 3 times the delay before
+	NoJitter           = Jitter(backoff.None)         // d itself
+)
+
+// RetryPolicy says how often and when a record is tried again. The zero value
+// is the default. A policy is copied when it is given to a decorator.
+type RetryPolicy struct {
+	// MaxAttempts is the number of attempts, the first included. 0 is 5;
+	// [Unlimited] has no limit.
+	MaxAttempts int
+
+	// InitialDelay is the delay after the first failure. 0 is 100 ms.
+	InitialDelay time.Duration
+
+	// MaxDelay caps every delay, jitter included. 0 is 30 seconds, or
+	// InitialDelay where that is longer.
+	MaxDelay time.Duration
+
+	// Multiplier is what each delay is longer than the one before. 0 is 2.
+	Multiplier float64
+
+	// Jitter spreads the delays. The zero value is FullJitter.
+	Jitter Jitter
+
+	// MaxRetryAfter caps the minimum delay that an error asks for with
+	// [RetryAfter]. 0 is MaxDelay.
+	MaxRetryAfter time.Duration
+
+	// Clock is nil for the system's clock, Random for math/rand/v2's Float64.
+	// Both must be safe for concurrent use.
+	Clock  Clock
+	Random func() float64
+}
+
+func (p RetryPolicy) withDefaults() RetryPolicy {
+	p.MaxAttempts = or(p.MaxAttempts, 5)
+	p.InitialDelay = or(p.InitialDelay, 100*time.Millisecond)
+	p.MaxDelay = or(p.MaxDelay, max(30*time.Second, p.InitialDelay))
+	p.Multiplier = or(p.Multiplier, 2)
+	p.MaxRetryAfter = or(p.MaxRetryAfter, p.MaxDelay)
+	if p.Clock == nil {
+		p.Clock = systemClock{}
+	}
+	if p.Random == nil {
+		p.Random = rand.Float64
+	}
+	return p
+}
+
+func (p RetryPolicy) validate() error {
+	d := p.withDefaults()
+	switch {
+	case p.MaxAttempts < 0:
+		return &ConfigError{"RetryPolicy.MaxAttempts", fmt.Sprintf("is %d: want at least 1, courier.Unlimited, or 0 for the default", p.MaxAttempts)}
+	case p.InitialDelay < 0:
+		return &ConfigError{"RetryPolicy.InitialDelay", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.InitialDelay)}
+	case p.MaxDelay < 0:
+		return &ConfigError{"RetryPolicy.MaxDelay", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.MaxDelay)}
+	case d.MaxDelay < d.InitialDelay:
+		return &ConfigError{"RetryPolicy.MaxDelay", fmt.Sprintf("is %v: want at least InitialDelay (%v)", p.MaxDelay, d.InitialDelay)}
+	case !(d.Multiplier >= 1) || math.IsInf(d.Multiplier, 1):
+		return &ConfigError{"RetryPolicy.Multiplier", fmt.Sprintf("is %v: want a finite number of at least 1, or 0 for the default", p.Multiplier)}
+	case p.Jitter < FullJitter || p.Jitter > NoJitter:
+		return &ConfigError{"RetryPolicy.Jitter", fmt.Sprintf("is %d: want FullJitter, EqualJitter, DecorrelatedJitter or NoJitter", p.Jitter)}
+	case p.MaxRetryAfter < 0:
+		return &ConfigError{"RetryPolicy.MaxRetryAfter", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.MaxRetryAfter)}
+	}
+	return nil
+}
+
+// Reason is why a record was given up.
+type Reason string
+
+// The reasons of a [*RetryError] and of a [DeadLetter].
+const (
+	Exhausted        Reason = "exhausted"         // every attempt failed
+	PermanentFailure Reason = "permanent"         // the error said that no retry helps
+	DeadlineTooClose Reason = "deadline too near" // it would pass before the next attempt
+	Interrupted      Reason = "interrupted"       // the context ended, or the coordinator stops
+)
+
+// ErrExhausted is what a [*RetryError] is, to errors.Is, when every attempt
+// failed.
+var ErrExhausted = errors.New("courier: retries exhausted")
+
+// RetryError is the end of the retries of a record. errors.Is and errors.As
+// see the last error, and the cause of an interruption too. Its class is
+// NotAttempted when the reason is DeadlineTooClose or Interrupted: the record
+// stays pending. Otherwise it is that of the last error.
+type RetryError struct {
+	Reason   Reason
+	Attempts int           // made, those of earlier passes that an outage interrupted included
+	Elapsed  time.Duration // from the first failure seen by this call
+	Last     error         // the last attempt's
+	Cause    error         // why it was interrupted, else nil
+}
+
+func (e *RetryError) Error() string {
+	text := fmt.Sprintf("courier: gave up after %d attempt", e.Attempts)
+	if e.Attempts != 1 {
+		text += "s"
+	}
+	text += fmt.Sprintf(" in %v (%s): %v", e.Elapsed, e.Reason, e.Last)
+	if e.Cause != nil {
+		text += fmt.Sprintf("; %v", e.Cause)
+	}
+	return text
+}
+
+func (e *RetryError) Is(err error) bool { return err == ErrExhausted && e.Reason == Exhausted }
+
+func (e *RetryError) Unwrap() []error {
+	if e.Cause == nil {
+		return []error{e.Last}
+	}
+	return []error{e.Last, e.Cause}
+}
+
+// NotAttempted reports that the retries were cut short.
+func (e *RetryError) NotAttempted() bool {
+	return e.Reason == DeadlineTooClose || e.Reason == Interrupted
+}
+
+// WithRetry tries records again that fail, by the default policy.
+func WithRetry[T any](applier Applier[T]) Applier[T] {
+	return NewRetryableApplier(applier, RetryPolicy{})
+}
+
+// NewRetryableApplier tries records again that fail with a retryable error.
+// Apply returns nil, a [*RetryError], or what is NotAttempted or Skipped as it
+// came. It blocks during the delays; it gives up at once, with the record
+// pending, when the context's deadline is nearer than the next attempt, and
+// when its coordinator stops. In a batch only what failed is applied again; a
+// batch that failed as one is applied again record by record, and only then do
+// failures count.
+//
+// A success costs no allocation, no clock read and no timer. The result is as
+// safe for concurrent use as the applier. A panic passes through.
+func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[T] {
+	p := policy.withDefaults()
+	return &retryApplier[T]{newStage(applier, policy.validate()), p, backoff.Policy{
+		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
+	}}
+}
+
+type retryApplier[T any] struct {
+	stage[T]
+	policy  RetryPolicy
+	backoff backoff.Policy
+}
+
+func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
+	if r.fault != nil {
+		return r.fault
+	}
+	if ctx.Err() != nil {
+		return unattempted(context.Cause(ctx))
+	}
+	err := r.inner.Apply(ctx, record)
+	if err == nil {
+		return nil
+	}
+	run := r.begin(ctx)
+	used := 0
+	if before := usedBefore(ctx); before != nil {
+		used = before[0]
+	}
+	for {
+		if final := run.judge(err, &used); final != nil {
+			return final
+		}
+		if err := run.wait(err); err != nil {
+			return run.giveUp(err.reason, used, err.last, err.cause)
+		}
+		if err = r.inner.Apply(withAttempt(ctx, used+1), record); err == nil {
+			return nil
+		}
+	}
+}
+
+func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
+	if r.fault != nil {
+		return r.fault
+	}
+	if r.batch == nil {
+		return applyEach(ctx, Applier[T](r), records)
+	}
+	if ctx.Err() != nil {
+		return unattempted(context.Cause(ctx))
+	}
+	err := r.batch.ApplyBatch(ctx, records)
+	if err == nil {
+		return nil
+	}
+	return r.batchAgain(ctx, records, err)
+}
+
+// batchAgain is the rest of ApplyBatch once the first call has failed. Once the
+// batch has failed as one, which counts against no record of it, it goes on
+// record by record.
+func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, err error) error {
+	if _, listed := batchErrorIn(err); !listed && Classify(ctx, err) == NotAttempted && usedBefore(ctx) == nil {
+		return err // of every record, and there is nothing to add
+	}
+	run := r.begin(ctx)
+	results := make([]error, len(records))
+	used := make([]int, len(records))
+	copy(used, usedBefore(ctx))
+	open := make([]int, len(records)) // the indices still to be applied
+	for i := range open {
+		open[i] = i
+	}
+	left, errs := records, make([]error, len(records))
+	alone := false
+	for round := 1; ; round++ {
+		errs = errs[:len(open)]
+		whole := spread(err, errs)
+		delayBy := err // the failure that asks for the longest delay
+		if class := Classify(ctx, err); whole && len(open) > 1 && (class == Retryable || class == PermanentClass) {
+			alone = true
+		} else {
+			still := open[:0]
+			delayBy = nil
+			for j, i := range open {
+				if errs[j] == nil {
+					continue
+				}
+				if results[i] = run.judge(errs[j], &used[i]); results[i] == nil {
+					still = append(still, i)
+					if delayBy == nil || afterOf(errs[j]) > afterOf(delayBy) {
+						delayBy = errs[j]
+					}
+				}
+			}
+			if open = still; len(open) == 0 {
+				return gather(results)
+			}
+			left = make([]T, len(open))
+			for j, i := range open {
+				left[j] = records[i]
+			}
+		}
+		if cut := run.wait(delayBy); cut != nil {
+			for _, i := range open {
+				results[i] = run.giveUp(cut.reason, max(used[i], round), cut.last, cut.cause)
+			}
+			return gather(results)
+		}
+		again := withAttempt(ctx, round+1)
+		if alone {
+			err = applyEach(withUsed(again, nil), Applier[T](r.batch), left)
+		} else {
+			guard(&err, func() error { return r.batch.ApplyBatch(again, left) })
+		}
+	}
+}
+
+// retryRun is the retries of one call, from its first failure on.
+type retryRun struct {
+	ctx     context.Context
+	policy  *RetryPolicy
+	backoff *backoff.Policy
+	start   time.Time
+	delay   time.Duration // the last one
+	waits   int
+}
+
+func (r *retryApplier[T]) begin(ctx context.Context) retryRun {
+	return retryRun{ctx: ctx, policy: &r.policy, backoff: &r.backoff, start: r.policy.Clock.Now()}
+}
+
+// judge counts a failed attempt and returns the record's final error, or nil
+// when it is to be tried again.
+func (r *retryRun) judge(err error, used *int) error {
+	switch Classify(r.ctx, err) {
+	case Skipped:
+		return err
+	case NotAttempted:
+		return pendingWith(err, *used+usedIn(err))
+	case PermanentClass:
+		*used++
+		return r.giveUp(PermanentFailure, *used, err, nil)
+	}
+	if *used++; *used >= r.policy.MaxAttempts {
+		return r.giveUp(Exhausted, *used, err, nil)
+	}
+	return nil
+}
+
+func (r *retryRun) giveUp(reason Reason, attempts int, last, cause error) error {
+	return &RetryError{Reason: reason, Attempts: attempts, Elapsed: r.policy.Clock.Now().Sub(r.start), Last: last, Cause: cause}
+}
+
+// cut is a wait that was not waited out.
+type cut struct {
+	reason      Reason
+	last, cause error
+}
+
+// wait sleeps before the next attempt. It returns at once, and not nil, when
+// the deadline would pass or the coordinator stops.
+func (r *retryRun) wait(last error) *cut {
+	r.waits++
+	r.delay = r.backoff.Delay(r.waits, r.delay, r.policy.Random())
+	delay := max(r.delay, min(afterOf(last), r.policy.MaxRetryAfter))
+	stop := stopOf(r.ctx)
+	for _, ctx := range [...]context.Context{r.ctx, stop} {
+		if ctx.Err() != nil {
+			return &cut{Interrupted, last, context.Cause(ctx)}
+		}
+		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.policy.Clock.Now()) <= delay {
+			return &cut{DeadlineTooClose, last, nil}
+		}
+	}
+	if delay > 0 {
+		select {
+		case <-r.policy.Clock.After(delay):
+		case <-r.ctx.Done():
+		case <-stop.Done():
+		}
+	}
+	// Several cases may have been ready: what ended decides, not which was
+	// picked.
+	for _, ctx := range [...]context.Context{r.ctx, stop} {
+		if ctx.Err() != nil {
+			return &cut{Interrupted, last, context.Cause(ctx)}
+		}
+	}
+	return nil
+}
+
+// afterOf returns the minimum delay that an error asks for, 0 if none.
+func afterOf(err error) time.Duration {
+	var after *retryAfterError
+	if errors.As(err, &after) {
+		return after.after
+	}
+	return 0
+}

@@ -1,0 +1,55 @@
+package courier
+
+import (
+	"context"
+	"sync/atomic"
+)
+
+// StreamingCoordinator takes records from a source as they come, applies them
+// with one or more workers and marks them in batches. Its methods are safe for
+// concurrent use.
+type StreamingCoordinator[T any] struct {
+	source  Source[T]
+	applier Applier[T]
+	config  config
+	fault   error
+	running atomic.Bool
+}
+
+// NewStreamingCoordinator returns a coordinator for a source that hands each
+// record out once. Nothing happens before Start; what is wrong with the
+// arguments is reported there.
+func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *StreamingCoordinator[T] {
+	c := &StreamingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
+	c.fault = firstFault(configErrorOf("source", source), configErrorOf("applier", applier), c.config.fault)
+	if c.fault == nil && c.config.polling != "" {
+		c.fault = &ConfigError{c.config.polling, "is for a polling coordinator; a streaming one has no use for it"}
+	}
+	return c
+}
+
+// Start runs the coordinator and blocks until ctx ends, or until the source
+// returns io.EOF and everything before it is settled. With one worker, records
+// are applied in the order fetched, failed ones aside.
+//
+// When ctx ends nothing more is fetched. Records in work are finished and
+// marked; the others go back to the source if it is a [Releaser], and are
+// applied within the drain timeout if it is not. A failed record is released,
+// or else tried again later, with growing delays, for as long as the
+// coordinator runs. No goroutine of the coordinator outlives Start.
+//
+// The error is not nil when the configuration is bad ([*ConfigError]), when it
+// runs already ([ErrRunning]), when applied records could not be marked at the
+// end ([*MarkError]), or when records are left that the source does not take
+// back ([*UnsettledError]).
+func (c *StreamingCoordinator[T]) Start(ctx context.Context) error {
+	if c.fault != nil {
+		return c.fault
+	}
+	if !c.running.CompareAndSwap(false, true) {
+		return ErrRunning
+	}
+	defer c.running.Store(false)
+
+	return newStream(ctx, c).run()
+}
