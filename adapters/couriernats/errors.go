@@ -1,0 +1,94 @@
+package couriernats
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// publishError names the message that failed. Its text is made when it is
+// asked for: in an outage there is one for each record.
+type publishError struct {
+	subject, id string
+	err         error
+}
+
+func (e *publishError) Error() string {
+	return fmt.Sprintf("couriernats: publish to %q (message id %q): %v%s", e.subject, e.id, e.err, advice(e.err))
+}
+
+func (e *publishError) Unwrap() error { return e.err }
+
+func advice(err error) string {
+	switch {
+	case errors.Is(err, jetstream.ErrNoStreamResponse):
+		return ": no stream takes this subject; create one, or add the subject to a stream"
+	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
+		return ": the message may have been stored; is the server overloaded, or the subject one that no stream takes?"
+	}
+	return ""
+}
+
+// publishFailure puts an error of the client or the server in its class.
+func publishFailure(m *nats.Msg, err error) error {
+	failure := &publishError{m.Subject, m.Header.Get(jetstream.MsgIDHeader), err}
+	if permanent(err) {
+		return courier.Permanent(failure)
+	}
+	return failure
+}
+
+// headerTooLarge is the server's answer to a header of more than 64 KiB. The
+// client has no name for it.
+var headerTooLarge = &jetstream.APIError{ErrorCode: 10097}
+
+func permanent(err error) bool {
+	for _, target := range [...]error{
+		nats.ErrMaxPayload,
+		nats.ErrBadSubject,
+		nats.ErrBadHeaderMsg,
+		jetstream.ErrAsyncPublishReplySubjectSet,
+		jetstream.ErrStreamMessageExceedsMaximum,
+		headerTooLarge,
+	} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
+}
+
+// unanswered says that an error tells of the server's silence, not of an
+// answer that it gave.
+func unanswered(err error) bool {
+	return errors.Is(err, jetstream.ErrAsyncPublishTimeout) || errors.Is(err, nats.ErrDisconnected)
+}
+
+// messageError is a record that no message could be made of.
+type messageError struct{ err error }
+
+var errNilMessage = errors.New("it returned neither a message nor an error")
+
+func (e *messageError) Error() string { return "couriernats: the message function: " + e.err.Error() }
+func (e *messageError) Unwrap() error { return e.err }
+
+// unpublishedError is the error of a record that was not sent after what
+// happened to those before it.
+type unpublishedError struct{ err error }
+
+func (e *unpublishedError) Error() string      { return "couriernats: not published: " + e.err.Error() }
+func (e *unpublishedError) Unwrap() error      { return e.err }
+func (e *unpublishedError) NotAttempted() bool { return true }
+
+// disconnected returns nil while there is a connection.
+func disconnected(conn *nats.Conn) error {
+	if conn.IsConnected() {
+		return nil
+	}
+	return fmt.Errorf("couriernats: no connection to %s (%v): %w",
+		strings.Join(conn.Servers(), ", "), conn.Status(), nats.ErrDisconnected)
+}

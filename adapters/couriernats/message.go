@@ -1,0 +1,91 @@
+package couriernats
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// NewMsg makes the message of an outbox row. The id becomes the message id by
+// which the server recognises a second delivery: it must be the row's own,
+// unique among all that the stream holds, and the same at each attempt. The
+// header maps are carried over, a key in a later one replacing the same key in
+// an earlier one; white space around a value is lost on the way. The payload
+// is not copied.
+//
+// It is an error, and so a permanent one of the record, when
+//   - the id is empty or has white space around it, which would be lost and
+//     make two ids the same;
+//   - a key is not one that HTTP would take for the name of a header;
+//   - a value, or the id, holds a line break, which would start a new header;
+//   - a key begins with "Nats-", in any case: those are instructions to the
+//     server, such as to purge the subject, and not for a row's data to give;
+//   - the key is "Status" and the payload is empty, which consumers take for
+//     a word of the server.
+//
+// Make the [nats.Msg] by hand where such a header is wanted.
+func NewMsg(subject, id string, payload []byte, headers ...map[string]string) (*nats.Msg, error) {
+	if err := validID(id); err != nil {
+		return nil, fmt.Errorf("message id %q for %q: %w", id, subject, err)
+	}
+	m := &nats.Msg{Subject: subject, Data: payload, Header: nats.Header{jetstream.MsgIDHeader: {id}}}
+	for _, carried := range headers {
+		for key, value := range carried {
+			if err := validHeader(key, value, payload); err != nil {
+				return nil, fmt.Errorf("header %q for %q (message id %q): %w", key, subject, id, err)
+			}
+			m.Header.Set(key, value)
+		}
+	}
+	return m, nil
+}
+
+const lineBreaks = "\r\n"
+
+var errLineBreak = errors.New("the value holds a line break")
+
+func validID(id string) error {
+	switch {
+	case id == "":
+		return errors.New("it is empty, so that the server could not tell a second delivery")
+	case strings.TrimSpace(id) != id:
+		return errors.New("it has white space around it, which would be lost")
+	case strings.ContainsAny(id, lineBreaks):
+		return errLineBreak
+	}
+	return nil
+}
+
+func validHeader(key, value string, payload []byte) error {
+	const reserved = "Nats-"
+	switch {
+	case key == "" || strings.ContainsFunc(key, unfitForKey):
+		return errors.New("the key may hold letters, digits and !#$%&'*+-.^_`|~ only")
+	case len(key) >= len(reserved) && strings.EqualFold(key[:len(reserved)], reserved):
+		return errors.New("keys that begin with Nats- are instructions to the server")
+	case key == "Status" && len(payload) == 0:
+		return errors.New("with an empty payload, consumers take a Status for one of the server's")
+	case strings.ContainsAny(value, lineBreaks):
+		return errLineBreak
+	}
+	return nil
+}
+
+func unfitForKey(r rune) bool {
+	return r <= ' ' || r > '~' || strings.ContainsRune(`"()/,:;<=>?@[\]{}`, r)
+}
+
+// validSubject is stricter than the client, which looks for white space only:
+// the server would take an empty token or a wildcard for part of a name that
+// no consumer can ask for.
+func validSubject(subject string) error {
+	for token := range strings.SplitSeq(subject, ".") {
+		if token == "" || token == "*" || token == ">" || strings.ContainsAny(token, " \t\r\n\x00") {
+			return nats.ErrBadSubject
+		}
+	}
+	return nil
+}

@@ -1,0 +1,146 @@
+package couriernats_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriernats"
+)
+
+// How long a call may take that has no server to talk to.
+const (
+	ackTimeout = 200 * time.Millisecond
+	bounded    = 5 * time.Second
+)
+
+func TestDisconnectedFailsAtOnce(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	sink := couriernats.NewSink(b.js, message)
+	url := b.server.ClientURL()
+	b.shutdown()
+	b.await(t, false)
+	for _, err := range []error{
+		sink.Apply(t.Context(), orders(1)[0]),
+		sink.ApplyBatch(t.Context(), orders(10)),
+	} {
+		requireClass(t, courier.Retryable, err)
+		require.ErrorIs(t, err, nats.ErrDisconnected)
+		require.ErrorContains(t, err, url)
+	}
+	buffered, err := b.conn.Buffered()
+	require.NoError(t, err)
+	require.Zero(t, buffered, "nothing waits to be sent later")
+
+	b.start(t)
+	b.await(t, true)
+	require.NoError(t, sink.ApplyBatch(t.Context(), orders(10)))
+	require.Equal(t, idsOf(orders(10)), b.ids(t))
+}
+
+func TestClosedConnection(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	sink := couriernats.NewSink(b.js, message)
+	require.NoError(t, sink.Apply(t.Context(), orders(1)[0]))
+	b.conn.Close()
+	requireClass(t, courier.Retryable, sink.Apply(t.Context(), orders(1)[0]))
+}
+
+func TestServerLostInMidBatch(t *testing.T) {
+	t.Parallel()
+	for name, window := range map[string]int{"in the first window": 1000, "in a later window": 30} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := startBroker(t, jetstream.StreamConfig{})
+			all := orders(300)
+			down := false
+			sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
+				if o.id == all[100].id && !down {
+					down = true
+					b.shutdown()
+				}
+				return o.msg()
+			}, couriernats.WithAckTimeout(ackTimeout), couriernats.WithMaxPending(window))
+
+			start := time.Now()
+			byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+			require.Less(t, time.Since(start), bounded)
+			for index := 100; index < 300; index++ {
+				require.Contains(t, byIndex, index, "no ack, not applied")
+			}
+			for _, err := range byIndex {
+				require.NotEqual(t, courier.PermanentClass, courier.Classify(t.Context(), err), "%v", err)
+			}
+
+			b.start(t)
+			b.await(t, true)
+			stored := b.ids(t)
+			for index, o := range all {
+				if _, failed := byIndex[index]; !failed {
+					require.Contains(t, stored, o.id, "applied, so stored")
+				}
+			}
+			require.NoError(t, sink.ApplyBatch(t.Context(), all))
+			require.ElementsMatch(t, idsOf(all), b.ids(t), "each exactly once")
+		})
+	}
+}
+
+// A record that is stored and whose ack is lost is not applied, and stored
+// once when it comes again.
+func TestLostAck(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{NoAck: true})
+	sink := couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(ackTimeout))
+	all := orders(3)
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	require.Len(t, byIndex, 3)
+	requireClass(t, courier.Retryable, byIndex[0])
+	require.Equal(t, idsOf(all), b.ids(t))
+
+	_, err := b.js.UpdateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}})
+	require.NoError(t, err)
+	require.NoError(t, sink.ApplyBatch(t.Context(), all))
+	require.Equal(t, uint64(3), sink.Duplicates())
+	require.Equal(t, idsOf(all), b.ids(t))
+}
+
+// What goes through the whole stack of decorators arrives, whenever the server
+// comes back.
+func TestRetryOutlastsAnOutage(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	all := orders(50)
+	b.shutdown()
+	b.await(t, false)
+	attempts := 0
+	sink := couriernats.NewSink(b.js, message)
+	applier := courier.NewRetryableApplier[order](&counting{sink, func() {
+		if attempts++; attempts == 3 {
+			b.start(t)
+			b.await(t, true)
+		}
+	}}, courier.RetryPolicy{MaxAttempts: 5, InitialDelay: time.Millisecond})
+	batches, ok := applier.(courier.BatchApplier[order])
+	require.True(t, ok)
+	require.NoError(t, batches.ApplyBatch(t.Context(), all))
+	require.Equal(t, 3, attempts)
+	require.Equal(t, idsOf(all), b.ids(t))
+}
+
+type counting struct {
+	*couriernats.Sink[order]
+	before func()
+}
+
+func (c *counting) ApplyBatch(ctx context.Context, records []order) error {
+	c.before()
+	return c.Sink.ApplyBatch(ctx, records)
+}

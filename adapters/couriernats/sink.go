@@ -1,0 +1,144 @@
+// Package couriernats delivers records to NATS JetStream.
+//
+// A [Sink] is an applier and a batch applier: it publishes a batch
+// asynchronously, waits once for the acks, and reports each record by itself.
+// It goes where every applier goes, inside the decorators:
+//
+//	DLQ( Retry( Breaker( Sink )))
+//
+// # The guarantee
+//
+// At least once: a record counts as applied only when the server has sent an
+// ack for its own message. A record whose ack got lost is published again, and
+// within the stream's duplicate window (StreamConfig.Duplicates, two minutes
+// unless set) the server recognises it by its message id and stores it once;
+// after that it is stored twice.
+//
+// An ack is as durable as the stream. JetStream writes a message to its file
+// before it acks, but by default leaves the fsync to a timer (sync_interval,
+// two minutes): a crash of the process loses nothing, a power cut on the only
+// replica can lose messages that were acked. Use three replicas, or set
+// sync_interval to always, at a fraction of the throughput.
+//
+// Messages are sent in the order of the records. Where one fails, those after
+// it may already be stored.
+package couriernats
+
+import (
+	"context"
+	"math"
+	"slices"
+	"sync/atomic"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// Sink publishes records to JetStream. It implements [courier.BatchApplier]
+// and is made by [NewSink]; the zero Sink applies nothing. It is safe for
+// concurrent use.
+type Sink[T any] struct {
+	js         jetstream.JetStream
+	message    func(T) (*nats.Msg, error)
+	config     config
+	fault      error
+	duplicates atomic.Uint64
+}
+
+// NewSink makes a sink that publishes what message makes of a record over the
+// connection of js, which stays the caller's to close. [NewMsg] makes the
+// message of an outbox row.
+//
+// message is called once for each attempt, from the goroutine that applies. An
+// error of it is permanent, unless it is a [courier.Skip]. The message belongs
+// to the sink from then on, its header and data included: they may be sent
+// again after Apply has returned.
+//
+// The sink waits for its acks apart from those of js, so that neither takes
+// the other's place among the pending ones; the handlers for asynchronous
+// publishes that js was made with do not see the sink's. For this it holds one
+// subscription and one goroutine from the first publish until the connection
+// is closed: make one sink and keep it.
+//
+// What is wrong with the arguments is a [*courier.ConfigError], which Apply
+// and ApplyBatch return.
+func NewSink[T any](js jetstream.JetStream, message func(T) (*nats.Msg, error), opts ...Option) *Sink[T] {
+	s := &Sink[T]{message: message, config: newConfig(opts)}
+	switch {
+	case js == nil || js.Conn() == nil:
+		s.fault = &courier.ConfigError{Field: "js", Problem: "is nil or without a connection: pass the result of jetstream.New"}
+	case message == nil:
+		s.fault = &courier.ConfigError{Field: "message", Problem: "is nil: pass the function that makes a message of a record"}
+	case s.config.fault != nil:
+		s.fault = s.config.fault
+	default:
+		s.js, s.fault = publisher(js.Conn(), s.config)
+	}
+	return s
+}
+
+// publisher makes the sink's own JetStream context. Two things about a context
+// can only be set when it is made, and cannot be read from one that is given.
+// Without a timeout a message that is never acked is kept as pending until the
+// connection breaks. And at the limit of pending messages publishing blocks
+// without regard to a context, so it is the sink that keeps count.
+func publisher(conn *nats.Conn, c config) (jetstream.JetStream, error) {
+	return jetstream.New(conn,
+		jetstream.WithPublishAsyncTimeout(c.ackTimeout),
+		jetstream.WithPublishAsyncMaxPending(math.MaxInt))
+}
+
+// Apply publishes one record and blocks until its ack, an error, the ack
+// timeout or the end of ctx. Its errors are those that ApplyBatch lists for a
+// record.
+func (s *Sink[T]) Apply(ctx context.Context, record T) error {
+	err := s.ApplyBatch(ctx, []T{record})
+	if listed, ok := err.(*courier.BatchError); ok {
+		return listed.Failures[0].Err
+	}
+	return err
+}
+
+// ApplyBatch publishes the records in their order and blocks until each is
+// acked or has failed. It returns nil, a [*courier.BatchError] that lists the
+// records which have no ack, or another error when nothing was published:
+// there is no connection, ctx has ended, or the sink is misconfigured.
+//
+// Permanent are the errors of the message function and what no retry can mend:
+// a subject that is not valid, a header that cannot be sent, a message or
+// header larger than the server or the stream takes. Any other failure of a
+// published message is retryable: no stream for the subject, a full stream, a
+// timeout, a lost connection. When the server has fallen silent or the
+// connection is down, the records not yet published are not attempted.
+//
+// Where ctx ends first, the error is its cause: the record may have been
+// stored. A write that the network does not take blocks for up to
+// nats.FlusherTimeout of the connection, ctx and ack timeout notwithstanding.
+func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
+	if err := s.refuse(ctx); err != nil {
+		return err
+	}
+	b := batch[T]{sink: s}
+	for chunk := range slices.Chunk(records, s.config.maxPending) {
+		b.apply(ctx, chunk)
+	}
+	return b.failed.ErrorOrNil()
+}
+
+// Duplicates returns how many messages the server has acked as stored before:
+// deliveries that were repeated, or ids that are not unique.
+func (s *Sink[T]) Duplicates() uint64 { return s.duplicates.Load() }
+
+// refuse says why there is no point in publishing anything.
+func (s *Sink[T]) refuse(ctx context.Context) error {
+	switch {
+	case s.fault != nil:
+		return s.fault
+	case s.js == nil:
+		return &courier.ConfigError{Field: "Sink", Problem: "is the zero value: make it with NewSink"}
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	return disconnected(s.js.Conn())
+}
