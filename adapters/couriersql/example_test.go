@@ -1,0 +1,118 @@
+package couriersql_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"log"
+	"os"
+	"path/filepath"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	_ "modernc.org/sqlite"
+)
+
+// openExample opens a database in a folder that cleanup removes.
+func openExample() (db *sql.DB, cleanup func()) {
+	folder, err := os.MkdirTemp("", "couriersql")
+	if err != nil {
+		log.Fatal(err)
+	}
+	db, err = sql.Open("sqlite", couriersql.SQLiteDSN(filepath.Join(folder, "orders.db")))
+	if err != nil {
+		log.Fatal(err)
+	}
+	return db, func() {
+		_ = db.Close()
+		_ = os.RemoveAll(folder)
+	}
+}
+
+// A message is written with the business row, and relayed once both are
+// committed.
+func Example() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+	outbox := couriersql.New(db, couriersql.SQLite)
+	defer outbox.Close()
+	if err := outbox.Migrate(ctx); err != nil {
+		log.Fatal(err)
+	}
+	if _, err := db.ExecContext(ctx, `CREATE TABLE orders (id TEXT PRIMARY KEY, total INTEGER)`); err != nil {
+		log.Fatal(err)
+	}
+
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer tx.Rollback()
+	if _, err := tx.ExecContext(ctx, `INSERT INTO orders VALUES ('A-1', 42)`); err != nil {
+		log.Fatal(err)
+	}
+	err = outbox.Write(ctx, tx, couriersql.Message{Topic: "orders", Key: "A-1", Payload: []byte(`{"total":42}`)})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		log.Fatal(err)
+	}
+
+	publish := courier.ProcessFunc(func(ctx context.Context, m couriersql.Message) error {
+		fmt.Printf("%s %s: %s\n", m.Topic, m.Key, m.Payload)
+		return nil
+	})
+	relay := courier.NewDLQApplier(
+		courier.NewDecodingApplier(publish, couriersql.Row.Message),
+		outbox.DLQ(),
+	)
+	source := outbox.Source()
+	fetch := func(ctx context.Context) ([]couriersql.Row, error) { return source.Fetch(ctx, 100) }
+	if err := courier.RunOnce(ctx, fetch, relay.Apply, source.Mark); err != nil {
+		log.Fatal(err)
+	}
+	pending, err := outbox.Pending(ctx)
+	fmt.Println("pending:", pending, err)
+	// Output:
+	// orders A-1: {"total":42}
+	// pending: 0 <nil>
+}
+
+// Dead letters are looked at, mended and deleted.
+func ExampleDLQ() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+	outbox := couriersql.New(db, couriersql.SQLite)
+	if err := outbox.Migrate(ctx); err != nil {
+		log.Fatal(err)
+	}
+	dlq := outbox.DLQ()
+	err := dlq.Send(ctx, courier.DeadLetter[couriersql.Row]{
+		Record:   couriersql.Row{ID: "A-1", Topic: "orders"},
+		Error:    fmt.Errorf("publishing: %w", os.ErrPermission),
+		Reason:   courier.Exhausted,
+		Attempts: 5,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	letters, err := dlq.Receive(ctx, 100)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, letter := range letters {
+		fmt.Printf("%v, %d attempts: %v\n", letter.Record, letter.Attempts, letter.Error)
+		if err := dlq.Delete(ctx, letter.ID); err != nil {
+			log.Fatal(err)
+		}
+	}
+	left, err := dlq.Count(ctx)
+	fmt.Println("left:", left, err)
+	// Output:
+	// message "A-1" (topic "orders", key ""), 5 attempts: publishing: permission denied
+	// left: 0 <nil>
+}

@@ -1,0 +1,128 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+	"modernc.org/sqlite"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var start = time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC)
+
+// fixed is a clock that stands still.
+type fixed struct{ now time.Time }
+
+func (c *fixed) Now() time.Time                       { return c.now }
+func (c *fixed) After(time.Duration) <-chan time.Time { return nil }
+
+func open(t *testing.T, path string) *sql.DB {
+	t.Helper()
+	return openDSN(t, SQLiteDSN(path))
+}
+
+func openDSN(t *testing.T, dsn string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("sqlite", dsn)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db
+}
+
+// newOutbox returns a migrated outbox in a file of its own.
+func newOutbox(t *testing.T, opts ...Option) *Outbox {
+	t.Helper()
+	return outboxIn(t, open(t, filepath.Join(t.TempDir(), "test.db")), opts...)
+}
+
+func outboxIn(t *testing.T, db *sql.DB, opts ...Option) *Outbox {
+	t.Helper()
+	o := New(db, SQLite, append([]Option{WithClock(&fixed{start})}, opts...)...)
+	require.NoError(t, o.Migrate(t.Context()))
+	t.Cleanup(func() { require.NoError(t, o.Close()) })
+	return o
+}
+
+// write commits messages.
+func write(t *testing.T, o *Outbox, messages ...Message) {
+	t.Helper()
+	tx, err := o.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	require.NoError(t, o.Write(t.Context(), tx, messages...))
+	require.NoError(t, tx.Commit())
+}
+
+func fetch(t *testing.T, o *Outbox, limit int) []Row {
+	t.Helper()
+	rows, err := o.Source().Fetch(t.Context(), limit)
+	require.NoError(t, err)
+	return rows
+}
+
+func execute(t *testing.T, db *sql.DB, text string, args ...any) {
+	t.Helper()
+	_, err := db.ExecContext(t.Context(), text, args...)
+	require.NoError(t, err)
+}
+
+func count(t *testing.T, db *sql.DB, text string) (n int) {
+	t.Helper()
+	require.NoError(t, db.QueryRowContext(t.Context(), text).Scan(&n))
+	return n
+}
+
+func named(ids ...string) (messages []Message) {
+	for _, id := range ids {
+		messages = append(messages, Message{ID: id, Topic: "orders"})
+	}
+	return messages
+}
+
+func idsOf(rows []Row) []string {
+	ids := []string{}
+	for _, row := range rows {
+		ids = append(ids, row.ID)
+	}
+	return ids
+}
+
+// counting is a driver that counts the statements executed, queries not
+// included.
+type counting struct {
+	dsn      string
+	executed *atomic.Int64
+}
+
+func (c counting) Driver() driver.Driver { return new(sqlite.Driver) }
+func (c counting) Connect(context.Context) (driver.Conn, error) {
+	conn, err := c.Driver().Open(c.dsn)
+	return countingConn{conn, c.executed}, err
+}
+
+type countingConn struct {
+	driver.Conn
+	executed *atomic.Int64
+}
+
+func (c countingConn) Prepare(query string) (driver.Stmt, error) {
+	stmt, err := c.Conn.Prepare(query)
+	return countingStmt{stmt, c.executed}, err
+}
+
+type countingStmt struct {
+	driver.Stmt
+	executed *atomic.Int64
+}
+
+func (s countingStmt) Exec(args []driver.Value) (driver.Result, error) {
+	s.executed.Add(1)
+	return s.Stmt.Exec(args) //nolint:staticcheck // the form without a context is the one to wrap
+}

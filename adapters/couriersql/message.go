@@ -1,0 +1,80 @@
+package couriersql
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// Message is what a user writes and an applier is given.
+type Message struct {
+	// ID names the message for good: a receiver, and the dead letter queue, take
+	// two messages with one ID for the same. Write makes one where it is empty.
+	ID string
+	// Topic says where the message goes. It is required.
+	Topic string
+	// Key is what the destination orders or partitions by. It may be empty.
+	Key string
+	// Payload is stored as it is. Nil is the same as empty.
+	Payload []byte
+	// Headers go with the message. An empty map is read back as nil.
+	Headers map[string]string
+	// Trace is the trace headers of the operation that wrote the message, see
+	// WithTraceHeaders. An empty map that is not nil stores none.
+	Trace map[string]string
+	// CreatedAt is kept to the microsecond and read back in UTC. The zero time
+	// is set to the current one by Write.
+	CreatedAt time.Time
+}
+
+// Row is a message as it is stored, which is what the source hands out: a row
+// that cannot be decoded can so be parked as it is. Trace and Headers are JSON,
+// empty for none.
+type Row struct {
+	Seq            int64 // what the row is marked by
+	ID, Topic, Key string
+	Payload        []byte
+	Headers, Trace string
+	CreatedAt      int64 // Unix time in microseconds
+}
+
+// Message decodes a row. The payload is shared with the row. It is the decode
+// function for [courier.NewDecodingApplier]: couriersql.Row.Message.
+func (r Row) Message() (Message, error) {
+	headers, err := r.decode("headers", r.Headers)
+	if err != nil {
+		return Message{}, err
+	}
+	trace, err := r.decode("trace", r.Trace)
+	if err != nil {
+		return Message{}, err
+	}
+	return Message{
+		ID: r.ID, Topic: r.Topic, Key: r.Key, Payload: r.Payload,
+		Headers: headers, Trace: trace,
+		CreatedAt: time.UnixMicro(r.CreatedAt).UTC(),
+	}, nil
+}
+
+// String names the row for logs, without its payload and headers.
+func (r Row) String() string {
+	return fmt.Sprintf("message %q (topic %q, key %q)", r.ID, r.Topic, r.Key)
+}
+
+func (r Row) decode(column, text string) (headers map[string]string, err error) {
+	if text == "" {
+		return nil, nil
+	}
+	if err := json.Unmarshal([]byte(text), &headers); err != nil {
+		return nil, fmt.Errorf(`couriersql: message %q: the column %s is not a JSON object of strings, such as {"name":"value"}: %w`, r.ID, column, err)
+	}
+	return headers, nil
+}
+
+func encode(headers map[string]string) string {
+	if len(headers) == 0 {
+		return ""
+	}
+	text, _ := json.Marshal(headers) // never fails for strings
+	return string(text)
+}

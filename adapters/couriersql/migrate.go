@@ -1,0 +1,110 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"fmt"
+	"io/fs"
+	"time"
+)
+
+// Migrate creates the tables or brings them up to the version that this package
+// works with. It is one transaction, does nothing the second time, and may be
+// called by several processes at once. Call it at the start of a program.
+//
+// The versions of every outbox are recorded in the table courier_migrations. A
+// database that is ahead of the program, and a table of the outbox's name with
+// columns that the package cannot work with, are refused and left as they are.
+func (o *Outbox) Migrate(ctx context.Context) error {
+	if o.fault != nil {
+		return o.fault
+	}
+	if err := o.exclusively(ctx, o.upgrade); err != nil {
+		return o.failed(err, "migrating %s", o.table)
+	}
+	return nil
+}
+
+// exclusively runs work in a transaction of the dialect's own kind, which
+// database/sql has no option for.
+func (o *Outbox) exclusively(ctx context.Context, work func(context.Context, *sql.Conn) error) error {
+	conn, err := o.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }() // back to the pool
+	if _, err := conn.ExecContext(ctx, o.grammar.begin); err != nil {
+		return err
+	}
+	if err = work(ctx, conn); err == nil {
+		_, err = conn.ExecContext(ctx, "COMMIT")
+	}
+	if err != nil {
+		// On a context of its own, as the end of ctx may be what went wrong. A
+		// connection that may still be inside the transaction is thrown away.
+		if _, failed := conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK"); failed != nil {
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		}
+	}
+	return err
+}
+
+// How long Migrate tries to open a database that is busy: 5 s, as SQLiteDSN's
+// busy timeout.
+const (
+	connectTries = 100
+	connectPause = 50 * time.Millisecond
+)
+
+// connect waits for other processes that open the same new file. To switch a
+// file to WAL, SQLite needs it for itself for a moment; a connection that finds
+// it taken then fails at once, whatever its busy timeout.
+func (o *Outbox) connect(ctx context.Context) (*sql.Conn, error) {
+	for try := 1; ; try++ {
+		conn, err := o.db.Conn(ctx)
+		if err == nil || try == connectTries || !o.grammar.busy(err) {
+			return conn, err
+		}
+		select {
+		case <-time.After(connectPause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (o *Outbox) upgrade(ctx context.Context, conn *sql.Conn) error {
+	files, err := fs.Glob(o.grammar.migrations, "*.sql")
+	if err != nil {
+		return err
+	}
+	if _, err := conn.ExecContext(ctx, o.grammar.createVersions); err != nil {
+		return err
+	}
+	var version int
+	if err := conn.QueryRowContext(ctx, o.grammar.version, o.table).Scan(&version); err != nil {
+		return err
+	}
+	if version > len(files) {
+		return fmt.Errorf("the database has schema version %d and this program knows versions up to %d: run a program with a newer couriersql", version, len(files))
+	}
+	if version == 0 { // a table of that name is someone else's until it looks like ours
+		if err := o.checkShapes(ctx, conn, true); err != nil {
+			return err
+		}
+	}
+	for i := version; i < len(files); i++ {
+		text, err := fs.ReadFile(o.grammar.migrations, files[i])
+		if err != nil {
+			return err
+		}
+		if _, err := conn.ExecContext(ctx, o.sql(string(text))); err != nil {
+			return fmt.Errorf("%s: %w", files[i], err)
+		}
+		if _, err := conn.ExecContext(ctx, o.grammar.addVersion, o.table, i+1, o.now().UnixMicro()); err != nil {
+			return err
+		}
+	}
+	return o.checkShapes(ctx, conn, false)
+}

@@ -1,0 +1,213 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/fstest"
+
+	"github.com/stretchr/testify/require"
+)
+
+func versions(t *testing.T, o *Outbox) (list []int) {
+	t.Helper()
+	rows, err := o.db.QueryContext(t.Context(), `SELECT version FROM courier_migrations WHERE outbox = ? ORDER BY version`, o.table)
+	require.NoError(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var v int
+		require.NoError(t, rows.Scan(&v))
+		list = append(list, v)
+	}
+	require.NoError(t, rows.Err())
+	return list
+}
+
+func TestMigrateTwice(t *testing.T) {
+	o := newOutbox(t)
+	write(t, o, named("a")...)
+	require.NoError(t, o.Migrate(t.Context()))
+	require.Equal(t, []int{1}, versions(t, o))
+	require.Len(t, fetch(t, o, 10), 1)
+}
+
+func TestMigrateTwoOutboxesOfOneDatabase(t *testing.T) {
+	first := newOutbox(t)
+	second := outboxIn(t, first.db, WithTable("events"))
+	write(t, second, named("a")...)
+	require.Empty(t, fetch(t, first, 10))
+	require.Len(t, fetch(t, second, 10), 1)
+}
+
+// As by processes that start together: each has a pool of its own. The first
+// outbox creates the file, the second one finds the table of versions there.
+func TestMigrateAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "test.db")
+	pools := make([]*sql.DB, 8)
+	for i := range pools {
+		pools[i] = open(t, path)
+	}
+	for _, table := range []string{"first", "second"} {
+		errs := make(chan error)
+		for _, db := range pools {
+			go func() { errs <- New(db, SQLite, WithTable(table)).Migrate(context.Background()) }()
+		}
+		for range pools {
+			require.NoError(t, <-errs)
+		}
+		require.Equal(t, []int{1}, versions(t, New(pools[0], SQLite, WithTable(table))))
+	}
+}
+
+// flaky is a driver whose first connections find the file locked.
+type flaky struct {
+	counting
+	failures atomic.Int64
+	failed   func()
+}
+
+func (f *flaky) Connect(ctx context.Context) (driver.Conn, error) {
+	if f.failures.Add(-1) >= 0 {
+		f.failed()
+		return nil, errors.New("database is locked (5) (SQLITE_BUSY)")
+	}
+	return f.counting.Connect(ctx)
+}
+
+func TestMigrateWaitsForAFileThatIsBeingCreated(t *testing.T) {
+	f := &flaky{counting: counting{SQLiteDSN(filepath.Join(t.TempDir(), "test.db")), new(atomic.Int64)}, failed: func() {}}
+	f.failures.Store(2)
+	db := sql.OpenDB(f)
+	defer db.Close()
+	require.NoError(t, New(db, SQLite).Migrate(t.Context()))
+}
+
+func TestMigrateStopsWaitingWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	f := &flaky{failed: cancel}
+	f.failures.Store(connectTries)
+	db := sql.OpenDB(f)
+	defer db.Close()
+	require.ErrorIs(t, New(db, SQLite).Migrate(ctx), context.Canceled)
+	require.EqualValues(t, connectTries-1, f.failures.Load())
+}
+
+// withMigration adds a later version to an outbox.
+func withMigration(t *testing.T, o *Outbox, text string) *Outbox {
+	t.Helper()
+	first, err := sqliteMigrations.ReadFile("migrations/sqlite/0001_outbox.sql")
+	require.NoError(t, err)
+	o.grammar.migrations = fstest.MapFS{
+		"0001_outbox.sql": {Data: first},
+		"0002_later.sql":  {Data: []byte(text)},
+	}
+	return o
+}
+
+func TestMigrateFromAnOlderVersion(t *testing.T) {
+	old := newOutbox(t)
+	write(t, old, named("a")...)
+	later := withMigration(t, New(old.db, SQLite), `ALTER TABLE "{table}" ADD COLUMN later TEXT; CREATE TABLE "{table}_later" (a TEXT)`)
+	require.NoError(t, later.Migrate(t.Context()))
+	require.NoError(t, later.Migrate(t.Context()))
+	require.Equal(t, []int{1, 2}, versions(t, later))
+	require.Equal(t, 1, count(t, old.db, `SELECT count(*) FROM courier_outbox WHERE later IS NULL`))
+	require.Len(t, fetch(t, old, 10), 1)
+}
+
+func TestMigrateIsOneTransaction(t *testing.T) {
+	db := open(t, filepath.Join(t.TempDir(), "test.db"))
+	o := withMigration(t, New(db, SQLite), `CREATE TABLE half (a TEXT); CREATE NONSENSE`)
+	err := o.Migrate(t.Context())
+	require.ErrorContains(t, err, "couriersql: migrating courier_outbox: 0002_later.sql: ")
+	require.Zero(t, count(t, db, `SELECT count(*) FROM sqlite_schema`))
+	require.NoError(t, New(db, SQLite).Migrate(t.Context()), "the connection is usable")
+}
+
+func TestMigrateRefusesANewerVersion(t *testing.T) {
+	o := newOutbox(t)
+	execute(t, o.db, `INSERT INTO courier_migrations VALUES ('courier_outbox', 7, 0)`)
+	require.EqualError(t, o.Migrate(t.Context()), "couriersql: migrating courier_outbox: the database has schema version 7 and this program knows versions up to 1: run a program with a newer couriersql")
+}
+
+func TestMigrateRefusesATableOfAnotherShape(t *testing.T) {
+	for name, test := range map[string]struct {
+		schema string
+		want   []string
+	}{
+		"another's": {
+			`CREATE TABLE courier_outbox (id INTEGER PRIMARY KEY, body TEXT NOT NULL, note TEXT)`,
+			[]string{"the table courier_outbox is not one of this package: column seq INTEGER is missing, column id is INTEGER and not TEXT, ",
+				", column body is NOT NULL without a default; rename it, or pass WithTable another name"},
+		},
+		"dead letters": {
+			`CREATE TABLE courier_outbox_dlq (a)`,
+			[]string{"the table courier_outbox_dlq is not one of this package: column seq INTEGER is missing, "},
+		},
+		"details": {
+			`CREATE TABLE courier_outbox (seq INTEGER, id TEXT NOT NULL, topic TEXT NOT NULL, key TEXT NOT NULL, payload BLOB NOT NULL,
+				headers TEXT, trace TEXT NOT NULL, created_at INTEGER NOT NULL, processed_at INTEGER NOT NULL)`,
+			[]string{"this package: column seq is not the primary key, column headers is not NOT NULL, column processed_at is NOT NULL; rename it"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := open(t, filepath.Join(t.TempDir(), "test.db"))
+			execute(t, db, test.schema)
+			before := count(t, db, `SELECT count(*) FROM sqlite_schema`)
+			err := New(db, SQLite).Migrate(t.Context())
+			for _, want := range test.want {
+				require.ErrorContains(t, err, want)
+			}
+			require.NotContains(t, err.Error(), "\n")
+			require.Equal(t, before, count(t, db, `SELECT count(*) FROM sqlite_schema`), "it was not left as it was")
+			require.NoError(t, New(db, SQLite, WithTable("another")).Migrate(t.Context()), "the advice helps")
+		})
+	}
+}
+
+func TestMigrateTakesAColumnOfTheUsers(t *testing.T) {
+	o := newOutbox(t)
+	execute(t, o.db, `ALTER TABLE courier_outbox ADD COLUMN tenant TEXT NOT NULL DEFAULT ''`)
+	require.NoError(t, o.Migrate(t.Context()))
+	write(t, o, named("a")...)
+}
+
+func TestMigrateNoticesAMissingTable(t *testing.T) {
+	o := newOutbox(t)
+	execute(t, o.db, `DROP TABLE courier_outbox`)
+	require.ErrorContains(t, o.Migrate(t.Context()), "the table courier_outbox is missing though its version is recorded: delete the rows of courier_outbox from courier_migrations")
+	execute(t, o.db, `DELETE FROM courier_migrations WHERE outbox = 'courier_outbox'`)
+	require.NoError(t, o.Migrate(t.Context()), "the advice helps")
+}
+
+func TestMissingFolder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "missing", "test.db")
+	o := New(open(t, path), SQLite)
+	want := "unable to open database file (14): does the folder exist, and may this process write to it?"
+	require.EqualError(t, o.Migrate(t.Context()), "couriersql: migrating courier_outbox: "+want)
+	_, err := o.Source().Fetch(t.Context(), 100)
+	require.EqualError(t, err, "couriersql: fetching up to 100 pending rows of courier_outbox: "+want)
+}
+
+func TestEmptyPath(t *testing.T) {
+	require.ErrorContains(t, New(open(t, ""), SQLite).Migrate(t.Context()), "unable to open database file")
+}
+
+func TestAdvice(t *testing.T) {
+	for text, want := range map[string]string{
+		"database is locked (5)":           "a transaction left open",
+		"file is not a database (26)":      "another kind of file",
+		"table x has no column named y":    "call Migrate",
+		"no such column: y":                "call Migrate",
+		"disk I/O error: nobody knows why": "",
+	} {
+		got := sqliteAdvice(errors.New(text))
+		require.True(t, strings.HasSuffix(got, want) || strings.Contains(got, want), got)
+		require.Equal(t, want == "", got == "")
+	}
+}

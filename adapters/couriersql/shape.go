@@ -1,0 +1,95 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+)
+
+// shape is what the package relies on in a table that the migrations lead to.
+type shape struct {
+	suffix  string // of the table's name
+	columns []column
+}
+
+type column struct {
+	name, kind string
+	nullable   bool
+	key        bool // the primary key, or a part of it
+}
+
+// checkShapes reports the first table that the package cannot work with. One
+// that does not exist passes where that is allowed.
+func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, mayBeMissing bool) error {
+	for _, want := range o.grammar.shapes {
+		table := o.table + want.suffix
+		have, required, err := o.columnsOf(ctx, conn, table)
+		if err != nil {
+			return err
+		}
+		if len(have) == 0 {
+			if mayBeMissing {
+				continue
+			}
+			return fmt.Errorf("the table %s is missing though its version is recorded: delete the rows of %s from courier_migrations and call Migrate again", table, o.table)
+		}
+		if differences := want.differences(have, required); len(differences) > 0 {
+			return fmt.Errorf("the table %s is not one of this package: %s; rename it, or pass WithTable another name", table, strings.Join(differences, ", "))
+		}
+	}
+	return nil
+}
+
+// columnsOf returns the columns of a table, none when there is no such table,
+// and the names of those that an insert must fill.
+func (o *Outbox) columnsOf(ctx context.Context, conn *sql.Conn, table string) (have map[string]column, required []string, err error) {
+	rows, err := conn.QueryContext(ctx, o.grammar.columns, table)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	have = make(map[string]column)
+	for rows.Next() {
+		var c column
+		var notNull, hasDefault bool
+		if err := rows.Scan(&c.name, &c.kind, &notNull, &hasDefault, &c.key); err != nil {
+			return nil, nil, err
+		}
+		c.nullable = !notNull
+		have[c.name] = c
+		if notNull && !hasDefault {
+			required = append(required, c.name)
+		}
+	}
+	return have, required, rows.Err()
+}
+
+// differences lists what keeps the package from working with a table. Columns
+// of the user's own do not, as long as an insert may leave them out.
+func (s shape) differences(have map[string]column, required []string) (list []string) {
+	known := make(map[string]bool, len(s.columns))
+	for _, want := range s.columns {
+		known[want.name] = true
+		c, found := have[want.name]
+		switch {
+		case !found:
+			list = append(list, fmt.Sprintf("column %s %s is missing", want.name, want.kind))
+		case c.kind != want.kind:
+			list = append(list, fmt.Sprintf("column %s is %s and not %s", c.name, c.kind, want.kind))
+		case c.key != want.key && want.key:
+			list = append(list, fmt.Sprintf("column %s is not the primary key", c.name))
+		case c.key: // whose nullability databases report differently
+		case want.nullable && !c.nullable:
+			list = append(list, fmt.Sprintf("column %s is NOT NULL", c.name))
+		case !want.nullable && c.nullable:
+			list = append(list, fmt.Sprintf("column %s is not NOT NULL", c.name))
+		}
+	}
+	for _, name := range required {
+		if !known[name] {
+			list = append(list, fmt.Sprintf("column %s is NOT NULL without a default", name))
+		}
+	}
+	return list
+}
