@@ -294,7 +294,7 @@ func TestD8_Stream_AMarkThatFailsUntilTheEndIsReported(t *testing.T) {
 		err := stop()
 		require.ErrorIs(t, err, courier.ErrMark)
 		require.ErrorIs(t, err, errTest)
-		require.LessOrEqual(t, time.Since(before), 20*time.Second)
+		require.LessOrEqual(t, time.Since(before), 10*time.Second)
 	})
 }
 

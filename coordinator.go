@@ -296,7 +296,12 @@ func (p *poller[T]) afterMark() {
 	default:
 		delay := p.markPace.delay(p.config)
 		p.config.logger.Warn("courier: mark failed, nothing is fetched until it succeeds", "records", len(p.mark), "retry_in", delay, "error", p.markErr)
-		sleep(p.life.settle, p.config.clock, delay)
+		// A stop shortens the delay, so that its own time begins to run.
+		if p.life.stop.Err() == nil {
+			sleep(p.life.stop, p.config.clock, delay)
+		} else {
+			sleep(p.life.settle, p.config.clock, delay)
+		}
 		p.phase = marking
 		return
 	}

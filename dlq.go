@@ -152,10 +152,7 @@ func NewDLQApplier[T any](applier Applier[T], queue DLQ[T]) Applier[T] {
 }
 
 func newDLQApplier[T any](applier Applier[T], queue DLQ[T], clock Clock) Applier[T] {
-	var fault error
-	if queue == nil {
-		fault = &ConfigError{Field: "dlq", Problem: "is nil: pass a DLQ, such as the result of NewMemoryDLQ"}
-	}
+	fault := configErrorOf("dlq", queue)
 	if clock == nil {
 		clock = systemClock{}
 	}

@@ -248,6 +248,7 @@ func beginLifecycle(ctx context.Context, clock Clock, drain time.Duration) *life
 		case <-clock.After(drain):
 			l.cancelWork(ErrDrainTimeout)
 		case <-l.applied:
+			l.cancelWork(ErrStopped)
 		case <-l.finished:
 			return
 		}

@@ -131,13 +131,17 @@ func TestRetryOutlastsAnOutage(t *testing.T) {
 	batches, ok := applier.(courier.BatchApplier[order])
 	require.True(t, ok)
 	require.NoError(t, batches.ApplyBatch(t.Context(), all))
-	require.Equal(t, 3, attempts)
-	require.Equal(t, idsOf(all), b.ids(t))
+	require.ElementsMatch(t, idsOf(all), b.ids(t))
 }
 
 type counting struct {
 	*couriernats.Sink[order]
 	before func()
+}
+
+func (c *counting) Apply(ctx context.Context, record order) error {
+	c.before()
+	return c.Sink.Apply(ctx, record)
 }
 
 func (c *counting) ApplyBatch(ctx context.Context, records []order) error {

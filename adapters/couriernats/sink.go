@@ -61,8 +61,8 @@ type Sink[T any] struct {
 // subscription and one goroutine from the first publish until the connection
 // is closed: make one sink and keep it.
 //
-// What is wrong with the arguments is a [*courier.ConfigError], which Apply
-// and ApplyBatch return.
+// What is wrong with the arguments is a [*courier.ConfigError], which Validate,
+// Apply and ApplyBatch return, and so the coordinator before it fetches.
 func NewSink[T any](js jetstream.JetStream, message func(T) (*nats.Msg, error), opts ...Option) *Sink[T] {
 	s := &Sink[T]{message: message, config: newConfig(opts)}
 	switch {
@@ -130,13 +130,19 @@ func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
 // deliveries that were repeated, or ids that are not unique.
 func (s *Sink[T]) Duplicates() uint64 { return s.duplicates.Load() }
 
+// Validate reports what the sink was misconfigured with.
+func (s *Sink[T]) Validate() error {
+	if s.fault == nil && s.js == nil {
+		return &courier.ConfigError{Field: "Sink", Problem: "is the zero value: make it with NewSink"}
+	}
+	return s.fault
+}
+
 // refuse says why there is no point in publishing anything.
 func (s *Sink[T]) refuse(ctx context.Context) error {
 	switch {
-	case s.fault != nil:
-		return s.fault
-	case s.js == nil:
-		return &courier.ConfigError{Field: "Sink", Problem: "is the zero value: make it with NewSink"}
+	case s.Validate() != nil:
+		return s.Validate()
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
