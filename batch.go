@@ -61,11 +61,20 @@ func (e *BatchError) Unwrap() []error {
 	return errs
 }
 
-// batchErrorIn finds a BatchError below wrappers, not below joins.
+// batchErrorIn finds a BatchError below wrappers. Joins it does not look into,
+// nor errors that tell of something else than this batch's attempt and may carry
+// the list of another one: the cause that a breaker opened by, say.
 func batchErrorIn(err error) (*BatchError, bool) {
 	for err != nil {
-		if e, ok := err.(*BatchError); ok {
+		switch e := err.(type) {
+		case *BatchError:
 			return e, true
+		case *PanicError:
+			return nil, false
+		case interface{ NotAttempted() bool }:
+			if e.NotAttempted() {
+				return nil, false
+			}
 		}
 		err = errors.Unwrap(err)
 	}
@@ -165,33 +174,31 @@ func (s *stage[T]) batches() bool   { return s.batch != nil }
 
 // applyEach is the batch form of an applier that has none: the records one by
 // one, each failure its own. Once the context ends, or an error stops the
-// intake (see pauseOf), the remaining records are not attempted.
+// intake (see pauseOf), the remaining records are not attempted. The records
+// are applied on a goroutine that user code may end without taking the verdicts
+// of the others along.
 func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
-	var failed BatchError
+	errs := make([]error, len(records))
 	used := usedBefore(ctx)
-	for i, record := range records {
-		one := ctx
-		if used != nil {
-			one = withUsed(ctx, used[i:i+1])
-		}
-		var err error
-		if ctx.Err() != nil {
-			err = unattempted(context.Cause(ctx))
-		} else {
-			guard(&err, func() error { return a.Apply(one, record) })
-		}
-		if err == nil {
-			continue
-		}
-		failed.Add(i, err)
-		if _, paused := pauseOf(err); paused || ctx.Err() != nil {
-			for j := i + 1; j < len(records); j++ {
-				failed.Add(j, unattempted(err))
+	next := 0
+	supervise(func() {
+		for next < len(records) && ctx.Err() == nil && (next == 0 || !pauses(errs[next-1])) {
+			i, one := next, ctx
+			if used != nil {
+				one = withUsed(ctx, used[i:i+1])
 			}
-			break
+			next++
+			guard(&errs[i], func() error { return a.Apply(one, records[i]) })
+		}
+	})
+	for i := next; i < len(records); i++ {
+		if ctx.Err() != nil {
+			errs[i] = unattempted(context.Cause(ctx))
+		} else {
+			errs[i] = unattempted(errs[next-1])
 		}
 	}
-	return failed.ErrorOrNil()
+	return gather(errs)
 }
 
 // applyIsolated calls ApplyBatch and, when the batch fails as one by an attempt

@@ -64,6 +64,7 @@ func TestD2_BatchError_InDoubtEachRecordIsAppliedOnItsOwn(t *testing.T) {
 		"out of range": failures(9),
 		"negative":     failures(-1),
 		"joined":       errors.Join(failures(0), errors.New("the flush failed")),
+		"panicked":     &courier.PanicError{Value: failures(0)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			source := newShelf(numbers(4)...)
@@ -72,6 +73,19 @@ func TestD2_BatchError_InDoubtEachRecordIsAppliedOnItsOwn(t *testing.T) {
 			require.Equal(t, 4, s.called())
 			require.Empty(t, source.left())
 		})
+	}
+}
+
+// The error that a breaker refuses a batch with carries its cause, which may be
+// the list of another batch. It says nothing of this one.
+func TestD2_ARefusedBatchIsNotTheBatchThatOpenedTheBreaker(t *testing.T) {
+	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return failures(0) }}
+	applier := asBatch(courier.NewCircuitBreakerApplier[int](s, newBreaker(1)))
+	require.ErrorIs(t, applier.ApplyBatch(t.Context(), []int{1}), courier.ErrOpen)
+	source := newShelf(numbers(4)...)
+	for _, a := range []courier.Applier[int]{applier, courier.WithRetry[int](applier)} {
+		require.ErrorIs(t, courier.NewPollingCoordinator(source, a, quiet).RunOnce(t.Context()), courier.ErrOpen)
+		require.Equal(t, numbers(4), source.left())
 	}
 }
 

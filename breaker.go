@@ -94,8 +94,14 @@ type OpenError struct {
 func (e *OpenError) Error() string {
 	return fmt.Sprintf("courier: breaker open, next probe at %s; opened by: %v", e.Until.Format(time.RFC3339), e.Cause)
 }
-func (e *OpenError) Is(err error) bool  { return err == ErrOpen }
-func (e *OpenError) Unwrap() error      { return e.Cause }
+
+// Is reports whether err is [ErrOpen].
+func (e *OpenError) Is(err error) bool { return err == ErrOpen }
+
+// Unwrap returns Cause.
+func (e *OpenError) Unwrap() error { return e.Cause }
+
+// NotAttempted reports true.
 func (e *OpenError) NotAttempted() bool { return true }
 
 // RetryAt returns Until.
@@ -212,14 +218,11 @@ func WithCircuitBreaker[T any](applier Applier[T]) Applier[T] {
 // error is an answer, hence a success; what is NotAttempted says nothing. The
 // result is as safe for concurrent use as the applier.
 func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] {
-	fault := error(nil)
 	if b == nil {
 		b = NewBreaker(BreakerPolicy{})
-		fault = &ConfigError{"breaker", "is nil: pass the result of NewBreaker"}
-	} else {
-		fault = b.fault
+		b.fault = &ConfigError{"breaker", "is nil: pass the result of NewBreaker"}
 	}
-	return &breakerApplier[T]{newStage(applier, fault), b}
+	return &breakerApplier[T]{newStage(applier, b.fault), b}
 }
 
 type breakerApplier[T any] struct {
@@ -240,7 +243,7 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	returned := false
 	defer func() {
 		if !returned {
-			a.breaker.report(permit, breaker.Failure, ErrPanic)
+			_ = a.breaker.report(permit, breaker.Failure, ErrPanic)
 		}
 	}()
 	err = a.inner.Apply(ctx, record)
@@ -262,7 +265,7 @@ func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err er
 	returned := false
 	defer func() {
 		if !returned {
-			a.breaker.report(permit, breaker.Failure, ErrPanic)
+			_ = a.breaker.report(permit, breaker.Failure, ErrPanic)
 		}
 	}()
 	err = a.batch.ApplyBatch(ctx, records)

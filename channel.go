@@ -92,5 +92,9 @@ func (e *UnsettledError[T]) Error() string {
 	}
 	return text
 }
+
+// Is reports whether err is [ErrUnsettled].
 func (e *UnsettledError[T]) Is(err error) bool { return err == ErrUnsettled }
-func (e *UnsettledError[T]) Unwrap() error     { return e.Err }
+
+// Unwrap returns Err.
+func (e *UnsettledError[T]) Unwrap() error { return e.Err }

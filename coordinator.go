@@ -73,7 +73,7 @@ func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
 		source: c.source,
 		once:   once,
 		work:   work[T]{applier: c.applier, batch: asBatch(c.applier)},
-		memory: suspects[T]{limit: c.config.batchSize},
+		memory: suspects[T]{limit: max(c.config.batchSize, minWindow) - 1},
 	}
 	p.releaser, _ = c.source.(Releaser[T])
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
@@ -85,6 +85,11 @@ func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
 	supervise(p.loop)
 	return p.outcome()
 }
+
+// minWindow is how many records a probe is chosen from at least, if need be, so
+// that a few poison records at the head of the source do not hide all others
+// when batches are small. The ones not chosen are given back at once.
+const minWindow = 100
 
 // phase is where a poller stands. Each phase makes at most one call of user
 // code, and sets the next phase before it, so that the loop can go on from
@@ -180,7 +185,7 @@ func (p *poller[T]) fetch() {
 	}
 	limit := p.config.batchSize
 	if p.probing {
-		limit = min(limit, 1+len(p.memory.list))
+		limit = 1 + len(p.memory.list) // to see past the suspects
 	}
 	p.phase = fetched
 	guard(&p.fetchErr, func() (err error) {
@@ -371,7 +376,8 @@ func (p *poller[T]) rest() {
 		delay = p.restPace.delay(p.config)
 	default:
 		p.restPace = trouble{}
-		if p.config.fixed || !probed && !(p.full && p.progress) {
+		more := probed || p.full && p.progress
+		if p.config.fixed || !more {
 			delay = p.config.interval
 		}
 	}

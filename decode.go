@@ -12,9 +12,13 @@ var ErrDecode = errors.New("courier: a record cannot be decoded")
 // it is parked, with its bytes as the source gave them.
 type DecodeError struct{ Err error }
 
-func (e *DecodeError) Error() string     { return "courier: a record cannot be decoded: " + e.Err.Error() }
+func (e *DecodeError) Error() string { return "courier: a record cannot be decoded: " + e.Err.Error() }
+
+// Is reports whether err is [ErrDecode].
 func (e *DecodeError) Is(err error) bool { return err == ErrDecode }
-func (e *DecodeError) Unwrap() error     { return e.Err }
+
+// Unwrap returns Err.
+func (e *DecodeError) Unwrap() error { return e.Err }
 
 // NewDecodingApplier applies, to rows as a source hands them out, an applier of
 // what they mean. Decoding here and not in the source leaves the mark its key,

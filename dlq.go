@@ -126,8 +126,14 @@ type ParkError struct {
 func (e *ParkError) Error() string {
 	return fmt.Sprintf("courier: the dead letter queue did not take a record (%v), which stays pending; the record's error: %v", e.Store, e.Err)
 }
-func (e *ParkError) Is(err error) bool  { return err == ErrPark }
-func (e *ParkError) Unwrap() []error    { return []error{e.Err, e.Store} }
+
+// Is reports whether err is [ErrPark].
+func (e *ParkError) Is(err error) bool { return err == ErrPark }
+
+// Unwrap returns both errors.
+func (e *ParkError) Unwrap() []error { return []error{e.Err, e.Store} }
+
+// NotAttempted reports true.
 func (e *ParkError) NotAttempted() bool { return true }
 
 // sendTimeout bounds a hand-over to the dead letter queue, which does not end
@@ -226,7 +232,7 @@ func (d *dlqApplier[T]) settle(ctx context.Context, record T, err error) error {
 	ctx, cancel := withTimeout(context.WithoutCancel(ctx), d.clock, sendTimeout)
 	defer cancel()
 	var refusal error
-	guard(&refusal, func() error { return d.queue.Send(ctx, letter) })
+	isolate(&refusal, func() error { return d.queue.Send(ctx, letter) })
 	if refusal != nil {
 		return &ParkError{Err: err, Store: refusal}
 	}

@@ -13,7 +13,7 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-func TestD1_ParksWhatIsExhaustedOrPermanent(t *testing.T) {
+func TestDeadLetter_D1_ParksWhatIsExhaustedOrPermanent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		policy := plain
 		policy.MaxAttempts = 3
@@ -39,7 +39,7 @@ func TestD1_ParksWhatIsExhaustedOrPermanent(t *testing.T) {
 	})
 }
 
-func TestD2_NeverParksWhatWasNotAttempted(t *testing.T) {
+func TestDeadLetter_D2_NeverParksWhatWasNotAttempted(t *testing.T) {
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, test := range map[string]struct {
@@ -69,7 +69,7 @@ type rateLimited struct{}
 func (rateLimited) Error() string      { return "rate limited" }
 func (rateLimited) NotAttempted() bool { return true }
 
-func TestD3_TheHandOverOutlivesTheContext(t *testing.T) {
+func TestDeadLetter_D3_TheHandOverOutlivesTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		store := &dlqFunc{send: func(ctx context.Context, _ courier.DeadLetter[int]) error {
@@ -100,7 +100,7 @@ func (d *dlqFunc) Receive(context.Context, int) ([]courier.DeadLetter[int], erro
 }
 func (d *dlqFunc) Delete(context.Context, ...string) error { return nil }
 
-func TestD4_ARefusalLeavesTheRecordPending(t *testing.T) {
+func TestDeadLetter_D4_ARefusalLeavesTheRecordPending(t *testing.T) {
 	refusal := errors.New("disk full")
 	for name, send := range map[string]func(context.Context, courier.DeadLetter[int]) error{
 		"error": func(context.Context, courier.DeadLetter[int]) error { return refusal },

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"sync"
 	"time"
 )
 
@@ -162,8 +163,12 @@ type ConfigError struct {
 	Problem string // what is wrong with it and what to do
 }
 
-func (e *ConfigError) Error() string      { return fmt.Sprintf("courier: %s %s", e.Field, e.Problem) }
-func (e *ConfigError) Is(err error) bool  { return err == ErrConfig }
+func (e *ConfigError) Error() string { return fmt.Sprintf("courier: %s %s", e.Field, e.Problem) }
+
+// Is reports whether err is [ErrConfig].
+func (e *ConfigError) Is(err error) bool { return err == ErrConfig }
+
+// NotAttempted reports true.
 func (e *ConfigError) NotAttempted() bool { return true }
 
 // configErrorOf returns what is wrong with a source or an applier.
@@ -197,6 +202,7 @@ func (e *PanicError) Error() string {
 // Goexit reports that the goroutine was ended by runtime.Goexit.
 func (e *PanicError) Goexit() bool { return e.Value == nil }
 
+// Is reports whether err is [ErrPanic].
 func (e *PanicError) Is(err error) bool { return err == ErrPanic }
 
 // Unwrap returns the value passed to panic where that is an error.
@@ -223,6 +229,14 @@ func guard(result *error, call func() error) {
 	returned = true
 }
 
+// isolate is guard on a goroutine of its own, for where a Goexit would take
+// more along than the call.
+func isolate(result *error, call func() error) {
+	var wg sync.WaitGroup
+	wg.Go(func() { guard(result, call) })
+	wg.Wait()
+}
+
 // ErrStopped is the cause of what a stopping coordinator did not attempt.
 var ErrStopped = errors.New("courier: the coordinator is stopping")
 
@@ -245,4 +259,13 @@ func pauseOf(err error) (until time.Time, paused bool) {
 		return p.RetryAt(), true
 	}
 	return time.Time{}, false
+}
+
+// pauses reports whether there is a pauseOf err.
+func pauses(err error) bool {
+	if err == nil {
+		return false
+	}
+	_, paused := pauseOf(err)
+	return paused
 }

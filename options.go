@@ -103,7 +103,8 @@ func WithFixedInterval() Option {
 
 // WithBatchSize sets how many records are fetched, and marked, at a time. The
 // default is 100. A polling coordinator has no more than that in hand, a
-// streaming one twice that.
+// streaming one twice that. While an open breaker is probed either may look at
+// up to 100 records, so that a few bad ones do not hide the others.
 func WithBatchSize(n int) Option {
 	return func(c *config) { c.count("WithBatchSize", &c.batchSize, n) }
 }

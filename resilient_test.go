@@ -16,13 +16,12 @@ import (
 
 // destination is a sink that is down for a while, and never takes poison.
 type destination struct {
-	mu        sync.Mutex
-	began     time.Time
-	outage    time.Duration
-	poison    int
-	applied   map[int]int
-	during    int // calls while it was down
-	batchWise bool
+	mu      sync.Mutex
+	began   time.Time
+	outage  time.Duration
+	poison  int
+	applied map[int]int
+	during  int // calls while it was down
 }
 
 func (d *destination) take(r int) error {

@@ -132,8 +132,10 @@ func (e *RetryError) Error() string {
 	return text
 }
 
+// Is reports whether err is [ErrExhausted] and that was the reason.
 func (e *RetryError) Is(err error) bool { return err == ErrExhausted && e.Reason == Exhausted }
 
+// Unwrap returns Last, and Cause if there is one.
 func (e *RetryError) Unwrap() []error {
 	if e.Cause == nil {
 		return []error{e.Last}
@@ -275,7 +277,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, err error
 		if alone {
 			err = applyEach(withUsed(again, nil), Applier[T](r.batch), left)
 		} else {
-			guard(&err, func() error { return r.batch.ApplyBatch(again, left) })
+			isolate(&err, func() error { return r.batch.ApplyBatch(again, left) })
 		}
 	}
 }

@@ -17,7 +17,7 @@ func always(err error) courier.Applier[int] {
 	return courier.ProcessFunc(func(context.Context, int) error { return err })
 }
 
-// plain is a policy whose delays can be told beforehand: 1 s, 2 s, 4 s …
+// plain is a policy whose delays can be told beforehand: 1 s, 2 s, 4 s and so on.
 var plain = courier.RetryPolicy{InitialDelay: time.Second, MaxDelay: time.Minute, Jitter: courier.NoJitter}
 
 func TestR1_MaxAttemptsCallsAndOneWaitLess(t *testing.T) {

@@ -214,10 +214,17 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.settle(now, closing || paused)
 	}
 	if !s.asking && !s.eof && !closing && !paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
-		// A probe needs another record only when all in hand are suspects.
-		if room := 2*s.config.batchSize - s.inHand; room > 0 && (!s.probing || s.allSuspect()) {
+		want := min(2*s.config.batchSize-s.inHand, s.config.batchSize)
+		if s.probing {
+			// A probe needs another record only when all in hand are suspects.
+			want = 0
+			if s.allSuspect() && s.inHand < max(2*s.config.batchSize, minWindow) {
+				want = 1
+			}
+		}
+		if want > 0 {
 			s.asking = true
-			s.wanted <- min(room, s.config.batchSize)
+			s.wanted <- want
 		}
 	}
 	if s.asking || s.working > 0 || s.job != nil || len(s.unmarked)+len(s.back) > 0 {

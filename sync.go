@@ -309,5 +309,9 @@ type MarkError struct {
 func (e *MarkError) Error() string {
 	return fmt.Sprintf("courier: %d records were applied but not marked, and will be applied again: %v", e.Records, e.Err)
 }
+
+// Is reports whether err is [ErrMark].
 func (e *MarkError) Is(err error) bool { return err == ErrMark }
-func (e *MarkError) Unwrap() error     { return e.Err }
+
+// Unwrap returns Err.
+func (e *MarkError) Unwrap() error { return e.Err }

@@ -13,6 +13,7 @@ import (
 // Architecture Blog, "Exponential Backoff and Jitter".
 type Jitter int
 
+// The kinds, for a delay of d.
 const (
 	Full         Jitter = iota // uniform in [0, d]
 	Equal                      // uniform in [d/2, d]

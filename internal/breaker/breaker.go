@@ -16,6 +16,7 @@ import (
 // Phase is what the breaker does with calls.
 type Phase uint8
 
+// The phases.
 const (
 	Closed   Phase = iota // all pass
 	Open                  // none pass
@@ -29,6 +30,7 @@ func (p Phase) String() string {
 // Outcome is the verdict of one call on the destination.
 type Outcome uint8
 
+// The outcomes.
 const (
 	Success Outcome = iota // it answered
 	Failure                // it did not, or not well

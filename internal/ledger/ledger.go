@@ -5,6 +5,7 @@ package ledger
 // State is what became of a record.
 type State uint8
 
+// The states.
 const (
 	Pending State = iota // not attempted
 	Settled              // applied, parked or skipped: to be marked

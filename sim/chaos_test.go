@@ -1,0 +1,238 @@
+// Package sim_test runs random episodes of faults against the delivery
+// contract: the real coordinators and decorators, in a synctest bubble, between
+// a source, a destination and a dead letter queue that fail as the seed says.
+//
+//	go test ./sim                                  a few hundred episodes
+//	go test ./sim -run TestChaos -args -sim.time=1m
+//	go test ./sim -run TestChaos -args -sim.seed=42 -sim.episodes=1
+package sim_test
+
+import (
+	"context"
+	"flag"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+var (
+	seedFlag     = flag.Uint64("sim.seed", 1, "the first seed")
+	episodesFlag = flag.Int("sim.episodes", 300, "how many seeds to run")
+	timeFlag     = flag.Duration("sim.time", 0, "run new seeds for this long instead")
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestChaos(t *testing.T) {
+	began := time.Now()
+	seed := *seedFlag
+	if *timeFlag > 0 && seed == 1 {
+		seed = uint64(began.UnixNano()) // fresh ones, printed when they fail
+	}
+	n := 0
+	for ; (*timeFlag == 0 && n < *episodesFlag) || time.Since(began) < *timeFlag; n++ {
+		episode(t, seed+uint64(n))
+	}
+	t.Logf("%d episodes in %v, %.0f a second", n, time.Since(began).Round(time.Millisecond), float64(n)/time.Since(began).Seconds())
+}
+
+// TestSeeds runs the seeds that have found a bug before.
+func TestSeeds(t *testing.T) {
+	file, err := os.ReadFile("testdata/seeds.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(file)) {
+		number, _, _ := strings.Cut(line, " ")
+		if seed, err := strconv.ParseUint(number, 10, 64); err == nil {
+			episode(t, seed)
+		}
+	}
+}
+
+// episode runs one seed and ends the test if the contract was broken.
+func episode(t *testing.T, seed uint64) {
+	w := newWorld(seed)
+	synctest.Test(t, func(t *testing.T) { w.run(t) })
+	if len(w.problems) > 0 {
+		t.Fatalf("seed %d: %+v\n%s\nreplay: go test ./sim -run '^TestChaos$' -count=1 -args -sim.seed=%d -sim.episodes=1",
+			seed, w.plan, strings.Join(w.problems, "\n"), seed)
+	}
+}
+
+func newWorld(seed uint64) *world {
+	return &world{
+		seed: seed, plan: newPlan(seed), counts: map[string]int{}, leased: map[int]time.Time{}, applied: map[int]int{},
+		parked: map[int]int{}, marked: map[int]bool{}, inHand: map[int]bool{}, excused: map[int]bool{},
+	}
+}
+
+// newPlan draws the configuration and which kinds of fault are on: episodes
+// with few kinds find what episodes with all of them drown.
+func newPlan(seed uint64) plan {
+	u := func(kind string) float64 { return draw(seed, kind, 0, 0) }
+	pick := func(kind string, n int) int { return int(u(kind) * float64(n)) }
+	maybe := func(kind string, most float64) float64 {
+		if u("on "+kind) < 0.6 {
+			return 0
+		}
+		return u("p "+kind) * most
+	}
+	p := plan{
+		records: 1 + pick("records", 60), batch: 1 + pick("batch", 20), leasing: u("leasing") < 0.5, limitless: u("limitless") < 0.2,
+		batches: u("batches") < 0.4, stack: pick("stack", 3), attempts: 2 + pick("attempts", 5), queue: 1 + pick("queue", 10),
+		pError: maybe("error", 0.4), pPermanent: maybe("permanent", 0.1), pPanic: maybe("panic", 0.2), pGoexit: maybe("goexit", 0.1),
+		pHang: maybe("hang", 0.1), pLostAck: maybe("lost ack", 0.1), pWhole: maybe("whole", 0.5),
+		pFetch: maybe("fetch", 0.5), pMark: maybe("mark", 0.5), pMarkLost: maybe("mark lost", 0.2), pQueue: maybe("queue", 0.5),
+		poison: map[int]bool{}, faulty: time.Duration(1+u("faulty")*9) * time.Minute,
+	}
+	p.threshold = 2 + pick("threshold", p.attempts-1)
+	if u("streaming") < 0.4 {
+		p.workers = 1 + pick("workers", 8)
+		p.leasing, p.limitless = true, false
+	}
+	if p.stack == 2 {
+		for n := range p.records {
+			if draw(seed, "poison", n, 0) < 0.05 {
+				p.poison[n] = true
+			}
+		}
+	}
+	for i := range pick("outages", 4) {
+		from := time.Duration(draw(seed, "outage", i, 0) * float64(p.faulty))
+		p.outages = append(p.outages, window{from, min(p.faulty, from+time.Duration(draw(seed, "outage", i, 1)*float64(5*time.Minute)))})
+	}
+	for i := range pick("stops", 5) {
+		p.stops = append(p.stops, stop{time.Duration(draw(seed, "stop", i, 0) * float64(p.faulty)), draw(seed, "stop", i, 1) < 0.5})
+	}
+	return p
+}
+
+const drain = 5 * time.Second
+
+// run lives through the faults, then gives the pipeline time to settle, and
+// looks at what is left.
+func (w *world) run(t *testing.T) {
+	w.began = time.Now()
+	stopFeed := make(chan struct{})
+	fed := make(chan struct{})
+	go func() {
+		defer close(fed)
+		w.feed(stopFeed)
+	}()
+	ends := append([]stop(nil), w.plan.stops...)
+	for len(ends) > 0 {
+		first := 0
+		for i := range ends {
+			if ends[i].at < ends[first].at {
+				first = i
+			}
+		}
+		w.live(t, ends[first].at-time.Since(w.began), ends[first].crash)
+		ends = append(ends[:first], ends[first+1:]...)
+	}
+	// D10: every record is settled within a bound after the last fault.
+	w.live(t, w.plan.faulty-time.Since(w.began)+30*time.Minute, false)
+	close(stopFeed)
+	<-fed
+	for n := range w.plan.records {
+		if !w.marked[n] {
+			w.problem("D10: record %d is not marked: applied %d, parked %d", n, w.applied[n], w.parked[n])
+		} else if w.plan.poison[n] && w.parked[n] == 0 {
+			w.problem("D6: poison record %d was not parked", n)
+		}
+	}
+}
+
+// feed lets records arrive: the episode's own during the faults, and further
+// ones after them, since a lone poison record is parked only when another comes.
+func (w *world) feed(stop <-chan struct{}) {
+	for n := 0; ; n++ {
+		every := time.Duration(float64(w.plan.faulty) / float64(w.plan.records) * draw(w.seed, "arrival", 0, 0))
+		if n >= w.plan.records {
+			every = 2 * time.Minute
+		}
+		select {
+		case <-stop:
+			return
+		case <-time.After(every):
+		}
+		w.mu.Lock()
+		w.pending = append(w.pending, record{n})
+		w.mu.Unlock()
+	}
+}
+
+// live runs one process of the pipeline for a while and ends it.
+func (w *world) live(t *testing.T, d time.Duration, crash bool) {
+	process := w.newProcess()
+	src := &source{w, process}
+	dst := &destination{w, process}
+	var applier courier.Applier[record] = dst
+	if w.plan.batches {
+		applier = batches{dst}
+	}
+	random := func() float64 { return 0.5 }
+	retry := courier.RetryPolicy{MaxAttempts: w.plan.attempts, Random: random}
+	switch w.plan.stack {
+	case 1:
+		applier = courier.NewRetryableApplier(applier, retry)
+	case 2:
+		applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[record]{
+			Retry: retry, Breaker: courier.BreakerPolicy{FailureThreshold: w.plan.threshold, Random: random}, DLQ: &queue{w, process},
+		})
+	}
+	var from courier.Source[record] = src
+	if w.plan.leasing {
+		from = releasing{src}
+	}
+	opts := []courier.Option{
+		courier.WithBatchSize(w.plan.batch), courier.WithDrainTimeout(drain), courier.WithRandom(random),
+		courier.WithLogger(slog.New(slog.DiscardHandler)),
+	}
+	var c interface{ Start(context.Context) error }
+	if w.plan.workers > 0 {
+		c = courier.NewStreamingCoordinator(from, applier, append(opts, courier.WithStreamWorkers(w.plan.workers))...)
+	} else {
+		c = courier.NewPollingCoordinator(from, applier, opts...)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Start(ctx) }()
+	time.Sleep(d)
+	if crash {
+		w.kill() // whatever it does from here on has no effect
+	}
+	cancel()
+	asked := time.Now()
+	err := <-ended
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if took := time.Since(asked); took > 2*drain+4*time.Second { // a hang heeds its context; a last apply may take its 3 s
+		w.problem("D8: the stop took %v", took)
+	}
+	if err != nil && !crash && w.plan.pMark+w.plan.pMarkLost == 0 {
+		w.problem("Start returned %v", err)
+	}
+	if crash || err != nil { // applied and not marked: it comes again
+		for n := range w.applied {
+			if !w.marked[n] {
+				w.excused[n] = true
+			}
+		}
+	}
+	if w.plan.workers > 0 {
+		if !crash && err == nil && len(w.inHand) > 0 {
+			w.problem("D8: not given back: %v", w.inHand)
+		}
+		clear(w.leased) // a broker sees the connection go
+	}
+}
