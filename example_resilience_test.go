@@ -1,0 +1,203 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+func ExampleResilientApplier() {
+	ship := courier.ProcessFunc(func(_ context.Context, order int) error {
+		if order < 0 {
+			return courier.Permanent(errors.New("negative order")) // no retry helps: park it
+		}
+		return nil
+	})
+	applier, dlq := courier.ResilientApplier(ship, &courier.ResilientConfig[int]{
+		Retry:   courier.RetryPolicy{MaxAttempts: 8, InitialDelay: 50 * time.Millisecond},
+		Breaker: courier.BreakerPolicy{OpenFor: time.Second},
+	})
+	ctx := context.Background()
+	fmt.Println(applier.Apply(ctx, 1), applier.Apply(ctx, -1)) // parked is settled
+
+	parked, _ := dlq.Receive(ctx, 100)
+	for _, letter := range parked {
+		fmt.Println(letter.Record, letter.Reason, letter.Attempts)
+	}
+	// Output:
+	// <nil> <nil>
+	// -1 permanent 1
+}
+
+func ExampleWithRetry() {
+	calls := 0
+	applier := courier.WithRetry(courier.ProcessFunc(func(context.Context, string) error {
+		if calls++; calls == 1 {
+			return courier.RetryAfter(errors.New("busy"), time.Millisecond)
+		}
+		return nil
+	}))
+	fmt.Println(applier.Apply(context.Background(), "record"), calls)
+	// Output: <nil> 2
+}
+
+func ExampleNewRetryableApplier() {
+	applier := courier.NewRetryableApplier(
+		courier.ProcessFunc(func(context.Context, string) error { return errors.New("no route") }),
+		courier.RetryPolicy{MaxAttempts: 3, InitialDelay: time.Millisecond, MaxDelay: time.Second, Multiplier: 2},
+	)
+	err := applier.Apply(context.Background(), "record")
+	var gaveUp *courier.RetryError
+	fmt.Println(errors.As(err, &gaveUp), gaveUp.Attempts, gaveUp.Reason, gaveUp.Last)
+	// Output: true 3 exhausted no route
+}
+
+func ExampleWithDLQ() {
+	applier, dlq := courier.WithDLQ(courier.ProcessFunc(func(_ context.Context, s string) error {
+		_, err := strconv.Atoi(s)
+		return err
+	}))
+	ctx := context.Background()
+	_ = applier.Apply(ctx, "12")
+	_ = applier.Apply(ctx, "twelve")
+
+	parked, _ := dlq.Receive(ctx, 100) // they stay until they are deleted
+	for _, letter := range parked {
+		fmt.Printf("record %v failed: %v\n", letter.Record, letter.Error)
+		_ = dlq.Delete(ctx, letter.ID)
+	}
+	// Output: record twelve failed: strconv.Atoi: parsing "twelve": invalid syntax
+}
+
+func ExampleWithCircuitBreaker() {
+	calls := 0
+	applier := courier.WithCircuitBreaker(courier.ProcessFunc(func(context.Context, int) error {
+		calls++
+		return errors.New("connection refused")
+	}))
+	var err error
+	for range 100 {
+		err = applier.Apply(context.Background(), 1)
+	}
+	var open *courier.OpenError
+	fmt.Println(calls, errors.As(err, &open), open.Cause)
+	// Output: 5 true connection refused
+}
+
+func ExampleNewCircuitBreakerApplier() {
+	broker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 3}) // one for each destination
+	down := func(context.Context, int) error { return errors.New("connection refused") }
+	orders := courier.NewCircuitBreakerApplier(courier.ProcessFunc(down), broker)
+	refunds := courier.NewCircuitBreakerApplier(courier.ProcessFunc(down), broker)
+	for range 3 {
+		_ = orders.Apply(context.Background(), 1)
+	}
+	err := refunds.Apply(context.Background(), 1)
+	fmt.Println(broker.State(), errors.Is(err, courier.ErrOpen))
+	// Output: open true
+}
+
+func ExampleNewFanOutApplier() {
+	to := func(name string) courier.Applier[int] {
+		return courier.ProcessFunc(func(_ context.Context, n int) error {
+			if name == "search" {
+				return errors.New("index is read-only")
+			}
+			return nil
+		})
+	}
+	err := courier.NewFanOutApplier(to("broker"), to("search"), to("metrics")).Apply(context.Background(), 1)
+	fmt.Println(err)
+	// Output: courier: 1 of the fan-out's branches failed: branch 1: index is read-only
+}
+
+func ExampleNewDecodingApplier() {
+	type row struct {
+		id   int
+		body string
+	}
+	store := courier.ProcessFunc(func(_ context.Context, n int) error {
+		fmt.Println("stored", n)
+		return nil
+	})
+	// The source keeps its rows, which have the key to mark; the applier has
+	// what they mean; the dead letter queue has what could not be read.
+	applier, dlq := courier.WithDLQ(courier.NewDecodingApplier(store, func(r row) (int, error) { return strconv.Atoi(r.body) }))
+	ctx := context.Background()
+	_ = applier.Apply(ctx, row{1, "42"})
+	_ = applier.Apply(ctx, row{2, "forty-two"})
+	parked, _ := dlq.Receive(ctx, 100)
+	fmt.Println(parked[0].Record, errors.Is(parked[0].Error, courier.ErrDecode))
+	// Output:
+	// stored 42
+	// {2 forty-two} true
+}
+
+func ExampleSkip() {
+	err := courier.RunOnce(context.Background(),
+		func(context.Context) ([]string, error) { return []string{"new", "seen"}, nil },
+		func(_ context.Context, record string) error {
+			if record == "seen" {
+				return courier.Skip(errors.New("seen before"))
+			}
+			return nil
+		},
+		func(_ context.Context, done []string) error { fmt.Println("marked", done); return nil })
+	fmt.Println(err)
+	// Output:
+	// marked [new seen]
+	// <nil>
+}
+
+// bulk inserts many rows at once and tells which were refused.
+type bulk struct{}
+
+func (b bulk) Apply(ctx context.Context, n int) error {
+	err := b.ApplyBatch(ctx, []int{n})
+	var list *courier.BatchError
+	if errors.As(err, &list) {
+		return list.Failures[0].Err
+	}
+	return err
+}
+
+func (bulk) ApplyBatch(_ context.Context, numbers []int) error {
+	var failed courier.BatchError
+	for i, n := range numbers {
+		if n%2 == 1 {
+			failed.Add(i, courier.Permanent(fmt.Errorf("%d is odd", n)))
+		}
+	}
+	return failed.ErrorOrNil()
+}
+
+func ExampleBatchApplier() {
+	applier, dlq := courier.ResilientApplier(bulk{}, nil)
+	source := courier.BatchSourceFunc[int]{
+		FetchFunc: func(context.Context) ([]int, error) { return []int{2, 3, 4}, nil },
+		MarkFunc:  func(_ context.Context, done []int) error { fmt.Println("marked", done); return nil },
+	}
+	_ = courier.NewPollingCoordinator(source, applier).RunOnce(context.Background())
+	parked, _ := dlq.Receive(context.Background(), 100)
+	fmt.Println("parked", parked[0].Record)
+	// Output:
+	// marked [2 3 4]
+	// parked 3
+}
+
+// An error of one's own joins the class that leaves a record pending and
+// counts nothing against it by a method.
+func ExampleClassify() {
+	ctx := context.Background()
+	fmt.Println(courier.Classify(ctx, errors.New("connection refused")))
+	fmt.Println(courier.Classify(ctx, fmt.Errorf("order 7: %w", courier.Permanent(errors.New("no such customer")))))
+	fmt.Println(courier.Classify(ctx, rateLimited{}))
+	// Output:
+	// retryable
+	// permanent
+	// not attempted
+}
