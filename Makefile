@@ -1,0 +1,77 @@
+# Two commands are enough to begin with: make demo, make test.
+
+SHELL      := bash
+MODULES    := $(shell git ls-files --cached --others --exclude-standard '*go.mod' ':!tools/go.mod' | xargs -n1 dirname | sort)
+PACKAGES   := $(addsuffix /...,$(patsubst %,./%,$(filter-out .,$(MODULES))) .)
+FUZZ_TIME  ?= 30s
+SIM_TIME   ?= 60s
+BENCH_ARGS ?= -count 6
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+.PHONY: demo
+demo: ## relay 10,000 orders from SQLite to JetStream through an outage
+	@go run ./examples/outbox
+
+.PHONY: test
+test: ## all tests of all modules
+	go test -shuffle=on $(PACKAGES)
+
+.PHONY: race
+race: ## all tests under the race detector
+	go test -race -shuffle=on $(PACKAGES)
+
+.PHONY: cover
+cover: ## coverage of the root package, and what is left uncovered
+	@go test -coverprofile=cover.out . >/dev/null && go tool cover -func=cover.out | awk '$$NF != "100.0%"'
+
+.PHONY: lint
+lint: bin/golangci-lint ## gofmt, go vet and the linters named in .golangci.yml
+	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "not gofmt'd: $$unformatted"; exit 1; fi
+	go vet $(PACKAGES)
+	@for m in $(MODULES); do echo "golangci-lint $$m"; (cd $$m && $(CURDIR)/bin/golangci-lint run ./...) || exit 1; done
+
+bin/%: tools/go.mod
+	@mkdir -p bin
+	cd tools && GOWORK=off go build -o ../$@ $$(GOWORK=off go list tool | grep '/$*$$')
+
+.PHONY: tidy
+tidy: ## go mod tidy in every module
+	@scripts/modules.sh tidy
+
+.PHONY: tidy-check
+tidy-check: ## fail if go mod tidy would change anything
+	@scripts/modules.sh tidy-check
+
+.PHONY: build
+build: ## vet every module outside the workspace, as its users see it
+	@scripts/modules.sh build
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZ_TIME (30s)
+	@for f in $$(grep -ho '^func Fuzz[A-Za-z]*' fuzz/*_test.go | cut -c6-); do \
+		echo "$$f $(FUZZ_TIME)"; go test ./fuzz -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZ_TIME) || exit 1; done
+
+.PHONY: sim
+sim: ## random episodes of chaos for SIM_TIME (60s)
+	go test ./sim -run TestChaos -count=1 -timeout 0 -v -args -sim.time=$(SIM_TIME)
+
+.PHONY: bench
+bench: bin/benchstat ## the benchmarks beside their floors, interleaved
+	@scripts/bench.sh $(BENCH_ARGS)
+
+.PHONY: smoke
+smoke: ## the demo, small
+	go run ./examples/outbox -n 1000 -outage 1s
+
+.PHONY: ci
+ci: ## what a change must pass, beside make test
+	$(MAKE) lint tidy-check build race
+	$(MAKE) fuzz FUZZ_TIME=10s
+	$(MAKE) sim SIM_TIME=20s
+	$(MAKE) smoke
