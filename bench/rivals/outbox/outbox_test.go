@@ -1,0 +1,180 @@
+// Package outbox measures Courier as an outbox relay, from SQLite to an
+// embedded JetStream on file storage, beside the loop that one would write by
+// hand for the same guarantee: fetch 1000, publish asynchronously, wait for all
+// acks, mark with one statement.
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/stretchr/testify/require"
+	_ "modernc.org/sqlite"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriernats"
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+)
+
+const (
+	rows      = 50_000
+	batchSize = 1000
+)
+
+// bed is a full outbox and an empty stream.
+type bed struct {
+	db     *sql.DB
+	outbox *couriersql.Outbox
+	js     jetstream.JetStream
+	stream jetstream.Stream
+}
+
+func newBed(b *testing.B) *bed {
+	ctx := context.Background()
+	s, err := server.NewServer(&server.Options{Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: b.TempDir(), NoLog: true, NoSigs: true})
+	require.NoError(b, err)
+	s.Start()
+	b.Cleanup(func() { s.Shutdown(); s.WaitForShutdown() })
+	require.True(b, s.ReadyForConnections(10*time.Second))
+	conn, err := nats.Connect(s.ClientURL())
+	require.NoError(b, err)
+	b.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	require.NoError(b, err)
+	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders"}, Storage: jetstream.FileStorage})
+	require.NoError(b, err)
+
+	db, err := sql.Open("sqlite", couriersql.SQLiteDSN(filepath.Join(b.TempDir(), "outbox.db")))
+	require.NoError(b, err)
+	b.Cleanup(func() { _ = db.Close() })
+	outbox := couriersql.New(db, couriersql.SQLite, couriersql.WithKeep())
+	b.Cleanup(func() { _ = outbox.Close() })
+	require.NoError(b, outbox.Migrate(ctx))
+	payload := make([]byte, 256)
+	for i := range payload {
+		payload[i] = 'a' + byte(i%26)
+	}
+	messages := make([]couriersql.Message, 5000)
+	for i := range messages {
+		messages[i] = couriersql.Message{Topic: "orders", Payload: payload}
+	}
+	for range rows / len(messages) {
+		tx, err := db.BeginTx(ctx, nil)
+		require.NoError(b, err)
+		require.NoError(b, outbox.Write(ctx, tx, messages...))
+		require.NoError(b, tx.Commit())
+	}
+	return &bed{db, outbox, js, stream}
+}
+
+// measure relays a full outbox once an operation, and checks that the stream
+// has all of it.
+func measure(b *testing.B, relay func(*bed)) {
+	for range b.N {
+		b.StopTimer()
+		bed := newBed(b)
+		b.StartTimer()
+		relay(bed)
+		b.StopTimer()
+		info, err := bed.stream.Info(context.Background())
+		require.NoError(b, err)
+		require.EqualValues(b, rows, info.State.Msgs)
+		pending, err := bed.outbox.Pending(context.Background())
+		require.NoError(b, err)
+		require.Zero(b, pending)
+	}
+	b.ReportMetric(float64(rows)*float64(b.N)/b.Elapsed().Seconds(), "rows/s")
+	b.ReportMetric(0, "ns/op")
+}
+
+func message(m couriersql.Message) (*nats.Msg, error) {
+	return couriernats.NewMsg(m.Topic, m.ID, m.Payload, m.Headers, m.Trace)
+}
+
+func BenchmarkRelay_Courier(b *testing.B) {
+	measure(b, func(bed *bed) {
+		sink := couriernats.NewSink(bed.js, message)
+		applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
+			&courier.ResilientConfig[couriersql.Row]{DLQ: bed.outbox.DLQ()})
+		ctx, stop := context.WithCancel(context.Background())
+		source := &counting{Source: bed.outbox.Source(), left: rows, done: stop}
+		require.NoError(b, courier.NewPollingCoordinator(source, applier, courier.WithBatchSize(batchSize)).Start(ctx))
+	})
+}
+
+// counting stops the run when everything is marked.
+type counting struct {
+	*couriersql.Source
+	left int
+	done func()
+}
+
+func (c *counting) Mark(ctx context.Context, rows []couriersql.Row) error {
+	err := c.Source.Mark(ctx, rows)
+	if err == nil {
+		if c.left -= len(rows); c.left == 0 {
+			c.done()
+		}
+	}
+	return err
+}
+
+func BenchmarkRelay_HandWritten(b *testing.B) {
+	type row struct {
+		seq     int64
+		id      string
+		topic   string
+		payload []byte
+	}
+	measure(b, func(bed *bed) {
+		ctx := context.Background()
+		fetch, err := bed.db.Prepare(`SELECT seq, id, topic, payload FROM courier_outbox WHERE processed_at IS NULL ORDER BY seq LIMIT ?`)
+		require.NoError(b, err)
+		defer fetch.Close()
+		mark, err := bed.db.Prepare(`UPDATE courier_outbox SET processed_at = ? WHERE seq IN (SELECT value FROM json_each(?))`)
+		require.NoError(b, err)
+		defer mark.Close()
+		for {
+			found, err := fetch.Query(batchSize)
+			require.NoError(b, err)
+			var batch []row
+			for found.Next() {
+				var r row
+				require.NoError(b, found.Scan(&r.seq, &r.id, &r.topic, &r.payload))
+				batch = append(batch, r)
+			}
+			require.NoError(b, found.Err())
+			if len(batch) == 0 {
+				return
+			}
+			acks := make([]jetstream.PubAckFuture, len(batch))
+			for i, r := range batch {
+				acks[i], err = bed.js.PublishMsgAsync(&nats.Msg{Subject: r.topic, Data: r.payload, Header: nats.Header{jetstream.MsgIDHeader: {r.id}}})
+				require.NoError(b, err)
+			}
+			seqs := make([]int64, 0, len(batch))
+			for i, ack := range acks {
+				select {
+				case <-ack.Ok():
+					seqs = append(seqs, batch[i].seq)
+				case err := <-ack.Err():
+					require.NoError(b, err)
+				case <-ctx.Done():
+					b.Fatal(fmt.Errorf("cancelled: %w", ctx.Err()))
+				}
+			}
+			list, err := json.Marshal(seqs)
+			require.NoError(b, err)
+			_, err = mark.Exec(time.Now().UnixMicro(), string(list))
+			require.NoError(b, err)
+		}
+	})
+}
