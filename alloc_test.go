@@ -14,14 +14,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-func stacks(apply courier.Applier[int]) map[string]courier.Applier[int] {
-	retry := courier.WithRetry(apply)
-	breaker := courier.WithCircuitBreaker(apply)
-	dlq, _ := courier.WithDLQ(apply)
-	resilient, _ := courier.ResilientApplier(apply, nil)
-	return map[string]courier.Applier[int]{"plain": apply, "retry": retry, "breaker": breaker, "dlq": dlq, "resilient": resilient}
-}
-
 func TestAllocs_ASuccessAllocatesNothing(t *testing.T) {
 	ctx := t.Context()
 	for name, applier := range stacks(courier.ProcessFunc(nop[int])) {

@@ -5,63 +5,103 @@ import "context"
 // This room is about attempts that outlive a call. When an open breaker
 // interrupts the retries of a record, the attempts that it has used travel
 // outwards with the error, stay with the coordinator while the record is
-// pending, and come back inwards with the context of its next delivery.
+// pending, and come back inwards with the context of its next delivery. They
+// belong to the retry that counted them: another one on the way, such as a
+// user's own inside process, does not take them for its own.
 
-// pendingError is an error of class NotAttempted and the attempts that the
-// record had used before.
+// usage is how many attempts on a record a retry has used.
+type usage struct {
+	owner any // the retry's address
+	used  int
+}
+
+// history is what the retries of a stack have used on one record: several with
+// a fan-out.
+type history []usage
+
+func (h history) by(owner any) int {
+	for _, u := range h {
+		if u.owner == owner {
+			return u.used
+		}
+	}
+	return 0
+}
+
+// pendingError is an error of class NotAttempted with the attempts that a retry
+// had used on the record before.
 type pendingError struct {
-	err  error
-	used int
+	err   error
+	usage usage
 }
 
 func (e *pendingError) Error() string      { return e.err.Error() }
 func (e *pendingError) Unwrap() error      { return e.err }
 func (e *pendingError) NotAttempted() bool { return true }
 
-// pendingWith adds the attempts used, if any.
-func pendingWith(err error, used int) error {
-	if used == 0 {
-		return err
-	}
-	return &pendingError{err, used}
-}
-
-// usedIn returns the attempts that an error of class NotAttempted says the
-// record has used: the count that a retry put there, or the one call over which
-// a breaker opened.
-func usedIn(err error) int {
+// historyOf returns the attempts that an error tells of. Nothing that happened
+// to another record counts.
+func historyOf(err error) history {
+	var found history
 	for err != nil {
 		switch e := err.(type) {
+		case *unattemptedError:
+			return found
 		case *pendingError:
-			return e.used
-		case *unattemptedError: // what it wraps happened to another record
+			found = append(found, e.usage)
+		case *FanOutError:
+			for _, f := range e.Failures {
+				found = append(found, historyOf(f.Err)...)
+			}
+			return found
+		}
+		u, ok := err.(interface{ Unwrap() error })
+		if !ok {
+			return found
+		}
+		err = u.Unwrap()
+	}
+	return found
+}
+
+// countedIn returns 1 when an error of class NotAttempted was an attempt all
+// the same: the one over which a breaker opened.
+func countedIn(err error) int {
+	for err != nil {
+		switch e := err.(type) {
+		case *unattemptedError, *pendingError:
 			return 0
 		case *OpenError:
 			if e.Counted {
 				return 1
 			}
 			return 0
-		case interface{ Unwrap() error }:
-			err = e.Unwrap()
-		default:
+		}
+		u, ok := err.(interface{ Unwrap() error })
+		if !ok {
 			return 0
 		}
+		err = u.Unwrap()
 	}
 	return 0
 }
 
-type usedKey struct{}
+type historyKey struct{}
 
-// withUsed gives the appliers the attempts that the records of this delivery
-// have used before: one count for each record of the batch.
-func withUsed(ctx context.Context, used []int) context.Context {
-	return context.WithValue(ctx, usedKey{}, used)
+// withHistories gives the retries what was used on the records of a delivery,
+// one history for each.
+func withHistories(ctx context.Context, past []history) context.Context {
+	return context.WithValue(ctx, historyKey{}, past)
 }
 
-// usedBefore returns what withUsed set, or nil.
-func usedBefore(ctx context.Context) []int {
-	used, _ := ctx.Value(usedKey{}).([]int)
-	return used
+// historiesIn returns what withHistories set for a batch of n. That of another
+// batch, met where user code applies one inside another, is not this one's.
+func historiesIn(ctx context.Context, n int) []history {
+	past, _ := ctx.Value(historyKey{}).([]history)
+	if len(past) != n {
+		return nil
+	}
+	return past
 }
 
 type attemptKey struct{}
@@ -70,15 +110,12 @@ func withAttempt(ctx context.Context, n int) context.Context {
 	return context.WithValue(ctx, attemptKey{}, n)
 }
 
-// AttemptFrom returns which attempt a call is, for logs and idempotency keys: 1
-// is the first. It is 1 outside a retry too. In a batch it is the attempt of
-// the batch.
+// AttemptFrom returns which attempt of the current delivery a call is, for logs
+// and idempotency keys: 1 is the first, and so is what no retry makes. In a
+// batch it is the attempt of the batch.
 func AttemptFrom(ctx context.Context) int {
 	if n, ok := ctx.Value(attemptKey{}).(int); ok {
 		return n
-	}
-	if used := usedBefore(ctx); len(used) == 1 {
-		return used[0] + 1
 	}
 	return 1
 }

@@ -40,6 +40,9 @@ func (e *BatchError) ErrorOrNil() error {
 // Error names the first failures and counts the rest.
 func (e *BatchError) Error() string {
 	const shown = 3
+	if e == nil {
+		e = new(BatchError)
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "courier: %d of the batch's records failed", len(e.Failures))
 	for i, f := range e.Failures {
@@ -54,9 +57,12 @@ func (e *BatchError) Error() string {
 
 // Unwrap returns the records' errors in the order listed.
 func (e *BatchError) Unwrap() []error {
+	if e == nil {
+		return nil
+	}
 	errs := make([]error, len(e.Failures))
 	for i, f := range e.Failures {
-		errs[i] = f.Err
+		errs[i] = sound(f.Err)
 	}
 	return errs
 }
@@ -113,9 +119,9 @@ func (e *BatchError) fill(errs []error) error {
 		case f.Err == nil:
 			errs[f.Index] = errors.New("courier: listed as failed in a BatchError, without an error")
 		case errs[f.Index] != nil: // listed twice
-			errs[f.Index] = errors.Join(errs[f.Index], f.Err)
+			errs[f.Index] = errors.Join(errs[f.Index], sound(f.Err))
 		default:
-			errs[f.Index] = f.Err
+			errs[f.Index] = sound(f.Err)
 		}
 	}
 	return nil
@@ -169,8 +175,18 @@ func newStage[T any](inner Applier[T], fault error) stage[T] {
 	return s
 }
 
+// Validate reports a fault of the decorator or of what it decorates.
 func (s *stage[T]) Validate() error { return s.fault }
-func (s *stage[T]) batches() bool   { return s.batch != nil }
+
+func (s *stage[T]) batches() bool { return s.batch != nil }
+
+func (s *stage[T]) apply(ctx context.Context, record T) error {
+	return sound(s.inner.Apply(ctx, record))
+}
+
+func (s *stage[T]) applyBatch(ctx context.Context, records []T) error {
+	return sound(s.batch.ApplyBatch(ctx, records))
+}
 
 // applyEach is the batch form of an applier that has none: the records one by
 // one, each failure its own. Once the context ends, or an error stops the
@@ -179,13 +195,13 @@ func (s *stage[T]) batches() bool   { return s.batch != nil }
 // of the others along.
 func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 	errs := make([]error, len(records))
-	used := usedBefore(ctx)
+	past := historiesIn(ctx, len(records))
 	next := 0
 	supervise(func() {
-		for next < len(records) && ctx.Err() == nil && (next == 0 || !pauses(errs[next-1])) {
+		for next < len(records) && ctx.Err() == nil && (next == 0 || !pauses(ctx, errs[next-1])) {
 			i, one := next, ctx
-			if used != nil {
-				one = withUsed(ctx, used[i:i+1])
+			if past != nil {
+				one = withHistories(ctx, past[i:i+1])
 			}
 			next++
 			guard(&errs[i], func() error { return a.Apply(one, records[i]) })
@@ -205,7 +221,8 @@ func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 // that was made, applies its records one by one: the failure may be a single
 // record's (D3), and none may be parked or failed for another's.
 func applyIsolated[T any](ctx context.Context, a BatchApplier[T], records []T) error {
-	err := a.ApplyBatch(ctx, records)
+	var err error
+	isolate(&err, func() error { return a.ApplyBatch(ctx, records) })
 	if err == nil {
 		return nil
 	}

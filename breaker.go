@@ -178,8 +178,9 @@ func (b *Breaker) acquire() (breaker.Permit, error) {
 }
 
 // report gives the verdict of a call. When the breaker is open because of it,
-// the error says so and carries err.
-func (b *Breaker) report(permit breaker.Permit, outcome breaker.Outcome, err error) error {
+// the error says so and carries err. counts says whether the failure can be held
+// against every record of the call.
+func (b *Breaker) report(permit breaker.Permit, outcome breaker.Outcome, counts bool, err error) error {
 	if outcome == breaker.Success && b.calm.Load() == permit.Gen {
 		return err
 	}
@@ -196,10 +197,14 @@ func (b *Breaker) report(permit breaker.Permit, outcome breaker.Outcome, err err
 	if b.state.Phase == breaker.Open && b.state.Gen != gen {
 		b.rejected = &OpenError{Until: b.state.Until, Cause: err}
 	}
-	if outcome == breaker.Failure && b.state.Phase != breaker.Closed {
-		// Of the permit, not of the state: it is the call's own phase that says
-		// whether its failure counts against the record (P-1).
-		return &OpenError{Until: b.rejected.Until, Cause: err, Counted: !permit.Probe}
+	// By the permit, not by the state: it is the call's own phase that says
+	// whether its failure counts against the record (P-1).
+	switch {
+	case outcome != breaker.Failure:
+	case b.state.Phase != breaker.Closed:
+		return &OpenError{Until: b.rejected.Until, Cause: err, Counted: counts && !permit.Probe}
+	case permit.Probe: // a late one: the breaker has closed without it
+		return &OpenError{Until: now, Cause: err}
 	}
 	return err
 }
@@ -243,12 +248,12 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	returned := false
 	defer func() {
 		if !returned {
-			_ = a.breaker.report(permit, breaker.Failure, ErrPanic)
+			_ = a.breaker.report(permit, breaker.Failure, false, ErrPanic)
 		}
 	}()
-	err = a.inner.Apply(ctx, record)
+	err = a.apply(ctx, record)
 	returned = true
-	return a.breaker.report(permit, outcomeOf(ctx, err), err)
+	return a.breaker.report(permit, outcomeOf(ctx, err), true, err)
 }
 
 func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err error) {
@@ -265,12 +270,13 @@ func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err er
 	returned := false
 	defer func() {
 		if !returned {
-			_ = a.breaker.report(permit, breaker.Failure, ErrPanic)
+			_ = a.breaker.report(permit, breaker.Failure, false, ErrPanic)
 		}
 	}()
-	err = a.batch.ApplyBatch(ctx, records)
+	err = a.applyBatch(ctx, records)
 	returned = true
-	return a.breaker.report(permit, batchOutcomeOf(ctx, err, len(records)), err)
+	_, listed := batchErrorIn(err)
+	return a.breaker.report(permit, batchOutcomeOf(ctx, err, len(records)), listed || len(records) == 1, err)
 }
 
 // refuse returns why there is no call to be made, before the breaker is asked.
@@ -292,6 +298,11 @@ func outcomeOf(ctx context.Context, err error) breaker.Outcome {
 	case PermanentClass, Skipped:
 		return breaker.Success
 	case NotAttempted:
+		// A destination that was not fast enough for the caller's deadline has
+		// failed; the caller's cancel says nothing of it.
+		if markedClass(ctx, err) != NotAttempted && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return breaker.Failure
+		}
 		return breaker.Ignored
 	}
 	return breaker.Failure

@@ -230,7 +230,10 @@ func TestB15_HungProbesDoNotWedgeIt(t *testing.T) {
 		require.NoError(t, applier.Apply(t.Context(), 1))
 		require.Equal(t, "closed", b.State())
 		hold <- errTest
-		require.Equal(t, errTest, <-hung)
+		err = <-hung
+		require.ErrorIs(t, err, errTest)
+		require.ErrorAs(t, err, &open)
+		require.False(t, open.Counted, "P-1: a probe's failure counts against no record, late or not")
 		require.Equal(t, "closed", b.State())
 	})
 }

@@ -191,9 +191,11 @@ func TestD7_Stream_NothingIsFetchedWhileAMarkFails(t *testing.T) {
 			return nil
 		}
 		s := &sink[int]{}
-		stop := start(t, courier.NewStreamingCoordinator(source, s, courier.WithBatchSize(1), quiet))
-		time.Sleep(time.Second)
-		source.add(1, 2, 3, 4, 5, 6)
+		stop := start(t, courier.NewStreamingCoordinator(source, s, courier.WithBatchSize(10), quiet))
+		for i := range 6 {
+			time.Sleep(time.Second)
+			source.add(1 + i)
+		}
 		time.Sleep(time.Hour)
 		// The fetch that was waiting when the mark failed brings one record more.
 		require.Equal(t, []int{0, 1}, s.got())

@@ -73,7 +73,7 @@ func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
 		source: c.source,
 		once:   once,
 		work:   work[T]{applier: c.applier, batch: asBatch(c.applier)},
-		memory: suspects[T]{limit: max(c.config.batchSize, minWindow) - 1},
+		memory: suspects[T]{clock: c.config.clock, limit: max(c.config.batchSize, minWindow) - 1},
 	}
 	p.releaser, _ = c.source.(Releaser[T])
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
@@ -139,6 +139,7 @@ type poller[T any] struct {
 	// From pass to pass.
 	most                          int         // records that a limitless source ever returned
 	probing                       bool        // the breaker may be probed, with one record
+	probed                        bool        // and was, by the last pass, which let it through
 	memory                        suspects[T] // records that a breaker interrupted
 	fetchPace, markPace, restPace trouble
 	unmarked                      error // a *MarkError
@@ -147,9 +148,6 @@ type poller[T any] struct {
 
 func (p *poller[T]) loop() {
 	for p.phase != ended {
-		if p.phase > applying && p.life.stop.Err() != nil {
-			p.life.lastApplied()
-		}
 		switch p.phase {
 		case fetching:
 			p.fetch()
@@ -164,7 +162,7 @@ func (p *poller[T]) loop() {
 			p.settle()
 		case marking:
 			p.phase = marked
-			guard(&p.markErr, func() error { return p.source.Mark(p.life.settle, p.mark) })
+			p.settling(&p.markErr, func() error { return p.source.Mark(p.life.settle, p.mark) })
 		case marked:
 			p.afterMark()
 		case releasing:
@@ -202,10 +200,16 @@ func (p *poller[T]) take() {
 	if p.fetchErr != nil && p.life.stop.Err() == nil {
 		p.config.logger.Warn("courier: fetch failed", "error", p.fetchErr, "records", n)
 	}
-	if p.probing && n > 0 {
+	switch {
+	case n == 0:
+	case p.probing:
 		i := p.memory.probe(p.records)
 		p.release = append(append(p.release, p.records[:i]...), p.records[i+1:]...)
 		p.records = p.records[i : i+1 : i+1]
+	case p.probed:
+		// The breaker may want more successes before it closes, and a suspect
+		// at the head would open it again.
+		p.records = p.memory.last(p.records)
 	}
 }
 
@@ -214,7 +218,7 @@ func (p *poller[T]) cut() {
 	n := min(len(p.records), p.config.batchSize)
 	batch := p.records[:n:n]
 	p.records = p.records[n:]
-	p.work.reset(batch, p.memory.usedBy(batch))
+	p.work.reset(batch, p.memory.histories(batch))
 	p.phase = applying
 }
 
@@ -245,11 +249,13 @@ func (p *poller[T]) settle() {
 func (p *poller[T]) remember() {
 	w := &p.work
 	for i, record := range w.ledger.Records {
-		switch err := w.ledger.Err(i); {
-		case w.ledger.State(i) != ledger.Pending:
+		if w.ledger.State(i) != ledger.Pending {
 			p.memory.drop(record)
-		case err != nil && (usedIn(err) > 0 || w.halted.err != nil && i == w.halted.at):
-			p.memory.note(record, usedIn(err))
+		} else if err := w.ledger.Err(i); err != nil {
+			past := historyOf(err)
+			if past != nil || w.halted.err != nil && i == w.halted.at {
+				p.memory.note(record, past)
+			}
 		}
 	}
 }
@@ -314,6 +320,13 @@ func (p *poller[T]) afterMark() {
 	p.phase = releasing
 }
 
+// settling makes a call under the settle context. A stop that has come, or comes
+// while it runs, starts the time it has.
+func (p *poller[T]) settling(result *error, call func() error) {
+	defer context.AfterFunc(p.life.stop, p.life.lastApplied)()
+	guard(result, call)
+}
+
 // onceMarkRetries is how often RunOnce tries a failed mark again: about three
 // seconds in all.
 const onceMarkRetries = 5
@@ -338,7 +351,7 @@ func (p *poller[T]) giveBack() {
 		after = max(0, p.halted.until.Sub(p.config.clock.Now()))
 	}
 	var err error
-	guard(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
+	p.settling(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
 	if err != nil {
 		p.config.logger.Warn("courier: release failed; the records come back when their lease ends", "records", len(records), "error", err)
 	}
@@ -351,13 +364,11 @@ func (p *poller[T]) rest() {
 		p.phase = ended
 		return
 	}
-	if !p.full && p.halted.err == nil && p.fetchErr == nil && !p.probing {
-		p.memory.forgetUnseen()
-	}
-	probed := p.probing && p.work.at > 0
-	if probed {
+	p.probed = p.probing && p.work.at > 0
+	if p.probed {
 		p.probing = false
 	}
+	p.memory.forgetUnseen()
 	p.work.reset(nil, nil)
 	if p.fetchErr == nil {
 		p.fetchPace = trouble{}
@@ -365,7 +376,7 @@ func (p *poller[T]) rest() {
 	var delay time.Duration
 	switch {
 	case p.halted.err != nil:
-		p.probing = true
+		p.probing, p.probed = true, false
 		delay = p.halted.until.Sub(p.config.clock.Now())
 		if delay <= 0 { // somebody else's probe is out
 			delay = p.restPace.delay(p.config)
@@ -376,7 +387,7 @@ func (p *poller[T]) rest() {
 		delay = p.restPace.delay(p.config)
 	default:
 		p.restPace = trouble{}
-		more := probed || p.full && p.progress
+		more := p.probed || p.full && p.progress
 		if p.config.fixed || !more {
 			delay = p.config.interval
 		}

@@ -48,7 +48,7 @@ func (d *decodingApplier[R, T]) Apply(ctx context.Context, row R) error {
 	if err != nil {
 		return Permanent(&DecodeError{err})
 	}
-	return d.inner.Apply(ctx, record)
+	return d.apply(ctx, record)
 }
 
 func (d *decodingApplier[R, T]) ApplyBatch(ctx context.Context, rows []R) error {
@@ -78,20 +78,20 @@ func (d *decodingApplier[R, T]) ApplyBatch(ctx context.Context, rows []R) error 
 		records = append(records, record)
 	}
 	if undecoded.Failures == nil {
-		return d.batch.ApplyBatch(ctx, records)
+		return d.applyBatch(ctx, records)
 	}
 	errs := make([]error, len(rows))
 	_ = undecoded.fill(errs)
 	if len(records) > 0 {
-		if used := usedBefore(ctx); used != nil {
-			left := make([]int, len(index))
+		if past := historiesIn(ctx, len(rows)); past != nil {
+			left := make([]history, len(index))
 			for j, i := range index {
-				left[j] = used[i]
+				left[j] = past[i]
 			}
-			ctx = withUsed(ctx, left)
+			ctx = withHistories(ctx, left)
 		}
 		results := make([]error, len(records))
-		err := d.batch.ApplyBatch(ctx, records)
+		err := d.applyBatch(ctx, records)
 		if whole := spread(err, results); whole {
 			return err // of the whole batch: that none was applied is true of the undecoded as well
 		}

@@ -190,7 +190,7 @@ func (d *dlqApplier[T]) attempt(ctx context.Context, record T) (err error) {
 			err = newPanicError(recover())
 		}
 	}()
-	err = d.inner.Apply(ctx, record)
+	err = d.apply(ctx, record)
 	returned = true
 	return err
 }
@@ -208,21 +208,37 @@ func (d *dlqApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	}
 	errs := make([]error, len(records))
 	spread(err, errs)
+	hung := error(nil)
 	for i, err := range errs {
-		if err != nil {
+		switch {
+		case err == nil:
+		case hung != nil && parks(ctx, err):
+			errs[i] = &ParkError{Err: err, Store: hung}
+		default:
 			errs[i] = d.settle(ctx, records[i], err)
+			// A queue that does not answer is not asked once more for every
+			// record: a stop could not wait for that.
+			if refused, ok := errs[i].(*ParkError); ok && errors.Is(refused.Store, context.DeadlineExceeded) {
+				hung = refused.Store
+			}
 		}
 	}
 	return gather(errs)
 }
 
+// parks reports whether a failed record is the queue's.
+func parks(ctx context.Context, err error) bool {
+	class := Classify(ctx, err)
+	return class == Retryable || class == PermanentClass
+}
+
 // settle parks a failed record, or says why it stays pending.
 func (d *dlqApplier[T]) settle(ctx context.Context, record T, err error) error {
-	letter := DeadLetter[T]{Record: record, Error: err, Reason: Exhausted, Attempts: 1, FailedAt: d.clock.Now()}
-	switch Classify(ctx, err) {
-	case NotAttempted, Skipped:
+	if !parks(ctx, err) {
 		return err
-	case PermanentClass:
+	}
+	letter := DeadLetter[T]{Record: record, Error: err, Reason: Exhausted, Attempts: 1, FailedAt: d.clock.Now()}
+	if Classify(ctx, err) == PermanentClass {
 		letter.Reason = PermanentFailure
 	}
 	var retried *RetryError

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -172,14 +173,17 @@ func (e *ConfigError) Is(err error) bool { return err == ErrConfig }
 func (e *ConfigError) NotAttempted() bool { return true }
 
 // configErrorOf returns what is wrong with a source or an applier.
-func configErrorOf(field string, v any) error {
+func configErrorOf(field string, v any) (fault error) {
 	if v == nil {
 		return &ConfigError{Field: field, Problem: "is nil"}
 	}
-	if c, ok := v.(Validator); ok {
-		return c.Validate()
+	if r := reflect.ValueOf(v); r.Kind() == reflect.Pointer && r.IsNil() {
+		return &ConfigError{Field: field, Problem: fmt.Sprintf("is a nil %T", v)}
 	}
-	return nil
+	if c, ok := v.(Validator); ok {
+		guard(&fault, c.Validate)
+	}
+	return fault
 }
 
 // ErrPanic is what every [*PanicError] is, to errors.Is.
@@ -225,7 +229,7 @@ func guard(result *error, call func() error) {
 			*result = newPanicError(recover())
 		}
 	}()
-	*result = call()
+	*result = sound(call())
 	returned = true
 }
 
@@ -261,11 +265,34 @@ func pauseOf(err error) (until time.Time, paused bool) {
 	return time.Time{}, false
 }
 
-// pauses reports whether there is a pauseOf err.
-func pauses(err error) bool {
-	if err == nil {
+// pauses reports whether an error leaves the records behind it unattempted.
+func pauses(ctx context.Context, err error) bool {
+	if err == nil || Classify(ctx, err) != NotAttempted {
 		return false
 	}
 	_, paused := pauseOf(err)
 	return paused
+}
+
+// sound returns an error of user code that can be looked into. The classic
+// nil pointer returned as an error is not nil, and panics when it is asked for
+// its text or for what it wraps, far from where it came from.
+func sound(err error) error {
+	switch err.(type) {
+	case nil, *BatchError, *OpenError, *RetryError, *ParkError, *FanOutError, *pendingError, *unattemptedError: // of this package, and sound inside
+		return err
+	}
+	return tested(err)
+}
+
+func tested(err error) (result error) {
+	defer func() {
+		if recover() != nil {
+			result = fmt.Errorf("courier: user code returned an error of type %T that cannot be used (a nil pointer? return nil itself)", err)
+		}
+	}()
+	_ = err.Error()
+	_ = markedClass(context.Background(), err)
+	_, _ = pauseOf(err)
+	return err
 }

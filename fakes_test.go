@@ -209,3 +209,12 @@ func (s *shelf[T]) fetchCount() int {
 	defer s.mu.Unlock()
 	return s.fetches
 }
+
+// stacks are the decorators around an applier, by name.
+func stacks(apply courier.Applier[int]) map[string]courier.Applier[int] {
+	retry := courier.WithRetry(apply)
+	breaker := courier.WithCircuitBreaker(apply)
+	dlq, _ := courier.WithDLQ(apply)
+	resilient, _ := courier.ResilientApplier(apply, nil)
+	return map[string]courier.Applier[int]{"plain": apply, "retry": retry, "breaker": breaker, "dlq": dlq, "resilient": resilient}
+}

@@ -83,16 +83,14 @@ type fanOutApplier[T any] struct {
 	fault    error
 }
 
+// Validate reports a fault of the branches.
 func (f *fanOutApplier[T]) Validate() error { return f.fault }
-func (f *fanOutApplier[T]) batches() bool   { return f.batched }
+
+func (f *fanOutApplier[T]) batches() bool { return f.batched }
 
 func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 	if f.fault != nil {
 		return f.fault
-	}
-	// The attempts used before are not any branch's own.
-	if usedBefore(ctx) != nil {
-		ctx = withUsed(ctx, nil)
 	}
 	errs := make([]error, len(f.branches))
 	f.each(func(i int) error { return f.branches[i].inner.Apply(ctx, record) }, errs)
@@ -111,9 +109,6 @@ func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if f.fault != nil {
 		return f.fault
-	}
-	if usedBefore(ctx) != nil {
-		ctx = withUsed(ctx, nil)
 	}
 	errs := make([]error, len(f.branches))
 	f.each(func(i int) error {
@@ -145,6 +140,10 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 // each runs call for every branch and returns when all have ended. A Goexit
 // ends a branch's goroutine, not the caller's.
 func (f *fanOutApplier[T]) each(call func(branch int) error, errs []error) {
+	if len(f.branches) == 1 {
+		guard(&errs[0], func() error { return call(0) })
+		return
+	}
 	var wg sync.WaitGroup
 	for i := range f.branches {
 		wg.Go(func() {

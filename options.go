@@ -68,12 +68,15 @@ func (c *config) duration(field string, set *time.Duration, d time.Duration) {
 }
 
 func (c *config) count(field string, set *int, n int) {
-	if n < 1 {
-		c.refuse(field, "is %d: want at least 1", n)
+	if n < 1 || n > maxCount {
+		c.refuse(field, "is %d: want 1 to %d", n, maxCount)
 		return
 	}
 	*set = n
 }
+
+// maxCount is beyond any use, and small enough to be multiplied.
+const maxCount = 1 << 20
 
 // WithInterval sets how long a polling coordinator waits before it fetches
 // again when the source is caught up or nothing could be marked. The default

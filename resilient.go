@@ -87,7 +87,7 @@ func (g *guardApplier[T]) Apply(ctx context.Context, record T) (err error) {
 			err = newPanicError(recover())
 		}
 	}()
-	err = g.inner.Apply(ctx, record)
+	err = g.apply(ctx, record)
 	returned = true
 	return err
 }

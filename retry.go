@@ -183,23 +183,23 @@ func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 	if ctx.Err() != nil {
 		return unattempted(context.Cause(ctx))
 	}
-	err := r.inner.Apply(ctx, record)
+	err := r.apply(ctx, record)
 	if err == nil {
 		return nil
 	}
 	run := r.begin(ctx)
 	used := 0
-	if before := usedBefore(ctx); before != nil {
-		used = before[0]
+	if past := historiesIn(ctx, 1); past != nil {
+		used = past[0].by(r)
 	}
 	for {
 		if final := run.judge(err, &used); final != nil {
 			return final
 		}
-		if err := run.wait(err); err != nil {
-			return run.giveUp(err.reason, used, err.last, err.cause)
+		if cut := run.wait(err); cut != nil {
+			return run.giveUp(cut.reason, used, err, cut.cause)
 		}
-		if err = r.inner.Apply(withAttempt(ctx, used+1), record); err == nil {
+		if err = r.apply(withAttempt(ctx, run.waits+1), record); err == nil {
 			return nil
 		}
 	}
@@ -215,7 +215,7 @@ func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if ctx.Err() != nil {
 		return unattempted(context.Cause(ctx))
 	}
-	err := r.batch.ApplyBatch(ctx, records)
+	err := r.applyBatch(ctx, records)
 	if err == nil {
 		return nil
 	}
@@ -226,22 +226,29 @@ func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 // batch has failed as one, which counts against no record of it, it goes on
 // record by record.
 func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, err error) error {
-	if _, listed := batchErrorIn(err); !listed && Classify(ctx, err) == NotAttempted && usedBefore(ctx) == nil {
+	past := historiesIn(ctx, len(records))
+	if _, listed := batchErrorIn(err); !listed && past == nil && Classify(ctx, err) == NotAttempted && countedIn(err) == 0 {
 		return err // of every record, and there is nothing to add
 	}
 	run := r.begin(ctx)
 	results := make([]error, len(records))
 	used := make([]int, len(records))
-	copy(used, usedBefore(ctx))
+	for i := range past {
+		used[i] = past[i].by(r)
+	}
 	open := make([]int, len(records)) // the indices still to be applied
 	for i := range open {
 		open[i] = i
 	}
+	lasts := make([]error, len(records)) // each record's last error
 	left, errs := records, make([]error, len(records))
 	alone := false
 	for round := 1; ; round++ {
 		errs = errs[:len(open)]
 		whole := spread(err, errs)
+		for j, i := range open {
+			lasts[i] = errs[j]
+		}
 		delayBy := err // the failure that asks for the longest delay
 		if class := Classify(ctx, err); whole && len(open) > 1 && (class == Retryable || class == PermanentClass) {
 			alone = true
@@ -269,13 +276,13 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, err error
 		}
 		if cut := run.wait(delayBy); cut != nil {
 			for _, i := range open {
-				results[i] = run.giveUp(cut.reason, max(used[i], round), cut.last, cut.cause)
+				results[i] = run.giveUp(cut.reason, max(used[i], round), lasts[i], cut.cause)
 			}
 			return gather(results)
 		}
 		again := withAttempt(ctx, round+1)
 		if alone {
-			err = applyEach(withUsed(again, nil), Applier[T](r.batch), left)
+			err = applyEach(again, Applier[T](r.batch), left)
 		} else {
 			isolate(&err, func() error { return r.batch.ApplyBatch(again, left) })
 		}
@@ -285,6 +292,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, err error
 // retryRun is the retries of one call, from its first failure on.
 type retryRun struct {
 	ctx     context.Context
+	owner   any // the retry
 	policy  *RetryPolicy
 	backoff *backoff.Policy
 	start   time.Time
@@ -293,7 +301,7 @@ type retryRun struct {
 }
 
 func (r *retryApplier[T]) begin(ctx context.Context) retryRun {
-	return retryRun{ctx: ctx, policy: &r.policy, backoff: &r.backoff, start: r.policy.Clock.Now()}
+	return retryRun{ctx: ctx, owner: r, policy: &r.policy, backoff: &r.backoff, start: r.policy.Clock.Now()}
 }
 
 // judge counts a failed attempt and returns the record's final error, or nil
@@ -303,7 +311,10 @@ func (r *retryRun) judge(err error, used *int) error {
 	case Skipped:
 		return err
 	case NotAttempted:
-		return pendingWith(err, *used+usedIn(err))
+		if *used += countedIn(err); *used == 0 {
+			return err
+		}
+		return &pendingError{err, usage{r.owner, *used}}
 	case PermanentClass:
 		*used++
 		return r.giveUp(PermanentFailure, *used, err, nil)
@@ -320,8 +331,8 @@ func (r *retryRun) giveUp(reason Reason, attempts int, last, cause error) error 
 
 // cut is a wait that was not waited out.
 type cut struct {
-	reason      Reason
-	last, cause error
+	reason Reason
+	cause  error
 }
 
 // wait sleeps before the next attempt. It returns at once, and not nil, when
@@ -333,10 +344,10 @@ func (r *retryRun) wait(last error) *cut {
 	stop := stopOf(r.ctx)
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
-			return &cut{Interrupted, last, context.Cause(ctx)}
+			return &cut{Interrupted, context.Cause(ctx)}
 		}
 		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.policy.Clock.Now()) <= delay {
-			return &cut{DeadlineTooClose, last, nil}
+			return &cut{DeadlineTooClose, nil}
 		}
 	}
 	if delay > 0 {
@@ -350,7 +361,7 @@ func (r *retryRun) wait(last error) *cut {
 	// picked.
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
-			return &cut{Interrupted, last, context.Cause(ctx)}
+			return &cut{Interrupted, context.Cause(ctx)}
 		}
 	}
 	return nil

@@ -43,12 +43,14 @@ type stream[T any] struct {
 	asking   bool    // the fetcher is at work
 	working  int     // shares with the workers
 	job      *job[T] // what the settler is at
+	released bool    // its last job was a release
 	eof      bool
 	stopping bool
 	probing  bool // the breaker may be probed, with one record at a time
 
-	pausedUntil, fetchAt, markAt, flushAt time.Time
-	pausePace, fetchPace, markPace        trouble
+	pausedUntil, fetchAt, markAt, flushAt      time.Time
+	refusedAt                                  time.Time
+	pausePace, fetchPace, markPace, refusePace trouble
 
 	fatal    error
 	markLost error
@@ -62,8 +64,9 @@ type item[T any] struct {
 
 // past is what happened to a record before.
 type past struct {
-	used    int       // attempts interrupted by an open breaker
+	used    history   // attempts interrupted by an open breaker
 	suspect bool      // the breaker opened over it, or stayed open
+	probes  int       // in vain
 	tries   trouble   // deliveries that failed
 	due     time.Time // of the next one
 	err     error     // of the last one
@@ -195,7 +198,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	paused := now.Before(s.pausedUntil)
 	// A queue is worked off unless nobody will take it any more: a stop does not
 	// wait for a breaker to close (C-5).
-	over := s.leave.Err() != nil || s.fatal != nil || closing && paused
+	over := s.leave.Err() != nil || s.fatal != nil || closing && paused || s.eof && s.working == 0 && s.hopeless()
 
 	s.wakeHeld(now, closing)
 	if over && s.releaser != nil {
@@ -236,6 +239,22 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 // lastTries is how often a record is delivered that fails at the end of the
 // stream, before Start hands it back to its caller.
 const lastTries = 3
+
+// lastProbes is how often a record is the probe at the end of the stream: with
+// the default policy, for about seven minutes.
+const lastProbes = 10
+
+// hopeless reports whether the end of the stream has left only records that an
+// open breaker was probed with in vain. No other record will come to tell
+// whether it is they or the destination.
+func (s *stream[T]) hopeless() bool {
+	for _, it := range s.queue {
+		if it.past == nil || it.past.probes < lastProbes {
+			return false
+		}
+	}
+	return len(s.queue) > 0 && !s.retrying()
+}
 
 // retrying reports whether a held record is worth waiting for at the end of
 // the stream.
@@ -318,12 +337,12 @@ func (s *stream[T]) send(items []item[T], probe bool) {
 		sh = &share[T]{work: work[T]{applier: s.applier, batch: s.batch}}
 	}
 	records := make([]T, len(items))
-	var used []int
+	var used []history
 	for i, it := range items {
 		records[i] = it.record
-		if it.past != nil && it.past.used > 0 {
+		if it.past != nil && it.past.used != nil {
 			if used == nil {
-				used = make([]int, len(items))
+				used = make([]history, len(items))
 			}
 			used[i] = it.past.used
 		}
@@ -338,18 +357,18 @@ func (s *stream[T]) send(items []item[T], probe bool) {
 // settle gives the settler its next job. Applied records wait for more to be
 // marked with them, unless there is nothing to wait for.
 func (s *stream[T]) settle(now time.Time, hurry bool) {
-	if len(s.back) > 0 {
+	n := min(len(s.unmarked), s.config.batchSize)
+	dead := s.life.settle.Err() != nil
+	if dead && s.markLost != nil {
+		s.unmarked, n = nil, 0
+	}
+	due := n == s.config.batchSize || hurry || !now.Before(s.flushAt) || s.working == 0 && len(s.queue) == 0
+	mark := n > 0 && due && (dead || !now.Before(s.markAt))
+	switch {
+	case len(s.back) > 0 && (!mark || !s.released): // by turns: neither starves the other
 		s.start(job[T]{release: true, records: s.back, after: s.backFor})
 		s.back, s.backFor = nil, 0
-		return
-	}
-	n := min(len(s.unmarked), s.config.batchSize)
-	switch {
-	case n == 0:
-	case s.life.settle.Err() != nil && s.markLost != nil:
-		s.unmarked = nil
-	case now.Before(s.markAt) && s.life.settle.Err() == nil:
-	case n == s.config.batchSize, hurry, !now.Before(s.flushAt), s.working == 0 && len(s.queue) == 0:
+	case mark:
 		s.start(job[T]{records: s.unmarked[:n:n]})
 		s.unmarked = s.unmarked[n:]
 		s.flushAt = now.Add(s.config.flushInterval)
@@ -357,7 +376,7 @@ func (s *stream[T]) settle(now time.Time, hurry bool) {
 }
 
 func (s *stream[T]) start(j job[T]) {
-	s.job = &j
+	s.job, s.released = &j, j.release
 	s.jobs <- j
 }
 
@@ -392,7 +411,7 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 		s.queue = append(s.queue, item[T]{record: record})
 	}
 	switch {
-	case errors.Is(r.err, io.EOF):
+	case r.err == io.EOF: // not wrapped: that is a connection that broke
 		s.eof = true
 	case r.err == nil && len(r.records) > 0:
 		s.fetchPace = trouble{}
@@ -428,17 +447,27 @@ func (s *stream[T]) collect(sh *share[T]) {
 			again = append(again, it)
 		case state == ledger.Pending && w.halted.err != nil:
 			p := it.history()
-			p.err, p.used = err, max(p.used, usedIn(err))
+			p.err = err
+			if used := historyOf(err); used != nil {
+				p.used = used
+			}
 			if i != w.halted.at {
 				again = append(again, it)
 				continue
 			}
 			p.suspect = true
+			if sh.probe {
+				p.probes++
+			}
 			last = append(last, it)
 		default:
 			p := it.history()
-			p.err = err
-			p.due = now.Add(p.tries.delay(s.config))
+			p.err, p.used = err, nil
+			delay := p.tries.delay(s.config)
+			if s.releaser != nil {
+				delay = releasedFor // what is given back takes no count along
+			}
+			p.due = now.Add(max(delay, afterOf(err)))
 			s.held = append(s.held, it)
 			first = firstFault(first, err)
 			if failed++; state == ledger.Pending {
@@ -453,10 +482,26 @@ func (s *stream[T]) collect(sh *share[T]) {
 	if failed > 0 {
 		s.config.logger.Warn("courier: records were not settled and are tried again later", "failed", failed-refused, "refused", refused, "of", len(sh.items), "first_error", first)
 	}
+	if refused > 0 && s.life.stop.Err() == nil {
+		s.refuse(now)
+	}
 	s.pause(w.halted, sh.probe, now)
 	clear(sh.items)
 	w.reset(nil, nil)
 	s.spare = append(s.spare, sh)
+}
+
+// releasedFor is how long a failed record is given back for.
+const releasedFor = 5 * time.Second
+
+// refuse stops intake for a while that grows, because records can be settled
+// nowhere: a full dead letter queue must not have the source drained against it.
+func (s *stream[T]) refuse(now time.Time) {
+	if now.Sub(s.refusedAt) > time.Minute {
+		s.refusePace = trouble{}
+	}
+	s.refusedAt = now
+	s.fetchAt = now.Add(s.refusePace.delay(s.config))
 }
 
 // pause stops intake while the destination takes nothing (D6), and lets it go

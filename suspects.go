@@ -1,13 +1,17 @@
 package courier
 
-import "reflect"
+import (
+	"reflect"
+	"time"
+)
 
 // suspect is a pending record over which a breaker opened, or stayed open when
 // the record was the probe.
 type suspect[T any] struct {
 	record T
-	used   int // attempts that count against it
-	seen   bool
+	name   string // where the source names records
+	past   history
+	seen   time.Time // last
 }
 
 // suspects is what a polling coordinator remembers of pending records from
@@ -17,24 +21,42 @@ type suspect[T any] struct {
 // it is exhausted and parked instead of opening the breaker for ever.
 type suspects[T any] struct {
 	identity func(T) string // nil compares with reflect.DeepEqual
+	clock    Clock
 	limit    int
-	list     []suspect[T]
-	hint     int // where the last search ended: fetches keep their order
+	list     []suspect[T] // oldest first
+	hint     int          // where the last search ended: fetches keep their order
 }
 
-func (s *suspects[T]) same(a, b T) bool {
-	if s.identity != nil {
-		return s.identity(a) == s.identity(b)
+// suspectFor is how long a suspect is remembered that is not seen again: longer
+// than any lease should be, and not for ever, for it may have been settled by
+// somebody else.
+const suspectFor = time.Hour
+
+// name asks the source what a record is called. A source that panics over it
+// has named nothing: the record is compared by its content.
+func (s *suspects[T]) name(record T) (name string) {
+	if s.identity == nil {
+		return ""
 	}
-	return reflect.DeepEqual(a, b)
+	var err error
+	isolate(&err, func() error {
+		name = s.identity(record)
+		return nil
+	})
+	return name
 }
 
 // find returns the index of a record in the list, or -1.
 func (s *suspects[T]) find(record T) int {
+	if len(s.list) == 0 {
+		return -1
+	}
+	name := s.name(record)
 	for n := range s.list {
 		i := (s.hint + n) % len(s.list)
-		if s.same(s.list[i].record, record) {
+		if sus := &s.list[i]; name != "" && name == sus.name || name == "" && reflect.DeepEqual(sus.record, record) {
 			s.hint = i + 1
+			sus.seen = s.clock.Now()
 			return i
 		}
 	}
@@ -43,12 +65,12 @@ func (s *suspects[T]) find(record T) int {
 
 // note remembers a record and the attempts it has used, as the latest suspect.
 // The oldest one makes room.
-func (s *suspects[T]) note(record T, used int) {
+func (s *suspects[T]) note(record T, past history) {
 	s.drop(record)
 	if len(s.list) >= s.limit {
 		s.remove(0)
 	}
-	s.list = append(s.list, suspect[T]{record: record, used: used, seen: true})
+	s.list = append(s.list, suspect[T]{record, s.name(record), past, s.clock.Now()})
 }
 
 // drop forgets a record that has its verdict.
@@ -59,44 +81,34 @@ func (s *suspects[T]) drop(record T) {
 }
 
 func (s *suspects[T]) remove(i int) {
-	s.list = append(s.list[:i], s.list[i+1:]...)
-	var none suspect[T]
-	s.list[:len(s.list)+1][len(s.list)] = none
+	copy(s.list[i:], s.list[i+1:])
+	clear(s.list[len(s.list)-1:])
+	s.list = s.list[:len(s.list)-1]
 }
 
-// usedBy returns the attempts used by each record, nil when none has any.
-func (s *suspects[T]) usedBy(records []T) (used []int) {
-	if len(s.list) == 0 {
-		return nil
-	}
-	for i, record := range records {
-		j := s.find(record)
-		if j < 0 {
-			continue
-		}
-		s.list[j].seen = true
-		if s.list[j].used > 0 {
-			if used == nil {
-				used = make([]int, len(records))
-			}
-			used[i] = s.list[j].used
-		}
-	}
-	return used
-}
-
-// forgetUnseen drops the suspects that usedBy has not met since the last call:
-// when a fetch returned all that is pending, they are pending no more.
+// forgetUnseen drops the suspects that have not been met for long.
 func (s *suspects[T]) forgetUnseen() {
-	kept := s.list[:0]
-	for _, sus := range s.list {
-		if sus.seen {
-			sus.seen = false
-			kept = append(kept, sus)
+	for i := len(s.list) - 1; i >= 0; i-- {
+		if s.clock.Now().Sub(s.list[i].seen) > suspectFor {
+			s.remove(i)
 		}
 	}
-	clear(s.list[len(kept):])
-	s.list = kept
+}
+
+// histories returns what was used on each record, nil when nothing was.
+func (s *suspects[T]) histories(records []T) (past []history) {
+	for i, record := range records {
+		if len(s.list) == 0 {
+			return past
+		}
+		if j := s.find(record); j >= 0 && s.list[j].past != nil {
+			if past == nil {
+				past = make([]history, len(records))
+			}
+			past[i] = s.list[j].past
+		}
+	}
+	return past
 }
 
 // probe picks the record to try while the breaker may be probed: the first one
@@ -113,4 +125,18 @@ func (s *suspects[T]) probe(records []T) int {
 		}
 	}
 	return pick
+}
+
+// last moves the suspects among the records behind the others.
+func (s *suspects[T]) last(records []T) []T {
+	ordered := make([]T, 0, len(records))
+	var behind []T
+	for _, record := range records {
+		if s.find(record) < 0 {
+			ordered = append(ordered, record)
+		} else {
+			behind = append(behind, record)
+		}
+	}
+	return append(ordered, behind...)
 }

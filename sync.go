@@ -76,11 +76,11 @@ type work[T any] struct {
 	batch   BatchApplier[T] // nil unless the applier is better at batches
 
 	ledger ledger.Ledger[T]
-	used   []int // attempts used before, parallel to the records; nil when none were
+	past   []history // attempts used before, parallel to the records; nil when none were
 
 	at      int  // the record in work; those before it have their verdict
 	tried   bool // as a batch
-	partly  bool // and only records with attempts used are left to do
+	partly  bool // and only records with a history are left to do
 	calling bool // user code runs
 	halted  halt
 }
@@ -93,9 +93,9 @@ type halt struct {
 	fatal bool      // never: the pipeline is misconfigured
 }
 
-func (w *work[T]) reset(records []T, used []int) {
+func (w *work[T]) reset(records []T, past []history) {
 	w.ledger.Reset(records)
-	w.used, w.at, w.tried, w.partly, w.calling, w.halted = used, 0, false, false, false, halt{}
+	w.past, w.at, w.tried, w.partly, w.calling, w.halted = past, 0, false, false, false, halt{}
 }
 
 // run applies the records until all have a verdict, stop has ended, or the
@@ -121,12 +121,12 @@ func (w *work[T]) applySome(stop, ctx context.Context) {
 	}()
 	one := ctx
 	for w.at < len(w.ledger.Records) && w.halted.err == nil && stop.Err() == nil {
-		if w.used != nil {
-			if w.partly && w.used[w.at] == 0 {
+		if w.past != nil {
+			if w.partly && w.past[w.at] == nil {
 				w.at++
 				continue
 			}
-			one = withUsed(ctx, w.used[w.at:w.at+1])
+			one = withHistories(ctx, w.past[w.at:w.at+1])
 		}
 		w.calling = true
 		err := w.applier.Apply(one, w.ledger.Records[w.at])
@@ -134,7 +134,7 @@ func (w *work[T]) applySome(stop, ctx context.Context) {
 		if err == nil {
 			w.ledger.Settle(w.at)
 		} else {
-			w.note(ctx, w.at, err)
+			w.note(ctx, w.at, sound(err))
 		}
 		w.at++
 	}
@@ -147,10 +147,10 @@ func (w *work[T]) applyBatch(ctx context.Context) {
 	w.tried = true
 	records := w.ledger.Records
 	var index []int
-	if w.used != nil {
+	if w.past != nil {
 		records = nil
-		for i, used := range w.used {
-			if used == 0 {
+		for i, past := range w.past {
+			if past == nil {
 				index = append(index, i)
 				records = append(records, w.ledger.Records[i])
 			}
@@ -230,6 +230,7 @@ type lifecycle struct {
 
 	cancelWork, cancelSettle context.CancelCauseFunc
 	applied, finished        chan struct{}
+	once                     sync.Once // closes applied
 	watcher                  sync.WaitGroup
 }
 
@@ -267,14 +268,8 @@ func beginLifecycle(ctx context.Context, clock Clock, drain time.Duration) *life
 }
 
 // lastApplied says, after a stop, that no apply is in flight or will be: from
-// here on the time for marks and releases runs. Only one goroutine calls it.
-func (l *lifecycle) lastApplied() {
-	select {
-	case <-l.applied:
-	default:
-		close(l.applied)
-	}
-}
+// here on the time for marks and releases runs.
+func (l *lifecycle) lastApplied() { l.once.Do(func() { close(l.applied) }) }
 
 // end is called when all work has ended.
 func (l *lifecycle) end() {

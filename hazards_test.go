@@ -1,0 +1,519 @@
+package courier_test
+
+// What hostile or unlucky user code does to the contract: errors that cannot be
+// looked into, calls that hang at the wrong moment, sources that do not do as
+// they are told. Each was found by attack or by chance.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+func TestD8_AStopBoundsTheMarkAndTheReleaseInFlight(t *testing.T) {
+	for name, hang := range map[string]func(*hanging){
+		"mark":    func(h *hanging) { h.mark = true },
+		"release": func(h *hanging) { h.release = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &hanging{leasing: newLeasing(1, 2)}
+				hang(source)
+				s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+					if r == 2 {
+						return errTest
+					}
+					return nil
+				}}
+				stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithDrainTimeout(time.Second)))
+				time.Sleep(time.Minute)
+				before := time.Now()
+				_ = stop()
+				require.LessOrEqual(t, time.Since(before), time.Second)
+			})
+		})
+	}
+}
+
+// hanging is a source whose calls heed nothing but their context.
+type hanging struct {
+	*leasing[int]
+	mark, release bool
+}
+
+func (h *hanging) Mark(ctx context.Context, records []int) error {
+	if h.mark {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return h.leasing.Mark(ctx, records)
+}
+
+func (h *hanging) Release(ctx context.Context, records []int, after time.Duration) error {
+	if h.release {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return h.leasing.Release(ctx, records, after)
+}
+
+func TestD8_AStopReleasesWhatCameBeyondTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &greedy{newLeasing(numbers(10)...)}
+		ctx, cancel := context.WithCancel(t.Context())
+		c := courier.NewPollingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 1 {
+				cancel()
+			}
+			return nil
+		}), quiet, courier.WithBatchSize(3))
+		require.NoError(t, c.Start(ctx))
+		require.Equal(t, []int{0, 1}, source.marked())
+		require.ElementsMatch(t, []int{2, 3, 4, 5, 6, 7, 8, 9}, slices.Concat(source.released...))
+	})
+}
+
+// greedy returns all it has, whatever the limit.
+type greedy struct{ *leasing[int] }
+
+func (g *greedy) Fetch(ctx context.Context, _ int) ([]int, error) { return g.leasing.Fetch(ctx, 1000) }
+
+func TestD8_Stream_ARecordThatArrivesWithTheStop(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			ch := make(chan int)
+			var marked collector
+			stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), courier.ProcessFunc(func(ctx context.Context, _ int) error {
+				<-ctx.Done()
+				return ctx.Err()
+			}), quiet, courier.WithDrainTimeout(time.Second)))
+			synctest.Wait()
+			go func() {
+				select {
+				case ch <- 1:
+				case <-t.Context().Done():
+				}
+			}()
+			before := time.Now()
+			_ = stop() // the record is in the channel, or comes back as unsettled
+			require.LessOrEqual(t, time.Since(before), 2*time.Second)
+		})
+	}
+}
+
+func TestD10_Stream_ReleasesDoNotStarveMarks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &slowRelease{leasing: newLeasing(0, 1)}
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if r < 2 {
+				return errTest
+			}
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet))
+		for i := range 60 {
+			time.Sleep(time.Minute)
+			source.add(10 + i)
+		}
+		time.Sleep(time.Minute)
+		require.Len(t, source.marked(), 60)
+		require.NoError(t, stop())
+	})
+}
+
+type slowRelease struct{ *leasing[int] }
+
+func (s *slowRelease) Release(ctx context.Context, records []int, after time.Duration) error {
+	time.Sleep(10 * time.Second) // longer than records are given back for
+	return s.leasing.Release(ctx, records, after)
+}
+
+// A time to retry at does not make an error one of the destination's: only
+// what was not attempted pauses (D3).
+type tooMany struct{ at time.Time }
+
+func (e *tooMany) Error() string      { return "429" }
+func (e *tooMany) RetryAt() time.Time { return e.at }
+
+func TestD3_ARetryableErrorWithATimePausesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(numbers(10)...)
+		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return errTest }}
+		s.fail = func(_ context.Context, r, _ int) error {
+			if r == 0 {
+				return &tooMany{time.Now().Add(time.Minute)}
+			}
+			return nil
+		}
+		stop := start(t, courier.NewPollingCoordinator(source, courier.WithRetry[int](s), quiet))
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Equal(t, []int{0}, source.left())
+	})
+}
+
+func TestD9_AnErrorThatCannotBeLookedInto(t *testing.T) {
+	typedNil := func() error {
+		var e *fs.PathError
+		return e
+	}
+	for name, err := range map[string]error{
+		"typed nil":         typedNil(),
+		"wrapped typed nil": fmt.Errorf("open: %w", typedNil()),
+		"in a list":         &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: typedNil()}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for shape, stack := range stacks(courier.ProcessFunc(func(context.Context, int) error { return err })) {
+				t.Run(shape, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						source := newShelf(1)
+						_ = courier.NewPollingCoordinator(source, stack, quiet).RunOnce(t.Context())
+					})
+				})
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // of the source
+		source := newLeasing(1)
+		source.wait = true
+		fetches := 0
+		wrapped := &fetchFunc[int]{Source: source, fetch: func(ctx context.Context, limit int) ([]int, error) {
+			if fetches++; fetches == 1 {
+				return nil, typedNil()
+			}
+			return source.Fetch(ctx, limit)
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(wrapped, &sink[int]{}, quiet))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1}, source.marked())
+	})
+}
+
+// fetchFunc is a source with another Fetch.
+type fetchFunc[T any] struct {
+	courier.Source[T]
+	fetch func(context.Context, int) ([]T, error)
+}
+
+func (f *fetchFunc[T]) Fetch(ctx context.Context, limit int) ([]T, error) { return f.fetch(ctx, limit) }
+
+// misnamed is a shelf that names its records, badly.
+type misnamed struct {
+	*shelf[int]
+	end func()
+}
+
+func (m *misnamed) Identity(int) string {
+	m.end()
+	return "never"
+}
+
+func TestD9_AnIdentityThatPanicsOrExits(t *testing.T) {
+	for name, end := range map[string]func(){"panic": func() { panic("boom") }, "goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &destination{began: time.Now(), outage: time.Minute, poison: 3, applied: map[int]int{}}
+				stack, dlq := courier.ResilientApplier(courier.Applier[int](d), nil)
+				source := &misnamed{newShelf(numbers(10)...), end}
+				stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+				for i := range 10 {
+					time.Sleep(time.Minute)
+					source.add(10 + i)
+				}
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				require.Empty(t, source.left())
+				parked, _ := dlq.Receive(t.Context(), 10)
+				require.Len(t, parked, 1)
+			})
+		})
+	}
+}
+
+func TestF5_APanicInABranchsBatchTakesNoOtherRecordAlong(t *testing.T) {
+	for name, end := range map[string]func(){"panic": func() { panic("boom") }, "goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			b := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error {
+				if slices.Contains(records, 3) {
+					end()
+				}
+				return nil
+			}}
+			b.fail = func(_ context.Context, r, _ int) error {
+				if r == 3 {
+					end()
+				}
+				return nil
+			}
+			source := newShelf(numbers(10)...)
+			err := courier.NewPollingCoordinator(source, courier.NewFanOutApplier[int](b, &sink[int]{}), quiet).RunOnce(t.Context())
+			require.ErrorIs(t, err, courier.ErrPanic)
+			require.Equal(t, []int{3}, source.left())
+		})
+	}
+}
+
+// The attempts of one retry are not another's: a process function that retries
+// something of its own starts at none.
+func TestP2_AttemptsBelongToTheRetryThatCountedThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		inner := &batchSink[int]{}
+		var innerFailures int
+		inner.fail = func(context.Context, int, int) error {
+			if innerFailures++; innerFailures < 3 {
+				return errTest
+			}
+			return nil
+		}
+		policy := plain
+		policy.MaxAttempts = 3
+		items := courier.NewRetryableApplier[int](inner, policy)
+		began := time.Now()
+		stack, dlq := courier.ResilientApplier(courier.ProcessFunc(func(ctx context.Context, r int) error {
+			if time.Since(began) < time.Minute {
+				return errTest
+			}
+			if r != 0 { // not the one with attempts behind it
+				return nil
+			}
+			if err := asBatch(items).ApplyBatch(ctx, []int{1, 2, 3}); err != nil {
+				return err
+			}
+			return items.Apply(ctx, 1)
+		}), nil)
+		source := newShelf(0, 1)
+		stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+		time.Sleep(10 * time.Minute)
+		require.NoError(t, stop())
+		parked, _ := dlq.Receive(t.Context(), 1)
+		require.Empty(t, parked)
+		require.Empty(t, source.left())
+	})
+}
+
+func TestD4_Stream_ARefusingQueueHasNoSourceDrainedAgainstIt(t *testing.T) { // DLQ rule D-4
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(numbers(100)...)
+		source.wait = true
+		s := &sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}
+		queue := courier.NewMemoryDLQ[int](1)
+		stop := start(t, courier.NewStreamingCoordinator(source, courier.NewDLQApplier(s, queue), quiet))
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Less(t, s.called(), 50_000, "a batch a time, at growing intervals")
+		require.Equal(t, 1, queue.Len())
+	})
+}
+
+func TestD1_Stream_AConnectionThatBreaksIsNotTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(1)
+		source.wait = true
+		fetches := 0
+		wrapped := &fetchFunc[int]{Source: source, fetch: func(ctx context.Context, limit int) ([]int, error) {
+			if fetches++; fetches == 1 {
+				return nil, fmt.Errorf("Get: %w", io.EOF)
+			}
+			return source.Fetch(ctx, limit)
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(wrapped, &sink[int]{}, quiet))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1}, source.marked())
+	})
+}
+
+func TestD8_AQueueThatHangsIsAskedOnceABatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &dlqFunc{send: func(ctx context.Context, _ courier.DeadLetter[int]) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		s := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error {
+			var e courier.BatchError
+			for i := range records {
+				e.Add(i, courier.Permanent(errTest))
+			}
+			return &e
+		}}
+		source := newShelf(numbers(100)...)
+		stop := start(t, courier.NewPollingCoordinator(source, courier.NewDLQApplier[int](s, courier.DLQ[int](store)), quiet))
+		synctest.Wait()
+		before := time.Now()
+		require.NoError(t, stop())
+		require.LessOrEqual(t, time.Since(before), 20*time.Second)
+		require.Len(t, source.left(), 100)
+	})
+}
+
+func TestP2_PoisonInAFanOutBranchIsParked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &destination{began: time.Now(), poison: 7, applied: map[int]int{}}
+		a, dlq := courier.ResilientApplier(courier.Applier[int](d), nil)
+		source := newShelf(numbers(50)...)
+		stop := start(t, courier.NewPollingCoordinator(source, courier.NewFanOutApplier[int](a, &sink[int]{}), quiet))
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		parked, _ := dlq.Receive(t.Context(), 10)
+		require.Len(t, parked, 1)
+		require.Equal(t, 7, parked[0].Record)
+		require.Empty(t, source.left())
+	})
+}
+
+func TestP3_ABreakerThatWantsSeveralSuccessesClosesBesideAPoisonRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &destination{began: time.Now(), outage: time.Minute, poison: 0, applied: map[int]int{}}
+		stack, dlq := courier.ResilientApplier(courier.Applier[int](d), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{Successes: 3}})
+		source := newShelf(numbers(1000)...)
+		stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+		time.Sleep(15 * time.Minute)
+		require.NoError(t, stop())
+		parked, _ := dlq.Receive(t.Context(), 10)
+		require.Len(t, parked, 1)
+		require.Empty(t, source.left())
+	})
+}
+
+// A source that hides what it has handed out for a while does not show a
+// suspect in every fetch.
+func TestP2_ASuspectIsRememberedWhileItsSourceHidesIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &destination{began: time.Now(), poison: 0, applied: map[int]int{}}
+		stack, dlq := courier.ResilientApplier(courier.Applier[int](d), nil)
+		source := newShelf(numbers(20)...)
+		hidden := map[int]time.Time{}
+		wrapped := &fetchFunc[int]{Source: source, fetch: func(_ context.Context, limit int) ([]int, error) {
+			var records []int
+			for _, r := range source.left() {
+				if len(records) < limit && time.Now().After(hidden[r]) {
+					hidden[r] = time.Now().Add(30 * time.Second)
+					records = append(records, r)
+				}
+			}
+			return records, nil
+		}}
+		stop := start(t, courier.NewPollingCoordinator(wrapped, stack, quiet))
+		for i := range 30 {
+			time.Sleep(time.Minute)
+			source.add(100 + i)
+		}
+		require.NoError(t, stop())
+		parked, _ := dlq.Receive(t.Context(), 10)
+		require.Len(t, parked, 1)
+		require.Equal(t, 0, parked[0].Record)
+	})
+}
+
+func TestD10_Stream_TheEndHandsALonePoisonRecordBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		d := &destination{began: began, poison: 9, applied: map[int]int{}}
+		stack, dlq := courier.ResilientApplier(courier.Applier[int](d), nil)
+		var marked collector
+		err := courier.NewStreamingCoordinator(courier.NewChannelSource(stream(10), marked.mark), stack, quiet).Start(t.Context())
+		var left *courier.UnsettledError[int]
+		require.ErrorAs(t, err, &left)
+		require.Equal(t, []int{9}, left.Records)
+		require.ErrorIs(t, err, courier.ErrOpen)
+		require.Equal(t, numbers(9), marked.all())
+		require.Less(t, time.Since(began), 10*time.Minute)
+		parked, _ := dlq.Receive(t.Context(), 1)
+		require.Empty(t, parked)
+	})
+}
+
+func TestB7_TheCallersDeadlineIsAFailureOfTheDestination(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(3)
+		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}), b)
+		for range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			_ = applier.Apply(ctx, 1)
+			cancel()
+		}
+		require.Equal(t, "open", b.State())
+	})
+}
+
+func TestRetry_EachRecordOfABatchKeepsItsOwnLastError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		errA, errB := errors.New("a"), errors.New("b")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
+			return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: errA}, {Index: 1, Err: courier.RetryAfter(errB, time.Hour)}}}
+		}}
+		err := asBatch(courier.NewRetryableApplier[int](s, plain)).ApplyBatch(ctx, []int{0, 1})
+		var list *courier.BatchError
+		require.ErrorAs(t, err, &list)
+		require.ErrorIs(t, list.Failures[0].Err, errA)
+		require.NotErrorIs(t, list.Failures[0].Err, errB)
+		require.ErrorIs(t, list.Failures[1].Err, errB)
+	})
+}
+
+func TestD12_HugeNumbersAndNilPointers(t *testing.T) {
+	var noSource *courier.BatchSourceFunc[int]
+	var noSink *sink[int]
+	var noQueue *courier.MemoryDLQ[int]
+	source := newShelf[int]()
+	ok := courier.ProcessFunc(nop[int])
+	for _, test := range []struct {
+		field string
+		c     interface{ Start(context.Context) error }
+	}{
+		{"WithBatchSize", courier.NewPollingCoordinator(source, ok, courier.WithBatchSize(math.MaxInt))},
+		{"WithStreamWorkers", courier.NewStreamingCoordinator(source, ok, courier.WithStreamWorkers(math.MaxInt))},
+		{"source", courier.NewPollingCoordinator[int](noSource, ok)},
+		{"applier", courier.NewPollingCoordinator[int](source, noSink)},
+		{"applier", courier.NewPollingCoordinator(source, courier.WithRetry[int](noSink))},
+		{"dlq", courier.NewPollingCoordinator(source, courier.NewDLQApplier(ok, courier.DLQ[int](noQueue)))},
+	} {
+		err := test.c.Start(t.Context())
+		var bad *courier.ConfigError
+		require.ErrorAs(t, err, &bad, test.field)
+		require.Equal(t, test.field, bad.Field)
+	}
+}
+
+// The fast path of a calm breaker, under the race detector.
+func TestB3_ACalmBreakerUnderManyGoroutines(t *testing.T) {
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 3, OpenFor: time.Nanosecond, MaxOpenFor: time.Nanosecond})
+	var n atomic.Int64
+	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+		if n.Add(1)%5 == 0 {
+			return errTest
+		}
+		return nil
+	}), b)
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 2000 {
+				_ = applier.Apply(t.Context(), 1)
+			}
+		})
+	}
+	wg.Wait()
+	require.Eventually(t, func() bool { return applier.Apply(t.Context(), 1) == nil && b.State() == "closed" }, 5*time.Second, time.Microsecond)
+}

@@ -1,0 +1,98 @@
+package courier_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// elapsed returns how long a coordinator took to settle all of a source.
+func elapsed(t *testing.T, source interface{ left() []int }, c *courier.PollingCoordinator[int]) time.Duration {
+	t.Helper()
+	began := time.Now()
+	stop := start(t, c)
+	synctest.Wait()
+	for len(source.left()) > 0 {
+		time.Sleep(time.Second)
+		synctest.Wait()
+	}
+	took := time.Since(began)
+	require.NoError(t, stop())
+	return took
+}
+
+func TestPace_AFullBatchIsFollowedByTheNextAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(numbers(1000)...)
+		require.Zero(t, elapsed(t, source, courier.NewPollingCoordinator(source, &sink[int]{}, quiet)))
+	})
+}
+
+func TestPace_AFixedIntervalIsFixed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(numbers(1000)...)
+		c := courier.NewPollingCoordinator(source, &sink[int]{}, quiet, courier.WithFixedInterval(), courier.WithInterval(7*time.Second))
+		require.Equal(t, 9*7*time.Second, elapsed(t, source, c))
+	})
+}
+
+// A query with a LIMIT below the batch size is not one batch a tick.
+func TestPace_AFetchFunctionWithALimitOfItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(numbers(1000)...)
+		c := courier.Sync(func(ctx context.Context) ([]int, error) { return source.Fetch(ctx, 50) }, nop[int], source.Mark, quiet)
+		require.Zero(t, elapsed(t, source, c))
+	})
+}
+
+func TestPace_ACaughtUpSourceIsAskedOnceAnInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(1, 2, 3)
+		stop := start(t, courier.NewPollingCoordinator(source, &sink[int]{}, quiet))
+		time.Sleep(time.Minute - time.Nanosecond)
+		require.NoError(t, stop())
+		require.Equal(t, 12, source.fetchCount(), "every 5 seconds")
+	})
+}
+
+func TestPace_WhatCannotBeMarkedIsNotTriedInALoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(numbers(200)...)
+		s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
+		stop := start(t, courier.NewPollingCoordinator(source, s, quiet))
+		time.Sleep(time.Minute - time.Nanosecond)
+		require.NoError(t, stop())
+		require.Equal(t, 12, source.fetchCount())
+	})
+}
+
+func TestPace_FetchErrorsBackOffToACap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(1)
+		failing := true
+		source.fetchErr = func(int) error {
+			if failing {
+				return errTest
+			}
+			return nil
+		}
+		stop := start(t, courier.NewPollingCoordinator(source, &sink[int]{}, quiet, courier.WithRandom(func() float64 { return 0 })))
+		time.Sleep(100 * time.Millisecond)
+		require.LessOrEqual(t, source.fetchCount(), 3)
+		time.Sleep(time.Hour)
+		// The longest delay is 30 s, of which the jitter leaves half.
+		require.InDelta(t, 240, source.fetchCount(), 10)
+		synctest.Wait()
+		source.mu.Lock()
+		failing = false
+		source.mu.Unlock()
+		time.Sleep(15 * time.Second)
+		require.Empty(t, source.left())
+		require.NoError(t, stop())
+	})
+}
