@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+	"path/filepath"
+
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	_ "modernc.org/sqlite"
+)
+
+// database is the business table and the outbox, in one file.
+type database struct {
+	*sql.DB
+	outbox *couriersql.Outbox
+	name   string // the head of all its message IDs
+}
+
+// The business table takes rows of any shape: what is in them is JSON. The
+// other one holds a name for the database, for message IDs that are the same
+// in every run with one database and in no other database: a server outside
+// may keep the messages of many.
+const schema = `
+CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS demo_name (only INTEGER PRIMARY KEY CHECK (only = 1), name TEXT NOT NULL) STRICT;
+`
+
+func openDatabase(ctx context.Context, path string) (_ *database, err error) {
+	if folder := filepath.Dir(path); !isFolder(folder) {
+		return nil, fmt.Errorf("-db %s: there is no folder %s: create it, or pass a path in one that exists", path, folder)
+	}
+	pool, err := sql.Open("sqlite", couriersql.SQLiteDSN(path))
+	if err != nil {
+		return nil, err
+	}
+	// SQLite has one writer at a time. With one connection, writer and relay
+	// take turns in the order in which they ask.
+	pool.SetMaxOpenConns(1)
+	db := &database{DB: pool, outbox: couriersql.New(pool, couriersql.SQLite)}
+	defer func() {
+		if err != nil {
+			db.close()
+			err = fmt.Errorf("-db %s: %w", path, err)
+		}
+	}()
+	var columns, known int
+	err = db.QueryRowContext(ctx, `SELECT count(*), count(*) FILTER (WHERE name IN ('id', 'body')) FROM pragma_table_info('orders')`).Scan(&columns, &known)
+	if err != nil {
+		return nil, fmt.Errorf("%w: pass the path of an SQLite file, or of one to create, that this process may write", err)
+	}
+	if columns > 0 && (columns != 2 || known != 2) {
+		return nil, errors.New("it has a table orders of another program: pass another path")
+	}
+	if err := db.outbox.Migrate(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := db.ExecContext(ctx, schema); err != nil {
+		return nil, err
+	}
+	if _, err := db.ExecContext(ctx, `INSERT INTO demo_name VALUES (1, ?) ON CONFLICT DO NOTHING`, rand.Text()[:8]); err != nil {
+		return nil, err
+	}
+	return db, db.QueryRowContext(ctx, `SELECT name FROM demo_name`).Scan(&db.name)
+}
+
+func isFolder(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+func (db *database) close() {
+	_ = db.outbox.Close()
+	_ = db.Close()
+}
+
+// state is what a database holds.
+type state struct{ written, pending int64 }
+
+func (db *database) state(ctx context.Context) (s state, err error) {
+	pending, err := db.outbox.Pending(ctx)
+	if err != nil {
+		return s, err
+	}
+	s.pending = int64(pending)
+	return s, db.QueryRowContext(ctx, `SELECT count(*) FROM orders`).Scan(&s.written)
+}
+
+// writeAll writes orders until there are no more or ctx ends.
+func (db *database) writeAll(ctx context.Context, orders iter.Seq2[order, error], counts *counts) error {
+	for o, err := range orders {
+		if err != nil {
+			return err
+		}
+		written, err := db.write(ctx, o)
+		switch {
+		case ctx.Err() != nil:
+			return nil // the order is not written, or is and will be relayed
+		case err != nil:
+			return fmt.Errorf("writing order %s: %w", o.name, err)
+		case !written:
+			counts.skipped()
+		}
+	}
+	return nil
+}
+
+// write is the outbox pattern: the order and the message that tells of it, in
+// one transaction. It returns false when an earlier run has written the order.
+func (db *database) write(ctx context.Context, o order) (bool, error) {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
+	id := db.name + "-" + o.name
+	result, err := tx.ExecContext(ctx, `INSERT INTO orders (id, body) VALUES (?, ?) ON CONFLICT DO NOTHING`, id, string(o.body))
+	if err != nil {
+		return false, err
+	}
+	if added, err := result.RowsAffected(); err != nil || added == 0 {
+		return false, err
+	}
+	if o.rawHeaders == "" {
+		err = db.outbox.Write(ctx, tx, couriersql.Message{ID: id, Topic: o.topic, Payload: o.body})
+	} else {
+		err = writeByHand(ctx, tx, id, o)
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, tx.Commit()
+}
+
+// writeByHand is a program that fills the outbox without the library, and does
+// not know what belongs there.
+func writeByHand(ctx context.Context, tx *sql.Tx, id string, o order) error {
+	_, err := tx.ExecContext(ctx,
+		`INSERT INTO courier_outbox (id, topic, key, payload, headers, trace, created_at) VALUES (?, ?, '', ?, ?, '', 0)`,
+		id, o.topic, o.body, o.rawHeaders)
+	return err
+}
