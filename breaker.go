@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -12,20 +13,48 @@ import (
 	"github.com/erfanmomeniii/courier/internal/breaker"
 )
 
-// BreakerPolicy configures a [Breaker]. The zero value is the default.
+// BreakerPolicy configures a [Breaker]. The zero value is the default: it opens
+// after five failures in a row. Setting a rate without a FailureThreshold makes
+// it open by the rate alone; with both, whichever is reached first.
 type BreakerPolicy struct {
 	// FailureThreshold is how many calls must fail in a row for the breaker to
-	// open. 0 is 5. Together with a retry around the breaker it should be at
-	// least 2 and at most RetryPolicy.MaxAttempts: with 1 a record that fails
-	// on its own account always opens it and is never parked; above
-	// MaxAttempts, the record at the head of an outage is exhausted before it
-	// opens.
+	// open. 0 is 5, or off where a rate is set. Together with a retry around the
+	// breaker it should be at least 2 and at most RetryPolicy.MaxAttempts: with
+	// 1 a record that fails on its own account always opens it and is never
+	// parked; above MaxAttempts, the record at the head of an outage is
+	// exhausted before it opens.
 	FailureThreshold int
 
+	// FailureRate opens the breaker when this share, in (0, 1], of the calls in
+	// the window has failed. 0 is off.
+	FailureRate float64
+
+	// SlowCallRate does the same for calls that took SlowCall or longer,
+	// whether they failed or not: an outage that shows as slowness ends no call
+	// with an error. 0 is off; a rate needs a SlowCall, and the other way round.
+	SlowCallRate float64
+	SlowCall     time.Duration
+
+	// MinCalls is how many calls must be in the window for a rate to mean
+	// something. 0 is 20.
+	MinCalls int
+
+	// Window is the time that the rates are of, 30 seconds for 0; WindowCalls
+	// makes them of the last so many calls instead. A call counts when it ends.
+	Window      time.Duration
+	WindowCalls int
+
 	// OpenFor is how long the breaker first stays open before it lets a probe
-	// through. 0 is 5 seconds. Each failed probe doubles it, up to MaxOpenFor.
-	// 0 is one minute, or OpenFor where that is longer.
+	// through. 0 is 5 seconds. Each failed probe makes it longer by
+	// OpenMultiplier (0 is 2, 1 is not at all), up to MaxOpenFor, of which 0 is
+	// one minute, or OpenFor where that is longer.
 	OpenFor, MaxOpenFor time.Duration
+	OpenMultiplier      float64
+
+	// Jitter spreads an open period by up to this share either way, below
+	// MaxOpenFor, so that several processes do not probe together. 0 is 0.2;
+	// [NoOpenJitter] is none. It must be less than 1.
+	Jitter float64
 
 	// Probes is how many calls are let through at once while half-open, and
 	// Successes how many of them must succeed for it to close. 0 is 1 of each.
@@ -36,17 +65,34 @@ type BreakerPolicy struct {
 	// is longer.
 	ProbeTimeout time.Duration
 
-	// Clock is nil for the system's clock, Random for math/rand/v2's Float64:
-	// it spreads an open period by up to a fifth either way, so that several
-	// processes do not probe together. Both must be safe for concurrent use.
+	// OnStateChange is called after each transition, once and in order, outside
+	// any lock, by the call that made it or one that came at the same time. It
+	// may call any method of the breaker; a panic in it does no harm.
+	OnStateChange func(ctx context.Context, change BreakerChange)
+
+	// Clock is nil for the system's clock, Random for math/rand/v2's Float64.
+	// Both must be safe for concurrent use.
 	Clock  Clock
 	Random func() float64
 }
 
+// NoOpenJitter is a BreakerPolicy.Jitter without effect.
+const NoOpenJitter = math.SmallestNonzeroFloat64
+
+func (p BreakerPolicy) rated() bool { return p.FailureRate != 0 || p.SlowCallRate != 0 }
+
 func (p BreakerPolicy) withDefaults() BreakerPolicy {
-	p.FailureThreshold = or(p.FailureThreshold, 5)
+	if !p.rated() {
+		p.FailureThreshold = or(p.FailureThreshold, 5)
+	}
+	p.MinCalls = or(p.MinCalls, 20)
+	if p.WindowCalls == 0 {
+		p.Window = or(p.Window, 30*time.Second)
+	}
 	p.OpenFor = or(p.OpenFor, 5*time.Second)
 	p.MaxOpenFor = or(p.MaxOpenFor, max(time.Minute, p.OpenFor))
+	p.OpenMultiplier = or(p.OpenMultiplier, 2)
+	p.Jitter = or(p.Jitter, 0.2)
 	p.Probes = or(p.Probes, 1)
 	p.Successes = or(p.Successes, 1)
 	p.ProbeTimeout = or(p.ProbeTimeout, max(time.Minute, p.OpenFor))
@@ -60,21 +106,48 @@ func (p BreakerPolicy) withDefaults() BreakerPolicy {
 }
 
 func (p BreakerPolicy) validate() error {
+	bad := func(field, format string, args ...any) error {
+		return &ConfigError{"BreakerPolicy." + field, fmt.Sprintf(format, args...)}
+	}
+	share := func(v float64) bool { return v >= 0 && v <= 1 } // NaN is none
+	d := p.withDefaults()
 	switch {
 	case p.FailureThreshold < 0:
-		return &ConfigError{"BreakerPolicy.FailureThreshold", fmt.Sprintf("is %d: want at least 1, or 0 for the default", p.FailureThreshold)}
+		return bad("FailureThreshold", "is %d: want at least 1, or 0 for the default", p.FailureThreshold)
+	case !share(p.FailureRate):
+		return bad("FailureRate", "is %v: want more than 0 and at most 1, or 0 for off", p.FailureRate)
+	case !share(p.SlowCallRate):
+		return bad("SlowCallRate", "is %v: want more than 0 and at most 1, or 0 for off", p.SlowCallRate)
+	case p.SlowCall < 0:
+		return bad("SlowCall", "is %v: want more than 0, or 0 for off", p.SlowCall)
+	case (p.SlowCall == 0) != (p.SlowCallRate == 0):
+		return bad("SlowCall", "is %v with a SlowCallRate of %v: set both or neither", p.SlowCall, p.SlowCallRate)
+	case p.MinCalls < 0:
+		return bad("MinCalls", "is %d: want at least 1, or 0 for the default", p.MinCalls)
+	case p.Window < 0:
+		return bad("Window", "is %v: want more than 0, or 0 for the default", p.Window)
+	case p.WindowCalls < 0 || p.WindowCalls > maxCount:
+		return bad("WindowCalls", "is %d: want 1 to %d, or 0 for a window of time", p.WindowCalls, maxCount)
+	case p.Window != 0 && p.WindowCalls != 0:
+		return bad("WindowCalls", "is set beside Window: set one of them")
+	case p.rated() && p.WindowCalls != 0 && d.MinCalls > p.WindowCalls:
+		return bad("MinCalls", "is %d, more than the %d calls that the window holds", d.MinCalls, p.WindowCalls)
 	case p.OpenFor < 0:
-		return &ConfigError{"BreakerPolicy.OpenFor", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.OpenFor)}
+		return bad("OpenFor", "is %v: want more than 0, or 0 for the default", p.OpenFor)
 	case p.MaxOpenFor < 0:
-		return &ConfigError{"BreakerPolicy.MaxOpenFor", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.MaxOpenFor)}
-	case p.MaxOpenFor != 0 && p.MaxOpenFor < p.withDefaults().OpenFor:
-		return &ConfigError{"BreakerPolicy.MaxOpenFor", fmt.Sprintf("is %v: want at least OpenFor (%v)", p.MaxOpenFor, p.withDefaults().OpenFor)}
+		return bad("MaxOpenFor", "is %v: want more than 0, or 0 for the default", p.MaxOpenFor)
+	case d.MaxOpenFor < d.OpenFor:
+		return bad("MaxOpenFor", "is %v: want at least OpenFor (%v)", p.MaxOpenFor, d.OpenFor)
+	case !(d.OpenMultiplier >= 1) || math.IsInf(d.OpenMultiplier, 1):
+		return bad("OpenMultiplier", "is %v: want a finite number of at least 1, or 0 for the default", p.OpenMultiplier)
+	case !(p.Jitter >= 0 && p.Jitter < 1):
+		return bad("Jitter", "is %v: want at least 0 and less than 1", p.Jitter)
 	case p.Probes < 0:
-		return &ConfigError{"BreakerPolicy.Probes", fmt.Sprintf("is %d: want at least 1, or 0 for the default", p.Probes)}
+		return bad("Probes", "is %d: want at least 1, or 0 for the default", p.Probes)
 	case p.Successes < 0:
-		return &ConfigError{"BreakerPolicy.Successes", fmt.Sprintf("is %d: want at least 1, or 0 for the default", p.Successes)}
+		return bad("Successes", "is %d: want at least 1, or 0 for the default", p.Successes)
 	case p.ProbeTimeout < 0:
-		return &ConfigError{"BreakerPolicy.ProbeTimeout", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.ProbeTimeout)}
+		return bad("ProbeTimeout", "is %v: want more than 0, or 0 for the default", p.ProbeTimeout)
 	}
 	return nil
 }
@@ -86,7 +159,7 @@ var ErrOpen = errors.New("courier: breaker open")
 // made is the one over which it opened. Its class is NotAttempted: coordinators
 // stop fetching until the time it tells.
 type OpenError struct {
-	Until   time.Time // when a probe may go; the time of the call when all probe slots are taken
+	Until   time.Time // when a probe may go; past when all probe slots are taken, zero when forced open
 	Cause   error     // the failure that opened the breaker
 	Counted bool      // the call was made while the breaker was closed, and counts as an attempt
 }
@@ -111,102 +184,329 @@ func (e *OpenError) RetryAt() time.Time { return e.Until }
 // probes hung.
 var ErrProbeTimeout = errors.New("courier: the breaker's probes gave no verdict within the probe timeout")
 
+// ErrForcedOpen is the cause of a breaker that was opened by ForceOpen.
+var ErrForcedOpen = errors.New("courier: the breaker was forced open")
+
+// BreakerState is what a breaker does with calls.
+type BreakerState string
+
+// The states of a breaker.
+const (
+	BreakerClosed       BreakerState = "closed"        // all calls pass
+	BreakerOpen         BreakerState = "open"          // none do
+	BreakerHalfOpen     BreakerState = "half-open"     // a few probes do
+	BreakerForcedOpen   BreakerState = "forced open"   // none do, until Auto
+	BreakerForcedClosed BreakerState = "forced closed" // all do, until Auto
+)
+
+// BreakerChange is a transition of a breaker.
+type BreakerChange struct {
+	From, To   BreakerState
+	At         time.Time
+	Until      time.Time // of an open period: when a probe may go
+	Cause      error     // of an open period: what opened it
+	Generation uint64    // counts the transitions
+}
+
+// BreakerMetrics is a snapshot of a breaker.
+type BreakerMetrics struct {
+	State       BreakerState
+	Until       time.Time // when open: the earliest probe
+	Cause       error     // when not closed: what opened it
+	Consecutive int       // failures in a row, while closed
+
+	Calls, Failures, Slow int // in the window, where a rate is set
+
+	Opened   uint64 // transitions to open
+	Rejected uint64 // calls refused
+	Stale    uint64 // results that came after their phase had ended, and counted for nothing
+}
+
 // Breaker stops calls to a destination that is down, and finds out when it is
 // up again. Several appliers may share one when they share the destination. It
-// is safe for concurrent use, has no goroutine or timer, and never blocks.
+// is safe for concurrent use, has no goroutine or timer, and never blocks but
+// for the listener of its policy.
+//
+// Nothing happens to an open breaker by itself: it is the first call after the
+// open period that makes it half-open. Do not wait for State to change before
+// you call; ask Ready.
 type Breaker struct {
 	policy BreakerPolicy
 	kernel breaker.Policy
 	fault  error
 
 	// calm is the generation of a closed phase without a failure in it, or 0.
-	// Success then has nothing to write, and calls need not take the lock.
-	calm atomic.Uint64
+	// Success then has nothing to write, and calls need not take the lock. With
+	// a window it is always 0: every result counts.
+	calm     atomic.Uint64
+	rejected atomic.Uint64
 
-	mu       sync.Mutex
-	state    breaker.State
-	rejected *OpenError // what calls are refused with while not closed, made once
+	mu      sync.Mutex
+	state   breaker.State
+	refusal *OpenError // what calls are refused with while not closed, made once
+	opened  uint64
+	stale   uint64
+	changes []BreakerChange // not told yet
+	telling bool            // somebody does
 }
 
-// NewBreaker returns a closed breaker. A bad policy is reported by the Apply
-// of the appliers that use it.
+// NewBreaker returns a closed breaker. A bad policy is reported by Acquire and
+// by the Apply of the appliers that use it.
 func NewBreaker(policy BreakerPolicy) *Breaker {
 	p := policy.withDefaults()
 	b := &Breaker{policy: p, fault: policy.validate(), kernel: breaker.Policy{
 		FailureThreshold: p.FailureThreshold,
+		FailureRate:      p.FailureRate,
+		SlowCallRate:     p.SlowCallRate,
+		MinCalls:         p.MinCalls,
+		Window:           p.Window,
+		WindowCalls:      p.WindowCalls,
 		OpenFor:          p.OpenFor,
 		MaxOpenFor:       p.MaxOpenFor,
-		OpenMultiplier:   2,
-		Jitter:           0.2,
+		OpenMultiplier:   p.OpenMultiplier,
+		Jitter:           p.Jitter,
 		Probes:           p.Probes,
 		Successes:        p.Successes,
 		ProbeTimeout:     p.ProbeTimeout,
 	}}
 	b.state.Gen = 1
-	b.calm.Store(b.state.Gen)
+	b.settled()
 	return b
 }
 
-// State returns "closed", "open" or "half-open". An open breaker stays open
-// until somebody calls: it is the call that becomes the probe.
-func (b *Breaker) State() string {
+// State returns what the breaker does with calls. An open one stays open until
+// somebody calls, see [Breaker].
+func (b *Breaker) State() BreakerState {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.state.Phase.String()
+	return BreakerState(b.state.Phase.String())
 }
 
-// acquire returns a permit or the error to refuse the call with.
-func (b *Breaker) acquire() (breaker.Permit, error) {
+// Ready reports whether a call would be let through now. It takes no permit, and
+// changes nothing.
+func (b *Breaker) Ready() bool {
+	if b.calm.Load() != 0 {
+		return true
+	}
+	now := b.policy.Clock.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state.Ready(&b.kernel, now)
+}
+
+// RetryAt returns the earliest time at which an open breaker lets a call
+// through. It is zero for one that is not open, and for one that is forced open,
+// of which nobody knows.
+func (b *Breaker) RetryAt() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state.Phase != breaker.Open {
+		return time.Time{}
+	}
+	return b.state.Until
+}
+
+// Metrics returns a snapshot.
+func (b *Breaker) Metrics() BreakerMetrics {
+	now := b.policy.Clock.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	m := BreakerMetrics{
+		State:       BreakerState(b.state.Phase.String()),
+		Consecutive: b.state.Streak(),
+		Opened:      b.opened,
+		Rejected:    b.rejected.Load(),
+		Stale:       b.stale,
+	}
+	m.Calls, m.Failures, m.Slow = b.state.Counts(&b.kernel, now)
+	if !b.state.Phase.Passing() {
+		m.Until, m.Cause = b.refusal.Until, b.refusal.Cause
+	}
+	return m
+}
+
+// ForceOpen refuses all calls until [Breaker.Auto] or ForceClosed. It does not
+// become half-open by itself.
+func (b *Breaker) ForceOpen() {
+	b.force(breaker.ForcedOpen, &OpenError{Cause: ErrForcedOpen})
+}
+
+// ForceClosed lets all calls through until [Breaker.Auto] or ForceOpen, whatever
+// becomes of them.
+func (b *Breaker) ForceClosed() { b.force(breaker.ForcedClosed, nil) }
+
+// Auto ends what ForceOpen or ForceClosed began: the breaker is closed and
+// decides by itself again.
+func (b *Breaker) Auto() { b.force(breaker.Closed, nil) }
+
+func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {
+	now := b.policy.Clock.Now()
+	b.mu.Lock()
+	from := b.state.Phase
+	b.state.Force(phase)
+	b.refusal = refusal
+	b.settled()
+	b.changed(from, now)
+	b.mu.Unlock()
+	b.tell(context.Background())
+}
+
+// Permit is the right to make one call, to be given back with Report.
+type Permit struct {
+	permit breaker.Permit
+	start  time.Time // where slow calls matter
+}
+
+// Acquire asks to make a call, for code that is no [Applier]. It returns a
+// permit, or an [*OpenError]; or, when ctx has ended, its cause as an error that
+// is NotAttempted. Every permit must be given back with Report, whatever becomes
+// of the call.
+func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
+	if b.fault != nil {
+		return Permit{}, b.fault
+	}
+	if ctx.Err() != nil {
+		return Permit{}, unattempted(context.Cause(ctx))
+	}
+	return b.acquire(ctx)
+}
+
+func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
 	if gen := b.calm.Load(); gen != 0 {
-		return breaker.Permit{Gen: gen}, nil
+		return Permit{permit: breaker.Permit{Gen: gen}}, nil
 	}
 	now, random := b.policy.Clock.Now(), b.policy.Random()
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	gen := b.state.Gen
+	from, gen := b.state.Phase, b.state.Gen
 	permit, ok, timedOut := b.state.Acquire(&b.kernel, now, random)
 	switch {
 	case timedOut:
-		b.rejected = &OpenError{Until: b.state.Until, Cause: ErrProbeTimeout}
+		b.refusal = &OpenError{Until: b.state.Until, Cause: ErrProbeTimeout}
 	case b.state.Gen != gen: // half-open from here on: worth asking again at any time
-		b.rejected = &OpenError{Until: now, Cause: b.rejected.Cause}
+		b.refusal = &OpenError{Until: now, Cause: b.refusal.Cause}
+	}
+	changed := b.state.Gen != gen
+	if changed {
+		b.changed(from, now)
+	}
+	refusal := b.refusal
+	b.mu.Unlock()
+	if changed {
+		b.tell(ctx)
 	}
 	if !ok {
-		return breaker.Permit{}, b.rejected
+		b.rejected.Add(1)
+		return Permit{}, refusal
 	}
-	return permit, nil
+	p := Permit{permit: permit}
+	if b.policy.SlowCall > 0 {
+		p.start = now
+	}
+	return p, nil
 }
 
-// report gives the verdict of a call. When the breaker is open because of it,
-// the error says so and carries err. counts says whether the failure can be held
+// Report gives a permit back with the result of its call, of which ctx is the
+// context. When the breaker is open because of it, the error returned is an
+// [*OpenError] that carries err; else it is err.
+func (b *Breaker) Report(ctx context.Context, permit Permit, err error) error {
+	return b.report(ctx, permit, outcomeOf(ctx, err), true, err)
+}
+
+// report gives the verdict of a call. counts says whether a failure can be held
 // against every record of the call.
-func (b *Breaker) report(permit breaker.Permit, outcome breaker.Outcome, counts bool, err error) error {
-	if outcome == breaker.Success && b.calm.Load() == permit.Gen {
+func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Outcome, counts bool, err error) error {
+	if outcome == breaker.Success && b.calm.Load() == permit.permit.Gen {
 		return err
 	}
 	now, random := b.policy.Clock.Now(), b.policy.Random()
+	slow := b.policy.SlowCall > 0 && now.Sub(permit.start) >= b.policy.SlowCall
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	gen := b.state.Gen
-	b.state.Report(&b.kernel, permit, outcome, now, random)
-	if b.state.Phase == breaker.Closed && b.state.Streak() == 0 {
-		b.calm.Store(b.state.Gen)
-	} else {
-		b.calm.Store(0)
+	from, gen := b.state.Phase, b.state.Gen
+	if b.state.Report(&b.kernel, permit.permit, outcome, slow, now, random) {
+		b.stale++
 	}
-	if b.state.Phase == breaker.Open && b.state.Gen != gen {
-		b.rejected = &OpenError{Until: b.state.Until, Cause: err}
+	b.settled()
+	changed := b.state.Gen != gen
+	if changed {
+		if b.state.Phase == breaker.Open {
+			cause := err
+			if err == nil {
+				cause = ErrSlow
+			}
+			b.refusal = &OpenError{Until: b.state.Until, Cause: cause}
+		}
+		b.changed(from, now)
+	}
+	passing, refusal := b.state.Phase.Passing(), b.refusal
+	b.mu.Unlock()
+	if changed {
+		b.tell(ctx)
 	}
 	// By the permit, not by the state: it is the call's own phase that says
 	// whether its failure counts against the record (P-1).
 	switch {
 	case outcome != breaker.Failure:
-	case b.state.Phase != breaker.Closed:
-		return &OpenError{Until: b.rejected.Until, Cause: err, Counted: counts && !permit.Probe}
-	case permit.Probe: // a late one: the breaker has closed without it
+	case !passing:
+		return &OpenError{Until: refusal.Until, Cause: err, Counted: counts && !permit.permit.Probe}
+	case permit.permit.Probe: // a late one: the breaker has closed without it
 		return &OpenError{Until: now, Cause: err}
 	}
 	return err
+}
+
+// ErrSlow is the cause of a breaker that opened over calls that were slow, and
+// not failed.
+var ErrSlow = errors.New("courier: too many slow calls")
+
+// settled decides whether the fast path is open. The lock is held.
+func (b *Breaker) settled() {
+	gen := uint64(0)
+	if b.state.Phase == breaker.ForcedClosed || b.state.Phase == breaker.Closed && b.state.Streak() == 0 && !b.kernel.Windowed() {
+		gen = b.state.Gen
+	}
+	b.calm.Store(gen)
+}
+
+// changed notes a transition. The lock is held.
+func (b *Breaker) changed(from breaker.Phase, now time.Time) {
+	change := BreakerChange{
+		From: BreakerState(from.String()), To: BreakerState(b.state.Phase.String()),
+		At: now, Generation: b.state.Gen,
+	}
+	if b.state.Phase == breaker.Open {
+		b.opened++
+	}
+	if !b.state.Phase.Passing() {
+		change.Until, change.Cause = b.refusal.Until, b.refusal.Cause
+	}
+	if b.policy.OnStateChange != nil {
+		b.changes = append(b.changes, change)
+	}
+}
+
+// tell calls the listener with what it has not been told, in order. One caller
+// does it for all: a transition that the listener itself makes, or that comes
+// meanwhile, is told behind.
+func (b *Breaker) tell(ctx context.Context) {
+	b.mu.Lock()
+	if b.telling {
+		b.mu.Unlock()
+		return
+	}
+	b.telling = true
+	for len(b.changes) > 0 {
+		change := b.changes[0]
+		b.changes = b.changes[1:]
+		b.mu.Unlock()
+		var ignored error
+		isolate(&ignored, func() error {
+			b.policy.OnStateChange(ctx, change)
+			return nil
+		})
+		b.mu.Lock()
+	}
+	b.telling = false
+	b.mu.Unlock()
 }
 
 // WithCircuitBreaker puts an applier behind a breaker of its own with the
@@ -239,7 +539,7 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	if err := a.refuse(ctx); err != nil {
 		return err
 	}
-	permit, err := a.breaker.acquire()
+	permit, err := a.breaker.acquire(ctx)
 	if err != nil {
 		return err
 	}
@@ -248,12 +548,12 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	returned := false
 	defer func() {
 		if !returned {
-			_ = a.breaker.report(permit, breaker.Failure, false, ErrPanic)
+			_ = a.breaker.report(ctx, permit, breaker.Failure, false, ErrPanic)
 		}
 	}()
 	err = a.apply(ctx, record)
 	returned = true
-	return a.breaker.report(permit, outcomeOf(ctx, err), true, err)
+	return a.breaker.report(ctx, permit, outcomeOf(ctx, err), true, err)
 }
 
 func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err error) {
@@ -263,20 +563,20 @@ func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err er
 	if err := a.refuse(ctx); err != nil {
 		return err
 	}
-	permit, err := a.breaker.acquire()
+	permit, err := a.breaker.acquire(ctx)
 	if err != nil {
 		return err
 	}
 	returned := false
 	defer func() {
 		if !returned {
-			_ = a.breaker.report(permit, breaker.Failure, false, ErrPanic)
+			_ = a.breaker.report(ctx, permit, breaker.Failure, false, ErrPanic)
 		}
 	}()
 	err = a.applyBatch(ctx, records)
 	returned = true
 	_, listed := batchErrorIn(err)
-	return a.breaker.report(permit, batchOutcomeOf(ctx, err, len(records)), listed || len(records) == 1, err)
+	return a.breaker.report(ctx, permit, batchOutcomeOf(ctx, err, len(records)), listed || len(records) == 1, err)
 }
 
 // refuse returns why there is no call to be made, before the breaker is asked.

@@ -28,7 +28,7 @@ func TestB1_AnOpenBreakerMakesNoCall(t *testing.T) {
 		b := newBreaker(2)
 		applier := courier.NewCircuitBreakerApplier[int](s, b)
 		require.Equal(t, errTest, applier.Apply(t.Context(), 1))
-		require.Equal(t, "closed", b.State())
+		require.EqualValues(t, "closed", b.State())
 
 		err := applier.Apply(t.Context(), 1) // the one it opens over
 		var open *courier.OpenError
@@ -37,7 +37,7 @@ func TestB1_AnOpenBreakerMakesNoCall(t *testing.T) {
 		require.ErrorIs(t, err, errTest, "E1: the cause is there to be found")
 		require.True(t, open.Counted, "P-1: it reached the destination while closed")
 		require.Equal(t, time.Now().Add(10*time.Second), open.Until)
-		require.Equal(t, "open", b.State())
+		require.EqualValues(t, "open", b.State())
 
 		time.Sleep(10*time.Second - 1)
 		err = applier.Apply(t.Context(), 1)
@@ -101,7 +101,7 @@ func TestB3_AStaleResultIsNoVerdict(t *testing.T) {
 			require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
 			hold <- late
 			require.ErrorIs(t, <-slow, late)
-			require.Equal(t, "open", b.State())
+			require.EqualValues(t, "open", b.State())
 		})
 	}
 }
@@ -130,7 +130,7 @@ func TestB4_EveryPermitIsReportedOnce(t *testing.T) {
 				time.Sleep(time.Hour)
 				do = func() error { return nil }
 				require.NoError(t, applier.Apply(t.Context(), 1), "the next probe is admitted")
-				require.Equal(t, "closed", b.State())
+				require.EqualValues(t, "closed", b.State())
 			})
 		})
 	}
@@ -141,7 +141,7 @@ func TestB5_APanicIsAFailureAndPassesThroughWithItsStack(t *testing.T) {
 	value := errors.New("the panic's own value")
 	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { panic(value) }), b)
 	require.PanicsWithValue(t, value, func() { _ = applier.Apply(t.Context(), 1) })
-	require.Equal(t, "open", b.State())
+	require.EqualValues(t, "open", b.State())
 }
 
 func TestB6_ACancelledCallIsNoVerdict(t *testing.T) {
@@ -155,7 +155,7 @@ func TestB6_ACancelledCallIsNoVerdict(t *testing.T) {
 		return ctx.Err()
 	}), b)
 	require.ErrorIs(t, applier.Apply(ctx, 1), context.Canceled)
-	require.Equal(t, "closed", b.State())
+	require.EqualValues(t, "closed", b.State())
 	live, stop := context.WithCancel(t.Context())
 	defer stop()
 	cancel = stop
@@ -194,7 +194,7 @@ func TestB9_APermanentErrorIsAnAnswer(t *testing.T) {
 	for range 100 {
 		require.ErrorIs(t, applier.Apply(t.Context(), 1), errTest)
 	}
-	require.Equal(t, "closed", b.State())
+	require.EqualValues(t, "closed", b.State())
 }
 
 func TestB10_ABreakerInsideABreaker(t *testing.T) {
@@ -203,8 +203,8 @@ func TestB10_ABreakerInsideABreaker(t *testing.T) {
 	for range 10 {
 		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
 	}
-	require.Equal(t, "open", inner.State())
-	require.Equal(t, "closed", outer.State(), "what was not attempted is no verdict")
+	require.EqualValues(t, "open", inner.State())
+	require.EqualValues(t, "closed", outer.State(), "what was not attempted is no verdict")
 }
 
 func TestB15_HungProbesDoNotWedgeIt(t *testing.T) {
@@ -228,13 +228,13 @@ func TestB15_HungProbesDoNotWedgeIt(t *testing.T) {
 		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrProbeTimeout)
 		time.Sleep(time.Minute)
 		require.NoError(t, applier.Apply(t.Context(), 1))
-		require.Equal(t, "closed", b.State())
+		require.EqualValues(t, "closed", b.State())
 		hold <- errTest
 		err = <-hung
 		require.ErrorIs(t, err, errTest)
 		require.ErrorAs(t, err, &open)
 		require.False(t, open.Counted, "P-1: a probe's failure counts against no record, late or not")
-		require.Equal(t, "closed", b.State())
+		require.EqualValues(t, "closed", b.State())
 	})
 }
 
@@ -250,7 +250,7 @@ func TestBreaker_ASuccessEndsTheStreak(t *testing.T) {
 	for range 100 {
 		_ = applier.Apply(t.Context(), 1)
 	}
-	require.Equal(t, "closed", b.State())
+	require.EqualValues(t, "closed", b.State())
 }
 
 func TestBreaker_ABatchIsOneCall(t *testing.T) {
@@ -280,7 +280,7 @@ func TestBreaker_ABatchIsOneCall(t *testing.T) {
 			b := newBreaker(1)
 			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return test.err }}
 			err := asBatch(courier.NewCircuitBreakerApplier[int](s, b)).ApplyBatch(t.Context(), []int{1, 2})
-			require.Equal(t, test.want, b.State())
+			require.EqualValues(t, test.want, b.State())
 			if test.want == "open" {
 				require.ErrorIs(t, err, courier.ErrOpen)
 			} else {

@@ -451,7 +451,7 @@ func TestB7_TheCallersDeadlineIsAFailureOfTheDestination(t *testing.T) {
 			_ = applier.Apply(ctx, 1)
 			cancel()
 		}
-		require.Equal(t, "open", b.State())
+		require.EqualValues(t, "open", b.State())
 	})
 }
 

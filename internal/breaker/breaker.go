@@ -18,14 +18,19 @@ type Phase uint8
 
 // The phases.
 const (
-	Closed   Phase = iota // all pass
-	Open                  // none pass
-	HalfOpen              // a few probes pass
+	Closed       Phase = iota // all pass
+	Open                      // none pass
+	HalfOpen                  // a few probes pass
+	ForcedOpen                // none pass, until told otherwise
+	ForcedClosed              // all pass, until told otherwise
 )
 
 func (p Phase) String() string {
-	return [...]string{"closed", "open", "half-open"}[p]
+	return [...]string{"closed", "open", "half-open", "forced open", "forced closed"}[p]
 }
+
+// Passing reports whether the breaker lets all calls through.
+func (p Phase) Passing() bool { return p == Closed || p == ForcedClosed }
 
 // Outcome is the verdict of one call on the destination.
 type Outcome uint8
@@ -37,17 +42,29 @@ const (
 	Ignored                // the call says nothing about it
 )
 
-// Policy is the breaker's configuration, taken as it is.
+// Policy is the breaker's configuration, taken as it is. A condition whose
+// threshold is 0 is off.
 type Policy struct {
-	FailureThreshold int           // consecutive failures that open
-	OpenFor          time.Duration // first open period
-	MaxOpenFor       time.Duration // cap of the longer ones
-	OpenMultiplier   float64
-	Jitter           float64 // spread of an open period, ± this fraction
-	Probes           int     // calls in flight at once while half-open
-	Successes        int     // successful probes that close
-	ProbeTimeout     time.Duration
+	FailureThreshold int // consecutive failures that open
+
+	FailureRate  float64       // share of the window's calls that opens
+	SlowCallRate float64       // the same for slow calls
+	MinCalls     int           // below which the rates say nothing
+	Window       time.Duration // what the rates are of, or
+	WindowCalls  int           // as a number of calls
+
+	OpenFor        time.Duration // first open period
+	MaxOpenFor     time.Duration // cap of the longer ones
+	OpenMultiplier float64
+	Jitter         float64 // spread of an open period, ± this fraction
+
+	Probes       int // calls in flight at once while half-open
+	Successes    int // successful probes that close
+	ProbeTimeout time.Duration
 }
+
+// Windowed reports whether single successes matter, because a rate is of them.
+func (p *Policy) Windowed() bool { return p.FailureRate > 0 || p.SlowCallRate > 0 }
 
 // Permit is the right to make one call, to be reported once.
 type Permit struct {
@@ -67,14 +84,17 @@ type State struct {
 	good     int       // successful probes, when HalfOpen
 	opens    int       // consecutive open periods
 	progress time.Time // of the last probe's start or verdict
+	window   window    // when Closed
 }
 
 // Acquire asks for a permit. timedOut says that the probes in flight made no
 // progress for the probe timeout and that the breaker opened over it.
 func (s *State) Acquire(p *Policy, now time.Time, random float64) (permit Permit, ok, timedOut bool) {
 	switch s.Phase {
-	case Closed:
+	case Closed, ForcedClosed:
 		return Permit{Gen: s.Gen}, true, false
+	case ForcedOpen:
+		return Permit{}, false, false
 	case Open:
 		if now.Before(s.Until) {
 			return Permit{}, false, false
@@ -94,38 +114,95 @@ func (s *State) Acquire(p *Policy, now time.Time, random float64) (permit Permit
 	return Permit{Gen: s.Gen, Probe: true}, true, false
 }
 
-// Report gives the result of a permitted call. A stale one changes nothing.
-func (s *State) Report(p *Policy, permit Permit, outcome Outcome, now time.Time, random float64) {
-	if permit.Gen != s.Gen {
-		return
+// Ready reports whether Acquire would give a permit, without taking one.
+func (s *State) Ready(p *Policy, now time.Time) bool {
+	switch s.Phase {
+	case ForcedOpen:
+		return false
+	case Open:
+		return !now.Before(s.Until)
+	case HalfOpen:
+		return s.inflight < p.Probes
 	}
-	if s.Phase == HalfOpen {
+	return true
+}
+
+// Report gives the result of a permitted call and reports whether it was stale:
+// then it has changed nothing.
+func (s *State) Report(p *Policy, permit Permit, outcome Outcome, slow bool, now time.Time, random float64) (stale bool) {
+	if permit.Gen != s.Gen {
+		return true
+	}
+	switch s.Phase {
+	case HalfOpen:
 		s.inflight--
 		s.progress = now
+		s.probed(p, outcome, slow, now, random)
+	case Closed:
+		s.counted(p, outcome, slow, now, random)
 	}
-	switch outcome {
-	case Success:
+	return false
+}
+
+// probed takes the verdict of a probe. One that was slow failed, where slow
+// calls are what opens the breaker.
+func (s *State) probed(p *Policy, outcome Outcome, slow bool, now time.Time, random float64) {
+	switch {
+	case outcome == Ignored:
+	case outcome == Failure, slow && p.SlowCallRate > 0:
+		s.open(p, now, random)
+	default:
+		if s.good++; s.good >= p.Successes {
+			s.enter(Closed)
+			s.opens = 0
+		}
+	}
+}
+
+func (s *State) counted(p *Policy, outcome Outcome, slow bool, now time.Time, random float64) {
+	if outcome == Ignored {
+		return
+	}
+	failed := outcome == Failure
+	if failed {
+		s.failures++
+	} else {
 		s.failures = 0
-		if s.Phase == HalfOpen {
-			if s.good++; s.good >= p.Successes {
-				s.enter(Closed)
-				s.opens = 0
-			}
-		}
-	case Failure:
-		if s.failures++; s.Phase == HalfOpen || s.failures >= p.FailureThreshold {
-			s.open(p, now, random)
-		}
 	}
+	if p.Windowed() {
+		s.window.add(p, failed, slow, now)
+	}
+	w := &s.window.total
+	enough := w.calls >= p.MinCalls
+	switch {
+	case failed && p.FailureThreshold > 0 && s.failures >= p.FailureThreshold,
+		failed && enough && reaches(w.failures, w.calls, p.FailureRate),
+		slow && enough && reaches(w.slow, w.calls, p.SlowCallRate):
+		s.open(p, now, random)
+	}
+}
+
+// Force enters a forced phase, or Closed, whatever the calls in flight say.
+func (s *State) Force(phase Phase) {
+	s.enter(phase)
+	s.opens = 0
 }
 
 // Streak is the number of consecutive failures while closed.
 func (s *State) Streak() int { return s.failures }
 
+// Counts returns what the window holds now.
+func (s *State) Counts(p *Policy, now time.Time) (calls, failures, slow int) {
+	s.window.roll(p, now)
+	w := s.window.total
+	return w.calls, w.failures, w.slow
+}
+
 func (s *State) enter(phase Phase) {
 	s.Phase = phase
 	s.Gen++
 	s.failures, s.inflight, s.good = 0, 0, 0
+	s.window.clear()
 }
 
 func (s *State) open(p *Policy, now time.Time, random float64) {

@@ -26,7 +26,7 @@ func open(t *testing.T, s *breaker.State, p *breaker.Policy, now time.Time) {
 	for s.Phase == breaker.Closed {
 		permit, ok, _ := s.Acquire(p, now, 0.5)
 		require.True(t, ok)
-		s.Report(p, permit, breaker.Failure, now, 0.5)
+		s.Report(p, permit, breaker.Failure, false, now, 0.5)
 	}
 }
 
@@ -54,13 +54,13 @@ func TestB3_AStaleResultChangesNothing(t *testing.T) {
 		slow, _, _ := s.Acquire(p, epoch, 0.5)
 		open(t, &s, p, epoch)
 		before := s
-		s.Report(p, slow, late, epoch, 0.5)
+		s.Report(p, slow, late, false, epoch, 0.5)
 		require.Equal(t, before, s)
 
 		_, ok, _ := s.Acquire(p, s.Until, 0.5) // half-open now
 		require.True(t, ok)
 		before = s
-		s.Report(p, slow, late, s.Until, 0.5)
+		s.Report(p, slow, late, false, s.Until, 0.5)
 		require.Equal(t, before, s)
 	}
 }
@@ -74,7 +74,7 @@ func TestB4_AnIgnoredProbeFreesItsSlot(t *testing.T) {
 		permit, ok, _ := s.Acquire(p, s.Until, 0.5)
 		require.True(t, ok)
 		require.True(t, permit.Probe)
-		s.Report(p, permit, breaker.Ignored, s.Until, 0.5)
+		s.Report(p, permit, breaker.Ignored, false, s.Until, 0.5)
 	}
 }
 
@@ -91,14 +91,14 @@ func TestB14_OpenPeriodsGrowToTheCap(t *testing.T) {
 		now = s.Until
 		permit, ok, _ := s.Acquire(p, now, 0.5)
 		require.True(t, ok)
-		s.Report(p, permit, breaker.Failure, now, 0.5)
+		s.Report(p, permit, breaker.Failure, false, now, 0.5)
 	}
 	require.Equal(t, []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second, time.Minute}, periods[:4])
 	for _, period := range periods[4:] {
 		require.Equal(t, time.Minute, period)
 	}
 	permit, _, _ := s.Acquire(p, s.Until, 0.5)
-	s.Report(p, permit, breaker.Success, s.Until, 0.5)
+	s.Report(p, permit, breaker.Success, false, s.Until, 0.5)
 	require.Equal(t, breaker.Closed, s.Phase)
 	open(t, &s, p, s.Until)
 	require.Equal(t, 10*time.Second, s.Until.Sub(now.Add(time.Minute)), "a recovery resets the periods")
@@ -111,7 +111,7 @@ func TestB14_JitterNeverPassesTheCap(t *testing.T) {
 		p.Jitter, p.MaxOpenFor = 0.2, p.OpenFor
 		for s.Phase == breaker.Closed {
 			permit, _, _ := s.Acquire(p, epoch, random)
-			s.Report(p, permit, breaker.Failure, epoch, random)
+			s.Report(p, permit, breaker.Failure, false, epoch, random)
 		}
 		require.LessOrEqual(t, s.Until.Sub(epoch), p.MaxOpenFor)
 		require.GreaterOrEqual(t, s.Until.Sub(epoch), 8*time.Second)
@@ -133,7 +133,7 @@ func TestB15_HungProbesOpenItAgain(t *testing.T) {
 	require.True(t, timedOut)
 	require.Equal(t, breaker.Open, s.Phase)
 	before := s
-	s.Report(p, hung, breaker.Success, s.Until, 0.5)
+	s.Report(p, hung, breaker.Success, false, s.Until, 0.5)
 	require.Equal(t, before, s, "the late result is stale")
 	_, ok, _ = s.Acquire(p, s.Until, 0.5)
 	require.True(t, ok)
@@ -150,6 +150,193 @@ func TestB17_AClockThatStepsBack(t *testing.T) {
 	require.Equal(t, until, s.Until)
 	_, ok, _ = s.Acquire(p, until, 0.5)
 	require.True(t, ok)
+}
+
+// B-11: no rounding, either way.
+func TestB11_TheRateIsExact(t *testing.T) {
+	for _, test := range []struct {
+		rate            float64
+		failures, calls int
+		opens           bool
+	}{
+		{0.5, 199, 400, false},
+		{0.5, 200, 400, true},
+		{0.1, 3, 30, true}, // 0.1 * 30 is more than 3 in floating point
+		{0.1, 2, 30, false},
+		{1, 30, 30, true},
+		{1, 29, 30, false},
+		{0.5, 10, 19, false}, // fewer than MinCalls
+	} {
+		var s breaker.State
+		p := policy()
+		p.FailureThreshold, p.FailureRate, p.MinCalls, p.WindowCalls = 0, test.rate, 20, 1000
+		report := func(o breaker.Outcome) {
+			permit, ok, _ := s.Acquire(p, epoch, 0.5)
+			require.True(t, ok)
+			s.Report(p, permit, o, false, epoch, 0.5)
+		}
+		for range test.calls - test.failures {
+			report(breaker.Success)
+		}
+		for range test.failures {
+			if s.Phase == breaker.Closed {
+				report(breaker.Failure)
+			}
+		}
+		require.Equal(t, test.opens, s.Phase == breaker.Open, "%+v", test)
+	}
+}
+
+// B-12: a result leaves a time window, also when the window is only read.
+func TestB12_ATimeWindowForgets(t *testing.T) {
+	var s breaker.State
+	p := policy()
+	p.FailureThreshold, p.FailureRate, p.MinCalls, p.Window = 0, 0.5, 20, 10*time.Second
+	for i := range 10 {
+		permit, _, _ := s.Acquire(p, epoch, 0.5)
+		s.Report(p, permit, breaker.Failure, false, epoch.Add(time.Duration(i)*time.Second), 0.5)
+	}
+	calls, failures, _ := s.Counts(p, epoch.Add(9*time.Second))
+	require.Equal(t, 10, calls)
+	require.Equal(t, 10, failures)
+	calls, _, _ = s.Counts(p, epoch.Add(15*time.Second))
+	require.InDelta(t, 4, calls, 1)
+	calls, failures, _ = s.Counts(p, epoch.Add(time.Hour))
+	require.Zero(t, calls)
+	require.Zero(t, failures)
+	calls, _, _ = s.Counts(p, epoch)
+	require.Zero(t, calls, "B-17: a clock that steps back brings nothing back")
+}
+
+// B-13: calls that outlast the window count when they end.
+func TestB13_ASlowOutageTrips(t *testing.T) {
+	var s breaker.State
+	p := policy()
+	p.FailureThreshold, p.FailureRate, p.MinCalls, p.Window = 0, 0.5, 20, 10*time.Second
+	now := epoch
+	var flight []breaker.Permit
+	for n := 0; s.Phase == breaker.Closed && n < 1000; n++ {
+		permit, _, _ := s.Acquire(p, now, 0.5)
+		if n%10 == 9 {
+			now = now.Add(11 * time.Second)
+		}
+		flight = append(flight, permit)
+		if len(flight) == 40 { // all started long ago, and end together
+			for _, permit := range flight {
+				s.Report(p, permit, breaker.Failure, false, now, 0.5)
+			}
+			flight = nil
+		}
+	}
+	require.Equal(t, breaker.Open, s.Phase)
+}
+
+func TestSlowCalls(t *testing.T) {
+	var s breaker.State
+	p := policy()
+	p.FailureThreshold, p.SlowCallRate, p.MinCalls, p.WindowCalls = 0, 0.5, 4, 4
+	report := func(slow bool) {
+		permit, ok, _ := s.Acquire(p, epoch, 0.5)
+		require.True(t, ok)
+		s.Report(p, permit, breaker.Success, slow, epoch, 0.5)
+	}
+	for range 10 {
+		report(false)
+	}
+	report(true)
+	require.Equal(t, breaker.Closed, s.Phase, "one of the last four")
+	report(true)
+	require.Equal(t, breaker.Open, s.Phase, "two of the last four")
+	permit, ok, _ := s.Acquire(p, s.Until, 0.5)
+	require.True(t, ok)
+	s.Report(p, permit, breaker.Success, true, s.Until, 0.5)
+	require.Equal(t, breaker.Open, s.Phase, "a slow probe has failed")
+}
+
+// B-18: forced phases stay.
+func TestB18_ForcedPhasesStay(t *testing.T) {
+	var s breaker.State
+	p := policy()
+	slow, _, _ := s.Acquire(p, epoch, 0.5)
+	s.Force(breaker.ForcedOpen)
+	year := epoch.AddDate(1, 0, 0)
+	_, ok, _ := s.Acquire(p, year, 0.5)
+	require.False(t, ok)
+	require.False(t, s.Ready(p, year))
+	require.True(t, s.Report(p, slow, breaker.Failure, false, year, 0.5), "of an older generation")
+	s.Force(breaker.ForcedClosed)
+	for range 100 {
+		permit, ok, _ := s.Acquire(p, year, 0.5)
+		require.True(t, ok)
+		s.Report(p, permit, breaker.Failure, false, year, 0.5)
+	}
+	require.Equal(t, breaker.ForcedClosed, s.Phase)
+	s.Force(breaker.Closed)
+	require.Zero(t, s.Streak())
+	open(t, &s, p, year)
+}
+
+// The windows against a plain list of results.
+func TestWindowModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := policy()
+		p.FailureThreshold, p.FailureRate, p.SlowCallRate, p.MinCalls = 0, 1, 1, math.MaxInt
+		byCalls := rapid.Bool().Draw(t, "by calls")
+		if byCalls {
+			p.WindowCalls = rapid.IntRange(1, 20).Draw(t, "calls")
+		} else {
+			p.Window = time.Duration(rapid.IntRange(1, 100).Draw(t, "window")) * time.Second
+		}
+		type entry struct {
+			at           time.Time
+			failed, slow bool
+		}
+		var s breaker.State
+		var all []entry
+		now := epoch
+		for range rapid.IntRange(0, 100).Draw(t, "results") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 20000).Draw(t, "passed")) * time.Millisecond)
+			e := entry{now, rapid.Bool().Draw(t, "failed"), rapid.Bool().Draw(t, "slow")}
+			outcome := breaker.Success
+			if e.failed {
+				outcome = breaker.Failure
+			}
+			permit, _, _ := s.Acquire(p, now, 0.5)
+			s.Report(p, permit, outcome, e.slow, now, 0.5)
+			all = append(all, e)
+			calls, failures, slow := s.Counts(p, now)
+			atLeast, atMost := 0, 0
+			var f, sl int
+			for i, e := range all {
+				if byCalls {
+					if len(all)-i <= p.WindowCalls {
+						atLeast, atMost = atLeast+1, atMost+1
+						f, sl = f+toInt(e.failed), sl+toInt(e.slow)
+					}
+					continue
+				}
+				age := now.Sub(e.at)
+				atLeast += toInt(age < p.Window*9/10-p.Window/10)
+				atMost += toInt(age <= p.Window)
+			}
+			if calls < atLeast || calls > atMost {
+				t.Fatalf("%d calls in the window, want %d to %d", calls, atLeast, atMost)
+			}
+			if byCalls && (failures != f || slow != sl) {
+				t.Fatalf("%d failures, %d slow, want %d and %d", failures, slow, f, sl)
+			}
+			if failures > calls || slow > calls || failures < 0 || slow < 0 {
+				t.Fatalf("%d calls, %d failures, %d slow", calls, failures, slow)
+			}
+		}
+	})
+}
+
+func toInt(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 // A walk at random against the rules: B-1, B-2, B-3, B-4, and transitions that
@@ -197,10 +384,10 @@ func TestModel(t *testing.T) {
 				flight = append(flight[:i], flight[i+1:]...)
 				outcome := breaker.Outcome(rapid.IntRange(0, 2).Draw(t, "outcome"))
 				before := s
-				s.Report(p, permit, outcome, now, 0.5)
+				s.Report(p, permit, outcome, false, now, 0.5)
 				switch {
 				case permit.Gen != before.Gen:
-					if s != before {
+					if s.Phase != before.Phase || s.Gen != before.Gen || s.Streak() != before.Streak() {
 						t.Fatal("a stale result changed the state")
 					}
 					return

@@ -1,0 +1,331 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"math"
+	"runtime"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+func TestB11_TheFailureRateOpensIt(t *testing.T) {
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureRate: 0.5, MinCalls: 10, WindowCalls: 400})
+	report := func(err error, n int) {
+		for range n {
+			permit, acquired := b.Acquire(t.Context())
+			require.NoError(t, acquired)
+			_ = b.Report(t.Context(), permit, err)
+		}
+	}
+	report(nil, 201)
+	report(errTest, 199)
+	require.EqualValues(t, "closed", b.State(), "199 of 400 are not half")
+	report(errTest, 1)
+	require.EqualValues(t, "open", b.State(), "a success has left the window: 200 of 400")
+}
+
+func TestB11_ARateAloneSwitchesTheThresholdOff(t *testing.T) {
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureRate: 1})
+	for range 19 {
+		permit, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		_ = b.Report(t.Context(), permit, errTest)
+	}
+	require.EqualValues(t, "closed", b.State())
+	m := b.Metrics()
+	require.Equal(t, 19, m.Calls)
+	require.Equal(t, 19, m.Failures)
+	permit, _ := b.Acquire(t.Context())
+	require.ErrorIs(t, b.Report(t.Context(), permit, errTest), courier.ErrOpen)
+}
+
+func TestB12_MetricsForgetWhatHasLeftTheWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureRate: 0.5})
+		permit, _ := b.Acquire(t.Context())
+		_ = b.Report(t.Context(), permit, errTest)
+		require.Equal(t, 1, b.Metrics().Failures)
+		time.Sleep(time.Hour)
+		require.Zero(t, b.Metrics().Calls)
+	})
+}
+
+func TestB13_CallsThatOutlastTheWindowCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureRate: 0.5, Window: 10 * time.Second})
+		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+			time.Sleep(11 * time.Second)
+			return errTest
+		}), b)
+		var wg sync.WaitGroup
+		for range 1000 {
+			wg.Go(func() { _ = applier.Apply(t.Context(), 1) })
+		}
+		wg.Wait()
+		require.EqualValues(t, "open", b.State())
+	})
+}
+
+func TestSlowCalls_OpenTheBreakerAndLeaveTheRecordApplied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := courier.NewBreaker(courier.BreakerPolicy{SlowCall: time.Second, SlowCallRate: 0.5, MinCalls: 4})
+		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+			time.Sleep(2 * time.Second)
+			return nil
+		}), b)
+		for range 4 {
+			require.NoError(t, applier.Apply(t.Context(), 1))
+		}
+		err := applier.Apply(t.Context(), 1)
+		require.ErrorIs(t, err, courier.ErrOpen)
+		require.ErrorIs(t, err, courier.ErrSlow)
+	})
+}
+
+func TestB14_OpenPeriodsAndTheirCap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 10 * time.Second, OpenMultiplier: 3, Jitter: courier.NoOpenJitter})
+		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+		var periods []time.Duration
+		for range 5 {
+			require.Error(t, applier.Apply(t.Context(), 1))
+			periods = append(periods, time.Until(b.RetryAt()))
+			time.Sleep(time.Until(b.RetryAt()))
+		}
+		require.Equal(t, []time.Duration{10 * time.Second, 30 * time.Second, time.Minute, time.Minute, time.Minute}, periods)
+	})
+}
+
+func TestB16_ListenersAreToldInOrderOutsideTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []courier.BreakerChange
+		var b *courier.Breaker
+		b = courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Random: half, OnStateChange: func(_ context.Context, c courier.BreakerChange) {
+			told = append(told, c)
+			_, _ = b.State(), b.Metrics() // it may call any method
+			switch len(told) {
+			case 1:
+				b.ForceOpen() // even one that makes a transition
+			case 3:
+				panic("a listener's panic harms nobody")
+			case 4:
+				runtime.Goexit()
+			}
+		}})
+		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+		b.Auto()
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+		time.Sleep(time.Second)
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+
+		var path []courier.BreakerState
+		for i, c := range told {
+			path = append(path, c.To)
+			if i > 0 {
+				require.Equal(t, told[i-1].To, c.From)
+				require.Equal(t, told[i-1].Generation+1, c.Generation, "each exactly once")
+			}
+		}
+		require.Equal(t, []courier.BreakerState{"open", "forced open", "closed", "open", "half-open", "open"}, path)
+		require.ErrorIs(t, told[0].Cause, errTest)
+		require.ErrorIs(t, told[1].Cause, courier.ErrForcedOpen)
+	})
+}
+
+func TestB16_ManyGoroutinesTellEachTransitionOnce(t *testing.T) {
+	var mu sync.Mutex
+	var last uint64
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 1, MaxOpenFor: 1, OnStateChange: func(_ context.Context, c courier.BreakerChange) {
+		mu.Lock()
+		defer mu.Unlock()
+		if last != 0 && c.Generation != last+1 {
+			t.Errorf("generation %d was told after %d", c.Generation, last)
+		}
+		last = c.Generation
+	}})
+	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, n int) error {
+		if n%3 == 0 {
+			return errTest
+		}
+		return nil
+	}), b)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range 500 {
+				_ = applier.Apply(t.Context(), i)
+			}
+		})
+	}
+	wg.Wait()
+	require.Positive(t, last)
+}
+
+func TestB17_AClockThatStepsBack(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	clock := &steps{now: now}
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 10 * time.Second, Random: half, Clock: clock})
+	applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+	require.Error(t, applier.Apply(t.Context(), 1))
+	until := b.RetryAt()
+	clock.now = now.Add(-time.Hour)
+	require.False(t, b.Ready())
+	require.Error(t, applier.Apply(t.Context(), 1))
+	require.Equal(t, until, b.RetryAt(), "it is not extended")
+	clock.now = until
+	require.True(t, b.Ready())
+}
+
+// steps is a clock that is set by hand.
+type steps struct{ now time.Time }
+
+func (c *steps) Now() time.Time                       { return c.now }
+func (c *steps) After(time.Duration) <-chan time.Time { return nil }
+
+func TestB18_ForcedStatesStayUntilAuto(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
+		applier := courier.NewCircuitBreakerApplier[int](s, b)
+		b.ForceOpen()
+		time.Sleep(365 * 24 * time.Hour)
+		err := applier.Apply(t.Context(), 1)
+		var open *courier.OpenError
+		require.ErrorAs(t, err, &open)
+		require.True(t, open.Until.IsZero())
+		require.ErrorIs(t, err, courier.ErrForcedOpen)
+		require.Zero(t, s.called())
+		b.ForceClosed()
+		for range 10 {
+			require.Equal(t, errTest, applier.Apply(t.Context(), 1))
+		}
+		require.Equal(t, courier.BreakerForcedClosed, b.State())
+		b.Auto()
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+	})
+}
+
+func TestB19_ReadyTellsTheTimeAndTakesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		require.True(t, b.Ready())
+		require.True(t, b.RetryAt().IsZero())
+		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+		require.Error(t, applier.Apply(t.Context(), 1))
+		require.False(t, b.Ready())
+		require.Equal(t, 10*time.Second, time.Until(b.RetryAt()))
+		time.Sleep(10 * time.Second)
+		for range 10 {
+			require.True(t, b.Ready(), "asking takes no probe slot")
+		}
+		require.Equal(t, courier.BreakerOpen, b.State(), "nothing happens until somebody calls")
+		permit, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, courier.BreakerHalfOpen, b.State())
+		require.False(t, b.Ready())
+		require.NoError(t, b.Report(t.Context(), permit, nil))
+		require.True(t, b.Ready())
+	})
+}
+
+func TestB20_ABreakerHasNoGoroutine(t *testing.T) {
+	before := runtime.NumGoroutine()
+	for range 1000 {
+		b := newBreaker(1)
+		_ = courier.NewCircuitBreakerApplier(always(errTest), b).Apply(t.Context(), 1)
+	}
+	require.LessOrEqual(t, runtime.NumGoroutine(), before)
+}
+
+func TestBreaker_Metrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(2)
+		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+		_ = applier.Apply(t.Context(), 1)
+		require.Equal(t, courier.BreakerMetrics{State: "closed", Consecutive: 1}, b.Metrics())
+		slow, _ := b.Acquire(t.Context())
+		_ = applier.Apply(t.Context(), 1)
+		_ = applier.Apply(t.Context(), 1)
+		_ = b.Report(t.Context(), slow, nil)
+		m := b.Metrics()
+		require.ErrorIs(t, m.Cause, errTest)
+		m.Cause = nil
+		require.Equal(t, courier.BreakerMetrics{State: "open", Until: time.Now().Add(10 * time.Second), Opened: 1, Rejected: 1, Stale: 1}, m)
+	})
+}
+
+func TestBreaker_AcquireRefusesABadPolicyAndAnEndedContext(t *testing.T) {
+	_, err := courier.NewBreaker(courier.BreakerPolicy{FailureRate: math.NaN()}).Acquire(t.Context())
+	require.ErrorIs(t, err, courier.ErrConfig)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("called off")
+	cancel(cause)
+	_, err = newBreaker(1).Acquire(ctx)
+	require.ErrorIs(t, err, cause)
+	require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+}
+
+// The breaker as its users see it, against a model of the consecutive rule: it
+// is never open without the failures, never passes a call while open, and every
+// call it admits is made.
+func TestBreaker_Model(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		threshold := rapid.IntRange(1, 4).Draw(rt, "threshold")
+		calls := rapid.SliceOfN(rapid.IntRange(0, 5), 1, 60).Draw(rt, "calls")
+		synctest.Test(t, func(t *testing.T) {
+			b := newBreaker(threshold)
+			streak := 0
+			for _, kind := range calls {
+				if kind == 5 {
+					time.Sleep(7 * time.Second)
+					continue
+				}
+				before, ready := b.State(), b.Ready()
+				made := false
+				err := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+					made = true
+					return []error{nil, errTest, courier.Permanent(errTest), courier.Skip(errTest), &courier.OpenError{}}[kind]
+				}), b).Apply(t.Context(), 1)
+				if made != ready {
+					rt.Fatalf("ready %v, made %v", ready, made)
+				}
+				if !made {
+					if !errors.Is(err, courier.ErrOpen) {
+						rt.Fatalf("refused with %v", err)
+					}
+					continue
+				}
+				switch {
+				case kind == 4:
+				case kind == 1:
+					streak++
+				default:
+					streak = 0
+				}
+				open := kind == 1 && (before != courier.BreakerClosed || streak >= threshold)
+				if open {
+					streak = 0
+				}
+				want := courier.BreakerState("closed")
+				switch {
+				case open:
+					want = courier.BreakerOpen
+				case kind == 4 && before != courier.BreakerClosed:
+					want = courier.BreakerHalfOpen
+				}
+				if b.State() != want {
+					rt.Fatalf("%v after a call of kind %d in %v, want %v", b.State(), kind, before, want)
+				}
+			}
+		})
+	})
+}
