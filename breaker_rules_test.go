@@ -304,9 +304,9 @@ func TestBreaker_Model(t *testing.T) {
 					}
 					continue
 				}
-				switch {
-				case kind == 4:
-				case kind == 1:
+				switch kind {
+				case 4:
+				case 1:
 					streak++
 				default:
 					streak = 0

@@ -51,8 +51,12 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 	if fault == nil {
 		fault = c.validate(attempts)
 	}
-	sink := &guardApplier[T]{newStage(applier, fault)}
-	breaker := NewCircuitBreakerApplier(Applier[T](sink), NewBreaker(c.Breaker))
+	var sink Applier[T] = &guardApplier[T]{newStage(applier, fault)}
+	if timeout := c.Retry.AttemptTimeout; timeout > 0 {
+		sink = newTimeoutApplier(sink, timeout, c.Retry.Clock, nil)
+		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
+	}
+	breaker := NewCircuitBreakerApplier(sink, NewBreaker(c.Breaker))
 	return newDLQApplier(NewRetryableApplier(breaker, c.Retry), c.DLQ, c.Clock), c.DLQ
 }
 

@@ -51,10 +51,37 @@ type RetryPolicy struct {
 	// [RetryAfter]. 0 is MaxDelay.
 	MaxRetryAfter time.Duration
 
+	// MaxElapsed ends the retries of a delivery: the record stays pending when
+	// the next attempt would begin later than this after Apply was called. It
+	// interrupts no attempt. 0 is off, and off is right for a pipeline, which
+	// has a time to lose and records not to.
+	MaxElapsed time.Duration
+
+	// AttemptTimeout ends the context of each attempt, see
+	// [NewAttemptTimeoutApplier]. 0 is off.
+	AttemptTimeout time.Duration
+
+	// Budget bounds the retries of all that share it. nil is off. When it is
+	// empty the record stays pending.
+	Budget *RetryBudget
+
+	// OnRetry is called before the delay of a retry, and OnGiveUp once for each
+	// record given up, parked or not. What they do changes no delay; a panic in
+	// them does no harm.
+	OnRetry  func(ctx context.Context, event RetryEvent)
+	OnGiveUp func(ctx context.Context, err *RetryError)
+
 	// Clock is nil for the system's clock, Random for math/rand/v2's Float64.
 	// Both must be safe for concurrent use.
 	Clock  Clock
 	Random func() float64
+}
+
+// RetryEvent is a retry that is about to be made.
+type RetryEvent struct {
+	Attempt int           // of this delivery, that has failed: 1 is the first
+	Delay   time.Duration // before the next
+	Err     error         // of the attempt
 }
 
 func (p RetryPolicy) withDefaults() RetryPolicy {
@@ -89,6 +116,12 @@ func (p RetryPolicy) validate() error {
 		return &ConfigError{"RetryPolicy.Jitter", fmt.Sprintf("is %d: want FullJitter, EqualJitter, DecorrelatedJitter or NoJitter", p.Jitter)}
 	case p.MaxRetryAfter < 0:
 		return &ConfigError{"RetryPolicy.MaxRetryAfter", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.MaxRetryAfter)}
+	case p.MaxElapsed < 0:
+		return &ConfigError{"RetryPolicy.MaxElapsed", fmt.Sprintf("is %v: want more than 0, or 0 for off", p.MaxElapsed)}
+	case p.AttemptTimeout < 0:
+		return &ConfigError{"RetryPolicy.AttemptTimeout", fmt.Sprintf("is %v: want more than 0, or 0 for off", p.AttemptTimeout)}
+	case p.Budget != nil:
+		return p.Budget.fault
 	}
 	return nil
 }
@@ -100,8 +133,9 @@ type Reason string
 const (
 	Exhausted        Reason = "exhausted"         // every attempt failed
 	PermanentFailure Reason = "permanent"         // the error said that no retry helps
-	DeadlineTooClose Reason = "deadline too near" // it would pass before the next attempt
-	Interrupted      Reason = "interrupted"       // the context ended, or the coordinator stops
+	DeadlineTooClose Reason = "deadline too near" // it, or MaxElapsed, would pass before the next attempt
+	BudgetEmpty      Reason = "retry budget empty"
+	Interrupted      Reason = "interrupted" // the context ended, or the coordinator stops
 )
 
 // ErrExhausted is what a [*RetryError] is, to errors.Is, when every attempt
@@ -110,8 +144,8 @@ var ErrExhausted = errors.New("courier: retries exhausted")
 
 // RetryError is the end of the retries of a record. errors.Is and errors.As
 // see the last error, and the cause of an interruption too. Its class is
-// NotAttempted when the reason is DeadlineTooClose or Interrupted: the record
-// stays pending. Otherwise it is that of the last error.
+// NotAttempted when the reason is DeadlineTooClose, BudgetEmpty or Interrupted:
+// the record stays pending. Otherwise it is that of the last error.
 type RetryError struct {
 	Reason   Reason
 	Attempts int           // made, those of earlier passes that an outage interrupted included
@@ -145,7 +179,7 @@ func (e *RetryError) Unwrap() []error {
 
 // NotAttempted reports that the retries were cut short.
 func (e *RetryError) NotAttempted() bool {
-	return e.Reason == DeadlineTooClose || e.Reason == Interrupted
+	return e.Reason == DeadlineTooClose || e.Reason == BudgetEmpty || e.Reason == Interrupted
 }
 
 // WithRetry tries records again that fail, by the default policy.
@@ -165,6 +199,9 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 // safe for concurrent use as the applier. A panic passes through.
 func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[T] {
 	p := policy.withDefaults()
+	if p.AttemptTimeout > 0 && applier != nil {
+		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, nil)
+	}
 	return &retryApplier[T]{newStage(applier, policy.validate()), p, backoff.Policy{
 		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
 	}}
@@ -183,26 +220,61 @@ func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 	if ctx.Err() != nil {
 		return unattempted(context.Cause(ctx))
 	}
+	entry := r.entry()
 	err := r.apply(ctx, record)
 	if err == nil {
+		r.policy.Budget.deposit(1)
 		return nil
 	}
-	run := r.begin(ctx)
+	past := historiesIn(ctx, 1)
+	if past == nil && untouched(ctx, err) {
+		return err
+	}
+	run := r.begin(ctx, entry)
 	used := 0
-	if past := historiesIn(ctx, 1); past != nil {
+	if past != nil {
 		used = past[0].by(r)
 	}
 	for {
 		if final := run.judge(err, &used); final != nil {
 			return final
 		}
-		if cut := run.wait(err); cut != nil {
+		if cut := run.wait(err, 1); cut != nil {
 			return run.giveUp(cut.reason, used, err, cut.cause)
 		}
-		if err = r.apply(withAttempt(ctx, run.waits+1), record); err == nil {
+		if err = r.retry(withAttempt(ctx, run.waits+1), record); err == nil {
 			return nil
 		}
 	}
+}
+
+// untouched reports whether a record was not attempted at all, so that a retry
+// has nothing to add to the error: the case of every record while a breaker is
+// open, and so without an allocation.
+func untouched(ctx context.Context, err error) bool {
+	return Classify(ctx, err) == NotAttempted && countedIn(err) == 0
+}
+
+// retry makes one further attempt. What it took from the budget comes back
+// unless the attempt failed: a panic that passes through must not leak it.
+func (r *retryApplier[T]) retry(ctx context.Context, record T) (err error) {
+	failed := false
+	defer func() {
+		if !failed {
+			r.policy.Budget.refund(1)
+		}
+	}()
+	err = r.apply(ctx, record)
+	failed = err != nil
+	return err
+}
+
+// entry is when Apply was called, where that matters: a clock is not free.
+func (r *retryApplier[T]) entry() time.Time {
+	if r.policy.MaxElapsed > 0 {
+		return r.policy.Clock.Now()
+	}
+	return time.Time{}
 }
 
 func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
@@ -215,22 +287,24 @@ func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if ctx.Err() != nil {
 		return unattempted(context.Cause(ctx))
 	}
+	entry := r.entry()
 	err := r.applyBatch(ctx, records)
 	if err == nil {
+		r.policy.Budget.deposit(len(records))
 		return nil
 	}
-	return r.batchAgain(ctx, records, err)
+	return r.batchAgain(ctx, records, entry, err)
 }
 
 // batchAgain is the rest of ApplyBatch once the first call has failed. Once the
 // batch has failed as one, which counts against no record of it, it goes on
 // record by record.
-func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, err error) error {
+func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry time.Time, err error) error {
 	past := historiesIn(ctx, len(records))
-	if _, listed := batchErrorIn(err); !listed && past == nil && Classify(ctx, err) == NotAttempted && countedIn(err) == 0 {
-		return err // of every record, and there is nothing to add
+	if _, listed := batchErrorIn(err); !listed && past == nil && untouched(ctx, err) {
+		return err // of every record
 	}
-	run := r.begin(ctx)
+	run := r.begin(ctx, entry)
 	results := make([]error, len(records))
 	used := make([]int, len(records))
 	for i := range past {
@@ -274,7 +348,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, err error
 				left[j] = records[i]
 			}
 		}
-		if cut := run.wait(delayBy); cut != nil {
+		if cut := run.wait(delayBy, len(open)); cut != nil {
 			for _, i := range open {
 				results[i] = run.giveUp(cut.reason, max(used[i], round), lasts[i], cut.cause)
 			}
@@ -286,7 +360,19 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, err error
 		} else {
 			isolate(&err, func() error { return r.batch.ApplyBatch(again, left) })
 		}
+		r.policy.Budget.refund(succeeded(err, len(open)))
 	}
+}
+
+// succeeded counts the records of a batch that its result says are applied.
+func succeeded(err error, n int) int {
+	if err == nil {
+		return n
+	}
+	if list, ok := batchErrorIn(err); ok {
+		return max(0, n-len(list.Failures))
+	}
+	return 0
 }
 
 // retryRun is the retries of one call, from its first failure on.
@@ -295,13 +381,14 @@ type retryRun struct {
 	owner   any // the retry
 	policy  *RetryPolicy
 	backoff *backoff.Policy
-	start   time.Time
+	entry   time.Time     // of the call, where MaxElapsed is set
+	start   time.Time     // of the first failure
 	delay   time.Duration // the last one
 	waits   int
 }
 
-func (r *retryApplier[T]) begin(ctx context.Context) retryRun {
-	return retryRun{ctx: ctx, owner: r, policy: &r.policy, backoff: &r.backoff, start: r.policy.Clock.Now()}
+func (r *retryApplier[T]) begin(ctx context.Context, entry time.Time) retryRun {
+	return retryRun{ctx: ctx, entry: entry, owner: r, policy: &r.policy, backoff: &r.backoff, start: r.policy.Clock.Now()}
 }
 
 // judge counts a failed attempt and returns the record's final error, or nil
@@ -326,7 +413,17 @@ func (r *retryRun) judge(err error, used *int) error {
 }
 
 func (r *retryRun) giveUp(reason Reason, attempts int, last, cause error) error {
-	return &RetryError{Reason: reason, Attempts: attempts, Elapsed: r.policy.Clock.Now().Sub(r.start), Last: last, Cause: cause}
+	err := &RetryError{Reason: reason, Attempts: attempts, Elapsed: r.policy.Clock.Now().Sub(r.start), Last: last, Cause: cause}
+	if hook := r.policy.OnGiveUp; hook != nil {
+		r.call(func() { hook(r.ctx, err) })
+	}
+	return err
+}
+
+// call keeps what a hook does to itself.
+func (r *retryRun) call(hook func()) {
+	var ignored error
+	isolate(&ignored, func() error { hook(); return nil })
 }
 
 // cut is a wait that was not waited out.
@@ -335,9 +432,10 @@ type cut struct {
 	cause  error
 }
 
-// wait sleeps before the next attempt. It returns at once, and not nil, when
-// the deadline would pass or the coordinator stops.
-func (r *retryRun) wait(last error) *cut {
+// wait sleeps before the next attempt, which is one of n records. It returns at
+// once, and not nil, when there is no budget for it, when the deadline would
+// pass, or when the coordinator stops.
+func (r *retryRun) wait(last error, n int) *cut {
 	r.waits++
 	r.delay = r.backoff.Delay(r.waits, r.delay, r.policy.Random())
 	delay := max(r.delay, min(afterOf(last), r.policy.MaxRetryAfter))
@@ -350,6 +448,15 @@ func (r *retryRun) wait(last error) *cut {
 			return &cut{DeadlineTooClose, nil}
 		}
 	}
+	if limit := r.policy.MaxElapsed; limit > 0 && r.policy.Clock.Now().Sub(r.entry)+delay > limit {
+		return &cut{DeadlineTooClose, nil}
+	}
+	if !r.policy.Budget.withdraw(n) {
+		return &cut{BudgetEmpty, nil}
+	}
+	if hook := r.policy.OnRetry; hook != nil {
+		r.call(func() { hook(r.ctx, RetryEvent{r.waits, delay, last}) })
+	}
 	if delay > 0 {
 		select {
 		case <-r.policy.Clock.After(delay):
@@ -361,6 +468,7 @@ func (r *retryRun) wait(last error) *cut {
 	// picked.
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
+			r.policy.Budget.refund(n)
 			return &cut{Interrupted, context.Cause(ctx)}
 		}
 	}

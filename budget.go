@@ -1,0 +1,105 @@
+package courier
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/erfanmomeniii/courier/internal/budget"
+)
+
+// BudgetPolicy configures a [RetryBudget]. The zero value is the default.
+type BudgetPolicy struct {
+	// Ratio is how many retries each first attempt that succeeds pays for. 0 is
+	// 0.2: one retry for five successes.
+	Ratio float64
+
+	// Floor is how many retries a second there are in any case, so that a quiet
+	// pipeline can retry. 0 is 1.
+	Floor float64
+
+	// Burst is how many retries can be saved up. 0 is 100. The budget begins
+	// full.
+	Burst float64
+
+	// Clock is nil for the system's clock.
+	Clock Clock
+}
+
+func (p BudgetPolicy) withDefaults() BudgetPolicy {
+	p.Ratio = or(p.Ratio, 0.2)
+	p.Floor = or(p.Floor, 1)
+	p.Burst = or(p.Burst, 100)
+	if p.Clock == nil {
+		p.Clock = systemClock{}
+	}
+	return p
+}
+
+func (p BudgetPolicy) validate() error {
+	bad := func(v float64) bool { return !(v >= 0) || v > maxCount }
+	for _, f := range [...]struct {
+		name  string
+		value float64
+	}{{"Ratio", p.Ratio}, {"Floor", p.Floor}, {"Burst", p.Burst}} {
+		if bad(f.value) {
+			return &ConfigError{"BudgetPolicy." + f.name, fmt.Sprintf("is %v: want more than 0 and at most %d, or 0 for the default", f.value, maxCount)}
+		}
+	}
+	if p.withDefaults().Burst < 1 {
+		return &ConfigError{"BudgetPolicy.Burst", fmt.Sprintf("is %v: less than one retry", p.Burst)}
+	}
+	return nil
+}
+
+// RetryBudget bounds the retries of everything that shares it to a part of the
+// successes: when all records fail at once, retries do not multiply the load on
+// a destination that is in trouble. Share one among the retries of a
+// destination, by RetryPolicy.Budget. It is safe for concurrent use and never
+// blocks.
+//
+// The scheme is that of Finagle: successes deposit, retries withdraw, a retry
+// that succeeds is refunded, and a floor rate refills it in any case.
+type RetryBudget struct {
+	kernel budget.Policy
+	clock  Clock
+	fault  error
+
+	mu    sync.Mutex
+	state budget.State
+}
+
+// NewRetryBudget returns a full budget. A bad policy is reported by the Apply of
+// the retries that use it.
+func NewRetryBudget(policy BudgetPolicy) *RetryBudget {
+	p := policy.withDefaults()
+	return &RetryBudget{kernel: budget.Policy{Ratio: p.Ratio, Floor: p.Floor, Burst: p.Burst}, clock: p.Clock, fault: policy.validate()}
+}
+
+func (b *RetryBudget) deposit(n int) {
+	if b == nil {
+		return
+	}
+	now := b.clock.Now()
+	b.mu.Lock()
+	b.state.Deposit(&b.kernel, float64(n), now)
+	b.mu.Unlock()
+}
+
+func (b *RetryBudget) withdraw(n int) bool {
+	if b == nil {
+		return true
+	}
+	now := b.clock.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state.Withdraw(&b.kernel, float64(n), now)
+}
+
+func (b *RetryBudget) refund(n int) {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	b.state.Refund(&b.kernel, float64(n))
+	b.mu.Unlock()
+}
