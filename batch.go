@@ -180,6 +180,9 @@ func (s *stage[T]) Validate() error { return s.fault }
 
 func (s *stage[T]) batches() bool { return s.batch != nil }
 
+// inside returns what is decorated, see layers.
+func (s *stage[T]) inside() any { return s.inner }
+
 func (s *stage[T]) apply(ctx context.Context, record T) error {
 	return sound(s.inner.Apply(ctx, record))
 }

@@ -527,13 +527,21 @@ func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] 
 		b = NewBreaker(BreakerPolicy{})
 		b.fault = &ConfigError{"breaker", "is nil: pass the result of NewBreaker"}
 	}
-	return &breakerApplier[T]{newStage(applier, b.fault), b}
+	a := &breakerApplier[T]{breaker: b}
+	fault := b.fault
+	if f := misplaced(a, applier); f != nil {
+		fault = f
+	}
+	a.stage = newStage(applier, fault)
+	return a
 }
 
 type breakerApplier[T any] struct {
 	stage[T]
 	breaker *Breaker
 }
+
+func (a *breakerApplier[T]) breakerOf() *Breaker { return a.breaker }
 
 func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	if err := a.refuse(ctx); err != nil {

@@ -69,11 +69,12 @@ func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
 	}
 	defer c.running.Store(false)
 	p := &poller[T]{
-		config: &c.config,
-		source: c.source,
-		once:   once,
-		work:   work[T]{applier: c.applier, batch: asBatch(c.applier)},
-		memory: suspects[T]{clock: c.config.clock, limit: max(c.config.batchSize, minWindow) - 1},
+		config:   &c.config,
+		source:   c.source,
+		once:     once,
+		work:     work[T]{applier: c.applier, batch: asBatch(c.applier)},
+		breakers: breakersOf(c.applier),
+		memory:   suspects[T]{clock: c.config.clock, limit: max(c.config.batchSize, minWindow) - 1},
 	}
 	p.releaser, _ = c.source.(Releaser[T])
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
@@ -115,6 +116,7 @@ type poller[T any] struct {
 	source    Source[T]
 	releaser  Releaser[T] // nil if the source is none
 	limitless bool        // the source decides by itself how much it returns
+	breakers  []*Breaker  // to be asked before a fetch (D6)
 	once      bool
 	life      *lifecycle
 
@@ -181,6 +183,14 @@ func (p *poller[T]) fetch() {
 		p.phase = ended
 		return
 	}
+	g := gateOf(p.breakers)
+	if g.closed && !p.once {
+		p.halted = halt{err: g.cause, until: g.until}
+		p.config.logger.Warn("courier: paused, nothing is fetched", "until", g.until, "error", g.cause)
+		p.phase = resting
+		return
+	}
+	p.probing = p.probing || g.probe
 	limit := p.config.batchSize
 	if p.probing {
 		limit = 1 + len(p.memory.list) // to see past the suspects

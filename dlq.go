@@ -171,6 +171,8 @@ type dlqApplier[T any] struct {
 	clock Clock
 }
 
+func (*dlqApplier[T]) parks() {}
+
 func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
 	if d.fault != nil {
 		return d.fault

@@ -199,10 +199,14 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 // safe for concurrent use as the applier. A panic passes through.
 func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[T] {
 	p := policy.withDefaults()
+	fault := policy.validate()
+	if f := misplaced((*retryApplier[T])(nil), applier); f != nil {
+		fault = f
+	}
 	if p.AttemptTimeout > 0 && applier != nil {
 		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, nil)
 	}
-	return &retryApplier[T]{newStage(applier, policy.validate()), p, backoff.Policy{
+	return &retryApplier[T]{newStage(applier, fault), p, backoff.Policy{
 		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
 	}}
 }
@@ -212,6 +216,8 @@ type retryApplier[T any] struct {
 	policy  RetryPolicy
 	backoff backoff.Policy
 }
+
+func (*retryApplier[T]) retries() {}
 
 func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 	if r.fault != nil {

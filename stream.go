@@ -20,6 +20,7 @@ type stream[T any] struct {
 	releaser Releaser[T] // nil if the source is none
 	applier  Applier[T]
 	batch    BatchApplier[T]
+	breakers []*Breaker // to be asked before a fetch (D6)
 	life     *lifecycle
 	leave    context.Context // once it has ended, workers begin no record
 	intake   context.Context // what is fetched under
@@ -102,17 +103,18 @@ type job[T any] struct {
 
 func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T] {
 	s := &stream[T]{
-		config:  &c.config,
-		source:  c.source,
-		applier: c.applier,
-		batch:   asBatch(c.applier),
-		life:    beginLifecycle(ctx, c.config.clock, c.config.drainTimeout),
-		wanted:  make(chan int, 1),
-		fetched: make(chan fetchResult[T], 1),
-		todo:    make(chan *share[T], c.config.workers),
-		done:    make(chan *share[T], c.config.workers),
-		jobs:    make(chan job[T], 1),
-		settled: make(chan error, 1),
+		config:   &c.config,
+		source:   c.source,
+		applier:  c.applier,
+		batch:    asBatch(c.applier),
+		breakers: breakersOf(c.applier),
+		life:     beginLifecycle(ctx, c.config.clock, c.config.drainTimeout),
+		wanted:   make(chan int, 1),
+		fetched:  make(chan fetchResult[T], 1),
+		todo:     make(chan *share[T], c.config.workers),
+		done:     make(chan *share[T], c.config.workers),
+		jobs:     make(chan job[T], 1),
+		settled:  make(chan error, 1),
 	}
 	// After a stop, records that were not begun go back to a source that takes
 	// them; to leave them alone otherwise would be to lose them.
@@ -195,6 +197,12 @@ func (s *stream[T]) direct() {
 // act starts whatever may start, and reports whether nothing is left to do.
 func (s *stream[T]) act(now time.Time) (finished bool) {
 	closing := s.stopping || s.fatal != nil
+	if g := gateOf(s.breakers); g.closed || g.probe {
+		s.probing = true
+		if g.until.After(s.pausedUntil) {
+			s.pausedUntil = g.until
+		}
+	}
 	paused := now.Before(s.pausedUntil)
 	// A queue is worked off unless nobody will take it any more: a stop does not
 	// wait for a breaker to close (C-5).

@@ -1,0 +1,107 @@
+package courier_test
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// An order of decorators that cannot do what it looks like is refused.
+func TestComposition_AWrongOrderIsAConfigError(t *testing.T) {
+	process := courier.ProcessFunc(nop[int])
+	dlq, _ := courier.WithDLQ(process)
+	b := newBreaker(3)
+	rows := func(a courier.Applier[int]) courier.Applier[string] {
+		return courier.NewDecodingApplier(a, func(string) (int, error) { return 0, nil })
+	}
+	for name, stack := range map[string]interface {
+		courier.Applier[int]
+		courier.Validator
+	}{
+		"breaker outside retry":               courier.WithCircuitBreaker(courier.WithRetry(process)).(validated),
+		"DLQ inside retry":                    courier.WithRetry(dlq).(validated),
+		"DLQ inside breaker":                  courier.WithCircuitBreaker(dlq).(validated),
+		"DLQ deep inside retry":               courier.WithRetry(courier.WithCircuitBreaker(dlq)).(validated),
+		"retry inside timeout inside breaker": courier.WithCircuitBreaker(courier.NewAttemptTimeoutApplier(courier.WithRetry(process), 1, nil)).(validated),
+		"the same breaker twice":              courier.NewCircuitBreakerApplier(courier.NewCircuitBreakerApplier(process, b), b).(validated),
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.ErrorIs(t, stack.Validate(), courier.ErrConfig)
+			require.ErrorIs(t, stack.Apply(t.Context(), 1), courier.ErrConfig)
+			source := newShelf(1)
+			require.ErrorIs(t, courier.NewPollingCoordinator[int](source, stack).Start(t.Context()), courier.ErrConfig)
+			require.Zero(t, source.fetchCount())
+		})
+	}
+	require.ErrorIs(t, courier.WithCircuitBreaker(rows(courier.WithRetry(process))).(courier.Validator).Validate(), courier.ErrConfig, "through a decoder")
+
+	for name, stack := range map[string]any{
+		"resilient": func() any { a, _ := courier.ResilientApplier(process, nil); return a }(),
+		"by hand":   func() any { a, _ := courier.WithDLQ(courier.WithRetry(courier.WithCircuitBreaker(process))); return a }(),
+		"resilient in a fan-out": func() any {
+			a, _ := courier.ResilientApplier(process, nil)
+			return courier.NewFanOutApplier(a, process)
+		}(),
+		"two breakers":                    courier.NewCircuitBreakerApplier(courier.NewCircuitBreakerApplier(process, b), newBreaker(1)),
+		"a retry of one's own in a retry": courier.WithRetry(courier.WithRetry(process)),
+	} {
+		require.NoError(t, stack.(courier.Validator).Validate(), name)
+	}
+}
+
+type validated interface {
+	courier.Applier[int]
+	courier.Validator
+}
+
+// C-2: a coordinator asks a breaker that it shares before it fetches.
+func TestC2_NothingIsFetchedForAnOpenBreaker(t *testing.T) {
+	for name, coordinator := range map[string]func(courier.Source[int], courier.Applier[int]) interface{ Start(context.Context) error }{
+		"polling": func(s courier.Source[int], a courier.Applier[int]) interface{ Start(context.Context) error } {
+			return courier.NewPollingCoordinator(s, a, quiet)
+		},
+		"streaming": func(s courier.Source[int], a courier.Applier[int]) interface{ Start(context.Context) error } {
+			return courier.NewStreamingCoordinator(s, a, quiet)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBreaker(1)
+				_ = courier.NewCircuitBreakerApplier(always(errTest), b).Apply(t.Context(), 1) // another pipeline's
+				source := newLeasing(numbers(5)...)
+				source.wait = true
+				s := &sink[int]{}
+				stop := start(t, coordinator(source, courier.NewCircuitBreakerApplier[int](s, b)))
+				time.Sleep(10*time.Second - time.Millisecond)
+				synctest.Wait()
+				require.Zero(t, source.fetchCount())
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				require.ElementsMatch(t, numbers(5), s.got())
+			})
+		})
+	}
+}
+
+// C-3, C-4: while the breaker is forced open nobody is busy, and afterwards all
+// goes on.
+func TestC3_AForcedOpenBreakerKeepsNobodyBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		b.ForceOpen()
+		source := newShelf(numbers(5)...)
+		s := &sink[int]{}
+		stop := start(t, courier.NewPollingCoordinator(source, courier.NewCircuitBreakerApplier[int](s, b), quiet))
+		time.Sleep(24 * time.Hour)
+		require.Zero(t, source.fetchCount())
+		b.Auto()
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, numbers(5), s.got())
+	})
+}
