@@ -45,7 +45,8 @@ type BreakerPolicy struct {
 	WindowCalls int
 
 	// OpenFor is how long the breaker first stays open before it lets a probe
-	// through. 0 is 5 seconds. Each failed probe makes it longer by
+	// through. 0 is one second: a poison record that looks transient costs the
+	// others that long, an outage soon more. Each failed probe makes it longer by
 	// OpenMultiplier (0 is 2, 1 is not at all), up to MaxOpenFor, of which 0 is
 	// one minute, or OpenFor where that is longer.
 	OpenFor, MaxOpenFor time.Duration
@@ -89,7 +90,7 @@ func (p BreakerPolicy) withDefaults() BreakerPolicy {
 	if p.WindowCalls == 0 {
 		p.Window = or(p.Window, 30*time.Second)
 	}
-	p.OpenFor = or(p.OpenFor, 5*time.Second)
+	p.OpenFor = or(p.OpenFor, time.Second)
 	p.MaxOpenFor = or(p.MaxOpenFor, max(time.Minute, p.OpenFor))
 	p.OpenMultiplier = or(p.OpenMultiplier, 2)
 	p.Jitter = or(p.Jitter, 0.2)
@@ -523,9 +524,9 @@ func WithCircuitBreaker[T any](applier Applier[T]) Applier[T] {
 // error is an answer, hence a success; what is NotAttempted says nothing. The
 // result is as safe for concurrent use as the applier.
 func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] {
-	if b == nil {
+	if b == nil || b.policy.Clock == nil {
 		b = NewBreaker(BreakerPolicy{})
-		b.fault = &ConfigError{"breaker", "is nil: pass the result of NewBreaker"}
+		b.fault = &ConfigError{"breaker", "is nil or the zero value: pass the result of NewBreaker"}
 	}
 	a := &breakerApplier[T]{breaker: b}
 	fault := b.fault

@@ -9,7 +9,7 @@ import (
 
 // NewChannelSource returns a source for a streaming coordinator that takes its
 // records from a channel and marks them with a function. Closing the channel
-// ends the stream once everything received is settled. Both arguments are
+// ends the stream: see [StreamingCoordinator.Start]. Both arguments are
 // required; a markDone for records that need no mark returns nil.
 func NewChannelSource[T any](ch <-chan T, markDone func(ctx context.Context, records []T) error) *ChannelSource[T] {
 	return &ChannelSource[T]{ch, markDone}
@@ -65,6 +65,9 @@ func (s *ChannelSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 	}
 	return records, nil
 }
+
+// handsOutOnce tells a polling coordinator that it is not for this source.
+func (s *ChannelSource[T]) handsOutOnce() {}
 
 // Mark calls markDone.
 func (s *ChannelSource[T]) Mark(ctx context.Context, records []T) error {

@@ -153,7 +153,7 @@ func TestD6_Stream_AnOutagePausesIntakeAndParksOnlyPoison(t *testing.T) {
 				require.ElementsMatch(t, numbers(100), marked.all())
 				// 5 failures open the breaker (as many more may be under way), then
 				// one probe for each period of at least 48 s, the first few less.
-				require.LessOrEqual(t, int(during.Load()), 5+workers+5+75)
+				require.LessOrEqual(t, int(during.Load()), 5+workers+8+75)
 			})
 		})
 	}

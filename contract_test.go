@@ -185,9 +185,9 @@ func TestD6_AnOutagePausesIntake(t *testing.T) {
 		time.Sleep(outage)
 		synctest.Wait()
 		// 5 calls open the breaker; then one probe for each open period, which
-		// doubles from 5 s to 1 min, a fifth less at the least.
-		require.LessOrEqual(t, s.called(), 5+5+15)
-		require.LessOrEqual(t, source.fetchCount(), 1+5+15, "no fetch but for a probe")
+		// doubles from 1 s to 1 min, a fifth less at the least.
+		require.LessOrEqual(t, s.called(), 5+8+13)
+		require.LessOrEqual(t, source.fetchCount(), 1+8+13, "no fetch but for a probe")
 		time.Sleep(3 * time.Minute)
 		require.NoError(t, stop())
 		parked, _ := dlq.Receive(t.Context(), 100)
@@ -489,7 +489,12 @@ func TestD12_BadInputIsOneClearError(t *testing.T) {
 		{"BreakerPolicy.Jitter", breaker(courier.BreakerPolicy{Jitter: math.NaN()})},
 		{"BreakerPolicy.OpenFor", breaker(courier.BreakerPolicy{OpenFor: -1})},
 		{"BreakerPolicy.MaxOpenFor", breaker(courier.BreakerPolicy{MaxOpenFor: -1})},
-		{"BreakerPolicy.MaxOpenFor", breaker(courier.BreakerPolicy{MaxOpenFor: time.Second})},
+		{"BreakerPolicy.MaxOpenFor", breaker(courier.BreakerPolicy{MaxOpenFor: time.Millisecond})},
+		{"breaker", courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.NewCircuitBreakerApplier(courier.ProcessFunc(process), new(courier.Breaker)))},
+		{"coordinator", new(courier.PollingCoordinator[int])},
+		{"coordinator", new(courier.StreamingCoordinator[int])},
+		{"source", courier.NewPollingCoordinator(courier.NewChannelSource(ch, mark), courier.ProcessFunc(process))},
+		{"source", courier.NewStreamingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.ProcessFunc(process))},
 		{"BreakerPolicy.Probes", breaker(courier.BreakerPolicy{Probes: -1})},
 		{"BreakerPolicy.Successes", breaker(courier.BreakerPolicy{Successes: -1})},
 		{"BreakerPolicy.ProbeTimeout", breaker(courier.BreakerPolicy{ProbeTimeout: -1})},

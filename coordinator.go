@@ -33,6 +33,9 @@ func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...
 	if c.fault == nil && c.config.streaming != "" {
 		c.fault = &ConfigError{c.config.streaming, "is for a streaming coordinator; a polling one has no use for it"}
 	}
+	if _, ok := source.(interface{ handsOutOnce() }); ok && c.fault == nil {
+		c.fault = &ConfigError{"source", "hands each record out once, so that a failed one would be lost: use NewStreamingCoordinator"}
+	}
 	return c
 }
 
@@ -61,6 +64,9 @@ func (c *PollingCoordinator[T]) Start(ctx context.Context) error { return c.run(
 func (c *PollingCoordinator[T]) RunOnce(ctx context.Context) error { return c.run(ctx, true) }
 
 func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
+	if c.source == nil && c.fault == nil {
+		return &ConfigError{"coordinator", "is the zero value: make it with NewPollingCoordinator"}
+	}
 	if c.fault != nil {
 		return c.fault
 	}
@@ -273,31 +279,35 @@ func (p *poller[T]) remember() {
 // report collects and logs what went wrong in the batch.
 func (p *poller[T]) report() {
 	failed, refused := 0, 0
-	var first, firstRefusal error
-	for i := range p.work.ledger.Records {
+	var first, firstRefusal complaint
+	for i, record := range p.work.ledger.Records {
 		err := p.work.ledger.Err(i)
 		if err == nil {
 			continue
 		}
+		name := describe(p.memory.identity, record, p.taken+i)
 		if p.once {
 			p.failed.Add(p.taken+i, err)
 		}
 		switch {
 		case p.work.ledger.State(i) == ledger.Failed:
 			failed++
-			first = firstFault(first, err)
+			first.add(name, err)
 		case p.halted.err == nil && p.life.stop.Err() == nil:
 			refused++
-			firstRefusal = firstFault(firstRefusal, err)
+			firstRefusal.add(name, err)
 		}
 	}
 	n := len(p.work.ledger.Records)
 	if failed > 0 {
-		p.config.logger.Warn("courier: records failed and stay pending", "failed", failed, "batch", n, "first_error", first)
+		p.config.logger.Warn("courier: records failed and stay pending", append(first.attrs(), "failed", failed, "batch", n)...)
 	}
 	if refused > 0 {
 		p.refused = true
-		p.config.logger.Error("courier: records were not settled and stay pending", "refused", refused, "batch", n, "first_error", firstRefusal)
+		p.config.logger.Error("courier: records were not settled and stay pending", append(firstRefusal.attrs(), "refused", refused, "batch", n)...)
+	}
+	if errors.Is(context.Cause(p.life.work), ErrDrainTimeout) {
+		p.config.logger.Warn("courier: the drain timeout cut the work short; what was not applied stays pending", "pending", len(p.work.ledger.In(ledger.Pending)), "batch", n)
 	}
 	if p.halted.err != nil {
 		p.config.logger.Warn("courier: paused, records stay pending", "until", p.halted.until, "error", p.halted.err)

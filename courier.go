@@ -153,7 +153,8 @@ func (f processFunc[T]) Validate() error {
 // BatchSourceFunc makes a [Source] of two functions. Both are required. Since
 // FetchFunc has no limit of its own to go by, a fetch counts as a full one,
 // after which the coordinator fetches again at once, when it returned at least
-// the batch size or as many records as it ever did.
+// the batch size or as many records as it ever did. It is for polling
+// coordinators.
 type BatchSourceFunc[T any] struct {
 	FetchFunc func(ctx context.Context) ([]T, error)
 	MarkFunc  func(ctx context.Context, records []T) error

@@ -65,7 +65,7 @@ func NewMemoryDLQ[T any](capacity int) *MemoryDLQ[T] {
 func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if len(q.letters) >= q.capacity {
+	if len(q.letters) >= or(q.capacity, DefaultDLQCapacity) {
 		return ErrDLQFull
 	}
 	q.sent++

@@ -175,7 +175,7 @@ func (e *ConfigError) NotAttempted() bool { return true }
 // configErrorOf returns what is wrong with a source or an applier.
 func configErrorOf(field string, v any) (fault error) {
 	if v == nil {
-		return &ConfigError{Field: field, Problem: "is nil"}
+		return &ConfigError{Field: field, Problem: "is nil: it is required"}
 	}
 	if r := reflect.ValueOf(v); r.Kind() == reflect.Pointer && r.IsNil() {
 		return &ConfigError{Field: field, Problem: fmt.Sprintf("is a nil %T", v)}

@@ -1,6 +1,9 @@
 package courier
 
-import "context"
+import (
+	"context"
+	"fmt"
+)
 
 // ResilientConfig configures [ResilientApplier]. The zero value is the default.
 type ResilientConfig[T any] struct {
@@ -25,8 +28,11 @@ type ResilientConfig[T any] struct {
 //
 // While the destination is down the breaker opens and records stay pending,
 // however long that takes; a record that keeps failing while the destination is
-// well, or fails with a [Permanent] error, is parked. A panic in the applier is
-// a failure as any other. A success allocates nothing. The result is as safe
+// well, or fails with a [Permanent] error, is parked. One that does not say so
+// looks like an outage at first: it opens the breaker, and the others wait for
+// the open period; and if it is alone it stays pending until another record
+// comes, since only that can tell. So return Permanent where it is known. A
+// panic in the applier is a failure as any other. A success allocates nothing. The result is as safe
 // for concurrent use as the applier.
 func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Applier[T], DLQ[T]) {
 	var c ResilientConfig[T]
@@ -72,7 +78,7 @@ func (c *ResilientConfig[T]) validate(attempts int) error {
 	case attempts < 2:
 		return &ConfigError{"RetryPolicy.MaxAttempts", "is 1: a breaker with a dead letter queue needs at least 2 to tell a poison record from an outage"}
 	case c.Breaker.FailureThreshold < 2 || c.Breaker.FailureThreshold > attempts:
-		return &ConfigError{"BreakerPolicy.FailureThreshold", "must be from 2 to RetryPolicy.MaxAttempts to tell a poison record from an outage"}
+		return &ConfigError{"BreakerPolicy.FailureThreshold", fmt.Sprintf("is %d: want from 2 to RetryPolicy.MaxAttempts (%d), which is what tells a poison record from an outage", c.Breaker.FailureThreshold, attempts)}
 	}
 	return nil
 }

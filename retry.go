@@ -148,7 +148,7 @@ var ErrExhausted = errors.New("courier: retries exhausted")
 // the record stays pending. Otherwise it is that of the last error.
 type RetryError struct {
 	Reason   Reason
-	Attempts int           // made, those of earlier passes that an outage interrupted included
+	Attempts int           // made while the breaker was closed, those before an interruption included
 	Elapsed  time.Duration // from the first failure seen by this call
 	Last     error         // the last attempt's
 	Cause    error         // why it was interrupted, else nil
@@ -159,7 +159,7 @@ func (e *RetryError) Error() string {
 	if e.Attempts != 1 {
 		text += "s"
 	}
-	text += fmt.Sprintf(" in %v (%s): %v", e.Elapsed, e.Reason, e.Last)
+	text += fmt.Sprintf(" (%s): %v", e.Reason, e.Last)
 	if e.Cause != nil {
 		text += fmt.Sprintf("; %v", e.Cause)
 	}

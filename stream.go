@@ -21,6 +21,7 @@ type stream[T any] struct {
 	applier  Applier[T]
 	batch    BatchApplier[T]
 	breakers []*Breaker // to be asked before a fetch (D6)
+	identity func(T) string
 	life     *lifecycle
 	leave    context.Context // once it has ended, workers begin no record
 	intake   context.Context // what is fetched under
@@ -121,6 +122,9 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 	s.leave = s.life.work
 	if s.releaser, _ = c.source.(Releaser[T]); s.releaser != nil {
 		s.leave = ctx
+	}
+	if named, ok := c.source.(Identifier[T]); ok {
+		s.identity = named.Identity
 	}
 	s.intake, s.close = context.WithCancelCause(ctx)
 	return s
@@ -441,7 +445,7 @@ func (s *stream[T]) collect(sh *share[T]) {
 	now := s.config.clock.Now()
 	var again, last []item[T] // last: so that the next probe is another record
 	failed, refused := 0, 0
-	var first error
+	var first complaint
 	for i, it := range sh.items {
 		err := w.ledger.Err(i)
 		switch state := w.ledger.State(i); {
@@ -477,7 +481,7 @@ func (s *stream[T]) collect(sh *share[T]) {
 			}
 			p.due = now.Add(max(delay, afterOf(err)))
 			s.held = append(s.held, it)
-			first = firstFault(first, err)
+			first.add(describe(s.identity, it.record, i), err)
 			if failed++; state == ledger.Pending {
 				refused++
 			}
@@ -488,7 +492,7 @@ func (s *stream[T]) collect(sh *share[T]) {
 	}
 	s.queue = append(s.queue, last...)
 	if failed > 0 {
-		s.config.logger.Warn("courier: records were not settled and are tried again later", "failed", failed-refused, "refused", refused, "of", len(sh.items), "first_error", first)
+		s.config.logger.Warn("courier: records were not settled and are tried again later", append(first.attrs(), "failed", failed-refused, "refused", refused, "of", len(sh.items))...)
 	}
 	if refused > 0 && s.life.stop.Err() == nil {
 		s.refuse(now)

@@ -25,12 +25,16 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 	if c.fault == nil && c.config.polling != "" {
 		c.fault = &ConfigError{c.config.polling, "is for a polling coordinator; a streaming one has no use for it"}
 	}
+	if _, ok := source.(interface{ ignoresLimit() }); ok && c.fault == nil {
+		c.fault = &ConfigError{"source", "returns a record again until it is marked, and does not block: use NewPollingCoordinator"}
+	}
 	return c
 }
 
 // Start runs the coordinator and blocks until ctx ends, or until the source
-// returns io.EOF and everything before it is settled. With one worker, records
-// are applied in the order fetched, failed ones aside.
+// returns io.EOF and what came before it is settled, or was tried a few times
+// more and is handed back. With one worker, records are applied in the order
+// fetched, failed ones aside.
 //
 // When ctx ends nothing more is fetched. Records in work are finished and
 // marked; the others go back to the source if it is a [Releaser], and are
@@ -43,6 +47,9 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 // end ([*MarkError]), or when records are left that the source does not take
 // back ([*UnsettledError]).
 func (c *StreamingCoordinator[T]) Start(ctx context.Context) error {
+	if c.source == nil && c.fault == nil {
+		return &ConfigError{"coordinator", "is the zero value: make it with NewStreamingCoordinator"}
+	}
 	if c.fault != nil {
 		return c.fault
 	}

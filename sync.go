@@ -17,8 +17,11 @@ import (
 //
 // The records of a batch are processed one after the other in the order
 // fetched, and marked in one call. A record whose process returns an error is
-// not marked, so that fetch returns it again; the others of its batch go on.
-// The three functions follow the rules of [Source] and [Applier].
+// not marked, so that fetch returns it again; the others of its batch go on. A
+// record that never succeeds comes back for ever, and a batch full of such
+// records hides those behind it: for those there is a dead letter queue, see
+// [ResilientApplier]. The three functions follow the rules of [Source] and
+// [Applier].
 func Sync[T any](
 	fetch func(ctx context.Context) ([]T, error),
 	process func(ctx context.Context, record T) error,
@@ -30,7 +33,8 @@ func Sync[T any](
 
 // SyncWithRetry is [Sync] with up to maxAttempts attempts for each record,
 // with exponential backoff and jitter between them as in the default
-// [RetryPolicy].
+// [RetryPolicy], at each delivery. There is no dead letter queue in it: a record
+// that was given up comes back with a later fetch.
 func SyncWithRetry[T any](
 	fetch func(ctx context.Context) ([]T, error),
 	process func(ctx context.Context, record T) error,
