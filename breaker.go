@@ -372,9 +372,11 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	return b.acquire(ctx)
 }
 
+func calmPermit(gen uint64) Permit { return Permit{permit: breaker.Permit{Gen: gen}} }
+
 func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
 	if gen := b.calm.Load(); gen != 0 {
-		return Permit{permit: breaker.Permit{Gen: gen}}, nil
+		return calmPermit(gen), nil
 	}
 	now, random := b.policy.Clock.Now(), b.policy.Random()
 	b.mu.Lock()
@@ -545,8 +547,11 @@ type breakerApplier[T any] struct {
 func (a *breakerApplier[T]) breakerOf() *Breaker { return a.breaker }
 
 func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
-	if err := a.refuse(ctx); err != nil {
-		return err
+	if a.fault != nil || ctx.Err() != nil {
+		return a.refuse(ctx)
+	}
+	if gen := a.breaker.calm.Load(); gen != 0 {
+		return a.applyCalm(ctx, record, gen)
 	}
 	permit, err := a.breaker.acquire(ctx)
 	if err != nil {
@@ -557,7 +562,7 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	returned := false
 	defer func() {
 		if !returned {
-			_ = a.breaker.report(ctx, permit, breaker.Failure, false, ErrPanic)
+			_ = a.breaker.report(ctx, permit, breaker.Failure, true, ErrPanic)
 		}
 	}()
 	err = a.apply(ctx, record)
@@ -565,12 +570,29 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	return a.breaker.report(ctx, permit, outcomeOf(ctx, err), true, err)
 }
 
+// applyCalm is the rest of Apply on the fast path: the permit is a number, and a
+// success in a phase that is still calm is not worth reporting.
+func (a *breakerApplier[T]) applyCalm(ctx context.Context, record T, gen uint64) (err error) {
+	returned := false
+	defer func() {
+		if !returned {
+			_ = a.breaker.report(ctx, calmPermit(gen), breaker.Failure, true, ErrPanic)
+		}
+	}()
+	err = a.apply(ctx, record)
+	returned = true
+	if err == nil && a.breaker.calm.Load() == gen {
+		return nil
+	}
+	return a.breaker.report(ctx, calmPermit(gen), outcomeOf(ctx, err), true, err)
+}
+
 func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err error) {
 	if a.batch == nil {
 		return applyEach(ctx, Applier[T](a), records)
 	}
-	if err := a.refuse(ctx); err != nil {
-		return err
+	if a.fault != nil || ctx.Err() != nil {
+		return a.refuse(ctx)
 	}
 	permit, err := a.breaker.acquire(ctx)
 	if err != nil {
@@ -593,10 +615,7 @@ func (a *breakerApplier[T]) refuse(ctx context.Context) error {
 	if a.fault != nil {
 		return a.fault
 	}
-	if ctx.Err() != nil {
-		return unattempted(context.Cause(ctx))
-	}
-	return nil
+	return unattempted(context.Cause(ctx))
 }
 
 func outcomeOf(ctx context.Context, err error) breaker.Outcome {
