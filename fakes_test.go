@@ -95,10 +95,11 @@ type leasing[T comparable] struct {
 	afters   []time.Duration
 	out      map[T]bool
 	wait     bool // block for the first record, as a stream does
+	more     chan struct{}
 }
 
 func newLeasing[T comparable](records ...T) *leasing[T] {
-	return &leasing[T]{shelf: newShelf(records...), out: map[T]bool{}}
+	return &leasing[T]{shelf: newShelf(records...), out: map[T]bool{}, more: make(chan struct{}, 1)}
 }
 
 func (l *leasing[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
@@ -119,8 +120,20 @@ func (l *leasing[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(10 * time.Millisecond): // in a bubble
+		case <-l.more:
 		}
+	}
+}
+
+func (l *leasing[T]) add(records ...T) {
+	l.shelf.add(records...)
+	l.wake()
+}
+
+func (l *leasing[T]) wake() {
+	select {
+	case l.more <- struct{}{}:
+	default:
 	}
 }
 
@@ -132,6 +145,7 @@ func (l *leasing[T]) Release(_ context.Context, records []T, after time.Duration
 	for _, r := range records {
 		delete(l.out, r)
 	}
+	l.wake()
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -22,9 +23,32 @@ type destination struct {
 	poison  int
 	applied map[int]int
 	during  int // calls while it was down
+
+	openUntil time.Time // what the breaker last told
+	openFrom  time.Time
+	whileOpen int
+}
+
+// watch listens to the breaker, to know when no call may come.
+func (d *destination) watch(_ context.Context, c courier.BreakerChange) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.openFrom, d.openUntil = c.At, c.Until
+	if c.To != courier.BreakerOpen {
+		d.openUntil = time.Time{}
+	}
+}
+
+// called counts a call that should not be: a call that began with the opening
+// was under way.
+func (d *destination) called() {
+	if now := time.Now(); now.After(d.openFrom) && now.Before(d.openUntil) {
+		d.whileOpen++
+	}
 }
 
 func (d *destination) take(r int) error {
+	d.called()
 	if time.Since(d.began) < d.outage {
 		d.during++
 		return errors.New("connection refused")
@@ -48,6 +72,7 @@ type batches struct{ *destination }
 func (b batches) ApplyBatch(_ context.Context, records []int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.called()
 	if time.Since(b.began) < b.outage {
 		b.during++
 		return errors.New("connection refused")
@@ -64,16 +89,17 @@ func (b batches) ApplyBatch(_ context.Context, records []int) error {
 }
 
 // C-6 and P-1 to P-4: 100 healthy records and one poison record that looks
-// transient, through outages of any length. No healthy record is parked, the
-// poison record is, nothing is applied twice.
+// transient, through outages of any length, for every legal threshold. No
+// healthy record is parked, the poison record is, nothing is applied twice, and
+// no call is made while the breaker is open.
 func TestC6_AnOutageParksNoHealthyRecordAndPoisonIsParked(t *testing.T) {
 	for _, outage := range []time.Duration{0, 30 * time.Second, time.Minute, 24 * time.Hour} {
-		for _, threshold := range []int{2, 3, 5} {
+		for _, threshold := range []int{2, 3, 4, 5} {
 			for _, poison := range []int{0, 50, 100} {
-				for _, batch := range []bool{false, true} {
-					name := fmt.Sprintf("outage %v, threshold %d, poison at %d, batches %v", outage, threshold, poison, batch)
+				for _, shape := range []string{"polling", "polling batches", "streaming 1", "streaming 8", "streaming 8 batches"} {
+					name := fmt.Sprintf("outage %v, threshold %d, poison at %d, %s", outage, threshold, poison, shape)
 					t.Run(name, func(t *testing.T) {
-						synctest.Test(t, func(t *testing.T) { testOutage(t, outage, threshold, poison, batch) })
+						synctest.Test(t, func(t *testing.T) { testOutage(t, outage, threshold, poison, shape) })
 					})
 				}
 			}
@@ -81,17 +107,27 @@ func TestC6_AnOutageParksNoHealthyRecordAndPoisonIsParked(t *testing.T) {
 	}
 }
 
-func testOutage(t *testing.T, outage time.Duration, threshold, poison int, batch bool) {
+func testOutage(t *testing.T, outage time.Duration, threshold, poison int, shape string) {
 	d := &destination{began: time.Now(), outage: outage, poison: poison, applied: map[int]int{}}
 	var applier courier.Applier[int] = d
-	if batch {
+	if strings.HasSuffix(shape, "batches") {
 		applier = batches{d}
 	}
 	stack, dlq := courier.ResilientApplier(applier, &courier.ResilientConfig[int]{
-		Breaker: courier.BreakerPolicy{FailureThreshold: threshold},
+		Breaker: courier.BreakerPolicy{FailureThreshold: threshold, OnStateChange: d.watch},
 	})
-	source := newShelf(numbers(101)...)
-	stop := start(t, courier.NewPollingCoordinator(source, stack, quiet, courier.WithBatchSize(20)))
+	source := newLeasing(numbers(101)...)
+	source.wait = true
+	workers := 1
+	var c interface{ Start(context.Context) error }
+	switch {
+	case strings.HasPrefix(shape, "polling"):
+		c = courier.NewPollingCoordinator(source.shelf, stack, quiet, courier.WithBatchSize(20))
+	default:
+		_, _ = fmt.Sscanf(shape, "streaming %d", &workers)
+		c = courier.NewStreamingCoordinator(source, stack, quiet, courier.WithBatchSize(20), courier.WithStreamWorkers(workers))
+	}
+	stop := start(t, c)
 	time.Sleep(outage + 2*time.Minute)
 	// A poison record that is alone is the only probe; the next record is what
 	// tells that the destination is well.
@@ -110,9 +146,42 @@ func testOutage(t *testing.T, outage time.Duration, threshold, poison int, batch
 	for r, n := range d.applied {
 		require.Equal(t, 1, n, "record %d", r)
 	}
+	require.Zero(t, d.whileOpen, "calls while the breaker was open")
 	// While it was open there were only probes: one a period, which doubles from
 	// one second to a minute, a fifth less at the least.
-	require.LessOrEqual(t, d.during, threshold+8+int(outage/(48*time.Second)))
+	require.LessOrEqual(t, d.during, threshold+workers+8+int(outage/(48*time.Second)))
+}
+
+// What thresholds outside the legal range do, which is why ResilientApplier
+// refuses them: below it poison is never parked, above it an outage parks the
+// record at its head.
+func TestP4_ThresholdsOutsideTheRange(t *testing.T) {
+	for threshold, healthyParked := range map[int]int{1: 0, 6: 1} {
+		t.Run(fmt.Sprint(threshold), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &destination{began: time.Now(), outage: time.Hour, poison: 50, applied: map[int]int{}}
+				retried := courier.WithRetry(courier.NewCircuitBreakerApplier(courier.Applier[int](d), courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: threshold})))
+				stack, queue := withDLQ(retried)
+				source := newShelf(numbers(100)...)
+				stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+				time.Sleep(3 * time.Hour)
+				require.NoError(t, stop())
+				healthy, poison := 0, 0
+				parked, _ := queue.Receive(t.Context(), 100)
+				for _, letter := range parked {
+					if letter.Record == 50 {
+						poison++
+					} else {
+						healthy++
+					}
+				}
+				require.Equal(t, healthyParked, healthy)
+				require.Equal(t, threshold > 1, poison == 1)
+			})
+			_, queue := courier.ResilientApplier(always(nil), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{FailureThreshold: threshold}})
+			require.NotNil(t, queue)
+		})
+	}
 }
 
 // A lone poison record stays pending: nothing tells it from an outage until
