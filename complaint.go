@@ -8,18 +8,18 @@ import (
 // complaint is what the log says of the records of a batch that failed: which
 // one was the first, and of what.
 type complaint struct {
-	record string
-	err    error
+	index int // of the record in the batch
+	err   error
 }
 
-func (c *complaint) add(record string, err error) {
+func (c *complaint) add(index int, err error) {
 	if c.err == nil {
-		c.record, c.err = record, err
+		c.index, c.err = index, err
 	}
 }
 
-func (c *complaint) attrs() []any {
-	attrs := []any{"record", c.record, "error", c.err}
+func (c *complaint) attrs(name func(index int) string) []any {
+	attrs := []any{"record", name(c.index), "error", c.err}
 	var p *PanicError
 	if errors.As(c.err, &p) {
 		attrs = append(attrs, "stack", string(p.Stack))

@@ -164,13 +164,15 @@ func (p *poller[T]) loop() {
 		case cutting:
 			p.cut()
 		case applying:
+			p.life.applying.Store(true)
 			p.work.run(p.life.stop, p.life.work)
+			p.life.endApply()
 			p.phase = settling
 		case settling:
 			p.settle()
 		case marking:
 			p.phase = marked
-			p.settling(&p.markErr, func() error { return p.source.Mark(p.life.settle, p.mark) })
+			guard(&p.markErr, func() error { return p.source.Mark(p.life.settle, p.mark) })
 		case marked:
 			p.afterMark()
 		case releasing:
@@ -280,31 +282,31 @@ func (p *poller[T]) remember() {
 func (p *poller[T]) report() {
 	failed, refused := 0, 0
 	var first, firstRefusal complaint
-	for i, record := range p.work.ledger.Records {
+	for i := range p.work.ledger.Records {
 		err := p.work.ledger.Err(i)
 		if err == nil {
 			continue
 		}
-		name := describe(p.memory.identity, record, p.taken+i)
 		if p.once {
 			p.failed.Add(p.taken+i, err)
 		}
 		switch {
 		case p.work.ledger.State(i) == ledger.Failed:
 			failed++
-			first.add(name, err)
+			first.add(i, err)
 		case p.halted.err == nil && p.life.stop.Err() == nil:
 			refused++
-			firstRefusal.add(name, err)
+			firstRefusal.add(i, err)
 		}
 	}
+	name := func(i int) string { return describe(p.memory.identity, p.work.ledger.Records[i], p.taken+i) }
 	n := len(p.work.ledger.Records)
 	if failed > 0 {
-		p.config.logger.Warn("courier: records failed and stay pending", append(first.attrs(), "failed", failed, "batch", n)...)
+		p.config.logger.Warn("courier: records failed and stay pending", append(first.attrs(name), "failed", failed, "batch", n)...)
 	}
 	if refused > 0 {
 		p.refused = true
-		p.config.logger.Error("courier: records were not settled and stay pending", append(firstRefusal.attrs(), "refused", refused, "batch", n)...)
+		p.config.logger.Error("courier: records were not settled and stay pending", append(firstRefusal.attrs(name), "refused", refused, "batch", n)...)
 	}
 	if errors.Is(context.Cause(p.life.work), ErrDrainTimeout) {
 		p.config.logger.Warn("courier: the drain timeout cut the work short; what was not applied stays pending", "pending", len(p.work.ledger.In(ledger.Pending)), "batch", n)
@@ -340,13 +342,6 @@ func (p *poller[T]) afterMark() {
 	p.phase = releasing
 }
 
-// settling makes a call under the settle context. A stop that has come, or comes
-// while it runs, starts the time it has.
-func (p *poller[T]) settling(result *error, call func() error) {
-	defer context.AfterFunc(p.life.stop, p.life.lastApplied)()
-	guard(result, call)
-}
-
 // onceMarkRetries is how often RunOnce tries a failed mark again: about three
 // seconds in all.
 const onceMarkRetries = 5
@@ -371,7 +366,7 @@ func (p *poller[T]) giveBack() {
 		after = max(0, p.halted.until.Sub(p.config.clock.Now()))
 	}
 	var err error
-	p.settling(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
+	guard(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
 	if err != nil {
 		p.config.logger.Warn("courier: release failed; the records come back when their lease ends", "records", len(records), "error", err)
 	}

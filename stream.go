@@ -117,6 +117,7 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 		jobs:     make(chan job[T], 1),
 		settled:  make(chan error, 1),
 	}
+	s.life.applying.Store(true) // the director says when that has ended
 	// After a stop, records that were not begun go back to a source that takes
 	// them; to leave them alone otherwise would be to lose them.
 	s.leave = s.life.work
@@ -481,7 +482,7 @@ func (s *stream[T]) collect(sh *share[T]) {
 			}
 			p.due = now.Add(max(delay, afterOf(err)))
 			s.held = append(s.held, it)
-			first.add(describe(s.identity, it.record, i), err)
+			first.add(i, err)
 			if failed++; state == ledger.Pending {
 				refused++
 			}
@@ -492,7 +493,8 @@ func (s *stream[T]) collect(sh *share[T]) {
 	}
 	s.queue = append(s.queue, last...)
 	if failed > 0 {
-		s.config.logger.Warn("courier: records were not settled and are tried again later", append(first.attrs(), "failed", failed-refused, "refused", refused, "of", len(sh.items))...)
+		name := func(i int) string { return describe(s.identity, sh.items[i].record, i) }
+		s.config.logger.Warn("courier: records were not settled and are tried again later", append(first.attrs(name), "failed", failed-refused, "refused", refused, "of", len(sh.items))...)
 	}
 	if refused > 0 && s.life.stop.Err() == nil {
 		s.refuse(now)

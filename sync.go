@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/erfanmomeniii/courier/internal/ledger"
@@ -235,6 +236,7 @@ type lifecycle struct {
 	cancelWork, cancelSettle context.CancelCauseFunc
 	applied, finished        chan struct{}
 	once                     sync.Once // closes applied
+	applying                 atomic.Bool
 	watcher                  sync.WaitGroup
 }
 
@@ -248,6 +250,9 @@ func beginLifecycle(ctx context.Context, clock Clock, drain time.Duration) *life
 		case <-ctx.Done():
 		case <-l.finished:
 			return
+		}
+		if !l.applying.Load() {
+			l.lastApplied()
 		}
 		select {
 		case <-clock.After(drain):
@@ -274,6 +279,15 @@ func beginLifecycle(ctx context.Context, clock Clock, drain time.Duration) *life
 // lastApplied says, after a stop, that no apply is in flight or will be: from
 // here on the time for marks and releases runs.
 func (l *lifecycle) lastApplied() { l.once.Do(func() { close(l.applied) }) }
+
+// endApply says that the applies of a batch have ended. Either it sees the stop,
+// or the watcher, which looks after the stop, sees what is stored here.
+func (l *lifecycle) endApply() {
+	l.applying.Store(false)
+	if l.stop.Err() != nil {
+		l.lastApplied()
+	}
+}
 
 // end is called when all work has ended.
 func (l *lifecycle) end() {
