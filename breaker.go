@@ -58,7 +58,8 @@ type BreakerPolicy struct {
 	Jitter float64
 
 	// Probes is how many calls are let through at once while half-open, and
-	// Successes how many of them must succeed for it to close. 0 is 1 of each.
+	// Successes how many of them must succeed, with no failure between, for it
+	// to close. 0 is 1 of each.
 	Probes, Successes int
 
 	// ProbeTimeout is how long probes may hang without any verdict before the

@@ -93,6 +93,11 @@ func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
 	return p.outcome()
 }
 
+// sparedFor is how long suspects are left alone after a probe that went well,
+// where the breaker wants more successes than one: a poison record would undo
+// what the others have shown. Then they have their turn, if no others come.
+const sparedFor = time.Minute
+
 // minWindow is how many records a probe is chosen from at least, if need be, so
 // that a few poison records at the head of the source do not hide all others
 // when batches are small. The ones not chosen are given back at once.
@@ -145,9 +150,10 @@ type poller[T any] struct {
 	release []T
 
 	// From pass to pass.
-	most                          int         // records that a limitless source ever returned
-	probing                       bool        // the breaker may be probed, with one record
-	probed                        bool        // and was, by the last pass, which let it through
+	most                          int  // records that a limitless source ever returned
+	probing                       bool // the breaker may be probed, with one record
+	sparing                       bool // suspects wait for others to close the breaker
+	spareUntil                    time.Time
 	memory                        suspects[T] // records that a breaker interrupted
 	fetchPace, markPace, restPace trouble
 	unmarked                      error // a *MarkError
@@ -198,7 +204,9 @@ func (p *poller[T]) fetch() {
 		p.phase = resting
 		return
 	}
-	p.probing = p.probing || g.probe
+	// Half-open after a probe that went well, the breaker wants more successes.
+	p.sparing = g.probe && p.config.clock.Now().Before(p.spareUntil)
+	p.probing = !p.sparing && (p.probing || g.probe)
 	limit := p.config.batchSize
 	if p.probing {
 		limit = 1 + len(p.memory.list) // to see past the suspects
@@ -224,10 +232,8 @@ func (p *poller[T]) take() {
 		i := p.memory.probe(p.records)
 		p.release = append(append(p.release, p.records[:i]...), p.records[i+1:]...)
 		p.records = p.records[i : i+1 : i+1]
-	case p.probed:
-		// The breaker may want more successes before it closes, and a suspect
-		// at the head would open it again.
-		p.records = p.memory.last(p.records)
+	case p.sparing:
+		p.records, p.release = p.memory.split(p.records)
 	}
 }
 
@@ -360,8 +366,8 @@ func (p *poller[T]) giveBack() {
 	}
 	after := p.config.interval
 	switch {
-	case p.once || p.life.stop.Err() != nil:
-		after = 0
+	case p.once || p.life.stop.Err() != nil || p.probing && p.halted.err == nil:
+		after = 0 // after a probe that went well, the others are wanted at once
 	case p.halted.err != nil:
 		after = max(0, p.halted.until.Sub(p.config.clock.Now()))
 	}
@@ -379,9 +385,10 @@ func (p *poller[T]) rest() {
 		p.phase = ended
 		return
 	}
-	p.probed = p.probing && p.work.at > 0
-	if p.probed {
+	passed := p.probing && p.work.at > 0 && p.halted.err == nil // a probe went through
+	if passed {
 		p.probing = false
+		p.spareUntil = p.config.clock.Now().Add(sparedFor)
 	}
 	p.memory.forgetUnseen()
 	p.work.reset(nil, nil)
@@ -391,7 +398,7 @@ func (p *poller[T]) rest() {
 	var delay time.Duration
 	switch {
 	case p.halted.err != nil:
-		p.probing, p.probed = true, false
+		p.probing = true
 		delay = p.halted.until.Sub(p.config.clock.Now())
 		if delay <= 0 { // somebody else's probe is out
 			delay = p.restPace.delay(p.config)
@@ -402,7 +409,7 @@ func (p *poller[T]) rest() {
 		delay = p.restPace.delay(p.config)
 	default:
 		p.restPace = trouble{}
-		more := p.probed || p.full && p.progress
+		more := passed || p.full && p.progress
 		if p.config.fixed || !more {
 			delay = p.config.interval
 		}

@@ -49,9 +49,10 @@ type stream[T any] struct {
 	eof      bool
 	stopping bool
 	probing  bool // the breaker may be probed, with one record at a time
+	sparing  bool // suspects wait for others to close the breaker
 
 	pausedUntil, fetchAt, markAt, flushAt      time.Time
-	refusedAt                                  time.Time
+	refusedAt, spareUntil                      time.Time
 	pausePace, fetchPace, markPace, refusePace trouble
 
 	fatal    error
@@ -202,8 +203,10 @@ func (s *stream[T]) direct() {
 // act starts whatever may start, and reports whether nothing is left to do.
 func (s *stream[T]) act(now time.Time) (finished bool) {
 	closing := s.stopping || s.fatal != nil
+	s.sparing = false
 	if g := gateOf(s.breakers); g.closed || g.probe {
 		s.probing = true
+		s.sparing = g.probe && now.Before(s.spareUntil)
 		if g.until.After(s.pausedUntil) {
 			s.pausedUntil = g.until
 		}
@@ -309,7 +312,7 @@ func (s *stream[T]) giveBack(record T, after time.Duration) {
 // the queue in equal shares.
 func (s *stream[T]) handOut() {
 	if s.probing {
-		if s.working == 0 && len(s.queue) > 0 {
+		if s.working == 0 && len(s.queue) > 0 && !(s.sparing && s.allSuspect()) {
 			pick := 0
 			for i := range s.queue {
 				if !s.queue[i].suspect() {
@@ -403,6 +406,9 @@ func (s *stream[T]) next(now time.Time) time.Time {
 		}
 	}
 	consider(s.pausedUntil)
+	if s.sparing {
+		consider(s.spareUntil)
+	}
 	if !s.stopping {
 		consider(s.fetchAt)
 		for _, it := range s.held {
@@ -538,6 +544,7 @@ func (s *stream[T]) pause(h halt, probe bool, now time.Time) {
 	case probe:
 		s.probing = false
 		s.pausePace = trouble{}
+		s.spareUntil = now.Add(sparedFor)
 	}
 }
 

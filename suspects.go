@@ -127,16 +127,14 @@ func (s *suspects[T]) probe(records []T) int {
 	return pick
 }
 
-// last moves the suspects among the records behind the others.
-func (s *suspects[T]) last(records []T) []T {
-	ordered := make([]T, 0, len(records))
-	var behind []T
+// split tells the suspects among the records from the others.
+func (s *suspects[T]) split(records []T) (others, suspected []T) {
 	for _, record := range records {
 		if s.find(record) < 0 {
-			ordered = append(ordered, record)
+			others = append(others, record)
 		} else {
-			behind = append(behind, record)
+			suspected = append(suspected, record)
 		}
 	}
-	return append(ordered, behind...)
+	return others, suspected
 }

@@ -72,6 +72,7 @@ func newWorld(seed uint64) *world {
 	return &world{
 		seed: seed, plan: newPlan(seed), counts: map[string]int{}, leased: map[int]time.Time{}, applied: map[int]int{},
 		parked: map[int]int{}, marked: map[int]bool{}, inHand: map[int]bool{}, excused: map[int]bool{},
+		second: map[int]int{},
 	}
 }
 
@@ -94,6 +95,11 @@ func newPlan(seed uint64) plan {
 		pFetch: maybe("fetch", 0.5), pMark: maybe("mark", 0.5), pMarkLost: maybe("mark lost", 0.2), pQueue: maybe("queue", 0.5),
 		poison: map[int]bool{}, faulty: time.Duration(1+u("faulty")*9) * time.Minute,
 	}
+	p.successes = 1
+	if !p.batches { // of which each is one success, however many records come
+		p.successes += pick("successes", 3)
+	}
+	p.fanOut = u("fan-out") < 0.3
 	p.threshold = 2 + pick("threshold", p.attempts-1)
 	if u("streaming") < 0.4 {
 		p.workers = 1 + pick("workers", 8)
@@ -153,12 +159,12 @@ func (w *world) run(t *testing.T) {
 }
 
 // feed lets records arrive: the episode's own during the faults, and further
-// ones after them, since a lone poison record is parked only when another comes.
+// ones after them, since a poison record is parked only when others come.
 func (w *world) feed(stop <-chan struct{}) {
 	for n := 0; ; n++ {
 		every := time.Duration(float64(w.plan.faulty) / float64(w.plan.records) * draw(w.seed, "arrival", 0, 0))
 		if n >= w.plan.records {
-			every = 2 * time.Minute
+			every = 10 * time.Second
 		}
 		select {
 		case <-stop:
@@ -187,8 +193,11 @@ func (w *world) live(t *testing.T, d time.Duration, crash bool) {
 		applier = courier.NewRetryableApplier(applier, retry)
 	case 2:
 		applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[record]{
-			Retry: retry, Breaker: courier.BreakerPolicy{FailureThreshold: w.plan.threshold, Random: random}, DLQ: &queue{w, process},
+			Retry: retry, Breaker: courier.BreakerPolicy{FailureThreshold: w.plan.threshold, Successes: w.plan.successes, Random: random}, DLQ: &queue{w, process},
 		})
+	}
+	if w.plan.fanOut {
+		applier = courier.NewFanOutApplier(applier, branch{w})
 	}
 	var from courier.Source[record] = src
 	if w.plan.leasing {

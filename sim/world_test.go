@@ -35,6 +35,7 @@ type world struct {
 	marked   map[int]bool
 	inHand   map[int]bool // handed out by a leasing source in this process
 	excused  map[int]bool // Courier was not told of an apply: it may come again
+	second   map[int]int  // how often the second branch has a record
 	process  int          // generation; what an older one does has no effect
 	calls    int          // of fetch, in this process
 	started  time.Time
@@ -52,7 +53,9 @@ type plan struct {
 	stack     int  // 0 plain, 1 retry, 2 resilient
 	attempts  int
 	threshold int
-	queue     int // capacity of the dead letter queue
+	successes int
+	fanOut    bool // a second branch, which never fails
+	queue     int  // capacity of the dead letter queue
 
 	pError, pPermanent, pPanic, pGoexit, pHang, pLostAck, pWhole float64
 	pFetch, pMark, pMarkLost, pQueue                             float64
@@ -207,6 +210,9 @@ func (s *source) Mark(ctx context.Context, records []record) error {
 		if s.applied[r.N] == 0 && s.parked[r.N] == 0 {
 			s.problem("D2: record %d is marked, and was neither applied nor parked", r.N)
 		}
+		if s.plan.fanOut && s.second[r.N] == 0 {
+			s.problem("F-1: record %d is marked, and one branch never had it", r.N)
+		}
 	}
 	if s.fault("mark", records[0].N, s.plan.pMark) {
 		return errInjected
@@ -305,6 +311,16 @@ func (d *destination) apply(r record) (end func(), err error) {
 		return nil, errInjected
 	}
 	return nil, nil
+}
+
+// branch is a second destination, which never fails.
+type branch struct{ *world }
+
+func (b branch) Apply(_ context.Context, r record) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.second[r.N]++
+	return nil
 }
 
 // batches is a destination that takes batches.
