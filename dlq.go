@@ -4,113 +4,101 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
+	"math"
 	"sync"
 	"time"
 )
 
 // DeadLetter is a record that was given up, and what is known of it.
 type DeadLetter[T any] struct {
-	ID       string // given by the queue, unique within it
-	Record   T      // as the source handed it out
-	Error    error  // the last attempt's, with its wrappers
-	Reason   Reason // Exhausted or PermanentFailure
+	// ID is given by the queue and names the letter as it is now: once the
+	// record was parked again or the letter updated, the letter has another ID,
+	// and the old one names nothing.
+	ID string
+
+	// Record is the record as the source handed it out.
+	Record T
+
+	// Key is what [DLQPolicy].Key returned for the record, "" without one.
+	Key string
+
+	// Error is the last attempt's, with its wrappers. A durable queue gives it
+	// back as text and type.
+	Error error
+
+	// Reason is Exhausted, PermanentFailure or KeyParked.
+	Reason Reason
+
+	// Attempts is how many the delivery made that failed last; 0 when the record
+	// was parked behind another one of its key.
 	Attempts int
-	FailedAt time.Time // of the last attempt
+
+	// FirstFailedAt is the time of the first failure of the record that its
+	// retries saw, FailedAt that of the last.
+	FirstFailedAt time.Time
+	FailedAt      time.Time
+
+	// Branch is [DLQPolicy].Branch: the branch of a fan-out that failed.
+	Branch string
+
+	// Redriven is how often [Redrive] applied the record again in vain.
+	Redriven int
+
+	_ struct{}
 }
 
-// DLQ is a dead letter queue: where records wait that were given up.
+// DLQ is a dead letter queue: where records wait that were given up. [Letters]
+// walks through one and [Redrive] applies its records again. Its methods must
+// be safe for concurrent use, and none waits for a letter to come.
 //
-// Send takes a record over. Once it has returned nil the record is marked at
-// its source, so it must be as durable as the record deserves. A queue that
-// cannot take it returns an error, and the record stays pending. The same
-// record may come twice, when the process died between Send and the mark.
-//
-// Receive returns up to max of the oldest entries, which stay in the queue
-// until they are deleted, and blocks for none. Delete removes entries by ID and
-// ignores unknown ones. All three must be safe for concurrent use.
+// A queue that knows a record again when it is parked a second time should keep
+// one letter of it, see Send, and may have the capabilities [KeyedDLQ] and
+// [SharedDLQ].
 type DLQ[T any] interface {
+	// Send takes a record over, whatever the letter's ID says. Once it has
+	// returned nil the record is marked at its source, so the letter must be as
+	// durable as the record deserves. A queue that cannot take it returns an
+	// error, and the record stays pending.
+	//
+	// The same record may come twice, when the process died between Send and the
+	// mark. A queue that can tell replaces the letter, in its place, with a new
+	// ID, keeping FirstFailedAt and the larger Redriven; a letter whose Reason is
+	// KeyParked does not replace one, as it knows less.
 	Send(ctx context.Context, letter DeadLetter[T]) error
+
+	// Receive returns up to max of the oldest letters, in a slice of the
+	// caller's own, and removes none. To see past them, use List.
 	Receive(ctx context.Context, max int) ([]DeadLetter[T], error)
+
+	// List returns up to max of the letters behind the one with the given ID, in
+	// the order of their places; "" is before the first. A place keeps its
+	// meaning when its letter was updated or deleted since, so that a walk meets
+	// every letter that stays exactly once, whatever else happens to the queue.
+	List(ctx context.Context, after string, max int) ([]DeadLetter[T], error)
+
+	// Update sets all but the ID, the place and the Record of the letter with
+	// this ID, which gets a new one, at once or not at all. It does nothing when
+	// no letter has the ID, and never refuses because the queue is full.
+	Update(ctx context.Context, letter DeadLetter[T]) error
+
+	// Delete removes letters by ID, at once or not at all. IDs that no letter has
+	// are passed over: deleting by an ID that is out of date leaves the newer
+	// failure alone.
 	Delete(ctx context.Context, ids ...string) error
+
+	// Count returns how many letters there are: the gauge to watch.
+	Count(ctx context.Context) (int, error)
+}
+
+// SharedDLQ is an optional capability of a [DLQ]: it tells whether another value
+// keeps its letters in the same place. Without it two queues are the same when
+// they are equal. A wrapper around a queue should pass the question on.
+type SharedDLQ[T any] interface {
+	SameQueue(other DLQ[T]) bool
 }
 
 // ErrDLQFull is what a full queue refuses with.
 var ErrDLQFull = errors.New("courier: the dead letter queue is full")
-
-// DefaultDLQCapacity is how many records a [MemoryDLQ] takes by default.
-const DefaultDLQCapacity = 10_000
-
-// MemoryDLQ is a bounded queue in memory, safe for concurrent use. What is in
-// it is lost when the process ends, while its records are marked at their
-// source: keep it for records whose loss after a logged failure is acceptable,
-// and use a durable [DLQ] otherwise.
-type MemoryDLQ[T any] struct {
-	capacity int
-	mu       sync.Mutex
-	letters  []DeadLetter[T]
-	sent     uint64
-}
-
-// NewMemoryDLQ returns a queue for up to capacity records, of which 0 or less
-// is [DefaultDLQCapacity].
-func NewMemoryDLQ[T any](capacity int) *MemoryDLQ[T] {
-	if capacity <= 0 {
-		capacity = DefaultDLQCapacity
-	}
-	return &MemoryDLQ[T]{capacity: capacity}
-}
-
-// Send takes a record over, or returns [ErrDLQFull].
-func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if len(q.letters) >= or(q.capacity, DefaultDLQCapacity) {
-		return ErrDLQFull
-	}
-	q.sent++
-	letter.ID = strconv.FormatUint(q.sent, 10)
-	q.letters = append(q.letters, letter)
-	return nil
-}
-
-// Receive returns up to max of the oldest entries, in a slice of the caller's
-// own, and does not remove them. The error is always nil.
-func (q *MemoryDLQ[T]) Receive(_ context.Context, max int) ([]DeadLetter[T], error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	n := min(max, len(q.letters))
-	if n <= 0 {
-		return nil, nil
-	}
-	return append([]DeadLetter[T](nil), q.letters[:n]...), nil
-}
-
-// Delete removes entries by ID. The error is always nil.
-func (q *MemoryDLQ[T]) Delete(_ context.Context, ids ...string) error {
-	gone := make(map[string]bool, len(ids))
-	for _, id := range ids {
-		gone[id] = true
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	kept := q.letters[:0]
-	for _, letter := range q.letters {
-		if !gone[letter.ID] {
-			kept = append(kept, letter)
-		}
-	}
-	clear(q.letters[len(kept):])
-	q.letters = kept
-	return nil
-}
-
-// Len returns how many records are parked.
-func (q *MemoryDLQ[T]) Len() int {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.letters)
-}
 
 // ErrPark is what every [*ParkError] is, to errors.Is.
 var ErrPark = errors.New("courier: the dead letter queue did not take a record")
@@ -120,7 +108,7 @@ var ErrPark = errors.New("courier: the dead letter queue did not take a record")
 // coordinator backs off.
 type ParkError struct {
 	Err   error // the record's
-	Store error // the queue's
+	Store error // the queue's, or a *ParkRateError
 }
 
 func (e *ParkError) Error() string {
@@ -136,8 +124,83 @@ func (e *ParkError) Unwrap() []error { return []error{e.Err, e.Store} }
 // NotAttempted reports true.
 func (e *ParkError) NotAttempted() bool { return true }
 
-// sendTimeout bounds a hand-over to the dead letter queue, which does not end
-// with the context of the apply: a stop must not lose it half done.
+// DLQPolicy says how records are parked. The zero value is the default. A
+// policy is copied when it is given to a decorator.
+type DLQPolicy[T any] struct {
+	// Branch names the branch of a fan-out whose failures these are. It is kept
+	// with the letters.
+	Branch string
+
+	// Key is for destinations that must get the records of one key in order:
+	// while one of a key is parked, the later ones of that key are parked behind
+	// it, unapplied, with [KeyParked] as the reason, until the letters of the key
+	// are deleted or redriven. Records whose key is "" are in no order. nil, the
+	// default, is off. The queue must be a [KeyedDLQ], and is asked once a record
+	// or batch. Key must be safe for concurrent use and always return the same
+	// for a record.
+	//
+	// The order is by what the queue holds. It cannot be kept against a source
+	// that hands records of a key out of order, or a coordinator that applies two
+	// of them at once.
+	Key func(record T) string
+
+	// OnPark is called after a record was parked, with the letter as it was sent.
+	// It delays the pipeline while it runs; a panic in it does no harm. nil is
+	// none.
+	OnPark func(ctx context.Context, letter DeadLetter[T])
+
+	// The guard against draining a source into the queue: when at least MinParked
+	// of the last ParkWindow records that were applied or parked were parked, and
+	// they are more than the share MaxParkRate, nothing more is parked for
+	// ParkPause. What fails then stays pending with a [*ParkRateError], over which
+	// the coordinator pauses; after it the count begins anew. Records parked
+	// behind others of their key do not count.
+	//
+	// MaxParkRate is between 0 and 1, 0 is 0.5; [AnyParkRate] switches the guard
+	// off. ParkWindow 0 is 100, MinParked 0 is 20 or ParkWindow where that is
+	// less, ParkPause 0 is a minute.
+	MaxParkRate float64
+	ParkWindow  int
+	MinParked   int
+	ParkPause   time.Duration
+
+	// Clock is nil for the system's clock.
+	Clock Clock
+
+	_ struct{}
+}
+
+func (p DLQPolicy[T]) withDefaults() DLQPolicy[T] {
+	p.MaxParkRate = or(p.MaxParkRate, 0.5)
+	p.ParkWindow = or(p.ParkWindow, 100)
+	p.MinParked = or(p.MinParked, min(20, p.ParkWindow))
+	p.ParkPause = or(p.ParkPause, time.Minute)
+	if p.Clock == nil {
+		p.Clock = systemClock{}
+	}
+	return p
+}
+
+func (p DLQPolicy[T]) validate(queue DLQ[T]) error {
+	d := p.withDefaults()
+	switch {
+	case math.IsNaN(p.MaxParkRate) || p.MaxParkRate < 0 || p.MaxParkRate > 1:
+		return &ConfigError{"DLQPolicy.MaxParkRate", fmt.Sprintf("is %v: want a share between 0 and 1, courier.AnyParkRate, or 0 for the default", p.MaxParkRate)}
+	case p.ParkWindow < 0:
+		return &ConfigError{"DLQPolicy.ParkWindow", fmt.Sprintf("is %d: want at least 1, or 0 for the default", p.ParkWindow)}
+	case p.MinParked < 0 || d.MinParked > d.ParkWindow:
+		return &ConfigError{"DLQPolicy.MinParked", fmt.Sprintf("is %d: want from 1 to ParkWindow (%d), or 0 for the default", p.MinParked, d.ParkWindow)}
+	case p.ParkPause < 0:
+		return &ConfigError{"DLQPolicy.ParkPause", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.ParkPause)}
+	}
+	if _, keyed := queue.(KeyedDLQ); p.Key != nil && !keyed {
+		return &ConfigError{"DLQPolicy.Key", fmt.Sprintf("cannot be used with a %T, which does not tell what keys it holds: give the queue the method ParkedKeys of courier.KeyedDLQ", queue)}
+	}
+	return nil
+}
+
+// sendTimeout bounds a call of the dead letter queue, which does not end with
+// the context of the apply: a stop must not lose a hand-over half done.
 const sendTimeout = 10 * time.Second
 
 // WithDLQ parks the records that an applier fails, in a [MemoryDLQ] of the
@@ -148,40 +211,53 @@ func WithDLQ[T any](applier Applier[T]) (Applier[T], DLQ[T]) {
 	return NewDLQApplier(applier, DLQ[T](queue)), queue
 }
 
-// NewDLQApplier parks the records that an applier fails in a queue. Apply
-// returns nil when the record is applied or parked, so that it is marked, and a
-// [*ParkError] when the queue did not take it. What is NotAttempted is never
-// parked and returned as it came. A panic of the applier is a failure as any
-// other. The result is as safe for concurrent use as the applier.
+// NewDLQApplier parks the records that an applier fails in a queue, by the
+// default [DLQPolicy]. Apply returns nil when the record is applied or parked,
+// so that it is marked, and a [*ParkError] when it was not taken. What is
+// NotAttempted is never parked and returned as it came. A panic of the applier
+// is a failure as any other. The result is as safe for concurrent use as the
+// applier.
 func NewDLQApplier[T any](applier Applier[T], queue DLQ[T]) Applier[T] {
-	return newDLQApplier(applier, queue, nil)
+	return NewDLQApplierWith(applier, queue, DLQPolicy[T]{})
 }
 
-func newDLQApplier[T any](applier Applier[T], queue DLQ[T], clock Clock) Applier[T] {
+// NewDLQApplierWith is [NewDLQApplier] with a policy.
+func NewDLQApplierWith[T any](applier Applier[T], queue DLQ[T], policy DLQPolicy[T]) Applier[T] {
 	fault := configErrorOf("dlq", queue)
-	if clock == nil {
-		clock = systemClock{}
+	if fault == nil {
+		fault = policy.validate(queue)
 	}
-	return &dlqApplier[T]{newStage(applier, fault), queue, clock}
+	p := policy.withDefaults()
+	d := &dlqApplier[T]{stage: newStage(applier, fault), queue: queue, policy: p, guard: newParkGuard(&p)}
+	if p.Key != nil {
+		d.keys, _ = queue.(KeyedDLQ)
+	}
+	return d
 }
 
 type dlqApplier[T any] struct {
 	stage[T]
-	queue DLQ[T]
-	clock Clock
+	queue  DLQ[T]
+	policy DLQPolicy[T]
+	guard  *parkGuard
+	keys   KeyedDLQ // nil without a Key
 }
 
 func (*dlqApplier[T]) parks() {}
 
 func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
-	if d.fault != nil {
+	switch {
+	case d.fault != nil:
 		return d.fault
+	case d.keys != nil:
+		return d.applyKeyed(ctx, record)
 	}
 	err := d.attempt(ctx, record)
 	if err == nil {
+		d.guard.applied(1)
 		return nil
 	}
-	return d.settle(ctx, record, err)
+	return d.settle(ctx, record, "", err)
 }
 
 // attempt is guard without a closure: it is on the path of every record.
@@ -198,34 +274,46 @@ func (d *dlqApplier[T]) attempt(ctx context.Context, record T) (err error) {
 }
 
 func (d *dlqApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
-	if d.fault != nil {
+	switch {
+	case d.fault != nil:
 		return d.fault
-	}
-	if d.batch == nil {
+	case d.batch == nil:
 		return applyEach(ctx, Applier[T](d), records)
+	case d.keys != nil:
+		return d.applyBatchKeyed(ctx, records)
 	}
 	err := applyIsolated(ctx, d.batch, records)
 	if err == nil {
+		d.guard.applied(len(records))
 		return nil
 	}
 	errs := make([]error, len(records))
 	spread(err, errs)
-	hung := error(nil)
+	var hung hungQueue
 	for i, err := range errs {
-		switch {
-		case err == nil:
-		case hung != nil && parks(ctx, err):
-			errs[i] = &ParkError{Err: err, Store: hung}
-		default:
-			errs[i] = d.settle(ctx, records[i], err)
-			// A queue that does not answer is not asked once more for every
-			// record: a stop could not wait for that.
-			if refused, ok := errs[i].(*ParkError); ok && errors.Is(refused.Store, context.DeadlineExceeded) {
-				hung = refused.Store
-			}
+		if err == nil {
+			d.guard.applied(1)
+			continue
 		}
+		errs[i] = hung.settle(ctx, err, func() error { return d.settle(ctx, records[i], "", err) })
 	}
 	return gather(errs)
+}
+
+// hungQueue remembers, for the length of a batch, that the queue does not
+// answer, so that it is not asked once more for every record: a stop could not
+// wait for that.
+type hungQueue struct{ err error }
+
+func (h *hungQueue) settle(ctx context.Context, err error, settle func() error) error {
+	if h.err != nil && parks(ctx, err) {
+		return &ParkError{Err: err, Store: h.err}
+	}
+	err = settle()
+	if refused, ok := err.(*ParkError); ok && errors.Is(refused.Store, context.DeadlineExceeded) {
+		h.err = refused.Store
+	}
+	return err
 }
 
 // parks reports whether a failed record is the queue's.
@@ -235,26 +323,67 @@ func parks(ctx context.Context, err error) bool {
 }
 
 // settle parks a failed record, or says why it stays pending.
-func (d *dlqApplier[T]) settle(ctx context.Context, record T, err error) error {
-	if !parks(ctx, err) {
+func (d *dlqApplier[T]) settle(ctx context.Context, record T, key string, err error) error {
+	switch {
+	case !parks(ctx, err):
 		return err
+	case redriveOf(ctx, d.queue):
+		return errRedriveLoop(err)
 	}
-	letter := DeadLetter[T]{Record: record, Error: err, Reason: Exhausted, Attempts: 1, FailedAt: d.clock.Now()}
+	letter := DeadLetter[T]{Record: record, Key: key, Branch: d.policy.Branch}
+	letter.failed(ctx, err, d.policy.Clock.Now())
+	return d.park(ctx, letter)
+}
+
+// failed enters what a failed delivery says. A first failure that is known
+// already stays.
+func (l *DeadLetter[T]) failed(ctx context.Context, err error, now time.Time) {
+	l.Error, l.Reason, l.Attempts, l.FailedAt = err, Exhausted, 1, now
 	if Classify(ctx, err) == PermanentClass {
-		letter.Reason = PermanentFailure
+		l.Reason = PermanentFailure
 	}
+	first := now
 	var retried *RetryError
 	if errors.As(err, &retried) {
-		letter.Attempts = retried.Attempts
+		l.Attempts = retried.Attempts
+		first = now.Add(-max(0, retried.Elapsed))
 	}
-	ctx, cancel := withTimeout(context.WithoutCancel(ctx), d.clock, sendTimeout)
-	defer cancel()
-	var refusal error
-	isolate(&refusal, func() error { return d.queue.Send(ctx, letter) })
+	if l.FirstFailedAt.IsZero() {
+		l.FirstFailedAt = first
+	}
+}
+
+// park hands a letter over.
+func (d *dlqApplier[T]) park(ctx context.Context, letter DeadLetter[T]) error {
+	behind := letter.Reason == KeyParked
+	if refusal := d.guard.ask(behind); refusal != nil {
+		return &ParkError{Err: letter.Error, Store: refusal}
+	}
+	refusal := detached(ctx, d.policy.Clock, func(ctx context.Context) error { return d.queue.Send(ctx, letter) })
 	if refusal != nil {
-		return &ParkError{Err: err, Store: refusal}
+		d.guard.undo(behind)
+		return &ParkError{Err: letter.Error, Store: refusal}
+	}
+	if !behind {
+		d.guard.applied(1)
+	}
+	if d.policy.OnPark != nil {
+		var ignored error
+		isolate(&ignored, func() error {
+			d.policy.OnPark(ctx, letter)
+			return nil
+		})
 	}
 	return nil
+}
+
+// detached makes a call of a queue that a stop does not end and that has the
+// send timeout. A panic in it is its error.
+func detached(ctx context.Context, clock Clock, call func(context.Context) error) (err error) {
+	ctx, cancel := withTimeout(context.WithoutCancel(ctx), clock, sendTimeout)
+	defer cancel()
+	isolate(&err, func() error { return call(ctx) })
+	return err
 }
 
 // withTimeout is context.WithTimeout on a Clock. It waits for nothing: the

@@ -98,7 +98,12 @@ func (d *dlqFunc) Send(ctx context.Context, l courier.DeadLetter[int]) error { r
 func (d *dlqFunc) Receive(context.Context, int) ([]courier.DeadLetter[int], error) {
 	return nil, nil
 }
-func (d *dlqFunc) Delete(context.Context, ...string) error { return nil }
+func (d *dlqFunc) List(context.Context, string, int) ([]courier.DeadLetter[int], error) {
+	return nil, nil
+}
+func (d *dlqFunc) Update(context.Context, courier.DeadLetter[int]) error { return nil }
+func (d *dlqFunc) Delete(context.Context, ...string) error               { return nil }
+func (d *dlqFunc) Count(context.Context) (int, error)                    { return 0, nil }
 
 func TestDeadLetter_D4_ARefusalLeavesTheRecordPending(t *testing.T) {
 	refusal := errors.New("disk full")

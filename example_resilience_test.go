@@ -56,23 +56,6 @@ func ExampleNewRetryableApplier() {
 	// Output: true 3 exhausted no route
 }
 
-func ExampleWithDLQ() {
-	applier, dlq := courier.WithDLQ(courier.ProcessFunc(func(_ context.Context, s string) error {
-		_, err := strconv.Atoi(s)
-		return err
-	}))
-	ctx := context.Background()
-	_ = applier.Apply(ctx, "12")
-	_ = applier.Apply(ctx, "twelve")
-
-	parked, _ := dlq.Receive(ctx, 100) // they stay until they are deleted
-	for _, letter := range parked {
-		fmt.Printf("record %v failed: %v\n", letter.Record, letter.Error)
-		_ = dlq.Delete(ctx, letter.ID)
-	}
-	// Output: record twelve failed: strconv.Atoi: parsing "twelve": invalid syntax
-}
-
 func ExampleWithCircuitBreaker() {
 	calls := 0
 	applier := courier.WithCircuitBreaker(courier.ProcessFunc(func(context.Context, int) error {

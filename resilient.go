@@ -18,6 +18,10 @@ type ResilientConfig[T any] struct {
 	// capacity, which does not survive the process.
 	DLQ DLQ[T]
 
+	// Parking says how records are parked: with what branch, in which order, and
+	// when no more.
+	Parking DLQPolicy[T]
+
 	// Clock is used by every policy above that names none.
 	Clock Clock
 }
@@ -48,6 +52,9 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 	if c.Breaker.Clock == nil {
 		c.Breaker.Clock = c.Clock
 	}
+	if c.Parking.Clock == nil {
+		c.Parking.Clock = c.Clock
+	}
 	attempts := c.Retry.withDefaults().MaxAttempts
 	if c.Breaker.FailureThreshold == 0 {
 		c.Breaker.FailureThreshold = min(5, attempts)
@@ -63,7 +70,7 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
 	}
 	breaker := NewCircuitBreakerApplier(sink, NewBreaker(c.Breaker))
-	return newDLQApplier(NewRetryableApplier(breaker, c.Retry), c.DLQ, c.Clock), c.DLQ
+	return NewDLQApplierWith(NewRetryableApplier(breaker, c.Retry), c.DLQ, c.Parking), c.DLQ
 }
 
 // validate checks what the policies cannot see of each other.

@@ -383,4 +383,9 @@ func (w *world) onlyOutages() bool {
 }
 
 func (q *queue) Receive(context.Context, int) ([]courier.DeadLetter[record], error) { return nil, nil }
-func (q *queue) Delete(context.Context, ...string) error                            { return nil }
+func (q *queue) List(context.Context, string, int) ([]courier.DeadLetter[record], error) {
+	return nil, nil
+}
+func (q *queue) Update(context.Context, courier.DeadLetter[record]) error { return nil }
+func (q *queue) Delete(context.Context, ...string) error                  { return nil }
+func (q *queue) Count(context.Context) (int, error)                       { return 0, nil }

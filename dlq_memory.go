@@ -1,0 +1,240 @@
+package courier
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// DefaultDLQCapacity is how many records a [MemoryDLQ] takes by default.
+const DefaultDLQCapacity = 10_000
+
+// MemoryDLQ is a bounded queue in memory, safe for concurrent use. What is in
+// it is lost when the process ends, while its records are marked at their
+// source: keep it for records whose loss after a logged failure is acceptable,
+// and use a durable [DLQ] otherwise.
+//
+// It gives its letters' errors back as they came, and is a [KeyedDLQ]. The zero
+// value is an empty queue of the default capacity. It must not be copied.
+type MemoryDLQ[T any] struct {
+	capacity int
+	identity func(T) string // nil: every record is another
+
+	mu     sync.Mutex
+	slots  []memorySlot[T] // in the order of their places, gaps included
+	live   int
+	places uint64            // given so far
+	byName map[string]uint64 // the place of a record's letter, with an identity
+	keys   map[string]int    // letters of each key
+}
+
+// memorySlot is a place with its letter, or where one was deleted.
+type memorySlot[T any] struct {
+	place, version uint64 // version 0 is a gap
+	name           string
+	letter         DeadLetter[T]
+}
+
+// NewMemoryDLQ returns a queue for up to capacity records, of which 0 or less
+// is [DefaultDLQCapacity]. A record that is parked twice is there twice.
+func NewMemoryDLQ[T any](capacity int) *MemoryDLQ[T] {
+	return NewMemoryDLQByIdentity[T](capacity, nil)
+}
+
+// NewMemoryDLQByIdentity returns a queue that keeps one letter of a record,
+// however often it is parked, known by the name that identity gives it; "" is
+// none. identity must be safe for concurrent use and always return the same for
+// a record. nil is as [NewMemoryDLQ].
+func NewMemoryDLQByIdentity[T any](capacity int, identity func(record T) string) *MemoryDLQ[T] {
+	return &MemoryDLQ[T]{capacity: max(0, capacity), identity: identity}
+}
+
+// Send takes a record over, or returns [ErrDLQFull]. The letter of a record that
+// is in the queue is replaced even when that is full.
+func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
+	name := ""
+	if q.identity != nil {
+		name = q.identity(letter.Record)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if place, parked := q.byName[name]; parked && name != "" {
+		i, _ := q.find(place)
+		old := &q.slots[i].letter
+		if letter.Reason == KeyParked {
+			return nil
+		}
+		letter.FirstFailedAt, letter.Redriven = old.FirstFailedAt, max(old.Redriven, letter.Redriven)
+		q.set(i, letter)
+		return nil
+	}
+	if q.live >= or(q.capacity, DefaultDLQCapacity) {
+		return ErrDLQFull
+	}
+	q.places++
+	q.slots = append(q.slots, memorySlot[T]{place: q.places, name: name})
+	q.live++
+	if name != "" {
+		if q.byName == nil {
+			q.byName = make(map[string]uint64)
+		}
+		q.byName[name] = q.places
+	}
+	q.set(len(q.slots)-1, letter)
+	return nil
+}
+
+// Receive returns up to max of the oldest letters, in a slice of the caller's
+// own, and does not remove them. The error is always nil.
+func (q *MemoryDLQ[T]) Receive(ctx context.Context, max int) ([]DeadLetter[T], error) {
+	return q.List(ctx, "", max)
+}
+
+// List returns up to max of the letters behind a place. The error is nil unless
+// after is not empty and no ID that this queue could have given.
+func (q *MemoryDLQ[T]) List(_ context.Context, after string, max int) ([]DeadLetter[T], error) {
+	var place uint64
+	if after != "" {
+		var ok bool
+		if place, _, ok = parseID(after); !ok {
+			return nil, fmt.Errorf("courier: there is no place %q in the dead letter queue to list from: pass the ID of a letter of it, or an empty one", after)
+		}
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	i, found := q.find(place)
+	if found {
+		i++
+	}
+	var letters []DeadLetter[T]
+	for ; i < len(q.slots) && len(letters) < max; i++ {
+		if q.slots[i].version > 0 {
+			letters = append(letters, q.slots[i].letter)
+		}
+	}
+	return letters, nil
+}
+
+// Update sets all but the ID, the place and the Record of a letter. The error is
+// always nil.
+func (q *MemoryDLQ[T]) Update(_ context.Context, letter DeadLetter[T]) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if i, ok := q.current(letter.ID); ok {
+		letter.Record = q.slots[i].letter.Record
+		q.set(i, letter)
+	}
+	return nil
+}
+
+// Delete removes letters by ID. The error is always nil.
+func (q *MemoryDLQ[T]) Delete(_ context.Context, ids ...string) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, id := range ids {
+		i, ok := q.current(id)
+		if !ok {
+			continue
+		}
+		q.uncount(q.slots[i].letter.Key)
+		if name := q.slots[i].name; name != "" {
+			delete(q.byName, name)
+		}
+		q.slots[i] = memorySlot[T]{place: q.slots[i].place}
+		q.live--
+	}
+	q.compact()
+	return nil
+}
+
+// Count is [MemoryDLQ.Len]. The error is always nil.
+func (q *MemoryDLQ[T]) Count(context.Context) (int, error) { return q.Len(), nil }
+
+// Len returns how many records are parked.
+func (q *MemoryDLQ[T]) Len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.live
+}
+
+// ParkedKeys returns those of the keys that letters in the queue have. The error
+// is always nil.
+func (q *MemoryDLQ[T]) ParkedKeys(_ context.Context, keys []string) ([]string, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var parked []string
+	for _, key := range keys {
+		if q.keys[key] > 0 {
+			parked = append(parked, key)
+		}
+	}
+	return parked, nil
+}
+
+// set puts a letter into a slot, under a new ID.
+func (q *MemoryDLQ[T]) set(i int, letter DeadLetter[T]) {
+	slot := &q.slots[i]
+	if slot.version > 0 {
+		q.uncount(slot.letter.Key)
+	}
+	if letter.Key != "" {
+		if q.keys == nil {
+			q.keys = make(map[string]int)
+		}
+		q.keys[letter.Key]++
+	}
+	slot.version++
+	letter.ID = strconv.FormatUint(slot.place, 10) + "." + strconv.FormatUint(slot.version, 10)
+	slot.letter = letter
+}
+
+func (q *MemoryDLQ[T]) uncount(key string) {
+	if key == "" {
+		return
+	}
+	if q.keys[key]--; q.keys[key] == 0 {
+		delete(q.keys, key)
+	}
+}
+
+// find returns where a place is, or would be.
+func (q *MemoryDLQ[T]) find(place uint64) (int, bool) {
+	return slices.BinarySearchFunc(q.slots, place, func(s memorySlot[T], place uint64) int {
+		switch {
+		case s.place < place:
+			return -1
+		case s.place > place:
+			return 1
+		}
+		return 0
+	})
+}
+
+// current returns the slot of the letter that has the ID now.
+func (q *MemoryDLQ[T]) current(id string) (int, bool) {
+	place, version, ok := parseID(id)
+	if !ok {
+		return 0, false
+	}
+	i, found := q.find(place)
+	return i, found && version > 0 && q.slots[i].version == version
+}
+
+// compact drops the gaps once they are as many as the letters, so that deleting
+// costs the same however full the queue is.
+func (q *MemoryDLQ[T]) compact() {
+	if gaps := len(q.slots) - q.live; gaps > 0 && gaps >= q.live {
+		q.slots = slices.DeleteFunc(q.slots, func(s memorySlot[T]) bool { return s.version == 0 })
+	}
+}
+
+// parseID splits an ID of the form place.version.
+func parseID(id string) (place, version uint64, ok bool) {
+	first, second, found := strings.Cut(id, ".")
+	place, err1 := strconv.ParseUint(first, 10, 64)
+	version, err2 := strconv.ParseUint(second, 10, 64)
+	return place, version, found && err1 == nil && err2 == nil
+}

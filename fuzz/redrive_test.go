@@ -1,0 +1,317 @@
+package fuzz
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// FuzzRedrive: a string of sends, redrives with any outcome, crashes, deletes
+// and walks on a queue, two bytes each. No letter is lost, none is applied after
+// it was removed, and the counts are right.
+func FuzzRedrive(f *testing.F) {
+	f.Add([]byte("\x00\x01\x00\x02\x01\x00"), uint8(10), false)
+	f.Add([]byte("\x00\x01\x00\x02\x00\x03\x01\x55\x01\x02\x03\x00\x02\x01\x01\x99"), uint8(2), true)
+	f.Add([]byte("\x00\x01\x04\xff\x05\x10\x00\x07\x04\x0f\x01\xaa\x06\x01\x01\x00"), uint8(5), true)
+	f.Fuzz(func(t *testing.T, ops []byte, capacity uint8, byIdentity bool) {
+		if len(ops) > 400 {
+			t.Skip("long enough")
+		}
+		w := &parkedWorld{T: t, capacity: int(capacity%20) + 1, byIdentity: byIdentity, letters: map[int]int{}}
+		var identity func(int) string
+		if byIdentity {
+			identity = strconv.Itoa
+		}
+		w.queue = courier.NewMemoryDLQByIdentity(w.capacity, identity)
+		for i := 0; i+1 < len(ops); i += 2 {
+			switch op, arg := ops[i]%7, ops[i+1]; op {
+			case 0:
+				w.send(t.Context(), int(arg%32))
+			case 1, 2:
+				w.redrive(arg, op == 2, nil)
+			case 3:
+				w.remove(arg)
+			case 4, 5:
+				w.redrive(arg, op == 5, errors.New("crashed"))
+			case 6:
+				w.walk(arg)
+			}
+			w.check()
+		}
+		// In the end the destination is well, and everything parked gets there.
+		w.redrive(0, false, nil)
+		w.check()
+		if len(w.letters) > 0 {
+			t.Fatalf("%v are left in the queue", w.letters)
+		}
+	})
+}
+
+// parkedWorld is a queue and what should be in it.
+type parkedWorld struct {
+	*testing.T
+	queue      *courier.MemoryDLQ[int]
+	capacity   int
+	byIdentity bool
+	letters    map[int]int // of each record, how many
+	step       int
+}
+
+func (w *parkedWorld) count() (n int) {
+	for _, letters := range w.letters {
+		n += letters
+	}
+	return n
+}
+
+func (w *parkedWorld) send(ctx context.Context, record int) {
+	w.step++
+	err := w.queue.Send(ctx, courier.DeadLetter[int]{Record: record, Error: fmt.Errorf("step %d", w.step)})
+	switch {
+	case w.byIdentity && w.letters[record] > 0:
+		if err != nil {
+			w.Fatalf("a letter in the queue was refused: %v", err)
+		}
+	case w.count() >= w.capacity:
+		if !errors.Is(err, courier.ErrDLQFull) {
+			w.Fatalf("a full queue returned %v", err)
+		}
+	case err != nil:
+		w.Fatal(err)
+	default:
+		w.letters[record]++
+	}
+}
+
+func (w *parkedWorld) all() []courier.DeadLetter[int] {
+	letters, err := w.queue.Receive(w.Context(), 100)
+	if err != nil {
+		w.Fatal(err)
+	}
+	return letters
+}
+
+func (w *parkedWorld) check() {
+	have := map[int]int{}
+	for _, letter := range w.all() {
+		have[letter.Record]++
+	}
+	maps.DeleteFunc(w.letters, func(_, n int) bool { return n == 0 })
+	if !maps.Equal(have, w.letters) {
+		w.Fatalf("the queue has %v, want %v", have, w.letters)
+	}
+}
+
+func (w *parkedWorld) remove(arg byte) {
+	letters := w.all()
+	if len(letters) == 0 {
+		return
+	}
+	letter := letters[int(arg)%len(letters)]
+	if err := w.queue.Delete(w.Context(), letter.ID, letter.ID); err != nil {
+		w.Fatal(err)
+	}
+	w.letters[letter.Record]--
+}
+
+// walk iterates while letters are sent, updated and deleted.
+func (w *parkedWorld) walk(arg byte) {
+	before := w.all()
+	met := map[int]int{} // by place among those of before
+	for letter, err := range courier.Letters(w.Context(), w.queue) {
+		if err != nil {
+			w.Fatal(err)
+		}
+		if i := slices.IndexFunc(before, func(l courier.DeadLetter[int]) bool { return l.ID == letter.ID }); i >= 0 {
+			met[i]++
+		}
+		switch w.step++; (int(arg) + w.step) % 4 {
+		case 0:
+			_ = w.queue.Update(w.Context(), letter)
+		case 1:
+			_ = w.queue.Delete(w.Context(), letter.ID)
+			w.letters[letter.Record]--
+		case 2:
+			if w.step%8 == 2 && !w.byIdentity { // or it would replace one that is to be met
+				w.send(w.Context(), letter.Record)
+			}
+		}
+	}
+	for i := range before {
+		if met[i] != 1 {
+			w.Fatalf("the letter %+v was met %d times", before[i], met[i])
+		}
+	}
+}
+
+// redrive applies the records with outcomes that arg decides. With a crash the
+// queue fails at some call, before or after the call takes effect.
+func (w *parkedWorld) redrive(arg byte, batches bool, crash error) {
+	before := w.all()
+	present := map[int]bool{}
+	for _, letter := range before {
+		present[letter.Record] = true
+	}
+	queue := &crashing{DLQ: w.queue, err: crash, at: int(arg % 5), late: arg%2 == 1}
+	applied, succeeded, failed := map[int]int{}, map[int]int{}, 0
+	renewed := map[int]bool{}
+	apply := func(ctx context.Context, record int) error {
+		if !present[record] {
+			w.Fatalf("record %d is applied and is not in the queue", record)
+		}
+		applied[record]++
+		switch (int(arg) * (record + 1) / 3) % 9 {
+		case 1, 2:
+			failed++
+			return errFailed
+		case 3:
+			failed++
+			return courier.Permanent(errFailed)
+		case 4:
+			return &courier.OpenError{Until: time.Unix(1, 0), Cause: errFailed}
+		case 5:
+			failed++
+			panic(errFailed)
+		case 6:
+			failed++
+			runtime.Goexit()
+		case 7: // it fails in the pipeline meanwhile, and then goes well here
+			if w.byIdentity {
+				renewed[record] = true
+				w.send(ctx, record)
+			}
+		}
+		succeeded[record]++
+		return nil
+	}
+	applier := courier.ProcessFunc(apply)
+	if batches {
+		applier = batchFunc{apply}
+	}
+	result, err := courier.Redrive[int](w.Context(), queue, applier, &courier.RedriveConfig[int]{BatchSize: int(arg%4) + 1})
+
+	attempted := 0
+	for record, n := range succeeded {
+		attempted += n
+		if !batches && !renewed[record] && (queue.deleted == nil || !queue.deleted[record]) && crash == nil {
+			w.Fatalf("record %d was applied and not removed", record)
+		}
+	}
+	if !batches && (result.Succeeded != attempted || result.Failed != failed) || result.Redriven != result.Succeeded+result.Failed ||
+		queue.count > 0 && result.Redriven+result.Left != len(before) {
+		w.Fatalf("%+v, with %d successes and %d failures of %d letters: %v", result, attempted, failed, len(before), err)
+	}
+	if err != nil && !errors.Is(err, courier.ErrRedrive) || queue.crashed && err == nil {
+		w.Fatalf("the redrive returned %v", err)
+	}
+	// What was deleted is what has gone, and was applied.
+	for record, gone := range queue.deleted {
+		if gone && succeeded[record] == 0 {
+			w.Fatalf("record %d was removed and not applied", record)
+		}
+	}
+	for record, n := range queue.removed {
+		w.letters[record] -= n
+	}
+	if err == nil {
+		redriven := map[string]int{}
+		for _, l := range before {
+			redriven[place(l.ID)] = l.Redriven
+		}
+		for _, l := range w.all() {
+			if was, ok := redriven[place(l.ID)]; ok && !renewed[l.Record] && l.Redriven != was+1 {
+				w.Fatalf("%+v was redriven %d times before", l, was)
+			}
+		}
+	}
+}
+
+// place is the part of an ID that stays the letter's.
+func place(id string) string {
+	for i := range id {
+		if id[i] == '.' {
+			return id[:i]
+		}
+	}
+	return id
+}
+
+// crashing is a queue that fails from the call with the number at on, late or
+// before it takes effect, and notes what was deleted.
+type crashing struct {
+	courier.DLQ[int]
+	err     error
+	at      int
+	late    bool
+	crashed bool
+	count   int
+	deleted map[int]bool // asked for
+	removed map[int]int  // and gone
+}
+
+func (c *crashing) call(do func()) error {
+	c.count++
+	crash := c.err != nil && c.count > c.at
+	if !crash || c.late && !c.crashed {
+		do()
+	}
+	if crash {
+		c.crashed = true
+		return c.err
+	}
+	return nil
+}
+
+func (c *crashing) Count(ctx context.Context) (int, error) { return c.DLQ.Count(ctx) }
+
+func (c *crashing) List(ctx context.Context, after string, max int) (l []courier.DeadLetter[int], err error) {
+	if crash := c.call(func() { l, err = c.DLQ.List(ctx, after, max) }); crash != nil {
+		return nil, crash
+	}
+	return l, err
+}
+
+func (c *crashing) Update(ctx context.Context, letter courier.DeadLetter[int]) error {
+	return c.call(func() { _ = c.DLQ.Update(ctx, letter) })
+}
+
+func (c *crashing) Delete(ctx context.Context, ids ...string) error {
+	letters, _ := c.Receive(ctx, 100)
+	if c.deleted == nil {
+		c.deleted, c.removed = map[int]bool{}, map[int]int{}
+	}
+	return c.call(func() {
+		for _, letter := range letters {
+			if slices.Contains(ids, letter.ID) {
+				c.deleted[letter.Record] = true
+				c.removed[letter.Record]++
+			}
+		}
+		_ = c.DLQ.Delete(ctx, ids...)
+	})
+}
+
+// batchFunc applies a batch one by one, and stops at what was not attempted.
+type batchFunc struct {
+	apply func(context.Context, int) error
+}
+
+func (b batchFunc) Apply(ctx context.Context, record int) error { return b.apply(ctx, record) }
+
+func (b batchFunc) ApplyBatch(ctx context.Context, records []int) error {
+	var list courier.BatchError
+	for i, record := range records {
+		if err := b.apply(ctx, record); err != nil {
+			list.Add(i, err)
+		}
+	}
+	return list.ErrorOrNil()
+}

@@ -1,0 +1,330 @@
+package courier_test
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// keyed is a record of a key.
+type keyed struct {
+	key string
+	n   int
+}
+
+func TestDeadLetter_D8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T) {
+	for _, form := range []string{"one by one", "batch"} {
+		t.Run(form, func(t *testing.T) {
+			bad := map[int]bool{1: true}
+			var s courier.Applier[keyed]
+			var applied func() []keyed
+			fail := func(_ context.Context, r keyed, _ int) error {
+				if bad[r.n] {
+					return errTest
+				}
+				return nil
+			}
+			one := &sink[keyed]{fail: fail}
+			s, applied = one, one.got
+			if form == "batch" {
+				many := &batchSink[keyed]{sink: sink[keyed]{fail: fail}}
+				many.failBatch = func(_ context.Context, records []keyed, _ int) error {
+					var list courier.BatchError
+					for i, r := range records {
+						if bad[r.n] {
+							list.Add(i, errTest)
+						}
+					}
+					return list.ErrorOrNil()
+				}
+				s, applied = many, many.got
+			}
+			q := courier.NewMemoryDLQ[keyed](0)
+			stack := courier.NewDLQApplierWith(s, courier.DLQ[keyed](q), courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
+			apply := func(records ...keyed) {
+				t.Helper()
+				if form == "batch" {
+					require.NoError(t, stack.(courier.BatchApplier[keyed]).ApplyBatch(t.Context(), records))
+					return
+				}
+				for _, r := range records {
+					require.NoError(t, stack.Apply(t.Context(), r))
+				}
+			}
+			apply(keyed{"a", 1}, keyed{"b", 2}, keyed{"a", 3}, keyed{"", 4}, keyed{"b", 5})
+			apply(keyed{"a", 6}, keyed{"", 7})
+			require.ElementsMatch(t, []keyed{{"b", 2}, {"", 4}, {"b", 5}, {"", 7}}, applied())
+			letters, _ := q.Receive(t.Context(), 10)
+			require.Len(t, letters, 3)
+			require.Equal(t, []keyed{{"a", 1}, {"a", 3}, {"a", 6}}, []keyed{letters[0].Record, letters[1].Record, letters[2].Record})
+			require.Equal(t, courier.KeyParked, letters[2].Reason)
+			require.ErrorIs(t, letters[2].Error, courier.ErrKeyParked)
+			require.Zero(t, letters[2].Attempts)
+			require.Equal(t, "a", letters[2].Key)
+
+			// As long as the first fails the others stay behind it.
+			result, err := courier.Redrive(t.Context(), q, s, nil)
+			require.NoError(t, err)
+			require.Equal(t, courier.RedriveResult{Redriven: 1, Failed: 1, Left: 2}, result)
+			only6 := func(l courier.DeadLetter[keyed]) bool { return l.Record.n == 6 }
+			result, err = courier.Redrive(t.Context(), q, s, &courier.RedriveConfig[keyed]{Match: only6})
+			require.NoError(t, err)
+			require.Zero(t, result.Redriven, "an earlier one of the key stays")
+
+			clear(bad)
+			result, err = courier.Redrive(t.Context(), q, s, nil)
+			require.NoError(t, err)
+			require.Equal(t, 3, result.Succeeded)
+			require.Equal(t, []keyed{{"a", 1}, {"a", 3}, {"a", 6}}, applied()[4:], "in order")
+			apply(keyed{"a", 8})
+			require.Equal(t, keyed{"a", 8}, applied()[7], "the key is free")
+		})
+	}
+}
+
+func TestDeadLetter_D8_WithoutAnAnswerRecordsStayPending(t *testing.T) {
+	s := &batchSink[keyed]{}
+	q := &mute{courier.NewMemoryDLQ[keyed](0)}
+	stack := courier.NewDLQApplierWith[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
+	err := stack.Apply(t.Context(), keyed{"a", 1})
+	require.ErrorIs(t, err, errTest)
+	require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+	err = stack.(courier.BatchApplier[keyed]).ApplyBatch(t.Context(), []keyed{{"a", 1}, {"", 2}})
+	var list *courier.BatchError
+	require.ErrorAs(t, err, &list)
+	require.Len(t, list.Failures, 1)
+	require.Equal(t, []keyed{{"", 2}}, s.got())
+}
+
+type mute struct{ *courier.MemoryDLQ[keyed] }
+
+func (*mute) ParkedKeys(context.Context, []string) ([]string, error) { return nil, errTest }
+
+func TestDeadLetter_D8_ARefusedRecordHoldsBackThoseOfItsKeyInTheBatch(t *testing.T) {
+	s := &batchSink[keyed]{failBatch: func(_ context.Context, records []keyed, _ int) error {
+		if records[0].n == 1 {
+			return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: errTest}}}
+		}
+		return nil
+	}}
+	q := courier.NewMemoryDLQ[keyed](1)
+	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[keyed]{})) // full
+	stack := courier.NewDLQApplierWith[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
+	err := stack.(courier.BatchApplier[keyed]).ApplyBatch(t.Context(), []keyed{{"a", 1}, {"b", 2}, {"a", 3}})
+	require.ErrorIs(t, err, courier.ErrDLQFull)
+	require.Equal(t, []keyed{{"b", 2}}, s.got())
+}
+
+func TestDeadLetter_D8_AKeyThatPanicsIsTheRecordsFailure(t *testing.T) {
+	s := &batchSink[keyed]{}
+	q := courier.NewMemoryDLQ[keyed](0)
+	stack := courier.NewDLQApplierWith[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string {
+		if r.n == 1 {
+			panic("boom")
+		}
+		return r.key + "\xff"
+	}})
+	require.NoError(t, stack.(courier.BatchApplier[keyed]).ApplyBatch(t.Context(), []keyed{{"a", 1}, {"b", 2}, {"a", 3}}))
+	require.NoError(t, stack.Apply(t.Context(), keyed{"a", 1}))
+	require.Equal(t, []keyed{{"b", 2}, {"a", 3}}, s.got())
+	letters, _ := q.Receive(t.Context(), 10)
+	require.Len(t, letters, 2)
+	require.ErrorIs(t, letters[0].Error, courier.ErrPanic)
+}
+
+func TestDeadLetter_D9_APipelineThatParksTooMuchPauses(t *testing.T) {
+	for _, batch := range []bool{false, true} {
+		t.Run(fmt.Sprintf("batches %v", batch), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := newShelf(numbers(1000)...)
+				s := &batchSink[int]{sink: sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}}
+				s.failBatch = func(context.Context, []int, int) error { return courier.Permanent(errTest) }
+				var applier courier.Applier[int] = &s.sink
+				if batch {
+					applier = s
+				}
+				q := courier.NewMemoryDLQ[int](0)
+				var logged strings.Builder
+				stack := courier.NewDLQApplier(applier, courier.DLQ[int](q))
+				stop := start(t, courier.NewPollingCoordinator(source, stack, courier.WithLogger(textLogger(&logged)), courier.WithFastPolling()))
+				time.Sleep(30 * time.Second)
+				synctest.Wait()
+				require.Equal(t, 20, q.Len(), "a few poison records at the start are parked; a whole source is not")
+				fetches := source.fetchCount()
+				time.Sleep(25 * time.Second)
+				synctest.Wait()
+				require.Equal(t, fetches, source.fetchCount(), "the intake stands still")
+				time.Sleep(30 * time.Second)
+				synctest.Wait()
+				require.Equal(t, 40, q.Len(), "and goes on a minute later")
+				require.NoError(t, stop())
+				require.Contains(t, logged.String(), "20 of the last 20 records went to the dead letter queue")
+				require.Equal(t, 1000, q.Len()+len(source.left()))
+			})
+		})
+	}
+}
+
+func TestDeadLetter_D9_TheErrorSaysWhenToGoOn(t *testing.T) {
+	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	stack := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](courier.NewMemoryDLQ[int](0)),
+		courier.DLQPolicy[int]{MinParked: 2, ParkWindow: 10, Clock: stopped(now)})
+	require.NoError(t, stack.Apply(t.Context(), 1))
+	require.NoError(t, stack.Apply(t.Context(), 2))
+	for range 2 {
+		err := stack.Apply(t.Context(), 3)
+		require.ErrorIs(t, err, courier.ErrParkRate)
+		require.ErrorIs(t, err, courier.ErrPark)
+		require.ErrorIs(t, err, errTest)
+		require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+		var rate *courier.ParkRateError
+		require.ErrorAs(t, err, &rate)
+		require.Equal(t, now.Add(time.Minute), rate.RetryAt())
+		require.ErrorContains(t, err, "2 of the last 2 records went to the dead letter queue, none is parked until 2026-01-01T12:01:00Z")
+	}
+}
+
+func TestDeadLetter_D9_OffIsExplicitAndRefusalsOfTheQueueDoNotCount(t *testing.T) {
+	q := courier.NewMemoryDLQ[int](0)
+	stack := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+	for i := range 500 {
+		require.NoError(t, stack.Apply(t.Context(), i))
+	}
+	require.Equal(t, 500, q.Len())
+
+	full := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&dlqFunc{func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }}))
+	for i := range 500 {
+		require.NotErrorIs(t, full.Apply(t.Context(), i), courier.ErrParkRate)
+	}
+
+	well := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+		if r%2 == 0 {
+			return errTest
+		}
+		return nil
+	}}
+	half, _ := courier.WithDLQ[int](well)
+	for i := range 1000 {
+		require.NoError(t, half.Apply(t.Context(), i))
+	}
+}
+
+func TestDeadLetter_D10_OnParkSeesTheLetterAndMayPanic(t *testing.T) {
+	for name, end := range map[string]func(){"returns": func() {}, "panics": func() { panic("boom") }, "goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			type ctxKey struct{}
+			var seen []courier.DeadLetter[int]
+			policy := courier.DLQPolicy[int]{Branch: "search", OnPark: func(ctx context.Context, letter courier.DeadLetter[int]) {
+				require.Equal(t, 1, ctx.Value(ctxKey{}))
+				seen = append(seen, letter)
+				end()
+			}}
+			stack, dlq := courier.ResilientApplier(always(courier.Permanent(errTest)), &courier.ResilientConfig[int]{Parking: policy})
+			require.NoError(t, stack.Apply(context.WithValue(t.Context(), ctxKey{}, 1), 7))
+			require.Len(t, seen, 1)
+			require.Equal(t, 7, seen[0].Record)
+			require.Equal(t, "search", seen[0].Branch)
+			n, err := dlq.Count(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
+		})
+	}
+}
+
+func TestDeadLetter_D5_TheFirstFailureIsWhenTheRetriesSawIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		policy := plain
+		policy.MaxAttempts = 3
+		began := time.Now()
+		applier, dlq := courier.WithDLQ(courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error {
+			time.Sleep(time.Second)
+			return errTest
+		}), policy))
+		require.NoError(t, applier.Apply(t.Context(), 1))
+		parked, _ := dlq.Receive(t.Context(), 1)
+		require.Equal(t, began.Add(time.Second), parked[0].FirstFailedAt)
+		require.Equal(t, time.Now(), parked[0].FailedAt)
+	})
+}
+
+func TestDLQPolicy_BadValuesAreNamed(t *testing.T) {
+	q := courier.NewMemoryDLQ[int](0)
+	for field, policy := range map[string]courier.DLQPolicy[int]{
+		"DLQPolicy.MaxParkRate": {MaxParkRate: 1.5},
+		"DLQPolicy.ParkWindow":  {ParkWindow: -1},
+		"DLQPolicy.MinParked":   {MinParked: 101},
+		"DLQPolicy.ParkPause":   {ParkPause: -1},
+	} {
+		err := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](q), policy).Apply(t.Context(), 1)
+		require.ErrorIs(t, err, courier.ErrConfig)
+		require.ErrorContains(t, err, field)
+	}
+	err := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](&dlqFunc{}), courier.DLQPolicy[int]{Key: func(int) string { return "" }}).Apply(t.Context(), 1)
+	require.ErrorContains(t, err, "DLQPolicy.Key cannot be used with a *courier_test.dlqFunc")
+	require.Zero(t, q.Len())
+}
+
+func TestDeadLetter_ManyGoroutinesParkAndRedrive(t *testing.T) {
+	q := courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
+	stack := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{
+		MaxParkRate: courier.AnyParkRate, Key: func(r int) string { return fmt.Sprint(r % 7) },
+	})
+	var mu sync.Mutex
+	applied := map[int]bool{}
+	take := courier.ProcessFunc(func(_ context.Context, r int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		applied[r] = true
+		return nil
+	})
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 100 {
+				_ = stack.Apply(t.Context(), w*100+i)
+			}
+		})
+	}
+	for range 3 {
+		wg.Go(func() { _, _ = courier.Redrive(t.Context(), q, take, nil) })
+	}
+	wg.Wait()
+	_, err := courier.Redrive(t.Context(), q, take, nil)
+	require.NoError(t, err)
+	require.Len(t, applied, 800, "none is lost")
+	require.Zero(t, q.Len())
+}
+
+// A record that a breaker interrupted keeps the attempts it has used when the
+// rest of its batch is parked behind others.
+func TestDeadLetter_D8_AnOutageParksNoHealthyRecordOfAKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &destination{began: time.Now(), outage: time.Minute, poison: 3, applied: map[int]int{}}
+		q := courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
+		stack, _ := courier.ResilientApplier[int](batches{d}, &courier.ResilientConfig[int]{
+			DLQ: q, Parking: courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r % 10) }},
+		})
+		source := newShelf(numbers(40)...)
+		stop := start(t, courier.NewPollingCoordinator(source, stack, quiet, courier.WithBatchSize(20)))
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Empty(t, source.left())
+		letters, _ := q.Receive(t.Context(), 100)
+		var parked []int
+		for _, l := range letters {
+			parked = append(parked, l.Record)
+			require.Equal(t, l.Record != 3, l.Reason == courier.KeyParked, "%+v", l)
+		}
+		require.Contains(t, parked, 3)
+		require.Equal(t, 40, len(parked)+len(d.applied))
+	})
+}
