@@ -126,6 +126,7 @@ func (w *parkedWorld) remove(arg byte) {
 func (w *parkedWorld) walk(arg byte) {
 	before := w.all()
 	met := map[int]int{} // by place among those of before
+	sent := 0            // a walk that sends for every letter it meets has no end
 	for letter, err := range courier.Letters(w.Context(), w.queue) {
 		if err != nil {
 			w.Fatal(err)
@@ -140,7 +141,8 @@ func (w *parkedWorld) walk(arg byte) {
 			_ = w.queue.Delete(w.Context(), letter.ID)
 			w.letters[letter.Record]--
 		case 2:
-			if w.step%8 == 2 && !w.byIdentity { // or it would replace one that is to be met
+			if sent < 5 && !w.byIdentity { // or it would replace one that is to be met
+				sent++
 				w.send(w.Context(), letter.Record)
 			}
 		}

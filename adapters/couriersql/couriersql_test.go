@@ -22,10 +22,13 @@ func TestBadConfigurationIsReportedByEveryMethod(t *testing.T) {
 			_, fetched := o.Source().Fetch(t.Context(), 1)
 			_, counted := o.Pending(t.Context())
 			_, received := o.DLQ().Receive(t.Context(), 1)
+			_, listed := o.DLQ().List(t.Context(), "1.1", 1)
+			_, keys := o.DLQ().ParkedKeys(t.Context(), []string{"k"})
 			_, parked := o.DLQ().Count(t.Context())
 			for _, err := range []error{
-				o.Migrate(t.Context()), o.Write(t.Context(), new(sql.Tx)), fetched, counted, received, parked,
-				o.Source().Mark(t.Context(), []Row{{}}), o.DLQ().Send(t.Context(), courier.DeadLetter[Row]{}), o.DLQ().Delete(t.Context(), "a"),
+				o.Migrate(t.Context()), o.Write(t.Context(), new(sql.Tx)), fetched, counted, received, listed, keys, parked,
+				o.Source().Mark(t.Context(), []Row{{}}), o.DLQ().Send(t.Context(), courier.DeadLetter[Row]{}), o.DLQ().Delete(t.Context(), "1.1"),
+				o.DLQ().Update(t.Context(), courier.DeadLetter[Row]{ID: "1.1"}),
 			} {
 				require.ErrorIs(t, err, courier.ErrConfig)
 				require.ErrorContains(t, err, want)

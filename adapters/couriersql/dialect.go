@@ -31,15 +31,18 @@ type grammar struct {
 	keep    string // the same, at time ?2
 	pending string
 
-	send    string
-	receive string // up to ?1
-	remove  string // the ids of the list ?1
-	parked  string
+	send       string
+	list       string // up to ?2 with a seq above ?1
+	update     string // the letter with seq ?1 and version ?2
+	remove     string // those whose seq.version is in the list ?1
+	parked     string
+	parkedKeys string // of the list ?1
 
 	int64s  func(n int, at func(i int) int64) any // a list as an argument
 	strings func([]string) any
 
-	duplicate func(error) bool   // an id that is there already
-	busy      func(error) bool   // a connection that would open a moment later
-	advice    func(error) string // what to do about an error, "" where unknown
+	duplicate  func(error) bool   // an id that is there already
+	addedTwice func(error) bool   // a migration that adds a column that is there
+	busy       func(error) bool   // a connection that would open a moment later
+	advice     func(error) string // what to do about an error, "" where unknown
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -13,12 +15,18 @@ import (
 
 // DLQ is a durable dead letter queue in the database of the outbox, in a table
 // of its name with _dlq. It has no bound but the disk. It is made by
-// [Outbox.DLQ] and safe for concurrent use.
+// [Outbox.DLQ] and safe for concurrent use; any number of values, of any number
+// of processes, may share a table.
+//
+// The ID of a letter is that of its row, with a version: seq.version. That of
+// the message is letter.Record.ID.
 type DLQ struct{ outbox *Outbox }
 
 var (
-	_ courier.DLQ[Row]  = (*DLQ)(nil)
-	_ courier.Validator = (*DLQ)(nil)
+	_ courier.DLQ[Row]       = (*DLQ)(nil)
+	_ courier.KeyedDLQ       = (*DLQ)(nil)
+	_ courier.SharedDLQ[Row] = (*DLQ)(nil)
+	_ courier.Validator      = (*DLQ)(nil)
 )
 
 // DLQ returns the queue of the outbox's dead letters.
@@ -26,6 +34,13 @@ func (o *Outbox) DLQ() *DLQ { return &DLQ{o} }
 
 // Validate reports what the outbox was misconfigured with.
 func (q *DLQ) Validate() error { return q.outbox.fault }
+
+// SameQueue reports whether another queue is on the same table of the same
+// *sql.DB. Of two pools on one file it cannot tell.
+func (q *DLQ) SameQueue(other courier.DLQ[Row]) bool {
+	o, ok := other.(*DLQ)
+	return ok && o != nil && o.outbox.db == q.outbox.db && o.outbox.table == q.outbox.table
+}
 
 // StoredError is the error of a dead letter as it was read back: the text of
 // the one that was sent, and the Go type of its cause. Errors that say nothing
@@ -37,48 +52,77 @@ type StoredError struct {
 
 func (e *StoredError) Error() string { return e.Text }
 
-// Send stores a row as it is, with its last error. The letter's ID is that of
-// the message, whatever the ID field says. A message that is in the queue
-// already keeps its place and the time of its first failure; all else is set
-// anew.
+// Send stores a row as it is, with its last error. A message that is in the
+// queue already, by its ID, keeps its place, the time of its first failure and
+// the larger Redriven; all else is set anew, unless the letter says no more than
+// that the message's key is parked.
 func (q *DLQ) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	o, r := q.outbox, letter.Record
 	if o.fault != nil {
 		return o.fault
 	}
-	var text, kind string
-	if letter.Error != nil {
-		text, kind = letter.Error.Error(), typeOf(letter.Error)
-	}
-	_, err := o.db.ExecContext(ctx, o.sql(o.grammar.send),
-		r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, r.CreatedAt,
-		text, kind, string(letter.Reason), letter.Attempts, letter.FailedAt.UnixMicro())
-	if err != nil {
+	args := []any{r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, r.CreatedAt}
+	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.send), append(args, stateOf(letter)...)...); err != nil {
 		return o.failed(err, "parking %v in %s_dlq", r, o.table)
 	}
 	return nil
+}
+
+// stateOf is what is known of a letter's record, as arguments.
+func stateOf(letter courier.DeadLetter[Row]) []any {
+	var text, kind string
+	var stored *StoredError
+	if errors.As(letter.Error, &stored) && stored == letter.Error { // it was read back, and says it already
+		text, kind = stored.Text, stored.Type
+	} else if letter.Error != nil {
+		text, kind = letter.Error.Error(), typeOf(letter.Error)
+	}
+	first := letter.FirstFailedAt
+	if first.IsZero() {
+		first = letter.FailedAt
+	}
+	return []any{text, kind, string(letter.Reason), letter.Attempts, first.UnixMicro(), letter.FailedAt.UnixMicro(),
+		letter.Redriven, letter.Branch, plainKey(letter.Key)}
+}
+
+// plainKey makes of a key what every database and JSON can hold.
+func plainKey(key string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(key, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // Receive returns up to max letters, those that were sent first first, and
 // leaves them in the queue. Their errors are [*StoredError]s. The rows are the
 // caller's. It does not wait for a letter.
 func (q *DLQ) Receive(ctx context.Context, max int) ([]courier.DeadLetter[Row], error) {
+	return q.List(ctx, "", max)
+}
+
+// List returns up to max of the letters behind the one with the given ID, which
+// may have been changed or deleted since. "" is before the first.
+func (q *DLQ) List(ctx context.Context, after string, max int) ([]courier.DeadLetter[Row], error) {
 	o := q.outbox
 	if o.fault != nil {
 		return nil, o.fault
 	}
+	var seq int64
+	if after != "" {
+		var ok bool
+		if seq, _, ok = parseID(after); !ok {
+			return nil, fmt.Errorf("couriersql: listing the dead letters of %s_dlq behind %q: this is no ID of a letter, which is of the form 17.1", o.table, after)
+		}
+	}
 	if max <= 0 {
 		return nil, nil
 	}
-	letters, err := o.letters(ctx, max)
+	letters, err := o.letters(ctx, seq, max)
 	if err != nil {
 		return nil, o.failed(err, "reading up to %d dead letters of %s_dlq", max, o.table)
 	}
 	return letters, nil
 }
 
-func (o *Outbox) letters(ctx context.Context, max int) ([]courier.DeadLetter[Row], error) {
-	rows, err := o.db.QueryContext(ctx, o.sql(o.grammar.receive), max)
+func (o *Outbox) letters(ctx context.Context, after int64, max int) ([]courier.DeadLetter[Row], error) {
+	rows, err := o.db.QueryContext(ctx, o.sql(o.grammar.list), after, max)
 	if err != nil {
 		return nil, err
 	}
@@ -87,20 +131,40 @@ func (o *Outbox) letters(ctx context.Context, max int) ([]courier.DeadLetter[Row
 	for rows.Next() {
 		var letter courier.DeadLetter[Row]
 		var failure StoredError
-		var failedAt int64
+		var seq, version, first, last int64
 		r := &letter.Record
-		if err := rows.Scan(&r.Seq, &r.ID, &r.Topic, &r.Key, &r.Payload, &r.Headers, &r.Trace, &r.CreatedAt,
-			&failure.Text, &failure.Type, (*string)(&letter.Reason), &letter.Attempts, &failedAt); err != nil {
+		if err := rows.Scan(&seq, &version, &r.Seq, &r.ID, &r.Topic, &r.Key, &r.Payload, &r.Headers, &r.Trace, &r.CreatedAt,
+			&failure.Text, &failure.Type, (*string)(&letter.Reason), &letter.Attempts, &first, &last,
+			&letter.Redriven, &letter.Branch, &letter.Key); err != nil {
 			return nil, err
 		}
-		letter.ID, letter.Error, letter.FailedAt = r.ID, &failure, time.UnixMicro(failedAt).UTC()
+		letter.ID = fmt.Sprintf("%d.%d", seq, version)
+		letter.Error = &failure
+		letter.FirstFailedAt, letter.FailedAt = time.UnixMicro(first).UTC(), time.UnixMicro(last).UTC()
 		letters = append(letters, letter)
 	}
 	return letters, rows.Err()
 }
 
-// Delete removes letters by ID, all or none, in one statement. IDs that are not
-// in the queue are passed over.
+// Update sets what is known of the letter with this ID, its row excepted, in one
+// statement. It does nothing when the letter has changed since, or is gone.
+func (q *DLQ) Update(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	o := q.outbox
+	if o.fault != nil {
+		return o.fault
+	}
+	seq, version, ok := parseID(letter.ID)
+	if !ok {
+		return nil
+	}
+	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.update), append([]any{seq, version}, stateOf(letter)...)...); err != nil {
+		return o.failed(err, "updating the dead letter %s of %s_dlq", letter.ID, o.table)
+	}
+	return nil
+}
+
+// Delete removes letters by ID, all or none, in one statement. IDs that no
+// letter has, or none has any more, are passed over.
 func (q *DLQ) Delete(ctx context.Context, ids ...string) error {
 	o := q.outbox
 	if o.fault != nil {
@@ -113,6 +177,54 @@ func (q *DLQ) Delete(ctx context.Context, ids ...string) error {
 		return o.failed(err, "deleting %d dead letters of %s_dlq", len(ids), o.table)
 	}
 	return nil
+}
+
+// ParkedKeys returns those of the keys that letters in the queue have, for
+// [courier.DLQPolicy].Key. They are compared as valid UTF-8 without NUL.
+func (q *DLQ) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {
+	o := q.outbox
+	if o.fault != nil {
+		return nil, o.fault
+	}
+	given := make(map[string][]string, len(keys))
+	list := make([]string, len(keys))
+	for i, key := range keys {
+		list[i] = plainKey(key)
+		given[list[i]] = append(given[list[i]], key)
+	}
+	parked, err := o.parkedKeys(ctx, list)
+	if err != nil {
+		return nil, o.failed(err, "looking for %d keys in %s_dlq", len(keys), o.table)
+	}
+	var found []string
+	for _, key := range parked {
+		found = append(found, given[key]...)
+	}
+	return found, nil
+}
+
+func (o *Outbox) parkedKeys(ctx context.Context, keys []string) (parked []string, err error) {
+	rows, err := o.db.QueryContext(ctx, o.sql(o.grammar.parkedKeys), o.grammar.strings(keys))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	for rows.Next() {
+		var key string
+		if err := rows.Scan(&key); err != nil {
+			return nil, err
+		}
+		parked = append(parked, key)
+	}
+	return parked, rows.Err()
+}
+
+// parseID splits an ID of the form seq.version.
+func parseID(id string) (seq, version int64, ok bool) {
+	first, second, found := strings.Cut(id, ".")
+	seq, err1 := strconv.ParseInt(first, 10, 64)
+	version, err2 := strconv.ParseInt(second, 10, 64)
+	return seq, version, found && err1 == nil && err2 == nil
 }
 
 // Count returns how many letters are in the queue.

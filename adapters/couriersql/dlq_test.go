@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -24,10 +26,12 @@ func letter(id string, err error) courier.DeadLetter[Row] {
 func TestDLQKeepsTheRowAsItIs(t *testing.T) {
 	o := newOutbox(t)
 	sent := letter("a", &fs.PathError{Op: "open", Path: "/x", Err: errors.New("gone")})
+	sent.FirstFailedAt, sent.Branch, sent.Redriven, sent.Key = start.Add(-time.Minute), "search", 2, "k\x00\xff"
 	require.NoError(t, o.DLQ().Send(t.Context(), sent))
+	sent.Key = "k\uFFFD\uFFFD"
 	received, err := o.DLQ().Receive(t.Context(), 10)
 	require.NoError(t, err)
-	sent.ID = "a"
+	sent.ID = "1.1"
 	sent.Error = &StoredError{Text: "open /x: gone", Type: "*fs.PathError"}
 	require.Equal(t, []courier.DeadLetter[Row]{sent}, received)
 	var stored *StoredError
@@ -47,12 +51,21 @@ func TestDLQIsIdempotent(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, received, 2)
 	got := received[0]
-	require.Equal(t, "a", got.ID, "it keeps its place")
+	require.Equal(t, "a", got.Record.ID, "it keeps its place")
+	require.Equal(t, "1.2", got.ID, "under a new ID")
+	require.Equal(t, start, got.FirstFailedAt)
 	require.EqualError(t, got.Error, "second")
 	require.Equal(t, 5, got.Attempts)
 	require.Equal(t, courier.PermanentFailure, got.Reason)
 	require.Equal(t, start.Add(time.Hour), got.FailedAt)
-	require.EqualValues(t, start.UnixMicro(), count(t, o.db, `SELECT first_failed_at FROM courier_outbox_dlq WHERE id = 'a'`))
+
+	// A message that is parked behind its own key says less than the letter.
+	behind := letter("a", courier.ErrKeyParked)
+	behind.Reason = courier.KeyParked
+	require.NoError(t, q.Send(t.Context(), behind))
+	received, err = q.Receive(t.Context(), 1)
+	require.NoError(t, err)
+	require.Equal(t, got, received[0])
 }
 
 func TestDLQReceivesOldestFirstAndDeletes(t *testing.T) {
@@ -61,26 +74,213 @@ func TestDLQReceivesOldestFirstAndDeletes(t *testing.T) {
 	for _, id := range []string{"c", "a", `b"'`} {
 		require.NoError(t, q.Send(t.Context(), letter(id, nil)))
 	}
-	ids := func(max int) []string {
-		letters, err := q.Receive(t.Context(), max)
+	ids := func(after string, max int) []string {
+		letters, err := q.List(t.Context(), after, max)
 		require.NoError(t, err)
 		got := []string{}
 		for _, l := range letters {
-			got = append(got, l.ID)
+			got = append(got, l.Record.ID)
 		}
 		return got
 	}
-	require.Equal(t, []string{"c", "a"}, ids(2))
-	require.Equal(t, []string{"c", "a", `b"'`}, ids(10))
-	require.Empty(t, ids(0))
-	require.Empty(t, ids(-1))
+	first, err := q.Receive(t.Context(), 1)
+	require.NoError(t, err)
+	require.Equal(t, []string{"c", "a"}, ids("", 2))
+	require.Equal(t, []string{"c", "a", `b"'`}, ids("", 10))
+	require.Equal(t, []string{"a"}, ids(first[0].ID, 1))
+	require.Empty(t, ids("", 0))
+	require.Empty(t, ids("", -1))
+	_, err = q.List(t.Context(), "c", 10)
+	require.EqualError(t, err, `couriersql: listing the dead letters of courier_outbox_dlq behind "c": this is no ID of a letter, which is of the form 17.1`)
+
 	require.NoError(t, q.Delete(t.Context()))
-	require.NoError(t, q.Delete(t.Context(), `b"'`, "c", "unknown"))
-	require.NoError(t, q.Delete(t.Context(), "c"))
-	require.Equal(t, []string{"a"}, ids(10))
+	require.NoError(t, q.Delete(t.Context(), "c", "1", "1.2", "1.1x", "x1.1", "01.1", "1.1 "))
+	require.Len(t, ids("", 10), 3, "none of these is an ID")
+	require.NoError(t, q.Delete(t.Context(), "3.1", "1.1", "9.1"))
+	require.Equal(t, []string{"a"}, ids("", 10))
+	require.Equal(t, []string{"a"}, ids(first[0].ID, 10), "the place of one that is gone")
 	n, err := q.Count(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, 1, n)
+}
+
+func TestDLQADeleteThatIsOutOfDateLeavesTheNewerFailure(t *testing.T) {
+	q := newOutbox(t).DLQ()
+	require.NoError(t, q.Send(t.Context(), letter("a", errors.New("first"))))
+	old, err := q.Receive(t.Context(), 1)
+	require.NoError(t, err)
+	require.Equal(t, "1.1", old[0].ID)
+	require.NoError(t, q.Send(t.Context(), letter("a", errors.New("newer"))))
+	old[0].Error = errors.New("of a redrive")
+	require.NoError(t, q.Update(t.Context(), old[0]))
+	require.NoError(t, q.Update(t.Context(), courier.DeadLetter[Row]{ID: "a"}))
+	require.NoError(t, q.Delete(t.Context(), old[0].ID))
+	now, err := q.Receive(t.Context(), 1)
+	require.NoError(t, err)
+	require.Len(t, now, 1)
+	require.EqualError(t, now[0].Error, "newer")
+
+	// A place is not given again, so that neither can an ID be.
+	require.NoError(t, q.Delete(t.Context(), now[0].ID))
+	require.NoError(t, q.Send(t.Context(), letter("a", errors.New("newest"))))
+	now, err = q.Receive(t.Context(), 1)
+	require.NoError(t, err)
+	require.NotContains(t, []string{"1.1", "1.2"}, now[0].ID)
+}
+
+func TestDLQParkedKeys(t *testing.T) {
+	q := newOutbox(t).DLQ()
+	for id, key := range map[string]string{"1": "k", "2": "k", "3": "b\x00\xff", "4": ""} {
+		l := letter(id, nil)
+		l.Key = key
+		require.NoError(t, q.Send(t.Context(), l))
+	}
+	parked, err := q.ParkedKeys(t.Context(), []string{"k", "", "b\x00\xff", "c"})
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{"k", "b\x00\xff"}, parked)
+}
+
+// Later messages of a key wait behind one that failed, also for another process.
+func TestDLQKeepsTheOrderOfAKey(t *testing.T) {
+	o := newOutbox(t)
+	poison := true
+	var published []string
+	publish := courier.ProcessFunc(func(_ context.Context, r Row) error {
+		if r.ID == "1" && poison {
+			return courier.Permanent(errors.New("refused"))
+		}
+		published = append(published, r.ID)
+		return nil
+	})
+	relay := func(ids ...string) {
+		applier := courier.NewDLQApplierWith(publish, o.DLQ(), courier.DLQPolicy[Row]{Key: func(r Row) string { return r.Key }})
+		for _, id := range ids {
+			require.NoError(t, applier.Apply(t.Context(), Row{ID: id, Topic: "t", Key: "k"}))
+		}
+	}
+	relay("1", "2")
+	relay("1", "3") // the mark of the first was lost
+	require.Empty(t, published)
+	result, err := courier.Redrive(t.Context(), o.DLQ(), publish, nil)
+	require.NoError(t, err)
+	require.Equal(t, courier.RedriveResult{Redriven: 1, Failed: 1, Left: 2}, result)
+	poison = false
+	result, err = courier.Redrive(t.Context(), o.DLQ(), publish, nil)
+	require.NoError(t, err)
+	require.Equal(t, 3, result.Succeeded)
+	relay("4")
+	require.Equal(t, []string{"1", "2", "3", "4"}, published)
+}
+
+func TestDLQARedriveIntoTheSameTableIsRefused(t *testing.T) {
+	o := newOutbox(t)
+	other := outboxIn(t, o.db, WithTable("events"))
+	require.NoError(t, o.DLQ().Send(t.Context(), letter("a", errors.New("boom"))))
+	fail := courier.ProcessFunc(func(context.Context, Row) error { return courier.Permanent(errors.New("still")) })
+	same := New(o.db, SQLite) // as another part of the program would make it
+	_, err := courier.Redrive(t.Context(), o.DLQ(), courier.NewDLQApplier(fail, same.DLQ()), nil)
+	require.ErrorIs(t, err, courier.ErrConfig)
+	_, err = courier.Redrive(t.Context(), o.DLQ(), courier.ProcessFunc(courier.NewDLQApplier(fail, same.DLQ()).Apply), nil)
+	require.ErrorIs(t, err, courier.ErrConfig)
+
+	result, err := courier.Redrive(t.Context(), o.DLQ(), courier.NewDLQApplier(fail, other.DLQ()), nil)
+	require.NoError(t, err)
+	require.Equal(t, 1, result.Succeeded, "it has moved")
+	n, err := other.DLQ().Count(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+}
+
+// The error of a letter is stored as text and type, also when it was read back
+// before.
+func TestDLQStoresAStoredErrorAsItIs(t *testing.T) {
+	q := newOutbox(t).DLQ()
+	require.NoError(t, q.Send(t.Context(), letter("a", &fs.PathError{Op: "open", Path: "/x", Err: errors.New("gone")})))
+	read, err := q.Receive(t.Context(), 1)
+	require.NoError(t, err)
+	require.NoError(t, q.Update(t.Context(), read[0]))
+	again, err := q.Receive(t.Context(), 1)
+	require.NoError(t, err)
+	require.Equal(t, &StoredError{Text: "open /x: gone", Type: "*fs.PathError"}, again[0].Error)
+}
+
+// Random calls against a model: no letter is lost, none is applied that is not
+// there, and what is out of date changes nothing. The core has the same for its
+// queue in memory.
+func TestDLQAgainstAModel(t *testing.T) {
+	type known struct {
+		id, text string
+		redriven int
+	}
+	for seed := range uint64(4) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		q := newOutbox(t).DLQ()
+		var model []known // in the order of the places
+		var old []string  // IDs that were
+		at := func(id string) int { return slices.IndexFunc(model, func(k known) bool { return k.id == id }) }
+		for step := range 60 {
+			id := fmt.Sprint(random.IntN(12))
+			text := fmt.Sprintf("step %d", step)
+			letters, err := q.Receive(t.Context(), 100)
+			require.NoError(t, err)
+			switch op := random.IntN(6); {
+			case op < 2:
+				require.NoError(t, q.Send(t.Context(), letter(id, errors.New(text))))
+				if i := at(id); i >= 0 {
+					model[i].text = text
+				} else {
+					model = append(model, known{id: id, text: text})
+				}
+			case op == 2 && len(old) > 0:
+				stale := old[random.IntN(len(old))]
+				require.NoError(t, q.Delete(t.Context(), stale))
+				require.NoError(t, q.Update(t.Context(), courier.DeadLetter[Row]{ID: stale, Redriven: 99}))
+			case op == 3 && len(letters) > 0:
+				gone := letters[random.IntN(len(letters))]
+				require.NoError(t, q.Delete(t.Context(), gone.ID))
+				model = slices.DeleteFunc(model, func(k known) bool { return k.id == gone.Record.ID })
+			default:
+				total := len(model)
+				stopAt, newer := random.IntN(20), random.IntN(6)
+				n, succeeded, failed := 0, 0, 0
+				result, err := courier.Redrive(t.Context(), q, courier.ProcessFunc(func(ctx context.Context, r Row) error {
+					i := at(r.ID)
+					require.GreaterOrEqual(t, i, 0, "it was removed")
+					switch n++; {
+					case n == stopAt:
+						return &courier.OpenError{Until: start}
+					case random.IntN(3) == 0:
+						failed++
+						model[i].text, model[i].redriven = text, model[i].redriven+1
+						return errors.New(text)
+					case n == newer: // it fails in the pipeline meanwhile
+						model[i].text = "newer"
+						require.NoError(t, q.Send(ctx, letter(r.ID, errors.New("newer"))))
+					default:
+						model = slices.Delete(model, i, i+1)
+					}
+					succeeded++
+					return nil
+				}), &courier.RedriveConfig[Row]{BatchSize: 3})
+				require.Equal(t, err != nil, n == stopAt && n > 0)
+				require.Equal(t, courier.RedriveResult{Redriven: succeeded + failed, Succeeded: succeeded, Failed: failed, Left: total - succeeded - failed}, result)
+			}
+			i := 0
+			for l, err := range courier.Letters(t.Context(), q) {
+				require.NoError(t, err)
+				require.Equal(t, model[i], known{l.Record.ID, l.Error.Error(), l.Redriven})
+				i++
+			}
+			require.Len(t, model, i)
+			now, err := q.Receive(t.Context(), 100)
+			require.NoError(t, err)
+			for _, l := range letters {
+				if !slices.ContainsFunc(now, func(n courier.DeadLetter[Row]) bool { return n.ID == l.ID }) {
+					old = append(old, l.ID)
+				}
+			}
+		}
+	}
 }
 
 func TestDLQSurvivesReopening(t *testing.T) {

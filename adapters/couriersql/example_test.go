@@ -80,7 +80,8 @@ func Example() {
 	// pending: 0 <nil>
 }
 
-// Dead letters are looked at, mended and deleted.
+// Dead letters are looked at, redriven once what was wrong is mended, and
+// deleted when nobody wants them any more.
 func ExampleDLQ() {
 	ctx := context.Background()
 	db, cleanup := openExample()
@@ -90,22 +91,32 @@ func ExampleDLQ() {
 		log.Fatal(err)
 	}
 	dlq := outbox.DLQ()
-	err := dlq.Send(ctx, courier.DeadLetter[couriersql.Row]{
-		Record:   couriersql.Row{ID: "A-1", Topic: "orders"},
-		Error:    fmt.Errorf("publishing: %w", os.ErrPermission),
-		Reason:   courier.Exhausted,
-		Attempts: 5,
-	})
-	if err != nil {
-		log.Fatal(err)
+	for _, id := range []string{"A-1", "A-2"} {
+		err := dlq.Send(ctx, courier.DeadLetter[couriersql.Row]{
+			Record:   couriersql.Row{ID: id, Topic: "orders"},
+			Error:    fmt.Errorf("publishing: %w", os.ErrPermission),
+			Reason:   courier.Exhausted,
+			Attempts: 5,
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
 	}
 
-	letters, err := dlq.Receive(ctx, 100)
-	if err != nil {
-		log.Fatal(err)
-	}
-	for _, letter := range letters {
-		fmt.Printf("%v, %d attempts: %v\n", letter.Record, letter.Attempts, letter.Error)
+	publish := courier.ProcessFunc(func(_ context.Context, r couriersql.Row) error {
+		if r.ID == "A-2" {
+			return fmt.Errorf("publishing: %w", os.ErrPermission)
+		}
+		return nil
+	})
+	result, err := courier.Redrive(ctx, dlq, publish, nil)
+	fmt.Println("redriven:", result.Redriven, "succeeded:", result.Succeeded, err)
+
+	for letter, err := range courier.Letters(ctx, dlq) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Printf("%v, redriven %d times: %v\n", letter.Record, letter.Redriven, letter.Error)
 		if err := dlq.Delete(ctx, letter.ID); err != nil {
 			log.Fatal(err)
 		}
@@ -113,6 +124,7 @@ func ExampleDLQ() {
 	left, err := dlq.Count(ctx)
 	fmt.Println("left:", left, err)
 	// Output:
-	// message "A-1" (topic "orders", key ""), 5 attempts: publishing: permission denied
+	// redriven: 2 succeeded: 1 <nil>
+	// message "A-2" (topic "orders", key ""), redriven 1 times: publishing: permission denied
 	// left: 0 <nil>
 }

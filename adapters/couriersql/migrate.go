@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"io/fs"
+	"strings"
 	"time"
 )
 
@@ -99,8 +100,12 @@ func (o *Outbox) upgrade(ctx context.Context, conn *sql.Conn) error {
 		if err != nil {
 			return err
 		}
-		if _, err := conn.ExecContext(ctx, o.sql(string(text))); err != nil {
-			return fmt.Errorf("%s: %w", files[i], err)
+		// Statement by statement, as that is what a table may already be ahead by
+		// of which the version was lost.
+		for statement := range strings.SplitSeq(o.sql(string(text)), ";\n") {
+			if _, err := conn.ExecContext(ctx, statement); err != nil && !o.grammar.addedTwice(err) {
+				return fmt.Errorf("%s: %w", files[i], err)
+			}
 		}
 		if _, err := conn.ExecContext(ctx, o.grammar.addVersion, o.table, i+1, o.now().UnixMicro()); err != nil {
 			return err

@@ -10,7 +10,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
+	"time"
 
+	"github.com/erfanmomeniii/courier"
 	"github.com/stretchr/testify/require"
 )
 
@@ -32,7 +34,7 @@ func TestMigrateTwice(t *testing.T) {
 	o := newOutbox(t)
 	write(t, o, named("a")...)
 	require.NoError(t, o.Migrate(t.Context()))
-	require.Equal(t, []int{1}, versions(t, o))
+	require.Equal(t, []int{1, 2}, versions(t, o))
 	require.Len(t, fetch(t, o, 10), 1)
 }
 
@@ -60,7 +62,7 @@ func TestMigrateAtOnce(t *testing.T) {
 		for range pools {
 			require.NoError(t, <-errs)
 		}
-		require.Equal(t, []int{1}, versions(t, New(pools[0], SQLite, WithTable(table))))
+		require.Equal(t, []int{1, 2}, versions(t, New(pools[0], SQLite, WithTable(table))))
 	}
 }
 
@@ -97,14 +99,67 @@ func TestMigrateStopsWaitingWithItsContext(t *testing.T) {
 	require.EqualValues(t, connectTries-1, f.failures.Load())
 }
 
+func script(t *testing.T, name string) []byte {
+	t.Helper()
+	text, err := sqliteMigrations.ReadFile("migrations/sqlite/" + name)
+	require.NoError(t, err)
+	return text
+}
+
+// version1 makes a database as the first version of the package left it, with
+// a dead letter.
+func version1(t *testing.T) *sql.DB {
+	t.Helper()
+	db := open(t, filepath.Join(t.TempDir(), "test.db"))
+	o := New(db, SQLite)
+	execute(t, db, o.grammar.createVersions)
+	execute(t, db, o.sql(string(script(t, "0001_outbox.sql"))))
+	execute(t, db, o.grammar.addVersion, o.table, 1, 0)
+	execute(t, db, `INSERT INTO courier_outbox_dlq (id, outbox_seq, topic, key, payload, headers, trace, created_at,
+		error, error_type, reason, attempts, first_failed_at, last_failed_at)
+		VALUES ('a', 7, 'orders', 'k', x'ff', '', '', 5, 'boom', '*fs.PathError', 'exhausted', 3, 1000, 2000)`)
+	return db
+}
+
+func TestMigrateFromVersion1(t *testing.T) {
+	o := outboxIn(t, version1(t))
+	require.Equal(t, []int{1, 2}, versions(t, o))
+	letters, err := o.DLQ().Receive(t.Context(), 10)
+	require.NoError(t, err)
+	require.Equal(t, []courier.DeadLetter[Row]{{
+		ID: "1.1", Record: Row{Seq: 7, ID: "a", Topic: "orders", Key: "k", Payload: []byte{0xff}, CreatedAt: 5},
+		Error:  &StoredError{Text: "boom", Type: "*fs.PathError"},
+		Reason: courier.Exhausted, Attempts: 3, FirstFailedAt: time.UnixMicro(1000).UTC(), FailedAt: time.UnixMicro(2000).UTC(),
+	}}, letters)
+	fail := courier.ProcessFunc(func(context.Context, Row) error { return errors.New("still") })
+	result, err := courier.Redrive(t.Context(), o.DLQ(), fail, nil)
+	require.NoError(t, err)
+	require.Equal(t, 1, result.Failed)
+	letters, err = o.DLQ().Receive(t.Context(), 10)
+	require.NoError(t, err)
+	require.Equal(t, 1, letters[0].Redriven)
+	require.Equal(t, "1.2", letters[0].ID)
+}
+
+func TestMigrateATableWhoseVersionWasLost(t *testing.T) {
+	db := version1(t)
+	for range 2 { // of the first version, and of the second
+		execute(t, db, `DELETE FROM courier_migrations`)
+		o := outboxIn(t, db)
+		require.Equal(t, []int{1, 2}, versions(t, o))
+		n, err := o.DLQ().Count(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 1, n)
+	}
+}
+
 // withMigration adds a later version to an outbox.
 func withMigration(t *testing.T, o *Outbox, text string) *Outbox {
 	t.Helper()
-	first, err := sqliteMigrations.ReadFile("migrations/sqlite/0001_outbox.sql")
-	require.NoError(t, err)
 	o.grammar.migrations = fstest.MapFS{
-		"0001_outbox.sql": {Data: first},
-		"0002_later.sql":  {Data: []byte(text)},
+		"0001_outbox.sql":  {Data: script(t, "0001_outbox.sql")},
+		"0002_redrive.sql": {Data: script(t, "0002_redrive.sql")},
+		"0003_later.sql":   {Data: []byte(text)},
 	}
 	return o
 }
@@ -115,7 +170,7 @@ func TestMigrateFromAnOlderVersion(t *testing.T) {
 	later := withMigration(t, New(old.db, SQLite), `ALTER TABLE "{table}" ADD COLUMN later TEXT; CREATE TABLE "{table}_later" (a TEXT)`)
 	require.NoError(t, later.Migrate(t.Context()))
 	require.NoError(t, later.Migrate(t.Context()))
-	require.Equal(t, []int{1, 2}, versions(t, later))
+	require.Equal(t, []int{1, 2, 3}, versions(t, later))
 	require.Equal(t, 1, count(t, old.db, `SELECT count(*) FROM courier_outbox WHERE later IS NULL`))
 	require.Len(t, fetch(t, old, 10), 1)
 }
@@ -124,7 +179,7 @@ func TestMigrateIsOneTransaction(t *testing.T) {
 	db := open(t, filepath.Join(t.TempDir(), "test.db"))
 	o := withMigration(t, New(db, SQLite), `CREATE TABLE half (a TEXT); CREATE NONSENSE`)
 	err := o.Migrate(t.Context())
-	require.ErrorContains(t, err, "couriersql: migrating courier_outbox: 0002_later.sql: ")
+	require.ErrorContains(t, err, "couriersql: migrating courier_outbox: 0003_later.sql: ")
 	require.Zero(t, count(t, db, `SELECT count(*) FROM sqlite_schema`))
 	require.NoError(t, New(db, SQLite).Migrate(t.Context()), "the connection is usable")
 }
@@ -132,7 +187,7 @@ func TestMigrateIsOneTransaction(t *testing.T) {
 func TestMigrateRefusesANewerVersion(t *testing.T) {
 	o := newOutbox(t)
 	execute(t, o.db, `INSERT INTO courier_migrations VALUES ('courier_outbox', 7, 0)`)
-	require.EqualError(t, o.Migrate(t.Context()), "couriersql: migrating courier_outbox: the database has schema version 7 and this program knows versions up to 1: run a program with a newer couriersql")
+	require.EqualError(t, o.Migrate(t.Context()), "couriersql: migrating courier_outbox: the database has schema version 7 and this program knows versions up to 2: run a program with a newer couriersql")
 }
 
 func TestMigrateRefusesATableOfAnotherShape(t *testing.T) {

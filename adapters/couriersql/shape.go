@@ -17,11 +17,12 @@ type column struct {
 	name, kind string
 	nullable   bool
 	key        bool // the primary key, or a part of it
+	since      int  // the version that added it, 0 for the first
 }
 
-// checkShapes reports the first table that the package cannot work with. One
-// that does not exist passes where that is allowed.
-func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, mayBeMissing bool) error {
+// checkShapes reports the first table that the package cannot work with. Before
+// the migrations, a table that does not exist passes, and one of any version.
+func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, before bool) error {
 	for _, want := range o.grammar.shapes {
 		table := o.table + want.suffix
 		have, required, err := o.columnsOf(ctx, conn, table)
@@ -29,12 +30,12 @@ func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, mayBeMissing b
 			return err
 		}
 		if len(have) == 0 {
-			if mayBeMissing {
+			if before {
 				continue
 			}
 			return fmt.Errorf("the table %s is missing though its version is recorded: delete the rows of %s from courier_migrations and call Migrate again", table, o.table)
 		}
-		if differences := want.differences(have, required); len(differences) > 0 {
+		if differences := want.differences(have, required, before); len(differences) > 0 {
 			return fmt.Errorf("the table %s is not one of this package: %s; rename it, or pass WithTable another name", table, strings.Join(differences, ", "))
 		}
 	}
@@ -67,12 +68,13 @@ func (o *Outbox) columnsOf(ctx context.Context, conn *sql.Conn, table string) (h
 
 // differences lists what keeps the package from working with a table. Columns
 // of the user's own do not, as long as an insert may leave them out.
-func (s shape) differences(have map[string]column, required []string) (list []string) {
+func (s shape) differences(have map[string]column, required []string, before bool) (list []string) {
 	known := make(map[string]bool, len(s.columns))
 	for _, want := range s.columns {
 		known[want.name] = true
 		c, found := have[want.name]
 		switch {
+		case !found && before && want.since > 0:
 		case !found:
 			list = append(list, fmt.Sprintf("column %s %s is missing", want.name, want.kind))
 		case c.kind != want.kind:

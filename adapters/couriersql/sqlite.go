@@ -50,23 +50,34 @@ func sqliteGrammar() grammar {
 		pending: `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
 
 		send: `INSERT INTO "{table}_dlq" (id, outbox_seq, topic, key, payload, headers, trace, created_at,
-				error, error_type, reason, attempts, first_failed_at, last_failed_at)
-			VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?13)
-			ON CONFLICT (id) DO UPDATE SET outbox_seq = excluded.outbox_seq, topic = excluded.topic, key = excluded.key,
+				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key)
+			VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
+			ON CONFLICT (id) DO UPDATE SET version = version + 1,
+				outbox_seq = excluded.outbox_seq, topic = excluded.topic, key = excluded.key,
 				payload = excluded.payload, headers = excluded.headers, trace = excluded.trace, created_at = excluded.created_at,
 				error = excluded.error, error_type = excluded.error_type, reason = excluded.reason,
-				attempts = excluded.attempts, last_failed_at = excluded.last_failed_at`,
-		receive: `SELECT outbox_seq, id, topic, key, payload, headers, trace, created_at,
-				error, error_type, reason, attempts, last_failed_at
-			FROM "{table}_dlq" ORDER BY seq LIMIT ?1`,
-		remove: `DELETE FROM "{table}_dlq" WHERE id IN (SELECT value FROM json_each(?1))`,
+				attempts = excluded.attempts, last_failed_at = excluded.last_failed_at,
+				redriven = max(redriven, excluded.redriven), branch = excluded.branch, order_key = excluded.order_key
+			WHERE excluded.reason <> 'key parked'`,
+		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
+				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
+			FROM "{table}_dlq" WHERE seq > ?1 ORDER BY seq LIMIT ?2`,
+		update: `UPDATE "{table}_dlq" SET version = version + 1, error = ?3, error_type = ?4, reason = ?5, attempts = ?6,
+				first_failed_at = ?7, last_failed_at = ?8, redriven = ?9, branch = ?10, order_key = ?11
+			WHERE seq = ?1 AND version = ?2`,
+		// The cast takes the digits before the point: by it the rows are found.
+		remove: `DELETE FROM "{table}_dlq" WHERE seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
+			AND seq || '.' || version IN (SELECT value FROM json_each(?1))`,
+		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq"
+			WHERE order_key <> '' AND order_key IN (SELECT value FROM json_each(?1))`,
 		parked: `SELECT count(*) FROM "{table}_dlq"`,
 
-		int64s:    sqliteInt64s,
-		strings:   sqliteStrings,
-		duplicate: sqliteDuplicate,
-		busy:      sqliteBusy,
-		advice:    sqliteAdvice,
+		int64s:     sqliteInt64s,
+		strings:    sqliteStrings,
+		duplicate:  sqliteDuplicate,
+		addedTwice: sqliteAddedTwice,
+		busy:       sqliteBusy,
+		advice:     sqliteAdvice,
 	}
 }
 
@@ -93,6 +104,10 @@ func sqliteShapes() []shape {
 			column{name: "attempts", kind: "INTEGER"},
 			column{name: "first_failed_at", kind: "INTEGER"},
 			column{name: "last_failed_at", kind: "INTEGER"},
+			column{name: "version", kind: "INTEGER", since: 2},
+			column{name: "redriven", kind: "INTEGER", since: 2},
+			column{name: "branch", kind: "TEXT", since: 2},
+			column{name: "order_key", kind: "TEXT", since: 2},
 		)},
 	}
 }
@@ -121,6 +136,10 @@ func sqliteStrings(list []string) any {
 
 func sqliteDuplicate(err error) bool {
 	return strings.Contains(err.Error(), "UNIQUE constraint failed")
+}
+
+func sqliteAddedTwice(err error) bool {
+	return strings.Contains(err.Error(), "duplicate column name")
 }
 
 func sqliteBusy(err error) bool {

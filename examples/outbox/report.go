@@ -33,7 +33,7 @@ func (f *findings) print(w io.Writer) {
 		_, _ = fmt.Fprintln(w, "\nDead letters:")
 	}
 	for _, letter := range f.letters {
-		_, _ = fmt.Fprintf(w, "  %s: %v\n", letter.ID, letter.Error)
+		_, _ = fmt.Fprintf(w, "  %s: %v\n", letter.Record.ID, letter.Error)
 	}
 	if more := f.dead - int64(len(f.letters)); more > 0 {
 		_, _ = fmt.Fprintf(w, "  and %s more\n", humanize.Comma(more))
