@@ -260,6 +260,9 @@ func (e *unattemptedError) NotAttempted() bool { return true }
 func pauseOf(err error) (until time.Time, paused bool) {
 	var p interface{ RetryAt() time.Time }
 	if errors.As(err, &p) {
+		if fan, ok := p.(*FanOutError); ok { // it has the method whether or not a branch pauses
+			return fan.pause()
+		}
 		return p.RetryAt(), true
 	}
 	return time.Time{}, false

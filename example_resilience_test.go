@@ -84,20 +84,6 @@ func ExampleNewCircuitBreakerApplier() {
 	// Output: open true
 }
 
-func ExampleNewFanOutApplier() {
-	to := func(name string) courier.Applier[int] {
-		return courier.ProcessFunc(func(_ context.Context, n int) error {
-			if name == "search" {
-				return errors.New("index is read-only")
-			}
-			return nil
-		})
-	}
-	err := courier.NewFanOutApplier(to("broker"), to("search"), to("metrics")).Apply(context.Background(), 1)
-	fmt.Println(err)
-	// Output: courier: 1 of the fan-out's branches failed: branch 1: index is read-only
-}
-
 func ExampleNewDecodingApplier() {
 	type row struct {
 		id   int

@@ -3,22 +3,134 @@ package courier
 import (
 	"context"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
-// FanOutError says which branches of a fan-out failed on a record. Its class is
-// by the undone branches: NotAttempted if any of them is, so that the
-// coordinator pauses and nothing is parked; else retryable if any is; else
-// permanent.
-type FanOutError struct {
-	Failures []BranchFailure // in the order of the branches
+// Branch is one destination of a fan-out.
+type Branch[T any] struct {
+	// Name is what errors and OnBranchFailure call the branch. It is required,
+	// and no two branches share one.
+	Name string
+
+	// Applier is best a stack of its own ([ResilientApplier]): a shared breaker
+	// would let one destination stop another.
+	Applier Applier[T]
+
+	// Optional says that records are applied without the branch if need be.
+	// What it fails, or its open breaker refuses, goes to OnBranchFailure and
+	// fails no record and pauses nothing. It does not count for Quorum.
+	Optional bool
 }
 
-// BranchFailure is one branch's error. Branches count from 0, in the order in
-// which they were given.
+// FanOutConfig configures [NewFanOut]. Beside the branches, the zero value is
+// the default. The branches are copied.
+type FanOutConfig[T any] struct {
+	// Branches are applied at the same time. At least one is not optional.
+	Branches []Branch[T]
+
+	// Quorum is how many of the branches that are not optional must have a
+	// record for it to be applied. 0 is all of them. The others run as well and
+	// are waited for, but once the quorum has the record they do not get it
+	// again: what they failed goes to OnBranchFailure.
+	Quorum int
+
+	// OnBranchFailure hears of every failure that Apply does not return: those
+	// of optional branches, and those beyond the quorum. The branch goes without
+	// the record, unless the record is delivered again for the sake of another.
+	// It is required where that can happen, since nothing else would tell.
+	//
+	// It is called after all branches have ended, one call at a time for each
+	// delivery, in the order of the records and branches. Apply waits for it. A
+	// panic in it does no harm.
+	OnBranchFailure func(ctx context.Context, record T, branch string, err error)
+
+	// Identity names records, so that one which is delivered again goes only to
+	// the branches that do not have it yet. The same record always has the same
+	// name and no two have one; two versions of a row that is handed out each
+	// time it changes are two records and need two names. A record named "", or
+	// over which Identity panics, is not remembered.
+	//
+	// nil remembers nothing: each branch gets a record again that any of them
+	// failed. There is no default by content, as an equal record that comes
+	// later may well be another one ("set 20", "set 25", "set 20"), and a
+	// branch must not miss it.
+	//
+	// It may be called by several goroutines at once, and is not called while
+	// no record waits to be delivered again.
+	Identity func(record T) string
+
+	// Remember is for how many records the fan-out knows which branches have
+	// them. 0 is 10,000. Beyond that the one not met for the longest makes room,
+	// and so does one that did not come again among 100,000 others, as it was
+	// probably settled elsewhere. A record that is forgotten goes to all
+	// branches again. Memory does not outlive the process.
+	Remember int
+
+	// Clone returns a copy for a branch to keep or modify. nil gives all
+	// branches the same value, which they must not modify. It may be called for
+	// one record by several goroutines at once; a panic in it is the branch's
+	// failure.
+	Clone func(record T) T
+}
+
+const (
+	defaultRemember = 10_000
+	rememberAmong   = 100_000
+)
+
+// validate reports a bad value, beside what is wrong with the appliers.
+func (c *FanOutConfig[T]) validate() error {
+	required := 0
+	for i, b := range c.Branches {
+		field := fmt.Sprintf("FanOutConfig.Branches[%d].Name", i)
+		if b.Name == "" {
+			return &ConfigError{field, "is empty: name the branch for its errors"}
+		}
+		if slices.ContainsFunc(c.Branches[:i], func(other Branch[T]) bool { return other.Name == b.Name }) {
+			return &ConfigError{field, fmt.Sprintf("is %q, as another branch's: want a name of its own", b.Name)}
+		}
+		if !b.Optional {
+			required++
+		}
+	}
+	switch {
+	case len(c.Branches) == 0:
+		return &ConfigError{"FanOutConfig.Branches", "is empty: pass at least one branch"}
+	case required == 0:
+		return &ConfigError{"FanOutConfig.Branches", "are all optional: a record would be done that no branch has"}
+	case c.Quorum < 0 || c.Quorum > required:
+		return &ConfigError{"FanOutConfig.Quorum", fmt.Sprintf("is %d: want 1 to %d, the number of branches that are not optional, or 0 for all of them", c.Quorum, required)}
+	case c.OnBranchFailure == nil && (required < len(c.Branches) || c.Quorum != 0 && c.Quorum < required):
+		return &ConfigError{"FanOutConfig.OnBranchFailure", "is nil: pass a function that hears of the records which a branch goes without"}
+	case c.Remember < 0:
+		return &ConfigError{"FanOutConfig.Remember", fmt.Sprintf("is %d: want at least 1, or 0 for the default; without Identity nothing is remembered", c.Remember)}
+	case c.Remember > 0 && c.Identity == nil:
+		return &ConfigError{"FanOutConfig.Remember", "needs FanOutConfig.Identity, to know a record again"}
+	}
+	return nil
+}
+
+// FanOutError says which branches a record has yet to reach, and why it did not.
+// Its class is by their errors: NotAttempted if any of them is, so that the
+// coordinator pauses and nothing is parked; else retryable if any is; else
+// permanent.
+//
+// Where no branch failed and some of them skipped the record, it lists those
+// and its class is Skipped.
+type FanOutError struct {
+	Failures []BranchFailure // in the order of the branches
+
+	short int // how many of them the record needs
+}
+
+// BranchFailure is one branch's error. The branches of [NewFanOutApplier] are
+// named by their position, from "0".
 type BranchFailure struct {
-	Branch int
+	Branch string
 	Err    error
 }
 
@@ -26,7 +138,7 @@ func (e *FanOutError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "courier: %d of the fan-out's branches failed", len(e.Failures))
 	for i, f := range e.Failures {
-		fmt.Fprintf(&b, "%c branch %d: %v", ":;"[min(i, 1)], f.Branch, f.Err)
+		fmt.Fprintf(&b, "%c branch %s: %v", ":;"[min(i, 1)], f.Branch, f.Err)
 	}
 	return b.String()
 }
@@ -53,37 +165,126 @@ func (e *FanOutError) class(ctx context.Context) Class {
 	return result
 }
 
-// NewFanOutApplier applies each record to every branch, at the same time, and
-// waits for all of them. A branch that fails stops no other; the record is
-// applied once all branches have it, so after a failure the branches that did
-// have it get it again: delivery is at least once for each branch. The branches
-// get the same value and must not modify it. Give each branch its own retry and
-// breaker. A panic in a branch is its failure.
-//
-// It is as safe for concurrent use as its branches.
-func NewFanOutApplier[T any](branches ...Applier[T]) Applier[T] {
-	f := &fanOutApplier[T]{branches: make([]stage[T], len(branches))}
-	if len(branches) == 0 {
-		f.fault = &ConfigError{Field: "branches", Problem: "is empty: pass at least one applier"}
-	}
-	for i, branch := range branches {
-		fault := configErrorOf(fmt.Sprintf("branches[%d]", i), branch)
-		if fault != nil && f.fault == nil {
-			f.fault = fault
+// RetryAt returns when it is worth trying the record again because enough of
+// the branches with an open breaker may be probed. It is the zero time when
+// there is none.
+func (e *FanOutError) RetryAt() time.Time {
+	until, _ := e.pause()
+	return until
+}
+
+func (e *FanOutError) pause() (until time.Time, paused bool) {
+	var times []time.Time
+	for _, f := range e.Failures {
+		if markedClass(context.Background(), f.Err) != NotAttempted {
+			continue // its time is its own, and pauses nothing
 		}
-		f.branches[i] = newStage(branch, fault)
+		if until, paused := pauseOf(f.Err); paused {
+			times = append(times, until)
+		}
+	}
+	if len(times) == 0 {
+		return time.Time{}, false
+	}
+	// Branches that failed otherwise may succeed at any time. Of those that take
+	// nothing for now, the rest that is needed must be back.
+	slices.SortFunc(times, time.Time.Compare)
+	others := len(e.Failures) - len(times)
+	return times[max(0, e.short-others-1)], true
+}
+
+// NewFanOutApplier applies each record to every branch, at the same time. It is
+// [NewFanOut] with all branches required, named by their position, and nothing
+// else set: a branch that has a record gets it again when another failed it.
+func NewFanOutApplier[T any](branches ...Applier[T]) Applier[T] {
+	var c FanOutConfig[T]
+	for i, branch := range branches {
+		c.Branches = append(c.Branches, Branch[T]{Name: strconv.Itoa(i), Applier: branch})
+	}
+	if len(branches) == 0 {
+		return newFanOut(c, "branches", &ConfigError{Field: "branches", Problem: "is empty: pass at least one applier"})
+	}
+	return newFanOut(c, "branches", nil)
+}
+
+// NewFanOut applies each record to several branches, at the same time, and
+// waits for all of them: a slow branch sets the pace, so bound its attempts. A
+// branch that fails stops no other, and a panic in one is its failure. Apply
+// returns nil once the record is applied, that is, once all branches that are
+// not optional have it, or as many as the quorum asks for; else a
+// [*FanOutError]. A branch that skips a record has it.
+//
+// Delivery is at least once for each branch. With FanOutConfig.Identity, a
+// record that is delivered again within the process goes only to the branches
+// that do not have it yet, so that a dead branch costs the healthy ones no
+// duplicates. Without, and after a restart, all of them get it.
+//
+// A record is marked at its source when it is applied, so while a branch that
+// is needed is down the coordinator pauses, and the healthy branches wait with
+// it for new records. A destination that must hold up no other is made
+// optional, or left beyond a quorum, or gets a coordinator of its own.
+//
+// In a batch each branch gets the records that it does not have yet, in one
+// call if it takes batches. The result is as safe for concurrent use as the
+// branches.
+func NewFanOut[T any](config FanOutConfig[T]) Applier[T] {
+	return newFanOut(config, "FanOutConfig.Branches", config.validate())
+}
+
+func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
+	f := &fanOutApplier[T]{
+		branches:  make([]branch[T], len(c.Branches)),
+		quorum:    c.Quorum,
+		onFailure: c.OnBranchFailure,
+		identity:  c.Identity,
+		memory:    doneMemory{limit: c.Remember, among: rememberAmong},
+		fault:     fault,
+	}
+	if c.Remember == 0 {
+		f.memory.limit = defaultRemember
+	}
+	for i, b := range c.Branches {
+		if f.fault == nil {
+			f.fault = b.fault(fmt.Sprintf("%s[%d]", field, i))
+		}
+		if c.Clone != nil && b.Applier != nil {
+			b.Applier = &cloneApplier[T]{newStage(b.Applier, nil), c.Clone}
+		}
+		f.branches[i] = branch[T]{newStage(b.Applier, nil), b.Name, b.Optional}
 		f.batched = f.batched || f.branches[i].batch != nil
+		if c.Quorum == 0 && !b.Optional {
+			f.quorum++
+		}
 	}
 	return f
 }
 
-type fanOutApplier[T any] struct {
-	branches []stage[T]
-	batched  bool
-	fault    error
+// fault returns what is wrong with the branch's applier, and in which branch.
+func (b *Branch[T]) fault(field string) error {
+	fault := configErrorOf(field, b.Applier)
+	if c, ok := fault.(*ConfigError); fault == nil || ok && c.Field == field {
+		return fault
+	}
+	return fmt.Errorf("courier: in branch %s: %w", b.Name, fault)
 }
 
-// Validate reports a fault of the branches.
+type branch[T any] struct {
+	stage[T]
+	name     string
+	optional bool
+}
+
+type fanOutApplier[T any] struct {
+	branches  []branch[T]
+	quorum    int // how many of the required ones must have a record
+	onFailure func(ctx context.Context, record T, branch string, err error)
+	identity  func(T) string
+	memory    doneMemory
+	batched   bool
+	fault     error
+}
+
+// Validate reports a fault of the configuration or of a branch.
 func (f *fanOutApplier[T]) Validate() error { return f.fault }
 
 func (f *fanOutApplier[T]) batches() bool { return f.batched }
@@ -92,63 +293,229 @@ func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 	if f.fault != nil {
 		return f.fault
 	}
-	errs := make([]error, len(f.branches))
-	f.each(func(i int) error { return f.branches[i].inner.Apply(ctx, record) }, errs)
-	var failed []BranchFailure
-	for i, err := range errs {
-		if err != nil {
-			failed = append(failed, BranchFailure{i, err})
+	var names []string
+	var skip []bool
+	if f.remembers() {
+		names = f.name([]T{record}, nil)
+		if done := f.memory.recall(names); done != nil {
+			skip = done[0]
 		}
 	}
-	if failed == nil {
+	errs := make([]error, len(f.branches))
+	f.each(skip, errs, func(b int) error { return f.branches[b].inner.Apply(ctx, record) })
+	if allNil(errs) {
+		f.memory.forget(names)
 		return nil
 	}
-	return &FanOutError{failed}
+	columns := make([][]error, len(errs))
+	for b := range errs {
+		columns[b] = errs[b : b+1]
+	}
+	return f.settle(ctx, []T{record}, names, columns)[0]
 }
 
 func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if f.fault != nil {
 		return f.fault
 	}
+	var names []string
+	var skip []bool
+	var shares [][]int // of each branch that lacks only some records, their indices
+	if f.remembers() {
+		names = f.name(records, nil)
+		skip, shares = f.shares(f.memory.recall(names))
+	}
 	errs := make([]error, len(f.branches))
-	f.each(func(i int) error {
-		if b := &f.branches[i]; b.batch != nil {
-			return applyIsolated(ctx, b.batch, records)
+	f.each(skip, errs, func(b int) error {
+		ctx, records := ctx, records
+		if shares != nil && shares[b] != nil {
+			ctx, records = shareOf(ctx, records, shares[b])
 		}
-		return applyEach(ctx, f.branches[i].inner, records)
-	}, errs)
-
-	failed := make([]*FanOutError, len(records))
-	results := make([]error, len(records))
-	perRecord := make([]error, len(records))
-	for branch, err := range errs {
-		spread(err, perRecord)
-		for i, err := range perRecord {
-			if err == nil {
-				continue
-			}
-			if failed[i] == nil {
-				failed[i] = new(FanOutError)
-				results[i] = failed[i]
-			}
-			failed[i].Failures = append(failed[i].Failures, BranchFailure{branch, err})
+		if batch := f.branches[b].batch; batch != nil {
+			return applyIsolated(ctx, batch, records)
+		}
+		return applyEach(ctx, f.branches[b].inner, records)
+	})
+	if allNil(errs) {
+		f.memory.forget(names)
+		return nil
+	}
+	columns := make([][]error, len(errs))
+	for b, err := range errs {
+		if err == nil {
+			continue
+		}
+		columns[b] = make([]error, len(records))
+		if shares == nil || shares[b] == nil {
+			spread(err, columns[b])
+			continue
+		}
+		some := make([]error, len(shares[b]))
+		spread(err, some)
+		for j, i := range shares[b] {
+			columns[b][i] = some[j]
 		}
 	}
-	return gather(results)
+	return gather(f.settle(ctx, records, names, columns))
 }
 
-// each runs call for every branch and returns when all have ended. A Goexit
-// ends a branch's goroutine, not the caller's.
-func (f *fanOutApplier[T]) each(call func(branch int) error, errs []error) {
+// each runs call for every branch that is not skipped and returns when all have
+// ended. A Goexit ends a branch's goroutine, not the caller's.
+func (f *fanOutApplier[T]) each(skip []bool, errs []error, call func(branch int) error) {
 	if len(f.branches) == 1 {
 		guard(&errs[0], func() error { return call(0) })
 		return
 	}
 	var wg sync.WaitGroup
-	for i := range f.branches {
+	for b := range f.branches {
+		if skip != nil && skip[b] {
+			continue
+		}
 		wg.Go(func() {
-			guard(&errs[i], func() error { return call(i) })
+			guard(&errs[b], func() error { return call(b) })
 		})
 	}
 	wg.Wait()
+}
+
+func allNil(errs []error) bool {
+	for _, err := range errs {
+		if err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// settle decides what becomes of each record of a delivery in which a branch
+// returned an error. errs are the records' errors by branch, nil where a branch
+// has none. Every failure of a branch is either in the result or reported.
+func (f *fanOutApplier[T]) settle(ctx context.Context, records []T, names []string, errs [][]error) []error {
+	results := make([]error, len(records))
+	var lacking [][]bool // by record that is to come again: which branches have it
+	var reports []report
+	for i := range records {
+		v := f.judge(ctx, i, errs)
+		results[i] = v.err
+		for _, failure := range v.tolerated {
+			reports = append(reports, report{i, failure})
+		}
+		if v.has != nil && f.identity != nil {
+			if lacking == nil {
+				lacking = make([][]bool, len(records))
+			}
+			lacking[i] = v.has
+		}
+	}
+	switch {
+	case lacking != nil:
+		if names == nil {
+			names = f.name(records, lacking)
+		}
+		f.memory.note(names, lacking)
+	case names != nil:
+		f.memory.forget(names)
+	}
+	f.report(ctx, records, reports)
+	return results
+}
+
+// verdict is what becomes of a record.
+type verdict struct {
+	err       error
+	has       []bool          // by branch, when it is to come again and some have it
+	tolerated []BranchFailure // not in err
+}
+
+func (f *fanOutApplier[T]) judge(ctx context.Context, i int, errs [][]error) verdict {
+	var failed, skipped []int
+	have := 0
+	for b := range f.branches {
+		switch {
+		case errs[b] == nil || errs[b][i] == nil:
+		case Classify(ctx, errs[b][i]) != Skipped:
+			failed = append(failed, b)
+			continue
+		case !f.branches[b].optional:
+			skipped = append(skipped, b)
+		}
+		if !f.branches[b].optional {
+			have++
+		}
+	}
+	failure := func(b int) BranchFailure { return BranchFailure{f.branches[b].name, errs[b][i]} }
+	var v verdict
+	if have < f.quorum {
+		undone := &FanOutError{short: f.quorum - have}
+		v.err = undone
+		has := make([]bool, len(f.branches))
+		for b := range has {
+			has[b] = !slices.Contains(failed, b)
+		}
+		if slices.Contains(has, true) {
+			v.has = has
+		}
+		for _, b := range failed {
+			if f.branches[b].optional {
+				v.tolerated = append(v.tolerated, failure(b))
+			} else {
+				undone.Failures = append(undone.Failures, failure(b))
+			}
+		}
+		return v
+	}
+	for _, b := range failed {
+		v.tolerated = append(v.tolerated, failure(b))
+	}
+	if skipped != nil {
+		skips := new(FanOutError)
+		for _, b := range skipped {
+			skips.Failures = append(skips.Failures, failure(b))
+		}
+		v.err = skips
+	}
+	return v
+}
+
+// report is a tolerated failure of the record with an index.
+type report struct {
+	record  int
+	failure BranchFailure
+}
+
+// report passes tolerated failures on, each call guarded from the others.
+func (f *fanOutApplier[T]) report(ctx context.Context, records []T, reports []report) {
+	if len(reports) == 0 {
+		return
+	}
+	next := 0
+	supervise(func() {
+		for next < len(reports) {
+			r := reports[next]
+			next++
+			var ignored error
+			guard(&ignored, func() error {
+				f.onFailure(ctx, records[r.record], r.failure.Branch, r.failure.Err)
+				return nil
+			})
+		}
+	})
+}
+
+// cloneApplier gives an applier copies of the records.
+type cloneApplier[T any] struct {
+	stage[T]
+	clone func(T) T
+}
+
+func (c *cloneApplier[T]) Apply(ctx context.Context, record T) error {
+	return c.apply(ctx, c.clone(record))
+}
+
+func (c *cloneApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
+	copies := make([]T, len(records))
+	for i, record := range records {
+		copies[i] = c.clone(record)
+	}
+	return c.applyBatch(ctx, copies)
 }
