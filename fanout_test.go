@@ -139,6 +139,28 @@ func TestF2_ASkipIsDone(t *testing.T) {
 	require.Equal(t, 1, a.called())
 }
 
+// Once a record is applied it is forgotten, though an optional branch lacks it.
+func TestF2_WhatIsAppliedIsForgotten(t *testing.T) {
+	for _, inBatches := range []bool{false, true} {
+		down := map[int]error{1: errTest}
+		a, b := &sink[int]{}, failsOn(down)
+		branches := append(named(a, b), courier.Branch[int]{Name: "c", Applier: always(errTest), Optional: true})
+		applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: branches, Identity: strconv.Itoa, OnBranchFailure: new(missed).note})
+		deliver := func() error {
+			if inBatches {
+				return asBatch(applier).ApplyBatch(t.Context(), []int{1})
+			}
+			return applier.Apply(t.Context(), 1)
+		}
+		require.Error(t, deliver())
+		delete(down, 1)
+		require.NoError(t, deliver())
+		require.Equal(t, []int{1}, a.got())
+		require.NoError(t, deliver())
+		require.Equal(t, []int{1, 1}, a.got(), "a new delivery")
+	}
+}
+
 // What has no name could be another record that is equal: it goes to all.
 func TestF2_ARecordWithoutANameGoesToEveryBranch(t *testing.T) {
 	for name, identity := range map[string]func(int) string{
