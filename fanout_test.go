@@ -941,3 +941,149 @@ func TestFanOut_ManyDeliveriesAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// moody is a destination of a random world: down for a while, with records that
+// fail a few times, or for good.
+type moody struct {
+	mu      sync.Mutex
+	began   time.Time
+	from    time.Duration // down
+	to      time.Duration
+	fails   map[int]int // how often more, by record
+	refused map[int]bool
+	has     map[int]int
+}
+
+func (m *moody) Apply(_ context.Context, r int) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	since := time.Since(m.began)
+	switch {
+	case m.from <= since && since < m.to:
+		return errors.New("connection refused")
+	case m.refused[r]:
+		return courier.Permanent(errTest)
+	case m.fails[r] > 0:
+		m.fails[r]--
+		return errTest
+	}
+	m.has[r]++
+	return nil
+}
+
+type moodyBatches struct{ *moody }
+
+func (m moodyBatches) ApplyBatch(ctx context.Context, records []int) error {
+	var e courier.BatchError
+	for i, r := range records {
+		if err := m.Apply(ctx, r); err != nil {
+			e.Add(i, err)
+		}
+	}
+	return e.ErrorOrNil()
+}
+
+// Random destinations, each behind a stack of its own, under each coordinator:
+// every required branch has each record once, or parked it once; an optional
+// one has it, parked it, or is reported.
+func TestFanOut_PropertyThroughTheCoordinators(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		minutes, record := rapid.IntRange(0, 30), rapid.IntRange(0, worldRecords-1)
+		w := randomWorld{
+			required: rapid.IntRange(1, 3).Draw(rt, "required"),
+			kind:     rapid.SampledFrom([]string{"polling", "streaming"}).Draw(rt, "coordinator"),
+			size:     rapid.IntRange(1, 30).Draw(rt, "batch size"),
+		}
+		for range w.required + rapid.IntRange(0, 1).Draw(rt, "optional") {
+			d := &moody{fails: map[int]int{}, refused: map[int]bool{}, has: map[int]int{}}
+			d.from = time.Duration(minutes.Draw(rt, "down from")) * time.Minute
+			d.to = d.from + time.Duration(minutes.Draw(rt, "down for"))*time.Minute
+			for range rapid.IntRange(0, 5).Draw(rt, "failing") {
+				d.fails[record.Draw(rt, "record")] = rapid.IntRange(1, 3).Draw(rt, "times")
+			}
+			for range rapid.IntRange(0, 2).Draw(rt, "refused") {
+				d.refused[record.Draw(rt, "record")] = true
+			}
+			w.destinations = append(w.destinations, d)
+			w.inBatches = append(w.inBatches, rapid.Bool().Draw(rt, "takes batches"))
+		}
+		var problem error
+		synctest.Test(t, func(t *testing.T) { problem = w.run(t) })
+		if problem != nil {
+			rt.Fatal(problem)
+		}
+	})
+}
+
+const worldRecords = 60
+
+type randomWorld struct {
+	destinations []*moody
+	inBatches    []bool
+	required     int
+	kind         string
+	size         int
+}
+
+func (w *randomWorld) run(t *testing.T) error {
+	var heard missed
+	config := courier.FanOutConfig[int]{Identity: strconv.Itoa, OnBranchFailure: heard.note}
+	queues := make([]courier.DLQ[int], len(w.destinations))
+	for b, d := range w.destinations {
+		d.began = time.Now()
+		branch := courier.Branch[int]{Name: strconv.Itoa(b), Applier: d, Optional: b >= w.required}
+		if w.inBatches[b] {
+			branch.Applier = moodyBatches{d}
+		}
+		branch.Applier, queues[b] = courier.ResilientApplier(branch.Applier, nil)
+		config.Branches = append(config.Branches, branch)
+	}
+	applier := courier.NewFanOut(config)
+	size := courier.WithBatchSize(w.size)
+	var stop func() error
+	var add func(...int)
+	var marked func() []int
+	switch w.kind {
+	case "polling":
+		source := newShelf[int]()
+		add, marked = source.add, source.marked
+		stop = start(t, courier.NewPollingCoordinator(source, applier, quiet, size))
+	default:
+		var done collector
+		ch := make(chan int, worldRecords)
+		add, marked = func(records ...int) { ch <- records[0] }, done.all
+		stop = start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, done.mark), applier, quiet, size, courier.WithStreamWorkers(3)))
+	}
+	for r := range worldRecords {
+		add(r)
+		if r%3 == 0 {
+			time.Sleep(3 * time.Minute)
+		}
+	}
+	time.Sleep(2 * time.Hour)
+	if err := stop(); err != nil {
+		return fmt.Errorf("stopped with %w", err)
+	}
+	if m := slices.Sorted(slices.Values(marked())); !slices.Equal(m, numbers(worldRecords)) {
+		return fmt.Errorf("marked %v", m)
+	}
+	reports := map[string]bool{}
+	for _, report := range heard.take() {
+		key, _, _ := strings.Cut(report, ":")
+		reports[key] = true
+	}
+	for b, d := range w.destinations {
+		parked, _ := queues[b].Receive(t.Context(), 1000)
+		times := maps.Clone(d.has)
+		for _, letter := range parked {
+			times[letter.Record]++
+		}
+		for r := range worldRecords {
+			goesWithout := b >= w.required && times[r] == 0 && reports[fmt.Sprintf("%d/%d", b, r)]
+			if times[r] != 1 && !goesWithout {
+				return fmt.Errorf("branch %d has or parked record %d %d times", b, r, times[r])
+			}
+		}
+	}
+	return nil
+}
