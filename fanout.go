@@ -289,6 +289,19 @@ func (f *fanOutApplier[T]) Validate() error { return f.fault }
 
 func (f *fanOutApplier[T]) batches() bool { return f.batched }
 
+// needed returns the branches without each of which no record is applied.
+func (f *fanOutApplier[T]) needed() (branches []any) {
+	for i := range f.branches {
+		if !f.branches[i].optional {
+			branches = append(branches, f.branches[i].inner)
+		}
+	}
+	if len(branches) > f.quorum {
+		return nil
+	}
+	return branches
+}
+
 func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 	if f.fault != nil {
 		return f.fault

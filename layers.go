@@ -67,12 +67,21 @@ type gate struct {
 
 // breakersOf returns the breakers that every call through a stack passes.
 func breakersOf(applier any) (found []*Breaker) {
-	for _, l := range layersOf(applier) {
-		if b, ok := l.(breakers); ok {
+	for {
+		if b, ok := applier.(breakers); ok {
 			found = append(found, b.breakerOf())
 		}
+		if f, ok := applier.(interface{ needed() []any }); ok {
+			for _, branch := range f.needed() {
+				found = append(found, breakersOf(branch)...)
+			}
+		}
+		l, ok := applier.(layer)
+		if !ok {
+			return found
+		}
+		applier = l.inside()
 	}
-	return found
 }
 
 // gateOf asks the breakers of a stack, without taking a permit. All must let a

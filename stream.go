@@ -312,7 +312,7 @@ func (s *stream[T]) giveBack(record T, after time.Duration) {
 // the queue in equal shares.
 func (s *stream[T]) handOut() {
 	if s.probing {
-		if s.working == 0 && len(s.queue) > 0 && !(s.sparing && s.allSuspect()) {
+		if s.working == 0 && len(s.queue) > 0 && (!s.sparing || !s.allSuspect()) {
 			pick := 0
 			for i := range s.queue {
 				if !s.queue[i].suspect() {
