@@ -25,11 +25,14 @@
 // Policies are appliers around an applier. This is their order, outermost
 // first, and [ResilientApplier] builds it:
 //
-//	DLQ( Retry( Breaker( apply )))
+//	DLQ( Retry( Breaker( AttemptTimeout( apply ))))
 //
 // The dead letter queue decides on the final failure only; retry is outside
 // the breaker so that the breaker sees each attempt and a probe is one call;
-// a fan-out is outside all of it, with one such stack for each branch.
+// the attempt timeout is inside it because a timeout is the commonest sign of a
+// destination that is down; a rate limit of one's own goes between retry and
+// breaker, so that every attempt is charged. A fan-out is outside all of it,
+// with one such stack for each branch.
 //
 // # Errors
 //

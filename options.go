@@ -186,3 +186,11 @@ func (t *trouble) delay(c *config) time.Duration {
 	p := backoff.Policy{Base: 100 * time.Millisecond, Max: 30 * time.Second, Multiplier: 2, Jitter: backoff.Equal}
 	return p.Delay(t.tries, 0, c.random())
 }
+
+// or returns v, or the default where v is zero.
+func or[V int | float64 | time.Duration](v, def V) V {
+	if v == 0 {
+		return def
+	}
+	return v
+}

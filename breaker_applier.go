@@ -1,0 +1,156 @@
+package courier
+
+import (
+	"context"
+	"errors"
+
+	"github.com/erfanmomeniii/courier/internal/breaker"
+)
+
+// WithCircuitBreaker puts an applier behind a breaker of its own with the
+// default policy.
+func WithCircuitBreaker[T any](applier Applier[T]) Applier[T] {
+	return NewCircuitBreakerApplier(applier, NewBreaker(BreakerPolicy{}))
+}
+
+// NewCircuitBreakerApplier puts an applier behind a breaker. While that is
+// open, Apply returns an [*OpenError] without a call, or an allocation. A call
+// of ApplyBatch is one call to the breaker, and fails when all its records do.
+//
+// Retryable errors and panics are failures of the destination; a permanent
+// error is an answer, hence a success; what is NotAttempted says nothing. The
+// result is as safe for concurrent use as the applier.
+func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] {
+	if b == nil || b.policy.Clock == nil {
+		b = NewBreaker(BreakerPolicy{})
+		b.fault = &ConfigError{"breaker", "is nil or the zero value: pass the result of NewBreaker"}
+	}
+	a := &breakerApplier[T]{breaker: b}
+	fault := b.fault
+	if f := misplaced(a, applier); f != nil {
+		fault = f
+	}
+	a.stage = newStage(applier, fault)
+	return a
+}
+
+type breakerApplier[T any] struct {
+	stage[T]
+	breaker *Breaker
+}
+
+func (a *breakerApplier[T]) breakerOf() *Breaker { return a.breaker }
+
+func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
+	if a.fault != nil || ctx.Err() != nil {
+		return a.refuse(ctx)
+	}
+	if gen := a.breaker.calm.Load(); gen != 0 {
+		return a.applyCalm(ctx, record, gen)
+	}
+	permit, err := a.breaker.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	// A panic or a Goexit is reported on its way through: recovering it here
+	// would lose where it came from.
+	returned := false
+	defer func() {
+		if !returned {
+			_ = a.breaker.report(ctx, permit, breaker.Failure, true, ErrPanic)
+		}
+	}()
+	err = a.apply(ctx, record)
+	returned = true
+	return a.breaker.report(ctx, permit, outcomeOf(ctx, err), true, err)
+}
+
+// applyCalm is the rest of Apply on the fast path: the permit is a number, and a
+// success in a phase that is still calm is not worth reporting.
+func (a *breakerApplier[T]) applyCalm(ctx context.Context, record T, gen uint64) (err error) {
+	returned := false
+	defer func() {
+		if !returned {
+			_ = a.breaker.report(ctx, calmPermit(gen), breaker.Failure, true, ErrPanic)
+		}
+	}()
+	err = a.apply(ctx, record)
+	returned = true
+	if err == nil && a.breaker.calm.Load() == gen {
+		return nil
+	}
+	return a.breaker.report(ctx, calmPermit(gen), outcomeOf(ctx, err), true, err)
+}
+
+func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err error) {
+	if a.batch == nil {
+		return applyEach(ctx, Applier[T](a), records)
+	}
+	if a.fault != nil || ctx.Err() != nil {
+		return a.refuse(ctx)
+	}
+	permit, err := a.breaker.acquire(ctx)
+	if err != nil {
+		return err
+	}
+	returned := false
+	defer func() {
+		if !returned {
+			_ = a.breaker.report(ctx, permit, breaker.Failure, false, ErrPanic)
+		}
+	}()
+	err = a.applyBatch(ctx, records)
+	returned = true
+	_, listed := batchErrorIn(err)
+	return a.breaker.report(ctx, permit, batchOutcomeOf(ctx, err, len(records)), listed || len(records) == 1, err)
+}
+
+// refuse returns why there is no call to be made, before the breaker is asked.
+func (a *breakerApplier[T]) refuse(ctx context.Context) error {
+	if a.fault != nil {
+		return a.fault
+	}
+	return unattempted(context.Cause(ctx))
+}
+
+func outcomeOf(ctx context.Context, err error) breaker.Outcome {
+	if err == nil {
+		return breaker.Success
+	}
+	switch Classify(ctx, err) {
+	case PermanentClass, Skipped:
+		return breaker.Success
+	case NotAttempted:
+		// A destination that was not fast enough for the caller's deadline has
+		// failed; the caller's cancel says nothing of it.
+		if markedClass(ctx, err) != NotAttempted && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			return breaker.Failure
+		}
+		return breaker.Ignored
+	}
+	return breaker.Failure
+}
+
+// batchOutcomeOf lets one record that got through vouch for the destination.
+func batchOutcomeOf(ctx context.Context, err error, n int) breaker.Outcome {
+	list, ok := batchErrorIn(err)
+	if !ok {
+		return outcomeOf(ctx, err)
+	}
+	if list == nil || len(list.Failures) < n {
+		return breaker.Success
+	}
+	verdict := breaker.Ignored
+	for _, f := range list.Failures {
+		if f.Err == nil {
+			continue
+		}
+		switch outcomeOf(ctx, f.Err) {
+		case breaker.Success:
+			return breaker.Success
+		case breaker.Failure:
+			verdict = breaker.Failure
+		}
+	}
+	return verdict
+}
