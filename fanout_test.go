@@ -386,6 +386,49 @@ func TestF3_PoisonInABranchWhileAnotherIsDown(t *testing.T) {
 	}
 }
 
+// C-2: nothing is fetched while the breaker of a branch is open that no record
+// can do without, and only then.
+func TestC2_NothingIsFetchedForAFanOutWhoseBreakerIsOpen(t *testing.T) {
+	type branches = []courier.Branch[int]
+	for _, test := range []struct {
+		name    string
+		config  func(open courier.Applier[int], ok courier.Applier[int]) courier.FanOutConfig[int]
+		fetches bool
+	}{
+		{"required", func(open, ok courier.Applier[int]) courier.FanOutConfig[int] {
+			return courier.FanOutConfig[int]{Branches: named(ok, open)}
+		}, false},
+		{"cloned", func(open, ok courier.Applier[int]) courier.FanOutConfig[int] {
+			return courier.FanOutConfig[int]{Branches: named(ok, open), Clone: func(r int) int { return r }}
+		}, false},
+		{"optional", func(open, ok courier.Applier[int]) courier.FanOutConfig[int] {
+			return courier.FanOutConfig[int]{Branches: branches{{"a", ok, false}, {"b", open, true}}}
+		}, true},
+		{"quorum", func(open, ok courier.Applier[int]) courier.FanOutConfig[int] {
+			return courier.FanOutConfig[int]{Branches: named(ok, open), Quorum: 1}
+		}, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBreaker(1)
+				b.ForceOpen()
+				s := &sink[int]{}
+				config := test.config(courier.NewCircuitBreakerApplier(always(nil), b), s)
+				config.OnBranchFailure = new(missed).note
+				source := newShelf(numbers(5)...)
+				stop := start(t, courier.NewPollingCoordinator(source, courier.WithRetry(courier.NewFanOut(config)), quiet))
+				time.Sleep(time.Hour)
+				require.Equal(t, test.fetches, source.fetchCount() > 0)
+				require.Equal(t, test.fetches, len(source.left()) == 0)
+				b.Auto()
+				time.Sleep(10 * time.Minute)
+				require.NoError(t, stop())
+				require.Equal(t, numbers(5), s.got())
+			})
+		})
+	}
+}
+
 // The table of what is applied, returned and reported.
 func TestF3_QuorumAndOptionalBranches(t *testing.T) {
 	no, skip := errTest, courier.Skip(errTest)

@@ -2,6 +2,7 @@ package courier_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -103,5 +104,64 @@ func TestC3_AForcedOpenBreakerKeepsNobodyBusy(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.NoError(t, stop())
 		require.Equal(t, numbers(5), s.got())
+	})
+}
+
+// C-1: what an outage leaves stays pending, unmarked and in order; only the
+// record that showed the destination to be well went before.
+func TestC1_WhatAnOutageLeavesStaysPendingAndInOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &destination{began: time.Now(), outage: time.Minute, poison: -1, applied: map[int]int{}}
+		var order []int
+		stack, _ := courier.ResilientApplier(courier.ProcessFunc(func(ctx context.Context, r int) error {
+			err := d.Apply(ctx, r)
+			if err == nil {
+				order = append(order, r)
+			}
+			return err
+		}), nil)
+		source := newShelf(numbers(10)...)
+		stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+		time.Sleep(50 * time.Second)
+		synctest.Wait()
+		require.Equal(t, numbers(10), source.left())
+		require.Empty(t, source.marked())
+		time.Sleep(2 * time.Minute)
+		require.NoError(t, stop())
+		require.Len(t, order, 10)
+		require.IsIncreasing(t, order[1:])
+	})
+}
+
+// C-4: after an open period one record goes for each probe slot, and no other
+// until it is back.
+func TestC4_OneRecordForAProbe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var calls, inflight, most atomic.Int32
+		var probing atomic.Bool
+		b := newBreaker(1)
+		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+			if calls.Add(1) == 1 {
+				return errTest
+			}
+			if n := inflight.Add(1); probing.Load() && n > most.Load() {
+				most.Store(n)
+			}
+			time.Sleep(10 * time.Second)
+			inflight.Add(-1)
+			return nil
+		}), b)
+		source := newLeasing(numbers(20)...)
+		source.wait = true
+		probing.Store(true)
+		stop := start(t, courier.NewStreamingCoordinator(source, applier, quiet, courier.WithStreamWorkers(8)))
+		time.Sleep(19 * time.Second) // open for 10 s, then the probe is out
+		synctest.Wait()
+		require.EqualValues(t, 1, most.Load())
+		require.EqualValues(t, 2, calls.Load())
+		probing.Store(false)
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, stop())
+		require.ElementsMatch(t, numbers(20), source.marked())
 	})
 }
