@@ -55,7 +55,7 @@ build: ## vet every module outside the workspace, as its users see it
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_TIME (30s)
 	@for f in $$(grep -ho '^func Fuzz[A-Za-z]*' fuzz/*_test.go | cut -c6-); do \
-		echo "$$f $(FUZZ_TIME)"; go test ./fuzz -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZ_TIME) || exit 1; done
+		echo "$$f $(FUZZ_TIME)"; go test ./fuzz -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZ_TIME) -fuzzminimizetime 10x || exit 1; done
 
 .PHONY: sim
 sim: ## random episodes of chaos for SIM_TIME (60s)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/erfanmomeniii/courier"
 )
@@ -311,6 +312,83 @@ func TestAttemptTimeout(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) { // the bubble fails if a goroutine is
 			applier := courier.NewAttemptTimeoutApplier(courier.ProcessFunc(nop[int]), time.Second, stopped(time.Now()))
 			require.NoError(t, applier.Apply(t.Context(), 1))
+		})
+	})
+}
+
+// V11: a call that succeeded has succeeded, whatever became of its context.
+func TestRetry_ASuccessUnderAnEndedContextIsASuccess(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { cancel(); return nil }}
+	require.NoError(t, asBatch(courier.WithRetry[int](s)).ApplyBatch(ctx, []int{1}))
+	ctx, cancel = context.WithCancel(t.Context())
+	applier := courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { cancel(); return nil }))
+	require.NoError(t, applier.Apply(ctx, 1))
+}
+
+// The schedule against a model: for any script of outcomes the calls, the time
+// they take and the reason of the end are what the rules say.
+func TestRetry_ScheduleModel(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		const (
+			fails = iota
+			succeeds
+			isPermanent
+			isOpen
+			isSkipped
+			asksForTime
+		)
+		attempts := rapid.IntRange(1, 8).Draw(rt, "attempts")
+		script := rapid.SliceOfN(rapid.SampledFrom([]int{fails, fails, fails, succeeds, isPermanent, isOpen, isSkipped, asksForTime}), attempts, attempts).Draw(rt, "script")
+		ask := time.Duration(rapid.IntRange(0, 100).Draw(rt, "ask")) * time.Second
+		maxElapsed := time.Duration(rapid.IntRange(0, 200).Draw(rt, "max elapsed")) * time.Second
+		synctest.Test(t, func(t *testing.T) {
+			policy := plain
+			policy.MaxAttempts, policy.MaxElapsed = attempts, maxElapsed
+			errs := []error{errTest, nil, courier.Permanent(errTest), &courier.OpenError{Cause: errTest}, courier.Skip(errTest), courier.RetryAfter(errTest, ask)}
+			calls := 0
+			began := time.Now()
+			err := courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error {
+				calls++
+				return errs[script[calls-1]]
+			}), policy).Apply(t.Context(), 1)
+
+			wantCalls, want, reason := 0, time.Duration(0), courier.Reason("")
+			for delay := time.Second; ; delay = min(2*delay, policy.MaxDelay) {
+				kind := script[wantCalls]
+				wantCalls++
+				if kind == succeeds || kind == isOpen || kind == isSkipped {
+					break
+				}
+				if kind == isPermanent {
+					reason = courier.PermanentFailure
+					break
+				}
+				if wantCalls == attempts {
+					reason = courier.Exhausted
+					break
+				}
+				wait := delay
+				if kind == asksForTime {
+					wait = max(delay, min(ask, policy.MaxDelay))
+				}
+				if maxElapsed > 0 && want+wait > maxElapsed {
+					reason = courier.DeadlineTooClose
+					break
+				}
+				want += wait
+			}
+			var gaveUp *courier.RetryError
+			switch last := script[wantCalls-1]; {
+			case calls != wantCalls || time.Since(began) != want:
+				rt.Fatalf("%d calls in %v, want %d in %v", calls, time.Since(began), wantCalls, want)
+			case reason == "" && last == succeeds && err != nil:
+				rt.Fatalf("a success ended with %v", err)
+			case reason == "" && last != succeeds && !errors.Is(err, errTest):
+				rt.Fatalf("ended with %v", err)
+			case reason != "" && (!errors.As(err, &gaveUp) || gaveUp.Reason != reason || gaveUp.Attempts != wantCalls):
+				rt.Fatalf("ended with %v, want %s after %d", err, reason, wantCalls)
+			}
 		})
 	})
 }
