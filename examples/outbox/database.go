@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/gofrs/flock"
 	_ "modernc.org/sqlite"
 )
 
@@ -18,7 +19,8 @@ import (
 type database struct {
 	*sql.DB
 	outbox *couriersql.Outbox
-	name   string // the head of all its message IDs
+	name   string       // the head of all its message IDs
+	lock   *flock.Flock // two relays on one outbox would deliver everything twice
 }
 
 // The business table takes rows of any shape: what is in them is JSON. The
@@ -34,14 +36,22 @@ func openDatabase(ctx context.Context, path string) (_ *database, err error) {
 	if folder := filepath.Dir(path); !isFolder(folder) {
 		return nil, fmt.Errorf("-db %s: there is no folder %s: create it, or pass a path in one that exists", path, folder)
 	}
+	lock := flock.New(path + ".lock") // which the system gives back when the process dies
+	switch locked, err := lock.TryLock(); {
+	case err != nil:
+		return nil, fmt.Errorf("-db %s: %w: pass the path of an SQLite file, or of one to create, that this process may write", path, err)
+	case !locked:
+		return nil, fmt.Errorf("-db %s: another run has it: wait for its end, or pass another path", path)
+	}
 	pool, err := sql.Open("sqlite", couriersql.SQLiteDSN(path))
 	if err != nil {
+		_ = lock.Unlock()
 		return nil, err
 	}
 	// SQLite has one writer at a time. With one connection, writer and relay
 	// take turns in the order in which they ask.
 	pool.SetMaxOpenConns(1)
-	db := &database{DB: pool, outbox: couriersql.New(pool, couriersql.SQLite)}
+	db := &database{DB: pool, outbox: couriersql.New(pool, couriersql.SQLite), lock: lock}
 	defer func() {
 		if err != nil {
 			db.close()
@@ -76,6 +86,7 @@ func isFolder(path string) bool {
 func (db *database) close() {
 	_ = db.outbox.Close()
 	_ = db.Close()
+	_ = db.lock.Unlock()
 }
 
 // state is what a database holds.

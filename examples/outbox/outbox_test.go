@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gofrs/flock"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -347,6 +348,12 @@ func TestBadInput(t *testing.T) {
 	orders := filepath.Join(folder, "orders.db")
 	execute(t, orders, `CREATE TABLE orders (id INTEGER PRIMARY KEY, total INTEGER)`)
 	plain := startServer(t, &server.Options{Host: "127.0.0.1", Port: server.RANDOM_PORT, NoSigs: true, NoLog: true})
+	taken := filepath.Join(folder, "taken.db")
+	lock := flock.New(taken + ".lock")
+	locked, err := lock.TryLock()
+	require.NoError(t, err)
+	require.True(t, locked)
+	t.Cleanup(func() { _ = lock.Unlock() }) // after the subtests, which are parallel
 
 	for name, c := range map[string]struct {
 		args []string
@@ -366,6 +373,7 @@ func TestBadInput(t *testing.T) {
 
 		"missing folder":        {[]string{"-db", filepath.Join(folder, "none", "a.db")}, "there is no folder " + filepath.Join(folder, "none") + ": create it"},
 		"folder as database":    {[]string{"-db", folder}, "pass the path of an SQLite file"},
+		"database in use":       {[]string{"-db", taken}, "another run has it: wait for its end"},
 		"text as database":      {[]string{"-db", in("notes.txt", strings.Repeat("not a database ", 100))}, "file is not a database"},
 		"outbox of other shape": {[]string{"-db", other}, "the table courier_outbox is not one of this package: column seq INTEGER is missing"},
 		"orders of other shape": {[]string{"-db", orders}, "it has a table orders of another program: pass another path"},
