@@ -140,8 +140,9 @@ func TestD10_Stream_ReleasesDoNotStarveMarks(t *testing.T) {
 type slowRelease struct{ *leasing[int] }
 
 func (s *slowRelease) Release(ctx context.Context, records []int, after time.Duration) error {
-	time.Sleep(10 * time.Second) // longer than records are given back for
-	return s.leasing.Release(ctx, records, after)
+	err := s.leasing.Release(ctx, records, after)
+	time.Sleep(10 * time.Second) // the records are back, and fail again, before it returns
+	return err
 }
 
 // A time to retry at does not make an error one of the destination's: only
@@ -389,6 +390,74 @@ func TestP3_ABreakerThatWantsSeveralSuccessesClosesBesideAPoisonRecord(t *testin
 		parked, _ := dlq.Receive(t.Context(), 10)
 		require.Len(t, parked, 1)
 		require.Empty(t, source.left())
+	})
+}
+
+// A breaker that wants several successes gets them from records that come now
+// and then, and not undone by the poison that is due between them.
+func TestP3_SuspectsWaitWhileTheBreakerWantsMoreSuccesses(t *testing.T) {
+	for _, shape := range []string{"polling", "streaming"} {
+		t.Run(shape, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &destination{began: time.Now(), poison: 0, applied: map[int]int{}}
+				stack, dlq := courier.ResilientApplier(courier.Applier[int](d), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{Successes: 2, MaxOpenFor: 10 * time.Second}})
+				source := newLeasing(0)
+				source.wait = true
+				var c interface{ Start(context.Context) error } = courier.NewPollingCoordinator(source.shelf, stack, quiet)
+				if shape == "streaming" {
+					c = courier.NewStreamingCoordinator(source, stack, quiet)
+				}
+				stop := start(t, c)
+				for i := range 60 {
+					time.Sleep(40 * time.Second)
+					source.add(1 + i)
+				}
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				parked, _ := dlq.Receive(t.Context(), 10)
+				require.Len(t, parked, 1)
+				require.Empty(t, source.left())
+			})
+		})
+	}
+}
+
+// A suspect that somebody else has settled is not looked for for ever: the fetch
+// for a probe asks for one record more than there are suspects.
+func TestP2_ASuspectThatIsGoneIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var down atomic.Bool
+		stack, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error {
+			if down.Load() {
+				return errTest
+			}
+			return nil
+		}), nil)
+		source := newShelf[int]()
+		stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+		firstProbe := func(records ...int) int {
+			down.Store(true)
+			source.add(records...)
+			before := source.fetchCount()
+			time.Sleep(time.Minute)
+			source.mu.Lock()
+			defer source.mu.Unlock()
+			for _, limit := range source.limits[before:] {
+				if limit != 100 {
+					return limit
+				}
+			}
+			return 0
+		}
+		require.Equal(t, 2, firstProbe(0, 1))
+		require.NoError(t, source.Mark(t.Context(), []int{0, 1})) // by another process
+		down.Store(false)
+		time.Sleep(time.Minute)
+		source.add(2) // the probe that shows the destination to be well
+		time.Sleep(3 * time.Hour)
+		require.Empty(t, source.left())
+		require.Equal(t, 2, firstProbe(3, 4), "and no suspects of three hours ago")
+		require.NoError(t, stop())
 	})
 }
 
