@@ -117,7 +117,9 @@ func TestBatch_IndicesNeverShift(t *testing.T) {
 				}
 				return e.ErrorOrNil()
 			}}
-			stack, dlq := courier.ResilientApplier(courier.NewDecodingApplier[string](s, strconv.Atoi), nil)
+			stack, dlq := courier.ResilientApplier(courier.NewDecodingApplier[string](s, strconv.Atoi), &courier.ResilientConfig[string]{
+				Parking: courier.DLQPolicy[string]{MaxParkRate: courier.AnyParkRate}, // most of a batch may be bad
+			})
 			err := stack.(courier.BatchApplier[string]).ApplyBatch(t.Context(), rows)
 			if err != nil {
 				rt.Fatalf("not all settled: %v", err)

@@ -167,6 +167,9 @@ type OpenError struct {
 }
 
 func (e *OpenError) Error() string {
+	if e.Until.IsZero() {
+		return fmt.Sprintf("courier: breaker open until it is told otherwise: %v", e.Cause)
+	}
 	return fmt.Sprintf("courier: breaker open, next probe at %s; opened by: %v", e.Until.Format(time.RFC3339), e.Cause)
 }
 
@@ -276,6 +279,16 @@ func NewBreaker(policy BreakerPolicy) *Breaker {
 	return b
 }
 
+var errZeroBreaker = &ConfigError{"breaker", "is the zero value: make it with NewBreaker"}
+
+// now reads the clock; the zero Breaker, which guards nothing, has none.
+func (b *Breaker) now() time.Time {
+	if b.policy.Clock == nil {
+		return time.Time{}
+	}
+	return b.policy.Clock.Now()
+}
+
 // State returns what the breaker does with calls. An open one stays open until
 // somebody calls, see [Breaker].
 func (b *Breaker) State() BreakerState {
@@ -290,7 +303,7 @@ func (b *Breaker) Ready() bool {
 	if b.calm.Load() != 0 {
 		return true
 	}
-	now := b.policy.Clock.Now()
+	now := b.now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.state.Ready(&b.kernel, now)
@@ -310,7 +323,7 @@ func (b *Breaker) RetryAt() time.Time {
 
 // Metrics returns a snapshot.
 func (b *Breaker) Metrics() BreakerMetrics {
-	now := b.policy.Clock.Now()
+	now := b.now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	m := BreakerMetrics{
@@ -342,7 +355,7 @@ func (b *Breaker) ForceClosed() { b.force(breaker.ForcedClosed, nil) }
 func (b *Breaker) Auto() { b.force(breaker.Closed, nil) }
 
 func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {
-	now := b.policy.Clock.Now()
+	now := b.now()
 	b.mu.Lock()
 	from := b.state.Phase
 	b.state.Force(phase)
@@ -361,9 +374,12 @@ type Permit struct {
 
 // Acquire asks to make a call, for code that is no [Applier]. It returns a
 // permit, or an [*OpenError]; or, when ctx has ended, its cause as an error that
-// is NotAttempted. Every permit must be given back with Report, whatever becomes
-// of the call.
+// is NotAttempted. Every permit must be given back with Report of this breaker,
+// once, whatever becomes of the call.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
+	if b.policy.Clock == nil {
+		return Permit{}, errZeroBreaker
+	}
 	if b.fault != nil {
 		return Permit{}, b.fault
 	}

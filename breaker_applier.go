@@ -137,7 +137,7 @@ func batchOutcomeOf(ctx context.Context, err error, n int) breaker.Outcome {
 	if !ok {
 		return outcomeOf(ctx, err)
 	}
-	if list == nil || len(list.Failures) < n {
+	if list == nil || len(list.Failures) < n || listed(list) < n {
 		return breaker.Success
 	}
 	verdict := breaker.Ignored
@@ -153,4 +153,13 @@ func batchOutcomeOf(ctx context.Context, err error, n int) breaker.Outcome {
 		}
 	}
 	return verdict
+}
+
+// listed counts the records that a list names, one named twice once.
+func listed(list *BatchError) int {
+	seen := make(map[int]bool, len(list.Failures))
+	for _, f := range list.Failures {
+		seen[f.Index] = true
+	}
+	return len(seen)
 }

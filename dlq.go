@@ -141,7 +141,8 @@ type DLQPolicy[T any] struct {
 	//
 	// The order is by what the queue holds. It cannot be kept against a source
 	// that hands records of a key out of order, or a coordinator that applies two
-	// of them at once.
+	// of them at once; nor while the queue refuses the record that would be the
+	// first of its key there, which stays pending as any record does.
 	Key func(record T) string
 
 	// OnPark is called after a record was parked, with the letter as it was sent.
@@ -253,9 +254,9 @@ func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
 		return d.applyKeyed(ctx, record)
 	}
 	err := d.attempt(ctx, record)
-	if err == nil {
+	if err == nil || Classify(ctx, err) == Skipped {
 		d.guard.applied(1)
-		return nil
+		return err
 	}
 	return d.settle(ctx, record, "", err)
 }
@@ -289,10 +290,10 @@ func (d *dlqApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	}
 	errs := make([]error, len(records))
 	spread(err, errs)
+	d.guard.applied(settledIn(ctx, errs)) // before the failures: they are a share of these
 	var hung hungQueue
 	for i, err := range errs {
 		if err == nil {
-			d.guard.applied(1)
 			continue
 		}
 		errs[i] = hung.settle(ctx, err, func() error { return d.settle(ctx, records[i], "", err) })
@@ -314,6 +315,16 @@ func (h *hungQueue) settle(ctx context.Context, err error, settle func() error) 
 		h.err = refused.Store
 	}
 	return err
+}
+
+// settledIn counts the records of a batch that are applied or skipped.
+func settledIn(ctx context.Context, errs []error) (n int) {
+	for _, err := range errs {
+		if err == nil || Classify(ctx, err) == Skipped {
+			n++
+		}
+	}
+	return n
 }
 
 // parks reports whether a failed record is the queue's.
@@ -380,7 +391,7 @@ func (d *dlqApplier[T]) park(ctx context.Context, letter DeadLetter[T]) error {
 // detached makes a call of a queue that a stop does not end and that has the
 // send timeout. A panic in it is its error.
 func detached(ctx context.Context, clock Clock, call func(context.Context) error) (err error) {
-	ctx, cancel := withTimeout(context.WithoutCancel(ctx), clock, sendTimeout)
+	ctx, cancel := withTimeout(context.WithoutCancel(ctx), clock, sendTimeout, context.DeadlineExceeded)
 	defer cancel()
 	isolate(&err, func() error { return call(ctx) })
 	return err
@@ -388,9 +399,9 @@ func detached(ctx context.Context, clock Clock, call func(context.Context) error
 
 // withTimeout is context.WithTimeout on a Clock. It waits for nothing: the
 // goroutine ends with the cancel function.
-func withTimeout(ctx context.Context, clock Clock, d time.Duration) (context.Context, context.CancelFunc) {
+func withTimeout(ctx context.Context, clock Clock, d time.Duration, cause error) (context.Context, context.CancelFunc) {
 	if _, system := clock.(systemClock); system {
-		return context.WithTimeout(ctx, d)
+		return context.WithTimeoutCause(ctx, d, cause)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	expired := clock.After(d)
@@ -398,12 +409,29 @@ func withTimeout(ctx context.Context, clock Clock, d time.Duration) (context.Con
 	watcher.Go(func() {
 		select {
 		case <-expired:
-			cancel(context.DeadlineExceeded)
+			cancel(&expiry{cause})
 		case <-ctx.Done():
 		}
 	})
-	return ctx, func() {
+	return &timeoutContext{ctx}, func() {
 		cancel(context.Canceled)
 		watcher.Wait()
 	}
+}
+
+// timeoutContext is a context that a Clock ends, and that says it was a
+// deadline as one that the system ends does.
+type timeoutContext struct{ context.Context }
+
+// expiry is the cause by which a timeoutContext knows its own end.
+type expiry struct{ error }
+
+func (e *expiry) Unwrap() error { return e.error }
+
+func (c *timeoutContext) Err() error {
+	err := c.Context.Err()
+	if _, expired := context.Cause(c.Context).(*expiry); err != nil && expired {
+		return context.DeadlineExceeded
+	}
+	return err
 }

@@ -157,6 +157,9 @@ func (d *dlqApplier[T]) keyOf(record T) (key string, err error) {
 
 // parkBehind parks a record that was not applied.
 func (d *dlqApplier[T]) parkBehind(ctx context.Context, record T, key string) error {
+	if redriveOf(ctx, d.queue) { // the key is parked by the letter that is being redriven
+		return errRedriveLoop(ErrKeyParked)
+	}
 	now := d.policy.Clock.Now()
 	return d.park(ctx, DeadLetter[T]{
 		Record: record, Key: key, Error: ErrKeyParked, Reason: KeyParked,

@@ -256,14 +256,32 @@ func (e *unattemptedError) NotAttempted() bool { return true }
 
 // pauseOf says whether an error means that the destination takes nothing for
 // now, so that trying other records is pointless, and until when. Any error
-// that is NotAttempted and has a method RetryAt() time.Time means that.
+// that is NotAttempted and has a method RetryAt() time.Time means that. The time
+// in a record's own error, which was an attempt, is the record's alone.
 func pauseOf(err error) (until time.Time, paused bool) {
-	var p interface{ RetryAt() time.Time }
-	if errors.As(err, &p) {
-		if fan, ok := p.(*FanOutError); ok { // it has the method whether or not a branch pauses
-			return fan.pause()
+	switch e := err.(type) {
+	case nil:
+		return time.Time{}, false
+	case *FanOutError: // it has the method whether or not a branch pauses
+		return e.pause()
+	case *ParkError:
+		return pauseOf(e.Store)
+	case *RetryError:
+		return pauseOf(e.Cause)
+	case interface{ RetryAt() time.Time }:
+		if n, ok := err.(interface{ NotAttempted() bool }); ok && n.NotAttempted() {
+			return e.RetryAt(), true
 		}
-		return p.RetryAt(), true
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		return pauseOf(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, child := range e.Unwrap() {
+			if until, paused := pauseOf(child); paused {
+				return until, true
+			}
+		}
 	}
 	return time.Time{}, false
 }

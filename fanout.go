@@ -190,7 +190,10 @@ func (e *FanOutError) pause() (until time.Time, paused bool) {
 	// nothing for now, the rest that is needed must be back.
 	slices.SortFunc(times, time.Time.Compare)
 	others := len(e.Failures) - len(times)
-	return times[max(0, e.short-others-1)], true
+	if others >= e.short {
+		return time.Time{}, false // they may do it without
+	}
+	return times[e.short-others-1], true
 }
 
 // NewFanOutApplier applies each record to every branch, at the same time. It is
@@ -373,7 +376,8 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 }
 
 // each runs call for every branch that is not skipped and returns when all have
-// ended. A Goexit ends a branch's goroutine, not the caller's.
+// ended. A Goexit ends the goroutine of a branch, which for an only branch is the
+// caller's.
 func (f *fanOutApplier[T]) each(skip []bool, errs []error, call func(branch int) error) {
 	if len(f.branches) == 1 {
 		guard(&errs[0], func() error { return call(0) })

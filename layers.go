@@ -2,6 +2,7 @@ package courier
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -35,8 +36,11 @@ type (
 
 // misplaced reports an order of decorators that does not do what it looks like.
 func misplaced(outer, inner any) error {
+	if b, ok := outer.(breakers); ok && slices.Contains(breakersOf(inner), b.breakerOf()) {
+		return &ConfigError{"breaker", "is in the stack twice, and its own probe would find it half-open"}
+	}
 	for _, l := range layersOf(inner) {
-		switch in := l.(type) {
+		switch l.(type) {
 		case parking:
 			switch outer.(type) {
 			case retries:
@@ -47,10 +51,6 @@ func misplaced(outer, inner any) error {
 		case retries:
 			if _, ok := outer.(breakers); ok {
 				return &ConfigError{"applier", "has a retry inside a breaker, to which several attempts are one call then: use ResilientApplier, or put the breaker inside"}
-			}
-		case breakers:
-			if b, ok := outer.(breakers); ok && b.breakerOf() == in.breakerOf() {
-				return &ConfigError{"breaker", "is in the stack twice, and its own probe would find it half-open"}
 			}
 		}
 	}

@@ -154,6 +154,7 @@ func TestC4_OneRecordForAProbe(t *testing.T) {
 		source := newLeasing(numbers(20)...)
 		source.wait = true
 		probing.Store(true)
+		require.ErrorIs(t, applier.Apply(t.Context(), 0), courier.ErrOpen)
 		stop := start(t, courier.NewStreamingCoordinator(source, applier, quiet, courier.WithStreamWorkers(8)))
 		time.Sleep(19 * time.Second) // open for 10 s, then the probe is out
 		synctest.Wait()

@@ -201,11 +201,12 @@ func (r *redrive[T]) run(ctx context.Context) (total int, err error) {
 		if err != nil || len(page) == 0 {
 			return total, err
 		}
-		seen += len(page)
-		after = page[len(page)-1].ID
-		if err := r.page(ctx, page); err != nil {
+		page, err = r.page(ctx, page)
+		if err != nil {
 			return total, err
 		}
+		seen += len(page)
+		after = page[len(page)-1].ID
 		if r.config.Limit > 0 && r.result.Succeeded+r.result.Failed >= r.config.Limit {
 			return total, nil
 		}
@@ -214,8 +215,9 @@ func (r *redrive[T]) run(ctx context.Context) (total int, err error) {
 }
 
 // page redrives the letters of a page that are to be, in rounds that hold one of
-// each key.
-func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) error {
+// each key, and returns how far that is: what the limit leaves is the next
+// page's, should others of this one be held back.
+func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) ([]DeadLetter[T], error) {
 	var chosen []DeadLetter[T]
 	var keys []string
 	left := len(page)
@@ -223,8 +225,9 @@ func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) error {
 		left = r.config.Limit - r.result.Succeeded - r.result.Failed
 	}
 	held := make(map[string]bool) // from here on in the page
-	for _, letter := range page {
+	for i, letter := range page {
 		if len(chosen) == left {
+			page = page[:i]
 			break
 		}
 		if held[letter.Key] || r.held[letter.Key] {
@@ -232,7 +235,7 @@ func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) error {
 		}
 		matched, err := r.matches(letter)
 		if err != nil {
-			return err
+			return page, err
 		}
 		if matched {
 			chosen, keys = append(chosen, letter), append(keys, letter.Key)
@@ -248,13 +251,13 @@ func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) error {
 			}
 		}
 		if err := r.round(ctx, letters); err != nil {
-			return err
+			return page, err
 		}
 	}
 	for key := range held {
 		r.held[key] = true
 	}
-	return nil
+	return page, nil
 }
 
 func (r *redrive[T]) matches(letter DeadLetter[T]) (matched bool, err error) {

@@ -84,6 +84,8 @@ func (c *ResilientConfig[T]) validate(attempts int) error {
 	switch {
 	case attempts < 2:
 		return &ConfigError{"RetryPolicy.MaxAttempts", "is 1: a breaker with a dead letter queue needs at least 2 to tell a poison record from an outage"}
+	case c.Breaker.rated() && c.Breaker.withDefaults().MinCalls < 2:
+		return &ConfigError{"BreakerPolicy.MinCalls", "is 1: a single failure would open the breaker, and poison could not be told from an outage"}
 	case c.Breaker.FailureThreshold < 2 || c.Breaker.FailureThreshold > attempts:
 		return &ConfigError{"BreakerPolicy.FailureThreshold", fmt.Sprintf("is %d: want from 2 to RetryPolicy.MaxAttempts (%d), which is what tells a poison record from an outage", c.Breaker.FailureThreshold, attempts)}
 	}

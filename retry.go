@@ -58,7 +58,9 @@ type RetryPolicy struct {
 	MaxElapsed time.Duration
 
 	// AttemptTimeout ends the context of each attempt, see
-	// [NewAttemptTimeoutApplier]. 0 is off.
+	// [NewAttemptTimeoutApplier]. 0 is off. It is set around what the retry
+	// decorates, which must not be a breaker then; [ResilientApplier] sets it
+	// inside its own.
 	AttemptTimeout time.Duration
 
 	// Budget bounds the retries of all that share it. nil is off. When it is
@@ -120,6 +122,8 @@ func (p RetryPolicy) validate() error {
 		return &ConfigError{"RetryPolicy.MaxElapsed", fmt.Sprintf("is %v: want more than 0, or 0 for off", p.MaxElapsed)}
 	case p.AttemptTimeout < 0:
 		return &ConfigError{"RetryPolicy.AttemptTimeout", fmt.Sprintf("is %v: want more than 0, or 0 for off", p.AttemptTimeout)}
+	case p.Budget != nil && p.Budget.clock == nil:
+		return &ConfigError{"RetryPolicy.Budget", "is the zero value: make it with NewRetryBudget"}
 	case p.Budget != nil:
 		return p.Budget.fault
 	}
@@ -196,12 +200,16 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 // failures count.
 //
 // A success costs no allocation, no clock read and no timer. The result is as
-// safe for concurrent use as the applier. A panic passes through.
+// safe for concurrent use as the applier. A panic passes through, but in a batch
+// whose earlier results it would take along: there it is a failure.
 func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[T] {
 	p := policy.withDefaults()
 	fault := policy.validate()
 	if f := misplaced((*retryApplier[T])(nil), applier); f != nil {
 		fault = f
+	}
+	if p.AttemptTimeout > 0 && len(breakersOf(applier)) > 0 && fault == nil {
+		fault = &ConfigError{"RetryPolicy.AttemptTimeout", "would be outside the breaker, which could not see it: use ResilientApplier, or NewAttemptTimeoutApplier inside the breaker"}
 	}
 	if p.AttemptTimeout > 0 && applier != nil {
 		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, nil)
@@ -271,7 +279,7 @@ func (r *retryApplier[T]) retry(ctx context.Context, record T) (err error) {
 		}
 	}()
 	err = r.apply(ctx, record)
-	failed = err != nil
+	failed = err != nil && !untouched(ctx, err)
 	return err
 }
 
@@ -298,6 +306,9 @@ func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if err == nil {
 		r.policy.Budget.deposit(len(records))
 		return nil
+	}
+	if list, ok := batchErrorIn(err); ok && list != nil {
+		r.policy.Budget.deposit(max(0, len(records)-len(list.Failures)))
 	}
 	return r.batchAgain(ctx, records, entry, err)
 }
@@ -354,7 +365,11 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 				left[j] = records[i]
 			}
 		}
-		if cut := run.wait(delayBy, len(open)); cut != nil {
+		charge := len(open)
+		if alone && whole { // the retries of a batch that is taken apart are one
+			charge = 1
+		}
+		if cut := run.wait(delayBy, charge); cut != nil {
 			for _, i := range open {
 				results[i] = run.giveUp(cut.reason, max(used[i], round), lasts[i], cut.cause)
 			}
@@ -366,19 +381,21 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		} else {
 			isolate(&err, func() error { return r.batch.ApplyBatch(again, left) })
 		}
-		r.policy.Budget.refund(succeeded(err, len(open)))
+		r.policy.Budget.refund(min(charge, unspent(ctx, err, len(open))))
 	}
 }
 
-// succeeded counts the records of a batch that its result says are applied.
-func succeeded(err error, n int) int {
-	if err == nil {
-		return n
+// unspent counts the records of a retried batch that cost the destination
+// nothing in vain: they are applied, or were not attempted.
+func unspent(ctx context.Context, err error, n int) (count int) {
+	errs := make([]error, n)
+	spread(err, errs)
+	for _, err := range errs {
+		if err == nil || untouched(ctx, err) {
+			count++
+		}
 	}
-	if list, ok := batchErrorIn(err); ok {
-		return max(0, n-len(list.Failures))
-	}
-	return 0
+	return count
 }
 
 // retryRun is the retries of one call, from its first failure on.

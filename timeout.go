@@ -37,7 +37,7 @@ func (e *AttemptTimeoutError) Unwrap() error { return e.Err }
 // [*AttemptTimeoutError], unless the caller's own context ended as well.
 //
 // It belongs innermost, inside a breaker, to which a timeout is the commonest
-// sign of a destination that is down; RetryPolicy.AttemptTimeout puts it there.
+// sign of a destination that is down; [ResilientApplier] puts it there.
 // The result is as safe for concurrent use as the applier. A nil clock is the
 // system's.
 func NewAttemptTimeoutApplier[T any](applier Applier[T], d time.Duration, clock Clock) Applier[T] {
@@ -65,7 +65,7 @@ func (a *timeoutApplier[T]) Apply(ctx context.Context, record T) error {
 	if a.fault != nil {
 		return a.fault
 	}
-	child, cancel := withTimeout(ctx, a.clock, a.timeout)
+	child, cancel := withTimeout(ctx, a.clock, a.timeout, ErrAttemptTimeout)
 	defer cancel()
 	return a.named(ctx, child, a.apply(child, record))
 }
@@ -77,7 +77,7 @@ func (a *timeoutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if a.batch == nil {
 		return applyEach(ctx, Applier[T](a), records)
 	}
-	child, cancel := withTimeout(ctx, a.clock, a.timeout)
+	child, cancel := withTimeout(ctx, a.clock, a.timeout, ErrAttemptTimeout)
 	defer cancel()
 	err := a.applyBatch(child, records)
 	list, listed := batchErrorIn(err)

@@ -114,7 +114,8 @@ func (s *State) Acquire(p *Policy, now time.Time, random float64) (permit Permit
 	return Permit{Gen: s.Gen, Probe: true}, true, false
 }
 
-// Ready reports whether Acquire would give a permit, without taking one.
+// Ready reports whether it is worth asking Acquire, without taking a permit: it
+// gives one, or finds that the probes in flight have hung.
 func (s *State) Ready(p *Policy, now time.Time) bool {
 	switch s.Phase {
 	case ForcedOpen:
@@ -122,7 +123,7 @@ func (s *State) Ready(p *Policy, now time.Time) bool {
 	case Open:
 		return !now.Before(s.Until)
 	case HalfOpen:
-		return s.inflight < p.Probes
+		return s.inflight < p.Probes || now.Sub(s.progress) >= p.ProbeTimeout
 	}
 	return true
 }
@@ -135,7 +136,7 @@ func (s *State) Report(p *Policy, permit Permit, outcome Outcome, slow bool, now
 	}
 	switch s.Phase {
 	case HalfOpen:
-		s.inflight--
+		s.inflight = max(0, s.inflight-1) // a permit reported twice frees no other's slot
 		s.progress = now
 		s.probed(p, outcome, slow, now, random)
 	case Closed:

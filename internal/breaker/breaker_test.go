@@ -163,6 +163,7 @@ func TestB11_TheRateIsExact(t *testing.T) {
 		{0.5, 200, 400, true},
 		{0.1, 3, 30, true}, // 0.1 * 30 is more than 3 in floating point
 		{0.1, 2, 30, false},
+		{0.07, 7, 100, true}, // 0.07 * 100 is more than 7 in floating point
 		{1, 30, 30, true},
 		{1, 29, 30, false},
 		{0.5, 10, 19, false}, // fewer than MinCalls

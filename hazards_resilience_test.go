@@ -1,0 +1,440 @@
+package courier_test
+
+// Hazards of the decorators, found by attack: what a hung probe, a short budget,
+// a time in a record's own error, a dead branch or a queue hidden in a closure
+// does to the others.
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// run starts a polling coordinator for a while.
+func run(t *testing.T, source courier.Source[int], applier courier.Applier[int], d time.Duration) {
+	t.Helper()
+	stop := start(t, courier.NewPollingCoordinator(source, applier, quiet))
+	time.Sleep(d)
+	require.NoError(t, stop())
+}
+
+func TestB15_SomebodyElsesHungProbeStopsNoCoordinator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		permit, _ := b.Acquire(t.Context())
+		_ = b.Report(t.Context(), permit, errTest)
+		time.Sleep(10 * time.Second)
+		_, err := b.Acquire(t.Context()) // and it never comes back
+		require.NoError(t, err)
+		source := newShelf(1, 2, 3)
+		run(t, source, courier.NewCircuitBreakerApplier(always(nil), b), 10*time.Minute)
+		require.Empty(t, source.left())
+	})
+}
+
+// B-15: what counts is progress: probes that come back keep the breaker asking.
+func TestB15_ProgressPutsTheProbeTimeoutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 10 * time.Second, Random: half, Probes: 2, Successes: 10})
+		permit, _ := b.Acquire(t.Context())
+		_ = b.Report(t.Context(), permit, errTest)
+		time.Sleep(10 * time.Second)
+		_, err := b.Acquire(t.Context()) // hangs
+		require.NoError(t, err)
+		other, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		time.Sleep(50 * time.Second)
+		require.NoError(t, b.Report(t.Context(), other, nil))
+		_, err = b.Acquire(t.Context())
+		require.NoError(t, err)
+		time.Sleep(50 * time.Second)
+		_, err = b.Acquire(t.Context())
+		require.ErrorIs(t, err, courier.ErrOpen)
+		require.Equal(t, courier.BreakerHalfOpen, b.State(), "the last verdict is 50 s old")
+	})
+}
+
+func TestB2_APermitReportedTwiceFreesNoOthersSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		permit, _ := b.Acquire(t.Context())
+		_ = b.Report(t.Context(), permit, errTest)
+		time.Sleep(10 * time.Second)
+		permit, _ = b.Acquire(t.Context())
+		for range 3 {
+			_ = b.Report(t.Context(), permit, &courier.OpenError{})
+		}
+		_, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		_, err = b.Acquire(t.Context())
+		require.ErrorIs(t, err, courier.ErrOpen)
+	})
+}
+
+func TestB3_ALateSuccessOfACalmPhaseIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(3)
+		hold := make(chan error)
+		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 0 {
+				return <-hold
+			}
+			return errTest
+		}), b)
+		done := make(chan error, 1)
+		go func() { done <- applier.Apply(t.Context(), 0) }()
+		synctest.Wait()
+		_, _ = applier.Apply(t.Context(), 1), applier.Apply(t.Context(), 1)
+		require.Equal(t, 2, b.Metrics().Consecutive)
+		hold <- nil
+		require.NoError(t, <-done)
+		require.Zero(t, b.Metrics().Consecutive, "a success ends the streak, though its call began before")
+	})
+}
+
+func TestB4_ABatchThatPanicsIsAFailure(t *testing.T) {
+	b := newBreaker(1)
+	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { panic("boom") }}
+	require.Panics(t, func() {
+		_ = asBatch(courier.NewCircuitBreakerApplier[int](s, b)).ApplyBatch(t.Context(), []int{1})
+	})
+	require.EqualValues(t, "open", b.State())
+}
+
+func TestB5_ThePanicKeepsItsOrigin(t *testing.T) {
+	for _, failures := range []int{0, 1} { // on the fast path, and off it
+		b := newBreaker(5)
+		for range failures {
+			_ = courier.NewCircuitBreakerApplier(always(errTest), b).Apply(t.Context(), 1)
+		}
+		dlq := courier.NewMemoryDLQ[int](0)
+		stack := courier.NewDLQApplier(courier.NewCircuitBreakerApplier(courier.ProcessFunc(panics), b), courier.DLQ[int](dlq))
+		require.NoError(t, stack.Apply(t.Context(), 1))
+		parked, _ := dlq.Receive(t.Context(), 1)
+		var p *courier.PanicError
+		require.ErrorAs(t, parked[0].Error, &p)
+		require.Contains(t, string(p.Stack), "courier_test.panics(", "the stack has the frame that panicked")
+		require.Equal(t, 1, strings.Count(string(p.Stack), "panic("), "and nobody panicked again")
+	}
+}
+
+func panics(context.Context, int) error { panic("boom") }
+
+func TestB8_AnEndedContextTakesNoPermitForABatch(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s := &batchSink[int]{}
+	err := asBatch(courier.NewCircuitBreakerApplier[int](s, newBreaker(1))).ApplyBatch(ctx, []int{1})
+	require.ErrorIs(t, err, context.Canceled)
+	require.Empty(t, s.batches)
+}
+
+// P-1: a batch that fails as one counts against no record of it.
+func TestP1_AFailedBatchThatOpensTheBreakerIsNoRecordsAttempt(t *testing.T) {
+	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return errTest }}
+	for n, counted := range map[int]bool{1: true, 2: false} {
+		err := asBatch(courier.NewCircuitBreakerApplier[int](s, newBreaker(1))).ApplyBatch(t.Context(), numbers(n))
+		var open *courier.OpenError
+		require.ErrorAs(t, err, &open)
+		require.Equal(t, counted, open.Counted, "a batch of %d", n)
+	}
+	s.failBatch = func(context.Context, []int, int) error { return failures(0, 0) }
+	b := newBreaker(1)
+	_ = asBatch(courier.NewCircuitBreakerApplier[int](s, b)).ApplyBatch(t.Context(), numbers(2))
+	require.EqualValues(t, "closed", b.State(), "one record is listed twice, and the other got through")
+}
+
+func TestR12_TheAttemptOfABatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var got []int
+		s := &batchSink[int]{failBatch: func(ctx context.Context, _ []int, _ int) error {
+			got = append(got, courier.AttemptFrom(ctx))
+			return failures(0)
+		}}
+		policy := plain
+		policy.MaxAttempts = 3
+		_ = asBatch(courier.NewRetryableApplier[int](s, policy)).ApplyBatch(t.Context(), numbers(2))
+		require.Equal(t, []int{1, 2, 3}, got)
+	})
+}
+
+// left says whether a budget has a retry left, and takes it.
+func left(t *testing.T, budget *courier.RetryBudget) bool {
+	policy := plain
+	policy.Budget, policy.MaxAttempts = budget, 2
+	err := courier.NewRetryableApplier(always(errTest), policy).Apply(t.Context(), 1)
+	return errors.Is(err, courier.ErrExhausted)
+}
+
+func TestR17_ABudgetInBatches(t *testing.T) {
+	fresh := func(burst float64) *courier.RetryBudget {
+		return courier.NewRetryBudget(courier.BudgetPolicy{Burst: burst, Floor: 1e-9, Ratio: 0.2})
+	}
+	with := func(budget *courier.RetryBudget, s courier.Applier[int]) courier.BatchApplier[int] {
+		policy := plain
+		policy.Budget, policy.MaxAttempts = budget, 2
+		return asBatch(courier.NewRetryableApplier(s, policy))
+	}
+	t.Run("each record that is retried costs one", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			budget := fresh(3)
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return failures(0, 1) }}
+			_ = with(budget, s).ApplyBatch(t.Context(), numbers(2))
+			require.True(t, left(t, budget))
+			require.False(t, left(t, budget))
+		})
+	})
+	t.Run("a retry that succeeds is refunded", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			budget := fresh(2)
+			s := &batchSink[int]{failBatch: func(_ context.Context, _ []int, call int) error {
+				if call == 1 {
+					return failures(0, 1)
+				}
+				return nil
+			}}
+			require.NoError(t, with(budget, s).ApplyBatch(t.Context(), numbers(2)))
+			require.True(t, left(t, budget))
+			require.True(t, left(t, budget))
+		})
+	})
+	t.Run("first attempts that succeed pay, in a batch that partly fails too", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			budget := fresh(1)
+			require.True(t, left(t, budget))
+			require.False(t, left(t, budget))
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
+				return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: courier.Permanent(errTest)}}}
+			}}
+			_ = with(budget, s).ApplyBatch(t.Context(), numbers(5)) // four of a fifth each: not enough
+			require.False(t, left(t, budget))
+			_ = with(budget, s).ApplyBatch(t.Context(), numbers(3))
+			require.True(t, left(t, budget))
+		})
+	})
+	t.Run("a batch that is taken apart is one retry", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return errTest }}
+			require.NoError(t, with(fresh(1), s).ApplyBatch(t.Context(), numbers(100)))
+		})
+	})
+	t.Run("what a breaker refused costs nothing", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			budget := fresh(1)
+			calls := 0
+			policy := plain
+			policy.Budget = budget
+			applier := courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error {
+				if calls++; calls%2 == 1 {
+					return errTest
+				}
+				return &courier.OpenError{Cause: errTest}
+			}), policy)
+			for range 5 {
+				require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+			}
+			require.True(t, left(t, budget))
+		})
+	})
+	t.Run("an interrupted wait is refunded", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			budget := fresh(1)
+			policy := plain
+			policy.Budget = budget
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Millisecond, cancel)
+			_ = courier.NewRetryableApplier(always(errTest), policy).Apply(ctx, 1)
+			require.True(t, left(t, budget))
+		})
+	})
+}
+
+func TestD12_ZeroValuesOfTheResilienceTypes(t *testing.T) {
+	_, err := new(courier.Breaker).Acquire(t.Context())
+	require.ErrorIs(t, err, courier.ErrConfig)
+	require.NotPanics(t, func() { new(courier.Breaker).Metrics(); new(courier.Breaker).Ready() })
+	require.ErrorIs(t, courier.NewRetryableApplier(always(nil), courier.RetryPolicy{Budget: new(courier.RetryBudget)}).Apply(t.Context(), 1), courier.ErrConfig)
+	timeout := courier.NewRetryableApplier(courier.WithCircuitBreaker(always(nil)), courier.RetryPolicy{AttemptTimeout: 1})
+	require.ErrorIs(t, timeout.Apply(t.Context(), 1), courier.ErrConfig, "it would be outside the breaker")
+	rated, _ := courier.ResilientApplier(always(nil), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{FailureRate: 0.01, MinCalls: 1}})
+	require.ErrorIs(t, rated.Apply(t.Context(), 1), courier.ErrConfig)
+	b := newBreaker(2)
+	twice := courier.NewCircuitBreakerApplier(courier.NewFanOutApplier(courier.NewCircuitBreakerApplier(always(nil), b)), b)
+	require.ErrorIs(t, twice.Apply(t.Context(), 1), courier.ErrConfig)
+	b.ForceOpen()
+	_, err = b.Acquire(t.Context())
+	require.NotContains(t, err.Error(), "0001-01-01")
+}
+
+// A time in a record's own error is the record's, whatever became of it.
+func TestD3_ARecordsOwnTimePausesNobody(t *testing.T) {
+	full := courier.DLQ[int](&dlqFunc{send: func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }})
+	own := func() courier.Applier[int] {
+		at := time.Now().Add(24 * time.Hour)
+		return failsOn(map[int]error{0: &tooMany{at}})
+	}
+	for name, stack := range map[string]func() courier.Applier[int]{
+		"full queue": func() courier.Applier[int] { return courier.NewDLQApplier(own(), full) },
+		"cut retry": func() courier.Applier[int] {
+			return courier.NewRetryableApplier(own(), courier.RetryPolicy{MaxElapsed: time.Nanosecond, Jitter: courier.NoJitter})
+		},
+		"budget": func() courier.Applier[int] {
+			return courier.NewRetryableApplier(own(), courier.RetryPolicy{Budget: courier.NewRetryBudget(courier.BudgetPolicy{Burst: 1, Floor: 1e-9})})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := newShelf(numbers(10)...)
+				run(t, source, stack(), time.Hour)
+				require.Equal(t, []int{0}, source.left())
+			})
+		})
+	}
+}
+
+func TestF3_ADeadBranchBeyondTheQuorumAndPoisonStarveNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dead := courier.WithCircuitBreaker(always(errTest))
+		poison := failsOn(map[int]error{0: errTest, 5: errTest})
+		fan := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(dead, always(nil), poison), Quorum: 2, OnBranchFailure: new(missed).note})
+		source := newShelf(numbers(200)...)
+		run(t, source, fan, time.Hour)
+		require.Equal(t, []int{0, 5}, source.left())
+	})
+}
+
+// D-9: the guard is about records that were decided.
+func TestDeadLetter_D9_WhatTheGuardCounts(t *testing.T) {
+	t.Run("skipped records are decided", func(t *testing.T) {
+		applier, _ := withDLQ(courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r%40 == 0 {
+				return courier.Permanent(errTest)
+			}
+			return courier.Skip(errTest)
+		}))
+		for i := range 4000 {
+			require.NotErrorIs(t, applier.Apply(t.Context(), i), courier.ErrPark)
+		}
+	})
+	t.Run("the records of a batch count before its failures", func(t *testing.T) {
+		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
+			var e courier.BatchError
+			for i := range 25 {
+				e.Add(i, courier.Permanent(errTest))
+			}
+			return &e
+		}}
+		applier, queue := withDLQ[int](s)
+		require.NoError(t, asBatch(applier).ApplyBatch(t.Context(), numbers(100)))
+		require.Equal(t, 25, queue.Len())
+	})
+}
+
+func TestDeadLetter_D7_AKeyedQueueHiddenFromARedrive(t *testing.T) {
+	for _, identity := range []func(int) string{nil, func(r int) string { return fmt.Sprint(r) }} {
+		queue := courier.NewMemoryDLQByIdentity(0, identity)
+		parking := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](queue), courier.DLQPolicy[int]{Key: func(int) string { return "k" }})
+		require.NoError(t, parking.Apply(t.Context(), 1))
+		before, _ := queue.Receive(t.Context(), 1)
+		hidden := courier.ProcessFunc(func(ctx context.Context, r int) error { return parking.Apply(ctx, r) })
+		result, err := courier.Redrive(t.Context(), courier.DLQ[int](queue), hidden, nil)
+		require.ErrorIs(t, err, courier.ErrConfig)
+		require.Zero(t, result.Succeeded)
+		after, _ := queue.Receive(t.Context(), 1)
+		require.Equal(t, before, after, "the letter is as it was")
+	}
+}
+
+func TestRedrive_ALimitPassesNoLetterOver(t *testing.T) {
+	for _, pageSize := range []int{3, 100} {
+		queue := courier.NewMemoryDLQ[string](0)
+		for _, r := range []string{"a1", "a2", "b1", "b2"} {
+			require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[string]{Record: r, Key: r[:1], Error: errTest}))
+		}
+		var got []string
+		result, err := courier.Redrive(t.Context(), courier.DLQ[string](queue), courier.ProcessFunc(func(_ context.Context, r string) error {
+			got = append(got, r)
+			if r == "a1" {
+				return errTest
+			}
+			return nil
+		}), &courier.RedriveConfig[string]{Limit: 2, BatchSize: pageSize})
+		require.NoError(t, err)
+		require.Equal(t, []string{"a1", "b1"}, got, "a2 is behind a1, and b2 behind b1")
+		require.Equal(t, 2, result.Redriven)
+	}
+}
+
+// 2.3: by either clock, the context of an attempt says why it has ended.
+func TestAttemptTimeout_TheContextSaysWhy(t *testing.T) {
+	for name, clock := range map[string]courier.Clock{"system": nil, "injected": bubbleClock{}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var err, cause error
+				b := newBreaker(1)
+				stack := courier.NewCircuitBreakerApplier(courier.NewAttemptTimeoutApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
+					child, cancel := context.WithCancel(ctx)
+					defer cancel()
+					<-child.Done()
+					err, cause = ctx.Err(), context.Cause(child)
+					return ctx.Err()
+				}), time.Second, clock), b)
+				require.ErrorIs(t, stack.Apply(t.Context(), 1), courier.ErrAttemptTimeout)
+				require.Equal(t, context.DeadlineExceeded, err)
+				require.ErrorIs(t, cause, courier.ErrAttemptTimeout)
+				require.EqualValues(t, "open", b.State())
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // and a hung queue is known by it
+		asked := 0
+		hung := &dlqFunc{send: func(ctx context.Context, _ courier.DeadLetter[int]) error {
+			asked++
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		s := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error { return failures(numbers(len(records))...) }}
+		applier := courier.NewDLQApplierWith[int](s, courier.DLQ[int](hung), courier.DLQPolicy[int]{Clock: bubbleClock{}})
+		_ = asBatch(applier).ApplyBatch(t.Context(), numbers(100))
+		require.Equal(t, 1, asked)
+	})
+}
+
+// bubbleClock is the system's clock as if it were another.
+type bubbleClock struct{}
+
+func (bubbleClock) Now() time.Time                         { return time.Now() }
+func (bubbleClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
+
+// 2.3: a permanent error, or one of the breaker, is not a timeout for being late.
+func TestAttemptTimeout_NamesOnlyWhatItCaused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, late := range []error{courier.Permanent(errTest), &courier.OpenError{Cause: errTest}, courier.Skip(errTest)} {
+			applier := courier.NewAttemptTimeoutApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
+				<-ctx.Done()
+				return late
+			}), time.Second, nil)
+			require.Same(t, late, applier.Apply(t.Context(), 1))
+		}
+	})
+}
+
+// D-2: what is exhausted is parked, but not under a context that has ended: then
+// nobody knows.
+func TestDeadLetter_D2_NotUnderAnEndedContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	applier, queue := withDLQ(courier.ProcessFunc(func(context.Context, int) error {
+		cancel()
+		return &courier.RetryError{Reason: courier.Exhausted, Last: errTest}
+	}))
+	require.ErrorIs(t, applier.Apply(ctx, 1), courier.ErrExhausted)
+	require.Zero(t, queue.Len())
+}
