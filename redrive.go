@@ -185,15 +185,16 @@ func (r *redrive[T]) prepare() error {
 }
 
 func (r *redrive[T]) run(ctx context.Context) (total int, err error) {
-	if ctx.Err() != nil {
-		return 0, context.Cause(ctx)
-	}
-	isolate(&err, func() (err error) {
+	// Counted even when ctx has ended, so that the result says what is left.
+	err = detached(ctx, r.config.Clock, func(ctx context.Context) (err error) {
 		total, err = r.queue.Count(ctx)
 		return err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("courier: counting dead letters: %w", err)
+	}
+	if ctx.Err() != nil {
+		return total, context.Cause(ctx)
 	}
 	after, seen := "", 0
 	for seen < total {

@@ -409,3 +409,11 @@ type stuck struct{ courier.DLQ[int] }
 func (s *stuck) List(ctx context.Context, _ string, max int) ([]courier.DeadLetter[int], error) {
 	return s.Receive(ctx, max)
 }
+
+func TestRedrive_AnEndedContextSaysWhatIsLeft(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	result, err := courier.Redrive(ctx, courier.DLQ[int](queueOf(1, 2, 3)), always(nil), nil)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, courier.RedriveResult{Left: 3}, result)
+}
