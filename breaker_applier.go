@@ -74,11 +74,12 @@ func (a *breakerApplier[T]) applyCalm(ctx context.Context, record T, gen uint64)
 			_ = a.breaker.report(ctx, calmPermit(gen), breaker.Failure, true, ErrPanic)
 		}
 	}()
-	err = a.apply(ctx, record)
+	err = a.inner.Apply(ctx, record)
 	returned = true
 	if err == nil && a.breaker.calm.Load() == gen {
 		return nil
 	}
+	err = sound(err)
 	return a.breaker.report(ctx, calmPermit(gen), outcomeOf(ctx, err), true, err)
 }
 

@@ -224,6 +224,10 @@ func NewDLQApplier[T any](applier Applier[T], queue DLQ[T]) Applier[T] {
 
 // NewDLQApplierWith is [NewDLQApplier] with a policy.
 func NewDLQApplierWith[T any](applier Applier[T], queue DLQ[T], policy DLQPolicy[T]) Applier[T] {
+	return newDLQApplier(applier, queue, policy)
+}
+
+func newDLQApplier[T any](applier Applier[T], queue DLQ[T], policy DLQPolicy[T]) *dlqApplier[T] {
 	fault := configErrorOf("dlq", queue)
 	if fault == nil {
 		fault = policy.validate(queue)
@@ -242,6 +246,8 @@ type dlqApplier[T any] struct {
 	policy DLQPolicy[T]
 	guard  *parkGuard
 	keys   KeyedDLQ // nil without a Key
+
+	guarded bool // a panic of user code ends further inside
 }
 
 func (*dlqApplier[T]) parks() {}
@@ -263,6 +269,9 @@ func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
 
 // attempt is guard without a closure: it is on the path of every record.
 func (d *dlqApplier[T]) attempt(ctx context.Context, record T) (err error) {
+	if d.guarded {
+		return d.inner.Apply(ctx, record)
+	}
 	returned := false
 	defer func() {
 		if !returned {

@@ -70,7 +70,9 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
 	}
 	breaker := NewCircuitBreakerApplier(sink, NewBreaker(c.Breaker))
-	return NewDLQApplierWith(NewRetryableApplier(breaker, c.Retry), c.DLQ, c.Parking), c.DLQ
+	parking := newDLQApplier(NewRetryableApplier(breaker, c.Retry), c.DLQ, c.Parking)
+	parking.guarded = true
+	return parking, c.DLQ
 }
 
 // validate checks what the policies cannot see of each other.
@@ -106,9 +108,9 @@ func (g *guardApplier[T]) Apply(ctx context.Context, record T) (err error) {
 			err = newPanicError(recover())
 		}
 	}()
-	err = g.apply(ctx, record)
+	err = g.inner.Apply(ctx, record)
 	returned = true
-	return err
+	return sound(err)
 }
 
 func (g *guardApplier[T]) ApplyBatch(ctx context.Context, records []T) (err error) {

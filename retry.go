@@ -216,30 +216,54 @@ func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[
 	}
 	return &retryApplier[T]{newStage(applier, fault), p, backoff.Policy{
 		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
-	}}
+	}, p.MaxElapsed > 0 || p.Budget != nil}
 }
 
 type retryApplier[T any] struct {
 	stage[T]
 	policy  RetryPolicy
 	backoff backoff.Policy
+	metered bool // there is a budget or a MaxElapsed
 }
 
 func (*retryApplier[T]) retries() {}
 
 func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
-	if r.fault != nil {
-		return r.fault
+	if r.fault != nil || ctx.Err() != nil {
+		return r.refuse(ctx)
 	}
-	if ctx.Err() != nil {
-		return unattempted(context.Cause(ctx))
+	if r.metered {
+		return r.applyMetered(ctx, record)
 	}
+	err := r.inner.Apply(ctx, record)
+	if err == nil {
+		return nil
+	}
+	return r.again(ctx, record, time.Time{}, sound(err))
+}
+
+// applyMetered is the rest of Apply where a success has to be noted, or the time
+// of the call.
+func (r *retryApplier[T]) applyMetered(ctx context.Context, record T) error {
 	entry := r.entry()
 	err := r.apply(ctx, record)
 	if err == nil {
 		r.policy.Budget.deposit(1)
 		return nil
 	}
+	return r.again(ctx, record, entry, err)
+}
+
+// refuse returns why there is no call to be made.
+func (r *retryApplier[T]) refuse(ctx context.Context) error {
+	if r.fault != nil {
+		return r.fault
+	}
+	return unattempted(context.Cause(ctx))
+}
+
+// again is the rest of Apply once the first attempt has failed.
+func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, err error) error {
 	past := historiesIn(ctx, 1)
 	if past == nil && untouched(ctx, err) {
 		return err
