@@ -257,7 +257,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 const lastTries = 3
 
 // lastProbes is how often a record is the probe at the end of the stream: with
-// the default policy, for about seven minutes.
+// the default policy, for about five minutes.
 const lastProbes = 10
 
 // hopeless reports whether the end of the stream has left only records that an
