@@ -208,8 +208,11 @@ func (p *poller[T]) fetch() {
 	p.sparing = g.probe && p.config.clock.Now().Before(p.spareUntil)
 	p.probing = !p.sparing && (p.probing || g.probe)
 	limit := p.config.batchSize
-	if p.probing {
-		limit = 1 + len(p.memory.list) // to see past the suspects
+	switch past := 1 + len(p.memory.list); { // to see past the suspects
+	case p.probing:
+		limit = past
+	case p.sparing:
+		limit = max(limit, past)
 	}
 	p.phase = fetched
 	guard(&p.fetchErr, func() (err error) {
