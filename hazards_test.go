@@ -184,7 +184,10 @@ func TestD9_AnErrorThatCannotBeLookedInto(t *testing.T) {
 				t.Run(shape, func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						source := newShelf(1)
-						_ = courier.NewPollingCoordinator(source, stack, quiet).RunOnce(t.Context())
+						err := courier.NewPollingCoordinator(source, stack, quiet).RunOnce(t.Context())
+						parks := shape == "dlq" // the others leave it pending
+						require.Equal(t, parks, err == nil, "%v", err)
+						require.Equal(t, parks, len(source.left()) == 0)
 					})
 				})
 			}

@@ -178,8 +178,8 @@ func TestP4_ThresholdsOutsideTheRange(t *testing.T) {
 				require.Equal(t, healthyParked, healthy)
 				require.Equal(t, threshold > 1, poison == 1)
 			})
-			_, queue := courier.ResilientApplier(always(nil), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{FailureThreshold: threshold}})
-			require.NotNil(t, queue)
+			refused, _ := courier.ResilientApplier(always(nil), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{FailureThreshold: threshold}})
+			require.ErrorIs(t, refused.Apply(t.Context(), 1), courier.ErrConfig)
 		})
 	}
 }
