@@ -104,6 +104,30 @@ func historiesIn(ctx context.Context, n int) []history {
 	return past
 }
 
+// shareOf returns some records of a batch, and their histories instead of the
+// batch's.
+func shareOf[T any](ctx context.Context, records []T, index []int) (context.Context, []T) {
+	share := make([]T, len(index))
+	for j, i := range index {
+		share[j] = records[i]
+	}
+	return historiesOf(ctx, len(records), index), share
+}
+
+// historiesOf puts the histories of some records of a batch of n in the place of
+// the batch's, also when there are none: those of another batch around this one,
+// which happens to be as long, are not theirs.
+func historiesOf(ctx context.Context, n int, index []int) context.Context {
+	var past []history
+	if all := historiesIn(ctx, n); all != nil {
+		past = make([]history, len(index))
+		for j, i := range index {
+			past[j] = all[i]
+		}
+	}
+	return withHistories(ctx, past)
+}
+
 type attemptKey struct{}
 
 func withAttempt(ctx context.Context, n int) context.Context {

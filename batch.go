@@ -183,6 +183,29 @@ func (s *stage[T]) batches() bool { return s.batch != nil }
 // inside returns what is decorated, see layers.
 func (s *stage[T]) inside() any { return s.inner }
 
+// refuse returns why there is no call to be made: there is a fault, or ctx has
+// ended.
+func (s *stage[T]) refuse(ctx context.Context) error {
+	if s.fault != nil {
+		return s.fault
+	}
+	return unattempted(context.Cause(ctx))
+}
+
+// shielded is apply for where a panic of user code is to be an error. It is
+// guard without a closure, on the path of every record.
+func (s *stage[T]) shielded(ctx context.Context, record T) (err error) {
+	returned := false
+	defer func() {
+		if !returned {
+			err = newPanicError(recover())
+		}
+	}()
+	err = s.inner.Apply(ctx, record)
+	returned = true
+	return sound(err)
+}
+
 func (s *stage[T]) apply(ctx context.Context, record T) error {
 	return sound(s.inner.Apply(ctx, record))
 }

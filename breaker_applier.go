@@ -106,14 +106,6 @@ func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err er
 	return a.breaker.report(ctx, permit, batchOutcomeOf(ctx, err, len(records)), listed || len(records) == 1, err)
 }
 
-// refuse returns why there is no call to be made, before the breaker is asked.
-func (a *breakerApplier[T]) refuse(ctx context.Context) error {
-	if a.fault != nil {
-		return a.fault
-	}
-	return unattempted(context.Cause(ctx))
-}
-
 func outcomeOf(ctx context.Context, err error) breaker.Outcome {
 	if err == nil {
 		return breaker.Success

@@ -83,13 +83,7 @@ func (d *decodingApplier[R, T]) ApplyBatch(ctx context.Context, rows []R) error 
 	errs := make([]error, len(rows))
 	_ = undecoded.fill(errs)
 	if len(records) > 0 {
-		if past := historiesIn(ctx, len(rows)); past != nil {
-			left := make([]history, len(index))
-			for j, i := range index {
-				left[j] = past[i]
-			}
-			ctx = withHistories(ctx, left)
-		}
+		ctx = historiesOf(ctx, len(rows), index)
 		results := make([]error, len(records))
 		err := d.applyBatch(ctx, records)
 		if whole := spread(err, results); whole {

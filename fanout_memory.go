@@ -2,7 +2,6 @@ package courier
 
 import (
 	"container/list"
-	"context"
 	"sync"
 	"sync/atomic"
 )
@@ -164,21 +163,4 @@ func (f *fanOutApplier[T]) shares(done [][]bool) (skip []bool, shares [][]int) {
 		}
 	}
 	return skip, shares
-}
-
-// shareOf returns some records of a batch, and their histories instead of the
-// batch's.
-func shareOf[T any](ctx context.Context, records []T, index []int) (context.Context, []T) {
-	share := make([]T, len(index))
-	for j, i := range index {
-		share[j] = records[i]
-	}
-	var past []history
-	if all := historiesIn(ctx, len(records)); all != nil {
-		past = make([]history, len(index))
-		for j, i := range index {
-			past[j] = all[i]
-		}
-	}
-	return withHistories(ctx, past), share
 }

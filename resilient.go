@@ -98,19 +98,11 @@ func (c *ResilientConfig[T]) validate(attempts int) error {
 // error before the breaker and the retries see it.
 type guardApplier[T any] struct{ stage[T] }
 
-func (g *guardApplier[T]) Apply(ctx context.Context, record T) (err error) {
+func (g *guardApplier[T]) Apply(ctx context.Context, record T) error {
 	if g.fault != nil {
 		return g.fault
 	}
-	returned := false
-	defer func() {
-		if !returned {
-			err = newPanicError(recover())
-		}
-	}()
-	err = g.inner.Apply(ctx, record)
-	returned = true
-	return sound(err)
+	return g.shielded(ctx, record)
 }
 
 func (g *guardApplier[T]) ApplyBatch(ctx context.Context, records []T) (err error) {

@@ -254,14 +254,6 @@ func (r *retryApplier[T]) applyMetered(ctx context.Context, record T) error {
 	return r.again(ctx, record, entry, err)
 }
 
-// refuse returns why there is no call to be made.
-func (r *retryApplier[T]) refuse(ctx context.Context) error {
-	if r.fault != nil {
-		return r.fault
-	}
-	return unattempted(context.Cause(ctx))
-}
-
 // again is the rest of Apply once the first attempt has failed.
 func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, err error) error {
 	past := historiesIn(ctx, 1)
@@ -316,14 +308,11 @@ func (r *retryApplier[T]) entry() time.Time {
 }
 
 func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
-	if r.fault != nil {
-		return r.fault
-	}
 	if r.batch == nil {
 		return applyEach(ctx, Applier[T](r), records)
 	}
-	if ctx.Err() != nil {
-		return unattempted(context.Cause(ctx))
+	if r.fault != nil || ctx.Err() != nil {
+		return r.refuse(ctx)
 	}
 	entry := r.entry()
 	err := r.applyBatch(ctx, records)
