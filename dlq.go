@@ -259,28 +259,21 @@ func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
 	case d.keys != nil:
 		return d.applyKeyed(ctx, record)
 	}
-	err := d.attempt(ctx, record)
+	return d.deliver(ctx, record, "")
+}
+
+// deliver applies a record, and parks what is the queue's.
+func (d *dlqApplier[T]) deliver(ctx context.Context, record T, key string) (err error) {
+	if d.guarded {
+		err = d.inner.Apply(ctx, record)
+	} else {
+		err = d.shielded(ctx, record)
+	}
 	if err == nil || Classify(ctx, err) == Skipped {
 		d.guard.applied(1)
 		return err
 	}
-	return d.settle(ctx, record, "", err)
-}
-
-// attempt is guard without a closure: it is on the path of every record.
-func (d *dlqApplier[T]) attempt(ctx context.Context, record T) (err error) {
-	if d.guarded {
-		return d.inner.Apply(ctx, record)
-	}
-	returned := false
-	defer func() {
-		if !returned {
-			err = newPanicError(recover())
-		}
-	}()
-	err = d.apply(ctx, record)
-	returned = true
-	return err
+	return d.settle(ctx, record, key, err)
 }
 
 func (d *dlqApplier[T]) ApplyBatch(ctx context.Context, records []T) error {

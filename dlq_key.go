@@ -33,14 +33,10 @@ func (d *dlqApplier[T]) applyKeyed(ctx context.Context, record T) error {
 			return d.parkBehind(ctx, record, key)
 		}
 	}
-	if err == nil {
-		err = d.attempt(ctx, record)
+	if err != nil {
+		return d.settle(ctx, record, "", err)
 	}
-	if err == nil {
-		d.guard.applied(1)
-		return nil
-	}
-	return d.settle(ctx, record, key, err)
+	return d.deliver(ctx, record, key)
 }
 
 // applyBatchKeyed applies a batch in rounds that hold one record of each key, so
@@ -81,10 +77,11 @@ func (d *dlqApplier[T]) applyBatchKeyed(ctx context.Context, records []T) error 
 		if len(open) == 0 {
 			continue
 		}
-		for j, err := range d.applySome(ctx, records, open) {
+		results := d.applySome(ctx, records, open)
+		d.guard.applied(settledIn(ctx, results)) // before the failures: they are a share of these
+		for j, err := range results {
 			i := open[j]
 			if err == nil {
-				d.guard.applied(1)
 				continue
 			}
 			skipped := Classify(ctx, err) == Skipped
@@ -109,17 +106,7 @@ const unkeyed = "\xff"
 func (d *dlqApplier[T]) applySome(ctx context.Context, records []T, index []int) []error {
 	some := records
 	if len(index) < len(records) {
-		some = make([]T, len(index))
-		for j, i := range index {
-			some[j] = records[i]
-		}
-		if past := historiesIn(ctx, len(records)); past != nil {
-			left := make([]history, len(index))
-			for j, i := range index {
-				left[j] = past[i]
-			}
-			ctx = withHistories(ctx, left)
-		}
+		ctx, some = shareOf(ctx, records, index)
 	}
 	errs := make([]error, len(index))
 	spread(applyIsolated(ctx, d.batch, some), errs)

@@ -313,15 +313,18 @@ func TestF3_ADeadBranchBeyondTheQuorumAndPoisonStarveNobody(t *testing.T) {
 
 // D-9: the guard is about records that were decided.
 func TestDeadLetter_D9_WhatTheGuardCounts(t *testing.T) {
+	keyed := courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r) }}
 	t.Run("skipped records are decided", func(t *testing.T) {
-		applier, _ := withDLQ(courier.ProcessFunc(func(_ context.Context, r int) error {
-			if r%40 == 0 {
-				return courier.Permanent(errTest)
+		for _, policy := range []courier.DLQPolicy[int]{{}, keyed} {
+			applier := courier.NewDLQApplierWith(courier.ProcessFunc(func(_ context.Context, r int) error {
+				if r%40 == 0 {
+					return courier.Permanent(errTest)
+				}
+				return courier.Skip(errTest)
+			}), courier.DLQ[int](courier.NewMemoryDLQ[int](0)), policy)
+			for i := range 4000 {
+				require.NotErrorIs(t, applier.Apply(t.Context(), i), courier.ErrPark)
 			}
-			return courier.Skip(errTest)
-		}))
-		for i := range 4000 {
-			require.NotErrorIs(t, applier.Apply(t.Context(), i), courier.ErrPark)
 		}
 	})
 	t.Run("the records of a batch count before its failures", func(t *testing.T) {
@@ -332,9 +335,12 @@ func TestDeadLetter_D9_WhatTheGuardCounts(t *testing.T) {
 			}
 			return &e
 		}}
-		applier, queue := withDLQ[int](s)
-		require.NoError(t, asBatch(applier).ApplyBatch(t.Context(), numbers(100)))
-		require.Equal(t, 25, queue.Len())
+		for _, policy := range []courier.DLQPolicy[int]{{}, keyed} {
+			queue := courier.NewMemoryDLQ[int](0)
+			applier := courier.NewDLQApplierWith[int](s, courier.DLQ[int](queue), policy)
+			require.NoError(t, asBatch(applier).ApplyBatch(t.Context(), numbers(100)))
+			require.Equal(t, 25, queue.Len())
+		}
 	})
 }
 
