@@ -87,33 +87,6 @@ type BatchApplier[T any] interface {
 	ApplyBatch(ctx context.Context, records []T) error
 }
 
-// Releaser is an optional capability of a [Source]: it takes back records that
-// were handed out and not settled, to be handed out again after the given time
-// (0 is at once). The coordinators call it for what was not attempted when they
-// stop or pause, and for failed records. Release must be idempotent and must
-// not keep the slice. Its error is logged: the source is taken to find out by
-// itself, such as by the end of a lease.
-type Releaser[T any] interface {
-	Release(ctx context.Context, records []T, after time.Duration) error
-}
-
-// Identifier is an optional capability of a [Source]: it names a record, the
-// same record always by the same name and no two by one. A polling coordinator
-// uses it to know a record again whose delivery an open breaker interrupted.
-// Without it two records are the same when they are deeply equal
-// (reflect.DeepEqual).
-type Identifier[T any] interface {
-	Identity(record T) string
-}
-
-// Validator is an optional capability of a [Source] or an [Applier]: it tells
-// before anything is fetched that it cannot work, with an error that should be
-// a [*ConfigError]. Start and RunOnce return that error. The decorators of this
-// package pass the question on to what they decorate.
-type Validator interface {
-	Validate() error
-}
-
 // Clock tells the time and wakes after a duration. The zero of every Clock
 // option and field is the system's clock. Both clocks of
 // github.com/benbjohnson/clock satisfy it as they are. It must be safe for

@@ -1,0 +1,88 @@
+package courier
+
+import (
+	"context"
+	"time"
+)
+
+// This room is about what a source can do besides fetch and mark. Each
+// capability is an interface of its own, and a coordinator looks for it once,
+// when it is made. The coordinators call the methods one at a time, but beside
+// a Fetch or a Mark that is under way.
+
+// Releaser is an optional capability of a [Source]: it takes back records that
+// were handed out and not settled, to be handed out again after the given time
+// (0 is at once). The coordinators call it for what was not attempted when they
+// stop or pause, and for failed records. Release must be idempotent and must
+// not keep the slice. Its error is logged: the source is taken to find out by
+// itself, such as by the end of a lease.
+type Releaser[T any] interface {
+	Release(ctx context.Context, records []T, after time.Duration) error
+}
+
+// Failer is an optional capability of a [Source] that keeps a durable retry
+// schedule: it is told of failed records, with their errors, in the place of
+// [Releaser], and hands each out again when it sees fit. Fail must be
+// idempotent and must not keep the slice. Its error is logged: the records come
+// back when their lease ends.
+type Failer[T any] interface {
+	Fail(ctx context.Context, failed []FailedRecord[T]) error
+}
+
+// FailedRecord is a record that was attempted in vain and stays pending.
+type FailedRecord[T any] struct {
+	Record T
+	Error  error
+	After  time.Duration // the minimum delay that the error asks for, see [RetryAfter]
+}
+
+// Renewer is an optional capability of a [Source] that leases its records: it
+// extends the leases of those that are still in hand. Renew may list records
+// whose lease is lost in a [*BatchError]: what was not begun of them is left
+// alone, and nothing is held against it. Any other error is logged and Renew is
+// called again. It must not keep the slice.
+type Renewer[T any] interface {
+	// RenewEvery is how often the leases want to be renewed, such as a third
+	// of their length. It is asked once for each run.
+	RenewEvery() time.Duration
+	Renew(ctx context.Context, records []T) error
+}
+
+// Waker is an optional capability of a [Source]: a value on the channel tells a
+// polling coordinator that there is work now, and it fetches without waiting
+// the interval out. The channel should have room for one value, and a send that
+// finds it full be dropped. A wake-up that is lost costs the interval, no
+// record. The channel is asked for once for each run.
+type Waker interface {
+	Wake() <-chan struct{}
+}
+
+// Lagger is an optional capability of a [Source]: it tells how far behind the
+// coordinator is. It is called when the coordinator is asked for its state, by
+// whoever asks, and must be safe for concurrent use.
+type Lagger interface {
+	Lag(ctx context.Context) (Lag, error)
+}
+
+// Lag is what is pending at a source and could be fetched now.
+type Lag struct {
+	Pending int           // records; -1 is not known
+	Oldest  time.Duration // the age of the oldest, 0 when there is none
+}
+
+// Identifier is an optional capability of a [Source]: it names a record, the
+// same record always by the same name and no two by one. A polling coordinator
+// uses it to know a record again whose delivery an open breaker interrupted.
+// Without it two records are the same when they are deeply equal
+// (reflect.DeepEqual).
+type Identifier[T any] interface {
+	Identity(record T) string
+}
+
+// Validator is an optional capability of a [Source] or an [Applier]: it tells
+// before anything is fetched that it cannot work, with an error that should be
+// a [*ConfigError]. Start and RunOnce return that error. The decorators of this
+// package pass the question on to what they decorate.
+type Validator interface {
+	Validate() error
+}
