@@ -21,12 +21,18 @@ func WithCircuitBreaker[T any](applier Applier[T]) Applier[T] {
 // error is an answer, hence a success; what is NotAttempted says nothing. The
 // result is as safe for concurrent use as the applier.
 func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] {
+	return newBreakerApplier(applier, b, nil)
+}
+
+func newBreakerApplier[T any](applier Applier[T], b *Breaker, fault error) *breakerApplier[T] {
 	if b == nil || b.policy.Clock == nil {
 		b = NewBreaker(BreakerPolicy{})
 		b.fault = &ConfigError{"breaker", "is nil or the zero value: pass the result of NewBreaker"}
 	}
 	a := &breakerApplier[T]{breaker: b}
-	fault := b.fault
+	if fault == nil {
+		fault = b.fault
+	}
 	if f := misplaced(a, applier); f != nil {
 		fault = f
 	}
@@ -37,6 +43,7 @@ func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] 
 type breakerApplier[T any] struct {
 	stage[T]
 	breaker *Breaker
+	catches bool // a panic becomes an error here, and not only a failure on its way
 }
 
 func (a *breakerApplier[T]) breakerOf() *Breaker { return a.breaker }
@@ -52,12 +59,16 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	if err != nil {
 		return err
 	}
-	// A panic or a Goexit is reported on its way through: recovering it here
-	// would lose where it came from.
+	// Unless a panic is to become an error here it is only reported on its way
+	// through: recovering it would lose where it came from.
 	returned := false
 	defer func() {
 		if !returned {
-			_ = a.breaker.report(ctx, permit, breaker.Failure, true, ErrPanic)
+			cause := ErrPanic
+			if a.catches {
+				cause = newPanicError(recover())
+			}
+			err = a.breaker.report(ctx, permit, breaker.Failure, true, cause)
 		}
 	}()
 	err = a.apply(ctx, record)
@@ -71,7 +82,11 @@ func (a *breakerApplier[T]) applyCalm(ctx context.Context, record T, gen uint64)
 	returned := false
 	defer func() {
 		if !returned {
-			_ = a.breaker.report(ctx, calmPermit(gen), breaker.Failure, true, ErrPanic)
+			cause := ErrPanic
+			if a.catches {
+				cause = newPanicError(recover())
+			}
+			err = a.breaker.report(ctx, calmPermit(gen), breaker.Failure, true, cause)
 		}
 	}()
 	err = a.inner.Apply(ctx, record)
@@ -97,7 +112,11 @@ func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err er
 	returned := false
 	defer func() {
 		if !returned {
-			_ = a.breaker.report(ctx, permit, breaker.Failure, false, ErrPanic)
+			cause := ErrPanic
+			if a.catches {
+				cause = newPanicError(recover())
+			}
+			err = a.breaker.report(ctx, permit, breaker.Failure, false, cause)
 		}
 	}()
 	err = a.applyBatch(ctx, records)

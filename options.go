@@ -20,11 +20,16 @@ type config struct {
 	fixed         bool
 	batchSize     int
 	workers       int
+	keyOf         any // a func(T) string
+	applyBatch    int // 0 is by the workers
+	prefetch      int
+	orderedMarks  bool
 	flushInterval time.Duration
 	drainTimeout  time.Duration
 	clock         Clock
 	random        func() float64
 	logger        *slog.Logger
+	observers     []Observer
 
 	polling, streaming string // the last option of only that kind of coordinator
 	fault              error  // the first bad value
@@ -33,8 +38,8 @@ type config struct {
 func newConfig(opts []Option) config {
 	c := config{
 		interval:      5 * time.Second,
-		batchSize:     100,
 		workers:       1,
+		prefetch:      -1,
 		flushInterval: 100 * time.Millisecond,
 		drainTimeout:  10 * time.Second,
 		clock:         systemClock{},
@@ -50,6 +55,7 @@ func newConfig(opts []Option) config {
 	if c.logger == nil {
 		c.logger = slog.Default()
 	}
+	c.batchSize = or(c.batchSize, max(100, c.workers))
 	return c
 }
 
@@ -80,7 +86,8 @@ const maxCount = 1 << 20
 
 // WithInterval sets how long a polling coordinator waits before it fetches
 // again when the source is caught up or nothing could be marked. The default
-// is 5 seconds.
+// is 5 seconds. Each wait is up to a tenth longer or shorter, so that several
+// instances do not stay in step.
 func WithInterval(d time.Duration) Option {
 	return func(c *config) {
 		c.polling = "WithInterval"
@@ -95,8 +102,8 @@ func WithFastPolling() Option { return WithInterval(100 * time.Millisecond) }
 func WithSlowPolling() Option { return WithInterval(30 * time.Second) }
 
 // WithFixedInterval makes a polling coordinator wait the interval after every
-// batch, a full one included. The default is to fetch again at once after a
-// full batch that made progress.
+// batch, a full one included, and exactly. The default is to fetch again at once
+// after a full batch that made progress.
 func WithFixedInterval() Option {
 	return func(c *config) {
 		c.polling = "WithFixedInterval"
@@ -105,11 +112,23 @@ func WithFixedInterval() Option {
 }
 
 // WithBatchSize sets how many records are fetched, and marked, at a time. The
-// default is 100. A polling coordinator has no more than that in hand, a
-// streaming one twice that. While an open breaker is probed either may look at
-// up to 100 records, so that a few bad ones do not hide the others.
+// default is 100, or the number of workers where that is more. A polling
+// coordinator has no more than that in hand, and [WithPrefetch] times as many
+// behind it. While an open breaker is probed either coordinator may look at up
+// to 100 records, so that a few bad ones do not hide the others.
 func WithBatchSize(n int) Option {
 	return func(c *config) { c.count("WithBatchSize", &c.batchSize, n) }
+}
+
+// WithWorkers sets how many records of a batch a polling coordinator applies at
+// once. The default is 1, which applies them in the order fetched. With more
+// there is no order, unless [WithOrderKey] asks for one; the applier must be
+// safe for concurrent use. The batch is marked when all have come to its end.
+func WithWorkers(n int) Option {
+	return func(c *config) {
+		c.polling = "WithWorkers"
+		c.count(c.polling, &c.workers, n)
+	}
 }
 
 // WithStreamWorkers sets how many records a streaming coordinator applies at
@@ -118,6 +137,61 @@ func WithStreamWorkers(n int) Option {
 	return func(c *config) {
 		c.streaming = "WithStreamWorkers"
 		c.count(c.streaming, &c.workers, n)
+	}
+}
+
+// WithOrderKey has records with the same key applied in the order fetched, one
+// after the other, however many workers there are. Behind a record that failed
+// the later ones of its key wait until it is applied or parked; those of other
+// keys do not. A key for all records is a strict order.
+//
+// With a [BatchApplier] no two records of a key are in one call of ApplyBatch.
+// The source must hand out the records of a key in their order, also those that
+// failed or were given back before, as an outbox that is read by its sequence
+// does; a [Failer], whose schedule is its own, must hold back the later ones
+// itself. The function is called by one goroutine at a time, and must return the
+// same key for the same record; a record over which it panics has failed. T is the type of the
+// coordinator's records.
+func WithOrderKey[T any](key func(record T) string) Option {
+	return func(c *config) {
+		if key == nil {
+			c.refuse("WithOrderKey", "is nil: pass the function that returns a record's key")
+			return
+		}
+		c.keyOf = key
+	}
+}
+
+// WithApplyBatchSize sets how many records a [BatchApplier] is given at most in
+// one call. The default is the batch, or with several workers an equal share of
+// it.
+func WithApplyBatchSize(n int) Option {
+	return func(c *config) { c.count("WithApplyBatchSize", &c.applyBatch, n) }
+}
+
+// WithPrefetch sets how many batches are fetched while another is in work. The
+// default of a polling coordinator is 0; more is only for sources that lease
+// their records ([Releaser]), and has a fetch begin before the batch in work is
+// marked. That of a streaming coordinator is 1.
+func WithPrefetch(batches int) Option {
+	return func(c *config) {
+		if batches < 0 || batches > maxCount {
+			c.refuse("WithPrefetch", "is %d: want 0 to %d", batches, maxCount)
+			return
+		}
+		c.prefetch = batches
+	}
+}
+
+// WithOrderedMarks has a streaming coordinator mark records in the order
+// fetched, as a source needs that keeps a position and not a mark for each
+// record. A record that is not settled holds up the marks of all behind it, and,
+// when no more may be in hand, the stream. The default is the order in which
+// they are settled.
+func WithOrderedMarks() Option {
+	return func(c *config) {
+		c.streaming = "WithOrderedMarks"
+		c.orderedMarks = true
 	}
 }
 
@@ -163,7 +237,7 @@ func WithRandom(random func() float64) Option {
 	}
 }
 
-// WithLogger sets where failures are logged, at Warn and Error. The default is
+// WithLogger sets where failures are logged, see [SlogObserver]. The default is
 // slog.Default(); slog.New(slog.DiscardHandler) is silence.
 func WithLogger(logger *slog.Logger) Option {
 	return func(c *config) {
@@ -173,6 +247,20 @@ func WithLogger(logger *slog.Logger) Option {
 		}
 		c.logger = logger
 	}
+}
+
+// WithObserver has an observer told of what the coordinator does, beside the
+// log. It may be given several times.
+func WithObserver(o Observer) Option {
+	return func(c *config) { c.observers = append(c.observers, o) }
+}
+
+// pace is the interval, spread unless it is to be exact.
+func (c *config) pace() time.Duration {
+	if c.fixed {
+		return c.interval
+	}
+	return time.Duration(float64(c.interval) * (0.9 + 0.2*c.random()))
 }
 
 // trouble is the pace of everything that is tried again after an error of the

@@ -11,6 +11,9 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
+// unspread is the middle of every spread.
+var unspread = courier.WithRandom(func() float64 { return 0.5 })
+
 // elapsed returns how long a coordinator took to settle all of a source.
 func elapsed(t *testing.T, source interface{ left() []int }, c *courier.PollingCoordinator[int]) time.Duration {
 	t.Helper()
@@ -53,7 +56,7 @@ func TestPace_AFetchFunctionWithALimitOfItsOwn(t *testing.T) {
 func TestPace_ACaughtUpSourceIsAskedOnceAnInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newShelf(1, 2, 3)
-		stop := start(t, courier.NewPollingCoordinator(source, &sink[int]{}, quiet))
+		stop := start(t, courier.NewPollingCoordinator(source, &sink[int]{}, quiet, unspread))
 		time.Sleep(time.Minute - time.Nanosecond)
 		require.NoError(t, stop())
 		require.Equal(t, 12, source.fetchCount(), "every 5 seconds")
@@ -64,7 +67,7 @@ func TestPace_WhatCannotBeMarkedIsNotTriedInALoop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newShelf(numbers(200)...)
 		s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
-		stop := start(t, courier.NewPollingCoordinator(source, s, quiet))
+		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, unspread))
 		time.Sleep(time.Minute - time.Nanosecond)
 		require.NoError(t, stop())
 		require.Equal(t, 12, source.fetchCount())

@@ -1,9 +1,6 @@
 package courier
 
-import (
-	"context"
-	"fmt"
-)
+import "fmt"
 
 // ResilientConfig configures [ResilientApplier]. The zero value is the default.
 type ResilientConfig[T any] struct {
@@ -36,8 +33,8 @@ type ResilientConfig[T any] struct {
 // looks like an outage at first: it opens the breaker, and the others wait for
 // the open period; and if it is alone it stays pending until another record
 // comes, since only that can tell. So return Permanent where it is known. A
-// panic in the applier is a failure as any other. A success allocates nothing. The result is as safe
-// for concurrent use as the applier.
+// panic in the applier is a failure as any other. A success allocates nothing.
+// The result is as safe for concurrent use as the applier.
 func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Applier[T], DLQ[T]) {
 	var c ResilientConfig[T]
 	if config != nil {
@@ -64,12 +61,13 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 	if fault == nil {
 		fault = c.validate(attempts)
 	}
-	var sink Applier[T] = &guardApplier[T]{newStage(applier, fault)}
+	sink := applier
 	if timeout := c.Retry.AttemptTimeout; timeout > 0 {
 		sink = newTimeoutApplier(sink, timeout, c.Retry.Clock, nil)
 		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
 	}
-	breaker := NewCircuitBreakerApplier(sink, NewBreaker(c.Breaker))
+	breaker := newBreakerApplier(sink, NewBreaker(c.Breaker), fault)
+	breaker.catches = true
 	parking := newDLQApplier(NewRetryableApplier(breaker, c.Retry), c.DLQ, c.Parking)
 	parking.guarded = true
 	return parking, c.DLQ
@@ -92,26 +90,4 @@ func (c *ResilientConfig[T]) validate(attempts int) error {
 		return &ConfigError{"BreakerPolicy.FailureThreshold", fmt.Sprintf("is %d: want from 2 to RetryPolicy.MaxAttempts (%d), which is what tells a poison record from an outage", c.Breaker.FailureThreshold, attempts)}
 	}
 	return nil
-}
-
-// guardApplier is the innermost stage: a panic of the user's applier becomes an
-// error before the breaker and the retries see it.
-type guardApplier[T any] struct{ stage[T] }
-
-func (g *guardApplier[T]) Apply(ctx context.Context, record T) error {
-	if g.fault != nil {
-		return g.fault
-	}
-	return g.shielded(ctx, record)
-}
-
-func (g *guardApplier[T]) ApplyBatch(ctx context.Context, records []T) (err error) {
-	if g.fault != nil {
-		return g.fault
-	}
-	if g.batch == nil {
-		return applyEach(ctx, Applier[T](g), records)
-	}
-	guard(&err, func() error { return g.batch.ApplyBatch(ctx, records) })
-	return err
 }

@@ -214,9 +214,10 @@ func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[
 	if p.AttemptTimeout > 0 && applier != nil {
 		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, nil)
 	}
+	_, refuses := applier.(*breakerApplier[T])
 	return &retryApplier[T]{newStage(applier, fault), p, backoff.Policy{
 		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
-	}, p.MaxElapsed > 0 || p.Budget != nil}
+	}, p.MaxElapsed > 0 || p.Budget != nil, refuses}
 }
 
 type retryApplier[T any] struct {
@@ -224,12 +225,13 @@ type retryApplier[T any] struct {
 	policy  RetryPolicy
 	backoff backoff.Policy
 	metered bool // there is a budget or a MaxElapsed
+	refuses bool // what is inside refuses an ended context by itself
 }
 
 func (*retryApplier[T]) retries() {}
 
 func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
-	if r.fault != nil || ctx.Err() != nil {
+	if r.fault != nil || !r.refuses && ctx.Err() != nil {
 		return r.refuse(ctx)
 	}
 	if r.metered {

@@ -6,8 +6,6 @@ import (
 	"io"
 	"sync"
 	"time"
-
-	"github.com/erfanmomeniii/courier/internal/ledger"
 )
 
 // stream is one run of a streaming coordinator. The director, which is the
@@ -15,45 +13,56 @@ import (
 // and never blocks on a send: each channel has room for all that can be under
 // way. Fetches, applies and settlements have goroutines of their own.
 type stream[T any] struct {
+	*engine[T]
 	config   *config
+	control  *control
 	source   Source[T]
 	releaser Releaser[T] // nil if the source is none
-	applier  Applier[T]
-	batch    BatchApplier[T]
-	breakers []*Breaker // to be asked before a fetch (D6)
-	identity func(T) string
+	failer   Failer[T]   // likewise
+	renewer  Renewer[T]  // likewise
 	life     *lifecycle
 	leave    context.Context // once it has ended, workers begin no record
 	intake   context.Context // what is fetched under
 	close    context.CancelCauseFunc
 
-	wanted  chan int            // to the fetcher: at most how many records
+	wanted  chan request        // to the fetcher
 	fetched chan fetchResult[T] // from it
 	todo    chan *share[T]      // to the workers
 	done    chan *share[T]      // from them
 	jobs    chan job[T]         // to the settler
 	settled chan error          // from it
+	leases  chan []T            // to the renewer
+	renewed chan error          // from it
 
-	inHand   int       // records fetched and neither marked nor released
-	queue    []item[T] // to be applied, in this order
-	held     []item[T] // failed, to be tried again when due
-	unmarked []T       // applied
-	back     []T       // to be released
-	backFor  time.Duration
-	spare    []*share[T]
+	limit   int                 // of the records in hand
+	inHand  int                 // records fetched and neither marked nor given back
+	queue   []item[T]           // to be applied, in this order
+	held    []item[T]           // failed, to be tried again when due
+	lanes   map[string]*lane[T] // of the keys that something is under way for; nil without an order
+	out     []*share[T]         // with the workers, in the order they were handed out
+	spare   []*share[T]
+	line    line[T] // of the marks
+	back    []T     // to be released
+	backFor time.Duration
+	faulty  []FailedRecord[T] // to be reported
+	leased  []uint64          // the records that are being renewed
+	number  uint64            // of the next record
 
 	asking   bool    // the fetcher is at work
-	working  int     // shares with the workers
 	job      *job[T] // what the settler is at
-	released bool    // its last job was a release
+	turn     jobKind // the last job's
 	eof      bool
+	paused   bool // by Pause
 	stopping bool
 	probing  bool // the breaker may be probed, with one record at a time
 	sparing  bool // suspects wait for others to close the breaker
 
 	pausedUntil, fetchAt, markAt, flushAt      time.Time
+	lookAt, renewAt                            time.Time
 	refusedAt, spareUntil                      time.Time
 	pausePace, fetchPace, markPace, refusePace trouble
+	renewEvery                                 time.Duration
+	pauses                                     int
 
 	fatal    error
 	markLost error
@@ -62,11 +71,14 @@ type stream[T any] struct {
 // item is a record in hand, with its history once it has one.
 type item[T any] struct {
 	record T
+	number uint64 // in the order fetched
+	key    string // where an order was asked for
 	past   *past
 }
 
 // past is what happened to a record before.
 type past struct {
+	unkeyed error     // why its order key is not known
 	used    history   // attempts interrupted by an open breaker
 	suspect bool      // the breaker opened over it, or stayed open
 	probes  int       // in vain
@@ -84,49 +96,54 @@ func (it *item[T]) history() *past {
 
 func (it *item[T]) suspect() bool { return it.past != nil && it.past.suspect }
 
+// request is a call for the fetcher.
+type request struct {
+	ctx   context.Context
+	limit int
+}
+
 type fetchResult[T any] struct {
 	records []T
+	keys    []string // parallel to the records; nil when no order was asked for
+	unkeyed map[int]error
+	began   time.Time // by ahead only
+	took    time.Duration
 	err     error
-}
-
-// share is what a worker is given at a time.
-type share[T any] struct {
-	work  work[T]
-	items []item[T]
-	probe bool
-}
-
-// job is one call for the settler: a mark, or a release.
-type job[T any] struct {
-	release bool
-	records []T
-	after   time.Duration
+	skipped bool // it was not made, see ahead
 }
 
 func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T] {
+	n := c.config.workers
 	s := &stream[T]{
-		config:   &c.config,
-		source:   c.source,
-		applier:  c.applier,
-		batch:    asBatch(c.applier),
-		breakers: breakersOf(c.applier),
-		life:     beginLifecycle(ctx, c.config.clock, c.config.drainTimeout),
-		wanted:   make(chan int, 1),
-		fetched:  make(chan fetchResult[T], 1),
-		todo:     make(chan *share[T], c.config.workers),
-		done:     make(chan *share[T], c.config.workers),
-		jobs:     make(chan job[T], 1),
-		settled:  make(chan error, 1),
+		engine:  newEngine(c.source, c.applier, &c.config, c.watch),
+		config:  &c.config,
+		control: c.control,
+		source:  c.source,
+		life:    beginLifecycle(ctx, c.watch, c.config.clock, c.config.drainTimeout),
+		limit:   c.config.batchSize * (1 + c.config.prefetch),
+		wanted:  make(chan request, 1),
+		fetched: make(chan fetchResult[T], 1),
+		todo:    make(chan *share[T], n),
+		done:    make(chan *share[T], n),
+		jobs:    make(chan job[T], 1),
+		settled: make(chan error, 1),
+		leases:  make(chan []T, 1),
+		renewed: make(chan error, 1),
+		line:    line[T]{ordered: c.config.orderedMarks, batch: c.config.batchSize},
 	}
 	s.life.applying.Store(true) // the director says when that has ended
+	if s.keyOf != nil {
+		s.lanes = make(map[string]*lane[T])
+	}
 	// After a stop, records that were not begun go back to a source that takes
 	// them; to leave them alone otherwise would be to lose them.
 	s.leave = s.life.work
 	if s.releaser, _ = c.source.(Releaser[T]); s.releaser != nil {
 		s.leave = ctx
 	}
-	if named, ok := c.source.(Identifier[T]); ok {
-		s.identity = named.Identity
+	s.failer, _ = c.source.(Failer[T])
+	if s.renewer, _ = c.source.(Renewer[T]); s.renewer != nil {
+		s.renewEvery = renewEvery(s.renewer)
 	}
 	s.intake, s.close = context.WithCancelCause(ctx)
 	return s
@@ -136,19 +153,29 @@ func (s *stream[T]) run() error {
 	var helpers sync.WaitGroup
 	helpers.Go(func() { supervise((&fetcher[T]{stream: s}).loop) })
 	helpers.Go(func() { supervise((&settler[T]{stream: s}).loop) })
+	if s.renewEvery > 0 {
+		helpers.Go(func() { supervise((&holder[T]{stream: s}).loop) })
+	}
 	for range s.config.workers {
-		helpers.Go(func() { supervise((&worker[T]{stream: s}).loop) })
+		w := &worker[*share[T]]{todo: s.todo, done: s.done, stop: s.leave, ctx: s.life.work}
+		helpers.Go(func() { supervise(w.loop) })
 	}
 	s.direct()
 	close(s.wanted)
 	close(s.todo)
 	close(s.jobs)
+	close(s.leases)
 	helpers.Wait()
 	s.close(ErrStopped)
 	s.life.end()
 
 	var unsettled error
-	if left := append(s.queue, s.held...); len(left) > 0 {
+	left := append(s.queue, s.held...)
+	for _, l := range s.inLanes() {
+		left = append(left, l...)
+	}
+	if len(left) > 0 {
+		byNumber(left)
 		e := &UnsettledError[T]{Records: make([]T, len(left))}
 		for i, it := range left {
 			e.Records[i] = it.record
@@ -156,10 +183,11 @@ func (s *stream[T]) run() error {
 				e.Err = it.past.err
 			}
 		}
-		s.config.logger.Error("courier: records were not settled and cannot be given back: Start returns them", "records", len(left), "first_error", e.Err)
 		unsettled = e
 	}
-	return errors.Join(s.fatal, s.markLost, unsettled)
+	err := errors.Join(s.fatal, s.markLost, unsettled)
+	s.watch.stopped(s.life.settle, StopEvent{Unsettled: len(left), Err: err})
+	return err
 }
 
 // direct is the director's loop: do all that can be done now, then wait until
@@ -190,11 +218,16 @@ func (s *stream[T]) direct() {
 		case r := <-s.fetched:
 			s.receive(r)
 		case sh := <-s.done:
-			s.collect(sh)
+			s.finish(sh)
 		case err := <-s.settled:
 			s.finishJob(err)
+		case err := <-s.renewed:
+			s.finishRenewal(err)
 		case <-alarm:
 			alarm, alarmAt = nil, time.Time{}
+		case <-s.control.wake:
+			s.fetchAt = time.Time{}
+		case <-s.control.stirred:
 		case <-stopped:
 		}
 	}
@@ -204,52 +237,75 @@ func (s *stream[T]) direct() {
 func (s *stream[T]) act(now time.Time) (finished bool) {
 	closing := s.stopping || s.fatal != nil
 	s.sparing = false
-	if g := gateOf(s.breakers); g.closed || g.probe {
+	if g := gateOf(s.control.breakers); g.closed || g.probe {
 		s.probing = true
 		s.sparing = g.probe && now.Before(s.spareUntil)
 		if g.until.After(s.pausedUntil) {
 			s.pausedUntil = g.until
 		}
 	}
-	paused := now.Before(s.pausedUntil)
+	s.heed(closing)
+	open := now.Before(s.pausedUntil) // a breaker is
 	// A queue is worked off unless nobody will take it any more: a stop does not
 	// wait for a breaker to close (C-5).
-	over := s.leave.Err() != nil || s.fatal != nil || closing && paused || s.eof && s.working == 0 && s.hopeless()
+	over := s.leave.Err() != nil || s.fatal != nil || closing && open || s.eof && len(s.out) == 0 && s.hopeless()
 
+	s.look(now)
 	s.wakeHeld(now, closing)
 	if over && s.releaser != nil {
-		for _, it := range s.queue {
-			s.giveBack(it.record, 0)
-		}
-		s.queue = nil
+		s.giveBackAll()
 	}
-	if !over && !paused {
+	if !over && !open {
 		s.handOut()
 	}
-	if s.stopping && s.working == 0 && (over || len(s.queue) == 0) {
+	if s.stopping && len(s.out) == 0 && (over || len(s.queue) == 0) {
 		s.life.lastApplied()
 	}
 	if s.job == nil {
-		s.settle(now, closing || paused)
+		s.settle(now, closing || open)
 	}
-	if !s.asking && !s.eof && !closing && !paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
-		want := min(2*s.config.batchSize-s.inHand, s.config.batchSize)
-		if s.probing {
-			// A probe needs another record only when all in hand are suspects.
-			want = 0
-			if s.allSuspect() && s.inHand < max(2*s.config.batchSize, minWindow) {
-				want = 1
-			}
-		}
-		if want > 0 {
-			s.asking = true
-			s.wanted <- want
-		}
+	s.renew(now)
+	if !s.asking && !s.eof && !closing && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
+		s.ask()
 	}
-	if s.asking || s.working > 0 || s.job != nil || len(s.unmarked)+len(s.back) > 0 {
+	if s.asking || len(s.out) > 0 || s.job != nil || s.line.ready() > 0 || len(s.back)+len(s.faulty)+len(s.leased) > 0 {
 		return false
 	}
 	return over || (closing || s.eof && !s.retrying()) && len(s.queue) == 0
+}
+
+// heed follows Pause and Resume. A fetch that blocks is called back, for its
+// records would otherwise be taken in during the pause.
+func (s *stream[T]) heed(closing bool) {
+	paused := s.control.paused() != nil && !closing
+	switch {
+	case paused && !s.paused:
+		s.pause(PauseEvent{})
+		s.close(ErrPaused)
+	case !paused && s.paused && !closing:
+		s.resume()
+		s.fetchAt = time.Time{}
+	}
+	s.paused = paused
+	if !paused && !s.asking && s.intake.Err() != nil && !closing {
+		s.intake, s.close = context.WithCancelCause(s.life.stop)
+	}
+}
+
+// ask has the fetcher fetch, if there is room in hand.
+func (s *stream[T]) ask() {
+	want := min(s.limit-s.inHand, s.config.batchSize)
+	if s.probing {
+		// A probe needs another record only when all in hand are suspects.
+		want = 0
+		if s.allSuspect() && s.inHand < max(s.limit, minWindow) {
+			want = 1
+		}
+	}
+	if want > 0 {
+		s.asking = true
+		s.wanted <- request{s.intake, want}
+	}
 }
 
 // lastTries is how often a record is delivered that fails at the end of the
@@ -265,7 +321,7 @@ const lastProbes = 10
 // whether it is they or the destination.
 func (s *stream[T]) hopeless() bool {
 	for _, it := range s.queue {
-		if it.past == nil || it.past.probes < lastProbes {
+		if (it.past == nil || it.past.probes < lastProbes) && !s.behindAnother(it) {
 			return false
 		}
 	}
@@ -283,119 +339,6 @@ func (s *stream[T]) retrying() bool {
 	return false
 }
 
-// wakeHeld moves failed records on: back to a source that takes them, else into
-// the queue when they are due.
-func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
-	kept := s.held[:0]
-	for _, it := range s.held {
-		switch {
-		case s.releaser != nil && closing:
-			s.giveBack(it.record, 0)
-		case s.releaser != nil:
-			s.giveBack(it.record, it.past.due.Sub(now))
-		case !closing && !now.Before(it.past.due):
-			s.queue = append(s.queue, it)
-		default:
-			kept = append(kept, it)
-		}
-	}
-	clear(s.held[len(kept):])
-	s.held = kept
-}
-
-func (s *stream[T]) giveBack(record T, after time.Duration) {
-	s.back = append(s.back, record)
-	s.backFor = max(s.backFor, after)
-}
-
-// handOut gives records to idle workers: while probing one, and one only; else
-// the queue in equal shares.
-func (s *stream[T]) handOut() {
-	if s.probing {
-		if s.working == 0 && len(s.queue) > 0 && (!s.sparing || !s.allSuspect()) {
-			pick := 0
-			for i := range s.queue {
-				if !s.queue[i].suspect() {
-					pick = i
-					break
-				}
-			}
-			probe := s.queue[pick]
-			s.queue = append(s.queue[:pick], s.queue[pick+1:]...)
-			s.send([]item[T]{probe}, true)
-		}
-		return
-	}
-	for idle := s.config.workers - s.working; idle > 0 && len(s.queue) > 0; idle-- {
-		n := (len(s.queue) + idle - 1) / idle
-		s.send(s.queue[:n], false)
-		s.queue = s.queue[n:]
-	}
-	if len(s.queue) == 0 {
-		s.queue = nil
-	}
-}
-
-func (s *stream[T]) allSuspect() bool {
-	for i := range s.queue {
-		if !s.queue[i].suspect() {
-			return false
-		}
-	}
-	return true
-}
-
-func (s *stream[T]) send(items []item[T], probe bool) {
-	var sh *share[T]
-	if n := len(s.spare); n > 0 {
-		sh, s.spare = s.spare[n-1], s.spare[:n-1]
-	} else {
-		sh = &share[T]{work: work[T]{applier: s.applier, batch: s.batch}}
-	}
-	records := make([]T, len(items))
-	var used []history
-	for i, it := range items {
-		records[i] = it.record
-		if it.past != nil && it.past.used != nil {
-			if used == nil {
-				used = make([]history, len(items))
-			}
-			used[i] = it.past.used
-		}
-	}
-	sh.items = append(sh.items[:0], items...)
-	sh.probe = probe
-	sh.work.reset(records, used)
-	s.working++
-	s.todo <- sh
-}
-
-// settle gives the settler its next job. Applied records wait for more to be
-// marked with them, unless there is nothing to wait for.
-func (s *stream[T]) settle(now time.Time, hurry bool) {
-	n := min(len(s.unmarked), s.config.batchSize)
-	dead := s.life.settle.Err() != nil
-	if dead && s.markLost != nil {
-		s.unmarked, n = nil, 0
-	}
-	due := n == s.config.batchSize || hurry || !now.Before(s.flushAt) || s.working == 0 && len(s.queue) == 0
-	mark := n > 0 && due && (dead || !now.Before(s.markAt))
-	switch {
-	case len(s.back) > 0 && (!mark || !s.released): // by turns: neither starves the other
-		s.start(job[T]{release: true, records: s.back, after: s.backFor})
-		s.back, s.backFor = nil, 0
-	case mark:
-		s.start(job[T]{records: s.unmarked[:n:n]})
-		s.unmarked = s.unmarked[n:]
-		s.flushAt = now.Add(s.config.flushInterval)
-	}
-}
-
-func (s *stream[T]) start(j job[T]) {
-	s.job, s.released = &j, j.release
-	s.jobs <- j
-}
-
 // next is the earliest time at which act has something to do that no event
 // announces, zero if there is none.
 func (s *stream[T]) next(now time.Time) time.Time {
@@ -406,6 +349,8 @@ func (s *stream[T]) next(now time.Time) time.Time {
 		}
 	}
 	consider(s.pausedUntil)
+	consider(s.lookAt)
+	consider(s.renewAt)
 	if s.sparing {
 		consider(s.spareUntil)
 	}
@@ -415,7 +360,7 @@ func (s *stream[T]) next(now time.Time) time.Time {
 			consider(it.past.due)
 		}
 	}
-	if len(s.unmarked) > 0 && s.job == nil {
+	if s.line.ready() > 0 && s.job == nil {
 		consider(s.markAt)
 		consider(s.flushAt)
 	}
@@ -425,152 +370,34 @@ func (s *stream[T]) next(now time.Time) time.Time {
 // receive takes in what the fetcher brought.
 func (s *stream[T]) receive(r fetchResult[T]) {
 	s.asking = false
-	s.inHand += len(r.records)
-	for _, record := range r.records {
-		s.queue = append(s.queue, item[T]{record: record})
+	n := len(r.records)
+	s.inHand += n
+	for i, record := range r.records {
+		it := item[T]{record: record, number: s.number}
+		if r.keys != nil {
+			it.key = r.keys[i]
+		}
+		if bad := r.unkeyed[i]; bad != nil {
+			it.history().unkeyed = bad
+		}
+		s.number++
+		s.queue = append(s.queue, it)
+		s.line.enter(record)
 	}
+	event := FetchEvent{Records: n, Err: r.err, Took: r.took}
 	switch {
 	case r.err == io.EOF: // not wrapped: that is a connection that broke
 		s.eof = true
-	case r.err == nil && len(r.records) > 0:
+		event.Err = nil
+	case r.err == nil && n > 0:
 		s.fetchPace = trouble{}
 	case s.intake.Err() == nil:
 		// Nothing without an error is a source that does not block; it would
 		// keep a processor busy.
-		delay := s.fetchPace.delay(s.config)
-		s.fetchAt = s.config.clock.Now().Add(delay)
-		if r.err != nil {
-			s.config.logger.Warn("courier: fetch failed", "records", len(r.records), "retry_in", delay, "error", r.err)
-		}
-	}
-}
-
-// collect takes in what became of a share.
-func (s *stream[T]) collect(sh *share[T]) {
-	s.working--
-	w := &sh.work
-	now := s.config.clock.Now()
-	var again, last []item[T] // last: so that the next probe is another record
-	failed, refused := 0, 0
-	var first complaint
-	for i, it := range sh.items {
-		err := w.ledger.Err(i)
-		switch state := w.ledger.State(i); {
-		case state == ledger.Settled:
-			if len(s.unmarked) == 0 {
-				s.unmarked = make([]T, 0, s.config.batchSize)
-				s.flushAt = now.Add(s.config.flushInterval)
-			}
-			s.unmarked = append(s.unmarked, it.record)
-		case state == ledger.Pending && err == nil: // not begun
-			again = append(again, it)
-		case state == ledger.Pending && w.halted.err != nil:
-			p := it.history()
-			p.err = err
-			if used := historyOf(err); used != nil {
-				p.used = used
-			}
-			if i != w.halted.at {
-				again = append(again, it)
-				continue
-			}
-			p.suspect = true
-			if sh.probe {
-				p.probes++
-			}
-			last = append(last, it)
-		default:
-			p := it.history()
-			p.err, p.used = err, nil
-			delay := p.tries.delay(s.config)
-			if s.releaser != nil {
-				delay = releasedFor // what is given back takes no count along
-			}
-			p.due = now.Add(max(delay, afterOf(err)))
-			s.held = append(s.held, it)
-			first.add(i, err)
-			if failed++; state == ledger.Pending {
-				refused++
-			}
-		}
-	}
-	if len(again) > 0 {
-		s.queue = append(again, s.queue...)
-	}
-	s.queue = append(s.queue, last...)
-	if failed > 0 {
-		name := func(i int) string { return describe(s.identity, sh.items[i].record, i) }
-		s.config.logger.Warn("courier: records were not settled and are tried again later", append(first.attrs(name), "failed", failed-refused, "refused", refused, "of", len(sh.items))...)
-	}
-	if refused > 0 && s.life.stop.Err() == nil {
-		s.refuse(now)
-	}
-	s.pause(w.halted, sh.probe, now)
-	clear(sh.items)
-	w.reset(nil, nil)
-	s.spare = append(s.spare, sh)
-}
-
-// releasedFor is how long a failed record is given back for.
-const releasedFor = 5 * time.Second
-
-// refuse stops intake for a while that grows, because records can be settled
-// nowhere: a full dead letter queue must not have the source drained against it.
-func (s *stream[T]) refuse(now time.Time) {
-	if now.Sub(s.refusedAt) > time.Minute {
-		s.refusePace = trouble{}
-	}
-	s.refusedAt = now
-	s.fetchAt = now.Add(s.refusePace.delay(s.config))
-}
-
-// pause stops intake while the destination takes nothing (D6), and lets it go
-// on after a probe that was not refused.
-func (s *stream[T]) pause(h halt, probe bool, now time.Time) {
-	switch {
-	case h.fatal:
-		s.fatal = h.err
-		s.close(h.err)
-	case h.err != nil:
-		until := h.until
-		if !until.After(now) { // somebody else's probe is out
-			until = now.Add(s.pausePace.delay(s.config))
-		}
-		if until.After(s.pausedUntil) {
-			s.pausedUntil = until
-		}
-		s.probing = true
-		s.config.logger.Warn("courier: paused, records stay pending", "until", s.pausedUntil, "error", h.err)
-	case probe:
-		s.probing = false
-		s.pausePace = trouble{}
-		s.spareUntil = now.Add(sparedFor)
-	}
-}
-
-// finishJob takes in the settler's answer.
-func (s *stream[T]) finishJob(err error) {
-	j := s.job
-	s.job = nil
-	n := len(j.records)
-	switch {
-	case j.release:
-		if err != nil {
-			s.config.logger.Warn("courier: release failed; the records come back when their lease ends", "records", n, "error", err)
-		}
-		s.inHand -= n
-	case err == nil:
-		s.inHand -= n
-		s.markPace, s.markAt = trouble{}, time.Time{}
+		event.RetryIn = s.fetchPace.delay(s.config)
+		s.fetchAt = s.config.clock.Now().Add(event.RetryIn)
 	default:
-		s.unmarked = append(j.records, s.unmarked...)
-		if s.life.settle.Err() != nil {
-			s.markLost = &MarkError{len(s.unmarked), err}
-			s.config.logger.Error("courier: gave up marking; the records will be applied again", "records", len(s.unmarked), "error", err)
-			return
-		}
-		delay := s.markPace.delay(s.config)
-		s.markAt = s.config.clock.Now().Add(delay)
-		s.config.logger.Warn("courier: mark failed, nothing is fetched until it succeeds", "records", n, "retry_in", delay, "error", err)
+		event.Err = nil // it tells of the stop, or of the pause
 	}
+	s.watch.fetched(s.life.settle, event)
 }

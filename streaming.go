@@ -1,19 +1,16 @@
 package courier
 
-import (
-	"context"
-	"sync/atomic"
-)
+import "context"
 
 // StreamingCoordinator takes records from a source as they come, applies them
 // with one or more workers and marks them in batches. Its methods are safe for
 // concurrent use.
 type StreamingCoordinator[T any] struct {
+	*control
 	source  Source[T]
 	applier Applier[T]
 	config  config
 	fault   error
-	running atomic.Bool
 }
 
 // NewStreamingCoordinator returns a coordinator for a source that hands each
@@ -21,7 +18,11 @@ type StreamingCoordinator[T any] struct {
 // arguments is reported there.
 func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *StreamingCoordinator[T] {
 	c := &StreamingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
-	c.fault = firstFault(configErrorOf("source", source), configErrorOf("applier", applier), c.config.fault)
+	c.control = newControl(source, applier, &c.config)
+	if c.config.prefetch < 0 {
+		c.config.prefetch = 1
+	}
+	c.fault = firstFault(configErrorOf("source", source), configErrorOf("applier", applier), c.config.fault, keyFault[T](&c.config))
 	if c.fault == nil && c.config.polling != "" {
 		c.fault = &ConfigError{c.config.polling, "is for a polling coordinator; a streaming one has no use for it"}
 	}
@@ -47,16 +48,16 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 // end ([*MarkError]), or when records are left that the source does not take
 // back ([*UnsettledError]).
 func (c *StreamingCoordinator[T]) Start(ctx context.Context) error {
-	if c.source == nil && c.fault == nil {
+	if c.control == nil {
 		return &ConfigError{"coordinator", "is the zero value: make it with NewStreamingCoordinator"}
 	}
 	if c.fault != nil {
 		return c.fault
 	}
-	if !c.running.CompareAndSwap(false, true) {
-		return ErrRunning
+	ctx, err := c.begin(ctx)
+	if err != nil {
+		return err
 	}
-	defer c.running.Store(false)
-
+	defer c.end()
 	return newStream(ctx, c).run()
 }

@@ -112,10 +112,18 @@ func (s *suspects[T]) histories(records []T) (past []history) {
 }
 
 // probe picks the record to try while the breaker may be probed: the first one
-// that is no suspect, else the one that has been suspect the longest.
-func (s *suspects[T]) probe(records []T) int {
+// that is no suspect, else the one that has been suspect the longest. Where
+// there are keys, a record behind another of its key is out of question.
+func (s *suspects[T]) probe(records []T, keys []string) int {
 	pick, oldest := 0, len(s.list)
+	met := make(map[string]bool)
 	for i, record := range records {
+		if keys != nil && met[keys[i]] {
+			continue
+		}
+		if keys != nil {
+			met[keys[i]] = true
+		}
 		j := s.find(record)
 		if j < 0 {
 			return i
@@ -127,14 +135,32 @@ func (s *suspects[T]) probe(records []T) int {
 	return pick
 }
 
-// split tells the suspects among the records from the others.
-func (s *suspects[T]) split(records []T) (others, suspected []T) {
-	for _, record := range records {
-		if s.find(record) < 0 {
-			others = append(others, record)
-		} else {
+// split tells the suspects among the records, and what is behind one of its key,
+// from the others.
+func (s *suspects[T]) split(records []T, keys []string) (others, suspected []T) {
+	behind := make(map[string]bool)
+	for i, record := range records {
+		switch {
+		case keys != nil && behind[keys[i]]:
 			suspected = append(suspected, record)
+		case s.find(record) >= 0:
+			suspected = append(suspected, record)
+			if keys != nil {
+				behind[keys[i]] = true
+			}
+		default:
+			others = append(others, record)
 		}
 	}
 	return others, suspected
+}
+
+// all reports whether every record is a suspect.
+func (s *suspects[T]) all(records []T) bool {
+	for _, record := range records {
+		if s.find(record) < 0 {
+			return false
+		}
+	}
+	return true
 }

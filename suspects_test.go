@@ -57,7 +57,7 @@ func TestSuspects(t *testing.T) {
 								t.Fatalf("record %d has used %d, want %d", record, got, want)
 							}
 						}
-						pick := s.probe(records)
+						pick := s.probe(records, nil)
 						wantPick, rank := 0, len(model)
 						for i, record := range records {
 							at := -1

@@ -26,6 +26,7 @@ import (
 var (
 	seedFlag     = flag.Uint64("sim.seed", 1, "the first seed")
 	episodesFlag = flag.Int("sim.episodes", 300, "how many seeds to run")
+	traceFlag    = flag.Bool("sim.trace", false, "print what happens")
 	timeFlag     = flag.Duration("sim.time", 0, "run new seeds for this long instead")
 )
 
@@ -72,7 +73,7 @@ func newWorld(seed uint64) *world {
 	return &world{
 		seed: seed, plan: newPlan(seed), counts: map[string]int{}, leased: map[int]time.Time{}, applied: map[int]int{},
 		parked: map[int]int{}, marked: map[int]bool{}, inHand: map[int]bool{}, excused: map[int]bool{},
-		second: map[int]int{},
+		second: map[int]int{}, busy: map[int]bool{}, lessee: map[int]int{}, held: map[int]bool{},
 	}
 }
 
@@ -111,6 +112,34 @@ func newPlan(seed uint64) plan {
 				p.poison[n] = true
 			}
 		}
+	}
+	p.threads, p.prefetch = 1, -1
+	if u("threads") < 0.5 {
+		p.threads = 1 + pick("how many threads", 16)
+	}
+	if u("keyed") < 0.4 {
+		p.keys = 1 + pick("keys", 12)
+	}
+	if u("portioned") < 0.5 {
+		p.portion = 1 + pick("portion", p.batch)
+	}
+	if p.leasing && u("prefetched") < 0.4 {
+		p.prefetch = pick("prefetch", 4)
+	}
+	// Where every key begins with a poison record none is left to tell them from
+	// an outage (C-1): that blocks, and must.
+	keys := map[int]bool{}
+	for n := range p.poison {
+		keys[n%max(1, p.keys)] = true
+	}
+	if p.keys > 0 && len(keys) == p.keys {
+		clear(p.poison)
+	}
+	p.ordered = p.workers > 0 && u("ordered") < 0.3
+	p.failing = p.leasing && u("failing") < 0.3
+	p.renewing = p.leasing && p.workers == 0 && !p.failing && u("renewing") < 0.4
+	if p.renewing {
+		p.pLease = maybe("lease", 0.1)
 	}
 	for i := range pick("outages", 4) {
 		from := time.Duration(draw(seed, "outage", i, 0) * float64(p.faulty))
@@ -200,19 +229,37 @@ func (w *world) live(t *testing.T, d time.Duration, crash bool) {
 		applier = courier.NewFanOutApplier(applier, branch{w})
 	}
 	var from courier.Source[record] = src
-	if w.plan.leasing {
+	switch {
+	case w.plan.failing:
+		from = failing{releasing{src}}
+	case w.plan.renewing:
+		from = renewing{releasing{src}}
+	case w.plan.leasing:
 		from = releasing{src}
 	}
 	opts := []courier.Option{
 		courier.WithBatchSize(w.plan.batch), courier.WithDrainTimeout(drain), courier.WithRandom(random),
 		courier.WithLogger(slog.New(slog.DiscardHandler)),
 	}
+	if w.plan.keys > 0 {
+		opts = append(opts, courier.WithOrderKey(func(r record) string { return strconv.Itoa(w.key(r)) }))
+	}
+	if w.plan.portion > 0 {
+		opts = append(opts, courier.WithApplyBatchSize(w.plan.portion))
+	}
+	if w.plan.prefetch >= 0 {
+		opts = append(opts, courier.WithPrefetch(w.plan.prefetch))
+	}
+	if w.plan.ordered {
+		opts = append(opts, courier.WithOrderedMarks())
+	}
 	var c interface{ Start(context.Context) error }
 	if w.plan.workers > 0 {
 		c = courier.NewStreamingCoordinator(from, applier, append(opts, courier.WithStreamWorkers(w.plan.workers))...)
 	} else {
-		c = courier.NewPollingCoordinator(from, applier, opts...)
+		c = courier.NewPollingCoordinator(from, applier, append(opts, courier.WithWorkers(w.plan.threads))...)
 	}
+	w.trace("process %d begins", process)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Start(ctx) }()
@@ -220,6 +267,7 @@ func (w *world) live(t *testing.T, d time.Duration, crash bool) {
 	if crash {
 		w.kill() // whatever it does from here on has no effect
 	}
+	w.trace("process %d ends, crash: %v", process, crash)
 	cancel()
 	asked := time.Now()
 	err := <-ended

@@ -36,6 +36,9 @@ type world struct {
 	inHand   map[int]bool // handed out by a leasing source in this process
 	excused  map[int]bool // Courier was not told of an apply: it may come again
 	second   map[int]int  // how often the second branch has a record
+	busy     map[int]bool // keys of which a record is with the destination
+	lessee   map[int]int  // which process a record is, or was last, leased to
+	held     map[int]bool // reported as failed, and not due
 	process  int          // generation; what an older one does has no effect
 	calls    int          // of fetch, in this process
 	started  time.Time
@@ -47,6 +50,13 @@ type plan struct {
 	records   int
 	batch     int
 	workers   int  // of a streaming coordinator; 0 is polling
+	threads   int  // of a polling coordinator
+	keys      int  // how many there are; 0 asks for no order
+	portion   int  // of records that go together; 0 is the default
+	prefetch  int  // -1 is the default
+	ordered   bool // marks in the order fetched
+	failing   bool // the source keeps a retry schedule
+	renewing  bool // the source wants its leases renewed
 	leasing   bool // the source leases and takes back
 	limitless bool // the source returns all it has
 	batches   bool // the destination takes batches
@@ -58,7 +68,7 @@ type plan struct {
 	queue     int  // capacity of the dead letter queue
 
 	pError, pPermanent, pPanic, pGoexit, pHang, pLostAck, pWhole float64
-	pFetch, pMark, pMarkLost, pQueue                             float64
+	pFetch, pMark, pMarkLost, pQueue, pLease                     float64
 
 	poison  map[int]bool
 	outages []window
@@ -99,6 +109,13 @@ func (w *world) next(kind string, n int) float64 {
 
 func (w *world) fault(kind string, n int, p float64) bool {
 	return time.Since(w.began) < w.plan.faulty && w.next(kind, n) < p
+}
+
+// trace prints what happens, when it was asked for.
+func (w *world) trace(format string, args ...any) {
+	if *traceFlag {
+		fmt.Printf("%14v  "+format+"\n", append([]any{time.Since(w.began)}, args...)...)
+	}
 }
 
 func (w *world) problem(format string, args ...any) {
@@ -170,14 +187,23 @@ func (s *source) fetch(limit int) (records []record, err error, wait bool) {
 	if s.plan.limitless {
 		limit = len(s.pending)
 	}
+	behind := map[int]bool{} // keys of which a record is with another process, or put off
 	for _, r := range s.pending {
 		if len(records) == limit {
 			break
 		}
 		if s.plan.leasing {
 			if time.Now().Before(s.leased[r.N]) {
+				if by, out := s.lessee[r.N]; out && by != s.process || s.held[r.N] {
+					behind[s.key(r)] = true
+				}
 				continue
 			}
+			if s.plan.keys > 0 && behind[s.key(r)] {
+				continue
+			}
+			delete(s.held, r.N)
+			s.lessee[r.N] = s.process
 			s.leased[r.N] = time.Now().Add(lease)
 			if s.plan.workers > 0 {
 				s.leased[r.N] = time.Now().Add(1000 * time.Hour) // until given back, or the process is gone
@@ -186,8 +212,12 @@ func (s *source) fetch(limit int) (records []record, err error, wait bool) {
 		}
 		records = append(records, r)
 	}
+	s.trace("fetch %d: %v", limit, records)
 	// D11: a leasing source knows what is out.
-	room := 2 * s.plan.batch
+	room := (1 + s.plan.prefetch) * s.plan.batch
+	if s.plan.prefetch < 0 {
+		room = 2 * s.plan.batch
+	}
 	if s.plan.stack == 2 {
 		room = max(room, 100) // while the breaker is probed
 	}
@@ -217,6 +247,7 @@ func (s *source) Mark(ctx context.Context, records []record) error {
 	if s.fault("mark", records[0].N, s.plan.pMark) {
 		return errInjected
 	}
+	s.trace("mark %v", records)
 	done := map[int]bool{}
 	for _, r := range records {
 		done[r.N], s.marked[r.N] = true, true
@@ -236,6 +267,73 @@ func (s *source) Mark(ctx context.Context, records []record) error {
 	return nil
 }
 
+// key is what a record is ordered by.
+func (w *world) key(r record) int { return r.N % max(1, w.plan.keys) }
+
+// begin checks, before an attempt, that nothing of the record's key is at the
+// destination or was left out before it (D4).
+func (w *world) begin(r record) {
+	if w.plan.keys == 0 {
+		return
+	}
+	if w.busy[w.key(r)] {
+		w.problem("D4: record %d is applied together with another of its key", r.N)
+	}
+	w.busy[w.key(r)] = true
+	for n := w.key(r); n < r.N; n += w.plan.keys {
+		if w.applied[n] == 0 && w.parked[n] == 0 {
+			w.problem("D4: record %d is applied before record %d", r.N, n)
+		}
+	}
+}
+
+func (w *world) end(r record) { delete(w.busy, w.key(r)) }
+
+// failing is a source that schedules failed records by itself, renewing one whose
+// leases are short.
+type failing struct{ releasing }
+
+func (s failing) Fail(_ context.Context, failed []courier.FailedRecord[record]) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process != s.world.process {
+		return errCrashed
+	}
+	for _, f := range failed {
+		delete(s.inHand, f.Record.N)
+		s.held[f.Record.N] = true
+		s.leased[f.Record.N] = time.Now().Add(time.Duration(s.next("schedule", f.Record.N) * float64(20*time.Second)))
+	}
+	return nil
+}
+
+type renewing struct{ releasing }
+
+func (s renewing) RenewEvery() time.Duration { return lease / 3 }
+
+func (s renewing) Renew(_ context.Context, records []record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.process != s.world.process {
+		return errCrashed
+	}
+	var lost courier.BatchError
+	for i, r := range records {
+		if s.marked[r.N] || !s.inHand[r.N] {
+			continue
+		}
+		if s.plan.keys == 0 && s.fault("lease", r.N, s.plan.pLease) {
+			lost.Add(i, errors.New("somebody else has it"))
+			s.leased[r.N] = time.Now()
+			s.excused[r.N] = true
+			delete(s.inHand, r.N)
+			continue
+		}
+		s.leased[r.N] = time.Now().Add(lease)
+	}
+	return lost.ErrorOrNil()
+}
+
 // releasing is a source that takes records back.
 type releasing struct{ *source }
 
@@ -245,6 +343,7 @@ func (s releasing) Release(_ context.Context, records []record, after time.Durat
 	if s.process != s.world.process {
 		return errCrashed
 	}
+	s.trace("release for %v: %v", after, records)
 	for _, r := range records {
 		delete(s.inHand, r.N)
 		if _, out := s.leased[r.N]; out {
@@ -262,6 +361,14 @@ type destination struct {
 
 func (d *destination) Apply(ctx context.Context, r record) error {
 	d.mu.Lock()
+	if d.process == d.world.process {
+		d.begin(r)
+		defer func() {
+			d.mu.Lock()
+			d.end(r)
+			d.mu.Unlock()
+		}()
+	}
 	latency := time.Duration(d.next("latency", r.N) * float64(20*time.Millisecond))
 	hang := d.fault("hang", r.N, d.plan.pHang)
 	d.mu.Unlock()
@@ -274,6 +381,7 @@ func (d *destination) Apply(ctx context.Context, r record) error {
 		}
 	}
 	end, err := d.apply(r)
+	d.trace("apply %v: %v", r, err)
 	if end != nil {
 		end()
 	}
@@ -327,6 +435,20 @@ func (b branch) Apply(_ context.Context, r record) error {
 type batches struct{ *destination }
 
 func (b batches) ApplyBatch(_ context.Context, records []record) error {
+	b.mu.Lock()
+	if b.process == b.world.process {
+		for _, r := range records {
+			b.begin(r)
+		}
+		defer func() {
+			b.mu.Lock()
+			for _, r := range records {
+				b.end(r)
+			}
+			b.mu.Unlock()
+		}()
+	}
+	b.mu.Unlock()
 	time.Sleep(10 * time.Millisecond)
 	b.mu.Lock()
 	whole := b.fault("whole", records[0].N, b.plan.pWhole) || b.down()
@@ -365,6 +487,7 @@ func (q *queue) Send(_ context.Context, letter courier.DeadLetter[record]) error
 	case len(q.parked) >= q.plan.queue && q.parked[n] == 0 && time.Since(q.began) < q.plan.faulty:
 		return courier.ErrDLQFull
 	}
+	q.trace("park %v", letter.Record)
 	q.parked[n]++
 	if errors.Is(letter.Error, courier.ErrOpen) || errors.Is(letter.Error, context.Canceled) {
 		q.problem("D5: record %d was parked with %v", n, letter.Error)

@@ -31,6 +31,14 @@ func (l *Ledger[T]) Reset(records []T) {
 // Settle notes that record i may be marked.
 func (l *Ledger[T]) Settle(i int) { l.states[i] = Settled }
 
+// SettleRun notes that the records from one to before another may be marked.
+func (l *Ledger[T]) SettleRun(from, to int) {
+	run := l.states[from:to]
+	for i := range run {
+		run[i] = Settled
+	}
+}
+
 // Fail notes that record i failed.
 func (l *Ledger[T]) Fail(i int, err error) {
 	l.states[i] = Failed
@@ -46,6 +54,9 @@ func (l *Ledger[T]) setErr(i int, err error) {
 	}
 	l.errs[i] = err
 }
+
+// Noted reports whether any record has an error.
+func (l *Ledger[T]) Noted() bool { return len(l.errs) > 0 }
 
 // State returns what became of record i.
 func (l *Ledger[T]) State(i int) State { return l.states[i] }

@@ -1,6 +1,6 @@
 package courier
 
-// The three kinds of goroutine that run user code. Each notes what it is at
+// The goroutines of a stream that call its source. Each notes what it is at
 // before it calls, so that its loop can be called again after a Goexit.
 
 type fetcher[T any] struct {
@@ -13,17 +13,21 @@ func (f *fetcher[T]) loop() {
 	for {
 		if f.busy {
 			f.busy = false
+			f.result.keys, f.result.unkeyed = f.keysOf(nil, f.result.records)
 			f.fetched <- f.result
+			f.result = fetchResult[T]{}
 		}
-		limit, ok := <-f.wanted
+		r, ok := <-f.wanted
 		if !ok {
 			return
 		}
-		f.busy, f.result = true, fetchResult[T]{}
+		f.busy = true
+		began := f.watch.now(f.watch.observer.Fetched != nil)
 		guard(&f.result.err, func() (err error) {
-			f.result.records, err = f.source.Fetch(f.intake, limit)
+			f.result.records, err = f.source.Fetch(r.ctx, r.limit)
 			return err
 		})
+		f.result.took = f.watch.since(f.watch.observer.Fetched != nil, began)
 	}
 }
 
@@ -45,30 +49,13 @@ func (s *settler[T]) loop() {
 		}
 		s.busy, s.result = true, nil
 		guard(&s.result, func() error {
-			if j.release {
+			switch j.kind {
+			case releaseJob:
 				return s.releaser.Release(s.life.settle, j.records, j.after)
+			case failJob:
+				return s.failer.Fail(s.life.settle, j.failed)
 			}
 			return s.source.Mark(s.life.settle, j.records)
 		})
-	}
-}
-
-type worker[T any] struct {
-	*stream[T]
-	share *share[T]
-}
-
-func (w *worker[T]) loop() {
-	for {
-		if w.share == nil {
-			sh, ok := <-w.todo
-			if !ok {
-				return
-			}
-			w.share = sh
-		}
-		w.share.work.run(w.leave, w.life.work)
-		w.done <- w.share
-		w.share = nil
 	}
 }

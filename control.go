@@ -1,0 +1,221 @@
+package courier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// This room is about what can be asked of a coordinator while it runs.
+
+var (
+	// ErrRunning is returned by Start and RunOnce of a coordinator that runs.
+	ErrRunning = errors.New("courier: the coordinator is running already")
+	// ErrNotRunning is returned by Ready before Start and after it.
+	ErrNotRunning = errors.New("courier: the coordinator is not running")
+	// ErrPaused is returned by Ready after Pause.
+	ErrPaused = errors.New("courier: the coordinator is paused, until Resume is called")
+	// ErrNoLag is returned by Lag when the source is no [Lagger].
+	ErrNoLag = errors.New("courier: the source cannot tell how far behind it is")
+)
+
+// control is the part of a coordinator that outlives its runs. Its methods are
+// the coordinator's.
+type control struct {
+	watch    *watch
+	lagger   Lagger        // nil if the source is none
+	breakers []*Breaker    // of the stack, outermost first
+	wake     chan struct{} // room for one: fetch now
+	stirred  chan struct{} // room for one: look up
+
+	mu      sync.Mutex
+	cancel  context.CancelCauseFunc // of the run; nil when there is none
+	ended   chan struct{}           // closed when it has ended
+	resumed chan struct{}           // closed by Resume; nil when not paused
+}
+
+func newControl(source, applier any, config *config) *control {
+	c := &control{
+		watch: newWatch(config), breakers: breakersOf(applier),
+		wake: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
+	}
+	c.lagger, _ = source.(Lagger)
+	return c
+}
+
+// begin opens a run. end closes it.
+func (c *control) begin(ctx context.Context) (context.Context, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cancel != nil {
+		return nil, ErrRunning
+	}
+	ctx, c.cancel = context.WithCancelCause(ctx)
+	c.ended = make(chan struct{})
+	return ctx, nil
+}
+
+func (c *control) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.cancel(ErrStopped)
+	c.cancel = nil
+	close(c.ended)
+}
+
+// Stop ends the run as the end of Start's context does, and waits until Start
+// has returned. It returns nil then, and at once when nothing runs. When ctx
+// ends first it returns the cause of that; the stop goes on, within the drain
+// timeout. It must not be called by what the coordinator itself calls, which it
+// would wait for.
+func (c *control) Stop(ctx context.Context) error {
+	c.mu.Lock()
+	cancel, ended := c.cancel, c.ended
+	c.mu.Unlock()
+	if cancel == nil {
+		return nil
+	}
+	cancel(ErrStopped)
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+	}
+	select {
+	case <-ended:
+		return nil
+	default:
+		return fmt.Errorf("courier: the coordinator has not ended yet: %w", context.Cause(ctx))
+	}
+}
+
+// Pause keeps a coordinator from fetching until [Resume] is called, also one
+// that is started later. Records in hand are worked off and marked. It does not
+// wait, and does nothing when the coordinator is paused already. RunOnce takes no
+// notice of it.
+func (c *control) Pause() {
+	c.mu.Lock()
+	if c.resumed == nil {
+		c.resumed = make(chan struct{})
+	}
+	c.mu.Unlock()
+	nudge(c.stirred)
+}
+
+// Resume ends what Pause began, and fetches at once.
+func (c *control) Resume() {
+	c.mu.Lock()
+	if c.resumed != nil {
+		close(c.resumed)
+		c.resumed = nil
+	}
+	c.mu.Unlock()
+	c.Wake()
+}
+
+// paused returns a channel that Resume closes, nil when there was no Pause.
+func (c *control) paused() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.resumed
+}
+
+// Wake has a polling coordinator fetch at once that waits for its interval to
+// pass, and either coordinator one that waits to fetch again after an error. A
+// breaker's pause, and Pause, it does not end. It never blocks; calls before the
+// next fetch are one.
+func (c *control) Wake() {
+	nudge(c.wake)
+}
+
+// nudge sends on a channel that has room for one, unless it is full.
+func nudge(ch chan<- struct{}) {
+	select {
+	case ch <- struct{}{}:
+	default:
+	}
+}
+
+// Ready returns nil when the coordinator runs and nothing stands in its way,
+// else the reason: [ErrNotRunning], [ErrPaused], an [*OpenError] of a breaker,
+// or the error of the last fetch or mark, for as long as none has succeeded. It
+// is for a readiness probe, and never blocks.
+func (c *control) Ready() error {
+	c.mu.Lock()
+	running, resumed := c.cancel != nil, c.resumed
+	c.mu.Unlock()
+	switch {
+	case !running:
+		return ErrNotRunning
+	case resumed != nil:
+		return ErrPaused
+	}
+	if g := gateOf(c.breakers); g.closed {
+		return g.cause
+	}
+	c.watch.mu.Lock()
+	defer c.watch.mu.Unlock()
+	switch {
+	case c.watch.markErr != nil:
+		return fmt.Errorf("courier: the last mark failed: %w", c.watch.markErr)
+	case c.watch.fetchErr != nil:
+		return fmt.Errorf("courier: the last fetch failed: %w", c.watch.fetchErr)
+	}
+	return nil
+}
+
+// Stats is what a coordinator has done since it was made, over all its runs, in
+// records where nothing else is said.
+type Stats struct {
+	Fetched  int64
+	Applied  int64 // settled by the applier: applied, parked or skipped
+	Skipped  int64 // of those, by [Skip]
+	Parked   int64 // taken by a dead letter queue; those of a fan-out's branches each
+	Failed   int64 // deliveries that failed, and left their record pending
+	Retried  int64 // retries, of records or batches
+	Marked   int64
+	Released int64 // given back to the source, as failed or not attempted
+
+	FetchFailures     int64 // calls
+	MarkFailures      int64 // calls
+	DuplicatesAvoided int64 // marked by a later try, and not applied again because the first failed
+
+	InHand      int64 // fetched, and neither marked nor given back
+	LastError   error // of a fetch, a mark or a record; nil when there was none
+	LastErrorAt time.Time
+	Breakers    []BreakerState // of the applier's stack, outermost first
+}
+
+// Stats returns what the coordinator has done so far. It never blocks. The
+// counts are read one by one while the coordinator goes on.
+func (c *control) Stats() Stats {
+	n := &c.watch.count
+	s := Stats{
+		Fetched: n.fetched.Load(), Applied: n.applied.Load(), Skipped: n.skipped.Load(), Parked: n.parked.Load(),
+		Failed: n.failed.Load(), Retried: n.retried.Load(), Marked: n.marked.Load(), Released: n.released.Load(),
+		FetchFailures: n.fetchFailures.Load(), MarkFailures: n.markFailures.Load(), DuplicatesAvoided: n.duplicatesAvoided.Load(),
+		InHand: n.inHand.Load(),
+	}
+	for _, b := range c.breakers {
+		s.Breakers = append(s.Breakers, b.State())
+	}
+	c.watch.mu.Lock()
+	defer c.watch.mu.Unlock()
+	s.LastError, s.LastErrorAt = c.watch.lastErr, c.watch.lastErrAt
+	return s
+}
+
+// Lag asks the source how many records are pending and how old the oldest is.
+// The error is the source's, or [ErrNoLag].
+func (c *control) Lag(ctx context.Context) (lag Lag, err error) {
+	if c.lagger == nil {
+		return Lag{}, ErrNoLag
+	}
+	isolate(&err, func() (err error) {
+		lag, err = c.lagger.Lag(ctx)
+		return err
+	})
+	return lag, err
+}

@@ -1,0 +1,455 @@
+package courier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/erfanmomeniii/courier/internal/ledger"
+)
+
+// engine is what both coordinators apply records with. It has no goroutine of
+// its own: a coordinator brings one for each hand.
+type engine[T any] struct {
+	apply    func(context.Context, T) error
+	together BatchApplier[T]              // nil unless the applier is better at batches
+	portion  int                          // of records that go together; 0 is an equal share
+	keyOf    func(T) string               // nil when no order was asked for
+	name     func(record T, i int) string // for people
+	watch    *watch
+}
+
+func newEngine[T any](source Source[T], applier Applier[T], c *config, w *watch) *engine[T] {
+	e := &engine[T]{apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, watch: w}
+	if fn, ok := applier.(processFunc[T]); ok { // one call less for each record
+		e.apply = fn
+	}
+	e.keyOf, _ = c.keyOf.(func(T) string)
+	var identity func(T) string
+	if named, ok := source.(Identifier[T]); ok {
+		identity = named.Identity
+	}
+	e.name = func(record T, i int) string { return describe(identity, record, i) }
+	return e
+}
+
+// keysOf returns the keys of records, in the memory of keys, nil when no order
+// was asked for. A record whose key function panics has none, but the error.
+func (e *engine[T]) keysOf(keys []string, records []T) (_ []string, unkeyed map[int]error) {
+	if e.keyOf == nil { // apart, to allocate nothing
+		return nil, nil
+	}
+	return e.keysIn(keys, records)
+}
+
+func (e *engine[T]) keysIn(keys []string, records []T) (_ []string, unkeyed map[int]error) {
+	keys = append(keys[:0], make([]string, len(records))...)
+	for next := 0; next < len(records); {
+		var err error
+		isolate(&err, func() error {
+			for ; next < len(records); next++ {
+				keys[next] = e.keyOf(records[next])
+			}
+			return nil
+		})
+		if err != nil {
+			if unkeyed == nil {
+				unkeyed = make(map[int]error)
+			}
+			unkeyed[next] = fmt.Errorf("courier: the record's order key is not known: %w", err)
+			next++
+		}
+	}
+	return keys, unkeyed
+}
+
+// batch is the account of records in hand. Workers claim runs of them by an
+// atomic index, without a lock, and enter a verdict for each.
+type batch[T any] struct {
+	*engine[T]
+	ledger ledger.Ledger[T]
+	past   []history // attempts used before, parallel to the records; nil when none were
+	keys   []string  // parallel to the records; nil when no order was asked for
+	gate   *keyGate  // the keys that are held back
+	chains chains    // the records of each key, where hands share them out
+	step   int       // units claimed at a time; 0 is by what is left
+	hands  int       // how many share the batch
+
+	stepwise bool          // somebody follows how far the only hand is, see finished
+	cut      int           // where it was to stop, if before the end
+	unkeyed  map[int]error // of the records whose key function panicked
+
+	units   int          // to be claimed: records, or chains of them
+	next    atomic.Int64 // the first unit that nobody has claimed
+	begun   atomic.Bool  // a record was
+	alert   atomic.Bool  // before the next record, look whether it is still to be begun
+	careful bool         // as if there were an alert always
+
+	mu     sync.Mutex // over what is rare
+	halted halt
+	lost   []bool // parallel to the records: the lease ran out; nil when none did
+}
+
+// halt is why a batch was left before its end.
+type halt struct {
+	err   error     // nil when it was not
+	at    int       // the first record over which
+	until time.Time // when it is worth going on
+	fatal bool      // never: the pipeline is misconfigured
+}
+
+// reset begins a new batch, to be shared by some hands. Where an order was asked
+// for, the keys are the records'.
+func (b *batch[T]) reset(records []T, past []history, keys []string, hands int) {
+	b.ledger.Reset(records)
+	b.past, b.keys, b.hands, b.units = past, keys, max(1, hands), len(records)
+	b.halted, b.lost, b.unkeyed = halt{}, nil, nil
+	b.chains.heads = b.chains.heads[:0]
+	if keys != nil && (b.hands > 1 || b.together != nil) {
+		b.chains.link(keys)
+		b.units = len(b.chains.heads)
+	}
+	b.cut = b.units
+	switch {
+	case b.together != nil:
+		b.step = or(b.portion, (b.units+b.hands-1)/b.hands)
+	case b.stepwise:
+		b.step = 1
+	default:
+		b.step = 0
+	}
+	b.careful = past != nil || keys != nil || b.watch.perRecord()
+	b.next.Store(0)
+	b.begun.Store(false)
+	b.alert.Store(false)
+}
+
+// claim takes the next units, none when from equals to. What one hand takes at a
+// time is a fraction of what is left, so that none has much behind a slow record
+// when the others have run out.
+func (b *batch[T]) claim() (from, to int) {
+	n := b.step
+	switch {
+	case n > 0:
+	case b.hands == 1:
+		n = b.units
+	default:
+		n = max(1, (b.units-int(b.next.Load()))/(4*b.hands))
+	}
+	if n == 0 || int(b.next.Load()) >= b.units {
+		return 0, 0
+	}
+	from = int(b.next.Add(int64(n))) - n
+	return min(from, b.units), min(from+n, b.units)
+}
+
+// complete reports whether every record has its verdict and none has an error.
+func (b *batch[T]) complete() bool {
+	return !b.ledger.Noted() && !b.alert.Load() && int(b.next.Load()) >= b.units
+}
+
+// note enters the verdict of a record that returned an error.
+func (b *batch[T]) note(ctx context.Context, i int, err error) {
+	class := Classify(ctx, err)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch class {
+	case Skipped:
+		b.ledger.Settle(i)
+		b.watch.count.skipped.Add(1)
+		return
+	case NotAttempted:
+		b.ledger.Leave(i, err)
+		until, paused := pauseOf(err)
+		fatal := !paused && errors.Is(err, ErrConfig)
+		if (paused || fatal) && (b.halted.err == nil || i < b.halted.at) {
+			b.halted = halt{err: err, at: i, until: until, fatal: fatal}
+			b.alert.Store(true)
+		}
+	default:
+		b.ledger.Fail(i, err)
+	}
+	if b.keys != nil && b.unkeyed[i] == nil && err != errHeldBack {
+		b.gate.block(b.keys[i])
+	}
+}
+
+// over reports whether nothing more is to be begun.
+func (b *batch[T]) over(stop context.Context) bool {
+	if stop.Err() != nil {
+		b.alert.Store(true) // for complete: something may be left
+		return true
+	}
+	if !b.alert.Load() {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.halted.err != nil
+}
+
+// lose notes that the leases of some records ran out: those not begun are left
+// alone.
+func (b *batch[T]) lose(i int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.lost == nil {
+		b.lost = make([]bool, len(b.ledger.Records))
+	}
+	b.lost[i] = true
+	b.alert.Store(true)
+}
+
+// errHeldBack is why a record was not begun behind a failed one of its key.
+var errHeldBack = unattempted(errors.New("an earlier record of the same key is not settled"))
+
+// errLeaseLost is why a record was not begun that another instance may have.
+var errLeaseLost = unattempted(errors.New("its lease ran out"))
+
+// withheld returns why a record is not to be begun, nil when it is.
+func (b *batch[T]) withheld(i int) error {
+	if b.alert.Load() {
+		b.mu.Lock()
+		lost := b.lost != nil && b.lost[i]
+		b.mu.Unlock()
+		if lost {
+			return errLeaseLost
+		}
+	}
+	switch {
+	case b.keys == nil:
+		return nil
+	case b.unkeyed[i] != nil:
+		return b.unkeyed[i]
+	case b.gate.blocks(b.keys[i]):
+		return errHeldBack
+	}
+	return nil
+}
+
+// finished returns how many records, from the first on, have their verdict, if
+// the hand goes stepwise. It may be called while the hand goes on.
+func (b *batch[T]) finished() int {
+	n := min(int(b.next.Load()), b.cut)
+	if n == 0 || len(b.chains.heads) > 0 {
+		return 0
+	}
+	return (n - 1) / b.step * b.step
+}
+
+// cutShort keeps a hand that goes stepwise from going on behind what it is at,
+// and returns where that is.
+func (b *batch[T]) cutShort() (begun int) {
+	if len(b.chains.heads) > 0 {
+		return len(b.ledger.Records)
+	}
+	b.cut = min(int(b.next.Swap(int64(b.units))), b.cut)
+	return b.cut
+}
+
+// verdict returns what became of a record that is finished.
+func (b *batch[T]) verdict(i int) (ledger.State, error) {
+	state := b.ledger.State(i)
+	if state == ledger.Settled {
+		return state, nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return state, b.ledger.Err(i)
+}
+
+// hand is one worker's place in a batch. When user code ends the worker's
+// goroutine (runtime.Goexit), run is called again on another and goes on behind
+// the record that did it.
+type hand[T any] struct {
+	*batch[T]
+	at, to    int   // the claim: what is before at is done
+	unsettled int   // from here to at all are applied, and that is not noted yet
+	list      []int // the records of the claim, where they are chains
+	tried     bool  // as one batch
+	partly    bool  // and only records with a history are left to do
+	calling   bool  // user code runs, on the record at
+}
+
+func (h *hand[T]) reset(b *batch[T]) {
+	*h = hand[T]{batch: b, list: h.list[:0]}
+}
+
+// run applies what it can claim until nothing is left, stop has ended, or the
+// destination takes nothing for now. What it leaves is pending.
+func (h *hand[T]) run(stop, ctx context.Context) {
+	for (h.at < h.to || h.advance()) && !h.over(stop) {
+		if h.together != nil && !h.tried {
+			h.tried = true
+			h.applyTogether(ctx)
+			continue
+		}
+		if h.careful || h.alert.Load() || h.partly {
+			h.applyCarefully(stop, ctx)
+		} else {
+			h.applyAll(stop, ctx)
+		}
+	}
+}
+
+// advance goes on to the next records of the chains in hand, or claims more.
+func (h *hand[T]) advance() bool {
+	h.tried, h.partly = false, false
+	if len(h.chains.heads) == 0 {
+		h.at, h.to = h.claim()
+		return h.at < h.to
+	}
+	h.list = h.chains.follow(h.list)
+	if len(h.list) == 0 {
+		from, to := h.claim()
+		h.list = append(h.list, h.chains.heads[from:to]...)
+	}
+	h.at, h.to = 0, len(h.list)
+	return h.to > 0
+}
+
+// record returns the index of the record that is at a place of the claim.
+func (h *hand[T]) record(at int) int {
+	if len(h.chains.heads) > 0 {
+		return h.list[at]
+	}
+	return at
+}
+
+// applyAll is the fast path: records one after the other until one panics. One
+// deferred call for all of them is what makes a panic cost nothing to those
+// that do not.
+func (h *hand[T]) applyAll(stop, ctx context.Context) {
+	h.calling, h.unsettled = true, h.at
+	defer h.caught(ctx)
+	if !h.begun.Load() {
+		h.begun.Store(true)
+	}
+	apply, records, i := h.apply, h.ledger.Records[:h.to], h.at
+	for ; i < len(records) && stop.Err() == nil && !h.alert.Load(); i++ {
+		h.at = i
+		if err := apply(ctx, records[i]); err != nil {
+			h.ledger.SettleRun(h.unsettled, i)
+			h.unsettled = i + 1
+			h.note(ctx, i, sound(err))
+		}
+	}
+	h.ledger.SettleRun(h.unsettled, i)
+	h.at = i
+	h.calling = false
+}
+
+// applyCarefully is applyAll where a record may be withheld, or has a history.
+func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
+	defer h.caught(ctx)
+	for ; h.at < h.to && !h.over(stop); h.at++ {
+		i := h.record(h.at)
+		one := ctx
+		if h.past != nil {
+			one = withHistories(ctx, h.past[i:i+1])
+		}
+		if h.partly && (h.past == nil || h.past[i] == nil) { // has its verdict
+			continue
+		}
+		if err := h.withheld(i); err != nil {
+			h.note(ctx, i, err)
+			continue
+		}
+		h.begun.Store(true)
+		h.started(ctx, i)
+		h.calling, h.unsettled = true, h.at
+		err := h.apply(one, h.ledger.Records[i])
+		h.calling = false
+		h.ended(ctx, i, err)
+		if err == nil {
+			h.ledger.Settle(i)
+		} else {
+			h.note(ctx, i, sound(err))
+		}
+	}
+}
+
+// started and ended tell of every record, where somebody wants to know.
+func (h *hand[T]) started(ctx context.Context, i int) {
+	if f := h.watch.observer.RecordStarted; f != nil {
+		tell(ctx, f, RecordEvent{Record: h.name(h.ledger.Records[i], i)})
+	}
+}
+
+func (h *hand[T]) ended(ctx context.Context, i int, err error) {
+	if f := h.watch.observer.RecordEnded; f != nil {
+		tell(ctx, f, RecordEvent{Record: h.name(h.ledger.Records[i], i), Err: err})
+	}
+}
+
+// caught enters a panic, or a Goexit on its way, as the failure of its record.
+func (h *hand[T]) caught(ctx context.Context) {
+	if h.calling {
+		h.calling = false
+		if h.unsettled < h.at {
+			h.ledger.SettleRun(h.unsettled, h.at)
+		}
+		i, err := h.record(h.at), newPanicError(recover())
+		h.ended(ctx, i, err)
+		h.note(ctx, i, err)
+		h.at++
+	}
+}
+
+// applyTogether applies as one batch the records of the claim that have no
+// attempts behind them. One that has may be poison, and goes alone rather than
+// fail the batch for all. After a batch that failed as one, all go alone.
+func (h *hand[T]) applyTogether(ctx context.Context) {
+	records, index := h.unburdened(ctx)
+	if len(records) == 0 {
+		h.partly = true
+		return
+	}
+	h.begun.Store(true)
+	var err error
+	guard(&err, func() error { return h.together.ApplyBatch(ctx, records) })
+
+	errs := make([]error, len(records))
+	if whole := spread(err, errs); whole && len(records) > 1 && Classify(ctx, err) != NotAttempted {
+		return
+	}
+	for j, err := range errs {
+		i := h.at + j
+		if index != nil {
+			i = index[j]
+		}
+		if err == nil {
+			h.ledger.Settle(i)
+		} else {
+			h.note(ctx, i, err)
+		}
+	}
+	if h.partly = index != nil; !h.partly {
+		h.at = h.to
+	}
+}
+
+// unburdened returns the records of the claim that may go together, and their
+// indices where they are not simply those of the claim.
+func (h *hand[T]) unburdened(ctx context.Context) (records []T, index []int) {
+	if !h.careful && !h.alert.Load() {
+		return h.ledger.Records[h.at:h.to:h.to], nil
+	}
+	index = make([]int, 0, h.to-h.at)
+	for at := h.at; at < h.to; at++ {
+		i := h.record(at)
+		if h.past != nil && h.past[i] != nil {
+			continue
+		}
+		if err := h.withheld(i); err != nil {
+			h.note(ctx, i, err)
+			continue
+		}
+		index = append(index, i)
+		records = append(records, h.ledger.Records[i])
+	}
+	return records, index
+}

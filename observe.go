@@ -1,0 +1,174 @@
+package courier
+
+import (
+	"context"
+	"time"
+)
+
+// Observer is told what a coordinator does: per batch, and per failure. Only
+// RecordStarted and RecordEnded are called for every record, and cost
+// something, when they are set. Every function may be nil.
+//
+// The functions are called one at a time for a coordinator, RecordStarted,
+// RecordEnded, Retried and Parked excepted, which its workers call. They delay
+// the coordinator for as long as they run, may call any of its methods, and do
+// no harm when they panic. Counts are of records. ctx is the one of the work
+// or of the settling that the event is about, for its values.
+type Observer struct {
+	Fetched  func(ctx context.Context, event FetchEvent)
+	Applied  func(ctx context.Context, event ApplyEvent)
+	Failed   func(ctx context.Context, event FailEvent)
+	Retried  func(ctx context.Context, event RetryEvent)
+	Parked   func(ctx context.Context, event ParkEvent)
+	Marked   func(ctx context.Context, event MarkEvent)
+	Released func(ctx context.Context, event ReleaseEvent)
+	Renewed  func(ctx context.Context, event RenewEvent)
+	Paused   func(ctx context.Context, event PauseEvent)
+	Resumed  func(ctx context.Context, event ResumeEvent)
+	Stopped  func(ctx context.Context, event StopEvent)
+
+	RecordStarted func(ctx context.Context, event RecordEvent)
+	RecordEnded   func(ctx context.Context, event RecordEvent)
+}
+
+// FetchEvent is a fetch that has returned.
+type FetchEvent struct {
+	Records int
+	Took    time.Duration
+	Err     error         // nil when it succeeded
+	RetryIn time.Duration // when it did not: at the soonest
+}
+
+// ApplyEvent is a batch, or a worker's share of a stream, that was applied as
+// far as it could be.
+type ApplyEvent struct {
+	Records   int
+	Took      time.Duration
+	Applied   int    // or parked, or skipped: to be marked
+	Failed    int    // and stay pending
+	Refused   int    // not attempted for a reason that is not a pause or a stop
+	Record    string // the first that failed or was refused, by name
+	Err       error  // of that one
+	DrainOver bool   // the drain timeout cut the work short
+}
+
+// FailEvent is a record that failed, or was refused, and stays pending.
+type FailEvent struct {
+	Record string
+	Class  Class
+	Err    error
+}
+
+// ParkEvent is a record that a dead letter queue has taken.
+type ParkEvent struct {
+	Record string
+	Reason Reason
+	Err    error
+}
+
+// MarkEvent is a mark that has returned.
+type MarkEvent struct {
+	Records int
+	Took    time.Duration
+	Err     error         // nil when it succeeded
+	RetryIn time.Duration // when it did not; 0 is never: the records will be applied again
+}
+
+// ReleaseEvent is records that were given back to their source, or reported to
+// it as failed.
+type ReleaseEvent struct {
+	Records int
+	Failed  bool          // by Fail; else by Release
+	After   time.Duration // when they are to come again, by Release
+	Err     error         // they come back when their lease ends
+}
+
+// RenewEvent is leases that were to be renewed.
+type RenewEvent struct {
+	Records int
+	Lost    int // to others, or to time
+	Err     error
+}
+
+// PauseEvent is a stop of the intake.
+type PauseEvent struct {
+	Until time.Time // zero: until Resume is called
+	Err   error     // why; nil when Pause was called
+	Stuck bool      // only records that a breaker opened over are left to probe with
+}
+
+// ResumeEvent is the end of a pause.
+type ResumeEvent struct {
+	Pauses int // that it took: one for each probe of a breaker that failed
+}
+
+// StopEvent is the end of a run.
+type StopEvent struct {
+	Unsettled int // records that the stream hands back by its error
+	Err       error
+}
+
+// RecordEvent is one record on its way to the applier, or back.
+type RecordEvent struct {
+	Record string
+	Err    error // at its end, nil when it was applied
+}
+
+// TeeObservers returns an observer that tells all others, in their order.
+func TeeObservers(observers ...Observer) Observer {
+	return Observer{
+		Fetched:  teed(observers, func(o Observer) func(context.Context, FetchEvent) { return o.Fetched }),
+		Applied:  teed(observers, func(o Observer) func(context.Context, ApplyEvent) { return o.Applied }),
+		Failed:   teed(observers, func(o Observer) func(context.Context, FailEvent) { return o.Failed }),
+		Retried:  teed(observers, func(o Observer) func(context.Context, RetryEvent) { return o.Retried }),
+		Parked:   teed(observers, func(o Observer) func(context.Context, ParkEvent) { return o.Parked }),
+		Marked:   teed(observers, func(o Observer) func(context.Context, MarkEvent) { return o.Marked }),
+		Released: teed(observers, func(o Observer) func(context.Context, ReleaseEvent) { return o.Released }),
+		Renewed:  teed(observers, func(o Observer) func(context.Context, RenewEvent) { return o.Renewed }),
+		Paused:   teed(observers, func(o Observer) func(context.Context, PauseEvent) { return o.Paused }),
+		Resumed:  teed(observers, func(o Observer) func(context.Context, ResumeEvent) { return o.Resumed }),
+		Stopped:  teed(observers, func(o Observer) func(context.Context, StopEvent) { return o.Stopped }),
+
+		RecordStarted: teed(observers, func(o Observer) func(context.Context, RecordEvent) { return o.RecordStarted }),
+		RecordEnded:   teed(observers, func(o Observer) func(context.Context, RecordEvent) { return o.RecordEnded }),
+	}
+}
+
+// teed joins the functions that are set, none to nil, so that an event nobody
+// asked for stays free.
+func teed[E any](observers []Observer, of func(Observer) func(context.Context, E)) func(context.Context, E) {
+	var all []func(context.Context, E)
+	for _, o := range observers {
+		if f := of(o); f != nil {
+			all = append(all, f)
+		}
+	}
+	switch len(all) {
+	case 0:
+		return nil
+	case 1:
+		return all[0]
+	}
+	return func(ctx context.Context, event E) {
+		for _, f := range all {
+			tell(ctx, f, event)
+		}
+	}
+}
+
+// tell calls an observer's function if there is one.
+func tell[E any](ctx context.Context, f func(context.Context, E), event E) {
+	if f != nil { // apart: an event that nobody wants is not to be allocated
+		tellOf(ctx, f, event)
+	}
+}
+
+// tellOf does so on a goroutine of its own: a panic or a Goexit in the function
+// does no harm.
+func tellOf[E any](ctx context.Context, f func(context.Context, E), event E) {
+	var ignored error
+	isolate(&ignored, func() error {
+		f(ctx, event)
+		return nil
+	})
+}

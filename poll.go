@@ -1,0 +1,341 @@
+package courier
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// sparedFor is how long suspects are left alone after a probe that went well,
+// where the breaker wants more successes than one: a poison record would undo
+// what the others have shown. Then they have their turn, if no others come.
+const sparedFor = time.Minute
+
+// minWindow is how many records a probe is chosen from at least, if need be, so
+// that a few poison records at the head of the source do not hide all others
+// when batches are small. The ones not chosen are given back at once.
+const minWindow = 100
+
+// phase is where a poller stands. Each phase makes at most one call of user
+// code, and sets the next phase before it, so that the loop can go on from
+// there should the call end the goroutine.
+type phase uint8
+
+const (
+	fetching  phase = iota // ask the source for records
+	fetched                // look at what it returned
+	cutting                // take the next batch of them in hand
+	applying               // apply it
+	settling               // sort it into marks and releases
+	marking                // try to mark
+	marked                 // try again later, or go on
+	reporting              // tell the source what failed
+	releasing              // give back what stays pending
+	resting                // wait for the next pass
+	ended
+)
+
+// poller is one run of a polling coordinator.
+type poller[T any] struct {
+	*engine[T]
+	config    *config
+	control   *control
+	source    Source[T]
+	releaser  Releaser[T] // nil if the source is none
+	failer    Failer[T]   // likewise
+	woken     <-chan struct{}
+	limitless bool // the source decides by itself how much it returns
+	once      bool
+	life      *lifecycle
+
+	phase phase
+	batch batch[T]
+	hands []hand[T]     // one for each worker
+	todo  chan *hand[T] // to the workers; nil when the loop applies by itself
+	done  chan *hand[T] // from them
+	lease *lease[T]     // nil unless the source wants its leases renewed
+	ahead *ahead[T]     // nil unless batches are fetched ahead
+
+	// The pass.
+	began     time.Time // of the call in work, where its duration is asked for
+	fetchedAt time.Time // where there is an order: when the fetch began
+	records   []T       // fetched and not yet in hand
+	taken     int       // how many of the fetch came into hand before this batch
+	fetchErr  error
+	full      bool // the source may have more
+	progress  bool // something was marked
+	failed    BatchError
+	refused   bool // a record stays pending that no time was told for
+	halted    halt
+	retryIn   time.Duration // after a fetch that failed
+
+	// The batch.
+	keys    []string
+	mark    []T
+	markErr error
+	faulty  []FailedRecord[T]
+	release []T
+	behind  []T // likewise, but for as long as another of their key
+
+	// From pass to pass.
+	gate                          keyGate
+	most                          int  // records that a limitless source ever returned
+	probing                       bool // the breaker may be probed, with one record
+	sparing                       bool // suspects wait for others to close the breaker
+	spareUntil                    time.Time
+	window                        int         // how many records a probe was chosen from; 0 is by the suspects
+	memory                        suspects[T] // records that a breaker interrupted
+	pauses                        int         // since the intake went well
+	fetchPace, markPace, restPace trouble
+	unmarked                      error // a *MarkError
+	fatal                         error
+}
+
+func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) *poller[T] {
+	p := &poller[T]{
+		engine:  newEngine(c.source, c.applier, &c.config, c.watch),
+		config:  &c.config,
+		control: c.control,
+		source:  c.source,
+		once:    once,
+		hands:   make([]hand[T], c.config.workers),
+		memory:  suspects[T]{clock: c.config.clock, limit: max(c.config.batchSize, minWindow) - 1},
+	}
+	p.batch.engine, p.batch.gate = p.engine, &p.gate
+	p.releaser, _ = c.source.(Releaser[T])
+	p.failer, _ = c.source.(Failer[T])
+	if w, ok := c.source.(Waker); ok {
+		var ignored error // without the channel the interval is the pace
+		isolate(&ignored, func() error { p.woken = w.Wake(); return nil })
+	}
+	_, p.limitless = c.source.(interface{ ignoresLimit() })
+	if named, ok := c.source.(Identifier[T]); ok {
+		p.memory.identity = named.Identity
+	}
+	p.life = beginLifecycle(ctx, c.watch, c.config.clock, c.config.drainTimeout)
+	if r, ok := c.source.(Renewer[T]); ok {
+		if every := renewEvery(r); every > 0 {
+			p.lease = &lease[T]{source: r, every: every, clock: c.config.clock, watch: c.watch, ctx: p.life.settle, ended: make(chan struct{})}
+		}
+	}
+	if n := c.config.prefetch; n > 0 && !once {
+		p.ahead = &ahead[T]{source: c.source, watch: c.watch, lease: p.lease, ctx: ctx, wanted: make(chan aheadRequest, n), fetched: make(chan fetchResult[T], n)}
+	}
+	return p
+}
+
+// run owns every goroutine of the run, and ends after them.
+func (p *poller[T]) run() error {
+	var workers, helpers sync.WaitGroup
+	if p.lease != nil {
+		helpers.Go(func() { supervise(p.lease.loop) })
+	}
+	if p.ahead != nil {
+		helpers.Go(func() { supervise(p.ahead.loop) })
+	}
+	if n := p.config.workers; n > 1 {
+		p.todo, p.done = make(chan *hand[T], n), make(chan *hand[T], n)
+		for range n {
+			w := &worker[*hand[T]]{todo: p.todo, done: p.done, stop: p.life.stop, ctx: p.life.work}
+			workers.Go(func() { supervise(w.loop) })
+		}
+	}
+	supervise(p.loop)
+	if p.todo != nil {
+		close(p.todo)
+	}
+	workers.Wait()
+	if p.lease != nil {
+		close(p.lease.ended)
+	}
+	if p.ahead != nil {
+		close(p.ahead.wanted)
+	}
+	helpers.Wait()
+	p.life.end()
+	err := p.outcome()
+	p.watch.stopped(p.life.settle, StopEvent{Err: err})
+	return err
+}
+
+func (p *poller[T]) loop() {
+	for p.phase != ended {
+		switch p.phase {
+		case fetching:
+			p.fetch()
+		case fetched:
+			p.take()
+		case cutting:
+			p.cut()
+		case applying:
+			p.apply()
+		case settling:
+			p.settle()
+		case marking:
+			p.phase = marked
+			p.began = p.watch.now(p.watch.observer.Marked != nil)
+			guard(&p.markErr, func() error { return p.source.Mark(p.life.settle, p.mark) })
+		case marked:
+			p.afterMark()
+		case reporting:
+			p.tellFailed()
+		case releasing:
+			p.giveBack()
+		case resting:
+			p.rest()
+		}
+	}
+}
+
+func (p *poller[T]) fetch() {
+	p.records, p.taken, p.fetchErr = nil, 0, nil
+	p.full, p.progress, p.refused = false, false, false
+	p.failed, p.halted = BatchError{}, halt{}
+	if p.life.stop.Err() != nil {
+		if p.phase = ended; p.dropAhead() {
+			p.phase = releasing
+		}
+		return
+	}
+	if resumed := p.control.paused(); resumed != nil && !p.once {
+		p.pause(PauseEvent{})
+		select {
+		case <-resumed:
+		case <-p.life.stop.Done():
+		}
+		return
+	}
+	g := gateOf(p.control.breakers)
+	if g.closed && !p.once {
+		p.halted = halt{err: g.cause, until: g.until}
+		p.pause(PauseEvent{Until: g.until, Err: g.cause})
+		if p.phase = resting; p.dropAhead() {
+			p.phase = releasing
+		}
+		return
+	}
+	// Half-open after a probe that went well, the breaker wants more successes.
+	p.sparing = g.probe && p.config.clock.Now().Before(p.spareUntil)
+	p.probing = !p.sparing && (p.probing || g.probe)
+	limit := p.config.batchSize
+	switch past := max(p.window, 1+len(p.memory.list)); { // to see past the suspects
+	case p.probing:
+		limit = past
+	case p.sparing:
+		limit = max(limit, past)
+	}
+	if p.ahead.take(p) {
+		p.phase = fetched
+		return
+	}
+	if p.keyOf != nil {
+		p.fetchedAt = p.config.clock.Now()
+	}
+	select { // what woke this fetch, or would wake the next one for what it brings
+	case <-p.control.wake:
+	default:
+	}
+	p.phase = fetched
+	p.began = p.watch.now(p.watch.observer.Fetched != nil)
+	guard(&p.fetchErr, func() (err error) {
+		p.records, err = p.source.Fetch(p.life.stop, limit)
+		return err
+	})
+}
+
+func (p *poller[T]) take() {
+	n := len(p.records)
+	p.phase = cutting
+	if p.keyOf != nil {
+		p.gate.lift(p.fetchedAt, p.fetchedAt)
+	}
+	p.full = n >= p.config.batchSize || p.limitless && n > 0 && n >= p.most
+	p.most = max(p.most, n)
+	event := FetchEvent{Records: n, Err: p.fetchErr, Took: p.watch.since(p.watch.observer.Fetched != nil, p.began)}
+	switch {
+	case p.fetchErr == nil:
+		p.fetchPace = trouble{}
+	case p.life.stop.Err() != nil:
+		event.Err = nil // it tells of the stop
+	default:
+		p.retryIn = p.fetchPace.delay(p.config)
+		event.RetryIn = p.retryIn
+	}
+	p.watch.fetched(p.life.settle, event)
+	switch {
+	case n == 0:
+	case p.probing:
+		keys, _ := p.keysOf(nil, p.records)
+		i := p.memory.probe(p.records, keys)
+		p.widen(p.memory.find(p.records[i]) < 0)
+		p.release = append(append(p.release, p.records[:i]...), p.records[i+1:]...)
+		p.records = p.records[i : i+1 : i+1]
+	case p.sparing:
+		keys, _ := p.keysOf(nil, p.records)
+		p.records, p.release = p.memory.split(p.records, keys)
+		p.widen(len(p.records) > 0)
+	}
+}
+
+// widen has the next fetch look past more records, if this one did not see past
+// the suspects and what waits behind them.
+func (p *poller[T]) widen(found bool) {
+	switch limit := max(p.window, 1+len(p.memory.list)); {
+	case found:
+		p.window = 0
+	case p.keyOf != nil:
+		p.window = min(2*limit, max(p.config.batchSize, minWindow))
+	}
+}
+
+// dropAhead has all that was fetched ahead given back, and reports whether there
+// was anything.
+func (p *poller[T]) dropAhead() (some bool) {
+	for p.ahead.take(p) {
+		some = true
+		p.watch.fetched(p.life.settle, FetchEvent{Records: len(p.records)})
+		p.release = append(p.release, p.records...)
+	}
+	p.records, p.fetchErr = nil, nil
+	return some
+}
+
+// cut takes the next batch in hand, and as many hands to it as have something
+// to do.
+func (p *poller[T]) cut() {
+	p.taken += len(p.batch.ledger.Records)
+	p.records = p.lease.left(p.records)
+	n := min(len(p.records), p.config.batchSize)
+	records := p.records[:n:n]
+	p.records = p.records[n:]
+	keys, unkeyed := p.keysOf(p.keys, records)
+	p.keys = keys
+	p.lease.hold(nil, p.records)
+	p.batch.reset(records, p.memory.histories(records), keys, min(len(p.hands), n))
+	p.batch.unkeyed = unkeyed
+	p.lease.hold(&p.batch, p.records)
+	for i := range p.batch.hands {
+		p.hands[i].reset(&p.batch)
+	}
+	p.began = p.watch.now(p.watch.observer.Applied != nil)
+	p.phase = applying
+}
+
+func (p *poller[T]) apply() {
+	p.life.applying.Store(true)
+	if p.full && !p.probing && !p.sparing {
+		p.ahead.ask(p.config.batchSize)
+	}
+	if p.todo == nil {
+		p.hands[0].run(p.life.stop, p.life.work)
+	} else {
+		for i := range p.batch.hands {
+			p.todo <- &p.hands[i]
+		}
+		for range p.batch.hands {
+			<-p.done
+		}
+	}
+	p.life.endApply()
+	p.phase = settling
+}

@@ -1,0 +1,309 @@
+package courier
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/erfanmomeniii/courier/internal/ledger"
+)
+
+// This room is about what becomes of a poller's batch once it was applied:
+// marks, releases, and how long to rest.
+
+func (p *poller[T]) settle() {
+	b := &p.batch
+	p.halted = b.halted
+	if p.halted.fatal {
+		p.fatal = p.halted.err
+	}
+	if len(p.memory.list) > 0 || p.halted.err != nil {
+		p.remember()
+	}
+	if b.complete() {
+		p.mark = b.ledger.Records
+		p.watch.applied(p.life.work, ApplyEvent{Records: len(p.mark), Applied: len(p.mark), Took: p.watch.since(p.watch.observer.Applied != nil, p.began)})
+	} else {
+		p.mark = b.ledger.In(ledger.Settled)
+		p.report()
+		for i, record := range b.ledger.Records {
+			switch {
+			case b.ledger.State(i) != ledger.Pending:
+			case b.ledger.Err(i) == errHeldBack:
+				p.behind = append(p.behind, record)
+			default:
+				p.release = append(p.release, record)
+			}
+		}
+		if p.failer == nil {
+			p.release = append(p.release, b.ledger.In(ledger.Failed)...)
+		}
+	}
+	if p.halted.err != nil || p.life.stop.Err() != nil {
+		p.release = append(p.release, p.records...)
+		p.dropAhead()
+	}
+	p.phase = marking
+	if len(p.mark) == 0 {
+		p.markErr = nil
+		p.phase = marked
+	}
+}
+
+// remember keeps account of the records that a breaker interrupted.
+func (p *poller[T]) remember() {
+	b := &p.batch
+	for i, record := range b.ledger.Records {
+		if b.ledger.State(i) != ledger.Pending {
+			p.memory.drop(record)
+		} else if err := b.ledger.Err(i); err != nil {
+			past := historyOf(err)
+			if past != nil || b.halted.err != nil && i == b.halted.at {
+				p.memory.note(record, past)
+			}
+		}
+	}
+}
+
+// report collects and tells what went wrong in the batch.
+func (p *poller[T]) report() {
+	b := &p.batch
+	event := ApplyEvent{
+		Records: len(b.ledger.Records), Applied: len(p.mark), Took: p.watch.since(p.watch.observer.Applied != nil, p.began),
+		DrainOver: errors.Is(context.Cause(p.life.work), ErrDrainTimeout),
+	}
+	for i, record := range b.ledger.Records {
+		err := b.ledger.Err(i)
+		if err == nil {
+			continue
+		}
+		if p.once {
+			p.failed.Add(p.taken+i, err)
+		}
+		failed := b.ledger.State(i) == ledger.Failed
+		switch {
+		case failed:
+			event.Failed++
+			if p.failer != nil {
+				p.faulty = append(p.faulty, FailedRecord[T]{record, err, afterOf(err)})
+			}
+		case p.halted.err == nil && p.life.stop.Err() == nil && err != errHeldBack && err != errLeaseLost:
+			event.Refused++
+		default:
+			continue
+		}
+		if event.Err == nil || failed && event.Failed == 1 {
+			event.Record, event.Err = p.name(record, p.taken+i), err
+		}
+		if p.watch.observer.Failed != nil {
+			p.watch.failed(p.life.work, FailEvent{Record: p.name(record, p.taken+i), Class: Classify(p.life.work, err), Err: err})
+		}
+	}
+	p.refused = p.refused || event.Refused > 0
+	p.watch.applied(p.life.work, event)
+	if p.halted.err != nil {
+		p.pause(PauseEvent{Until: p.halted.until, Err: p.halted.err, Stuck: p.probing && len(p.memory.list) > 1 && p.memory.all(b.ledger.Records)})
+	}
+}
+
+// pause tells of a stop of the intake, resume of its end.
+func (p *poller[T]) pause(event PauseEvent) {
+	p.pauses++
+	p.watch.paused(p.life.settle, event)
+}
+
+func (p *poller[T]) resume() {
+	if p.pauses > 0 {
+		p.watch.resumed(p.life.settle, ResumeEvent{p.pauses})
+		p.pauses = 0
+	}
+}
+
+func (p *poller[T]) afterMark() {
+	event := MarkEvent{Records: len(p.mark), Err: p.markErr, Took: p.watch.since(p.watch.observer.Marked != nil, p.began)}
+	switch {
+	case p.markErr == nil:
+		if len(p.mark) > 0 {
+			p.progress = true
+			p.watch.marked(p.life.settle, event, p.markPace.tries)
+		}
+		p.markPace = trouble{}
+	case p.life.settle.Err() != nil || p.once && p.markPace.tries >= onceMarkRetries:
+		p.unmarked = &MarkError{len(p.mark), p.markErr}
+		p.watch.marked(p.life.settle, event, 0)
+		p.watch.count.inHand.Add(-int64(len(p.mark)))
+		p.release = append(p.release, p.records...)
+		p.records = nil
+	default:
+		event.RetryIn = p.markPace.delay(p.config)
+		p.watch.marked(p.life.settle, event, 0)
+		// A stop shortens the delay, so that its own time begins to run.
+		if p.life.stop.Err() == nil {
+			sleep(p.life.stop, p.config.clock, event.RetryIn)
+		} else {
+			sleep(p.life.settle, p.config.clock, event.RetryIn)
+		}
+		p.phase = marking
+		return
+	}
+	p.mark = nil
+	p.phase = reporting
+}
+
+// onceMarkRetries is how often RunOnce tries a failed mark again: about three
+// seconds in all.
+const onceMarkRetries = 5
+
+// tellFailed lets a source that keeps a retry schedule know of what failed.
+func (p *poller[T]) tellFailed() {
+	p.phase = releasing
+	failed := p.faulty
+	p.faulty = nil
+	if len(failed) == 0 {
+		return
+	}
+	var err error
+	guard(&err, func() error { return p.failer.Fail(p.life.settle, failed) })
+	p.watch.released(p.life.settle, ReleaseEvent{Records: len(failed), Failed: true, Err: err})
+}
+
+// giveBack releases what the pass leaves unsettled, at its end: what waits behind
+// another record of its key for as long as that.
+func (p *poller[T]) giveBack() {
+	if len(p.records) > 0 {
+		p.phase = cutting
+		return
+	}
+	if p.releaser == nil {
+		p.watch.count.inHand.Add(-int64(len(p.release) + len(p.behind)))
+		p.release, p.behind = nil, nil
+	}
+	now := p.config.clock.Now()
+	after := p.config.interval
+	switch {
+	case p.once || p.life.stop.Err() != nil || p.probing && p.halted.err == nil:
+		after = 0 // after a probe that went well, the others are wanted at once
+	case p.halted.err != nil:
+		after = max(0, p.halted.until.Sub(now))
+	}
+	records := p.release
+	p.release = nil
+	if len(records) == 0 {
+		if p.keyOf != nil {
+			p.gate.lift(p.fetchedAt, now.Add(after))
+		}
+		if records, after = p.nextBehind(now); len(records) == 0 {
+			p.phase = resting
+			return
+		}
+	} else if p.keyOf != nil {
+		keys, _ := p.keysOf(nil, records)
+		for _, key := range keys {
+			p.gate.hold(key, now.Add(after))
+		}
+	}
+	var err error
+	guard(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
+	p.watch.released(p.life.settle, ReleaseEvent{Records: len(records), After: after, Err: err})
+}
+
+// nextBehind takes the records that wait for the same time as the first of them.
+func (p *poller[T]) nextBehind(now time.Time) (records []T, after time.Duration) {
+	if len(p.behind) == 0 {
+		return nil, 0
+	}
+	keys, _ := p.keysOf(nil, p.behind)
+	until := p.gate.until(keys[0])
+	var later []T
+	for i, record := range p.behind {
+		if p.gate.until(keys[i]).Equal(until) {
+			records = append(records, record)
+		} else {
+			later = append(later, record)
+		}
+	}
+	p.behind = later
+	if p.life.stop.Err() != nil {
+		return records, 0
+	}
+	return records, max(0, until.Sub(now))
+}
+
+// rest ends the pass: it waits as long as the pass calls for.
+func (p *poller[T]) rest() {
+	p.phase = fetching
+	if p.once || p.fatal != nil || p.unmarked != nil || p.life.stop.Err() != nil {
+		p.phase = ended
+		return
+	}
+	if p.halted.err == nil && (p.probing || p.fetchErr == nil) {
+		p.resume()
+	}
+	passed := p.probing && p.batch.begun.Load() && p.halted.err == nil // a probe went through
+	if passed {
+		p.probing = false
+		p.spareUntil = p.config.clock.Now().Add(sparedFor)
+	}
+	p.memory.forgetUnseen()
+	p.lease.hold(nil, nil)
+	p.batch.reset(nil, nil, nil, 1)
+	var delay time.Duration
+	switch {
+	case p.halted.err != nil:
+		p.probing = true
+		delay = p.halted.until.Sub(p.config.clock.Now())
+		if delay <= 0 { // somebody else's probe is out
+			delay = p.restPace.delay(p.config)
+		}
+	case p.fetchErr != nil:
+		delay = p.retryIn
+	case p.refused:
+		delay = p.restPace.delay(p.config)
+	default:
+		p.restPace = trouble{}
+		more := passed || p.full && p.progress
+		if p.config.fixed || !more {
+			delay = p.config.pace()
+		}
+	}
+	p.nap(delay)
+}
+
+// nap is a rest that a wake-up ends, unless a breaker wants it.
+func (p *poller[T]) nap(d time.Duration) {
+	switch {
+	case d <= 0 || p.life.stop.Err() != nil:
+	case p.halted.err != nil:
+		sleep(p.life.stop, p.config.clock, d)
+	default:
+		select {
+		case <-p.config.clock.After(d):
+		case <-p.control.wake:
+		case <-p.woken:
+		case <-p.life.stop.Done():
+		}
+	}
+}
+
+// outcome is what the run returns.
+func (p *poller[T]) outcome() error {
+	if p.fatal != nil {
+		return p.fatal
+	}
+	if !p.once {
+		return p.unmarked
+	}
+	var stopped error
+	if p.life.stop.Err() != nil {
+		stopped = context.Cause(p.life.stop)
+	}
+	if p.fetchErr != nil && stopped != nil && errors.Is(p.fetchErr, stopped) {
+		stopped = nil // said already
+	}
+	var fetchErr error
+	if p.fetchErr != nil {
+		fetchErr = fmt.Errorf("courier: fetch failed: %w", p.fetchErr)
+	}
+	return errors.Join(fetchErr, p.failed.ErrorOrNil(), p.unmarked, stopped)
+}

@@ -1,0 +1,403 @@
+package courier
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"github.com/erfanmomeniii/courier/internal/ledger"
+)
+
+// This room is about what becomes of the records of a stream that have their
+// verdict: marked, given back, or tried again.
+
+// line is the records that wait for their mark: in the order they were settled,
+// or as they were fetched where that was asked for. Then one that is not settled
+// holds up the marks of all behind it.
+type line[T any] struct {
+	ordered bool
+	batch   int
+	settled []T       // may be marked
+	spare   []T       // memory for the next of them
+	first   uint64    // the number of slots[0]
+	slots   []slot[T] // in the order fetched, if ordered
+}
+
+type slot[T any] struct {
+	record T
+	state  slotState
+}
+
+type slotState uint8
+
+const (
+	unsettled slotState = iota
+	markable
+	gone // given back: not to be marked, and in nobody's way
+)
+
+// enter gives a record that was fetched its place.
+func (l *line[T]) enter(record T) {
+	if l.ordered {
+		l.slots = append(l.slots, slot[T]{record: record})
+	}
+}
+
+// leave says what became of it.
+func (l *line[T]) leave(it *item[T], state slotState) {
+	if !l.ordered {
+		if state == markable {
+			l.add(it.record)
+		}
+		return
+	}
+	l.slots[it.number-l.first].state = state
+	for len(l.slots) > 0 && l.slots[0].state != unsettled {
+		if l.slots[0].state == markable {
+			l.add(l.slots[0].record)
+		}
+		l.slots[0] = slot[T]{}
+		l.slots = l.slots[1:]
+		l.first++
+	}
+}
+
+func (l *line[T]) add(record T) {
+	if l.settled == nil {
+		if l.settled, l.spare = l.spare, nil; l.settled == nil {
+			l.settled = make([]T, 0, l.batch)
+		}
+	}
+	l.settled = append(l.settled, record)
+}
+
+// ready is how many records may be marked.
+func (l *line[T]) ready() int { return len(l.settled) }
+
+// take returns the first records that may be marked, for one call.
+func (l *line[T]) take() (records []T) {
+	n := min(len(l.settled), l.batch)
+	records = l.settled[:n:n]
+	if l.settled = l.settled[n:]; len(l.settled) == 0 {
+		l.settled = nil
+	}
+	return records
+}
+
+// putBack returns records that could not be marked to their place.
+func (l *line[T]) putBack(records []T) { l.settled = append(records, l.settled...) }
+
+// reuse takes the memory of records that are marked.
+func (l *line[T]) reuse(records []T) {
+	if l.spare == nil && cap(records) >= l.batch {
+		clear(records)
+		l.spare = records[:0]
+	}
+}
+
+// finish takes in what a worker has done.
+func (s *stream[T]) finish(sh *share[T]) {
+	sh.ended = true
+	s.collect(sh, sh.end)
+	for i, other := range s.out {
+		if other == sh {
+			s.out = append(s.out[:i], s.out[i+1:]...)
+			break
+		}
+	}
+	sh.event.Took = s.watch.since(s.watch.observer.Applied != nil, sh.began)
+	s.watch.applied(s.life.work, sh.event)
+	now := s.config.clock.Now()
+	if sh.event.Refused > 0 && s.life.stop.Err() == nil {
+		s.refuse(now)
+	}
+	s.closeIntake(sh.account.halted, sh.probe, now)
+	clear(sh.items)
+	clear(sh.records)
+	clear(sh.past)
+	sh.account.reset(nil, nil, nil, 1)
+	s.spare = append(s.spare, sh)
+}
+
+// collect takes in what became of a share's records, up to one of them. While
+// the worker goes on that is those that are settled.
+func (s *stream[T]) collect(sh *share[T], upto int) {
+	now := s.config.clock.Now()
+	var again, last []item[T] // last: so that the next probe is another record
+	for ; sh.taken < upto; sh.taken++ {
+		it := sh.items[sh.taken]
+		state, err := sh.account.verdict(sh.taken)
+		if state != ledger.Settled && !sh.ended {
+			break
+		}
+		switch {
+		case state == ledger.Settled:
+			if s.line.ready() == 0 {
+				s.flushAt = now.Add(s.config.flushInterval)
+			}
+			sh.event.Applied++
+			s.line.leave(&it, markable)
+		case err == errLeaseLost:
+			s.drop(&it)
+		case state == ledger.Pending && (err == nil || err == errHeldBack): // not begun
+			again = append(again, it)
+		case state == ledger.Pending && sh.account.halted.err != nil:
+			p := it.history()
+			p.err = err
+			if used := historyOf(err); used != nil {
+				p.used = used
+			}
+			if sh.taken != sh.account.halted.at {
+				again = append(again, it)
+				break
+			}
+			p.suspect = true
+			if sh.probe {
+				p.probes++
+			}
+			if s.lanes != nil { // an order forbids to try another of its key first
+				again = append(again, it)
+			} else {
+				last = append(last, it)
+			}
+		default:
+			s.fail(sh, it, state == ledger.Pending, err, now)
+		}
+		s.leaveLane(it.key)
+	}
+	s.requeue(again)
+	s.queue = append(s.queue, last...)
+}
+
+// fail has a record that failed, or was refused, tried again when it is due.
+func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now time.Time) {
+	p := it.history()
+	p.err, p.used = err, nil
+	delay := p.tries.delay(s.config)
+	if s.givesBack() {
+		delay = releasedFor // what is given back takes no count along
+	}
+	p.due = now.Add(max(delay, afterOf(err)))
+	s.held = append(s.held, it)
+	if s.lanes != nil {
+		s.lanes[it.key].held++
+	}
+	class := Retryable
+	if refused {
+		class = NotAttempted
+		sh.event.Refused++
+	} else {
+		sh.event.Failed++
+	}
+	if sh.event.Err == nil || !refused && sh.event.Failed == 1 {
+		sh.event.Record, sh.event.Err = s.name(it.record, sh.taken), err
+	}
+	if s.watch.observer.Failed != nil {
+		s.watch.failed(s.life.work, FailEvent{Record: s.name(it.record, sh.taken), Class: class, Err: err})
+	}
+}
+
+// givesBack reports whether failed records go back to the source. Where an order
+// was asked for they do not, unless the stream ends: the source could hand out
+// a later one of the key first.
+func (s *stream[T]) givesBack() bool { return s.releaser != nil && s.lanes == nil }
+
+// wakeHeld moves failed records on: back to a source that takes them, else into
+// the queue when they are due.
+func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
+	kept := s.held[:0]
+	for _, it := range s.held {
+		switch {
+		case s.releaser != nil && closing:
+			s.giveBack(it, 0)
+			continue
+		case s.givesBack() && s.failer != nil && it.past.err != nil:
+			s.faulty = append(s.faulty, FailedRecord[T]{it.record, it.past.err, afterOf(it.past.err)})
+			s.line.leave(&it, gone)
+			continue
+		case s.givesBack():
+			s.giveBack(it, it.past.due.Sub(now))
+			continue
+		case closing || now.Before(it.past.due):
+			kept = append(kept, it)
+			continue
+		}
+		if s.lanes == nil {
+			s.queue = append(s.queue, it)
+			continue
+		}
+		s.requeue([]item[T]{it})
+		s.lanes[it.key].held--
+		s.openLane(it.key)
+	}
+	clear(s.held[len(kept):])
+	s.held = kept
+}
+
+func (s *stream[T]) giveBack(it item[T], after time.Duration) {
+	s.back = append(s.back, it.record)
+	s.backFor = max(s.backFor, after)
+	s.line.leave(&it, gone)
+}
+
+// giveBackAll gives back what is not with a worker.
+func (s *stream[T]) giveBackAll() {
+	left := s.queue
+	for _, waiting := range s.inLanes() {
+		left = append(left, waiting...)
+	}
+	byNumber(left)
+	for _, it := range left {
+		s.giveBack(it, 0)
+	}
+	s.queue = nil
+	for _, l := range s.lanes {
+		l.waiting = nil
+	}
+}
+
+// byNumber puts records in the order fetched.
+func byNumber[T any](items []item[T]) {
+	slices.SortFunc(items, func(a, b item[T]) int { return cmp.Compare(a.number, b.number) })
+}
+
+// drop lets go of a record that another instance has by now.
+func (s *stream[T]) drop(it *item[T]) {
+	s.inHand--
+	s.watch.count.inHand.Add(-1)
+	s.line.leave(it, gone)
+}
+
+// job is one call for the settler.
+type job[T any] struct {
+	kind    jobKind
+	records []T
+	failed  []FailedRecord[T]
+	after   time.Duration
+	began   time.Time
+}
+
+type jobKind int
+
+const (
+	markJob jobKind = iota
+	releaseJob
+	failJob
+	jobKinds
+)
+
+// settle gives the settler its next job, by turns, so that no kind starves
+// another. Applied records wait for more to be marked with them, unless there is
+// nothing to wait for.
+func (s *stream[T]) settle(now time.Time, hurry bool) {
+	dead := s.life.settle.Err() != nil
+	if dead && s.markLost != nil {
+		s.line.settled = nil
+	}
+	n := s.line.ready()
+	due := n >= s.config.batchSize || hurry || !now.Before(s.flushAt) || len(s.out) == 0 && len(s.queue) == 0
+	for range jobKinds {
+		s.turn = (s.turn + 1) % jobKinds
+		switch {
+		case s.turn == markJob && n > 0 && due && (dead || !now.Before(s.markAt)):
+			s.start(job[T]{kind: markJob, records: s.line.take()})
+			s.flushAt = now.Add(s.config.flushInterval)
+		case s.turn == releaseJob && len(s.back) > 0:
+			s.start(job[T]{kind: releaseJob, records: s.back, after: s.backFor})
+			s.back, s.backFor = nil, 0
+		case s.turn == failJob && len(s.faulty) > 0:
+			s.start(job[T]{kind: failJob, failed: s.faulty})
+			s.faulty = nil
+		default:
+			continue
+		}
+		return
+	}
+}
+
+func (s *stream[T]) start(j job[T]) {
+	j.began = s.watch.now(s.watch.observer.Marked != nil && j.kind == markJob)
+	s.job = &j
+	s.jobs <- j
+}
+
+// finishJob takes in the settler's answer.
+func (s *stream[T]) finishJob(err error) {
+	j := s.job
+	s.job = nil
+	n := len(j.records) + len(j.failed)
+	if j.kind != markJob {
+		s.watch.released(s.life.settle, ReleaseEvent{Records: n, Failed: j.kind == failJob, After: j.after, Err: err})
+		s.inHand -= n
+		return
+	}
+	event := MarkEvent{Records: n, Took: s.watch.since(s.watch.observer.Marked != nil, j.began), Err: err}
+	tries := s.markPace.tries
+	switch {
+	case err == nil:
+		s.inHand -= n
+		s.line.reuse(j.records)
+		s.markPace, s.markAt = trouble{}, time.Time{}
+	case s.life.settle.Err() != nil:
+		s.line.putBack(j.records)
+		s.markLost = &MarkError{s.line.ready(), err}
+		event.Records = s.line.ready()
+	default:
+		s.line.putBack(j.records)
+		event.RetryIn = s.markPace.delay(s.config)
+		s.markAt = s.config.clock.Now().Add(event.RetryIn)
+	}
+	s.watch.marked(s.life.settle, event, tries)
+}
+
+// releasedFor is how long a failed record is given back for.
+const releasedFor = 5 * time.Second
+
+// refuse stops intake for a while that grows, because records can be settled
+// nowhere: a full dead letter queue must not have the source drained against it.
+func (s *stream[T]) refuse(now time.Time) {
+	if now.Sub(s.refusedAt) > time.Minute {
+		s.refusePace = trouble{}
+	}
+	s.refusedAt = now
+	s.fetchAt = now.Add(s.refusePace.delay(s.config))
+}
+
+// closeIntake stops intake while the destination takes nothing (D6), and lets it
+// go on after a probe that was not refused.
+func (s *stream[T]) closeIntake(h halt, probe bool, now time.Time) {
+	switch {
+	case h.fatal:
+		s.fatal = h.err
+		s.close(h.err)
+	case h.err != nil:
+		until := h.until
+		if !until.After(now) { // somebody else's probe is out
+			until = now.Add(s.pausePace.delay(s.config))
+		}
+		if until.After(s.pausedUntil) {
+			s.pausedUntil = until
+		}
+		stuck := probe && s.probing && s.allSuspect()
+		s.probing = true
+		s.pause(PauseEvent{Until: s.pausedUntil, Err: h.err, Stuck: stuck})
+	case probe:
+		s.probing = false
+		s.pausePace = trouble{}
+		s.spareUntil = now.Add(sparedFor)
+		s.resume()
+	}
+}
+
+// pause tells of a stop of the intake, resume of its end.
+func (s *stream[T]) pause(event PauseEvent) {
+	s.pauses++
+	s.watch.paused(s.life.settle, event)
+}
+
+func (s *stream[T]) resume() {
+	if s.pauses > 0 {
+		s.watch.resumed(s.life.settle, ResumeEvent{s.pauses})
+		s.pauses = 0
+	}
+}

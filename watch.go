@@ -1,0 +1,182 @@
+package courier
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// watch is where a coordinator keeps account of what it does: for its observer,
+// for Stats and for Ready. It outlives a run.
+type watch struct {
+	log      *slogObserver
+	observer Observer // of the user's
+	clock    Clock
+	count    counters
+
+	mu        sync.Mutex
+	lastErr   error
+	lastErrAt time.Time
+	fetchErr  error // of the last fetch
+	markErr   error // of the last mark
+}
+
+// counters are since the coordinator was made.
+type counters struct {
+	fetched, applied, failed, skipped, retried, parked, released, marked atomic.Int64
+	fetchFailures, markFailures, duplicatesAvoided                       atomic.Int64
+	inHand                                                               atomic.Int64
+}
+
+func newWatch(c *config) *watch {
+	return &watch{clock: c.clock, log: newSlogObserver(c.logger), observer: TeeObservers(c.observers...)}
+}
+
+// perRecord reports whether somebody wants to know of every record.
+func (w *watch) perRecord() bool {
+	return w.observer.RecordStarted != nil || w.observer.RecordEnded != nil
+}
+
+// since tells how long something took, where anybody wants to know.
+func (w *watch) since(asked bool, began time.Time) time.Duration {
+	if !asked {
+		return 0
+	}
+	return w.clock.Now().Sub(began)
+}
+
+func (w *watch) now(asked bool) (t time.Time) {
+	if asked {
+		t = w.clock.Now()
+	}
+	return t
+}
+
+func (w *watch) trouble(slot *error, err error) {
+	now := w.clock.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if slot != nil {
+		*slot = err
+	}
+	w.lastErr, w.lastErrAt = err, now
+}
+
+func (w *watch) well(slot *error) {
+	w.mu.Lock()
+	*slot = nil
+	w.mu.Unlock()
+}
+
+func (w *watch) fetched(ctx context.Context, event FetchEvent) {
+	w.count.fetched.Add(int64(event.Records))
+	w.count.inHand.Add(int64(event.Records))
+	if event.Err != nil {
+		w.count.fetchFailures.Add(1)
+		w.trouble(&w.fetchErr, event.Err)
+	} else {
+		w.well(&w.fetchErr)
+	}
+	w.log.fetched(ctx, event)
+	tell(ctx, w.observer.Fetched, event)
+}
+
+func (w *watch) applied(ctx context.Context, event ApplyEvent) {
+	w.count.applied.Add(int64(event.Applied))
+	w.count.failed.Add(int64(event.Failed))
+	if event.Err != nil {
+		w.trouble(nil, event.Err)
+	}
+	w.log.applied(ctx, event)
+	tell(ctx, w.observer.Applied, event)
+}
+
+func (w *watch) marked(ctx context.Context, event MarkEvent, tries int) {
+	if event.Err != nil {
+		w.count.markFailures.Add(1)
+		w.trouble(&w.markErr, event.Err)
+	} else {
+		w.count.marked.Add(int64(event.Records))
+		w.count.inHand.Add(-int64(event.Records))
+		if tries > 0 {
+			w.count.duplicatesAvoided.Add(int64(event.Records))
+		}
+		w.well(&w.markErr)
+	}
+	w.log.marked(ctx, event)
+	tell(ctx, w.observer.Marked, event)
+}
+
+func (w *watch) released(ctx context.Context, event ReleaseEvent) {
+	w.count.released.Add(int64(event.Records))
+	w.count.inHand.Add(-int64(event.Records))
+	w.log.released(ctx, event)
+	tell(ctx, w.observer.Released, event)
+}
+
+func (w *watch) failed(ctx context.Context, event FailEvent) { tell(ctx, w.observer.Failed, event) }
+
+func (w *watch) renewed(ctx context.Context, event RenewEvent) {
+	w.log.renewed(ctx, event)
+	tell(ctx, w.observer.Renewed, event)
+}
+
+func (w *watch) paused(ctx context.Context, event PauseEvent) {
+	w.log.paused(ctx, event)
+	tell(ctx, w.observer.Paused, event)
+}
+
+func (w *watch) resumed(ctx context.Context, event ResumeEvent) {
+	w.log.resumed(ctx, event)
+	tell(ctx, w.observer.Resumed, event)
+}
+
+func (w *watch) stopped(ctx context.Context, event StopEvent) {
+	w.count.inHand.Store(0)
+	w.log.stopped(ctx, event)
+	tell(ctx, w.observer.Stopped, event)
+}
+
+func (w *watch) parked(ctx context.Context, event ParkEvent) {
+	w.count.parked.Add(1)
+	tell(ctx, w.observer.Parked, event)
+}
+
+func (w *watch) retried(ctx context.Context, event RetryEvent) {
+	w.count.retried.Add(1)
+	tell(ctx, w.observer.Retried, event)
+}
+
+type watchKey struct{}
+
+func withWatch(ctx context.Context, w *watch) context.Context {
+	return context.WithValue(ctx, watchKey{}, w)
+}
+
+// watchOf returns the watch of the coordinator that a decorator works for, nil
+// where there is none.
+func watchOf(ctx context.Context) *watch {
+	w, _ := ctx.Value(watchKey{}).(*watch)
+	return w
+}
+
+// describe names a record for the log: as the source does, or as it does
+// itself, else by its place in the batch. Its content may not be for a log.
+func describe[T any](identity func(T) string, record T, index int) string {
+	name := ""
+	var ignored error
+	isolate(&ignored, func() error {
+		if identity != nil {
+			name = identity(record)
+		} else if s, ok := any(record).(fmt.Stringer); ok {
+			name = s.String()
+		}
+		return nil
+	})
+	if name == "" {
+		name = fmt.Sprintf("#%d of the batch", index)
+	}
+	return name
+}
