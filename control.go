@@ -36,9 +36,9 @@ type control struct {
 	resumed chan struct{}           // closed by Resume; nil when not paused
 }
 
-func newControl(source, applier any, config *config) *control {
+func newControl[T any](source Source[T], applier Applier[T], config *config) *control {
 	c := &control{
-		watch: newWatch(config), breakers: breakersOf(applier),
+		watch: newWatch(config, nameWith(source)), breakers: breakersOf(applier),
 		wake: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
 	}
 	c.lagger, _ = source.(Lagger)

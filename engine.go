@@ -15,24 +15,18 @@ import (
 // its own: a coordinator brings one for each hand.
 type engine[T any] struct {
 	apply    func(context.Context, T) error
-	together BatchApplier[T]              // nil unless the applier is better at batches
-	portion  int                          // of records that go together; 0 is an equal share
-	keyOf    func(T) string               // nil when no order was asked for
-	name     func(record T, i int) string // for people
+	together BatchApplier[T] // nil unless the applier is better at batches
+	portion  int             // of records that go together; 0 is an equal share
+	keyOf    func(T) string  // nil when no order was asked for
 	watch    *watch
 }
 
-func newEngine[T any](source Source[T], applier Applier[T], c *config, w *watch) *engine[T] {
+func newEngine[T any](applier Applier[T], c *config, w *watch) *engine[T] {
 	e := &engine[T]{apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, watch: w}
 	if fn, ok := applier.(processFunc[T]); ok { // one call less for each record
 		e.apply = fn
 	}
 	e.keyOf, _ = c.keyOf.(func(T) string)
-	var identity func(T) string
-	if named, ok := source.(Identifier[T]); ok {
-		identity = named.Identity
-	}
-	e.name = func(record T, i int) string { return describe(identity, record, i) }
 	return e
 }
 
@@ -375,13 +369,13 @@ func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
 // started and ended tell of every record, where somebody wants to know.
 func (h *hand[T]) started(ctx context.Context, i int) {
 	if f := h.watch.observer.RecordStarted; f != nil {
-		tell(ctx, f, RecordEvent{Record: h.name(h.ledger.Records[i], i)})
+		tell(ctx, f, RecordEvent{Record: h.watch.describe(h.ledger.Records[i], i)})
 	}
 }
 
 func (h *hand[T]) ended(ctx context.Context, i int, err error) {
 	if f := h.watch.observer.RecordEnded; f != nil {
-		tell(ctx, f, RecordEvent{Record: h.name(h.ledger.Records[i], i), Err: err})
+		tell(ctx, f, RecordEvent{Record: h.watch.describe(h.ledger.Records[i], i), Err: err})
 	}
 }
 

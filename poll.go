@@ -93,7 +93,7 @@ type poller[T any] struct {
 
 func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) *poller[T] {
 	p := &poller[T]{
-		engine:  newEngine(c.source, c.applier, &c.config, c.watch),
+		engine:  newEngine(c.applier, &c.config, c.watch),
 		config:  &c.config,
 		control: c.control,
 		source:  c.source,

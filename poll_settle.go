@@ -94,10 +94,10 @@ func (p *poller[T]) report() {
 			continue
 		}
 		if event.Err == nil || failed && event.Failed == 1 {
-			event.Record, event.Err = p.name(record, p.taken+i), err
+			event.Record, event.Err = p.watch.describe(record, p.taken+i), err
 		}
 		if p.watch.observer.Failed != nil {
-			p.watch.failed(p.life.work, FailEvent{Record: p.name(record, p.taken+i), Class: Classify(p.life.work, err), Err: err})
+			p.watch.failed(p.life.work, FailEvent{Record: p.watch.describe(record, p.taken+i), Class: Classify(p.life.work, err), Err: err})
 		}
 	}
 	p.refused = p.refused || event.Refused > 0
@@ -272,17 +272,26 @@ func (p *poller[T]) rest() {
 
 // nap is a rest that a wake-up ends, unless a breaker wants it.
 func (p *poller[T]) nap(d time.Duration) {
-	switch {
-	case d <= 0 || p.life.stop.Err() != nil:
-	case p.halted.err != nil:
+	if d <= 0 || p.life.stop.Err() != nil {
+		return
+	}
+	if p.halted.err != nil {
 		sleep(p.life.stop, p.config.clock, d)
-	default:
+		return
+	}
+	rested := p.config.clock.After(d)
+	for {
 		select {
-		case <-p.config.clock.After(d):
+		case <-rested:
 		case <-p.control.wake:
-		case <-p.woken:
+		case _, open := <-p.woken:
+			if !open { // the source has given up waking: the interval is the pace
+				p.woken = nil
+				continue
+			}
 		case <-p.life.stop.Done():
 		}
+		return
 	}
 }
 

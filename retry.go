@@ -492,8 +492,12 @@ func (r *retryRun) wait(last error, n int) *cut {
 	if !r.policy.Budget.withdraw(n) {
 		return &cut{BudgetEmpty, nil}
 	}
+	event := RetryEvent{r.waits, delay, last}
 	if hook := r.policy.OnRetry; hook != nil {
-		r.call(func() { hook(r.ctx, RetryEvent{r.waits, delay, last}) })
+		r.call(func() { hook(r.ctx, event) })
+	}
+	if w := watchOf(r.ctx); w != nil {
+		w.retried(r.ctx, event)
 	}
 	if delay > 0 {
 		select {

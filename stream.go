@@ -115,7 +115,7 @@ type fetchResult[T any] struct {
 func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T] {
 	n := c.config.workers
 	s := &stream[T]{
-		engine:  newEngine(c.source, c.applier, &c.config, c.watch),
+		engine:  newEngine(c.applier, &c.config, c.watch),
 		config:  &c.config,
 		control: c.control,
 		source:  c.source,

@@ -190,10 +190,10 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 		sh.event.Failed++
 	}
 	if sh.event.Err == nil || !refused && sh.event.Failed == 1 {
-		sh.event.Record, sh.event.Err = s.name(it.record, sh.taken), err
+		sh.event.Record, sh.event.Err = s.watch.describe(it.record, sh.taken), err
 	}
 	if s.watch.observer.Failed != nil {
-		s.watch.failed(s.life.work, FailEvent{Record: s.name(it.record, sh.taken), Class: class, Err: err})
+		s.watch.failed(s.life.work, FailEvent{Record: s.watch.describe(it.record, sh.taken), Class: class, Err: err})
 	}
 }
 

@@ -14,6 +14,7 @@ type watch struct {
 	log      *slogObserver
 	observer Observer // of the user's
 	clock    Clock
+	name     func(record any) string // for people; empty where it has none
 	count    counters
 
 	mu        sync.Mutex
@@ -30,8 +31,8 @@ type counters struct {
 	inHand                                                               atomic.Int64
 }
 
-func newWatch(c *config) *watch {
-	return &watch{clock: c.clock, log: newSlogObserver(c.logger), observer: TeeObservers(c.observers...)}
+func newWatch(c *config, name func(any) string) *watch {
+	return &watch{name: name, clock: c.clock, log: newSlogObserver(c.logger), observer: TeeObservers(c.observers...)}
 }
 
 // perRecord reports whether somebody wants to know of every record.
@@ -162,21 +163,29 @@ func watchOf(ctx context.Context) *watch {
 	return w
 }
 
-// describe names a record for the log: as the source does, or as it does
-// itself, else by its place in the batch. Its content may not be for a log.
-func describe[T any](identity func(T) string, record T, index int) string {
-	name := ""
-	var ignored error
-	isolate(&ignored, func() error {
-		if identity != nil {
-			name = identity(record)
-		} else if s, ok := any(record).(fmt.Stringer); ok {
-			name = s.String()
-		}
-		return nil
-	})
-	if name == "" {
-		name = fmt.Sprintf("#%d of the batch", index)
+// nameWith returns a function that names records for people: as the source does,
+// or as the record does itself. Its content may not be for a log.
+func nameWith[T any](source Source[T]) func(record any) string {
+	named, _ := source.(Identifier[T])
+	return func(record any) (name string) {
+		var ignored error
+		isolate(&ignored, func() error {
+			r, ours := record.(T)
+			if s, ok := record.(fmt.Stringer); named != nil && ours {
+				name = named.Identity(r)
+			} else if ok {
+				name = s.String()
+			}
+			return nil
+		})
+		return name
 	}
-	return name
+}
+
+// describe is name, or the record's place in the batch where it has none.
+func (w *watch) describe(record any, index int) string {
+	if name := w.name(record); name != "" {
+		return name
+	}
+	return fmt.Sprintf("#%d of the batch", index)
 }

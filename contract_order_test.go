@@ -1,0 +1,419 @@
+package courier_test
+
+// D3 and D4 with several workers, and the order by key.
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// lanes is an applier that knows which records belong together, and notes what
+// breaks their order.
+type lanes struct {
+	key  func(int) string
+	work func(ctx context.Context, record int) error
+
+	mu       sync.Mutex
+	busy     map[string]bool
+	most     int // at once
+	now      int
+	applied  []int
+	settled  map[int]bool
+	problems []string
+}
+
+func newLanes(keys int, work func(context.Context, int) error) *lanes {
+	return &lanes{key: byRest(keys), work: work, busy: map[string]bool{}, settled: map[int]bool{}}
+}
+
+func byRest(n int) func(int) string { return func(r int) string { return fmt.Sprint(r % n) } }
+
+func (l *lanes) Apply(ctx context.Context, record int) error {
+	key := l.key(record)
+	l.mu.Lock()
+	if l.busy[key] {
+		l.problems = append(l.problems, fmt.Sprintf("record %d at the same time as another of its key", record))
+	}
+	for before := range record {
+		if l.key(before) == key && !l.settled[before] {
+			l.problems = append(l.problems, fmt.Sprintf("record %d before record %d", record, before))
+		}
+	}
+	l.busy[key] = true
+	l.now++
+	l.most = max(l.most, l.now)
+	l.mu.Unlock()
+	err := error(nil)
+	if l.work != nil {
+		err = l.work(ctx, record)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.busy, key)
+	l.now--
+	if err == nil {
+		l.applied = append(l.applied, record)
+		l.settled[record] = true
+	}
+	return err
+}
+
+// takes is a piece of work that takes some time.
+func takes(d time.Duration) func(context.Context, int) error {
+	return func(context.Context, int) error {
+		time.Sleep(d)
+		return nil
+	}
+}
+
+func TestD4_WorkersApplyTogetherAndABatchTakesItsShareOfTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(numbers(100)...)
+		l := newLanes(100, takes(time.Second))
+		began := time.Now()
+		require.NoError(t, courier.NewPollingCoordinator(source, l, courier.WithWorkers(10), quiet).RunOnce(t.Context()))
+		require.Equal(t, 10, l.most)
+		require.Equal(t, 10*time.Second, time.Since(began))
+		require.Empty(t, source.left())
+		require.Equal(t, numbers(100), source.marked(), "in the order fetched, whoever came first")
+	})
+}
+
+// A slow record keeps at most a few others waiting behind it.
+func TestD3_ASlowRecordDoesNotKeepAWorkersShareWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(numbers(100)...)
+		l := newLanes(100, func(_ context.Context, r int) error {
+			if r == 0 {
+				time.Sleep(time.Minute)
+			}
+			time.Sleep(time.Second)
+			return nil
+		})
+		began := time.Now()
+		require.NoError(t, courier.NewPollingCoordinator(source, l, courier.WithWorkers(4), quiet).RunOnce(t.Context()))
+		require.Less(t, time.Since(began), 70*time.Second)
+	})
+}
+
+func TestD4_RecordsOfAKeyAreAppliedInOrderAndNeverAtTheSameTime(t *testing.T) {
+	for _, workers := range []int{1, 3, 16} {
+		for _, keys := range []int{1, 7, 100} {
+			for _, coordinator := range []string{"polling", "streaming"} {
+				t.Run(fmt.Sprintf("%s, %d workers, %d keys", coordinator, workers, keys), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						var calls atomic.Int64
+						l := newLanes(keys, func(_ context.Context, r int) error {
+							time.Sleep(time.Duration(r%5) * time.Millisecond)
+							if calls.Add(1)%9 == 0 {
+								return errTest
+							}
+							return nil
+						})
+						opts := []courier.Option{courier.WithOrderKey(byRest(keys)), quiet}
+						if coordinator == "polling" {
+							source := newShelf(numbers(200)...)
+							stop := start(t, courier.NewPollingCoordinator(source, l, append(opts, courier.WithWorkers(workers))...))
+							time.Sleep(time.Hour)
+							require.NoError(t, stop())
+							require.Empty(t, source.left())
+						} else {
+							var marked collector
+							ch := stream(200)
+							require.NoError(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), courier.Applier[int](l), append(opts, courier.WithStreamWorkers(workers))...).Start(t.Context()))
+							require.ElementsMatch(t, numbers(200), marked.all())
+						}
+						require.Empty(t, l.problems)
+						require.Len(t, l.applied, 200)
+						require.LessOrEqual(t, l.most, min(workers, keys))
+						if workers > 1 && keys > 1 {
+							require.Greater(t, l.most, 1)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func TestD4_OneWorkerKeepsTheFetchOrderOfAllKeys(t *testing.T) {
+	source := newShelf(numbers(50)...)
+	l := newLanes(5, nil)
+	require.NoError(t, courier.NewPollingCoordinator(source, l, courier.WithOrderKey(byRest(5)), quiet).RunOnce(t.Context()))
+	require.Equal(t, numbers(50), l.applied)
+}
+
+// What is behind a failed record of its key is not attempted, in that pass.
+func TestD4_AFailedRecordHoldsBackOnlyTheLaterOnesOfItsKey(t *testing.T) {
+	for _, workers := range []int{1, 4} {
+		for _, batches := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d workers, batches: %v", workers, batches), func(t *testing.T) {
+				source := newShelf(numbers(20)...)
+				fail := func(_ context.Context, r, _ int) error {
+					if r == 6 {
+						return errTest
+					}
+					return nil
+				}
+				s := &batchSink[int]{sink: sink[int]{fail: fail}, failBatch: func(_ context.Context, records []int, _ int) error {
+					var failed courier.BatchError
+					for i, r := range records {
+						if r == 6 {
+							failed.Add(i, errTest)
+						}
+					}
+					return failed.ErrorOrNil()
+				}}
+				var applier courier.Applier[int] = s
+				if !batches {
+					applier = &s.sink
+				}
+				err := courier.NewPollingCoordinator(source, applier, courier.WithWorkers(workers), courier.WithOrderKey(byRest(4)), quiet).RunOnce(t.Context())
+				require.ErrorIs(t, err, errTest)
+				require.Equal(t, []int{6, 10, 14, 18}, source.left())
+				var list *courier.BatchError
+				require.ErrorAs(t, err, &list)
+				require.Len(t, list.Failures, 4)
+				for _, f := range list.Failures[1:] {
+					require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), f.Err))
+					require.ErrorContains(t, f.Err, "earlier record of the same key")
+				}
+				for _, batch := range s.batches {
+					keys := map[string]bool{}
+					for _, r := range batch {
+						require.False(t, keys[byRest(4)(r)], "two of a key in %v", batch)
+						keys[byRest(4)(r)] = true
+					}
+				}
+			})
+		}
+	}
+}
+
+func TestD4_AfterARecordIsParkedItsKeyGoesOn(t *testing.T) {
+	for _, coordinator := range []string{"polling", "streaming"} {
+		t.Run(coordinator, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+					if r == 3 {
+						return courier.Permanent(errTest)
+					}
+					return nil
+				}}
+				applier, dlq := courier.WithDLQ[int](s)
+				opts := []courier.Option{courier.WithOrderKey(byRest(1)), quiet}
+				if coordinator == "polling" {
+					source := newShelf(numbers(10)...)
+					require.NoError(t, courier.NewPollingCoordinator(source, applier, append(opts, courier.WithWorkers(4))...).RunOnce(t.Context()))
+				} else {
+					require.NoError(t, courier.NewStreamingCoordinator(courier.NewChannelSource(stream(10), nop[[]int]), applier, append(opts, courier.WithStreamWorkers(4))...).Start(t.Context()))
+				}
+				require.Equal(t, []int{0, 1, 2, 4, 5, 6, 7, 8, 9}, s.got())
+				n, err := dlq.Count(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, 1, n)
+			})
+		})
+	}
+}
+
+// A source that leases hands out what it was not given back: the coordinator
+// keeps the later records of a key from overtaking the ones that it gave back.
+func TestD4_WhatALeasingSourceHandsOutSoonerWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(numbers(40)...)
+		var calls atomic.Int64
+		l := newLanes(4, func(_ context.Context, r int) error {
+			if n := calls.Add(1); r < 8 && n < 20 {
+				return errTest
+			}
+			return nil
+		})
+		stop := start(t, courier.NewPollingCoordinator(source, l, courier.WithWorkers(4), courier.WithBatchSize(5), courier.WithOrderKey(byRest(4)), quiet))
+		time.Sleep(10 * time.Minute)
+		require.NoError(t, stop())
+		require.Empty(t, source.left())
+		require.Empty(t, l.problems)
+	})
+}
+
+// D4 with a breaker in an outage: whatever the probes do, no key is out of order.
+func TestD4_AnOutageKeepsTheOrder(t *testing.T) {
+	for _, keys := range []int{1, 3} {
+		for _, coordinator := range []string{"polling", "leasing", "streaming", "streaming from a leasing source"} {
+			t.Run(fmt.Sprintf("%s, %d keys", coordinator, keys), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					began := time.Now()
+					l := newLanes(keys, func(_ context.Context, r int) error {
+						time.Sleep(time.Millisecond)
+						if up := time.Since(began); up > 50*time.Millisecond && up < 20*time.Minute {
+							return errTest
+						}
+						return nil
+					})
+					applier, dlq := courier.ResilientApplier[int](l, nil)
+					opts := []courier.Option{courier.WithOrderKey(byRest(keys)), courier.WithBatchSize(10), quiet}
+					var marked func() []int
+					var c interface{ Start(context.Context) error }
+					switch coordinator {
+					case "polling":
+						source := newShelf(numbers(200)...)
+						marked = source.marked
+						c = courier.NewPollingCoordinator(source, applier, append(opts, courier.WithWorkers(4))...)
+					case "leasing":
+						source := newLeasing(numbers(200)...)
+						marked = source.marked
+						c = courier.NewPollingCoordinator(source, applier, append(opts, courier.WithWorkers(4), courier.WithPrefetch(2))...)
+					case "streaming":
+						var all collector
+						marked = all.all
+						c = courier.NewStreamingCoordinator(courier.NewChannelSource(stream(200), all.mark), applier, append(opts, courier.WithStreamWorkers(4))...)
+					default:
+						source := newLeasing(numbers(200)...)
+						source.wait = true
+						marked = source.marked
+						c = courier.NewStreamingCoordinator(source, applier, append(opts, courier.WithStreamWorkers(4))...)
+					}
+					stop := start(t, c)
+					time.Sleep(time.Hour)
+					require.NoError(t, stop())
+					require.Empty(t, l.problems)
+					require.ElementsMatch(t, numbers(200), marked())
+					n, err := dlq.Count(t.Context())
+					require.NoError(t, err)
+					require.Zero(t, n)
+				})
+			})
+		}
+	}
+}
+
+// D9 for the key function.
+func TestD9_AKeyFunctionMayPanic(t *testing.T) {
+	source := newShelf(numbers(10)...)
+	s := &sink[int]{}
+	err := courier.NewPollingCoordinator(source, s, courier.WithOrderKey(func(r int) string {
+		if r == 4 {
+			panic("no key")
+		}
+		return fmt.Sprint(r % 2)
+	}), courier.WithWorkers(2), quiet).RunOnce(t.Context())
+	require.ErrorIs(t, err, courier.ErrPanic)
+	require.ErrorContains(t, err, "order key")
+	require.Equal(t, []int{4}, source.left())
+}
+
+// Batch appliers get portions, by default an equal share for each worker.
+func TestBatches_AreHandedOutInPortions(t *testing.T) {
+	sizes := func(t *testing.T, opts ...courier.Option) (sizes []int) {
+		source := newShelf(numbers(100)...)
+		s := &batchSink[int]{}
+		require.NoError(t, courier.NewPollingCoordinator(source, s, append(opts, quiet)...).RunOnce(t.Context()))
+		require.Empty(t, source.left())
+		require.ElementsMatch(t, numbers(100), slices.Concat(s.batches...))
+		for _, b := range s.batches {
+			sizes = append(sizes, len(b))
+		}
+		return sizes
+	}
+	require.Equal(t, []int{100}, sizes(t))
+	require.Equal(t, []int{25, 25, 25, 25}, sizes(t, courier.WithWorkers(4)))
+	require.Equal(t, []int{40, 40, 20}, sizes(t, courier.WithApplyBatchSize(40)))
+	require.Len(t, sizes(t, courier.WithApplyBatchSize(10), courier.WithWorkers(3)), 10)
+}
+
+func TestBatches_AStreamHandsOutPortionsToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked collector
+		ch := make(chan int, 100)
+		for i := range 100 {
+			ch <- i
+		}
+		close(ch)
+		s := &batchSink[int]{}
+		require.NoError(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), courier.Applier[int](s),
+			courier.WithStreamWorkers(3), courier.WithApplyBatchSize(7), quiet).Start(t.Context()))
+		require.ElementsMatch(t, numbers(100), marked.all())
+		for _, b := range s.batches {
+			require.LessOrEqual(t, len(b), 7)
+		}
+	})
+}
+
+// D1, D2, D3 as a property, whatever the shape: every record has one verdict,
+// and what is marked is what was applied.
+func TestD1_Property_EveryShapeSettlesWhatItAppliesAndNoMore(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(0, 120).Draw(t, "records")
+		workers := rapid.IntRange(1, 9).Draw(t, "workers")
+		keys := rapid.IntRange(0, 6).Draw(t, "keys")
+		bad := rapid.SliceOfN(rapid.IntRange(0, 3), n, n).Draw(t, "bad")
+		outcome := func(_ context.Context, r, _ int) error {
+			switch bad[r] {
+			case 2:
+				panic(errTest)
+			case 3:
+				return errTest
+			}
+			return nil
+		}
+		opts := []courier.Option{quiet, courier.WithWorkers(workers), courier.WithBatchSize(rapid.IntRange(1, 50).Draw(t, "batch"))}
+		if keys > 0 {
+			opts = append(opts, courier.WithOrderKey(byRest(keys)))
+		}
+		s := &batchSink[int]{sink: sink[int]{fail: outcome}, failBatch: func(_ context.Context, records []int, _ int) error {
+			var failed courier.BatchError
+			for i, r := range records {
+				if bad[r] > 1 {
+					failed.Add(i, errTest)
+				}
+			}
+			return failed.ErrorOrNil()
+		}}
+		var applier courier.Applier[int] = s
+		if !rapid.Bool().Draw(t, "together") {
+			applier = &s.sink
+		}
+		pending := numbers(n)
+		fetch := func(context.Context) ([]int, error) { return pending, nil }
+		var marked []int
+		mark := func(_ context.Context, records []int) error {
+			marked = append(marked, records...)
+			return nil
+		}
+		_ = courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, applier, opts...).RunOnce(context.Background())
+
+		var want []int // everything that is not bad, nor behind something bad of its key
+		blocked := map[int]bool{}
+		for r := range n {
+			if keys > 0 && blocked[r%keys] {
+				continue
+			}
+			if bad[r] > 1 {
+				blocked[r%max(1, keys)] = true
+				continue
+			}
+			want = append(want, r)
+		}
+		slices.Sort(marked)
+		if !slices.Equal(want, marked) {
+			t.Fatalf("marked %v, want %v", marked, want)
+		}
+		got := s.got()
+		slices.Sort(got)
+		if !slices.Equal(want, got) {
+			t.Fatalf("applied %v, want %v", got, want)
+		}
+	})
+}
