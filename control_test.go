@@ -35,7 +35,7 @@ func both(t *testing.T, test func(t *testing.T, source *leasing[int], make func(
 				source := newLeasing[int]()
 				source.wait = !polling
 				test(t, source, func(applier courier.Applier[int], opts ...courier.Option) running {
-					opts = append(opts, quiet)
+					opts = append([]courier.Option{quiet}, opts...)
 					if polling {
 						return courier.NewPollingCoordinator(source, applier, opts...)
 					}

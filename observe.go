@@ -94,7 +94,7 @@ type RenewEvent struct {
 type PauseEvent struct {
 	Until time.Time // zero: until Resume is called
 	Err   error     // why; nil when Pause was called
-	Stuck bool      // only records that a breaker opened over are left to probe with
+	Stuck bool      // every record at hand has failed as a probe before: a long outage, or poison that nothing can tell from one
 }
 
 // ResumeEvent is the end of a pause.

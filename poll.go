@@ -83,6 +83,7 @@ type poller[T any] struct {
 	probing                       bool // the breaker may be probed, with one record
 	sparing                       bool // suspects wait for others to close the breaker
 	spareUntil                    time.Time
+	stuck                         bool        // the probe is a record that a breaker opened over before
 	window                        int         // how many records a probe was chosen from; 0 is by the suspects
 	memory                        suspects[T] // records that a breaker interrupted
 	pauses                        int         // since the intake went well
@@ -267,7 +268,8 @@ func (p *poller[T]) take() {
 	case p.probing:
 		keys, _ := p.keysOf(nil, p.records)
 		i := p.memory.probe(p.records, keys)
-		p.widen(p.memory.find(p.records[i]) < 0)
+		p.stuck = p.memory.find(p.records[i]) >= 0
+		p.widen(!p.stuck)
 		p.release = append(append(p.release, p.records[:i]...), p.records[i+1:]...)
 		p.records = p.records[i : i+1 : i+1]
 	case p.sparing:

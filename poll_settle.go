@@ -103,7 +103,7 @@ func (p *poller[T]) report() {
 	p.refused = p.refused || event.Refused > 0
 	p.watch.applied(p.life.work, event)
 	if p.halted.err != nil {
-		p.pause(PauseEvent{Until: p.halted.until, Err: p.halted.err, Stuck: p.probing && len(p.memory.list) > 1 && p.memory.all(b.ledger.Records)})
+		p.pause(PauseEvent{Until: p.halted.until, Err: p.halted.err, Stuck: p.probing && p.stuck})
 	}
 }
 

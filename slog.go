@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -11,9 +12,10 @@ import (
 // SlogObserver returns an observer that logs what goes wrong, at Warn and Error,
 // and that it goes well again, at Info. A nil logger is slog.Default().
 //
-// What repeats is said once: a message with the same error again the 10th,
-// 100th, 1000th time, with the count, and once more when it is over. It is what
-// a coordinator has by default, see [WithLogger].
+// What repeats is said once: a message with the same error, whatever numbers are
+// in it, again the 10th, 100th, 1000th time, with the count, and once more when
+// it is over. The pauses of an outage are one thing that repeats. It is what a
+// coordinator has by default, see [WithLogger].
 func SlogObserver(logger *slog.Logger) Observer {
 	if logger == nil {
 		logger = slog.Default()
@@ -57,8 +59,10 @@ const maxSayings = 256
 func (l *slogObserver) complain(ctx context.Context, level slog.Level, message string, err error, attrs ...any) {
 	key := saying{message: message}
 	if err != nil {
-		key.err = err.Error()
 		attrs = append(attrs, "error", err)
+		if message != saidPause && message != saidStuck { // of which each has another time
+			key.err = numberless(err.Error())
+		}
 	}
 	l.mu.Lock()
 	if len(l.said) >= maxSayings {
@@ -79,6 +83,21 @@ func (l *slogObserver) complain(ctx context.Context, level slog.Level, message s
 		attrs = append(attrs, "stack", string(p.Stack))
 	}
 	l.say(ctx, level, message, attrs...)
+}
+
+// numberless returns a text with each number in it replaced.
+func numberless(text string) string {
+	var b strings.Builder
+	number := false
+	for _, r := range text {
+		if digit := '0' <= r && r <= '9'; !digit || !number {
+			if number = digit; digit {
+				r = '#'
+			}
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 // tenfold reports whether n is 1, 10, 100 and so on.
@@ -115,7 +134,7 @@ const (
 	saidFetch  = "courier: fetch failed"
 	saidMark   = "courier: mark failed, nothing is fetched until it succeeds"
 	saidPause  = "courier: paused, records stay pending"
-	saidStuck  = "courier: stuck behind records that a breaker opened over, and no other is there to probe it with"
+	saidStuck  = "courier: paused, and every record at hand has failed as a probe: the outage goes on, or they are poison that nothing else can tell from one"
 	saidFailed = "courier: records failed and stay pending"
 )
 

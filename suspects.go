@@ -154,13 +154,3 @@ func (s *suspects[T]) split(records []T, keys []string) (others, suspected []T) 
 	}
 	return others, suspected
 }
-
-// all reports whether every record is a suspect.
-func (s *suspects[T]) all(records []T) bool {
-	for _, record := range records {
-		if s.find(record) < 0 {
-			return false
-		}
-	}
-	return true
-}
