@@ -1,0 +1,182 @@
+package courierttest
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// Applier is a destination that fails as it is told. It is made by
+// [Recorder.Applier], and safe for concurrent use; the fields are set before it
+// is used.
+type Applier[T any] struct {
+	// ApplyFunc is what takes a record where no fault keeps it from being
+	// called, such as a process function of one's own. nil takes every record.
+	ApplyFunc func(ctx context.Context, record T) error
+
+	// Faults come over the calls, before ApplyFunc, but for Lost, which comes
+	// over what ApplyFunc has done. They may be set at any time.
+	Faults Injector
+
+	recorder *Recorder[T]
+}
+
+// Applier returns a destination over which the faults come; nil is none.
+func (r *Recorder[T]) Applier(faults Faults) *Applier[T] {
+	a := &Applier[T]{recorder: r}
+	a.Faults.Set(faults...)
+	return a
+}
+
+// Apply takes a record, or fails as the faults say.
+func (a *Applier[T]) Apply(ctx context.Context, record T) error {
+	clock := a.recorder.clock()
+	verdicts, err := a.Faults.next(clock.Now(), a.recorder.name(record))
+	if err != nil {
+		return err
+	}
+	pause(ctx, clock, verdicts[0].delay)
+	return a.apply(ctx, record, verdicts[0])
+}
+
+func (a *Applier[T]) apply(ctx context.Context, record T, v verdict) (err error) {
+	returned := false
+	defer func() {
+		if !returned { // a panic or a Goexit, of the fault or of ApplyFunc
+			a.recorder.note(Failed, v.err(), record)
+		}
+	}()
+	err = v.interrupt(ctx)
+	if err == nil && v.effect != OK && v.effect != Lost {
+		err = v.err()
+	}
+	if err == nil && a.ApplyFunc != nil {
+		err = a.ApplyFunc(ctx, record)
+	} else if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	kind := Applied
+	switch {
+	case err != nil && courier.Classify(ctx, err) == courier.Skipped:
+		kind = Skipped
+	case err != nil:
+		kind = Failed
+	case v.effect == Lost:
+		kind, err = Unacked, v.err()
+	}
+	a.recorder.note(kind, err, record)
+	returned = true
+	return err
+}
+
+// Validate reports a fault that makes no sense.
+func (a *Applier[T]) Validate() error { return a.Faults.Validate() }
+
+// BatchApplier is an [Applier] that takes batches too. Faults come over each
+// record of a batch by itself, which then is listed in the [*courier.BatchError];
+// Whole, Panic, Goexit and Hang come over the whole batch, of which nothing is
+// applied. It is made by [Recorder.BatchApplier], and safe for concurrent use;
+// the fields are set before it is used.
+type BatchApplier[T any] struct {
+	Applier[T]
+
+	// ApplyBatchFunc is what takes the records that no fault keeps from it. nil
+	// is ApplyFunc for each.
+	ApplyBatchFunc func(ctx context.Context, records []T) error
+}
+
+// BatchApplier returns a destination for batches over which the faults come; nil
+// is none.
+func (r *Recorder[T]) BatchApplier(faults Faults) *BatchApplier[T] {
+	a := &BatchApplier[T]{Applier: Applier[T]{recorder: r}}
+	a.Faults.Set(faults...)
+	return a
+}
+
+// ApplyBatch takes records, or fails as the faults say.
+func (a *BatchApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
+	clock := a.recorder.clock()
+	verdicts, err := a.Faults.next(clock.Now(), a.recorder.names(records)...)
+	if err != nil {
+		return err
+	}
+	var delay time.Duration
+	for _, v := range verdicts {
+		delay = max(delay, v.delay)
+	}
+	pause(ctx, clock, delay)
+	for _, v := range verdicts {
+		switch v.effect {
+		case Whole, Panic, Goexit, Hang:
+			a.recorder.note(Failed, v.err(), records...)
+			if err := v.interrupt(ctx); err != nil {
+				return err
+			}
+			return v.err()
+		}
+	}
+	if a.ApplyBatchFunc != nil {
+		return a.applyRest(ctx, records, verdicts)
+	}
+	var failed courier.BatchError
+	for i, record := range records {
+		if err := a.apply(ctx, record, verdicts[i]); err != nil {
+			failed.Add(i, err)
+		}
+	}
+	return failed.ErrorOrNil()
+}
+
+// applyRest gives the records that have no fault to ApplyBatchFunc.
+func (a *BatchApplier[T]) applyRest(ctx context.Context, records []T, verdicts []verdict) error {
+	var failed courier.BatchError
+	var rest []T
+	var index []int
+	for i, v := range verdicts {
+		if v.effect == OK || v.effect == Lost {
+			rest, index = append(rest, records[i]), append(index, i)
+			continue
+		}
+		failed.Add(i, v.err())
+		a.recorder.note(Failed, v.err(), records[i])
+	}
+	var err error
+	if len(rest) > 0 {
+		err = a.ApplyBatchFunc(ctx, rest)
+	}
+	list, listed := err.(*courier.BatchError)
+	for j, i := range index {
+		switch at := slices.IndexFunc(failuresOf(list), func(f courier.Failure) bool { return f.Index == j }); {
+		case err != nil && !listed:
+			failed.Add(i, err)
+			a.recorder.note(Failed, err, records[i])
+		case at >= 0:
+			failed.Add(i, list.Failures[at].Err)
+			a.recorder.note(Failed, list.Failures[at].Err, records[i])
+		case verdicts[i].effect == Lost:
+			failed.Add(i, verdicts[i].err())
+			a.recorder.note(Unacked, verdicts[i].err(), records[i])
+		default:
+			a.recorder.note(Applied, nil, records[i])
+		}
+	}
+	if err != nil && !listed && len(rest) == len(records) {
+		return err
+	}
+	return failed.ErrorOrNil()
+}
+
+func failuresOf(list *courier.BatchError) []courier.Failure {
+	if list == nil {
+		return nil
+	}
+	return list.Failures
+}
+
+var (
+	_ courier.Applier[int]      = (*Applier[int])(nil)
+	_ courier.BatchApplier[int] = (*BatchApplier[int])(nil)
+	_ courier.Validator         = (*Applier[int])(nil)
+)

@@ -1,0 +1,74 @@
+package courierttest
+
+import (
+	"context"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// DLQ is a dead letter queue in memory that keeps one letter of a record, by its
+// name, records what is parked, and fails as it is told. It is made by
+// [Recorder.DLQ], and safe for concurrent use.
+type DLQ[T any] struct {
+	*courier.MemoryDLQ[T]
+
+	// SendFaults come over Send, and may be set at any time. One that is Lost has
+	// parked the record.
+	SendFaults Injector
+
+	recorder *Recorder[T]
+}
+
+// DLQ returns a queue for up to capacity records; 0 is
+// [courier.DefaultDLQCapacity].
+func (r *Recorder[T]) DLQ(capacity int) *DLQ[T] {
+	return &DLQ[T]{MemoryDLQ: courier.NewMemoryDLQByIdentity(capacity, r.name), recorder: r}
+}
+
+// Send parks a record, or fails as the faults say.
+func (q *DLQ[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) error {
+	clock := q.recorder.clock()
+	verdicts, err := q.SendFaults.next(clock.Now(), q.recorder.name(letter.Record))
+	if err != nil {
+		return err
+	}
+	v := verdicts[0]
+	pause(ctx, clock, v.delay)
+	err = v.interrupt(ctx)
+	if err == nil && (v.effect == OK || v.effect == Lost) {
+		if err = context.Cause(ctx); err == nil {
+			err = q.MemoryDLQ.Send(ctx, letter)
+		}
+	}
+	if err == nil {
+		err = v.err()
+	}
+	if err != nil {
+		q.recorder.note(ParkFailed, err, letter.Record)
+		return err
+	}
+	q.recorder.note(Parked, letter.Error, letter.Record)
+	return nil
+}
+
+// SameQueue reports whether another queue keeps its letters in the same place.
+func (q *DLQ[T]) SameQueue(other courier.DLQ[T]) bool {
+	o, ok := other.(*DLQ[T])
+	return ok && o != nil && o.MemoryDLQ == q.MemoryDLQ
+}
+
+// Letters returns all letters, oldest first.
+func (q *DLQ[T]) Letters() []courier.DeadLetter[T] {
+	letters, _ := q.List(context.Background(), "", q.Len()) // of which the error is always nil
+	return letters
+}
+
+// Validate reports a fault that makes no sense.
+func (q *DLQ[T]) Validate() error { return q.SendFaults.Validate() }
+
+var (
+	_ courier.DLQ[int]       = (*DLQ[int])(nil)
+	_ courier.KeyedDLQ       = (*DLQ[int])(nil)
+	_ courier.SharedDLQ[int] = (*DLQ[int])(nil)
+	_ courier.Validator      = (*DLQ[int])(nil)
+)
