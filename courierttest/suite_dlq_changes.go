@@ -1,0 +1,207 @@
+package courierttest
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// What a dead letter queue does when letters are deleted and updated, and what
+// the queues do that know records, keys, themselves, or a bound.
+
+func (s *dlqRun[T]) deletes() {
+	s.tb.Helper()
+	letters := s.park(4)
+	s.delete()
+	s.expectNames(s.receive(10), "after a delete of none", 0, 1, 2, 3)
+	s.delete(letters[2].ID, letters[0].ID)
+	s.expectNames(s.receive(10), "after the third and the first were deleted", 1, 3)
+}
+
+func (s *dlqRun[T]) deletesUnknown() {
+	s.tb.Helper()
+	letters := s.park(3)
+	s.delete(letters[0].ID)
+	s.delete(letters[0].ID, letters[1].ID)
+	s.expectNames(s.receive(10), "after the first was deleted twice, the second time with the second,", 2)
+}
+
+func (s *dlqRun[T]) deletesOutOfDate() {
+	s.tb.Helper()
+	old := s.park(2)[0]
+	newer := old
+	newer.Error = textError("newer")
+	s.update(newer)
+	s.delete(old.ID)
+	letters := s.receive(10)
+	s.expectNames(letters, "after a delete by an ID that is out of date", 0, 1)
+	if text := errorText(letters[0].Error); text != "newer" {
+		s.tb.Errorf("after a delete by an ID that is out of date the error is %q, want %q", text, "newer")
+	}
+}
+
+func (s *dlqRun[T]) givesNoIDTwice() {
+	s.tb.Helper()
+	seen := make(map[string]bool)
+	for range 3 {
+		letter := s.park(1)[0]
+		for range 2 {
+			if seen[letter.ID] {
+				s.tb.Fatalf("the queue gave the ID %q twice: who holds it would delete a newer failure", letter.ID)
+			}
+			seen[letter.ID] = true
+			s.update(letter)
+			letter = s.receive(1)[0]
+		}
+		seen[letter.ID] = true
+		s.delete(letter.ID)
+	}
+}
+
+func (s *dlqRun[T]) updates() {
+	s.tb.Helper()
+	letters := s.park(3)
+	changed := letters[1]
+	changed.Record = s.Record(7) // is not the queue's to change
+	changed.Key, changed.Error, changed.Reason, changed.Attempts = "customer 8", textError("again"), courier.PermanentFailure, 9
+	changed.FirstFailedAt, changed.FailedAt = changed.FirstFailedAt.Add(-time.Hour), changed.FailedAt.Add(time.Hour)
+	changed.Branch, changed.Redriven = "audit", 4
+	s.update(changed)
+	now := s.receive(10)
+	s.expectNames(now, "after the second was updated", 0, 1, 2)
+	changed.Record = letters[1].Record
+	s.expectSame(now[1], changed, "after an update")
+	if now[1].ID == letters[1].ID {
+		s.tb.Errorf("after an update the letter has its old ID %q: who holds that would delete a failure it does not know", now[1].ID)
+	}
+	s.expectSame(now[0], letters[0], "after an update of another")
+}
+
+func (s *dlqRun[T]) updatesOutOfDate() {
+	s.tb.Helper()
+	letters := s.park(2)
+	newer := letters[0]
+	newer.Error = textError("newer")
+	s.update(newer)
+	old := letters[0]
+	old.Error = textError("out of date")
+	s.update(old)
+	s.delete(letters[1].ID)
+	s.update(letters[1])
+	now := s.receive(10)
+	s.expectNames(now, "after updates of letters that have changed and are gone", 0)
+	s.expectSame(now[0], newer, "after an update that was out of date")
+}
+
+func (s *dlqRun[T]) keepsOne() {
+	s.tb.Helper()
+	first := s.letter(0, "first")
+	first.Redriven = 3
+	s.send(first, s.letter(1, "boom"))
+	old := s.receive(1)[0]
+	again := s.letter(0, "second")
+	again.FirstFailedAt, again.FailedAt = first.FailedAt.Add(time.Hour), first.FailedAt.Add(2*time.Hour)
+	again.Attempts, again.Redriven, again.Reason = 9, 1, courier.PermanentFailure
+	s.send(again)
+	letters := s.receive(10)
+	s.expectNames(letters, "after the first record was sent again", 0, 1)
+	again.FirstFailedAt, again.Redriven = first.FirstFailedAt, first.Redriven
+	s.expectSame(letters[0], again, "of a record that was sent again")
+	if letters[0].ID == old.ID {
+		s.tb.Errorf("the letter of a record that was sent again has its old ID %q: a redrive that began before would delete the new failure", old.ID)
+	}
+}
+
+func (s *dlqRun[T]) keepsFailure() {
+	s.tb.Helper()
+	s.send(s.letter(0, "its own"))
+	behind := s.letter(0, "behind another")
+	behind.Reason, behind.Attempts = courier.KeyParked, 0
+	s.send(behind)
+	letters := s.receive(10)
+	s.expectNames(letters, "after a record was parked behind its key, that is there with a failure of its own,", 0)
+	s.expectSame(letters[0], s.letter(0, "its own"), "after its record was parked behind its key")
+}
+
+func (s *dlqRun[T]) tellsKeys() {
+	s.tb.Helper()
+	keyed := s.DLQ.(courier.KeyedDLQ)
+	expect := func(when string, want ...string) {
+		s.tb.Helper()
+		var got []string
+		s.must("ParkedKeys", func(ctx context.Context) (err error) {
+			got, err = keyed.ParkedKeys(ctx, []string{"a", "b", "c"})
+			return err
+		})
+		slices.Sort(got)
+		if !slices.Equal(slices.Compact(got), want) {
+			s.tb.Fatalf("%s the parked ones of the keys a, b and c are %q, want %q", when, got, want)
+		}
+	}
+	for i, key := range []string{"a", "a", "b", ""} {
+		letter := s.letter(i, "boom")
+		letter.Key = key
+		s.send(letter)
+	}
+	letters := s.receive(10)
+	expect("with letters of a, a and b", "a", "b")
+	s.delete(letters[0].ID)
+	expect("with letters of a and b", "a", "b")
+	changed := letters[1]
+	changed.Key = "c"
+	s.update(changed)
+	expect("with letters of c and b", "b", "c")
+	s.delete(letters[2].ID)
+	expect("with a letter of c", "c")
+}
+
+func (s *dlqRun[T]) knowsItself() {
+	s.tb.Helper()
+	shared := s.DLQ.(courier.SharedDLQ[T])
+	if !shared.SameQueue(s.DLQ) {
+		s.tb.Errorf("SameQueue says that a queue is another than itself")
+	}
+	if s.Reopen != nil && !shared.SameQueue(s.Reopen()) {
+		s.tb.Errorf("SameQueue says that a queue over the same store is another: a redrive could go round in a loop")
+	}
+	if s.Other != nil && shared.SameQueue(s.Other()) {
+		s.tb.Errorf("SameQueue says that a queue over another store is the same: a redrive into it would be refused")
+	}
+}
+
+// fill sends as many letters as the queue takes.
+func (s *dlqRun[T]) fill() []courier.DeadLetter[T] {
+	s.tb.Helper()
+	return s.park(s.f.Capacity)
+}
+
+func (s *dlqRun[T]) refusesWhenFull() {
+	s.tb.Helper()
+	letters := s.fill()
+	more := s.letter(s.f.Capacity, "boom")
+	err, _ := s.do(context.Background(), "Send", func(ctx context.Context) error { return s.DLQ.Send(ctx, more) })
+	if !errors.Is(err, courier.ErrDLQFull) {
+		s.tb.Errorf("Send to a full queue returned %v, want courier.ErrDLQFull", err)
+	}
+	if n := s.count(); n != s.f.Capacity {
+		s.tb.Errorf("a queue for %d letters has %d after it refused one", s.f.Capacity, n)
+	}
+	if s.f.Identity {
+		s.send(s.letter(0, "again")) // takes no room
+	}
+	s.delete(letters[len(letters)-1].ID)
+	s.send(more)
+}
+
+func (s *dlqRun[T]) updatesWhenFull() {
+	s.tb.Helper()
+	letter := s.fill()[0]
+	letter.Redriven++
+	s.update(letter)
+	if n := s.receive(1)[0].Redriven; n != letter.Redriven {
+		s.tb.Errorf("after an update in a full queue Redriven is %d, want %d", n, letter.Redriven)
+	}
+}
