@@ -119,8 +119,14 @@ func TestConformance_MemoryDLQ(t *testing.T) {
 func shop(batches bool, wrap func(courier.Applier[int]) courier.Applier[int]) func(*testing.T) courierttest.ApplierFixture[int] {
 	return func(*testing.T) courierttest.ApplierFixture[int] {
 		var records courierttest.Recorder[int]
-		poison := courierttest.MustParse(`permanent if record "-1" or record "-2" or record "-3"`)
-		single, batch := records.Applier(poison), records.BatchApplier(poison)
+		single, batch := records.Applier(nil), records.BatchApplier(nil)
+		take := func(_ context.Context, record int) error {
+			if record < 0 {
+				return courier.Permanent(errTest)
+			}
+			return nil
+		}
+		single.ApplyFunc, batch.ApplyFunc = take, take
 		inner, faults := courier.Applier[int](single), &single.Faults
 		if batches {
 			inner, faults = batch, &batch.Faults
@@ -141,7 +147,7 @@ func shop(batches bool, wrap func(courier.Applier[int]) courier.Applier[int]) fu
 			Poison: func(n int) int { return -1 - n },
 			Down: func() func() {
 				faults.Set(courierttest.Fault{Effect: courierttest.Fail})
-				return func() { faults.Set(poison...) }
+				return func() { faults.Set() }
 			},
 		}
 	}

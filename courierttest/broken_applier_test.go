@@ -264,6 +264,31 @@ var ofBatches = []applierDefect{
 			return err
 		}
 	}},
+	{"does not heed its context", "ends a batch with its context in an outage", func(t *testing.T, a *applierWith, _ *ApplierFixture[int]) {
+		until, cancel := context.WithCancel(context.Background())
+		t.Cleanup(cancel)
+		a.batch = func(_ context.Context, records []int) error { return a.BatchApplier.ApplyBatch(until, records) }
+	}},
+	{"takes its context for success", "ends a batch with its context in an outage", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
+		a.batch = func(ctx context.Context, records []int) error {
+			err := a.BatchApplier.ApplyBatch(ctx, records)
+			if ctx.Err() != nil {
+				return nil
+			}
+			return err
+		}
+	}},
+	{"an index in its part", "tells what failed of a large batch", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
+		a.batch = relisting(a, func(f courier.Failure) courier.Failure { f.Index %= 500; return f })
+	}},
+	{"the last part only", "tells what failed of a large batch", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
+		a.batch = func(ctx context.Context, records []int) (err error) {
+			for part := range slices.Chunk(records, 1000) {
+				err = a.BatchApplier.ApplyBatch(ctx, part)
+			}
+			return err
+		}
+	}},
 	{"broken for ever", "recovers with a batch from an outage", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
 		var broken error
 		a.batch = func(ctx context.Context, records []int) error {

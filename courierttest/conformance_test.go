@@ -138,8 +138,12 @@ func openShop(*testing.T) ApplierFixture[int] {
 	}
 }
 
-func poisonFaults() Faults {
-	return MustParse(`permanent if record "-1" or record "-2" or record "-3"`)
+// poisonFaults refuse the records that stand in the place of these.
+func poisonFaults() (faults Faults) {
+	for _, n := range []int{0, 2, large / 2, large - 1} {
+		faults = append(faults, Fault{Permanent, Record(strconv.Itoa(-1 - n))})
+	}
+	return faults
 }
 
 func TestTheFakesAreAppliers(t *testing.T) {

@@ -31,8 +31,8 @@ type ApplierFixture[T any] struct {
 	// order, one that it has twice twice.
 	Applied func() []string
 
-	// Poison returns a record that the destination never takes, which stands in a
-	// batch as the n-th record.
+	// Poison returns a record that the destination never takes, to stand in the
+	// place of the n-th. Let it be of several kinds, where there are.
 	Poison func(n int) T
 
 	// Down makes the destination fail, or not answer, until up is called.

@@ -20,8 +20,10 @@ func batchChecks[T any](f ApplierFeatures) []check[applierRun[T]] {
 		{"keeps no batch", (*run).keepsNoBatch},
 		{"tells the truth of a batch whose context has ended", (*run).endedBatch},
 		{"fails a batch in an outage", (*run).failsBatchInOutage},
+		{"ends a batch with its context in an outage", (*run).endsBatchInOutage},
 		{"recovers with a batch from an outage", (*run).recoversBatch},
 		{"tells what failed of a batch", (*run).tellsWhatFailed},
+		{"tells what failed of a large batch", (*run).tellsWhatFailedOfMany},
 	}
 	if f.Ordered {
 		list = append(list, check[run]{"keeps the order of a batch", (*run).keepsBatchOrder})
@@ -76,20 +78,30 @@ func (s *applierRun[T]) appliesBatchOfOne() {
 
 func (s *applierRun[T]) appliesLargeBatch() {
 	s.tb.Helper()
-	records := s.records(1234)
+	records := s.records(large)
 	s.mustApplyBatch(records)
+	had := s.had()
+	for _, record := range records {
+		if had != nil && !had[s.name(record)] {
+			s.tb.Fatalf("after ApplyBatch of %d records returned nil the destination has %d of them, and not record %s", len(records), len(had), s.name(record))
+		}
+	}
+}
+
+// large is a batch that an implementation works off in parts, if it does so.
+const large = 1234
+
+// had returns the names of what the destination has, nil where that cannot be
+// seen.
+func (s *applierRun[T]) had() map[string]bool {
 	if s.Applied == nil {
-		return
+		return nil
 	}
 	had := make(map[string]bool)
 	for _, name := range s.Applied() {
 		had[name] = true
 	}
-	for _, record := range records {
-		if !had[s.name(record)] {
-			s.tb.Fatalf("after ApplyBatch of %d records returned nil the destination has %d of them, and not record %s", len(records), len(had), s.name(record))
-		}
-	}
+	return had
 }
 
 func (s *applierRun[T]) appliesBatchAgain() {
@@ -193,6 +205,25 @@ func (s *applierRun[T]) failsBatchInOutage() {
 	}
 }
 
+func (s *applierRun[T]) endsBatchInOutage() {
+	s.tb.Helper()
+	if s.Down == nil {
+		return
+	}
+	up := s.Down()
+	defer up()
+	records := s.records(3)
+	ctx, cancel := context.WithTimeout(context.Background(), glance)
+	defer cancel()
+	err, soon := s.applyBatch(ctx, records)
+	if !soon {
+		s.tb.Errorf("ApplyBatch did not return for %v after its context had ended, while the destination was down", s.patience)
+	}
+	for _, err := range s.errorsOf(err, records) {
+		s.outage("ApplyBatch, whose context ended,", err)
+	}
+}
+
 func (s *applierRun[T]) recoversBatch() {
 	s.tb.Helper()
 	if s.Down == nil {
@@ -232,6 +263,28 @@ func (s *applierRun[T]) tellsWhatFailed() {
 			s.expect(records[i:i+1], "after ApplyBatch reported no error of it, but of another,")
 		case whole && s.Applied != nil && s.has(record):
 			s.tb.Errorf("ApplyBatch failed as a whole, which says that no record was applied, and the destination has record %s: list the failed ones in a BatchError", s.name(record))
+		}
+	}
+}
+
+func (s *applierRun[T]) tellsWhatFailedOfMany() {
+	s.tb.Helper()
+	if s.Poison == nil {
+		return
+	}
+	records := s.records(large)
+	poison := []int{0, large / 2, large - 1}
+	for _, i := range poison {
+		records[i] = s.Poison(i)
+	}
+	err, _ := s.applyBatch(context.Background(), records)
+	errs, had := s.errorsOf(err, records), s.had()
+	for i, err := range errs {
+		switch {
+		case slices.Contains(poison, i) && err == nil:
+			s.tb.Fatalf("ApplyBatch of %d records reported no error of one that the destination never takes, index %d", len(records), i)
+		case err == nil && had != nil && !had[s.name(records[i])]:
+			s.tb.Fatalf("after ApplyBatch of %d records reported no error of record %s the destination does not have it", len(records), s.name(records[i]))
 		}
 	}
 }

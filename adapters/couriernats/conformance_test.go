@@ -13,7 +13,7 @@ import (
 func TestConformance_Sink(t *testing.T) {
 	all := orders(1234)
 	courierttest.TestBatchApplier(t, func(t *testing.T) courierttest.ApplierFixture[order] {
-		b := startBroker(t, jetstream.StreamConfig{})
+		b := startBroker(t, jetstream.StreamConfig{MaxMsgSize: 4096})
 		return courierttest.ApplierFixture[order]{
 			Applier: couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(2*time.Second)),
 			Record:  func(n int) order { return all[n] },
@@ -21,7 +21,10 @@ func TestConformance_Sink(t *testing.T) {
 			Applied: func() []string { return b.ids(t) },
 			Poison: func(n int) order {
 				o := all[n]
-				o.payload = make([]byte, 2<<20) // more than the server takes
+				o.payload = make([]byte, 8192) // more than the stream takes
+				if n%2 == 1 {
+					o.payload = make([]byte, 2<<20) // more than the server takes
+				}
 				return o
 			},
 			Down: func() func() {
