@@ -11,8 +11,9 @@ import (
 // the listed ones, and no others. Without any failure listed it means that all
 // were applied.
 //
-// It is recognised when it is wrapped, but not inside a join with other
-// errors, which could mean anything of the records it does not list.
+// It is recognised when it is wrapped, and [Permanent], [Skip] and [RetryAfter]
+// around it are meant for each record that it lists; but not inside a join with
+// other errors, which could mean anything of the records it does not list.
 type BatchError struct {
 	Failures []Failure
 }
@@ -71,10 +72,17 @@ func (e *BatchError) Unwrap() []error {
 // nor errors that tell of something else than this batch's attempt and may carry
 // the list of another one: the cause that a breaker opened by, say.
 func batchErrorIn(err error) (*BatchError, bool) {
+	var marks []func(error) error // around the list: they are meant for all that it lists
 	for err != nil {
 		switch e := err.(type) {
 		case *BatchError:
-			return e, true
+			return e.marked(marks), true
+		case *permanentError:
+			marks = append(marks, Permanent)
+		case *skipError:
+			marks = append(marks, Skip)
+		case *retryAfterError:
+			marks = append(marks, func(err error) error { return RetryAfter(err, e.after) })
 		case *PanicError:
 			return nil, false
 		case interface{ NotAttempted() bool }:
@@ -85,6 +93,21 @@ func batchErrorIn(err error) (*BatchError, bool) {
 		err = errors.Unwrap(err)
 	}
 	return nil, false
+}
+
+// marked returns the list with each error marked, itself where there is no mark.
+func (e *BatchError) marked(marks []func(error) error) *BatchError {
+	if e == nil || len(marks) == 0 {
+		return e
+	}
+	all := &BatchError{make([]Failure, len(e.Failures))}
+	for i, f := range e.Failures {
+		for _, mark := range marks {
+			f.Err = mark(f.Err)
+		}
+		all.Failures[i] = f
+	}
+	return all
 }
 
 // spread lays the result of ApplyBatch out over its records: errs[i] is nil

@@ -207,3 +207,24 @@ func TestDecode_AnOutageWithAnUndecodableRow(t *testing.T) {
 		require.ElementsMatch(t, []int{1, 3}, s.got())
 	})
 }
+
+func TestBatchError_AMarkAroundItIsMeantForAllThatItLists(t *testing.T) {
+	for name, mark := range map[string]func(error) error{
+		"permanent": courier.Permanent,
+		"wrapped":   func(err error) error { return fmt.Errorf("insert: %w", courier.Permanent(err)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
+				var failed courier.BatchError
+				failed.Add(1, errTest)
+				return mark(failed.ErrorOrNil())
+			}}
+			err := courier.WithRetry[int](s).(courier.BatchApplier[int]).ApplyBatch(t.Context(), numbers(3))
+			var list *courier.BatchError
+			require.ErrorAs(t, err, &list)
+			require.Len(t, list.Failures, 1)
+			require.Equal(t, courier.PermanentClass, courier.Classify(t.Context(), list.Failures[0].Err))
+			require.Len(t, s.batches, 1, "no retry")
+		})
+	}
+}

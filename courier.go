@@ -65,7 +65,9 @@ type Source[T any] interface {
 	// Mark notes that records are done, durably. It takes any subset of what
 	// was fetched in any order, is idempotent, and marks all or nothing. When
 	// it fails the coordinator calls it again with the same records before it
-	// fetches more. It must not keep the slice after it returned.
+	// fetches more. So a record that it cannot mark for good, since its lease
+	// was lost, is to be passed over and no error. It must not keep the slice
+	// after it returned.
 	Mark(ctx context.Context, records []T) error
 }
 

@@ -45,10 +45,12 @@ func (d *diary) observer(perRecord bool) courier.Observer {
 		Applied: func(_ ctx, e courier.ApplyEvent) {
 			d.note("applied %d of %d, %d failed, %d refused, first %q %v, in %v", e.Applied, e.Records, e.Failed, e.Refused, e.Record, e.Err, e.Took)
 		},
-		Failed:   func(_ ctx, e courier.FailEvent) { d.note("failed %q %v %v", e.Record, e.Class, e.Err) },
-		Retried:  func(_ ctx, e courier.RetryEvent) { d.note("retried %d %v", e.Attempt, e.Err) },
-		Parked:   func(_ ctx, e courier.ParkEvent) { d.note("parked %q %v", e.Record, e.Reason) },
-		Marked:   func(_ ctx, e courier.MarkEvent) { d.note("marked %d %v again in %v, in %v", e.Records, e.Err, e.RetryIn, e.Took) },
+		Failed:  func(_ ctx, e courier.FailEvent) { d.note("failed %q %v %v", e.Record, e.Class, e.Err) },
+		Retried: func(_ ctx, e courier.RetryEvent) { d.note("retried %d %v", e.Attempt, e.Err) },
+		Parked:  func(_ ctx, e courier.ParkEvent) { d.note("parked %q %v", e.Record, e.Reason) },
+		Marked: func(_ ctx, e courier.MarkEvent) {
+			d.note("marked %d %v again in %v, in %v", e.Records, e.Err, e.RetryIn, e.Took)
+		},
 		Released: func(_ ctx, e courier.ReleaseEvent) { d.note("released %d after %v", e.Records, e.After) },
 		Paused:   func(_ ctx, e courier.PauseEvent) { d.note("paused %v %v", e.Err != nil, e.Stuck) },
 		Resumed:  func(_ ctx, e courier.ResumeEvent) { d.note("resumed after %d", e.Pauses) },

@@ -32,6 +32,8 @@ func (p *poller[T]) settle() {
 			case b.ledger.State(i) != ledger.Pending:
 			case b.ledger.Err(i) == errHeldBack:
 				p.behind = append(p.behind, record)
+			case b.ledger.Err(i) == errLeaseLost: // it is not ours to give back
+				p.watch.count.inHand.Add(-1)
 			default:
 				p.release = append(p.release, record)
 			}

@@ -258,6 +258,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if !over && !open {
 		s.handOut()
 	}
+	s.lookAgain(now)
 	if s.stopping && len(s.out) == 0 && (over || len(s.queue) == 0) {
 		s.life.lastApplied()
 	}

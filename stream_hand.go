@@ -240,28 +240,36 @@ func (s *stream[T]) send(items []item[T], probe bool) {
 // look collects what the workers have done so far, so that it is marked in time,
 // and has the records behind a slow one go to idle workers.
 func (s *stream[T]) look(now time.Time) {
-	idle := len(s.queue) == 0 && len(s.out) < s.config.workers
-	if !s.lookAt.IsZero() && !now.Before(s.lookAt) {
-		s.lookAt = time.Time{}
-		for _, sh := range s.out {
-			s.collect(sh, min(sh.account.finished(), sh.end))
-			at := int(sh.account.next.Load())
-			if idle && at == sh.seen {
-				s.takeBack(sh)
-			}
-			sh.seen = at
-		}
+	if s.lookAt.IsZero() || now.Before(s.lookAt) {
+		return
 	}
-	some := slices.ContainsFunc(s.out, func(sh *share[T]) bool { return sh.end-sh.taken > 1 })
+	s.lookAt = time.Time{}
+	idle := s.idle()
+	for _, sh := range s.out {
+		s.collect(sh, min(sh.account.finished(), sh.end))
+		at := int(sh.account.next.Load())
+		if idle && at == sh.seen {
+			s.takeBack(sh)
+		}
+		sh.seen = at
+	}
+}
+
+// lookAgain sets the time of the next look, if there will be something to see.
+func (s *stream[T]) lookAgain(now time.Time) {
 	switch {
-	case !some:
+	case !slices.ContainsFunc(s.out, func(sh *share[T]) bool { return sh.end-sh.taken > 1 }):
 		s.lookAt = time.Time{}
-	case s.lookAt.IsZero() && idle:
+	case !s.lookAt.IsZero():
+	case s.idle():
 		s.lookAt = now.Add(lookEvery)
-	case s.lookAt.IsZero():
+	default:
 		s.lookAt = now.Add(s.config.flushInterval)
 	}
 }
+
+// idle reports whether a worker has nothing to do.
+func (s *stream[T]) idle() bool { return len(s.queue) == 0 && len(s.out) < s.config.workers }
 
 // takeBack takes from a worker what it has not begun.
 func (s *stream[T]) takeBack(sh *share[T]) {

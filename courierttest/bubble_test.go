@@ -143,7 +143,7 @@ func TestClockMovesACoordinator(t *testing.T) {
 		source := r.Source("a")
 		shop := r.Applier(MustParse("error if call 1..2"))
 		retry := courier.NewRetryableApplier(shop, courier.RetryPolicy{Jitter: courier.NoJitter, Clock: c})
-		run := Start(t, courier.NewPollingCoordinator(source, retry, quiet, courier.WithClock(c)))
+		run := Start(t, courier.NewPollingCoordinator(source, retry, quiet, courier.WithClock(c), courier.WithFixedInterval()))
 		c.Settle()
 		require.Equal(t, 1, shop.Faults.Calls())
 		d, _ := c.Next()

@@ -1,0 +1,187 @@
+package courier_test
+
+// What a source can do besides fetch and mark, and that both coordinators ask
+// for it.
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// scheduling is a source that keeps a retry schedule.
+type scheduling struct {
+	*leasing[int]
+	failed []courier.FailedRecord[int]
+	err    error
+}
+
+func (s *scheduling) Fail(_ context.Context, failed []courier.FailedRecord[int]) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = append(s.failed, failed...)
+	return s.err
+}
+
+func TestFailer_IsToldOfWhatFailedAndIsGivenBackTheRest(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &scheduling{leasing: newLeasing(numbers(5)...), err: errTest}
+				source.wait = streaming
+				s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+					if r == 2 {
+						return courier.RetryAfter(errTest, 7*time.Second)
+					}
+					return nil
+				}}
+				var c running = courier.NewPollingCoordinator(source, s, quiet)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, s, quiet)
+				}
+				stop := start(t, c)
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				require.Len(t, source.failed, 1)
+				require.Equal(t, 2, source.failed[0].Record)
+				require.ErrorIs(t, source.failed[0].Error, errTest)
+				require.Equal(t, 7*time.Second, source.failed[0].After)
+				require.Empty(t, slices.Concat(source.released...))
+				require.Equal(t, []int{2}, source.left(), "what it does with it is its own affair")
+			})
+		})
+	}
+}
+
+// expiring is a source whose leases last a minute.
+type expiring struct {
+	*leasing[int]
+	renewed [][]int
+	lost    map[int]bool
+	err     error
+}
+
+func (e *expiring) RenewEvery() time.Duration { return 20 * time.Second }
+
+func (e *expiring) Renew(_ context.Context, records []int) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.renewed = append(e.renewed, slices.Clone(records))
+	var lost courier.BatchError
+	for i, r := range records {
+		if e.lost[r] {
+			lost.Add(i, errors.New("somebody else has it"))
+		}
+	}
+	if e.err != nil {
+		return e.err
+	}
+	return lost.ErrorOrNil()
+}
+
+func TestRenewer_LeasesAreRenewedForAsLongAsRecordsAreInHand(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &expiring{leasing: newLeasing(1, 2, 3), err: errTest} // an error is logged, and it is tried again
+				source.wait = streaming
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(25 * time.Second); return nil }}
+				var c running = courier.NewPollingCoordinator(source, s, quiet)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, s, quiet)
+				}
+				stop := start(t, c)
+				time.Sleep(10 * time.Minute)
+				require.NoError(t, stop())
+				require.Empty(t, source.left())
+				require.GreaterOrEqual(t, len(source.renewed), 3)
+				require.LessOrEqual(t, len(source.renewed), 4, "nothing is in hand any more")
+				require.Equal(t, []int{1, 2, 3}, source.renewed[0])
+				require.Contains(t, source.renewed[2], 3)
+			})
+		})
+	}
+}
+
+// D5: a lease that is lost is nothing against the record, and it is not begun.
+func TestD5_ARecordWhoseLeaseIsLostIsLeftAlone(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &expiring{leasing: newLeasing(1, 2, 3, 4), lost: map[int]bool{1: true, 3: true}}
+				source.wait = streaming
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(25 * time.Second); return nil }}
+				applier, dlq := courier.ResilientApplier[int](s, nil)
+				opts := []courier.Option{quiet, courier.WithBatchSize(4)}
+				var c running = courier.NewPollingCoordinator(source, applier, opts...)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, applier, opts...)
+				}
+				stop := start(t, c)
+				time.Sleep(90 * time.Second)
+				require.NoError(t, stop())
+				require.Equal(t, []int{1, 2, 4}, s.got(), "1 was begun when it was lost, 3 was not")
+				require.Equal(t, []int{1, 2, 4}, source.marked())
+				n, err := dlq.Count(t.Context())
+				require.NoError(t, err)
+				require.Zero(t, n)
+				require.Zero(t, c.Stats().Failed)
+			})
+		})
+	}
+}
+
+// D11: as many batches ahead as were asked for, of a source that leases.
+func TestD11_BatchesAreFetchedAhead(t *testing.T) {
+	for _, ahead := range []int{0, 1, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			source := newLeasing(numbers(100)...)
+			var mu sync.Mutex
+			inHand, most := 0, 0
+			watched := courier.WithObserver(courier.Observer{Marked: func(_ context.Context, e courier.MarkEvent) {
+				mu.Lock()
+				defer mu.Unlock()
+				inHand -= e.Records
+			}})
+			s := &sink[int]{fail: func(context.Context, int, int) error {
+				time.Sleep(time.Millisecond)
+				source.mu.Lock()
+				out := len(source.out)
+				source.mu.Unlock()
+				mu.Lock()
+				defer mu.Unlock()
+				most = max(most, out+inHand)
+				return nil
+			}}
+			stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(10), courier.WithPrefetch(ahead), watched))
+			time.Sleep(time.Minute)
+			require.NoError(t, stop())
+			require.Equal(t, numbers(100), s.got())
+			require.Empty(t, source.left())
+			require.LessOrEqual(t, most, 10*(1+ahead))
+			if ahead > 0 {
+				require.Greater(t, most, 10)
+			}
+		})
+	}
+}
+
+func TestD8_WhatWasFetchedAheadIsReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(numbers(40)...)
+		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
+		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(10), courier.WithPrefetch(2)))
+		time.Sleep(2500 * time.Millisecond)
+		require.NoError(t, stop())
+		require.Equal(t, numbers(3), s.got())
+		require.ElementsMatch(t, numbers(30)[3:], slices.Concat(source.released...))
+	})
+}
