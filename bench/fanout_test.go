@@ -7,26 +7,29 @@ import (
 	"testing"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/bench/internal/meter"
 )
+
+// What a record costs that goes to several destinations, also while others are
+// remembered as delivered to some of them only.
 
 // branches beside the failing one.
 const branches = 2
 
 // The floor of a fan-out: a goroutine for each branch, and an error each.
 func BenchmarkFanOut_Floor(b *testing.B) {
-	ctx := context.Background()
-	b.ReportAllocs()
-	for b.Loop() {
-		var wg sync.WaitGroup
-		errs := make([]error, branches)
-		for i := range branches {
-			wg.Go(func() { errs[i] = nop(ctx, i) })
+	ctx := b.Context()
+	meter.Records(b, 1, func(records int) {
+		for range records {
+			var wg sync.WaitGroup
+			errs := make([]error, branches+1)
+			for i := range errs {
+				wg.Go(func() { errs[i] = nop(ctx, i) })
+			}
+			wg.Wait()
 		}
-		wg.Wait()
-	}
+	})
 }
-
-func nop(context.Context, int) error { return nil }
 
 // fanOut is one whose branches take no time. waiting is how many records it
 // remembers as delivered to some branches only.
@@ -51,6 +54,18 @@ func fanOut(b *testing.B, applier courier.Applier[int], waiting int) courier.App
 	return f
 }
 
+func apply(b *testing.B, applier courier.Applier[int]) {
+	b.Helper()
+	ctx := b.Context()
+	meter.Records(b, 1, func(records int) {
+		for range records {
+			if err := applier.Apply(ctx, 1); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
 func BenchmarkFanOut_One(b *testing.B) { apply(b, fanOut(b, courier.ProcessFunc(nop), 0)) }
 
 func BenchmarkFanOut_OneWhileOthersWait(b *testing.B) {
@@ -69,12 +84,14 @@ func BenchmarkFanOut_BatchWhileOthersWait(b *testing.B) {
 }
 
 func applyBatch(b *testing.B, applier courier.Applier[int]) {
-	ctx, in := context.Background(), records(batch)
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := applier.(courier.BatchApplier[int]).ApplyBatch(ctx, in); err != nil {
-			b.Fatal(err)
+	b.Helper()
+	ctx, in := b.Context(), records(batch)
+	batches := applier.(courier.BatchApplier[int])
+	meter.Records(b, batch, func(n int) {
+		for range n {
+			if err := batches.ApplyBatch(ctx, in); err != nil {
+				b.Fatal(err)
+			}
 		}
-	}
-	perRecord(b, batch)
+	})
 }
