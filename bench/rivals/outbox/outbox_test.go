@@ -22,6 +22,7 @@ import (
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriernats"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/bench/internal/meter"
 )
 
 const (
@@ -91,8 +92,7 @@ func measure(b *testing.B, relay func(*bed)) {
 		require.NoError(b, err)
 		require.Zero(b, pending)
 	}
-	b.ReportMetric(float64(rows)*float64(b.N)/b.Elapsed().Seconds(), "rows/s")
-	b.ReportMetric(0, "ns/op")
+	meter.Time(b, rows)
 }
 
 func message(m couriersql.Message) (*nats.Msg, error) {

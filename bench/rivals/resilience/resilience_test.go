@@ -13,29 +13,35 @@ import (
 	"github.com/failsafe-go/failsafe-go/circuitbreaker"
 	"github.com/failsafe-go/failsafe-go/retrypolicy"
 	"github.com/sony/gobreaker/v2"
+	"go.uber.org/goleak"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/bench/internal/byhand"
+	"github.com/erfanmomeniii/courier/bench/internal/meter"
 )
 
-var sum int
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func process(_ context.Context, n int) error {
-	sum += n
-	return nil
-}
+func process(context.Context, int) error { return nil }
 
 func measure(b *testing.B, apply func(ctx context.Context, n int) error) {
-	ctx := context.Background()
-	b.ReportAllocs()
-	for b.Loop() {
-		if err := apply(ctx, 1); err != nil {
-			b.Fatal(err)
+	b.Helper()
+	ctx := b.Context()
+	meter.Records(b, 1, func(calls int) {
+		for range calls {
+			if err := apply(ctx, 1); err != nil {
+				b.Fatal(err)
+			}
 		}
-	}
+	})
 }
 
 func BenchmarkSuccess_Floor(b *testing.B) {
 	measure(b, courier.ProcessFunc(process).Apply)
+}
+
+func BenchmarkSuccess_HandWritten(b *testing.B) {
+	measure(b, (&byhand.RetryBreaker{Process: process, Sleep: time.Sleep}).Apply)
 }
 
 func BenchmarkSuccess_CourierRetry(b *testing.B) {
