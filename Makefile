@@ -5,7 +5,7 @@ MODULES    := $(shell git ls-files --cached --others --exclude-standard '*go.mod
 PACKAGES   := $(addsuffix /...,$(patsubst %,./%,$(filter-out .,$(MODULES))) .)
 FUZZ_TIME  ?= 30s
 SIM_TIME   ?= 60s
-BENCH_ARGS ?= -count 6
+BENCH_ARGS ?= -count 8 -benchtime 50ms
 
 .DEFAULT_GOAL := help
 
@@ -62,8 +62,12 @@ sim: ## random episodes of chaos for SIM_TIME (60s)
 	go test ./sim -run TestChaos -count=1 -timeout 0 -v -args -sim.time=$(SIM_TIME)
 
 .PHONY: bench
-bench: bin/benchstat ## the benchmarks beside their floors, interleaved
+bench: ## the benchmarks beside their floors, interleaved, as one table (2 minutes)
 	@scripts/bench.sh $(BENCH_ARGS)
+
+.PHONY: bench-stat
+bench-stat: bin/benchstat ## what the last make bench measured, with confidence intervals
+	@bin/benchstat bench.out
 
 .PHONY: smoke
 smoke: ## the demo, small
