@@ -65,6 +65,10 @@ sim: ## random episodes of chaos for SIM_TIME (60s)
 bench: ## the benchmarks beside their floors, interleaved, as one table (2 minutes)
 	@scripts/bench.sh $(BENCH_ARGS)
 
+.PHONY: bench-plot
+bench-plot: ## draw what the last make bench measured as docs/bench.svg
+	go run ./bench/report -svg docs/bench.svg bench.out
+
 .PHONY: bench-stat
 bench-stat: bin/benchstat ## what the last make bench measured, with confidence intervals
 	@bin/benchstat bench.out

@@ -3,6 +3,7 @@
 // the goal. It reads the named file, or its standard input.
 //
 //	go run ./bench/report bench.out
+//	go run ./bench/report -svg docs/bench.svg bench.out
 package main
 
 import (
@@ -13,14 +14,15 @@ import (
 )
 
 func main() {
+	svg := flag.String("svg", "", "draw the table into this `file` instead of printing it")
 	flag.Parse()
-	if err := run(flag.Arg(0)); err != nil {
+	if err := run(flag.Arg(0), *svg); err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
 		os.Exit(1)
 	}
 }
 
-func run(input string) error {
+func run(input, svg string) error {
 	in := io.Reader(os.Stdin)
 	if input != "" {
 		f, err := os.Open(input)
@@ -34,5 +36,13 @@ func run(input string) error {
 	if err != nil {
 		return err
 	}
-	return printTable(os.Stdout, tabulate(plan, measured))
+	t := tabulate(plan, measured)
+	if svg == "" {
+		return printTable(os.Stdout, t)
+	}
+	drawn, err := draw(t)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(svg, drawn, 0o644)
 }
