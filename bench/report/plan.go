@@ -41,10 +41,12 @@ var plan = []section{
 		{name: "Success_BackoffGobreaker", title: "gobreaker with backoff", kind: rival, to: "Success_Floor"},
 		{name: "Success_FailsafeRetryBreaker", title: "failsafe-go", kind: rival, to: "Success_Floor"},
 	}},
-	{title: "Messages by a channel to a handler with retry, breaker and dead letters", plot: true, cases: []benchmark{
+	{title: "Messages to a handler with retry, breaker and dead letters", plot: true, cases: []benchmark{
 		{name: "Router_WatermillResilient", title: "watermill, 3 middlewares", kind: rival},
 		{name: "Router_Watermill", title: "watermill without them", kind: rival, to: "Router_WatermillResilient"},
-		{name: "Router_CourierResilient", title: "Courier, ResilientApplier", kind: ours, to: "Router_WatermillResilient", goal: cheaper(100)},
+		{name: "Router_HandWritten", title: "channel, retry and breaker by hand", kind: floor, to: "Router_WatermillResilient"},
+		{name: "Router_CourierChannel", title: "Courier, by a channel", kind: ours, to: "Router_WatermillResilient", goal: cheaper(100)},
+		{name: "Router_CourierPolling", title: "Courier, polling", kind: ours, to: "Router_WatermillResilient", goal: cheaper(100)},
 	}},
 	{title: "A batch of 1000 for 4 workers, beside other libraries", plot: true, cases: []benchmark{
 		{name: "Pool_Floor", title: "goroutines, atomic index", kind: floor},

@@ -1,7 +1,7 @@
-// Package router measures what a message costs on its way through a channel to
-// a handler that takes no time: in watermill's router over its gochannel, with
-// and without its middlewares for retries, a breaker and poison messages, and
-// in Courier with all three.
+// Package router measures what a message costs on its way to a handler that
+// takes no time: in watermill's router over its gochannel, with and without its
+// middlewares for retries, a breaker and poison messages, and in Courier with
+// all three.
 package router
 
 import (
@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/bench/internal/byhand"
 	"github.com/erfanmomeniii/courier/bench/internal/meter"
 )
 
@@ -85,23 +86,67 @@ func watermillRouter(b *testing.B, middlewares func(*gochannel.GoChannel) []mess
 	running.Wait()
 }
 
-func BenchmarkRouter_CourierResilient(b *testing.B) {
-	applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, []byte) error { return nil }), nil)
+// What is left when all but the channel, the retries and the breaker is gone.
+func BenchmarkRouter_HandWritten(b *testing.B) {
+	handler := byhand.RetryBreaker{Process: func(context.Context, int) error { return nil }, Sleep: time.Sleep}
 	meter.Records(b, 1, func(messages int) {
-		ch := make(chan []byte, buffer)
-		source := courier.NewChannelSource(ch, func(context.Context, [][]byte) error { return nil })
+		ch := make(chan int, buffer)
 		var producer sync.WaitGroup
-		producer.Go(func() {
-			for range messages {
-				ch <- nil
+		producer.Go(func() { send(ch, messages) })
+		for message := range ch {
+			if err := handler.Apply(b.Context(), message); err != nil {
+				b.Error(err)
 			}
-			close(ch)
-		})
-		err := courier.NewStreamingCoordinator(source, applier, courier.WithBatchSize(buffer),
-			courier.WithLogger(slog.New(slog.DiscardHandler))).Start(b.Context())
-		if err != nil {
+		}
+		producer.Wait()
+	})
+}
+
+func send(ch chan<- int, messages int) {
+	for i := range messages {
+		ch <- i
+	}
+	close(ch)
+}
+
+func resilient() courier.Applier[int] {
+	applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error { return nil }), nil)
+	return applier
+}
+
+var options = []courier.Option{courier.WithBatchSize(buffer), courier.WithLogger(slog.New(slog.DiscardHandler))}
+
+func BenchmarkRouter_CourierChannel(b *testing.B) {
+	applier := resilient()
+	meter.Records(b, 1, func(messages int) {
+		ch := make(chan int, buffer)
+		source := courier.NewChannelSource(ch, func(context.Context, []int) error { return nil })
+		var producer sync.WaitGroup
+		producer.Go(func() { send(ch, messages) })
+		if err := courier.NewStreamingCoordinator(source, applier, options...).Start(b.Context()); err != nil {
 			b.Error(err)
 		}
 		producer.Wait()
+	})
+}
+
+// Where the messages are read from a queue in batches, as an outbox is, no
+// channel is needed.
+func BenchmarkRouter_CourierPolling(b *testing.B) {
+	applier := resilient()
+	messages := make([]int, buffer)
+	meter.Records(b, buffer, func(batches int) {
+		ctx, stop := context.WithCancel(b.Context())
+		fetch := func(context.Context) ([]int, error) { return messages, nil }
+		mark := func(context.Context, []int) error {
+			if batches--; batches == 0 {
+				stop()
+			}
+			return nil
+		}
+		source := courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}
+		if err := courier.NewPollingCoordinator(source, applier, options...).Start(ctx); err != nil {
+			b.Error(err)
+		}
 	})
 }
