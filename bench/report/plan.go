@@ -44,7 +44,7 @@ var plan = []section{
 	{title: "Messages to a handler with retry, breaker and dead letters", plot: true, cases: []benchmark{
 		{name: "Router_WatermillResilient", title: "watermill, 3 middlewares", kind: rival},
 		{name: "Router_Watermill", title: "watermill without them", kind: rival, to: "Router_WatermillResilient"},
-		{name: "Router_HandWritten", title: "channel, retry and breaker by hand", kind: floor, to: "Router_WatermillResilient"},
+		{name: "Router_HandWritten", title: "retry and breaker by hand, channel", kind: floor, to: "Router_WatermillResilient"},
 		{name: "Router_CourierChannel", title: "Courier, by a channel", kind: ours, to: "Router_WatermillResilient", goal: cheaper(100)},
 		{name: "Router_CourierPolling", title: "Courier, polling", kind: ours, to: "Router_WatermillResilient", goal: cheaper(100)},
 	}},
@@ -74,6 +74,13 @@ var plan = []section{
 		{name: "Shape_PollingBatch/100", title: "100", kind: ours, to: cheapest, goal: atMost(2)},
 		{name: "Shape_PollingBatch/1000", title: "1,000", kind: ours, to: cheapest, goal: atMost(2)},
 		{name: "Shape_PollingBatch/10000", title: "10,000", kind: ours, to: cheapest, goal: atMost(2)},
+	}},
+	{title: "Batch handed out by an atomic index, by goroutines", cases: []benchmark{
+		{name: "Shape_HandOut/1", title: "1", kind: floor, to: cheapest},
+		{name: "Shape_HandOut/4", title: "4", kind: floor, to: cheapest},
+		{name: "Shape_HandOut/16", title: "16", kind: floor, to: cheapest},
+		{name: "Shape_HandOut/64", title: "64", kind: floor, to: cheapest},
+		{name: "Shape_HandOut/256", title: "256", kind: floor, to: cheapest},
 	}},
 	{title: "Polling, by payload, records are pointers", cases: []benchmark{
 		{name: "Shape_PollingPayload/64B", title: "64 B", kind: ours, to: cheapest, goal: atMost(2)},

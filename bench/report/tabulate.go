@@ -1,6 +1,9 @@
 package main
 
-import "math"
+import (
+	"math"
+	"slices"
+)
 
 // section is a part of the table.
 type section struct {
@@ -19,7 +22,8 @@ type benchmark struct {
 	goal  goal
 }
 
-// cheapest compares to the least of the rows of the section that have a goal.
+// cheapest compares to the least of the rows of the section, of those that have
+// a goal if any has.
 const cheapest = "the cheapest"
 
 type kind string
@@ -120,12 +124,13 @@ func lineOf(c benchmark, unit string, found *results) (line, bool) {
 	return l, true
 }
 
-// leastOf is the median of the cheapest case that has a goal, NaN if there is
-// none.
+// leastOf is the median of the cheapest case that has a goal, or of the cheapest
+// of all where none has. It is NaN if nothing was measured.
 func leastOf(s section, found *results) float64 {
+	goals := slices.ContainsFunc(s.cases, func(c benchmark) bool { return c.goal.set() })
 	least := math.NaN()
 	for _, c := range s.cases {
-		if l, ok := lineOf(c, s.unit, found); ok && c.goal.set() && !(l.value >= least) {
+		if l, ok := lineOf(c, s.unit, found); ok && c.goal.set() == goals && !(l.value >= least) {
 			least = l.value
 		}
 	}

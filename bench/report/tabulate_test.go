@@ -21,6 +21,25 @@ var small = []section{
 	{title: "Memory", unit: "kept-B", cases: []benchmark{{name: "Memory", title: "all of it"}}},
 }
 
+func TestLeastOf(t *testing.T) {
+	t.Parallel()
+	found := read(t, "BenchmarkA-2 1 4 ns/record\nBenchmarkB-2 1 8 ns/record\nBenchmarkB-2 1 10 ns/record\n")
+	for name, c := range map[string]struct {
+		cases []benchmark
+		want  float64
+	}{
+		"no goals":     {[]benchmark{{name: "B"}, {name: "A"}, {name: "not run"}}, 4},
+		"one goal":     {[]benchmark{{name: "A"}, {name: "B", goal: atMost(2)}}, 9},
+		"goal not run": {[]benchmark{{name: "A"}, {name: "not run", goal: atMost(2)}}, math.NaN()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := leastOf(section{unit: perRecord, cases: c.cases}, found)
+			require.True(t, got == c.want || math.IsNaN(got) && math.IsNaN(c.want), got)
+		})
+	}
+}
+
 func TestTabulate(t *testing.T) {
 	t.Parallel()
 	found := read(t, output+"BenchmarkBatch/1-2 1 500 ns/record\nBenchmarkBatch/100-2 1 20 ns/record\nBenchmarkStray-2 1 3 ns/record\n")
