@@ -30,7 +30,7 @@ func TestLayOut_DrawsWhatIsToBePlotted(t *testing.T) {
 	require.Less(t, loop.Width, courier.Width)
 	require.Less(t, courier.Goal-barsFrom, courier.Width, "a bar that misses its goal goes beyond it")
 	require.False(t, courier.Met)
-	require.Equal(t, "8.0 ns 4.0×", courier.Cost+" "+courier.Ratio)
+	require.Equal(t, "8.0 ns 4.00×", courier.Cost+" "+courier.Ratio)
 	require.Zero(t, loop.Goal)
 }
 

@@ -44,6 +44,14 @@ func cheaper(times float64) goal {
 	return goal{text: fmt.Sprintf("≥ %g× cheaper", times), limit: 1 / times, show: showCheaper}
 }
 
-func showTimes(ratio float64) string   { return significant(ratio) + "×" }
+// showTimes has a digit more than other numbers, so that one can see on which
+// side of a goal it is.
+func showTimes(ratio float64) string {
+	if ratio > 0.0995 && ratio < 9.995 {
+		return fmt.Sprintf("%.2f×", ratio)
+	}
+	return significant(ratio) + "×"
+}
+
 func showShare(ratio float64) string   { return fmt.Sprintf("%.1f %%", 100/ratio) }
 func showCheaper(ratio float64) string { return significant(1/ratio) + "× cheaper" }

@@ -14,10 +14,10 @@ func TestGoal(t *testing.T) {
 		met           bool
 		text, shown   string
 	}{
-		"within":               {atMost(4), 3.96, 9, true, "≤ 4×", "4.0×"},
-		"beyond":               {atMost(4), 4.04, 0, false, "≤ 4×", "4.0×"},
-		"without allocations":  {atMostFree(1.5), 1.2, 0.02, true, "≤ 1.5×, 0 allocs", "1.2×"},
-		"with an allocation":   {atMostFree(1.5), 1.2, 1, false, "≤ 1.5×, 0 allocs", "1.2×"},
+		"within":               {atMost(4), 3.96, 9, true, "≤ 4×", "3.96×"},
+		"beyond":               {atMost(4), 4.04, 0, false, "≤ 4×", "4.04×"},
+		"without allocations":  {atMostFree(1.5), 1.2, 0.02, true, "≤ 1.5×, 0 allocs", "1.20×"},
+		"with an allocation":   {atMostFree(1.5), 1.2, 1, false, "≤ 1.5×, 0 allocs", "1.20×"},
 		"nearly the limit":     {shareOf(98), 1.02, 0, true, "≥ 98 %", "98.0 %"},
 		"not nearly the limit": {shareOf(98), 2, 0, false, "≥ 98 %", "50.0 %"},
 		"cheap":                {cheaper(100), 0.005, 0, true, "≥ 100× cheaper", "200× cheaper"},

@@ -16,9 +16,9 @@ func TestPrint(t *testing.T) {
 | ---------- | --------: | ---: | -----: | --------: | ----: | ------------ | -------------- | --- |
 | **Passes** |||||||||
 | plain loop |    2.0 ns |  0 % |      0 |     500 M |       |              |                |     |
-| Courier    |    8.0 ns |  6 % |      0 |     125 M |  4.0× | plain loop   | ≤ 3×, 0 allocs | no  |
+| Courier    |    8.0 ns |  6 % |      0 |     125 M | 4.00× | plain loop   | ≤ 3×, 0 allocs | no  |
 | **By batch** |||||||||
-| 10         |     50 ns | 10 % |        |      20 M |  1.0× | the cheapest | ≤ 2×           | yes |
+| 10         |     50 ns | 10 % |        |      20 M | 1.00× | the cheapest | ≤ 2×           | yes |
 | **Memory** |||||||||
 | all of it  |    1.5 MB |  0 % |        |           |       |              |                |     |
 | **Not in the plan** |||||||||
@@ -27,7 +27,7 @@ func TestPrint(t *testing.T) {
 medians of 2 rounds · go1.26.8 · linux/amd64 · Some CPU @ 3.00GHz
 Cost and allocations are of one record; ± is half the distance of the quartiles.
 1 of 2 goals met.
-- missed: Passes: Courier is 4.0×, goal ≤ 3×, 0 allocs
+- missed: Passes: Courier is 4.00×, goal ≤ 3×, 0 allocs
 `, out.String())
 }
 
