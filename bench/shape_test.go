@@ -23,6 +23,14 @@ func BenchmarkShape_StreamingBatch(b *testing.B) {
 	}
 }
 
+func BenchmarkShape_PollingWorkers(b *testing.B) {
+	for _, n := range []int{1, 4, 16, 64, 256} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			poll(b, records(batch), courier.ProcessFunc(nop), courier.WithWorkers(n))
+		})
+	}
+}
+
 // The floor of a pass by workers is not flat itself: each goroutine that is
 // woken for a batch has its price, whether or not it gets a record.
 func BenchmarkShape_HandOut(b *testing.B) {

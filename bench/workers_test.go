@@ -2,10 +2,12 @@ package bench
 
 import (
 	"context"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/bench/internal/meter"
 )
 
@@ -16,6 +18,23 @@ import (
 
 func BenchmarkWorkers4_Floor(b *testing.B)  { handOut(b, 4, nop) }
 func BenchmarkWorkers16_Floor(b *testing.B) { handOut(b, 16, nop) }
+
+func BenchmarkWorkers4_Courier(b *testing.B)  { pollWith(b, 4) }
+func BenchmarkWorkers16_Courier(b *testing.B) { pollWith(b, 16) }
+
+// In order within each of 100 keys.
+func BenchmarkWorkers4_CourierByKey(b *testing.B) {
+	keys := make([]string, 100)
+	for i := range keys {
+		keys[i] = strconv.Itoa(i)
+	}
+	pollWith(b, 4, courier.WithOrderKey(func(record int) string { return keys[record%len(keys)] }))
+}
+
+func pollWith(b *testing.B, workers int, opts ...courier.Option) {
+	b.Helper()
+	poll(b, records(batch), courier.ProcessFunc(nop), append(opts, courier.WithWorkers(workers))...)
+}
 
 func handOut(b *testing.B, workers int, process func(context.Context, int) error) {
 	b.Helper()

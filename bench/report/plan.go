@@ -11,7 +11,10 @@ var plan = []section{
 	}},
 	{title: "Polling: many workers, batches of 1000", plot: true, cases: []benchmark{
 		{name: "Workers4_Floor", title: "4 goroutines, atomic index", kind: floor},
+		{name: "Workers4_Courier", title: "Courier, 4 workers", kind: ours, to: "Workers4_Floor", goal: atMostFree(2)},
+		{name: "Workers4_CourierByKey", title: "Courier, 4 workers, 100 keys", kind: ours, to: "Workers4_Floor"},
 		{name: "Workers16_Floor", title: "16 goroutines, atomic index", kind: floor},
+		{name: "Workers16_Courier", title: "Courier, 16 workers", kind: ours, to: "Workers16_Floor", goal: atMostFree(2)},
 	}},
 	{title: "Streaming: 4 workers", plot: true, cases: []benchmark{
 		{name: "Stream_Floor", title: "buffered channel, select", kind: floor},
@@ -50,7 +53,8 @@ var plan = []section{
 	}},
 	{title: "A batch of 1000 for 4 workers, beside other libraries", plot: true, cases: []benchmark{
 		{name: "Pool_Floor", title: "goroutines, atomic index", kind: floor},
-		{name: "Pool_Courier", title: "Courier, streaming", kind: ours, to: "Pool_Floor"},
+		{name: "Pool_CourierPolling", title: "Courier, polling", kind: ours, to: "Pool_Floor"},
+		{name: "Pool_CourierStreaming", title: "Courier, streaming", kind: ours, to: "Pool_Floor"},
 		{name: "Pool_ConcForEach", title: "conc, iter.ForEach", kind: rival, to: "Pool_Floor"},
 		{name: "Pool_ConcPool", title: "conc, pool", kind: rival, to: "Pool_Floor"},
 		{name: "Pool_Errgroup", title: "errgroup", kind: rival, to: "Pool_Floor"},
@@ -74,6 +78,13 @@ var plan = []section{
 		{name: "Shape_PollingBatch/100", title: "100", kind: ours, to: cheapest, goal: atMost(2)},
 		{name: "Shape_PollingBatch/1000", title: "1,000", kind: ours, to: cheapest, goal: atMost(2)},
 		{name: "Shape_PollingBatch/10000", title: "10,000", kind: ours, to: cheapest, goal: atMost(2)},
+	}},
+	{title: "Polling, by workers", cases: []benchmark{
+		{name: "Shape_PollingWorkers/1", title: "1", kind: ours, to: cheapest, goal: atMost(2)},
+		{name: "Shape_PollingWorkers/4", title: "4", kind: ours, to: cheapest, goal: atMost(2)},
+		{name: "Shape_PollingWorkers/16", title: "16", kind: ours, to: cheapest, goal: atMost(2)},
+		{name: "Shape_PollingWorkers/64", title: "64", kind: ours, to: cheapest, goal: atMost(2)},
+		{name: "Shape_PollingWorkers/256", title: "256", kind: ours, to: cheapest, goal: atMost(2)},
 	}},
 	{title: "Batch handed out by an atomic index, by goroutines", cases: []benchmark{
 		{name: "Shape_HandOut/1", title: "1", kind: floor, to: cheapest},

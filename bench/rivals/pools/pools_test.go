@@ -96,8 +96,30 @@ func (f *feed) Fetch(_ context.Context, limit int) ([]int, error) {
 
 func (f *feed) Mark(context.Context, []int) error { return nil }
 
-func BenchmarkPool_Courier(b *testing.B) {
-	quiet := courier.WithLogger(slog.New(slog.DiscardHandler))
+var quiet = courier.WithLogger(slog.New(slog.DiscardHandler))
+
+func BenchmarkPool_CourierPolling(b *testing.B) {
+	meter.Records(b, batch, func(batches int) {
+		ctx, stop := context.WithCancel(b.Context())
+		records := make([]int, batch)
+		source := courier.BatchSourceFunc[int]{
+			FetchFunc: func(context.Context) ([]int, error) { return records, nil },
+			MarkFunc: func(context.Context, []int) error {
+				if batches--; batches == 0 {
+					stop()
+				}
+				return nil
+			},
+		}
+		err := courier.NewPollingCoordinator(source, courier.ProcessFunc(process),
+			courier.WithWorkers(workers), courier.WithBatchSize(batch), quiet).Start(ctx)
+		if err != nil {
+			b.Error(err)
+		}
+	})
+}
+
+func BenchmarkPool_CourierStreaming(b *testing.B) {
 	meter.Records(b, batch, func(batches int) {
 		source := &feed{make([]int, batch), batches * batch}
 		err := courier.NewStreamingCoordinator(source, courier.ProcessFunc(process),
