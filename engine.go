@@ -244,15 +244,42 @@ func (b *batch[T]) cutShort() (begun int) {
 	return b.cut
 }
 
-// verdict returns what became of a record that is finished.
-func (b *batch[T]) verdict(i int) (ledger.State, error) {
-	state := b.ledger.State(i)
-	if state == ledger.Settled {
-		return state, nil
+// crew is the hands that share a batch. They are roused by each other, as long as
+// there is something to claim: for records that cost little the first has done
+// them all before the last would be awake.
+type crew[T any] struct {
+	hands  []hand[T]
+	todo   chan *hand[T] // to the workers
+	ended  chan struct{} // all that were roused are done
+	asleep atomic.Int32
+	awake  atomic.Int32
+}
+
+// work has some hands work a batch off, and waits for them.
+func (c *crew[T]) work(hands int) {
+	c.awake.Store(1)
+	c.asleep.Store(int32(hands - 1))
+	c.todo <- &c.hands[hands-1]
+	<-c.ended
+}
+
+// rouse wakes up to two more hands. The caller is awake.
+func (c *crew[T]) rouse() {
+	for range 2 {
+		n := c.asleep.Add(-1)
+		if n < 0 {
+			return
+		}
+		c.awake.Add(1)
+		c.todo <- &c.hands[n]
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return state, b.ledger.Err(i)
+}
+
+// done lets the one who waits go on when the last hand is.
+func (h *hand[T]) done() {
+	if h.crew.awake.Add(-1) == 0 {
+		h.crew.ended <- struct{}{}
+	}
 }
 
 // hand is one worker's place in a batch. When user code ends the worker's
@@ -266,10 +293,15 @@ type hand[T any] struct {
 	tried     bool  // as one batch
 	partly    bool  // and only records with a history are left to do
 	calling   bool  // user code runs, on the record at
+
+	crew   *crew[T] // nil for the only one
+	roused bool     // it has woken others
+
+	_ [64]byte // keeps the hands off each other's cache lines
 }
 
-func (h *hand[T]) reset(b *batch[T]) {
-	*h = hand[T]{batch: b, list: h.list[:0]}
+func (h *hand[T]) reset(b *batch[T], c *crew[T]) {
+	*h = hand[T]{batch: b, list: h.list[:0], crew: c}
 }
 
 // run applies what it can claim until nothing is left, stop has ended, or the
@@ -281,7 +313,7 @@ func (h *hand[T]) run(stop, ctx context.Context) {
 			h.applyTogether(ctx)
 			continue
 		}
-		if h.careful || h.alert.Load() || h.partly {
+		if h.careful || h.together != nil || h.alert.Load() {
 			h.applyCarefully(stop, ctx)
 		} else {
 			h.applyAll(stop, ctx)
@@ -294,15 +326,26 @@ func (h *hand[T]) advance() bool {
 	h.tried, h.partly = false, false
 	if len(h.chains.heads) == 0 {
 		h.at, h.to = h.claim()
+		h.callOthers()
 		return h.at < h.to
 	}
 	h.list = h.chains.follow(h.list)
 	if len(h.list) == 0 {
 		from, to := h.claim()
 		h.list = append(h.list, h.chains.heads[from:to]...)
+		h.callOthers()
 	}
 	h.at, h.to = 0, len(h.list)
 	return h.to > 0
+}
+
+// callOthers has further hands woken once the first claim was made, if that left
+// anything.
+func (h *hand[T]) callOthers() {
+	if h.crew != nil && !h.roused && int(h.next.Load()) < h.units {
+		h.roused = true
+		h.crew.rouse()
+	}
 }
 
 // record returns the index of the record that is at a place of the claim.
@@ -313,26 +356,33 @@ func (h *hand[T]) record(at int) int {
 	return at
 }
 
-// applyAll is the fast path: records one after the other until one panics. One
-// deferred call for all of them is what makes a panic cost nothing to those
-// that do not.
+// applyAll is the fast path: records one after the other, and claims one after
+// the other, until one panics. One deferred call for all of them is what makes a
+// panic cost nothing to those that do not.
 func (h *hand[T]) applyAll(stop, ctx context.Context) {
-	h.calling, h.unsettled = true, h.at
+	h.calling = true
 	defer h.caught(ctx)
 	if !h.begun.Load() {
 		h.begun.Store(true)
 	}
-	apply, records, i := h.apply, h.ledger.Records[:h.to], h.at
-	for ; i < len(records) && stop.Err() == nil && !h.alert.Load(); i++ {
-		h.at = i
-		if err := apply(ctx, records[i]); err != nil {
-			h.ledger.SettleRun(h.unsettled, i)
-			h.unsettled = i + 1
-			h.note(ctx, i, sound(err))
+	apply := h.apply
+	for h.at < h.to {
+		records, i := h.ledger.Records[:h.to], h.at
+		h.unsettled = i
+		for ; i < len(records) && stop.Err() == nil && !h.alert.Load(); i++ {
+			h.at = i
+			if err := apply(ctx, records[i]); err != nil {
+				h.ledger.SettleRun(h.unsettled, i)
+				h.unsettled = i + 1
+				h.note(ctx, i, sound(err))
+			}
 		}
+		h.ledger.SettleRun(h.unsettled, i)
+		if h.at = i; i < h.to {
+			break
+		}
+		h.at, h.to = h.claim()
 	}
-	h.ledger.SettleRun(h.unsettled, i)
-	h.at = i
 	h.calling = false
 }
 

@@ -213,13 +213,15 @@ func (s *stream[T]) renew(now time.Time) {
 	}
 	s.renewAt = now.Add(s.renewEvery)
 	var records []T
+	s.unpack()
 	for _, list := range append(s.inLanes(), s.queue, s.held) {
 		for _, it := range list {
 			records, s.leased = append(records, it.record), append(s.leased, it.number)
 		}
 	}
 	for _, sh := range s.out {
-		for _, it := range sh.items[sh.taken:sh.end] {
+		for i := sh.taken; i < sh.end; i++ {
+			it := sh.item(i)
 			records, s.leased = append(records, it.record), append(s.leased, it.number)
 		}
 	}
@@ -243,7 +245,7 @@ func (s *stream[T]) finishRenewal(err error) {
 	s.leased = nil
 	for _, sh := range s.out {
 		for i := sh.taken; i < sh.end; i++ {
-			if lost[sh.items[i].number] {
+			if lost[sh.item(i).number] {
 				sh.account.lose(i)
 			}
 		}
@@ -256,6 +258,7 @@ func (s *stream[T]) finishRenewal(err error) {
 			return lost[it.number]
 		})
 	}
+	s.unpack()
 	s.queue = keep(s.queue)
 	for _, l := range s.lanes {
 		l.waiting = keep(l.waiting)

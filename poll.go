@@ -50,11 +50,9 @@ type poller[T any] struct {
 
 	phase phase
 	batch batch[T]
-	hands []hand[T]     // one for each worker
-	todo  chan *hand[T] // to the workers; nil when the loop applies by itself
-	done  chan *hand[T] // from them
-	lease *lease[T]     // nil unless the source wants its leases renewed
-	ahead *ahead[T]     // nil unless batches are fetched ahead
+	crew  crew[T]   // one hand for each worker
+	lease *lease[T] // nil unless the source wants its leases renewed
+	ahead *ahead[T] // nil unless batches are fetched ahead
 
 	// The pass.
 	began     time.Time // of the call in work, where its duration is asked for
@@ -99,7 +97,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		control: c.control,
 		source:  c.source,
 		once:    once,
-		hands:   make([]hand[T], c.config.workers),
+		crew:    crew[T]{hands: make([]hand[T], c.config.workers)},
 		memory:  suspects[T]{clock: c.config.clock, limit: max(c.config.batchSize, minWindow) - 1},
 	}
 	p.batch.engine, p.batch.gate = p.engine, &p.gate
@@ -134,16 +132,16 @@ func (p *poller[T]) run() error {
 	if p.ahead != nil {
 		helpers.Go(func() { supervise(p.ahead.loop) })
 	}
-	if n := p.config.workers; n > 1 {
-		p.todo, p.done = make(chan *hand[T], n), make(chan *hand[T], n)
+	if n := p.config.workers; n > 1 { // one is the loop itself
+		p.crew.todo, p.crew.ended = make(chan *hand[T], n), make(chan struct{}, 1)
 		for range n {
-			w := &worker[*hand[T]]{todo: p.todo, done: p.done, stop: p.life.stop, ctx: p.life.work}
+			w := &worker[*hand[T]]{todo: p.crew.todo, stop: p.life.stop, ctx: p.life.work}
 			workers.Go(func() { supervise(w.loop) })
 		}
 	}
 	supervise(p.loop)
-	if p.todo != nil {
-		close(p.todo)
+	if p.crew.todo != nil {
+		close(p.crew.todo)
 	}
 	workers.Wait()
 	if p.lease != nil {
@@ -313,11 +311,15 @@ func (p *poller[T]) cut() {
 	keys, unkeyed := p.keysOf(p.keys, records)
 	p.keys = keys
 	p.lease.hold(nil, p.records)
-	p.batch.reset(records, p.memory.histories(records), keys, min(len(p.hands), n))
+	p.batch.reset(records, p.memory.histories(records), keys, min(len(p.crew.hands), n))
 	p.batch.unkeyed = unkeyed
 	p.lease.hold(&p.batch, p.records)
+	crew := &p.crew
+	if crew.todo == nil {
+		crew = nil
+	}
 	for i := range p.batch.hands {
-		p.hands[i].reset(&p.batch)
+		p.crew.hands[i].reset(&p.batch, crew)
 	}
 	p.began = p.watch.now(p.watch.observer.Applied != nil)
 	p.phase = applying
@@ -328,15 +330,10 @@ func (p *poller[T]) apply() {
 	if p.full && !p.probing && !p.sparing {
 		p.ahead.ask(p.config.batchSize)
 	}
-	if p.todo == nil {
-		p.hands[0].run(p.life.stop, p.life.work)
+	if p.crew.todo == nil {
+		p.crew.hands[0].run(p.life.stop, p.life.work)
 	} else {
-		for i := range p.batch.hands {
-			p.todo <- &p.hands[i]
-		}
-		for range p.batch.hands {
-			<-p.done
-		}
+		p.crew.work(p.batch.hands)
 	}
 	p.life.endApply()
 	p.phase = settling

@@ -37,6 +37,8 @@ type stream[T any] struct {
 	limit   int                 // of the records in hand
 	inHand  int                 // records fetched and neither marked nor given back
 	queue   []item[T]           // to be applied, in this order
+	fresh   []fresh[T]          // to be applied after those, as they were fetched
+	unread  int                 // how many records these are
 	held    []item[T]           // failed, to be tried again when due
 	lanes   map[string]*lane[T] // of the keys that something is under way for; nil without an order
 	out     []*share[T]         // with the workers, in the order they were handed out
@@ -157,7 +159,7 @@ func (s *stream[T]) run() error {
 		helpers.Go(func() { supervise((&holder[T]{stream: s}).loop) })
 	}
 	for range s.config.workers {
-		w := &worker[*share[T]]{todo: s.todo, done: s.done, stop: s.leave, ctx: s.life.work}
+		w := &worker[*share[T]]{todo: s.todo, stop: s.leave, ctx: s.life.work}
 		helpers.Go(func() { supervise(w.loop) })
 	}
 	s.direct()
@@ -170,6 +172,7 @@ func (s *stream[T]) run() error {
 	s.life.end()
 
 	var unsettled error
+	s.unpack()
 	left := append(s.queue, s.held...)
 	for _, l := range s.inLanes() {
 		left = append(left, l...)
@@ -230,6 +233,20 @@ func (s *stream[T]) direct() {
 		case <-s.control.stirred:
 		case <-stopped:
 		}
+		s.finishAll()
+	}
+}
+
+// finishAll takes in what other workers have done meanwhile: many that end
+// together are to be given something again together.
+func (s *stream[T]) finishAll() {
+	for {
+		select {
+		case sh := <-s.done:
+			s.finish(sh)
+		default:
+			return
+		}
 	}
 }
 
@@ -259,7 +276,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.handOut()
 	}
 	s.lookAgain(now)
-	if s.stopping && len(s.out) == 0 && (over || len(s.queue) == 0) {
+	if s.stopping && len(s.out) == 0 && (over || s.queued() == 0) {
 		s.life.lastApplied()
 	}
 	if s.job == nil {
@@ -272,7 +289,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if s.asking || len(s.out) > 0 || s.job != nil || s.line.ready() > 0 || len(s.back)+len(s.faulty)+len(s.leased) > 0 {
 		return false
 	}
-	return over || (closing || s.eof && !s.retrying()) && len(s.queue) == 0
+	return over || (closing || s.eof && !s.retrying()) && s.queued() == 0
 }
 
 // heed follows Pause and Resume. A fetch that blocks is called back, for its
@@ -297,6 +314,7 @@ func (s *stream[T]) heed(closing bool) {
 func (s *stream[T]) ask() {
 	want := min(s.limit-s.inHand, s.config.batchSize)
 	if s.probing {
+		s.unpack()
 		// A probe needs another record only when all in hand are suspects.
 		want = 0
 		if s.allSuspect() && s.inHand < max(s.limit, minWindow) {
@@ -321,6 +339,9 @@ const lastProbes = 10
 // open breaker was probed with in vain. No other record will come to tell
 // whether it is they or the destination.
 func (s *stream[T]) hopeless() bool {
+	if s.unread > 0 {
+		return false
+	}
 	for _, it := range s.queue {
 		if (it.past == nil || it.past.probes < lastProbes) && !s.behindAnother(it) {
 			return false
@@ -373,18 +394,21 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 	s.asking = false
 	n := len(r.records)
 	s.inHand += n
+	if s.lanes == nil && n > 0 {
+		s.fresh = append(s.fresh, fresh[T]{r.records, s.number})
+		s.unread += n
+	}
 	for i, record := range r.records {
-		it := item[T]{record: record, number: s.number}
-		if r.keys != nil {
-			it.key = r.keys[i]
+		if s.lanes != nil {
+			it := item[T]{record: record, number: s.number + uint64(i), key: r.keys[i]}
+			if bad := r.unkeyed[i]; bad != nil {
+				it.history().unkeyed = bad
+			}
+			s.queue = append(s.queue, it)
 		}
-		if bad := r.unkeyed[i]; bad != nil {
-			it.history().unkeyed = bad
-		}
-		s.number++
-		s.queue = append(s.queue, it)
 		s.line.enter(record)
 	}
+	s.number += uint64(n)
 	event := FetchEvent{Records: n, Err: r.err, Took: r.took}
 	switch {
 	case r.err == io.EOF: // not wrapped: that is a connection that broke

@@ -11,12 +11,10 @@ import (
 // of their own that the director can look into while the worker goes on.
 type share[T any] struct {
 	hand[T]
+	stream  *stream[T]
 	account batch[T]
-	items   []item[T]
-	records []T
-	past    []history
-	keys    []string
-	gate    keyGate
+	first   uint64    // the number of the first record, where they are as they were fetched
+	items   []item[T] // else
 	probe   bool
 	taken   int // the records before it were collected
 	end     int // those from here on were taken away again
@@ -24,6 +22,28 @@ type share[T any] struct {
 	ended   bool
 	event   ApplyEvent
 	began   time.Time
+
+	gate    keyGate // and the memory of the account
+	records []T
+	past    []history
+	keys    []string
+}
+
+// done gives the share back, by the worker.
+func (sh *share[T]) done() { sh.stream.done <- sh }
+
+// item returns a record of the share with its history.
+func (sh *share[T]) item(i int) item[T] {
+	if len(sh.items) > 0 {
+		return sh.items[i]
+	}
+	return item[T]{record: sh.account.ledger.Records[i], number: sh.first + uint64(i)}
+}
+
+// fresh is records as they were fetched, that nobody has had to do with.
+type fresh[T any] struct {
+	records []T
+	first   uint64 // number
 }
 
 // lane is a key that records are under way for, or behind.
@@ -42,6 +62,7 @@ const lookEvery = 5 * time.Millisecond
 // that there is something left for the next.
 func (s *stream[T]) handOut() {
 	if s.probing {
+		s.unpack()
 		if pick := s.probeOf(); pick >= 0 && len(s.out) == 0 && (!s.sparing || !s.queue[pick].suspect()) {
 			probe := s.queue[pick]
 			s.queue = slices.Delete(s.queue, pick, pick+1)
@@ -49,20 +70,37 @@ func (s *stream[T]) handOut() {
 		}
 		return
 	}
-	for idle := s.config.workers - len(s.out); idle > 0 && len(s.queue) > 0; idle-- {
-		n := (len(s.queue) + s.config.workers - 1) / s.config.workers
-		if s.lanes == nil {
+	for len(s.out) < s.config.workers && s.queued() > 0 {
+		n := (s.queued() + s.config.workers - 1) / s.config.workers
+		switch {
+		case s.lanes != nil:
+			if items := s.draw(n); len(items) > 0 {
+				s.send(items, false)
+			}
+		case len(s.queue) > 0:
+			n = min(n, len(s.queue))
 			s.send(s.queue[:n], false)
-			s.queue = s.queue[n:]
-			continue
-		}
-		if items := s.draw(n); len(items) > 0 {
-			s.send(items, false)
+			if s.queue = s.queue[n:]; len(s.queue) == 0 {
+				s.queue = nil
+			}
+		default:
+			s.sendFresh(n)
 		}
 	}
-	if len(s.queue) == 0 {
-		s.queue = nil
+}
+
+// queued is how many records wait for a worker.
+func (s *stream[T]) queued() int { return len(s.queue) + s.unread }
+
+// unpack puts the records that are as they were fetched into the queue, for what
+// has to look at each.
+func (s *stream[T]) unpack() {
+	for _, f := range s.fresh {
+		for i, record := range f.records {
+			s.queue = append(s.queue, item[T]{record: record, number: f.first + uint64(i)})
+		}
 	}
+	s.fresh, s.unread = nil, 0
 }
 
 // draw takes up to n records from the queue whose keys nobody is busy with. The
@@ -188,16 +226,10 @@ func (s *stream[T]) allSuspect() bool {
 	return pick < 0 || s.queue[pick].suspect()
 }
 
+// send gives records to a worker.
 func (s *stream[T]) send(items []item[T], probe bool) {
-	var sh *share[T]
-	if n := len(s.spare); n > 0 {
-		sh, s.spare = s.spare[n-1], s.spare[:n-1]
-	} else {
-		sh = new(share[T])
-		sh.account.engine, sh.account.gate, sh.account.stepwise = s.engine, &sh.gate, true
-	}
-	sh.items = append(sh.items[:0], items...)
-	sh.records, sh.past, sh.keys = sh.records[:0], sh.past[:0], sh.keys[:0]
+	sh := s.newShare()
+	sh.items = append(sh.items, items...)
 	var unkeyed map[int]error
 	burdened := false
 	for i := range sh.items {
@@ -227,11 +259,47 @@ func (s *stream[T]) send(items []item[T], probe bool) {
 	if s.lanes == nil {
 		keys = nil
 	}
-	sh.gate.clear()
+	sh.probe = probe
 	sh.account.reset(sh.records, past, keys, 1)
 	sh.account.unkeyed = unkeyed
-	sh.hand.reset(&sh.account)
-	sh.probe, sh.taken, sh.end, sh.seen, sh.ended, sh.event = probe, 0, len(items), -1, false, ApplyEvent{Records: len(items)}
+	s.launch(sh)
+}
+
+// sendFresh gives up to n records to a worker as they were fetched.
+func (s *stream[T]) sendFresh(n int) {
+	f := &s.fresh[0]
+	n = min(n, len(f.records))
+	sh := s.newShare()
+	sh.first = f.first
+	sh.account.reset(f.records[:n:n], nil, nil, 1)
+	if f.records, f.first = f.records[n:], f.first+uint64(n); len(f.records) == 0 {
+		s.fresh[0] = fresh[T]{}
+		if s.fresh = s.fresh[1:]; len(s.fresh) == 0 {
+			s.fresh = nil
+		}
+	}
+	s.unread -= n
+	s.launch(sh)
+}
+
+func (s *stream[T]) newShare() *share[T] {
+	n := len(s.spare)
+	if n == 0 {
+		sh := &share[T]{stream: s}
+		sh.account.engine, sh.account.gate, sh.account.stepwise = s.engine, &sh.gate, true
+		return sh
+	}
+	sh := s.spare[n-1]
+	s.spare = s.spare[:n-1]
+	sh.items, sh.records, sh.past, sh.keys = sh.items[:0], sh.records[:0], sh.past[:0], sh.keys[:0]
+	sh.gate.clear()
+	return sh
+}
+
+func (s *stream[T]) launch(sh *share[T]) {
+	n := len(sh.account.ledger.Records)
+	sh.hand.reset(&sh.account, nil)
+	sh.taken, sh.end, sh.seen, sh.ended, sh.event = 0, n, -1, false, ApplyEvent{Records: n}
 	sh.began = s.watch.now(s.watch.observer.Applied != nil)
 	s.out = append(s.out, sh)
 	s.todo <- sh
@@ -269,7 +337,7 @@ func (s *stream[T]) lookAgain(now time.Time) {
 }
 
 // idle reports whether a worker has nothing to do.
-func (s *stream[T]) idle() bool { return len(s.queue) == 0 && len(s.out) < s.config.workers }
+func (s *stream[T]) idle() bool { return s.queued() == 0 && len(s.out) < s.config.workers }
 
 // takeBack takes from a worker what it has not begun.
 func (s *stream[T]) takeBack(sh *share[T]) {
@@ -277,7 +345,10 @@ func (s *stream[T]) takeBack(sh *share[T]) {
 	if begun >= sh.end {
 		return
 	}
-	back := slices.Clone(sh.items[begun:sh.end])
+	var back []item[T]
+	for i := begun; i < sh.end; i++ {
+		back = append(back, sh.item(i))
+	}
 	sh.end = begun
 	sh.event.Records = begun
 	s.requeue(back)

@@ -43,12 +43,9 @@ func (l *line[T]) enter(record T) {
 	}
 }
 
-// leave says what became of it.
+// leave says what became of it, where that matters to others.
 func (l *line[T]) leave(it *item[T], state slotState) {
 	if !l.ordered {
-		if state == markable {
-			l.add(it.record)
-		}
 		return
 	}
 	l.slots[it.number-l.first].state = state
@@ -62,13 +59,13 @@ func (l *line[T]) leave(it *item[T], state slotState) {
 	}
 }
 
-func (l *line[T]) add(record T) {
+func (l *line[T]) add(records ...T) {
 	if l.settled == nil {
 		if l.settled, l.spare = l.spare, nil; l.settled == nil {
 			l.settled = make([]T, 0, l.batch)
 		}
 	}
-	l.settled = append(l.settled, record)
+	l.settled = append(l.settled, records...)
 }
 
 // ready is how many records may be marked.
@@ -115,6 +112,7 @@ func (s *stream[T]) finish(sh *share[T]) {
 	clear(sh.items)
 	clear(sh.records)
 	clear(sh.past)
+	sh.probe = false
 	sh.account.reset(nil, nil, nil, 1)
 	s.spare = append(s.spare, sh)
 }
@@ -124,19 +122,20 @@ func (s *stream[T]) finish(sh *share[T]) {
 func (s *stream[T]) collect(sh *share[T], upto int) {
 	now := s.config.clock.Now()
 	var again, last []item[T] // last: so that the next probe is another record
-	for ; sh.taken < upto; sh.taken++ {
-		it := sh.items[sh.taken]
-		state, err := sh.account.verdict(sh.taken)
-		if state != ledger.Settled && !sh.ended {
-			break
-		}
-		switch {
-		case state == ledger.Settled:
+	for sh.taken < upto {
+		if n := sh.account.ledger.Run(sh.taken, upto); n > 0 {
 			if s.line.ready() == 0 {
 				s.flushAt = now.Add(s.config.flushInterval)
 			}
-			sh.event.Applied++
-			s.line.leave(&it, markable)
+			s.applied(sh, n)
+			continue
+		}
+		if !sh.ended {
+			break
+		}
+		it := sh.item(sh.taken)
+		state, err := sh.account.ledger.State(sh.taken), sh.account.ledger.Err(sh.taken)
+		switch {
 		case err == errLeaseLost:
 			s.drop(&it)
 		case state == ledger.Pending && (err == nil || err == errHeldBack): // not begun
@@ -164,9 +163,28 @@ func (s *stream[T]) collect(sh *share[T], upto int) {
 			s.fail(sh, it, state == ledger.Pending, err, now)
 		}
 		s.leaveLane(it.key)
+		sh.taken++
 	}
 	s.requeue(again)
-	s.queue = append(s.queue, last...)
+	if len(last) > 0 {
+		s.unpack()
+		s.queue = append(s.queue, last...)
+	}
+}
+
+// applied has the next n records of a share wait for their mark.
+func (s *stream[T]) applied(sh *share[T], n int) {
+	from, to := sh.taken, sh.taken+n
+	sh.event.Applied += n
+	sh.taken = to
+	if !s.line.ordered {
+		s.line.add(sh.account.ledger.Records[from:to]...)
+	}
+	for i := from; i < to && (s.line.ordered || s.lanes != nil); i++ {
+		it := sh.item(i)
+		s.line.leave(&it, markable)
+		s.leaveLane(it.key)
+	}
 }
 
 // fail has a record that failed, or was refused, tried again when it is due.
@@ -242,6 +260,7 @@ func (s *stream[T]) giveBack(it item[T], after time.Duration) {
 
 // giveBackAll gives back what is not with a worker.
 func (s *stream[T]) giveBackAll() {
+	s.unpack()
 	left := s.queue
 	for _, waiting := range s.inLanes() {
 		left = append(left, waiting...)
@@ -295,7 +314,7 @@ func (s *stream[T]) settle(now time.Time, hurry bool) {
 		s.line.settled = nil
 	}
 	n := s.line.ready()
-	due := n >= s.config.batchSize || hurry || !now.Before(s.flushAt) || len(s.out) == 0 && len(s.queue) == 0
+	due := n >= s.config.batchSize || hurry || !now.Before(s.flushAt) || len(s.out) == 0 && s.queued() == 0 || s.starved()
 	for range jobKinds {
 		s.turn = (s.turn + 1) % jobKinds
 		switch {
@@ -313,6 +332,12 @@ func (s *stream[T]) settle(now time.Time, hurry bool) {
 		}
 		return
 	}
+}
+
+// starved reports whether workers wait for records that cannot be fetched before
+// some are marked.
+func (s *stream[T]) starved() bool {
+	return s.queued() == 0 && s.inHand+s.config.batchSize > s.limit
 }
 
 func (s *stream[T]) start(j job[T]) {

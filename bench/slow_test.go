@@ -46,13 +46,15 @@ func ownLoops(b *testing.B, workers int) {
 	})
 }
 
+// Many workers want much in hand: what has been applied and not marked, and what
+// is being fetched, is in nobody's work.
 func slowStream(b *testing.B, workers int) {
 	b.Helper()
 	in := records(1024)
 	meter.Records(b, workers*slowRecords, func(operations int) {
 		source := newFeed(in, operations*workers*slowRecords, func() {})
 		err := courier.NewStreamingCoordinator(source, courier.ProcessFunc(slow),
-			courier.WithStreamWorkers(workers), courier.WithBatchSize(len(in)), quiet).Start(b.Context())
+			courier.WithStreamWorkers(workers), courier.WithBatchSize(len(in)), courier.WithPrefetch(7), quiet).Start(b.Context())
 		if err != nil {
 			b.Error(err)
 		}

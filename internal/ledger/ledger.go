@@ -55,6 +55,17 @@ func (l *Ledger[T]) setErr(i int, err error) {
 	l.errs[i] = err
 }
 
+// Run returns how many records from one to before another may be marked, up to
+// the first that may not.
+func (l *Ledger[T]) Run(from, to int) int {
+	for i := from; i < to; i++ {
+		if l.states[i] != Settled {
+			return i - from
+		}
+	}
+	return to - from
+}
+
 // Noted reports whether any record has an error.
 func (l *Ledger[T]) Noted() bool { return len(l.errs) > 0 }
 
