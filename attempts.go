@@ -144,19 +144,25 @@ func AttemptFrom(ctx context.Context) int {
 	return 1
 }
 
-type stopKey struct{}
-
-// withStop lets the appliers see that the coordinator is stopping while their
-// own context still lives (D8).
-func withStop(ctx, stop context.Context) context.Context {
-	return context.WithValue(ctx, stopKey{}, stop)
+// passage is what a coordinator gives the decorators to know on the way.
+type passage struct {
+	stop  context.Context // ends when the coordinator stops, while the work's own still lives (D8)
+	watch *watch          // nil where there is none
 }
 
-// stopOf returns the context that ends when the coordinator stops; where there
-// is none, one that never ends.
-func stopOf(ctx context.Context) context.Context {
-	if stop, ok := ctx.Value(stopKey{}).(context.Context); ok {
-		return stop
+type passageKey struct{}
+
+func withPassage(ctx context.Context, p *passage) context.Context {
+	return context.WithValue(ctx, passageKey{}, p)
+}
+
+var nowhere = passage{stop: context.Background()}
+
+// passageOf returns what a coordinator gave along; outside of one, a stop that
+// never comes and no watch.
+func passageOf(ctx context.Context) *passage {
+	if p, ok := ctx.Value(passageKey{}).(*passage); ok {
+		return p
 	}
-	return context.Background()
+	return &nowhere
 }

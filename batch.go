@@ -185,6 +185,7 @@ type stage[T any] struct {
 	inner Applier[T]
 	batch BatchApplier[T]
 	fault error
+	ours  bool // what is inside is a decorator, whose errors are sound
 }
 
 func newStage[T any](inner Applier[T], fault error) stage[T] {
@@ -194,6 +195,7 @@ func newStage[T any](inner Applier[T], fault error) stage[T] {
 	s := stage[T]{inner: inner, fault: fault}
 	if inner != nil {
 		s.batch = asBatch(inner)
+		_, s.ours = inner.(layer)
 	}
 	return s
 }
@@ -226,15 +228,23 @@ func (s *stage[T]) shielded(ctx context.Context, record T) (err error) {
 	}()
 	err = s.inner.Apply(ctx, record)
 	returned = true
-	return sound(err)
+	return s.sound(err)
 }
 
 func (s *stage[T]) apply(ctx context.Context, record T) error {
-	return sound(s.inner.Apply(ctx, record))
+	return s.sound(s.inner.Apply(ctx, record))
 }
 
 func (s *stage[T]) applyBatch(ctx context.Context, records []T) error {
-	return sound(s.batch.ApplyBatch(ctx, records))
+	return s.sound(s.batch.ApplyBatch(ctx, records))
+}
+
+// sound makes an error of what is inside one that can be looked into.
+func (s *stage[T]) sound(err error) error {
+	if err == nil || s.ours {
+		return err
+	}
+	return tested(err)
 }
 
 // applyEach is the batch form of an applier that has none: the records one by

@@ -94,7 +94,7 @@ func (a *breakerApplier[T]) applyCalm(ctx context.Context, record T, gen uint64)
 	if err == nil && a.breaker.calm.Load() == gen {
 		return nil
 	}
-	err = sound(err)
+	err = a.sound(err)
 	return a.breaker.report(ctx, calmPermit(gen), outcomeOf(ctx, err), true, err)
 }
 

@@ -46,7 +46,7 @@ func (d *decodingApplier[R, T]) Apply(ctx context.Context, row R) error {
 	}
 	record, err := d.decode(row)
 	if err != nil {
-		return Permanent(&DecodeError{err})
+		return Permanent(&DecodeError{sound(err)})
 	}
 	return d.apply(ctx, record)
 }
@@ -69,7 +69,7 @@ func (d *decodingApplier[R, T]) ApplyBatch(ctx context.Context, rows []R) error 
 					index = append(index, j)
 				}
 			}
-			undecoded.Add(i, Permanent(&DecodeError{err}))
+			undecoded.Add(i, Permanent(&DecodeError{sound(err)}))
 			continue
 		}
 		if undecoded.Failures != nil {

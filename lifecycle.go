@@ -30,8 +30,8 @@ type lifecycle struct {
 
 func beginLifecycle(ctx context.Context, w *watch, clock Clock, drain time.Duration) *lifecycle {
 	l := &lifecycle{stop: ctx, applied: make(chan struct{}), finished: make(chan struct{})}
-	detached := context.WithoutCancel(withWatch(ctx, w))
-	l.work, l.cancelWork = context.WithCancelCause(withStop(detached, ctx))
+	detached := withPassage(context.WithoutCancel(ctx), &passage{stop: ctx, watch: w})
+	l.work, l.cancelWork = context.WithCancelCause(detached)
 	l.settle, l.cancelSettle = context.WithCancelCause(detached)
 	l.watcher.Go(func() {
 		select {

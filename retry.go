@@ -241,7 +241,7 @@ func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 	if err == nil {
 		return nil
 	}
-	return r.again(ctx, record, time.Time{}, sound(err))
+	return r.again(ctx, record, time.Time{}, r.sound(err))
 }
 
 // applyMetered is the rest of Apply where a success has to be noted, or the time
@@ -259,16 +259,17 @@ func (r *retryApplier[T]) applyMetered(ctx context.Context, record T) error {
 // again is the rest of Apply once the first attempt has failed.
 func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, err error) error {
 	past := historiesIn(ctx, 1)
-	if past == nil && untouched(ctx, err) {
-		return err
+	class := Classify(ctx, err)
+	if past == nil && class == NotAttempted && countedIn(err) == 0 {
+		return err // it was not attempted, as any record while a breaker is open: without an allocation
 	}
 	run := r.begin(ctx, entry)
 	used := 0
 	if past != nil {
 		used = past[0].by(r)
 	}
-	for {
-		if final := run.judge(err, &used); final != nil {
+	for ; ; class = Classify(ctx, err) {
+		if final := run.judge(class, err, &used); final != nil {
 			return final
 		}
 		if cut := run.wait(err, 1); cut != nil {
@@ -290,6 +291,9 @@ func untouched(ctx context.Context, err error) bool {
 // retry makes one further attempt. What it took from the budget comes back
 // unless the attempt failed: a panic that passes through must not leak it.
 func (r *retryApplier[T]) retry(ctx context.Context, record T) (err error) {
+	if r.policy.Budget == nil {
+		return r.apply(ctx, record)
+	}
 	failed := false
 	defer func() {
 		if !failed {
@@ -365,7 +369,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 				if errs[j] == nil {
 					continue
 				}
-				if results[i] = run.judge(errs[j], &used[i]); results[i] == nil {
+				if results[i] = run.judge(Classify(ctx, errs[j]), errs[j], &used[i]); results[i] == nil {
 					still = append(still, i)
 					if delayBy == nil || afterOf(errs[j]) > afterOf(delayBy) {
 						delayBy = errs[j]
@@ -416,6 +420,7 @@ func unspent(ctx context.Context, err error, n int) (count int) {
 // retryRun is the retries of one call, from its first failure on.
 type retryRun struct {
 	ctx     context.Context
+	passage *passage
 	owner   any // the retry
 	policy  *RetryPolicy
 	backoff *backoff.Policy
@@ -426,13 +431,13 @@ type retryRun struct {
 }
 
 func (r *retryApplier[T]) begin(ctx context.Context, entry time.Time) retryRun {
-	return retryRun{ctx: ctx, entry: entry, owner: r, policy: &r.policy, backoff: &r.backoff, start: r.policy.Clock.Now()}
+	return retryRun{ctx: ctx, passage: passageOf(ctx), entry: entry, owner: r, policy: &r.policy, backoff: &r.backoff, start: r.policy.Clock.Now()}
 }
 
 // judge counts a failed attempt and returns the record's final error, or nil
 // when it is to be tried again.
-func (r *retryRun) judge(err error, used *int) error {
-	switch Classify(r.ctx, err) {
+func (r *retryRun) judge(class Class, err error, used *int) error {
+	switch class {
 	case Skipped:
 		return err
 	case NotAttempted:
@@ -452,16 +457,8 @@ func (r *retryRun) judge(err error, used *int) error {
 
 func (r *retryRun) giveUp(reason Reason, attempts int, last, cause error) error {
 	err := &RetryError{Reason: reason, Attempts: attempts, Elapsed: r.policy.Clock.Now().Sub(r.start), Last: last, Cause: cause}
-	if hook := r.policy.OnGiveUp; hook != nil {
-		r.call(func() { hook(r.ctx, err) })
-	}
+	tell(r.ctx, r.policy.OnGiveUp, err)
 	return err
-}
-
-// call keeps what a hook does to itself.
-func (r *retryRun) call(hook func()) {
-	var ignored error
-	isolate(&ignored, func() error { hook(); return nil })
 }
 
 // cut is a wait that was not waited out.
@@ -477,7 +474,7 @@ func (r *retryRun) wait(last error, n int) *cut {
 	r.waits++
 	r.delay = r.backoff.Delay(r.waits, r.delay, r.policy.Random())
 	delay := max(r.delay, min(afterOf(last), r.policy.MaxRetryAfter))
-	stop := stopOf(r.ctx)
+	stop := r.passage.stop
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
 			return &cut{Interrupted, context.Cause(ctx)}
@@ -493,17 +490,18 @@ func (r *retryRun) wait(last error, n int) *cut {
 		return &cut{BudgetEmpty, nil}
 	}
 	event := RetryEvent{r.waits, delay, last}
-	if hook := r.policy.OnRetry; hook != nil {
-		r.call(func() { hook(r.ctx, event) })
-	}
-	if w := watchOf(r.ctx); w != nil {
-		w.retried(r.ctx, event)
-	}
+	tell(r.ctx, r.policy.OnRetry, event)
+	r.passage.watch.retried(r.ctx, event)
 	if delay > 0 {
+		over := r.policy.Clock.After(delay)
 		select {
-		case <-r.policy.Clock.After(delay):
-		case <-r.ctx.Done():
-		case <-stop.Done():
+		case <-over: // a clock may be there already, and this is the cheapest to ask
+		default:
+			select {
+			case <-over:
+			case <-r.ctx.Done():
+			case <-stop.Done():
+			}
 		}
 	}
 	// Several cases may have been ready: what ended decides, not which was
@@ -519,9 +517,22 @@ func (r *retryRun) wait(last error, n int) *cut {
 
 // afterOf returns the minimum delay that an error asks for, 0 if none.
 func afterOf(err error) time.Duration {
-	var after *retryAfterError
-	if errors.As(err, &after) {
-		return after.after
+	for err != nil { // by hand: errors.As allocates, for every failure
+		switch e := err.(type) {
+		case *retryAfterError:
+			return e.after
+		case interface{ Unwrap() error }:
+			err = e.Unwrap()
+		case interface{ Unwrap() []error }:
+			for _, child := range e.Unwrap() {
+				if after := afterOf(child); after > 0 {
+					return after
+				}
+			}
+			return 0
+		default:
+			return 0
+		}
 	}
 	return 0
 }

@@ -140,27 +140,22 @@ func (w *watch) stopped(ctx context.Context, event StopEvent) {
 	tell(ctx, w.observer.Stopped, event)
 }
 
-func (w *watch) parked(ctx context.Context, event ParkEvent) {
+// parked and retried are the decorators', which may have no coordinator.
+func (w *watch) parked(ctx context.Context, letter any, event ParkEvent) {
+	if w == nil {
+		return
+	}
+	event.Record = w.name(letter)
 	w.count.parked.Add(1)
 	tell(ctx, w.observer.Parked, event)
 }
 
 func (w *watch) retried(ctx context.Context, event RetryEvent) {
+	if w == nil {
+		return
+	}
 	w.count.retried.Add(1)
 	tell(ctx, w.observer.Retried, event)
-}
-
-type watchKey struct{}
-
-func withWatch(ctx context.Context, w *watch) context.Context {
-	return context.WithValue(ctx, watchKey{}, w)
-}
-
-// watchOf returns the watch of the coordinator that a decorator works for, nil
-// where there is none.
-func watchOf(ctx context.Context) *watch {
-	w, _ := ctx.Value(watchKey{}).(*watch)
-	return w
 }
 
 // nameWith returns a function that names records for people: as the source does,
