@@ -24,7 +24,9 @@ type Releaser[T any] interface {
 // schedule: it is told of failed records, with their errors, in the place of
 // [Releaser], and hands each out again when it sees fit. Fail must be
 // idempotent and must not keep the slice. Its error is logged: the records come
-// back when their lease ends.
+// back when their lease ends. Where an order by key was asked for
+// ([WithOrderKey]), the source holds back the later records of a key itself; a
+// streaming coordinator then tries failed records again by itself instead.
 type Failer[T any] interface {
 	Fail(ctx context.Context, failed []FailedRecord[T]) error
 }
@@ -39,7 +41,8 @@ type FailedRecord[T any] struct {
 // Renewer is an optional capability of a [Source] that leases its records: it
 // extends the leases of those that are still in hand. Renew may list records
 // whose lease is lost in a [*BatchError]: what was not begun of them is left
-// alone, and nothing is held against it. Any other error is logged and Renew is
+// alone, and nothing is held against it. What was begun goes on, and may come to
+// Mark, which passes it over. Any other error is logged and Renew is
 // called again. It must not keep the slice.
 type Renewer[T any] interface {
 	// RenewEvery is how often the leases want to be renewed, such as a third

@@ -20,6 +20,14 @@
 // was still waiting when the coordinator stopped, stays pending and is never
 // dead-lettered.
 //
+// # Order
+//
+// One worker, the default, applies records in the order fetched. Several apply
+// them together; [WithOrderKey] keeps the order of each key. What a coordinator
+// marks, and tells its [Observer], is in the order fetched within a batch, and not
+// in the order in which its workers came to an end; a stream's is the latter,
+// unless [WithOrderedMarks] is given.
+//
 // # The decorators
 //
 // Policies are appliers around an applier. This is their order, outermost
@@ -52,7 +60,8 @@ import (
 // ([Releaser]).
 //
 // A coordinator calls Fetch from one goroutine at a time and Mark from one
-// goroutine at a time; a streaming coordinator may call both at once.
+// goroutine at a time; a streaming coordinator, and one that fetches ahead
+// ([WithPrefetch]), may call both at once.
 type Source[T any] interface {
 	// Fetch returns at most limit pending records and never acknowledges them.
 	// A streaming source blocks until it has one, and returns io.EOF at its

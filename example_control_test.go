@@ -1,0 +1,163 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// Records of one customer are shipped in order, those of several at the same
+// time.
+func ExampleWithOrderKey() {
+	orders := []string{"ann/1", "bob/1", "ann/2", "bob/2", "ann/3"}
+	var mu sync.Mutex
+	shipped := map[string][]string{}
+	ship := courier.ProcessFunc(func(_ context.Context, order string) error {
+		customer, number, _ := strings.Cut(order, "/")
+		if order == "bob/1" {
+			return errors.New("address unknown")
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		shipped[customer] = append(shipped[customer], number)
+		return nil
+	})
+	source := courier.BatchSourceFunc[string]{
+		FetchFunc: func(context.Context) ([]string, error) { return orders, nil },
+		MarkFunc: func(_ context.Context, done []string) error {
+			fmt.Println("marked", done)
+			return nil
+		},
+	}
+	customer := func(order string) string { name, _, _ := strings.Cut(order, "/"); return name }
+
+	err := courier.NewPollingCoordinator(source, ship, courier.WithWorkers(2), courier.WithOrderKey(customer), quiet).RunOnce(context.Background())
+	fmt.Println("ann", shipped["ann"], "bob", shipped["bob"])
+	var list *courier.BatchError
+	if errors.As(err, &list) {
+		for _, failed := range list.Failures {
+			fmt.Println(orders[failed.Index], failed.Err)
+		}
+	}
+	// Output:
+	// marked [ann/1 ann/2 ann/3]
+	// ann [1 2 3] bob []
+	// bob/1 address unknown
+	// bob/2 not attempted: an earlier record of the same key is not settled
+}
+
+// What runs can be paused, asked and stopped from outside.
+func ExamplePollingCoordinator_Stop() {
+	ctx := context.Background()
+	pending := []int{1, 2, 3}
+	marked := make(chan struct{})
+	coordinator := courier.Sync(
+		func(context.Context) ([]int, error) { return pending, nil },
+		func(context.Context, int) error { return nil },
+		func(_ context.Context, done []int) error {
+			pending = slices.DeleteFunc(pending, func(n int) bool { return slices.Contains(done, n) })
+			close(marked)
+			return nil
+		},
+		courier.WithInterval(time.Hour), quiet)
+	fmt.Println(coordinator.Ready())
+
+	var running sync.WaitGroup
+	running.Go(func() { _ = coordinator.Start(ctx) })
+	<-marked
+	fmt.Println(coordinator.Ready())
+	coordinator.Pause()
+	fmt.Println(coordinator.Ready())
+	fmt.Println(coordinator.Stop(ctx))
+	running.Wait()
+
+	stats := coordinator.Stats()
+	fmt.Println(stats.Fetched, "fetched,", stats.Applied, "applied,", stats.Marked, "marked")
+	// Output:
+	// courier: the coordinator is not running
+	// <nil>
+	// courier: the coordinator is paused, until Resume is called
+	// <nil>
+	// 3 fetched, 3 applied, 3 marked
+}
+
+// An observer is a struct of functions: set those that you want to hear of.
+func ExampleWithObserver() {
+	metrics := courier.Observer{
+		Applied: func(_ context.Context, e courier.ApplyEvent) { fmt.Println(e.Applied, "applied,", e.Failed, "failed") },
+		Marked:  func(_ context.Context, e courier.MarkEvent) { fmt.Println(e.Records, "marked") },
+	}
+	_ = courier.RunOnce(context.Background(),
+		func(context.Context) ([]int, error) { return []int{1, 2, 3}, nil },
+		func(_ context.Context, n int) error {
+			if n == 2 {
+				return errors.New("no stock")
+			}
+			return nil
+		},
+		func(context.Context, []int) error { return nil },
+		courier.WithObserver(metrics), quiet)
+	// Output:
+	// 2 applied, 1 failed
+	// 2 marked
+}
+
+// The log says once what repeats, and when it is over.
+func ExampleSlogObserver() {
+	log := courier.SlogObserver(slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+			if a.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return a
+		},
+	})))
+	ctx := context.Background()
+	for range 25 {
+		log.Fetched(ctx, courier.FetchEvent{Err: errors.New("connection refused"), RetryIn: time.Second})
+	}
+	log.Fetched(ctx, courier.FetchEvent{Records: 100})
+	// Output:
+	// level=WARN msg="courier: fetch failed" records=0 retry_in=1s error="connection refused"
+	// level=WARN msg="courier: fetch failed" records=0 retry_in=1s error="connection refused" times=10
+	// level=INFO msg="courier: fetch works again" failures=25
+}
+
+// One observer for two.
+func ExampleTeeObservers() {
+	hear := func(name string) courier.Observer {
+		return courier.Observer{Marked: func(_ context.Context, e courier.MarkEvent) { fmt.Println(name, e.Records) }}
+	}
+	both := courier.TeeObservers(hear("metrics"), hear("audit"))
+	both.Marked(context.Background(), courier.MarkEvent{Records: 7})
+	// Output:
+	// metrics 7
+	// audit 7
+}
+
+// Marks in the order fetched, for a source that keeps a position.
+func ExampleWithOrderedMarks() {
+	offsets := make(chan int, 4)
+	for i := range 4 {
+		offsets <- i
+	}
+	close(offsets)
+	source := courier.NewChannelSource(offsets, func(_ context.Context, done []int) error {
+		fmt.Println("commit up to", done[len(done)-1])
+		return nil
+	})
+	process := courier.ProcessFunc(func(context.Context, int) error { return nil })
+	fmt.Println(courier.NewStreamingCoordinator(source, process,
+		courier.WithStreamWorkers(4), courier.WithOrderedMarks(), courier.WithFlushInterval(time.Hour)).Start(context.Background()))
+	// Output:
+	// commit up to 3
+	// <nil>
+}
