@@ -9,11 +9,12 @@ import (
 // RecordStarted and RecordEnded are called for every record, and cost
 // something, when they are set. Every function may be nil.
 //
-// The functions are called one at a time for a coordinator, RecordStarted,
-// RecordEnded, Retried and Parked excepted, which its workers call. They delay
-// the coordinator for as long as they run, may call any of its methods, and do
-// no harm when they panic. Counts are of records. ctx is the one of the work
-// or of the settling that the event is about, for its values.
+// The functions are called one at a time for a coordinator; RecordStarted,
+// RecordEnded, Retried and Parked, which its workers call, and Renewed excepted.
+// They delay the coordinator for as long as they run, may call any of its methods
+// but Stop, which would wait for them, and do no harm when they panic. Counts are
+// of records. ctx is that of the work or of the settling that the event is about,
+// for its values.
 type Observer struct {
 	Fetched  func(ctx context.Context, event FetchEvent)
 	Applied  func(ctx context.Context, event ApplyEvent)

@@ -298,7 +298,7 @@ func (s *stream[T]) newShare() *share[T] {
 
 func (s *stream[T]) launch(sh *share[T]) {
 	n := len(sh.account.ledger.Records)
-	sh.hand.reset(&sh.account, nil)
+	sh.reset(&sh.account, nil)
 	sh.taken, sh.end, sh.seen, sh.ended, sh.event = 0, n, -1, false, ApplyEvent{Records: n}
 	sh.began = s.watch.now(s.watch.observer.Applied != nil)
 	s.out = append(s.out, sh)

@@ -55,7 +55,7 @@ func run(ctx context.Context, listen string, out io.Writer) error {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		fmt.Fprintln(w, "ready")
+		_, _ = fmt.Fprintln(w, "ready")
 	})}
 	listener, err := net.Listen("tcp", listen)
 	if err != nil {
@@ -63,11 +63,11 @@ func run(ctx context.Context, listen string, out io.Writer) error {
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() { _ = probe.Serve(listener) })
-	fmt.Fprintf(out, "ready? http://%s/ready\n", listener.Addr())
+	_, _ = fmt.Fprintf(out, "ready? http://%s/ready\n", listener.Addr())
 
 	err = coordinator.Start(ctx) // returns when what was in work is marked
 	stats := coordinator.Stats()
-	fmt.Fprintf(out, "stopped: %d fetched, %d applied, %d marked, %d in hand, %d left pending\n",
+	_, _ = fmt.Fprintf(out, "stopped: %d fetched, %d applied, %d marked, %d in hand, %d left pending\n",
 		stats.Fetched, stats.Applied, stats.Marked, stats.InHand, orders.left())
 
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
