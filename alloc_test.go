@@ -6,6 +6,7 @@ package courier_test
 
 import (
 	"context"
+	"io"
 	"testing"
 	"time"
 
@@ -51,3 +52,67 @@ func TestAllocs_APassAllocatesNothingPerRecord(t *testing.T) {
 		})
 	}
 }
+
+// Nor is it with workers, an order by key aside, which has a list of keys.
+func TestAllocs_WorkersAllocateNothingPerRecord(t *testing.T) {
+	for _, workers := range []int{4, 16} {
+		pass := func(n int) float64 {
+			records := numbers(n)
+			c := courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{
+				FetchFunc: func(context.Context) ([]int, error) { return records, nil },
+				MarkFunc:  func(context.Context, []int) error { return nil },
+			}, courier.ProcessFunc(nop[int]), courier.WithBatchSize(n), courier.WithWorkers(workers), quiet)
+			return testing.AllocsPerRun(50, func() { _ = c.RunOnce(context.Background()) })
+		}
+		require.InDelta(t, pass(1000), pass(100_000), 5, "%d workers", workers)
+	}
+}
+
+// sameBatch is a streaming source of the same batch, some times over.
+type sameBatch struct {
+	records []int
+	left    int
+}
+
+func (b *sameBatch) Fetch(_ context.Context, limit int) ([]int, error) {
+	if b.left--; b.left < 0 {
+		return nil, io.EOF
+	}
+	return b.records[:min(limit, len(b.records))], nil
+}
+
+func (*sameBatch) Mark(context.Context, []int) error { return nil }
+
+// A stream allocates for batches and shares, and not for records.
+func TestAllocs_AStreamAllocatesNothingPerRecord(t *testing.T) {
+	const batch = 10_000
+	run := func(times int) float64 {
+		records := numbers(batch)
+		return testing.AllocsPerRun(5, func() {
+			c := courier.NewStreamingCoordinator[int](&sameBatch{records, times}, courier.ProcessFunc(nop[int]), courier.WithBatchSize(batch), courier.WithStreamWorkers(4), quiet)
+			require.NoError(t, c.Start(context.Background()))
+		})
+	}
+	require.Less(t, (run(100)-run(10))/(90*batch), 0.01)
+}
+
+// A record that failed once costs the context that carries its attempt.
+func TestAllocs_ARetryAllocatesOnce(t *testing.T) {
+	failing := false
+	applier := courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error {
+		if failing = !failing; failing {
+			return errTest
+		}
+		return nil
+	}), courier.RetryPolicy{Clock: instantly{}})
+	ctx := t.Context()
+	require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { _ = applier.Apply(ctx, 1) }), 1.0)
+}
+
+// instantly is a clock for which every wait is over.
+type instantly struct{}
+
+var over = func() chan time.Time { ch := make(chan time.Time); close(ch); return ch }()
+
+func (instantly) Now() time.Time                       { return time.Time{} }
+func (instantly) After(time.Duration) <-chan time.Time { return over }
