@@ -403,11 +403,11 @@ func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
 			continue
 		}
 		h.begun.Store(true)
-		h.started(ctx, i)
+		h.tellStarted(ctx, i)
 		h.calling, h.unsettled = true, h.at
 		err := h.apply(one, h.ledger.Records[i])
 		h.calling = false
-		h.ended(ctx, i, err)
+		h.tellEnded(ctx, i, err)
 		if err == nil {
 			h.ledger.Settle(i)
 		} else {
@@ -416,14 +416,14 @@ func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
 	}
 }
 
-// started and ended tell of every record, where somebody wants to know.
-func (h *hand[T]) started(ctx context.Context, i int) {
+// tellStarted and tellEnded tell of every record, where somebody wants to know.
+func (h *hand[T]) tellStarted(ctx context.Context, i int) {
 	if f := h.watch.observer.RecordStarted; f != nil {
 		tell(ctx, f, RecordEvent{Record: h.watch.describe(h.ledger.Records[i], i)})
 	}
 }
 
-func (h *hand[T]) ended(ctx context.Context, i int, err error) {
+func (h *hand[T]) tellEnded(ctx context.Context, i int, err error) {
 	if f := h.watch.observer.RecordEnded; f != nil {
 		tell(ctx, f, RecordEvent{Record: h.watch.describe(h.ledger.Records[i], i), Err: err})
 	}
@@ -437,7 +437,7 @@ func (h *hand[T]) caught(ctx context.Context) {
 			h.ledger.SettleRun(h.unsettled, h.at)
 		}
 		i, err := h.record(h.at), newPanicError(recover())
-		h.ended(ctx, i, err)
+		h.tellEnded(ctx, i, err)
 		h.note(ctx, i, err)
 		h.at++
 	}

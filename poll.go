@@ -84,7 +84,6 @@ type poller[T any] struct {
 	stuck                         bool        // the probe is a record that a breaker opened over before
 	window                        int         // how many records a probe was chosen from; 0 is by the suspects
 	memory                        suspects[T] // records that a breaker interrupted
-	pauses                        int         // since the intake went well
 	fetchPace, markPace, restPace trouble
 	unmarked                      error // a *MarkError
 	fatal                         error
@@ -197,7 +196,7 @@ func (p *poller[T]) fetch() {
 		return
 	}
 	if resumed := p.control.paused(); resumed != nil && !p.once {
-		p.pause(PauseEvent{})
+		p.watch.paused(p.life.settle, PauseEvent{})
 		select {
 		case <-resumed:
 		case <-p.life.stop.Done():
@@ -207,7 +206,7 @@ func (p *poller[T]) fetch() {
 	g := gateOf(p.control.breakers)
 	if g.closed && !p.once {
 		p.halted = halt{err: g.cause, until: g.until}
-		p.pause(PauseEvent{Until: g.until, Err: g.cause})
+		p.watch.paused(p.life.settle, PauseEvent{Until: g.until, Err: g.cause})
 		if p.phase = resting; p.dropAhead() {
 			p.phase = releasing
 		}

@@ -105,20 +105,7 @@ func (p *poller[T]) report() {
 	p.refused = p.refused || event.Refused > 0
 	p.watch.applied(p.life.work, event)
 	if p.halted.err != nil {
-		p.pause(PauseEvent{Until: p.halted.until, Err: p.halted.err, Stuck: p.probing && p.stuck})
-	}
-}
-
-// pause tells of a stop of the intake, resume of its end.
-func (p *poller[T]) pause(event PauseEvent) {
-	p.pauses++
-	p.watch.paused(p.life.settle, event)
-}
-
-func (p *poller[T]) resume() {
-	if p.pauses > 0 {
-		p.watch.resumed(p.life.settle, ResumeEvent{p.pauses})
-		p.pauses = 0
+		p.watch.paused(p.life.settle, PauseEvent{Until: p.halted.until, Err: p.halted.err, Stuck: p.probing && p.stuck})
 	}
 }
 
@@ -240,7 +227,7 @@ func (p *poller[T]) rest() {
 		return
 	}
 	if p.halted.err == nil && (p.probing || p.fetchErr == nil) {
-		p.resume()
+		p.watch.resumed(p.life.settle)
 	}
 	passed := p.probing && p.batch.begun.Load() && p.halted.err == nil // a probe went through
 	if passed {

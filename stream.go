@@ -64,7 +64,6 @@ type stream[T any] struct {
 	refusedAt, spareUntil                      time.Time
 	pausePace, fetchPace, markPace, refusePace trouble
 	renewEvery                                 time.Duration
-	pauses                                     int
 
 	fatal    error
 	markLost error
@@ -298,10 +297,10 @@ func (s *stream[T]) heed(closing bool) {
 	paused := s.control.paused() != nil && !closing
 	switch {
 	case paused && !s.paused:
-		s.pause(PauseEvent{})
+		s.watch.paused(s.life.settle, PauseEvent{})
 		s.close(ErrPaused)
 	case !paused && s.paused && !closing:
-		s.resume()
+		s.watch.resumed(s.life.settle)
 		s.fetchAt = time.Time{}
 	}
 	s.paused = paused

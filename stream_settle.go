@@ -405,24 +405,11 @@ func (s *stream[T]) closeIntake(h halt, probe bool, now time.Time) {
 		}
 		stuck := probe && s.probing && s.allSuspect()
 		s.probing = true
-		s.pause(PauseEvent{Until: s.pausedUntil, Err: h.err, Stuck: stuck})
+		s.watch.paused(s.life.settle, PauseEvent{Until: s.pausedUntil, Err: h.err, Stuck: stuck})
 	case probe:
 		s.probing = false
 		s.pausePace = trouble{}
 		s.spareUntil = now.Add(sparedFor)
-		s.resume()
-	}
-}
-
-// pause tells of a stop of the intake, resume of its end.
-func (s *stream[T]) pause(event PauseEvent) {
-	s.pauses++
-	s.watch.paused(s.life.settle, event)
-}
-
-func (s *stream[T]) resume() {
-	if s.pauses > 0 {
-		s.watch.resumed(s.life.settle, ResumeEvent{s.pauses})
-		s.pauses = 0
+		s.watch.resumed(s.life.settle)
 	}
 }

@@ -16,6 +16,7 @@ type watch struct {
 	clock    Clock
 	name     func(record any) string // for people; empty where it has none
 	count    counters
+	pauses   int // by the coordinator's own goroutine
 
 	mu        sync.Mutex
 	lastErr   error
@@ -124,18 +125,26 @@ func (w *watch) renewed(ctx context.Context, event RenewEvent) {
 	tell(ctx, w.observer.Renewed, event)
 }
 
+// paused tells of a stop of the intake, resumed of the end of all since the last.
 func (w *watch) paused(ctx context.Context, event PauseEvent) {
+	w.pauses++
 	w.log.paused(ctx, event)
 	tell(ctx, w.observer.Paused, event)
 }
 
-func (w *watch) resumed(ctx context.Context, event ResumeEvent) {
+func (w *watch) resumed(ctx context.Context) {
+	if w.pauses == 0 {
+		return
+	}
+	event := ResumeEvent{w.pauses}
+	w.pauses = 0
 	w.log.resumed(ctx, event)
 	tell(ctx, w.observer.Resumed, event)
 }
 
 func (w *watch) stopped(ctx context.Context, event StopEvent) {
 	w.count.inHand.Store(0)
+	w.pauses = 0
 	w.log.stopped(ctx, event)
 	tell(ctx, w.observer.Stopped, event)
 }
