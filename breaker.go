@@ -438,8 +438,11 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	if outcome == breaker.Success && b.calm.Load() == permit.permit.Gen {
 		return err
 	}
-	now, random := b.policy.Clock.Now(), b.policy.Random()
+	now, random := b.policy.Clock.Now(), 0.5
 	slow := b.policy.SlowCall > 0 && now.Sub(permit.start) >= b.policy.SlowCall
+	if outcome == breaker.Failure || slow { // what may open it
+		random = b.policy.Random()
+	}
 	b.mu.Lock()
 	from, gen := b.state.Phase, b.state.Gen
 	if b.state.Report(&b.kernel, permit.permit, outcome, slow, now, random) {

@@ -456,6 +456,11 @@ func (h *hand[T]) applyTogether(ctx context.Context) {
 	var err error
 	guard(&err, func() error { return h.together.ApplyBatch(ctx, records) })
 
+	if err == nil && index == nil { // apart, to allocate nothing
+		h.ledger.SettleRun(h.at, h.to)
+		h.at = h.to
+		return
+	}
 	errs := make([]error, len(records))
 	if whole := spread(err, errs); whole && len(records) > 1 && Classify(ctx, err) != NotAttempted {
 		return

@@ -49,6 +49,7 @@ type stream[T any] struct {
 	faulty  []FailedRecord[T] // to be reported
 	leased  []uint64          // the records that are being renewed
 	number  uint64            // of the next record
+	pace    time.Duration     // of a record at a worker, lately
 
 	asking   bool    // the fetcher is at work
 	job      *job[T] // what the settler is at
@@ -72,8 +73,9 @@ type stream[T any] struct {
 // item is a record in hand, with its history once it has one.
 type item[T any] struct {
 	record T
-	number uint64 // in the order fetched
-	key    string // where an order was asked for
+	number uint64        // in the order fetched
+	pace   time.Duration // of a record at a worker, lately
+	key    string        // where an order was asked for
 	past   *past
 }
 

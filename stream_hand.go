@@ -1,6 +1,7 @@
 package courier
 
 import (
+	"context"
 	"slices"
 	"time"
 )
@@ -21,7 +22,7 @@ type share[T any] struct {
 	seen    int // how far the worker was at the last look
 	ended   bool
 	event   ApplyEvent
-	began   time.Time
+	took    time.Duration
 
 	gate    keyGate // and the memory of the account
 	records []T
@@ -29,7 +30,16 @@ type share[T any] struct {
 	keys    []string
 }
 
-// done gives the share back, by the worker.
+// run is by the worker, as done is. It tells what the records cost, without the
+// time that they waited for it.
+func (sh *share[T]) run(stop, ctx context.Context) {
+	clock := sh.stream.config.clock
+	began := clock.Now()
+	sh.hand.run(stop, ctx)
+	sh.took = clock.Now().Sub(began)
+}
+
+// done gives the share back.
 func (sh *share[T]) done() { sh.stream.done <- sh }
 
 // item returns a record of the share with its history.
@@ -57,9 +67,13 @@ type lane[T any] struct {
 // are given to others, if there are any idle.
 const lookEvery = 5 * time.Millisecond
 
+// worthwhile is how long a worker is to be busy with a share at least, where
+// there is enough to do: less would cost more to hand out than to apply.
+const worthwhile = 20 * time.Microsecond
+
 // handOut gives records to idle workers: while probing one, and one only; else
 // the queue in fair shares. What a worker gets is a fraction of the queue, so
-// that there is something left for the next.
+// that there is something left for the next, or as much as is worth waking it.
 func (s *stream[T]) handOut() {
 	if s.probing {
 		s.unpack()
@@ -72,6 +86,9 @@ func (s *stream[T]) handOut() {
 	}
 	for len(s.out) < s.config.workers && s.queued() > 0 {
 		n := (s.queued() + s.config.workers - 1) / s.config.workers
+		if s.pace > 0 {
+			n = min(s.queued(), max(n, int(worthwhile/s.pace)))
+		}
 		switch {
 		case s.lanes != nil:
 			if items := s.draw(n); len(items) > 0 {
@@ -300,7 +317,6 @@ func (s *stream[T]) launch(sh *share[T]) {
 	n := len(sh.account.ledger.Records)
 	sh.reset(&sh.account, nil)
 	sh.taken, sh.end, sh.seen, sh.ended, sh.event = 0, n, -1, false, ApplyEvent{Records: n}
-	sh.began = s.watch.now(s.watch.observer.Applied != nil)
 	s.out = append(s.out, sh)
 	s.todo <- sh
 }

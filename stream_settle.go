@@ -102,9 +102,12 @@ func (s *stream[T]) finish(sh *share[T]) {
 			break
 		}
 	}
-	sh.event.Took = s.watch.since(s.watch.observer.Applied != nil, sh.began)
-	s.watch.applied(s.life.work, sh.event)
 	now := s.config.clock.Now()
+	sh.event.Took = sh.took
+	if n := sh.event.Records; n > 0 { // a moving average; what took no time says nothing
+		s.pace = (3*s.pace + sh.event.Took/time.Duration(n)) / 4
+	}
+	s.watch.applied(s.life.work, sh.event)
 	if sh.event.Refused > 0 && s.life.stop.Err() == nil {
 		s.refuse(now)
 	}
