@@ -27,6 +27,18 @@ type running interface {
 	Lag(ctx context.Context) (courier.Lag, error)
 }
 
+// fault is an error that a test sets while a coordinator runs.
+type fault struct{ p atomic.Pointer[error] }
+
+func (f *fault) set(err error) { f.p.Store(&err) }
+
+func (f *fault) get() error {
+	if p := f.p.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
 // both runs a test with a coordinator of either kind over a leasing source.
 func both(t *testing.T, test func(t *testing.T, source *leasing[int], make func(applier courier.Applier[int], opts ...courier.Option) running)) {
 	for name, polling := range map[string]bool{"polling": true, "streaming": false} {
@@ -190,30 +202,32 @@ func TestWake_TheSourceMayDoIt(t *testing.T) {
 func TestReady_SaysWhatStandsInTheWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newShelf(1)
-		var fetchErr, markErr, applyErr error
-		source.fetchErr = func(int) error { return fetchErr }
-		source.markErr = func(int) error { return markErr }
-		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(context.Context, int, int) error { return applyErr }}, nil)
+		var fetchErr, markErr, applyErr fault
+		source.fetchErr = func(int) error { return fetchErr.get() }
+		source.markErr = func(int) error { return markErr.get() }
+		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(context.Context, int, int) error { return applyErr.get() }}, nil)
 		c := courier.NewPollingCoordinator(source, applier, courier.WithFastPolling(), quiet)
 		require.ErrorIs(t, c.Ready(), courier.ErrNotRunning)
 
-		fetchErr = errors.New("connection refused")
+		refused, readOnly := errors.New("connection refused"), errors.New("read-only")
+		fetchErr.set(refused)
 		stop := start(t, c)
 		synctest.Wait()
-		require.ErrorIs(t, c.Ready(), fetchErr)
-		fetchErr, markErr = nil, errors.New("read-only")
+		require.ErrorIs(t, c.Ready(), refused)
+		fetchErr.set(nil)
+		markErr.set(readOnly)
 		time.Sleep(time.Minute)
-		require.ErrorIs(t, c.Ready(), markErr)
-		markErr = nil
+		require.ErrorIs(t, c.Ready(), readOnly)
+		markErr.set(nil)
 		time.Sleep(time.Minute)
 		require.NoError(t, c.Ready())
 
-		applyErr = errTest
+		applyErr.set(errTest)
 		source.add(2, 3, 4)
 		time.Sleep(time.Minute)
 		require.ErrorIs(t, c.Ready(), courier.ErrOpen)
 		require.Equal(t, []courier.BreakerState{courier.BreakerOpen}, c.Stats().Breakers)
-		applyErr = nil
+		applyErr.set(nil)
 		time.Sleep(2 * time.Minute)
 		require.NoError(t, c.Ready())
 		require.NoError(t, stop())

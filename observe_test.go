@@ -156,19 +156,16 @@ func TestObserver_DecoratorsTellTheirCoordinators(t *testing.T) {
 func TestC1_Observer_PausesAreToldAndStuckOnes(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 		var d diary
-		down := true
+		var down fault
+		down.set(errTest)
 		source.add(numbers(5)...)
 		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(context.Context, int, int) error {
-			if down {
-				return errTest
-			}
-			return nil
+			return down.get()
 		}}, nil)
 		stop := start(t, make(applier, courier.WithObserver(d.observer(false)), courier.WithOrderKey(byRest(1))))
 		time.Sleep(10 * time.Minute)
 		require.Contains(t, d.read(), "paused true true", "a strict order is stuck behind its first record")
-		synctest.Wait()
-		down = false
+		down.set(nil)
 		time.Sleep(10 * time.Minute)
 		require.NoError(t, stop())
 		lines := d.read()
