@@ -3,16 +3,18 @@ package courier
 import "context"
 
 // ahead fetches the next batches of a source that leases while one is applied.
-// Its methods are the poller's; a nil one fetches nothing.
+// Its methods but loop are the poller's; a nil one fetches nothing.
 type ahead[T any] struct {
-	source Source[T]
-	watch  *watch
-	lease  *lease[T]
-	ctx    context.Context
+	source  Source[T]
+	control *control
+	watch   *watch
+	lease   *lease[T]
+	stop    context.Context
 
 	wanted  chan aheadRequest
 	fetched chan fetchResult[T] // parallel to them
 	pending int                 // asked for and not taken
+	cancel  context.CancelCauseFunc
 
 	busy   bool
 	dry    bool // the last fetch was not full: those that were asked for behind it are not made
@@ -20,51 +22,84 @@ type ahead[T any] struct {
 }
 
 type aheadRequest struct {
+	ctx   context.Context
 	limit int
 	fresh bool // nothing was asked for before it that is not taken
 }
 
+func newAhead[T any](c *PollingCoordinator[T], stop context.Context, lease *lease[T]) *ahead[T] {
+	n := c.config.prefetch
+	return &ahead[T]{
+		source: c.source, control: c.control, watch: c.watch, lease: lease, stop: stop,
+		wanted: make(chan aheadRequest, n), fetched: make(chan fetchResult[T], n),
+	}
+}
+
 // ask has as many batches fetched as there is room for.
 func (a *ahead[T]) ask(limit int) {
-	for a != nil && a.pending < cap(a.wanted) {
-		a.wanted <- aheadRequest{limit, a.pending == 0}
+	if a == nil || a.pending == cap(a.wanted) {
+		return
+	}
+	ctx, cancel := context.WithCancelCause(a.stop)
+	if before := a.cancel; before != nil { // one end for all that are pending
+		a.cancel = func(cause error) { before(cause); cancel(cause) }
+	} else {
+		a.cancel = cancel
+	}
+	for a.pending < cap(a.wanted) {
+		a.wanted <- aheadRequest{ctx, limit, a.pending == 0}
 		a.pending++
 	}
 }
 
 // take gives the poller the next batch that was asked for, and waits for it.
-func (a *ahead[T]) take(p *poller[T]) bool {
+func (a *ahead[T]) take() (r fetchResult[T], ok bool) {
 	for a != nil && a.pending > 0 {
 		a.pending--
-		if r := <-a.fetched; !r.skipped {
-			p.records, p.fetchErr, p.fetchedAt = a.lease.taken(r.records), r.err, r.began
-			return true
+		r = <-a.fetched
+		if a.pending == 0 {
+			a.cancel(nil)
+			a.cancel = nil
+		}
+		if !r.skipped {
+			a.lease.takeAhead()
+			return r, true
 		}
 	}
-	return false
+	return fetchResult[T]{}, false
+}
+
+// callOff has fetches end that are under way, and not made that are not.
+func (a *ahead[T]) callOff() {
+	if a != nil && a.cancel != nil {
+		a.cancel(ErrPaused)
+	}
 }
 
 func (a *ahead[T]) loop() {
 	for {
 		if a.busy {
 			a.busy = false
-			a.lease.fetched(a.result.records)
+			a.lease.addAhead(a.result.records)
 			a.fetched <- a.result
 		}
 		r, ok := <-a.wanted
 		if !ok {
 			return
 		}
-		if a.dry = a.dry && !r.fresh; a.dry {
+		a.dry = a.dry && !r.fresh
+		if a.dry || r.ctx.Err() != nil || a.control.paused() != nil || gateOf(a.control.breakers).closed {
 			a.fetched <- fetchResult[T]{skipped: true}
 			continue
 		}
-		a.busy, a.dry, a.result = true, true, fetchResult[T]{}
-		a.result.began = a.watch.clock.Now()
+		a.busy, a.dry = true, true
+		a.result = fetchResult[T]{began: a.watch.clock.Now()}
 		guard(&a.result.err, func() (err error) {
-			a.result.records, err = a.source.Fetch(a.ctx, r.limit)
+			a.result.records, err = a.source.Fetch(r.ctx, r.limit)
+			a.result.took = a.watch.clock.Now().Sub(a.result.began)
 			a.dry = err != nil || len(a.result.records) < r.limit
 			return err
 		})
+		a.result.cancelled = r.ctx.Err() != nil
 	}
 }

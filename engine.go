@@ -197,6 +197,15 @@ func (b *batch[T]) lose(i int) {
 	b.alert.Store(true)
 }
 
+func (b *batch[T]) isLost(i int) bool {
+	if !b.alert.Load() {
+		return false
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.lost != nil && b.lost[i]
+}
+
 // errHeldBack is why a record was not begun behind a failed one of its key.
 var errHeldBack = unattempted(errors.New("an earlier record of the same key is not settled"))
 
@@ -205,15 +214,9 @@ var errLeaseLost = unattempted(errors.New("its lease ran out"))
 
 // withheld returns why a record is not to be begun, nil when it is.
 func (b *batch[T]) withheld(i int) error {
-	if b.alert.Load() {
-		b.mu.Lock()
-		lost := b.lost != nil && b.lost[i]
-		b.mu.Unlock()
-		if lost {
-			return errLeaseLost
-		}
-	}
 	switch {
+	case b.isLost(i):
+		return errLeaseLost
 	case b.keys == nil:
 		return nil
 	case b.unkeyed[i] != nil:
@@ -453,6 +456,9 @@ func (h *hand[T]) applyTogether(ctx context.Context) {
 		return
 	}
 	h.begun.Store(true)
+	for _, i := range index { // which there is where somebody wants to know
+		h.tellStarted(ctx, i)
+	}
 	var err error
 	guard(&err, func() error { return h.together.ApplyBatch(ctx, records) })
 
@@ -462,7 +468,11 @@ func (h *hand[T]) applyTogether(ctx context.Context) {
 		return
 	}
 	errs := make([]error, len(records))
-	if whole := spread(err, errs); whole && len(records) > 1 && Classify(ctx, err) != NotAttempted {
+	whole := spread(err, errs)
+	for j, i := range index {
+		h.tellEnded(ctx, i, errs[j])
+	}
+	if whole && len(records) > 1 && Classify(ctx, err) != NotAttempted {
 		return
 	}
 	for j, err := range errs {

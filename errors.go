@@ -94,6 +94,18 @@ func markedClass(ctx context.Context, err error) Class {
 	return Retryable
 }
 
+// classOf is the class of a failed record's error, whatever has become of its
+// context since; what did not fail was not attempted.
+func classOf(failed bool, err error) Class {
+	if !failed {
+		return NotAttempted
+	}
+	if markedClass(context.Background(), err) == PermanentClass {
+		return PermanentClass
+	}
+	return Retryable
+}
+
 // strongest lets the class win that does the least with the record.
 func strongest(a, b Class) Class {
 	for _, class := range [...]Class{NotAttempted, PermanentClass, Skipped} {

@@ -30,44 +30,96 @@ func lostIn(err error) (lost []int) {
 	return lost
 }
 
-// lease renews the records that a poller has in hand, beside the work.
+// lease renews the records that a poller has in hand, beside the work. The methods
+// but loop are the poller's; a nil one holds nothing.
 type lease[T any] struct {
 	source Renewer[T]
 	every  time.Duration
 	clock  Clock
 	watch  *watch
 	ctx    context.Context
-	ended  chan struct{}
+	cancel context.CancelCauseFunc // ends ctx, and with it the loop
 
-	mu     sync.Mutex
-	batch  *leased[T]   // in work; nil while it changes
-	behind *leased[T]   // fetched with it and not in work yet
-	ahead  []*leased[T] // fetched ahead
+	mu    sync.Mutex
+	fetch *leased[T]   // in hand; nil when there is none
+	batch *batch[T]    // of it, in work; nil while that changes
+	base  int          // where the batch begins
+	size  int          // how long it is
+	ahead []*leased[T] // fetches in hand behind it
 }
 
-// leased is records that are in hand together.
+// leased is what one fetch brought, and what is lost of it.
 type leased[T any] struct {
 	records []T
-	batch   *batch[T]    // the account of those in work
-	lost    map[int]bool // of the others
+	lost    map[int]bool
 }
 
-// hold tells which records are in hand from now on, none for a nil batch. A nil
-// lease holds nothing.
-func (l *lease[T]) hold(b *batch[T], behind []T) {
+// hold has the records of a fetch in hand, unless it is the one that was taken
+// from those ahead, as it was.
+func (l *lease[T]) hold(records []T) {
 	if l == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.batch, l.behind = nil, &leased[T]{records: behind}
-	if b != nil {
-		l.batch = &leased[T]{records: b.ledger.Records, batch: b}
+	if f := l.fetch; f == nil || len(f.records) != len(records) || len(records) > 0 && &f.records[0] != &records[0] {
+		l.fetch = &leased[T]{records: records}
+	}
+	l.batch, l.base, l.size = nil, 0, 0
+}
+
+// change and begin are before and after the next batch of it is made out.
+func (l *lease[T]) change() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.batch, l.base, l.size = nil, l.base+l.size, 0
+}
+
+func (l *lease[T]) begin(b *batch[T]) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.batch, l.size = b, len(b.ledger.Records)
+	for i := range l.size {
+		if l.fetch.lost[l.base+i] {
+			b.lose(i)
+		}
 	}
 }
 
-// fetched adds records that were fetched ahead.
-func (l *lease[T]) fetched(records []T) {
+// left returns what is not lost of the records behind the batch.
+func (l *lease[T]) left(records []T) []T {
+	if l == nil || l.fetch == nil {
+		return records
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	kept := make([]T, 0, len(records))
+	for i, record := range records {
+		if !l.fetch.lost[l.base+l.size+i] {
+			kept = append(kept, record)
+		}
+	}
+	return kept
+}
+
+// drop lets go of the fetch, which is settled.
+func (l *lease[T]) drop() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.fetch, l.batch = nil, nil
+}
+
+// addAhead adds what was fetched ahead, takeAhead takes the first of it in hand.
+func (l *lease[T]) addAhead(records []T) {
 	if l == nil {
 		return
 	}
@@ -76,98 +128,75 @@ func (l *lease[T]) fetched(records []T) {
 	l.ahead = append(l.ahead, &leased[T]{records: records})
 }
 
-// taken takes the first of them away, and returns what is not lost of it.
-func (l *lease[T]) taken(records []T) []T {
+func (l *lease[T]) takeAhead() {
 	if l == nil {
-		return records
+		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	first := l.ahead[0]
+	l.fetch, l.batch, l.base, l.size = l.ahead[0], nil, 0, 0
 	l.ahead = l.ahead[1:]
-	return first.kept(records)
 }
 
-// left returns what is not lost of the records behind the batch.
-func (l *lease[T]) left(records []T) []T {
-	if l == nil || l.behind == nil {
-		return records
-	}
+// lose has a record left alone: of the batch in work, or of one to come.
+func (l *lease[T]) lose(f *leased[T], i int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.behind.kept(records)
-}
-
-func (p *leased[T]) kept(records []T) []T {
-	if p.lost == nil {
-		return records
-	}
-	kept := make([]T, 0, len(records))
-	for i, record := range records {
-		if !p.lost[i] {
-			kept = append(kept, record)
+	if f == l.fetch && l.batch != nil && i < l.base+l.size {
+		if i >= l.base {
+			l.batch.lose(i - l.base)
 		}
+		return
 	}
-	return kept
-}
-
-// inHand returns all that is to be renewed.
-func (l *lease[T]) inHand() (parts []*leased[T]) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, part := range append([]*leased[T]{l.batch, l.behind}, l.ahead...) {
-		if part != nil && len(part.records) > 0 {
-			parts = append(parts, part)
-		}
+	if f.lost == nil {
+		f.lost = make(map[int]bool)
 	}
-	return parts
-}
-
-// lose has a record of a part left alone. One of a batch that is not in work any
-// more has its verdict.
-func (l *lease[T]) lose(part *leased[T], i int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case part == l.batch:
-		part.batch.lose(i)
-	case part.batch == nil:
-		if part.lost == nil {
-			part.lost = make(map[int]bool)
-		}
-		part.lost[i] = true
-	}
+	f.lost[i] = true
 }
 
 func (l *lease[T]) loop() {
 	for {
 		select {
 		case <-l.clock.After(l.every):
-			l.renew()
-		case <-l.ended:
+		case <-l.ctx.Done():
+		}
+		if l.ctx.Err() != nil {
 			return
 		}
+		l.renew()
 	}
 }
 
 func (l *lease[T]) renew() {
 	var records []T
-	var part []*leased[T] // of each record
-	var place []int       // in it
-	for _, p := range l.inHand() {
-		for i, record := range p.records {
-			records, part, place = append(records, record), append(part, p), append(place, i)
+	var of []*leased[T] // each record's fetch
+	var place []int     // and its place in that
+	l.mu.Lock()
+	for _, f := range append([]*leased[T]{l.fetch}, l.ahead...) {
+		if f == nil {
+			continue
+		}
+		from := 0
+		if f == l.fetch {
+			from = l.base
+		}
+		for i := from; i < len(f.records); i++ {
+			records, of, place = append(records, f.records[i]), append(of, f), append(place, i)
 		}
 	}
+	l.mu.Unlock()
 	if len(records) == 0 {
 		return
 	}
 	var err error
 	isolate(&err, func() error { return l.source.Renew(l.ctx, records) })
+	if l.ctx.Err() != nil {
+		return // the run is at its end
+	}
 	lost := lostIn(err)
 	for _, i := range lost {
 		if i >= 0 && i < len(records) {
-			l.lose(part[i], place[i])
+			l.lose(of[i], place[i])
 		}
 	}
 	l.watch.renewed(l.ctx, RenewEvent{Records: len(records), Lost: len(lost), Err: err})
@@ -191,7 +220,7 @@ func (h *holder[T]) loop() {
 			return
 		}
 		h.busy, h.result = true, nil
-		guard(&h.result, func() error { return h.renewer.Renew(h.life.settle, records) })
+		guard(&h.result, func() error { return h.renewer.Renew(h.renewing, records) })
 	}
 }
 
@@ -225,7 +254,14 @@ func (s *stream[T]) renew(now time.Time) {
 			records, s.leased = append(records, it.record), append(s.leased, it.number)
 		}
 	}
-	records = append(records, s.line.settled...) // these have no number any more, and cannot be lost
+	// What is applied has no number any more, and cannot be lost.
+	records = append(append(records, s.line.settled...), s.line.waiting()...)
+	if s.job != nil && s.job.kind == markJob {
+		records = append(records, s.job.records...)
+	}
+	if len(records) == 0 {
+		return
+	}
 	if s.leased == nil {
 		s.leased = []uint64{}
 	}

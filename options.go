@@ -186,8 +186,9 @@ func WithPrefetch(batches int) Option {
 // WithOrderedMarks has a streaming coordinator mark records in the order
 // fetched, as a source needs that keeps a position and not a mark for each
 // record. A record that is not settled holds up the marks of all behind it, and,
-// when no more may be in hand, the stream. The default is the order in which
-// they are settled.
+// when no more may be in hand, the stream; so one that failed is tried again, and
+// not given back. What was applied and for that not marked by the end is applied
+// again. The default is the order in which they are settled.
 func WithOrderedMarks() Option {
 	return func(c *config) {
 		c.streaming = "WithOrderedMarks"

@@ -66,6 +66,7 @@ type poller[T any] struct {
 	refused   bool // a record stays pending that no time was told for
 	halted    halt
 	retryIn   time.Duration // after a fetch that failed
+	took      time.Duration // one that was made ahead
 
 	// The batch.
 	keys    []string
@@ -113,11 +114,12 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 	p.life = beginLifecycle(ctx, c.watch, c.config.clock, c.config.drainTimeout)
 	if r, ok := c.source.(Renewer[T]); ok {
 		if every := renewEvery(r); every > 0 {
-			p.lease = &lease[T]{source: r, every: every, clock: c.config.clock, watch: c.watch, ctx: p.life.settle, ended: make(chan struct{})}
+			p.lease = &lease[T]{source: r, every: every, clock: c.config.clock, watch: c.watch}
+			p.lease.ctx, p.lease.cancel = context.WithCancelCause(p.life.settle)
 		}
 	}
 	if n := c.config.prefetch; n > 0 && !once {
-		p.ahead = &ahead[T]{source: c.source, watch: c.watch, lease: p.lease, ctx: ctx, wanted: make(chan aheadRequest, n), fetched: make(chan fetchResult[T], n)}
+		p.ahead = newAhead(c, ctx, p.lease)
 	}
 	return p
 }
@@ -144,7 +146,7 @@ func (p *poller[T]) run() error {
 	}
 	workers.Wait()
 	if p.lease != nil {
-		close(p.lease.ended)
+		p.lease.cancel(ErrStopped)
 	}
 	if p.ahead != nil {
 		close(p.ahead.wanted)
@@ -199,6 +201,7 @@ func (p *poller[T]) fetch() {
 		p.watch.paused(p.life.settle, PauseEvent{})
 		select {
 		case <-resumed:
+			p.watch.resumed(p.life.settle, true)
 		case <-p.life.stop.Done():
 		}
 		return
@@ -222,7 +225,9 @@ func (p *poller[T]) fetch() {
 	case p.sparing:
 		limit = max(limit, past)
 	}
-	if p.ahead.take(p) {
+	if r, ok := p.ahead.take(); ok {
+		p.records, p.fetchErr, p.fetchedAt = r.records, r.err, r.began
+		p.began, p.took = time.Time{}, r.took
 		p.phase = fetched
 		return
 	}
@@ -249,17 +254,19 @@ func (p *poller[T]) take() {
 	}
 	p.full = n >= p.config.batchSize || p.limitless && n > 0 && n >= p.most
 	p.most = max(p.most, n)
-	event := FetchEvent{Records: n, Err: p.fetchErr, Took: p.watch.since(p.watch.observer.Fetched != nil, p.began)}
+	event := FetchEvent{Records: n, Err: p.fetchErr, Took: p.took}
+	if p.took = 0; !p.began.IsZero() {
+		event.Took = p.watch.clock.Now().Sub(p.began)
+	}
+	cancelled := p.fetchErr != nil && p.life.stop.Err() != nil
 	switch {
 	case p.fetchErr == nil:
 		p.fetchPace = trouble{}
-	case p.life.stop.Err() != nil:
-		event.Err = nil // it tells of the stop
-	default:
+	case !cancelled:
 		p.retryIn = p.fetchPace.delay(p.config)
 		event.RetryIn = p.retryIn
 	}
-	p.watch.fetched(p.life.settle, event)
+	p.watch.fetched(p.life.settle, event, cancelled)
 	switch {
 	case n == 0:
 	case p.probing:
@@ -274,6 +281,7 @@ func (p *poller[T]) take() {
 		p.records, p.release = p.memory.split(p.records, keys)
 		p.widen(len(p.records) > 0)
 	}
+	p.lease.hold(p.records)
 }
 
 // widen has the next fetch look past more records, if this one did not see past
@@ -290,29 +298,31 @@ func (p *poller[T]) widen(found bool) {
 // dropAhead has all that was fetched ahead given back, and reports whether there
 // was anything.
 func (p *poller[T]) dropAhead() (some bool) {
-	for p.ahead.take(p) {
+	p.ahead.callOff()
+	for {
+		r, ok := p.ahead.take()
+		if !ok {
+			return some
+		}
 		some = true
-		p.watch.fetched(p.life.settle, FetchEvent{Records: len(p.records)})
-		p.release = append(p.release, p.records...)
+		p.watch.fetched(p.life.settle, FetchEvent{Records: len(r.records), Err: r.err, Took: r.took}, r.cancelled)
+		p.release = append(p.release, r.records...)
 	}
-	p.records, p.fetchErr = nil, nil
-	return some
 }
 
 // cut takes the next batch in hand, and as many hands to it as have something
 // to do.
 func (p *poller[T]) cut() {
 	p.taken += len(p.batch.ledger.Records)
-	p.records = p.lease.left(p.records)
 	n := min(len(p.records), p.config.batchSize)
 	records := p.records[:n:n]
 	p.records = p.records[n:]
 	keys, unkeyed := p.keysOf(p.keys, records)
 	p.keys = keys
-	p.lease.hold(nil, p.records)
+	p.lease.change()
 	p.batch.reset(records, p.memory.histories(records), keys, min(len(p.crew.hands), n))
 	p.batch.unkeyed = unkeyed
-	p.lease.hold(&p.batch, p.records)
+	p.lease.begin(&p.batch)
 	crew := &p.crew
 	if crew.todo == nil {
 		crew = nil

@@ -30,10 +30,10 @@ func (p *poller[T]) settle() {
 		for i, record := range b.ledger.Records {
 			switch {
 			case b.ledger.State(i) != ledger.Pending:
+			case b.isLost(i): // it is not ours to give back
+				p.watch.count.inHand.Add(-1)
 			case b.ledger.Err(i) == errHeldBack:
 				p.behind = append(p.behind, record)
-			case b.ledger.Err(i) == errLeaseLost: // it is not ours to give back
-				p.watch.count.inHand.Add(-1)
 			default:
 				p.release = append(p.release, record)
 			}
@@ -43,8 +43,11 @@ func (p *poller[T]) settle() {
 		}
 	}
 	if p.halted.err != nil || p.life.stop.Err() != nil {
-		p.release = append(p.release, p.records...)
-		p.dropAhead()
+		left := p.lease.left(p.records)
+		p.watch.count.inHand.Add(-int64(len(p.records) - len(left)))
+		p.release = append(p.release, left...)
+		p.records = nil
+		p.ahead.callOff()
 	}
 	p.phase = marking
 	if len(p.mark) == 0 {
@@ -99,7 +102,7 @@ func (p *poller[T]) report() {
 			event.Record, event.Err = p.watch.describe(record, p.taken+i), err
 		}
 		if p.watch.observer.Failed != nil {
-			p.watch.failed(p.life.work, FailEvent{Record: p.watch.describe(record, p.taken+i), Class: Classify(p.life.work, err), Err: err})
+			p.watch.failed(p.life.work, FailEvent{Record: p.watch.describe(record, p.taken+i), Class: classOf(failed, err), Err: err})
 		}
 	}
 	p.refused = p.refused || event.Refused > 0
@@ -176,6 +179,9 @@ func (p *poller[T]) giveBack() {
 	case p.halted.err != nil:
 		after = max(0, p.halted.until.Sub(now))
 	}
+	if len(p.release) == 0 && (p.halted.err != nil || p.life.stop.Err() != nil) {
+		p.dropAhead() // not sooner: a fetch may take long to end, and the marks do not wait for it
+	}
 	records := p.release
 	p.release = nil
 	if len(records) == 0 {
@@ -223,11 +229,13 @@ func (p *poller[T]) nextBehind(now time.Time) (records []T, after time.Duration)
 func (p *poller[T]) rest() {
 	p.phase = fetching
 	if p.once || p.fatal != nil || p.unmarked != nil || p.life.stop.Err() != nil {
-		p.phase = ended
+		if p.phase = ended; p.dropAhead() {
+			p.phase = releasing
+		}
 		return
 	}
 	if p.halted.err == nil && (p.probing || p.fetchErr == nil) {
-		p.watch.resumed(p.life.settle)
+		p.watch.resumed(p.life.settle, false)
 	}
 	passed := p.probing && p.batch.begun.Load() && p.halted.err == nil // a probe went through
 	if passed {
@@ -235,7 +243,7 @@ func (p *poller[T]) rest() {
 		p.spareUntil = p.config.clock.Now().Add(sparedFor)
 	}
 	p.memory.forgetUnseen()
-	p.lease.hold(nil, nil)
+	p.lease.drop()
 	p.batch.reset(nil, nil, nil, 1)
 	var delay time.Duration
 	switch {

@@ -3,6 +3,7 @@ package courier
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -14,16 +15,18 @@ import (
 // way. Fetches, applies and settlements have goroutines of their own.
 type stream[T any] struct {
 	*engine[T]
-	config   *config
-	control  *control
-	source   Source[T]
-	releaser Releaser[T] // nil if the source is none
-	failer   Failer[T]   // likewise
-	renewer  Renewer[T]  // likewise
-	life     *lifecycle
-	leave    context.Context // once it has ended, workers begin no record
-	intake   context.Context // what is fetched under
-	close    context.CancelCauseFunc
+	config      *config
+	control     *control
+	source      Source[T]
+	releaser    Releaser[T] // nil if the source is none
+	failer      Failer[T]   // likewise
+	renewer     Renewer[T]  // likewise
+	life        *lifecycle
+	leave       context.Context // once it has ended, workers begin no record
+	intake      context.Context // what is fetched under
+	close       context.CancelCauseFunc
+	renewing    context.Context // what leases are renewed under
+	endRenewals context.CancelCauseFunc
 
 	wanted  chan request        // to the fetcher
 	fetched chan fetchResult[T] // from it
@@ -34,22 +37,21 @@ type stream[T any] struct {
 	leases  chan []T            // to the renewer
 	renewed chan error          // from it
 
-	limit   int                 // of the records in hand
-	inHand  int                 // records fetched and neither marked nor given back
-	queue   []item[T]           // to be applied, in this order
-	fresh   []fresh[T]          // to be applied after those, as they were fetched
-	unread  int                 // how many records these are
-	held    []item[T]           // failed, to be tried again when due
-	lanes   map[string]*lane[T] // of the keys that something is under way for; nil without an order
-	out     []*share[T]         // with the workers, in the order they were handed out
-	spare   []*share[T]
-	line    line[T] // of the marks
-	back    []T     // to be released
-	backFor time.Duration
-	faulty  []FailedRecord[T] // to be reported
-	leased  []uint64          // the records that are being renewed
-	number  uint64            // of the next record
-	pace    time.Duration     // of a record at a worker, lately
+	limit  int                 // of the records in hand
+	inHand int                 // records fetched and neither marked nor given back
+	queue  []item[T]           // to be applied, in this order
+	fresh  []fresh[T]          // to be applied after those, as they were fetched
+	unread int                 // how many records these are
+	held   []item[T]           // failed, to be tried again when due
+	lanes  map[string]*lane[T] // of the keys that something is under way for; nil without an order
+	out    []*share[T]         // with the workers, in the order they were handed out
+	spare  []*share[T]
+	line   line[T]           // of the marks
+	back   []returned[T]     // to be released
+	faulty []FailedRecord[T] // to be reported
+	leased []uint64          // the records that are being renewed
+	number uint64            // of the next record
+	pace   time.Duration     // of a record at a worker, lately
 
 	asking   bool    // the fetcher is at work
 	job      *job[T] // what the settler is at
@@ -79,10 +81,17 @@ type item[T any] struct {
 	past   *past
 }
 
+// returned is a record that is to be released.
+type returned[T any] struct {
+	record T
+	after  time.Duration
+}
+
 // past is what happened to a record before.
 type past struct {
 	unkeyed error     // why its order key is not known
 	used    history   // attempts interrupted by an open breaker
+	refused bool      // the last time, which was no attempt
 	suspect bool      // the breaker opened over it, or stayed open
 	probes  int       // in vain
 	tries   trouble   // deliveries that failed
@@ -106,13 +115,14 @@ type request struct {
 }
 
 type fetchResult[T any] struct {
-	records []T
-	keys    []string // parallel to the records; nil when no order was asked for
-	unkeyed map[int]error
-	began   time.Time // by ahead only
-	took    time.Duration
-	err     error
-	skipped bool // it was not made, see ahead
+	records   []T
+	keys      []string // parallel to the records; nil when no order was asked for
+	unkeyed   map[int]error
+	began     time.Time // by ahead only
+	took      time.Duration
+	err       error
+	skipped   bool // it was not made, see ahead
+	cancelled bool // its error, if it has one, tells of that
 }
 
 func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T] {
@@ -147,6 +157,7 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 	s.failer, _ = c.source.(Failer[T])
 	if s.renewer, _ = c.source.(Renewer[T]); s.renewer != nil {
 		s.renewEvery = renewEvery(s.renewer)
+		s.renewing, s.endRenewals = context.WithCancelCause(s.life.settle)
 	}
 	s.intake, s.close = context.WithCancelCause(ctx)
 	return s
@@ -168,6 +179,9 @@ func (s *stream[T]) run() error {
 	close(s.todo)
 	close(s.jobs)
 	close(s.leases)
+	if s.endRenewals != nil {
+		s.endRenewals(ErrStopped)
+	}
 	helpers.Wait()
 	s.close(ErrStopped)
 	s.life.end()
@@ -277,7 +291,14 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.handOut()
 	}
 	s.lookAgain(now)
-	if s.stopping && len(s.out) == 0 && (over || s.queued() == 0) {
+	if s.eof && len(s.out) == 0 && s.queued() == 0 && !s.retrying() && s.releaser != nil {
+		s.wakeHeld(now, true) // nothing of it will be tried again
+		s.giveBackAll()
+	}
+	if (closing || s.eof) && !s.asking && s.releaser != nil && len(s.out)+s.queued()+len(s.held) == 0 {
+		s.giveBackWaiting()
+	}
+	if s.stopping && !s.asking && len(s.out) == 0 && (over || s.queued() == 0) {
 		s.life.lastApplied()
 	}
 	if s.job == nil {
@@ -287,7 +308,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if !s.asking && !s.eof && !closing && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
 		s.ask()
 	}
-	if s.asking || len(s.out) > 0 || s.job != nil || s.line.ready() > 0 || len(s.back)+len(s.faulty)+len(s.leased) > 0 {
+	if s.asking || len(s.out) > 0 || s.job != nil || s.line.ready() > 0 || len(s.back)+len(s.faulty) > 0 {
 		return false
 	}
 	return over || (closing || s.eof && !s.retrying()) && s.queued() == 0
@@ -302,7 +323,7 @@ func (s *stream[T]) heed(closing bool) {
 		s.watch.paused(s.life.settle, PauseEvent{})
 		s.close(ErrPaused)
 	case !paused && s.paused && !closing:
-		s.watch.resumed(s.life.settle)
+		s.watch.resumed(s.life.settle, true)
 		s.fetchAt = time.Time{}
 	}
 	s.paused = paused
@@ -404,6 +425,7 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 			it := item[T]{record: record, number: s.number + uint64(i), key: r.keys[i]}
 			if bad := r.unkeyed[i]; bad != nil {
 				it.history().unkeyed = bad
+				it.key = fmt.Sprintf("courier: none, record %d", it.number) // a lane of its own
 			}
 			s.queue = append(s.queue, it)
 		}
@@ -411,6 +433,7 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 	}
 	s.number += uint64(n)
 	event := FetchEvent{Records: n, Err: r.err, Took: r.took}
+	cancelled := false
 	switch {
 	case r.err == io.EOF: // not wrapped: that is a connection that broke
 		s.eof = true
@@ -423,7 +446,7 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 		event.RetryIn = s.fetchPace.delay(s.config)
 		s.fetchAt = s.config.clock.Now().Add(event.RetryIn)
 	default:
-		event.Err = nil // it tells of the stop, or of the pause
+		cancelled = true
 	}
-	s.watch.fetched(s.life.settle, event)
+	s.watch.fetched(s.life.settle, event, cancelled)
 }

@@ -339,10 +339,15 @@ func (s *stream[T]) look(now time.Time) {
 	}
 }
 
+// worthALook reports whether there is something to collect, or to take back.
+func (sh *share[T]) worthALook() bool {
+	return int(sh.account.next.Load()) < sh.end || min(sh.account.finished(), sh.end) > sh.taken
+}
+
 // lookAgain sets the time of the next look, if there will be something to see.
 func (s *stream[T]) lookAgain(now time.Time) {
 	switch {
-	case !slices.ContainsFunc(s.out, func(sh *share[T]) bool { return sh.end-sh.taken > 1 }):
+	case !slices.ContainsFunc(s.out, (*share[T]).worthALook):
 		s.lookAt = time.Time{}
 	case !s.lookAt.IsZero():
 	case s.idle():
@@ -362,13 +367,20 @@ func (s *stream[T]) takeBack(sh *share[T]) {
 		return
 	}
 	var back []item[T]
+	keys := make([]string, 0, sh.end-begun)
 	for i := begun; i < sh.end; i++ {
-		back = append(back, sh.item(i))
+		it := sh.item(i)
+		keys = append(keys, it.key)
+		if sh.account.isLost(i) {
+			s.drop(&it)
+		} else {
+			back = append(back, it)
+		}
 	}
 	sh.end = begun
 	sh.event.Records = begun
 	s.requeue(back)
-	for _, it := range back {
-		s.leaveLane(it.key)
+	for _, key := range keys {
+		s.leaveLane(key)
 	}
 }

@@ -2,6 +2,8 @@ package courier
 
 import (
 	"cmp"
+	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -31,9 +33,9 @@ type slot[T any] struct {
 type slotState uint8
 
 const (
-	unsettled slotState = iota
+	unsettled slotState = iota // or given back: then for good
 	markable
-	gone // given back: not to be marked, and in nobody's way
+	gone // somebody else's: not to be marked, and in nobody's way
 )
 
 // enter gives a record that was fetched its place.
@@ -57,6 +59,16 @@ func (l *line[T]) leave(it *item[T], state slotState) {
 		l.slots = l.slots[1:]
 		l.first++
 	}
+}
+
+// waiting returns the records that are settled, and held up by one that is not.
+func (l *line[T]) waiting() (records []T) {
+	for _, s := range l.slots {
+		if s.state == markable {
+			records = append(records, s.record)
+		}
+	}
+	return records
 }
 
 func (l *line[T]) add(records ...T) {
@@ -107,11 +119,12 @@ func (s *stream[T]) finish(sh *share[T]) {
 	if n := sh.event.Records; n > 0 { // a moving average; what took no time says nothing
 		s.pace = (3*s.pace + sh.event.Took/time.Duration(n)) / 4
 	}
+	sh.event.DrainOver = sh.event.Applied < sh.event.Records && errors.Is(context.Cause(s.life.work), ErrDrainTimeout)
 	s.watch.applied(s.life.work, sh.event)
 	if sh.event.Refused > 0 && s.life.stop.Err() == nil {
 		s.refuse(now)
 	}
-	s.closeIntake(sh.account.halted, sh.probe, now)
+	s.closeIntake(sh.account.halted, sh.probe && sh.account.begun.Load(), now)
 	clear(sh.items)
 	clear(sh.records)
 	clear(sh.past)
@@ -139,7 +152,7 @@ func (s *stream[T]) collect(sh *share[T], upto int) {
 		it := sh.item(sh.taken)
 		state, err := sh.account.ledger.State(sh.taken), sh.account.ledger.Err(sh.taken)
 		switch {
-		case err == errLeaseLost:
+		case state != ledger.Failed && sh.account.isLost(sh.taken):
 			s.drop(&it)
 		case state == ledger.Pending && (err == nil || err == errHeldBack): // not begun
 			again = append(again, it)
@@ -193,7 +206,7 @@ func (s *stream[T]) applied(sh *share[T], n int) {
 // fail has a record that failed, or was refused, tried again when it is due.
 func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now time.Time) {
 	p := it.history()
-	p.err, p.used = err, nil
+	p.err, p.used, p.refused = err, nil, refused
 	delay := p.tries.delay(s.config)
 	if s.givesBack() {
 		delay = releasedFor // what is given back takes no count along
@@ -203,25 +216,28 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 	if s.lanes != nil {
 		s.lanes[it.key].held++
 	}
-	class := Retryable
-	if refused {
-		class = NotAttempted
-		sh.event.Refused++
-	} else {
+	switch {
+	case !refused:
 		sh.event.Failed++
+	case s.life.stop.Err() == nil:
+		sh.event.Refused++
+	default:
+		return // the stop interrupted it
 	}
 	if sh.event.Err == nil || !refused && sh.event.Failed == 1 {
 		sh.event.Record, sh.event.Err = s.watch.describe(it.record, sh.taken), err
 	}
 	if s.watch.observer.Failed != nil {
-		s.watch.failed(s.life.work, FailEvent{Record: s.watch.describe(it.record, sh.taken), Class: class, Err: err})
+		s.watch.failed(s.life.work, FailEvent{Record: s.watch.describe(it.record, sh.taken), Class: classOf(!refused, err), Err: err})
 	}
 }
 
 // givesBack reports whether failed records go back to the source. Where an order
 // was asked for they do not, unless the stream ends: the source could hand out
-// a later one of the key first.
-func (s *stream[T]) givesBack() bool { return s.releaser != nil && s.lanes == nil }
+// a later one of the key first, or be marked past it.
+func (s *stream[T]) givesBack() bool {
+	return s.releaser != nil && s.lanes == nil && !s.line.ordered
+}
 
 // wakeHeld moves failed records on: back to a source that takes them, else into
 // the queue when they are due.
@@ -232,9 +248,8 @@ func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
 		case s.releaser != nil && closing:
 			s.giveBack(it, 0)
 			continue
-		case s.givesBack() && s.failer != nil && it.past.err != nil:
+		case s.givesBack() && s.failer != nil && !it.past.refused:
 			s.faulty = append(s.faulty, FailedRecord[T]{it.record, it.past.err, afterOf(it.past.err)})
-			s.line.leave(&it, gone)
 			continue
 		case s.givesBack():
 			s.giveBack(it, it.past.due.Sub(now))
@@ -256,9 +271,23 @@ func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
 }
 
 func (s *stream[T]) giveBack(it item[T], after time.Duration) {
-	s.back = append(s.back, it.record)
-	s.backFor = max(s.backFor, after)
-	s.line.leave(&it, gone)
+	s.back = append(s.back, returned[T]{it.record, max(0, after)})
+}
+
+// nextBack returns the records that are to be released for as long as the first.
+func (s *stream[T]) nextBack() (records []T, after time.Duration) {
+	after = s.back[0].after
+	kept := s.back[:0]
+	for _, r := range s.back {
+		if r.after == after {
+			records = append(records, r.record)
+		} else {
+			kept = append(kept, r)
+		}
+	}
+	clear(s.back[len(kept):])
+	s.back = kept
+	return records, after
 }
 
 // giveBackAll gives back what is not with a worker.
@@ -276,6 +305,15 @@ func (s *stream[T]) giveBackAll() {
 	for _, l := range s.lanes {
 		l.waiting = nil
 	}
+}
+
+// giveBackWaiting gives back what may not be marked any more, because a record
+// before it was given back: a mark could tell the source that it is past that.
+func (s *stream[T]) giveBackWaiting() {
+	for _, record := range s.line.waiting() {
+		s.back = append(s.back, returned[T]{record: record})
+	}
+	s.line.slots = nil
 }
 
 // byNumber puts records in the order fetched.
@@ -325,8 +363,8 @@ func (s *stream[T]) settle(now time.Time, hurry bool) {
 			s.start(job[T]{kind: markJob, records: s.line.take()})
 			s.flushAt = now.Add(s.config.flushInterval)
 		case s.turn == releaseJob && len(s.back) > 0:
-			s.start(job[T]{kind: releaseJob, records: s.back, after: s.backFor})
-			s.back, s.backFor = nil, 0
+			records, after := s.nextBack()
+			s.start(job[T]{kind: releaseJob, records: records, after: after})
 		case s.turn == failJob && len(s.faulty) > 0:
 			s.start(job[T]{kind: failJob, failed: s.faulty})
 			s.faulty = nil
@@ -413,6 +451,6 @@ func (s *stream[T]) closeIntake(h halt, probe bool, now time.Time) {
 		s.probing = false
 		s.pausePace = trouble{}
 		s.spareUntil = now.Add(sparedFor)
-		s.watch.resumed(s.life.settle)
+		s.watch.resumed(s.life.settle, false)
 	}
 }

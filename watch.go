@@ -16,7 +16,10 @@ type watch struct {
 	clock    Clock
 	name     func(record any) string // for people; empty where it has none
 	count    counters
-	pauses   int // by the coordinator's own goroutine
+	// Of the coordinator's own goroutine.
+	pauses int  // since the last was over
+	held   bool // by Pause
+	shut   bool // by a breaker
 
 	mu        sync.Mutex
 	lastErr   error
@@ -72,13 +75,20 @@ func (w *watch) well(slot *error) {
 	w.mu.Unlock()
 }
 
-func (w *watch) fetched(ctx context.Context, event FetchEvent) {
+// fetched tells of a fetch. The error of one that was cancelled tells of that, and
+// it has not succeeded either.
+func (w *watch) fetched(ctx context.Context, event FetchEvent, cancelled bool) {
 	w.count.fetched.Add(int64(event.Records))
 	w.count.inHand.Add(int64(event.Records))
-	if event.Err != nil {
+	switch {
+	case cancelled:
+		if event.Err = nil; event.Records == 0 {
+			return
+		}
+	case event.Err != nil:
 		w.count.fetchFailures.Add(1)
 		w.trouble(&w.fetchErr, event.Err)
-	} else {
+	default:
 		w.well(&w.fetchErr)
 	}
 	w.log.fetched(ctx, event)
@@ -125,15 +135,26 @@ func (w *watch) renewed(ctx context.Context, event RenewEvent) {
 	tell(ctx, w.observer.Renewed, event)
 }
 
-// paused tells of a stop of the intake, resumed of the end of all since the last.
+// paused tells of a stop of the intake, by Pause or by a breaker, and resumed of the
+// end of the last of them.
 func (w *watch) paused(ctx context.Context, event PauseEvent) {
 	w.pauses++
+	if event.Err == nil {
+		w.held = true
+	} else {
+		w.shut = true
+	}
 	w.log.paused(ctx, event)
 	tell(ctx, w.observer.Paused, event)
 }
 
-func (w *watch) resumed(ctx context.Context) {
-	if w.pauses == 0 {
+func (w *watch) resumed(ctx context.Context, byHand bool) {
+	if byHand {
+		w.held = false
+	} else {
+		w.shut = false
+	}
+	if w.pauses == 0 || w.held || w.shut {
 		return
 	}
 	event := ResumeEvent{w.pauses}
@@ -144,7 +165,7 @@ func (w *watch) resumed(ctx context.Context) {
 
 func (w *watch) stopped(ctx context.Context, event StopEvent) {
 	w.count.inHand.Store(0)
-	w.pauses = 0
+	w.pauses, w.held, w.shut = 0, false, false
 	w.log.stopped(ctx, event)
 	tell(ctx, w.observer.Stopped, event)
 }

@@ -279,7 +279,7 @@ func (w *world) live(t *testing.T, d time.Duration, crash bool) {
 	if err != nil && !crash && w.plan.pMark+w.plan.pMarkLost == 0 {
 		w.problem("Start returned %v", err)
 	}
-	if crash || err != nil { // applied and not marked: it comes again
+	if crash || err != nil || w.plan.ordered { // applied and not marked: it comes again
 		for n := range w.applied {
 			if !w.marked[n] {
 				w.excused[n] = true

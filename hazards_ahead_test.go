@@ -1,0 +1,178 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// A stop that comes while a batch is marked leaves what was fetched ahead
+// leased: rest() ends the run without dropAhead.
+func TestHazard_D8_AStopDuringTheMarkReleasesWhatWasFetchedAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(numbers(40)...), markFor: time.Second}
+		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
+		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(10), courier.WithPrefetch(2)))
+		time.Sleep(10500 * time.Millisecond) // the first ten are being marked
+		require.NoError(t, stop())
+		require.Equal(t, numbers(10), source.marked())
+		free, err := source.leasing.Fetch(t.Context(), 100)
+		require.NoError(t, err)
+		require.ElementsMatch(t, numbers(40)[10:], free)
+	})
+}
+
+// Marks wait for a Fetch that is under way ahead, when a breaker opens: here one
+// that polls long, as of SQS.
+func TestHazard_AnOpenBreakerDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1)}
+		fetches := 0
+		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
+			if fetches++; fetches > 1 {
+				select {
+				case <-time.After(20 * time.Second):
+				case <-ctx.Done():
+				}
+			}
+			return source.leasing.Fetch(ctx, limit)
+		}
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if r == 1 {
+				return &courier.OpenError{Until: time.Now().Add(time.Second)}
+			}
+			return nil
+		}}
+		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithPrefetch(1)))
+		time.Sleep(time.Second)
+		marked := source.marked()
+		require.NoError(t, stop())
+		require.Equal(t, []int{0}, marked)
+	})
+}
+
+// The same at a stop, with a Fetch that does not heed its context for longer
+// than the drain timeout: what was applied in time is not marked at all.
+func TestHazard_D8_AStopDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1)}
+		fetches := 0
+		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
+			if fetches++; fetches > 1 {
+				time.Sleep(time.Minute)
+			}
+			return source.leasing.Fetch(ctx, limit)
+		}
+		source.shelf.markErr = nil
+		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
+		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithPrefetch(1)))
+		time.Sleep(1500 * time.Millisecond)
+		require.NoError(t, stop())
+		for _, err := range source.markCtx {
+			require.NoError(t, err, "Mark was called under a context that had ended")
+		}
+	})
+}
+
+// Nothing is fetched after Pause, after a stop, or while a breaker is open: but
+// the fetches ahead that were asked for are still made.
+func TestHazard_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
+	for _, how := range []string{"stop", "pause", "breaker"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &hazardousSource{leasing: newLeasing(numbers(100)...)}
+				var fetches, after int
+				var over atomic.Bool
+				source.fetch = func(ctx context.Context, limit int) ([]int, error) {
+					if over.Load() {
+						after++
+					}
+					if fetches++; fetches > 1 {
+						time.Sleep(2 * time.Second)
+					}
+					return source.leasing.Fetch(ctx, limit)
+				}
+				s := &sink[int]{fail: func(context.Context, int, int) error {
+					time.Sleep(time.Second)
+					if how == "breaker" {
+						over.Store(true)
+						return &courier.OpenError{Until: time.Now().Add(time.Hour)}
+					}
+					return nil
+				}}
+				c := courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(10), courier.WithPrefetch(3))
+				stop := start(t, c)
+				time.Sleep(1500 * time.Millisecond) // the first of three is under way
+				switch how {
+				case "pause":
+					c.Pause()
+				case "stop":
+					go c.Stop(t.Context())
+				}
+				over.Store(true)
+				time.Sleep(50 * time.Minute)
+				n := after
+				require.NoError(t, stop())
+				require.Zero(t, n)
+			})
+		})
+	}
+}
+
+// Start returns when the pipeline is misconfigured, whatever a fetch ahead waits
+// for: nothing ends its context.
+func TestHazard_AFaultEndsAFetchAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1)}
+		fetches := 0
+		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
+			if fetches++; fetches > 1 {
+				<-ctx.Done() // until there is a record
+				return nil, ctx.Err()
+			}
+			return source.leasing.Fetch(ctx, limit)
+		}
+		s := courier.ProcessFunc(func(ctx context.Context, r int) error {
+			return courier.ProcessFunc[int](nil).Apply(ctx, r)
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var ended atomic.Bool
+		var err error
+		go func() {
+			err = courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithPrefetch(1)).Start(ctx)
+			ended.Store(true)
+		}()
+		time.Sleep(time.Hour)
+		ok := ended.Load()
+		cancel()
+		synctest.Wait()
+		require.True(t, errors.Is(err, courier.ErrConfig), "%v", err)
+		require.True(t, ok, "an hour later")
+	})
+}
+
+// FetchEvent.Took of a batch fetched ahead is the time since something else.
+func TestHazard_TookOfAFetchAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var took []time.Duration
+		o := courier.Observer{
+			Fetched: func(_ context.Context, e courier.FetchEvent) { took = append(took, e.Took) },
+			Applied: func(context.Context, courier.ApplyEvent) {},
+		}
+		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
+		stop := start(t, courier.NewPollingCoordinator(newLeasing(numbers(20)...), s, quiet, courier.WithBatchSize(10), courier.WithPrefetch(1), courier.WithObserver(o)))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		for _, d := range took {
+			require.Zero(t, d, "%v", took)
+		}
+	})
+}

@@ -1,0 +1,180 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+type notTried struct{}
+
+func (notTried) Error() string      { return "the queue is full" }
+func (notTried) NotAttempted() bool { return true }
+
+// D5: a Failer is told of records that were attempted in vain, which would burn
+// an attempt of its schedule; what was refused goes to Release.
+func TestHazard_D5_AFailerIsNotToldOfWhatWasNotAttempted(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &scheduling{leasing: newLeasing(0)}
+				source.wait = streaming
+				s := &sink[int]{fail: func(_ context.Context, _, call int) error {
+					if call == 1 {
+						return notTried{}
+					}
+					return nil
+				}}
+				var c running = courier.NewPollingCoordinator(source, s, quiet)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, s, quiet)
+				}
+				stop := start(t, c)
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				require.Empty(t, source.failed)
+				require.Equal(t, []int{0}, slices.Concat(source.released...))
+				require.Equal(t, []int{0}, source.marked())
+			})
+		})
+	}
+}
+
+// D3: the time that one record's error asks for is that record's.
+func TestHazard_D3_Stream_ARecordsRetryAfterHoldsBackNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(0, 1)
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, r, call int) error {
+			switch {
+			case call > 2:
+				return nil
+			case r == 0:
+				return courier.RetryAfter(errTest, time.Hour)
+			}
+			return errTest
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		for i, records := range source.released {
+			if slices.Contains(records, 1) {
+				require.LessOrEqual(t, source.afters[i], time.Minute, "released %v after %v", source.released, source.afters)
+			}
+		}
+	})
+}
+
+// RunOnce: "errors.Is and errors.As see the errors of the records, of the fetch".
+func TestHazard_RunOnce_TheErrorOfTheFetchIsSeenBesideAPause(t *testing.T) {
+	source := sourceFuncs{func(context.Context, int) ([]int, error) { return []int{1}, errTest }, nop[[]int]}
+	err := courier.NewPollingCoordinator(source, courier.ProcessFunc(func(context.Context, int) error {
+		return &courier.OpenError{Until: time.Now().Add(time.Hour)}
+	}), quiet).RunOnce(t.Context())
+	require.ErrorIs(t, err, errTest)
+}
+
+// Refused is "not attempted for a reason that is not a pause or a stop".
+func TestHazard_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				refused := 0
+				o := courier.WithObserver(courier.Observer{Applied: func(_ context.Context, e courier.ApplyEvent) { refused += e.Refused }})
+				source := newLeasing(0)
+				source.wait = streaming
+				applier := courier.NewRetryableApplier[int](&sink[int]{fail: func(context.Context, int, int) error { return errTest }},
+					courier.RetryPolicy{InitialDelay: time.Minute, MaxDelay: time.Hour, Jitter: courier.NoJitter})
+				var c running = courier.NewPollingCoordinator(source, applier, quiet, o)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, applier, quiet, o)
+				}
+				stop := start(t, c)
+				time.Sleep(time.Second)
+				require.NoError(t, stop())
+				require.Zero(t, refused)
+			})
+		})
+	}
+}
+
+// A fetch ahead that fails while a breaker opens is told as one that went well.
+func TestHazard_AFailedFetchAheadIsToldWhenItIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1)}
+		fetches := 0
+		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
+			if fetches++; fetches == 2 {
+				return nil, errTest
+			}
+			return source.leasing.Fetch(ctx, limit)
+		}
+		s := &sink[int]{fail: func(context.Context, int, int) error {
+			time.Sleep(time.Second)
+			return &courier.OpenError{Until: time.Now().Add(time.Hour)}
+		}}
+		c := courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithPrefetch(1))
+		stop := start(t, c)
+		time.Sleep(time.Minute)
+		n := c.Stats().FetchFailures
+		require.NoError(t, stop())
+		require.EqualValues(t, 1, n)
+	})
+}
+
+// WithOrderedMarks: "A record that is not settled holds up the marks of all
+// behind it": to a source that keeps a position, a mark behind a record that was
+// given back loses it.
+func TestHazard_Stream_OrderedMarksDoNotPassARecordThatWasGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(0, 1, 2, 3)
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, r, call int) error {
+			if call == 1 {
+				return errTest
+			}
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithOrderedMarks()))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, []int{0, 1, 2, 3}, source.marked())
+	})
+}
+
+// A probe that was not begun says nothing of the destination.
+func TestHazard_Stream_AProbeThatWasNotBegunResumesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d diary
+		began := time.Now()
+		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: time.Minute})
+		s := &sink[int]{fail: func(context.Context, int, int) error {
+			if time.Since(began) < time.Hour {
+				return errTest
+			}
+			return nil
+		}}
+		keyless := false
+		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(6, false), nop[[]int]),
+			courier.NewCircuitBreakerApplier[int](s, breaker), courier.WithOrderKey(func(r int) string {
+				if r >= 3 {
+					panic(errors.New("no key"))
+				}
+				return byRest(10)(r)
+			}), courier.WithObserver(d.observer(false)), quiet))
+		_ = keyless
+		time.Sleep(30 * time.Minute)
+		lines := d.read()
+		_ = stop()
+		for _, l := range lines {
+			require.NotContains(t, l, "resumed", "%v", lines)
+		}
+	})
+}

@@ -1,0 +1,254 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// hazardousSource is a leasing source whose Renew is a function.
+type hazardousSource struct {
+	*leasing[int]
+	every   time.Duration
+	renew   func(ctx context.Context, records []int) error
+	fetch   func(ctx context.Context, limit int) ([]int, error)
+	markFor time.Duration
+}
+
+func (a *hazardousSource) RenewEvery() time.Duration { return a.every }
+func (a *hazardousSource) Renew(ctx context.Context, records []int) error {
+	return a.renew(ctx, slices.Clone(records))
+}
+func (a *hazardousSource) Fetch(ctx context.Context, limit int) ([]int, error) {
+	if a.fetch != nil {
+		return a.fetch(ctx, limit)
+	}
+	return a.leasing.Fetch(ctx, limit)
+}
+func (a *hazardousSource) Mark(ctx context.Context, records []int) error {
+	if a.markFor > 0 {
+		time.Sleep(a.markFor)
+	}
+	return a.leasing.Mark(ctx, records)
+}
+
+func losing(lose ...int) func(context.Context, []int) error {
+	return func(_ context.Context, records []int) error {
+		var lost courier.BatchError
+		for i, r := range records {
+			if slices.Contains(lose, r) {
+				lost.Add(i, errors.New("somebody else has it"))
+			}
+		}
+		return lost.ErrorOrNil()
+	}
+}
+
+// A record that a worker was given but has not begun, whose lease is lost, and
+// that is then taken back for an idle worker, is applied all the same.
+func TestHazard_Stream_ALostRecordThatIsTakenBackIsNotBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(1)}
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			time.Sleep([]time.Duration{time.Minute, time.Second, 25 * time.Second, time.Second}[r])
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithStreamWorkers(2)))
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, stop())
+		require.NotContains(t, s.got(), 1, "its lease was lost before it was begun")
+	})
+}
+
+// The same where the share ends before the lost record, over a breaker's pause.
+func TestHazard_Stream_ALostRecordBehindAHaltIsNotBegun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told atomic.Bool
+		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: func(ctx context.Context, records []int) error {
+			if told.Load() {
+				return nil
+			}
+			return losing(1)(ctx, records)
+		}}
+		source.wait = true
+		down := true
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			time.Sleep(25 * time.Second)
+			if down {
+				down = false
+				return &courier.OpenError{Until: time.Now().Add(time.Second)}
+			}
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithBatchSize(2)))
+		time.Sleep(30 * time.Second) // before the next renewal can tell again
+		told.Store(true)
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, stop())
+		require.NotContains(t, s.got(), 1)
+		require.NotContains(t, slices.Concat(source.released...), 1, "it is not ours to give back")
+	})
+}
+
+// With ordered marks, an applied record that waits for its turn is in hand, and
+// its lease is not renewed.
+func TestHazard_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var renewed [][]int
+		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second}
+		source.renew = func(_ context.Context, records []int) error {
+			mu.Lock()
+			defer mu.Unlock()
+			renewed = append(renewed, records)
+			return nil
+		}
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if r == 0 {
+				time.Sleep(5 * time.Minute)
+			}
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithStreamWorkers(2), courier.WithOrderedMarks(), courier.WithDrainTimeout(time.Hour)))
+		time.Sleep(time.Minute)
+		require.Empty(t, source.marked())
+		mu.Lock()
+		seen := slices.Clone(renewed)
+		mu.Unlock()
+		require.NoError(t, stop())
+		require.NotEmpty(t, seen)
+		require.ElementsMatch(t, []int{0, 1, 2, 3}, seen[0], "all are in hand")
+	})
+}
+
+// While a mark is under way its records are in hand: a polling coordinator renews
+// them, a streaming one does not, and calls Renew with nothing instead.
+func TestHazard_Stream_WhatIsBeingMarkedIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var renewed [][]int
+		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: time.Minute}
+		source.renew = func(_ context.Context, records []int) error {
+			mu.Lock()
+			defer mu.Unlock()
+			renewed = append(renewed, records)
+			return nil
+		}
+		source.wait = true
+		stop := start(t, courier.NewStreamingCoordinator(source, &sink[int]{}, quiet, courier.WithDrainTimeout(time.Hour)))
+		time.Sleep(50 * time.Second)
+		mu.Lock()
+		seen := slices.Clone(renewed)
+		mu.Unlock()
+		require.NoError(t, stop())
+		for _, records := range seen {
+			require.ElementsMatch(t, []int{0, 1}, records, "Renew is called with what is in hand, and never with nothing")
+		}
+	})
+}
+
+// A Renew that is under way when the next batch comes into work tells of a loss
+// that nobody hears.
+func TestHazard_Polling_ALossThatIsToldWhileTheBatchChangesIsHeard(t *testing.T) {
+	for name, prefetch := range map[string]int{"behind": 0, "ahead": 1} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second}
+				source.renew = func(ctx context.Context, records []int) error {
+					time.Sleep(5 * time.Second)
+					return losing(3)(ctx, records)
+				}
+				if prefetch == 0 { // all four at once: the last two are behind the batch
+					source.fetch = func(ctx context.Context, _ int) ([]int, error) { return source.leasing.Fetch(ctx, 4) }
+				}
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(11 * time.Second); return nil }}
+				stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithPrefetch(prefetch)))
+				time.Sleep(2 * time.Minute) // 2 is begun at 22 s, the loss of 3 told at 25 s, 3 begun at 33 s
+				require.NoError(t, stop())
+				require.NotContains(t, s.got(), 3)
+			})
+		})
+	}
+}
+
+// InHand counts for ever what was lost behind the batch.
+func TestHazard_Polling_InHandForgetsWhatWasLostBehindTheBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(3)}
+		source.fetch = func(ctx context.Context, _ int) ([]int, error) { return source.leasing.Fetch(ctx, 4) }
+		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(15 * time.Second); return nil }}
+		c := courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2))
+		stop := start(t, c)
+		time.Sleep(10 * time.Minute)
+		require.Equal(t, []int{0, 1, 2}, s.got())
+		require.Zero(t, c.Stats().InHand)
+		require.NoError(t, stop())
+	})
+}
+
+// What was lost is given back by a stop, though it is somebody else's.
+func TestHazard_Polling_AStopReleasesNothingThatWasLost(t *testing.T) {
+	for name, limit := range map[string]int{"in the batch": 2, "behind it": 4} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(limit - 1)}
+				source.fetch = func(ctx context.Context, _ int) ([]int, error) { return source.leasing.Fetch(ctx, limit) }
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(25 * time.Second); return nil }}
+				stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithDrainTimeout(time.Minute)))
+				time.Sleep(22 * time.Second)
+				require.NoError(t, stop())
+				require.NotContains(t, slices.Concat(source.released...), limit-1)
+			})
+		})
+	}
+}
+
+// A Renew that waits for its context keeps a run that is at its end for ever.
+func TestHazard_ARenewUnderWayDoesNotKeepTheRunFromEnding(t *testing.T) {
+	for name, streaming := range map[string]bool{"RunOnce": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second}
+				source.renew = func(ctx context.Context, _ []int) error { <-ctx.Done(); return ctx.Err() }
+				done := false
+				source.fetch = func(ctx context.Context, limit int) ([]int, error) {
+					if done {
+						return nil, io.EOF
+					}
+					done = true
+					return source.leasing.Fetch(ctx, limit)
+				}
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(25 * time.Second); return nil }}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				var ended atomic.Bool
+				go func() {
+					if streaming {
+						_ = courier.NewStreamingCoordinator(source, s, quiet).Start(ctx)
+					} else {
+						_ = courier.NewPollingCoordinator(source, s, quiet).RunOnce(ctx)
+					}
+					ended.Store(true)
+				}()
+				time.Sleep(time.Hour)
+				require.Equal(t, []int{0}, source.marked())
+				ok := ended.Load()
+				cancel()
+				time.Sleep(time.Hour)
+				require.True(t, ok, "all is settled, an hour ago")
+			})
+		})
+	}
+}

@@ -1,0 +1,256 @@
+package courier_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// sourceFuncs is a streaming source that takes nothing back.
+type sourceFuncs struct {
+	fetch func(ctx context.Context, limit int) ([]int, error)
+	mark  func(ctx context.Context, records []int) error
+}
+
+func (s sourceFuncs) Fetch(ctx context.Context, limit int) ([]int, error) { return s.fetch(ctx, limit) }
+func (s sourceFuncs) Mark(ctx context.Context, records []int) error       { return s.mark(ctx, records) }
+
+// A fetch that lingers for a full batch and returns what it has when it is told
+// to stop: "the others … are applied within the drain timeout".
+func TestHazard_D8_Stream_WhatAFetchReturnsAtAStopIsAppliedWithinTheDrainTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked collector
+		first := true
+		source := sourceFuncs{func(ctx context.Context, _ int) ([]int, error) {
+			<-ctx.Done()
+			if first {
+				first = false
+				time.Sleep(time.Millisecond)
+				return []int{1, 2}, nil
+			}
+			return nil, ctx.Err()
+		}, marked.mark}
+		stop := start(t, courier.NewStreamingCoordinator(source, courier.Applier[int](&sink[int]{}), quiet))
+		time.Sleep(time.Second)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1, 2}, marked.all())
+	})
+}
+
+// D4: a record without a key (its function panics) holds back no record whose
+// key is the empty string.
+func TestHazard_D4_Stream_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked collector
+		s := &sink[int]{}
+		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(20, false), marked.mark), courier.Applier[int](s),
+			courier.WithOrderKey(func(r int) string {
+				if r == 3 {
+					panic("no key")
+				}
+				return "" // no order for these
+			}), courier.WithStreamWorkers(2), quiet))
+		time.Sleep(5 * time.Second)
+		got := s.got()
+		_ = stop()
+		require.Len(t, got, 19)
+	})
+}
+
+// At the end of a stream with an order key, what failed goes back to a source
+// that takes it, and with it what waits behind.
+func TestHazard_Stream_TheEndGivesBackWhatFailedWithAnOrderKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3)}
+		done := false
+		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
+			if done {
+				return nil, io.EOF
+			}
+			done = true
+			return source.leasing.Fetch(ctx, limit)
+		}
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if r == 0 {
+				return errTest
+			}
+			return nil
+		}}
+		err := courier.NewStreamingCoordinator(source, s, quiet, courier.WithOrderKey(byRest(2))).Start(t.Context())
+		require.NoError(t, err, "the source takes records back")
+		require.ElementsMatch(t, []int{0, 2}, slices.Concat(source.released...))
+	})
+}
+
+// FailEvent.Class of a permanent failure.
+func TestHazard_Stream_FailEventHasTheClass(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var classes []courier.Class
+				o := courier.WithObserver(courier.Observer{Failed: func(_ context.Context, e courier.FailEvent) { classes = append(classes, e.Class) }})
+				source := newLeasing(1)
+				source.wait = streaming
+				s := &sink[int]{fail: func(_ context.Context, _, call int) error {
+					if call == 1 {
+						return courier.Permanent(errTest)
+					}
+					return nil
+				}}
+				var c running = courier.NewPollingCoordinator(source, s, quiet, o)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, s, quiet, o)
+				}
+				stop := start(t, c)
+				time.Sleep(time.Second)
+				require.NoError(t, stop())
+				require.Equal(t, courier.PermanentClass, classes[0])
+			})
+		})
+	}
+}
+
+// ApplyEvent.DrainOver at the end of a stream.
+func TestHazard_Stream_ApplyEventTellsOfTheDrainTimeout(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var over atomic.Bool
+				o := courier.WithObserver(courier.Observer{Applied: func(_ context.Context, e courier.ApplyEvent) {
+					if e.DrainOver {
+						over.Store(true)
+					}
+				}})
+				source := newLeasing(1)
+				source.wait = streaming
+				s := &sink[int]{fail: func(ctx context.Context, _, _ int) error { <-ctx.Done(); return ctx.Err() }}
+				var c running = courier.NewPollingCoordinator(source, s, quiet, o)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, s, quiet, o)
+				}
+				stop := start(t, c)
+				time.Sleep(time.Second)
+				require.NoError(t, stop())
+				require.True(t, over.Load())
+			})
+		})
+	}
+}
+
+// counting counts how often something is waited for.
+type counting struct{ n atomic.Int64 }
+
+func (*counting) Now() time.Time { return time.Now() }
+func (c *counting) After(d time.Duration) <-chan time.Time {
+	c.n.Add(1)
+	return time.After(d)
+}
+
+// No alarm every 5 ms for as long as a batch is with the applier.
+func TestHazard_Stream_ABatchThatTakesLongIsNotLookedAtAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error {
+			if len(records) > 1 {
+				time.Sleep(time.Hour)
+			}
+			return nil
+		}}
+		var c counting
+		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(3, false), nop[[]int]), courier.Applier[int](s),
+			courier.WithStreamWorkers(2), courier.WithClock(&c), courier.WithDrainTimeout(2*time.Hour), quiet))
+		time.Sleep(time.Minute)
+		n := c.n.Load()
+		require.NoError(t, stop())
+		require.Less(t, n, int64(1000), "in a minute")
+	})
+}
+
+// Pause and breaker: one of them over is not both over.
+func TestHazard_Stream_ResumedIsToldWhenThePauseIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d diary
+		fail := true
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if fail {
+				fail = false
+				return &courier.OpenError{Until: time.Now().Add(time.Minute)}
+			}
+			return nil
+		}}
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(full(2, false), nop[[]int]), courier.Applier[int](s), courier.WithObserver(d.observer(false)), quiet)
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		c.Pause()
+		time.Sleep(2 * time.Minute) // the breaker closes meanwhile
+		require.ErrorIs(t, c.Ready(), courier.ErrPaused)
+		early := slices.ContainsFunc(d.read(), func(l string) bool { return len(l) > 7 && l[:7] == "resumed" })
+		c.Resume()
+		synctest.Wait()
+		lines := d.read()
+		require.NoError(t, stop())
+		require.False(t, early, "resumed, in the middle of Pause: %v", lines)
+		require.True(t, slices.ContainsFunc(lines, func(l string) bool { return len(l) > 7 && l[:7] == "resumed" }), "%v", lines)
+	})
+}
+
+// And the other way round.
+func TestHazard_Stream_ResumeDoesNotTellThatABreakersPauseIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d diary
+		s := &sink[int]{fail: func(context.Context, int, int) error { return &courier.OpenError{Until: time.Now().Add(time.Hour)} }}
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(full(2, false), nop[[]int]), courier.Applier[int](s), courier.WithObserver(d.observer(false)), quiet)
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		c.Pause()
+		time.Sleep(time.Second)
+		c.Resume()
+		time.Sleep(time.Second)
+		lines := d.read()
+		_ = stop()
+		for _, l := range lines {
+			require.NotContains(t, l, "resumed", "an hour too early: %v", lines)
+		}
+	})
+}
+
+// A fetch that the stop or a pause cancels has not succeeded.
+func TestHazard_Ready_ACancelledFetchIsNoSuccess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		source := sourceFuncs{func(ctx context.Context, _ int) ([]int, error) {
+			if n++; n == 1 {
+				return nil, errTest
+			}
+			<-ctx.Done() // the connection hangs
+			return nil, ctx.Err()
+		}, nop[[]int]}
+		c := courier.NewStreamingCoordinator(source, courier.Applier[int](&sink[int]{}), quiet)
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		require.ErrorIs(t, c.Ready(), errTest)
+		c.Pause()
+		synctest.Wait()
+		c.Resume()
+		synctest.Wait()
+		err := c.Ready()
+		require.NoError(t, stop())
+		require.ErrorIs(t, err, errTest, "no fetch has succeeded since")
+	})
+}
+
+// RecordStarted and RecordEnded "are called for every record".
+func TestHazard_PerRecordEventsOfABatchApplier(t *testing.T) {
+	var d diary
+	source := newShelf(1, 2)
+	require.NoError(t, courier.NewPollingCoordinator(source, &batchSink[int]{}, quiet, courier.WithObserver(d.observer(true))).RunOnce(t.Context()))
+	require.Contains(t, fmt.Sprint(d.read()), "started")
+}
