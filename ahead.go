@@ -27,7 +27,7 @@ type aheadRequest struct {
 	fresh bool // nothing was asked for before it that is not taken
 }
 
-func newAhead[T any](c *PollingCoordinator[T], stop context.Context, lease *lease[T]) *ahead[T] {
+func newAhead[T any](stop context.Context, c *PollingCoordinator[T], lease *lease[T]) *ahead[T] {
 	n := c.config.prefetch
 	return &ahead[T]{
 		source: c.source, control: c.control, watch: c.watch, lease: lease, stop: stop,

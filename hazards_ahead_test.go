@@ -1,5 +1,7 @@
 package courier_test
 
+// What is fetched ahead, and all that may end meanwhile.
+
 import (
 	"context"
 	"errors"
@@ -13,8 +15,8 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// A stop that comes while a batch is marked leaves what was fetched ahead
-// leased: rest() ends the run without dropAhead.
+// D8: a stop that comes while a batch is marked has what was fetched ahead given
+// back too.
 func TestHazard_D8_AStopDuringTheMarkReleasesWhatWasFetchedAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(numbers(40)...), markFor: time.Second}
@@ -29,8 +31,8 @@ func TestHazard_D8_AStopDuringTheMarkReleasesWhatWasFetchedAhead(t *testing.T) {
 	})
 }
 
-// Marks wait for a Fetch that is under way ahead, when a breaker opens: here one
-// that polls long, as of SQS.
+// When a breaker opens, marks do not wait for a Fetch that is under way ahead: here
+// one that polls long, as of SQS.
 func TestHazard_AnOpenBreakerDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1)}
@@ -59,7 +61,7 @@ func TestHazard_AnOpenBreakerDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 }
 
 // The same at a stop, with a Fetch that does not heed its context for longer
-// than the drain timeout: what was applied in time is not marked at all.
+// than the drain timeout: what was applied in time is marked.
 func TestHazard_D8_AStopDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1)}
@@ -70,7 +72,7 @@ func TestHazard_D8_AStopDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 			}
 			return source.leasing.Fetch(ctx, limit)
 		}
-		source.shelf.markErr = nil
+		source.markErr = nil
 		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
 		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithPrefetch(1)))
 		time.Sleep(1500 * time.Millisecond)
@@ -81,8 +83,8 @@ func TestHazard_D8_AStopDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 	})
 }
 
-// Nothing is fetched after Pause, after a stop, or while a breaker is open: but
-// the fetches ahead that were asked for are still made.
+// Nothing is fetched after Pause, after a stop, or while a breaker is open, the
+// fetches ahead included that were asked for before.
 func TestHazard_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
 	for _, how := range []string{"stop", "pause", "breaker"} {
 		t.Run(how, func(t *testing.T) {
@@ -114,7 +116,7 @@ func TestHazard_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
 				case "pause":
 					c.Pause()
 				case "stop":
-					go c.Stop(t.Context())
+					go func() { _ = c.Stop(t.Context()) }()
 				}
 				over.Store(true)
 				time.Sleep(50 * time.Minute)
@@ -127,7 +129,7 @@ func TestHazard_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
 }
 
 // Start returns when the pipeline is misconfigured, whatever a fetch ahead waits
-// for: nothing ends its context.
+// for.
 func TestHazard_AFaultEndsAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1)}
@@ -159,7 +161,7 @@ func TestHazard_AFaultEndsAFetchAhead(t *testing.T) {
 	})
 }
 
-// FetchEvent.Took of a batch fetched ahead is the time since something else.
+// FetchEvent.Took of a batch fetched ahead is its own.
 func TestHazard_TookOfAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var took []time.Duration

@@ -1,5 +1,7 @@
 package courier_test
 
+// Who is told of what, and when it is to be tried again.
+
 import (
 	"context"
 	"errors"
@@ -105,7 +107,7 @@ func TestHazard_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
 	}
 }
 
-// A fetch ahead that fails while a breaker opens is told as one that went well.
+// A fetch ahead that fails while a breaker opens is not told as one that went well.
 func TestHazard_AFailedFetchAheadIsToldWhenItIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1)}

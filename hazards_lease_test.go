@@ -1,5 +1,7 @@
 package courier_test
 
+// Leases that are lost at every point, and renewals that take their time.
+
 import (
 	"context"
 	"errors"
@@ -55,7 +57,7 @@ func losing(lose ...int) func(context.Context, []int) error {
 }
 
 // A record that a worker was given but has not begun, whose lease is lost, and
-// that is then taken back for an idle worker, is applied all the same.
+// that is then taken back for an idle worker, is left alone.
 func TestHazard_Stream_ALostRecordThatIsTakenBackIsNotBegun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(1)}
@@ -102,7 +104,7 @@ func TestHazard_Stream_ALostRecordBehindAHaltIsNotBegun(t *testing.T) {
 }
 
 // With ordered marks, an applied record that waits for its turn is in hand, and
-// its lease is not renewed.
+// its lease is renewed.
 func TestHazard_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
@@ -133,8 +135,8 @@ func TestHazard_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
 	})
 }
 
-// While a mark is under way its records are in hand: a polling coordinator renews
-// them, a streaming one does not, and calls Renew with nothing instead.
+// While a mark is under way its records are in hand, and renewed. Renew is not
+// called with nothing.
 func TestHazard_Stream_WhatIsBeingMarkedIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
@@ -159,8 +161,8 @@ func TestHazard_Stream_WhatIsBeingMarkedIsRenewed(t *testing.T) {
 	})
 }
 
-// A Renew that is under way when the next batch comes into work tells of a loss
-// that nobody hears.
+// A loss is heard of which a Renew tells that was under way when the next batch came
+// into work.
 func TestHazard_Polling_ALossThatIsToldWhileTheBatchChangesIsHeard(t *testing.T) {
 	for name, prefetch := range map[string]int{"behind": 0, "ahead": 1} {
 		t.Run(name, func(t *testing.T) {
@@ -183,7 +185,7 @@ func TestHazard_Polling_ALossThatIsToldWhileTheBatchChangesIsHeard(t *testing.T)
 	}
 }
 
-// InHand counts for ever what was lost behind the batch.
+// InHand does not count what was lost behind the batch.
 func TestHazard_Polling_InHandForgetsWhatWasLostBehindTheBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(3)}
@@ -198,7 +200,7 @@ func TestHazard_Polling_InHandForgetsWhatWasLostBehindTheBatch(t *testing.T) {
 	})
 }
 
-// What was lost is given back by a stop, though it is somebody else's.
+// What was lost is not given back by a stop: it is somebody else's.
 func TestHazard_Polling_AStopReleasesNothingThatWasLost(t *testing.T) {
 	for name, limit := range map[string]int{"in the batch": 2, "behind it": 4} {
 		t.Run(name, func(t *testing.T) {
@@ -215,7 +217,7 @@ func TestHazard_Polling_AStopReleasesNothingThatWasLost(t *testing.T) {
 	}
 }
 
-// A Renew that waits for its context keeps a run that is at its end for ever.
+// A Renew that waits for its context does not keep a run that is at its end.
 func TestHazard_ARenewUnderWayDoesNotKeepTheRunFromEnding(t *testing.T) {
 	for name, streaming := range map[string]bool{"RunOnce": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {

@@ -1,5 +1,7 @@
 package courier_test
 
+// Streams at their end, in their pauses, and what they tell.
+
 import (
 	"context"
 	"fmt"

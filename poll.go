@@ -119,7 +119,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		}
 	}
 	if n := c.config.prefetch; n > 0 && !once {
-		p.ahead = newAhead(c, ctx, p.lease)
+		p.ahead = newAhead(ctx, c, p.lease)
 	}
 	return p
 }

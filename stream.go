@@ -75,9 +75,8 @@ type stream[T any] struct {
 // item is a record in hand, with its history once it has one.
 type item[T any] struct {
 	record T
-	number uint64        // in the order fetched
-	pace   time.Duration // of a record at a worker, lately
-	key    string        // where an order was asked for
+	number uint64 // in the order fetched
+	key    string // where an order was asked for
 	past   *past
 }
 
