@@ -310,7 +310,11 @@ func (p *poller[T]) cut() {
 	keys, unkeyed := p.keysOf(p.keys, records)
 	p.keys = keys
 	p.lease.hold(nil, p.records)
-	p.batch.reset(records, p.memory.histories(records), keys, min(len(p.crew.hands), n))
+	hands := min(len(p.crew.hands), n)
+	if p.sparing { // else chance would decide which of the records is the probe
+		hands = min(hands, 1)
+	}
+	p.batch.reset(records, p.memory.histories(records), keys, hands)
 	p.batch.unkeyed = unkeyed
 	p.lease.hold(&p.batch, p.records)
 	crew := &p.crew
