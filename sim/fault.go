@@ -123,7 +123,7 @@ type window struct{ from, to int64 }
 // destination's, 2 the queue's, -1 nobody's.
 func (k Kind) domain() int {
 	switch k {
-	case Fetch, Mark, Release, Fail, Renew:
+	case Fetch, Mark, Release, Fail:
 		return 0
 	case Apply, Batch:
 		return 1

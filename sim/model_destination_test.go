@@ -30,9 +30,10 @@ func (d *destination) apply(n int) error {
 	}
 	r.applied++
 	m.fold(uint64(n), 19)
-	if r.told[d.p.instance] != d.p || m.FanOut == 2 {
+	if r.sure[d.p.instance] != d.p || m.FanOut == 2 {
 		return nil
 	}
+	r.sure[d.p.instance] = nil // from here on it is another delivery
 	if r.excuses--; r.excuses < 0 {
 		m.Fail("D7: %s is applied again by process %d, which was told that it is applied", names[n], d.p.number)
 	}
@@ -41,7 +42,8 @@ func (d *destination) apply(n int) error {
 
 // told notes that a process knows that a record is settled.
 func (l *life) told(n int) {
-	l.m.rows[n].told[l.p.instance] = l.p
+	r := &l.m.rows[n]
+	r.told[l.p.instance], r.sure[l.p.instance] = l.p, l.p
 }
 
 // batches is a destination that takes batches.
@@ -140,6 +142,9 @@ func (q *parkingLot) ParkedKeys(ctx context.Context, keys []string) (parked []st
 // parkedBy is what Courier says of a record that the queue has taken.
 func (l *life) parkedBy(_ context.Context, letter courier.DeadLetter[order]) {
 	m, n := l.m, letter.Record.N
+	if l.p.dead {
+		return
+	}
 	if m.Memory {
 		m.rows[n].parked++
 		l.told(n)

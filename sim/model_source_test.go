@@ -143,6 +143,9 @@ func (s *source) Mark(ctx context.Context, records []order) error {
 			if r.lessee != nil && r.lessee != s.p {
 				m.Sometimes("a mark by who has the lease no more")
 			}
+			if !r.marked && !m.stubborn[o.N] {
+				m.left--
+			}
 			r.marked = true
 			delete(s.inHand, o.N)
 			if m.shape == journal {

@@ -144,6 +144,8 @@ func (s *settings) agree() {
 	s.Renewing = s.Renewing && (s.shape == leasing || s.shape == broker)
 	s.Waking = s.Waking && !s.streaming()
 	switch {
+	case s.Renewing && s.Keys > 0:
+		s.Lease = 5 * time.Minute // longer than any pause
 	case s.Renewing:
 		s.Lease = 20 * time.Second
 	case s.Keys > 0:
@@ -188,6 +190,7 @@ type row struct {
 	applied, parked int
 	second          int         // applied by the second branch
 	told            [2]*Process // which process of each instance was told that it is applied or parked
+	sure            [2]*Process // likewise, and it may not apply it again
 	excuses         int         // how often it may be applied again by a process that was told
 	lessee          *Process    // who has it
 	until           int64       // the end of its lease
@@ -201,6 +204,7 @@ type model struct {
 	*World
 	settings
 	rows     []row
+	left     int // not marked yet, stubborn ones aside
 	position int // of the journal: all before it are marked
 	busy     map[int]*call
 	lives    []*life // by process
@@ -240,8 +244,9 @@ func modelled(fixed func(s *settings)) func(w *World) {
 		m.tune()
 		w.Note("%+v", m.settings)
 		w.early = true
+		m.left = m.Records - len(m.Stubborn)
 		w.begins, w.dies, w.ends, w.comes, w.taken, w.replies = m.begin, m.die, m.end, m.come, m.take, m.answer
-		w.Eventually(m.settledAll)
+		w.Eventually(func() bool { return m.left == 0 })
 		at := time.Duration(0)
 		pace := []time.Duration{0, 0, 10 * time.Millisecond, time.Second}[w.Pick("arrivals", 4)]
 		for n := range m.Records {
@@ -267,7 +272,7 @@ func (m *model) tune() {
 		r[Fetch][Lost] = 0.2 * m.Draw("fetch lost rate")
 	}
 	if m.Keys > 0 {
-		r[Renew][LeaseLost] = 0
+		r[Renew] = [faults]float64{}
 	}
 	if m.knownStep() {
 		for i := range m.endings {
@@ -285,7 +290,9 @@ func (m *model) tune() {
 }
 
 func (m *model) arrive(n int) (woke bool) {
-	m.rows[n].arrived = true
+	if m.rows[n].arrived = true; n >= m.Records {
+		m.left++
+	}
 	m.kick()
 	for _, l := range m.lives {
 		if l.wake != nil && !l.p.ended {
@@ -336,15 +343,6 @@ func (m *model) feed() (woke bool) {
 		break
 	}
 	return woke
-}
-
-func (m *model) settledAll() bool {
-	for n := len(m.rows) - 1; n >= 0; n-- {
-		if r := &m.rows[n]; !r.marked && !m.stubborn[n] && (r.arrived || n < m.Records) {
-			return false
-		}
-	}
-	return true
 }
 
 // live is one process of the pipeline.
