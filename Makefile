@@ -58,8 +58,12 @@ fuzz: ## each fuzz target for FUZZ_TIME (30s)
 		echo "$$f $(FUZZ_TIME)"; go test ./fuzz -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZ_TIME) -fuzzminimizetime 10x || exit 1; done
 
 .PHONY: sim
-sim: ## random episodes of chaos for SIM_TIME (60s)
-	go test ./sim -run TestChaos -count=1 -timeout 0 -v -args -sim.time=$(SIM_TIME)
+sim: ## random episodes of chaos for SIM_TIME (60s), on one processor
+	GOMAXPROCS=1 go test ./sim -run TestChaos -count=1 -timeout 0 -v -args -sim.time=$(SIM_TIME)
+
+.PHONY: sim-exact
+sim-exact: ## one seed is one run: plain, raced, on one processor and on two
+	@scripts/sim-exact.sh
 
 .PHONY: bench
 bench: ## the benchmarks beside their floors, interleaved, as one table (2 minutes)
@@ -82,4 +86,5 @@ ci: ## what a change must pass, beside make test
 	$(MAKE) lint tidy-check build race
 	$(MAKE) fuzz FUZZ_TIME=10s
 	$(MAKE) sim SIM_TIME=20s
+	$(MAKE) sim-exact
 	$(MAKE) smoke

@@ -125,19 +125,25 @@ func (b *batch[T]) reset(records []T, past []history, keys []string, hands int) 
 // time is a fraction of what is left, so that none has much behind a slow record
 // when the others have run out.
 func (b *batch[T]) claim() (from, to int) {
-	n := b.step
-	switch {
-	case n > 0:
-	case b.hands == 1:
-		n = b.units
-	default:
-		n = max(1, (b.units-int(b.next.Load()))/(4*b.hands))
+	for {
+		next := b.next.Load()
+		from = int(next)
+		n := b.step
+		switch {
+		case n > 0:
+		case b.hands == 1:
+			n = b.units
+		default:
+			n = max(1, (b.units-from)/(4*b.hands))
+		}
+		if n == 0 || from >= b.units {
+			return 0, 0
+		}
+		// Not added: what is claimed is not to depend on who else claims.
+		if b.next.CompareAndSwap(next, next+int64(n)) {
+			return from, min(from+n, b.units)
+		}
 	}
-	if n == 0 || int(b.next.Load()) >= b.units {
-		return 0, 0
-	}
-	from = int(b.next.Add(int64(n))) - n
-	return min(from, b.units), min(from+n, b.units)
 }
 
 // complete reports whether every record has its verdict and none has an error.

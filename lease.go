@@ -241,18 +241,20 @@ func (s *stream[T]) renew(now time.Time) {
 		return
 	}
 	s.renewAt = now.Add(s.renewEvery)
-	var records []T
 	s.unpack()
+	var items []item[T]
 	for _, list := range append(s.inLanes(), s.queue, s.held) {
-		for _, it := range list {
-			records, s.leased = append(records, it.record), append(s.leased, it.number)
-		}
+		items = append(items, list...)
 	}
 	for _, sh := range s.out {
 		for i := sh.taken; i < sh.end; i++ {
-			it := sh.item(i)
-			records, s.leased = append(records, it.record), append(s.leased, it.number)
+			items = append(items, sh.item(i))
 		}
+	}
+	byNumber(items) // the lanes come in any order
+	var records []T
+	for _, it := range items {
+		records, s.leased = append(records, it.record), append(s.leased, it.number)
 	}
 	// What is applied has no number any more, and cannot be lost.
 	records = append(append(records, s.line.settled...), s.line.waiting()...)

@@ -320,7 +320,11 @@ func (p *poller[T]) cut() {
 	keys, unkeyed := p.keysOf(p.keys, records)
 	p.keys = keys
 	p.lease.change()
-	p.batch.reset(records, p.memory.histories(records), keys, min(len(p.crew.hands), n))
+	hands := min(len(p.crew.hands), n)
+	if p.sparing { // else chance would decide which of the records is the probe
+		hands = min(hands, 1)
+	}
+	p.batch.reset(records, p.memory.histories(records), keys, hands)
 	p.batch.unkeyed = unkeyed
 	p.lease.begin(&p.batch)
 	crew := &p.crew
@@ -336,7 +340,9 @@ func (p *poller[T]) cut() {
 
 func (p *poller[T]) apply() {
 	p.life.applying.Store(true)
-	if p.full && !p.probing && !p.sparing {
+	if p.full && !p.probing && !p.sparing && !p.gate.some.Load() {
+		// Not while a key is held back: what is fetched now may come behind records
+		// that are about to be given back.
 		p.ahead.ask(p.config.batchSize)
 	}
 	if p.crew.todo == nil {

@@ -111,13 +111,6 @@ func (w *world) fault(kind string, n int, p float64) bool {
 	return time.Since(w.began) < w.plan.faulty && w.next(kind, n) < p
 }
 
-// trace prints what happens, when it was asked for.
-func (w *world) trace(format string, args ...any) {
-	if *traceFlag {
-		fmt.Printf("%14v  "+format+"\n", append([]any{time.Since(w.began)}, args...)...)
-	}
-}
-
 func (w *world) problem(format string, args ...any) {
 	w.problems = append(w.problems, fmt.Sprintf("%v: ", time.Since(w.began))+fmt.Sprintf(format, args...))
 }
@@ -212,7 +205,6 @@ func (s *source) fetch(limit int) (records []record, err error, wait bool) {
 		}
 		records = append(records, r)
 	}
-	s.trace("fetch %d: %v", limit, records)
 	// D11: a leasing source knows what is out.
 	room := (1 + s.plan.prefetch) * s.plan.batch
 	if s.plan.prefetch < 0 {
@@ -247,7 +239,6 @@ func (s *source) Mark(ctx context.Context, records []record) error {
 	if s.fault("mark", records[0].N, s.plan.pMark) {
 		return errInjected
 	}
-	s.trace("mark %v", records)
 	done := map[int]bool{}
 	for _, r := range records {
 		done[r.N], s.marked[r.N] = true, true
@@ -343,7 +334,6 @@ func (s releasing) Release(_ context.Context, records []record, after time.Durat
 	if s.process != s.world.process {
 		return errCrashed
 	}
-	s.trace("release for %v: %v", after, records)
 	for _, r := range records {
 		delete(s.inHand, r.N)
 		if _, out := s.leased[r.N]; out {
@@ -381,7 +371,6 @@ func (d *destination) Apply(ctx context.Context, r record) error {
 		}
 	}
 	end, err := d.apply(r)
-	d.trace("apply %v: %v", r, err)
 	if end != nil {
 		end()
 	}
@@ -487,7 +476,6 @@ func (q *queue) Send(_ context.Context, letter courier.DeadLetter[record]) error
 	case len(q.parked) >= q.plan.queue && q.parked[n] == 0 && time.Since(q.began) < q.plan.faulty:
 		return courier.ErrDLQFull
 	}
-	q.trace("park %v", letter.Record)
 	q.parked[n]++
 	if errors.Is(letter.Error, courier.ErrOpen) || errors.Is(letter.Error, context.Canceled) {
 		q.problem("D5: record %d was parked with %v", n, letter.Error)

@@ -1,0 +1,115 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// What the simulation has found in the engine, as tests of a few records each.
+
+// desk is a leasing source that hands records out in their order, and again
+// those that were given back once their time has come.
+type desk struct {
+	mu     sync.Mutex
+	due    map[int]time.Time // of those given back; the zero time is at once
+	out    map[int]bool
+	marked map[int]bool
+	n      int
+	slow   time.Duration // a mark takes so long
+}
+
+func newDesk(n int) *desk {
+	return &desk{due: map[int]time.Time{}, out: map[int]bool{}, marked: map[int]bool{}, n: n}
+}
+
+func (d *desk) Fetch(_ context.Context, limit int) (records []int, _ error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for r := 0; r < d.n && len(records) < limit; r++ {
+		if d.marked[r] || d.out[r] {
+			continue
+		}
+		if time.Now().Before(d.due[r]) { // all are of one key: nothing behind it
+			break
+		}
+		d.out[r] = true
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+func (d *desk) Mark(_ context.Context, records []int) error {
+	time.Sleep(d.slow)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range records {
+		d.marked[r] = true
+		delete(d.out, r)
+	}
+	return nil
+}
+
+func (d *desk) Release(_ context.Context, records []int, after time.Duration) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range records {
+		delete(d.out, r)
+		d.due[r] = time.Now().Add(after)
+	}
+	return nil
+}
+
+// A poller that is stopped while it marks gives back what it has fetched ahead,
+// though the stop is seen behind the settling of the batch.
+func TestD8_AStopDuringAMarkGivesBackWhatWasFetchedAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newDesk(6)
+		source.slow = time.Second
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() {
+			ended <- courier.NewPollingCoordinator(source, courier.ProcessFunc(func(context.Context, int) error { return nil }),
+				courier.WithBatchSize(2), courier.WithPrefetch(1), quiet).Start(ctx)
+		}()
+		time.Sleep(1500 * time.Millisecond) // in the second mark
+		cancel()
+		require.NoError(t, <-ended)
+		require.Empty(t, source.out, "not given back")
+	})
+}
+
+// With an order key and a prefetch, a batch that is fetched while another waits
+// behind a failed record could hold records that come behind those.
+func TestD4_WhatIsGivenBackIsNotOvertakenByWhatWasFetchedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newDesk(12)
+		var applied []int
+		failed := false
+		apply := func(_ context.Context, r int) error {
+			if r == 5 && !failed {
+				failed = true
+				return errors.New("once")
+			}
+			applied = append(applied, r)
+			return nil
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() {
+			ended <- courier.NewPollingCoordinator(source, courier.ProcessFunc(apply), courier.WithBatchSize(3), courier.WithPrefetch(1),
+				courier.WithFixedInterval(), courier.WithInterval(100*time.Millisecond), courier.WithOrderKey(func(int) string { return "" }), quiet).Start(ctx)
+		}()
+		time.Sleep(time.Minute)
+		cancel()
+		require.NoError(t, <-ended)
+		require.IsIncreasing(t, applied)
+	})
+}

@@ -1,0 +1,169 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"time"
+)
+
+// Kind is what a call into the world is for.
+type Kind uint8
+
+// The kinds of calls.
+const (
+	Fetch Kind = iota
+	Apply
+	Batch // an apply of several records
+	Mark
+	Release
+	Fail
+	Renew
+	Send  // to a dead letter queue
+	Keys  // of a dead letter queue: which are parked
+	Begin // a worker comes to a record
+	Hook  // of a retry
+	kinds
+)
+
+var kindNames = [kinds]string{"fetch", "apply", "batch", "mark", "release", "fail", "renew", "send", "keys", "begin", "hook"}
+
+func (k Kind) String() string { return kindNames[k] }
+
+// MarshalText returns the kind's name.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// UnmarshalText takes a kind's name.
+func (k *Kind) UnmarshalText(text []byte) error {
+	for i, name := range kindNames {
+		if name == string(text) {
+			*k = Kind(i)
+			return nil
+		}
+	}
+	return fmt.Errorf("sim: there is no kind of call %q", text)
+}
+
+// callID names a call: what it is for, what it is about, and how many such calls
+// there were before.
+type callID struct {
+	kind Kind
+	n    uint32
+	id   uint64
+}
+
+// call is one call into the world. It parks until the scheduler lets it go on.
+type call struct {
+	callID
+	p      *Process
+	ctx    context.Context
+	name   string      // of what it is about
+	detail string      // where it is traced
+	data   any         // the model's
+	effect func(*call) // what it does to the world, at one instant; nil where the caller does it
+	fault  FaultKind
+	err    error
+	wait   bool // set by effect: nothing to reply yet, see World.kick
+	had    bool // the effect, or a failure in its place
+	gone   bool // is to return, and have no effect any more
+	closes bool // the second half of a call whose effect the caller had
+	stamp  uint64
+	wake   chan struct{}
+}
+
+var (
+	// ErrInjected is in the tree of every error that the simulation made.
+	ErrInjected = errors.New("injected")
+
+	errCrashed = errors.New("the process is dead")
+)
+
+// callError is an injected error. It knows its record, by which the hooks of a
+// retry are told apart.
+type callError struct {
+	id   uint64
+	text string
+}
+
+func (e *callError) Error() string        { return e.text }
+func (e *callError) Is(target error) bool { return target == ErrInjected }
+
+// do makes a call and returns when its reply is due. effect runs on the
+// scheduler's goroutine while nothing else runs.
+func (p *Process) do(ctx context.Context, kind Kind, id uint64, name string, data any, effect func(*call)) *call {
+	w := p.w
+	w.mu.Lock()
+	var c *call
+	if n := len(w.free); n > 0 {
+		c, w.free = w.free[n-1], w.free[:n-1]
+		*c = call{wake: c.wake, stamp: c.stamp}
+	} else {
+		c = &call{wake: make(chan struct{}, 1)}
+	}
+	c.callID, c.p, c.ctx, c.name, c.data, c.effect = callID{kind: kind, id: id}, p, ctx, name, data, effect
+	w.inbox = append(w.inbox, c)
+	w.mu.Unlock()
+	<-c.wake
+	return c
+}
+
+// close parks once more, between an effect that the caller had and the reply.
+func (p *Process) close(c *call) {
+	w := p.w
+	w.mu.Lock()
+	c.closes = true
+	w.inbox = append(w.inbox, c)
+	w.mu.Unlock()
+	<-c.wake
+}
+
+// done lets the memory of a call be used again.
+func (p *Process) done(c *call) {
+	p.w.mu.Lock()
+	p.w.free = append(p.w.free, c)
+	p.w.mu.Unlock()
+}
+
+// fail makes the injected error of a call.
+func (c *call) fail(text string) error {
+	return &callError{c.id, fmt.Sprintf("%s of %s #%d: %s", c.kind, c.name, c.n, text)}
+}
+
+// await is do for a call that has nothing to return but an error, and may end
+// otherwise than by returning.
+func (p *Process) await(ctx context.Context, kind Kind, id uint64, name string, data any, effect func(*call)) error {
+	c := p.do(ctx, kind, id, name, data, effect)
+	fault, err := c.fault, c.err
+	p.done(c)
+	switch {
+	case err == nil:
+	case fault == Panic:
+		panic(err)
+	case fault == Goexit:
+		runtime.Goexit()
+	}
+	return err
+}
+
+// latency is how long a kind of call takes at most, up to its effect and from
+// there to its reply.
+var latency = [kinds]time.Duration{
+	Fetch: 4 * time.Millisecond, Apply: 10 * time.Millisecond, Batch: 10 * time.Millisecond, Mark: 4 * time.Millisecond,
+	Release: 4 * time.Millisecond, Fail: 4 * time.Millisecond, Renew: 4 * time.Millisecond, Send: 8 * time.Millisecond,
+	Keys: 4 * time.Millisecond, Begin: 500 * time.Microsecond, Hook: 200 * time.Microsecond,
+}
+
+const (
+	slower = 20              // times, where a call is slow
+	hung   = 3 * time.Second // by then a call that hangs gives up, whatever its context says
+)
+
+// continues reports whether a call whose effect the caller has is to have one.
+func (c *call) continues() bool {
+	switch c.fault {
+	case None, Lost, Slow:
+		return true
+	}
+	return false
+}

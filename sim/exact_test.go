@@ -1,0 +1,70 @@
+package sim
+
+import (
+	"runtime"
+	"testing"
+)
+
+// shapes are the coordinators and surroundings that have to be exact, each with
+// whatever else the seed draws.
+var shapes = []struct {
+	name  string
+	fixed func(s *settings)
+}{
+	{"polling, 1 worker", func(s *settings) { s.shape, s.Workers = pruning, 1 }},
+	{"polling, 4 workers", func(s *settings) { s.shape, s.Workers = rereading, 4 }},
+	{"polling, limitless", func(s *settings) { s.shape = limitless }},
+	{"streaming, 1 worker", func(s *settings) { s.shape, s.Workers = broker, 1 }},
+	{"streaming, 8 workers", func(s *settings) { s.shape, s.Workers = broker, 8 }},
+	{"ordered marks", func(s *settings) { s.shape, s.Workers, s.Ordered = broker, 4, true }},
+	{"a journal", func(s *settings) { s.shape, s.Workers = journal, 4 }},
+	{"order by key, polling", func(s *settings) { s.shape, s.Workers, s.Keys = leasing, 4, 5 }},
+	{"order by key, streaming", func(s *settings) { s.shape, s.Workers, s.Keys = broker, 4, 5 }},
+	{"order by key, streaming, leases", func(s *settings) { s.shape, s.Workers, s.Keys, s.Renewing, s.Batches = broker, 4, 3, true, false }},
+	{"batches, polling", func(s *settings) { s.shape, s.Workers, s.Batches = leasing, 4, true }},
+	{"batches, streaming", func(s *settings) { s.shape, s.Workers, s.Batches = broker, 4, true }},
+	{"fan-out", func(s *settings) { s.FanOut, s.Workers = 3, 4 }},
+	{"leasing, two instances", func(s *settings) { s.shape, s.Instances, s.Keys, s.Renewing = leasing, 2, 0, true }},
+	{"prefetch", func(s *settings) { s.shape, s.Prefetch, s.Workers = leasing, 2, 4 }},
+	{"breaker, durable queue", func(s *settings) { s.Stack, s.Memory, s.Workers = 2, false, 4 }},
+	{"breaker, queue in memory", func(s *settings) { s.Stack, s.Memory, s.Workers = 2, true, 4 }},
+	{"breaker, fast path", func(s *settings) { s.Stack, s.Workers, s.Yield, s.Batches = 2, 8, false, false }},
+	{"large batches, fast path", func(s *settings) {
+		s.shape, s.Workers, s.Yield, s.Records, s.Batch, s.Batches, s.Keys = pruning, 4, false, 120, 100, false, 0
+	}},
+	{"attempt timeouts", func(s *settings) { s.Stack, s.Workers, s.FanOut, s.Timeout = 2, 8, 3, s.Timeout+1e8 }},
+}
+
+// The same seed is the same run: event by event, whatever the number of
+// processors, and with the race detector, which shuffles the run queue.
+func TestExact(t *testing.T) {
+	seeds, times := 6, 4
+	if *episodesFlag > 0 {
+		seeds, times = *episodesFlag, 10
+	}
+	o := swept.withDefaults()
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	for _, shape := range shapes {
+		t.Run(shape.name, func(t *testing.T) {
+			setup := modelled(shape.fixed)
+			for seed := o.Seed; seed < o.Seed+uint64(seeds); seed++ {
+				runtime.GOMAXPROCS(1)
+				first := episode(t, seed, &o, setup, nil, true)
+				for i := range times {
+					runtime.GOMAXPROCS(1 + i%2)
+					again := episode(t, seed, &o, setup, nil, true)
+					if again.Hash == first.Hash {
+						continue
+					}
+					a, b := timeline(first.log), timeline(again.log)
+					for n := range min(len(a), len(b)) {
+						if a[n] != b[n] {
+							t.Fatalf("seed %d: two runs part at\n%s\n%s\nand\n%s", seed, a[max(0, n-1)], a[n], b[n])
+						}
+					}
+					t.Fatalf("seed %d: %016x and %016x", seed, first.Hash, again.Hash)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,70 @@
+package sim_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/sim"
+)
+
+// shop has orders to be shipped.
+type shop struct {
+	pending []int
+	shipped map[int]int
+}
+
+func newShop() *shop {
+	s := &shop{shipped: map[int]int{}}
+	for n := range 20 {
+		s.pending = append(s.pending, n)
+	}
+	return s
+}
+
+func (s *shop) fetch(context.Context) ([]int, error) { return slices.Clone(s.pending), nil }
+
+func (s *shop) ship(_ context.Context, order int) error {
+	s.shipped[order]++
+	return nil
+}
+
+func (s *shop) mark(_ context.Context, orders []int) error {
+	s.pending = slices.DeleteFunc(s.pending, func(n int) bool { return slices.Contains(orders, n) })
+	return nil
+}
+
+// TestShop simulates a pipeline of one's own.
+func TestShop(t *testing.T) {
+	sim.Check(t, sim.Options{Episodes: 100}, func(w *sim.World) {
+		s := newShop() // lives through crashes of the process
+		w.Run(func(ctx context.Context) error {
+			return courier.SyncWithRetry(sim.Fetching(w, s.fetch), sim.Processing(w, s.ship), sim.Marking(w, s.mark), 3, w.Options(ctx)...).Start(ctx)
+		})
+		w.Always(func() error {
+			for n := range 20 {
+				if s.shipped[n] == 0 && !slices.Contains(s.pending, n) {
+					return fmt.Errorf("order %d is marked and was not shipped", n)
+				}
+			}
+			return nil
+		})
+		w.Eventually(func() bool { return len(s.pending) == 0 })
+	})
+}
+
+// The test of a pipeline of one's own. TestShop is the same, with a check that
+// holds always.
+func ExampleCheck() {
+	_ = func(t *testing.T) { // TestMyPipelineSurvivesChaos
+		sim.Check(t, sim.Options{Episodes: 300}, func(w *sim.World) {
+			s := newShop() // lives through crashes of the process
+			w.Run(func(ctx context.Context) error {
+				return courier.Sync(sim.Fetching(w, s.fetch), sim.Processing(w, s.ship), sim.Marking(w, s.mark), w.Options(ctx)...).Start(ctx)
+			})
+			w.Eventually(func() bool { return len(s.pending) == 0 })
+		})
+	}
+}

@@ -1,0 +1,497 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// order is what the model moves. Its number is its identity.
+type order struct{ N int }
+
+func (o order) String() string { return "r" + strconv.Itoa(o.N) }
+
+// shape is the source that a coordinator reads, and which coordinator that is.
+type shape int
+
+const (
+	rereading shape = iota // polling: hands out what is not marked
+	pruning                // likewise, and deletes what is marked
+	limitless              // likewise, all at once
+	leasing                // polling, with leases
+	broker                 // streaming: hands out once until it is given back
+	journal                // streaming: keeps a position, and takes nothing back
+)
+
+var shapeNames = []string{"rereading", "pruning", "limitless", "leasing", "broker", "journal"}
+
+// settings are what the seed has drawn of the pipeline and its surroundings.
+type settings struct {
+	Source                     string
+	shape                      shape
+	Records, Batch             int
+	Workers, Portion, Prefetch int
+	Keys                       int // 0 asks for no order
+	Batches                    bool
+	Stack                      int // 0 plain, 1 retry, 2 resilient
+	Attempts, Threshold        int
+	Successes, Probes          int
+	Rate                       float64
+	OpenFor, Timeout           time.Duration
+	FanOut                     int // 0 none, 1 with a branch that never fails, 2 with one that does, 3 and identities
+	Memory                     bool
+	Capacity                   int
+	KeyedQueue                 bool
+	Ordered, Failing, Renewing bool
+	Waking, Fixed, Yield       bool
+	Instances                  int
+	Interval, Flush, Drain     time.Duration
+	Lease                      time.Duration
+	Poison, Stubborn, Skipped  []int
+	poison, stubborn, skipped  map[int]bool
+	stuckKeys                  map[int]bool // keys with a poison record
+	healthyOnly                bool         // nothing but outages and poison can make a record fail
+}
+
+func (s *settings) streaming() bool { return s.shape >= broker }
+
+// draw draws the settings; fixed overrides some of them.
+func draw(w *World, fixed func(s *settings)) settings {
+	maybe := func(what string, p float64) bool { return w.Draw(what) < p }
+	s := settings{
+		shape: shape(w.Pick("shape", 6)), Records: 1 + w.Pick("records", 60), Batch: 1 + w.Pick("batch", 20), Workers: 1,
+		Prefetch: -1, Batches: maybe("batches", 0.4), Stack: w.Pick("stack", 4), Attempts: 2 + w.Pick("attempts", 5),
+		Successes: 1, Probes: 1, OpenFor: time.Duration(200+w.Pick("open for", 3000)) * time.Millisecond,
+		Capacity: 1 + w.Pick("capacity", 10), Memory: maybe("memory", 0.3), Fixed: maybe("fixed", 0.2), Yield: maybe("yield", 0.6),
+		Interval: []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second, 30 * time.Second}[w.Pick("interval", 4)],
+		Flush:    []time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[w.Pick("flush", 3)],
+		Drain:    []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second}[w.Pick("drain", 3)],
+		Lease:    time.Minute, Instances: 1,
+	}
+	s.Stack = min(s.Stack, 2)
+	if maybe("large", 0.15) {
+		s.Batch, s.Records = 20+w.Pick("large batch", 80), 60+w.Pick("many records", 60)
+	}
+	if maybe("workers", 0.6) {
+		s.Workers = 1 + w.Pick("how many workers", 8)
+	}
+	if maybe("keyed", 0.4) {
+		s.Keys = 1 + w.Pick("keys", 12)
+	}
+	if maybe("portioned", 0.5) {
+		s.Portion = 1 + w.Pick("portion", s.Batch)
+	}
+	if maybe("fan-out", 0.3) {
+		s.FanOut = 1 + w.Pick("fan-out kind", 3)
+	}
+	if maybe("timeout", 0.3) {
+		s.Timeout = time.Duration(float64([]time.Duration{25 * time.Millisecond, 100 * time.Millisecond, time.Second}[w.Pick("timeout length", 3)]) * max(1, w.pace))
+	}
+	if maybe("two", 0.3) {
+		s.Instances = 2
+	}
+	if maybe("prefetched", 0.4) {
+		s.Prefetch = w.Pick("prefetch", 4)
+	}
+	s.Waking, s.Ordered = maybe("waking", 0.3), maybe("ordered", 0.3)
+	s.Failing, s.Renewing = maybe("failing", 0.3), maybe("renewing", 0.4)
+	s.Threshold = 2 + w.Pick("threshold", s.Attempts-1)
+	if !s.Batches { // of which each is one success, however many records come
+		s.Successes += w.Pick("successes", 3)
+		s.Probes += w.Pick("probes", 2)
+	}
+	if maybe("rated", 0.2) {
+		s.Rate = 0.2 + 0.8*w.Draw("rate")
+	}
+	s.KeyedQueue = maybe("keyed queue", 0.3)
+	for n := range s.Records {
+		u := uniform(hash(w.seed, forSwarm, digest("nature"), uint64(n)))
+		switch {
+		case u < 0.05 && s.Stack == 2:
+			s.Poison = append(s.Poison, n)
+		case u < 0.03 && len(s.Stubborn) < s.Batch-1:
+			s.Stubborn = append(s.Stubborn, n)
+		case u > 0.98:
+			s.Skipped = append(s.Skipped, n)
+		}
+	}
+	if fixed != nil {
+		fixed(&s)
+	}
+	s.agree()
+	return s
+}
+
+// agree takes back what makes no sense together.
+func (s *settings) agree() {
+	s.Source = shapeNames[s.shape]
+	if s.shape < leasing {
+		s.Failing, s.Renewing, s.Prefetch = false, false, -1
+	}
+	if s.shape != leasing && s.shape != broker || s.Keys > 0 {
+		s.Instances = 1
+	}
+	if s.shape == journal {
+		s.Failing, s.Renewing, s.Ordered = false, false, true
+	}
+	s.Ordered = s.Ordered && s.streaming()
+	s.Failing = s.Failing && s.Keys == 0
+	s.Renewing = s.Renewing && (s.shape == leasing || s.shape == broker)
+	s.Waking = s.Waking && !s.streaming()
+	switch {
+	case s.Renewing && s.Keys > 0:
+		s.Lease = 5 * time.Minute // longer than any pause
+	case s.Renewing:
+		s.Lease = 20 * time.Second
+	case s.Keys > 0:
+		s.Lease = 10 * time.Minute // so that none runs out
+	}
+	s.KeyedQueue = s.KeyedQueue && s.Keys > 0 && s.Stack == 2 && s.FanOut == 0
+	if s.Keys > 0 || s.streaming() {
+		s.Stubborn = nil
+	}
+	// Of two instances one may take all the healthy records, and leave the other
+	// alone with the poison.
+	// With ordered marks, all that is in hand may wait behind poison, and no room
+	// be left for a record that tells it from an outage.
+	if s.Stack != 2 || s.Instances > 1 || s.Ordered && s.Batch < s.Records {
+		s.Poison = nil
+	}
+	// The breaker may have to close again within a minute, see Successes.
+	s.Fixed = s.Fixed && (s.Interval < 30*time.Second || s.Successes == 1 && s.Records/s.Batch < 10)
+	set := func(list []int) map[int]bool {
+		m := map[int]bool{}
+		for _, n := range list {
+			m[n] = true
+		}
+		return m
+	}
+	s.poison = set(s.Poison)
+	// Where every key begins with a poison record none is left to tell them from
+	// an outage (C-1): that blocks, and must. So does a source of nothing else.
+	s.stuckKeys = map[int]bool{}
+	for n := range s.poison {
+		s.stuckKeys[n%max(1, s.Keys)] = true
+	}
+	if s.Keys > 0 && len(s.stuckKeys) >= min(s.Keys, s.Records) || len(s.Poison) == s.Records {
+		s.Poison, s.poison = nil, nil
+	}
+	s.stubborn, s.skipped = set(s.Stubborn), set(s.Skipped)
+}
+
+// row is what the world knows of one record.
+type row struct {
+	arrived, marked bool
+	applied, parked int
+	second          int         // applied by the second branch
+	told            [2]*Process // which process of each instance was told that it is applied or parked
+	sure            [2]*Process // likewise, and it may not apply it again
+	excuses         int         // how often it may be applied again by a process that was told
+	lessee          *Process    // who has it
+	until           int64       // the end of its lease
+	put             bool        // the source keeps it back by itself until then
+	calls           [2]int      // attempts by the process that each instance is at
+}
+
+// model is a source, a destination and a dead letter queue, with what is known of
+// them and of the pipeline between them, and the contract that it has to keep.
+type model struct {
+	*World
+	settings
+	rows     []row
+	left     int // not marked yet, stubborn ones aside
+	position int // of the journal: all before it are marked
+	busy     map[int]*call
+	lives    []*life // by process
+	queue    *courier.MemoryDLQ[order]
+}
+
+// life is what the model knows of a process.
+type life struct {
+	m          *model
+	p          *Process
+	handing    []int // by a fetch that has not returned
+	inHand     map[int]bool
+	markFailed bool
+	fetches    int
+	wake       chan struct{}
+	at         int // the journal's, where it reads
+
+	breaker    courier.BreakerState
+	until      time.Time
+	generation uint64
+	probes     int // that are out
+}
+
+var names = func() (names [1100]string) {
+	for n := range names {
+		names[n] = "r" + strconv.Itoa(n)
+	}
+	return names
+}()
+
+// modelled sets the model up in a world.
+func modelled(fixed func(s *settings)) func(w *World) {
+	return func(w *World) {
+		m := &model{World: w, settings: draw(w, fixed), busy: map[int]*call{}}
+		m.rows = make([]row, m.Records+extras)
+		m.queue = courier.NewMemoryDLQByIdentity(len(m.rows), func(o order) string { return names[o.N] })
+		m.tune()
+		w.Note("%+v", m.settings)
+		w.early = true
+		m.left = m.Records - len(m.Stubborn)
+		w.begins, w.dies, w.ends, w.comes, w.taken, w.replies = m.begin, m.die, m.end, m.come, m.take, m.answer
+		w.Eventually(func() bool { return m.left == 0 })
+		at := time.Duration(0)
+		pace := []time.Duration{0, 0, 10 * time.Millisecond, time.Second}[w.Pick("arrivals", 4)]
+		for n := range m.Records {
+			at += time.Duration(2 * float64(pace) * uniform(hash(w.seed, forSwarm, digest("arrival"), uint64(n))))
+			w.later(at, func() bool { return m.arrive(n) })
+		}
+		if len(m.Poison) > 0 {
+			w.later(max(w.lengths, at)+time.Second, m.feed)
+		}
+		if m.KeyedQueue {
+			w.later(w.lengths, m.redeem)
+		}
+		for range m.Instances {
+			w.Run(m.live)
+		}
+	}
+}
+
+// tune fits the faults to the settings.
+func (m *model) tune() {
+	r := &m.rates
+	if m.shape == leasing && m.Draw("fetch lost") < 0.2 {
+		r[Fetch][Lost] = 0.2 * m.Draw("fetch lost rate")
+	}
+	if m.Keys > 0 {
+		r[Renew] = [faults]float64{}
+	}
+	if m.knownStep() {
+		for i := range m.endings {
+			if m.endings[i].what == Step {
+				m.endings[i].what = Stop
+				m.endings[i].lasts = m.endings[i].lasts.Abs()
+			}
+		}
+	}
+	failing := r[Apply]
+	failing[Slow] = 0
+	whole := r[Batch]
+	whole[Slow] = 0
+	m.healthyOnly = failing == [faults]float64{} && (!m.Batches || whole == [faults]float64{}) && m.Timeout == 0
+}
+
+func (m *model) arrive(n int) (woke bool) {
+	if m.rows[n].arrived = true; n >= m.Records {
+		m.left++
+	}
+	m.kick()
+	for _, l := range m.lives {
+		if l.wake != nil && !l.p.ended {
+			select {
+			case l.wake <- struct{}{}:
+			default:
+			}
+			woke = true
+		}
+	}
+	return woke
+}
+
+// extras is how many more records come at most.
+const extras = 1000
+
+// redeem is an operator who empties the queue, so that the keys in it go on.
+func (m *model) redeem() (woke bool) {
+	letters, _ := m.queue.List(context.Background(), "", len(m.rows))
+	for _, letter := range letters {
+		_ = m.queue.Delete(context.Background(), letter.ID)
+	}
+	m.later(20*time.Second, m.redeem)
+	return false
+}
+
+// feed has another healthy record come for as long as a poison one is pending:
+// alone it cannot be told from an outage (C-1).
+func (m *model) feed() (woke bool) {
+	for n := range m.poison {
+		if m.rows[n].marked {
+			continue
+		}
+		every, wanted := 5*time.Second, m.Successes+1
+		switch {
+		case m.shape == journal: // which takes them as they come
+			every, wanted = 40*time.Second, wanted*max(1, m.Keys)
+		case !m.streaming():
+			every += 2 * m.Interval
+		}
+		m.later(every, m.feed)
+		for more := m.Records; more < len(m.rows) && wanted > 0; more++ {
+			if !m.rows[more].arrived && (m.Keys == 0 || m.shape == journal || !m.stuckKeys[m.key(more)]) {
+				woke = m.arrive(more) || woke
+				wanted--
+			}
+		}
+		break
+	}
+	return woke
+}
+
+// live is one process of the pipeline.
+func (m *model) live(ctx context.Context) error {
+	p := processOf(ctx)
+	l := m.lives[p.number]
+	var applier courier.Applier[order] = &destination{l}
+	if m.Batches {
+		applier = &batches{destination{l}}
+	}
+	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout})
+	switch m.Stack {
+	case 1:
+		applier = courier.NewRetryableApplier(applier, retry)
+	case 2:
+		breaker := courier.BreakerPolicy{
+			FailureThreshold: m.Threshold, Successes: m.Successes, Probes: m.Probes, OpenFor: m.OpenFor, Random: p.random, OnStateChange: l.breakerChanged,
+		}
+		if m.Rate > 0 {
+			breaker.FailureRate, breaker.MinCalls = m.Rate, 5
+		}
+		queue := courier.DLQ[order](&parkingLot{m.queue, l})
+		if m.Memory {
+			queue = m.queue
+		}
+		policy := courier.DLQPolicy[order]{MaxParkRate: courier.AnyParkRate, OnPark: l.parkedBy}
+		if m.KeyedQueue {
+			policy.Key = m.keyOf
+		}
+		applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[order]{Retry: retry, Breaker: breaker, DLQ: queue, Parking: policy, Clock: &p.clock})
+	}
+	if m.FanOut > 0 {
+		second := courier.ProcessFunc(l.count)
+		if m.FanOut > 1 {
+			second = &branch{l}
+			second = courier.NewRetryableApplier(second, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
+		}
+		fan := courier.FanOutConfig[order]{Branches: []courier.Branch[order]{{Name: "first", Applier: applier}, {Name: "second", Applier: second}}}
+		if m.FanOut == 3 {
+			fan.Identity = func(o order) string { return names[o.N] }
+		}
+		applier = courier.NewFanOut(fan)
+	}
+	opts := []courier.Option{
+		courier.WithClock(&p.clock), courier.WithRandom(p.random), courier.WithLogger(slog.New(slog.DiscardHandler)),
+		courier.WithBatchSize(m.Batch), courier.WithDrainTimeout(m.Drain),
+	}
+	if m.Yield {
+		opts = append(opts, courier.WithObserver(m.Observe(ctx)))
+	}
+	if m.Keys > 0 {
+		opts = append(opts, courier.WithOrderKey(m.keyOf))
+	}
+	if m.Portion > 0 {
+		opts = append(opts, courier.WithApplyBatchSize(m.Portion))
+	}
+	if m.Prefetch >= 0 {
+		opts = append(opts, courier.WithPrefetch(m.Prefetch))
+	}
+	if m.streaming() {
+		opts = append(opts, courier.WithStreamWorkers(m.Workers), courier.WithFlushInterval(m.Flush))
+		if m.Ordered {
+			opts = append(opts, courier.WithOrderedMarks())
+		}
+		return courier.NewStreamingCoordinator(l.source(), applier, opts...).Start(ctx)
+	}
+	opts = append(opts, courier.WithWorkers(m.Workers), courier.WithInterval(m.Interval))
+	if m.Fixed {
+		opts = append(opts, courier.WithFixedInterval())
+	}
+	return courier.NewPollingCoordinator(l.source(), applier, opts...).Start(ctx)
+}
+
+// What is known to be broken in Courier, and is not looked at until it is mended.
+
+// knownPrefetch: a poller that is stopped while it marks does not give back what
+// it has fetched ahead.
+func (m *model) knownPrefetch() bool { return m.shape == leasing && m.Prefetch > 0 }
+
+// knownKeys: a poller with an order key and a prefetch applies what it has fetched
+// ahead before what it gives back behind a failed record.
+func (m *model) knownKeys() bool { return m.shape == leasing && m.Keys > 0 && m.Prefetch > 0 }
+
+// knownStep: a clock that is set back has a poller with an order key and a
+// prefetch lift the key of a failed record too early.
+func (m *model) knownStep() bool { return m.Keys > 0 && m.Prefetch > 0 }
+
+func (m *model) key(n int) int { return n % max(1, m.Keys) }
+
+func (m *model) keyOf(o order) string { return strconv.Itoa(m.key(o.N)) }
+
+// begin, die and end are the ends of a process.
+func (m *model) begin(p *Process) {
+	l := &life{m: m, p: p, inHand: map[int]bool{}, breaker: courier.BreakerClosed, generation: 1, at: m.position}
+	if m.Waking {
+		l.wake = make(chan struct{}, 1)
+	}
+	m.lives = append(m.lives, l)
+	for n := range m.rows {
+		m.rows[n].calls[p.instance] = 0
+	}
+}
+
+func (m *model) die(p *Process) {
+	for key, c := range m.busy {
+		if c.p == p {
+			delete(m.busy, key)
+		}
+	}
+	m.cutOff(p)
+}
+
+// cutOff is a broker that sees the connection of a process go.
+func (m *model) cutOff(p *Process) {
+	if m.shape != broker {
+		return
+	}
+	for n := range m.rows {
+		if r := &m.rows[n]; r.lessee == p {
+			r.lessee = nil
+		}
+	}
+	m.kick()
+}
+
+func (m *model) end(p *Process) {
+	l := m.lives[p.number]
+	if p.dead {
+		return
+	}
+	troubled := m.rates[Mark] != [faults]float64{} || len(m.outages[0]) > 0 || m.script != nil || m.stepped > 0 || m.Drain < time.Second
+	switch {
+	case p.err == nil:
+	case m.shape == journal && errors.Is(p.err, courier.ErrUnsettled):
+	case !troubled:
+		m.Fail("D8: process %d was stopped and returned %v", p.number, p.err)
+	}
+	if len(l.inHand) > 0 && m.shape >= leasing && m.shape != journal && p.err == nil && !m.knownPrefetch() {
+		m.Fail("D8: process %d was stopped and gave these not back: %v", p.number, numbers(l.inHand))
+	}
+	m.cutOff(p)
+}
+
+func numbers(set map[int]bool) string {
+	var list []int
+	for n := range names {
+		if set[n] {
+			list = append(list, n)
+		}
+	}
+	return fmt.Sprint(list)
+}

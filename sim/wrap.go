@@ -1,0 +1,90 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// Fetching makes a user's fetch part of the world: it comes when the seed says,
+// and fails as the seed says. The function runs on the caller's goroutine; it may
+// block on what is in the bubble, but not on real input and output.
+func Fetching[T any](w *World, fetch func(ctx context.Context) ([]T, error)) func(ctx context.Context) ([]T, error) {
+	return func(ctx context.Context) (records []T, err error) {
+		p := processOf(ctx)
+		err = p.around(ctx, Fetch, uint64(p.instance), "the source", func() error {
+			records, err = fetch(ctx)
+			w.fold(uint64(len(records)), 0)
+			return err
+		})
+		if err != nil {
+			records = nil
+		}
+		return records, err
+	}
+}
+
+// Processing does so with a process function, or the Apply of an applier.
+func Processing[T any](w *World, process func(ctx context.Context, record T) error) func(ctx context.Context, record T) error {
+	return func(ctx context.Context, record T) error {
+		p, name := processOf(ctx), fmt.Sprint(record)
+		return p.around(ctx, Apply, digest(name), name, func() error { return process(ctx, record) })
+	}
+}
+
+// Marking does so with a mark function.
+func Marking[T any](w *World, mark func(ctx context.Context, records []T) error) func(ctx context.Context, records []T) error {
+	return func(ctx context.Context, records []T) error {
+		p := processOf(ctx)
+		name := fmt.Sprint(records)
+		return p.around(ctx, Mark, digest(name), name, func() error { return mark(ctx, records) })
+	}
+}
+
+// Parking does so with a dead letter queue.
+func Parking[T any](w *World, queue courier.DLQ[T]) courier.DLQ[T] { return parking[T]{queue} }
+
+type parking[T any] struct{ courier.DLQ[T] }
+
+func (q parking[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) error {
+	p, name := processOf(ctx), fmt.Sprint(letter.Record)
+	return p.around(ctx, Send, digest(name), name, func() error { return q.DLQ.Send(ctx, letter) })
+}
+
+// around makes a call whose effect a function of the user's has: it parks before
+// and after. What an injected panic ends is the caller's goroutine.
+func (p *Process) around(ctx context.Context, kind Kind, id uint64, name string, effect func() error) error {
+	c := p.do(ctx, kind, id, name, nil, nil)
+	switch {
+	case c.err != nil || c.continues():
+	case c.fault == Permanent:
+		c.err = courier.Permanent(c.fail("permanent"))
+	default:
+		c.err = c.fail(c.fault.String())
+	}
+	if c.err != nil {
+		fault, err := c.fault, c.err
+		p.done(c)
+		switch fault {
+		case Panic:
+			panic(err)
+		case Goexit:
+			runtime.Goexit()
+		}
+		return err
+	}
+	err := effect()
+	if c.fault == Lost && err == nil {
+		err = c.fail("lost, after it had its effect")
+	}
+	c.err = err
+	p.close(c)
+	if c.err == nil && p.dead {
+		c.err = errCrashed
+	}
+	err = c.err
+	p.done(c)
+	return err
+}
