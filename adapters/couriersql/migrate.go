@@ -107,7 +107,7 @@ func (o *Outbox) upgrade(ctx context.Context, conn *sql.Conn) error {
 				return fmt.Errorf("%s: %w", files[i], err)
 			}
 		}
-		if _, err := conn.ExecContext(ctx, o.grammar.addVersion, o.table, i+1, o.now().UnixMicro()); err != nil {
+		if _, err := conn.ExecContext(ctx, o.grammar.addVersion, o.table, i+1, o.grammar.time(o.now().UnixMicro())); err != nil {
 			return err
 		}
 	}
