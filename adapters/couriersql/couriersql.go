@@ -71,6 +71,7 @@ type Outbox struct {
 	keep    bool
 	lease   time.Duration // 0 is none
 	strict  bool
+	wakeUp  bool
 	backoff backoff
 	now     func() time.Time
 	log     *slog.Logger
@@ -80,7 +81,7 @@ type Outbox struct {
 	fetch, mark statement
 
 	mu   sync.Mutex
-	open map[holder]bool // those that have something of the database
+	open map[closer]bool // those that have something of the database
 }
 
 // Option is a choice that [New] is given.
@@ -93,7 +94,7 @@ type Option func(*Outbox)
 func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 	o := &Outbox{
 		db: db, dialect: dialect, table: DefaultTable, now: time.Now, log: slog.Default(),
-		backoff: backoff{initial: time.Second, longest: 5 * time.Minute}, open: make(map[holder]bool),
+		backoff: backoff{initial: time.Second, longest: 5 * time.Minute}, open: make(map[closer]bool),
 	}
 	if db == nil {
 		o.misconfigured("db", "is nil: pass the *sql.DB that sql.Open returned")
@@ -112,6 +113,8 @@ func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 	switch {
 	case o.strict && dialect == SQLite:
 		o.misconfigured("WithStrictOrder", "is for PostgreSQL: in SQLite the order is strict as long as there is one relay")
+	case o.wakeUp && dialect == SQLite:
+		o.misconfigured("WithWakeUp", "is for PostgreSQL: SQLite tells nobody of a commit; use a short interval")
 	case o.strict && o.lease != 0:
 		o.misconfigured("WithStrictOrder", "does not go with WithLease, by which several relays work at once")
 	}
@@ -232,24 +235,35 @@ func (o *Outbox) Pending(ctx context.Context) (int, error) {
 }
 
 // Close gives back what the sources hold of the database: prepared statements,
-// an open transaction, a claim to be the one relay. The database stays open, and
+// an open transaction, a claim to be the one relay, a connection that listens. The database stays open, and
 // the outbox usable: a later call begins anew. Call it once the coordinators
 // have returned; a fetch or mark in progress may fail.
 func (o *Outbox) Close() error {
-	o.mu.Lock()
-	held := make([]holder, 0, len(o.open))
-	for h := range o.open {
-		held = append(held, h)
+	for _, c := range o.opens(true) { // first, as they open others
+		c.close()
 	}
-	o.mu.Unlock()
-	for _, h := range held {
-		h.close()
+	for _, c := range o.opens(false) {
+		c.close()
 	}
 	return errors.Join(o.fetch.close(), o.mark.close())
 }
 
-// opened notes whether a holder has something to give back.
-func (o *Outbox) opened(h holder, has bool) {
+func (o *Outbox) opens(wakers bool) (list []closer) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for c := range o.open {
+		if _, ok := c.(*waker); ok == wakers {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// closer is what has something to give back.
+type closer interface{ close() }
+
+// opened notes whether it has.
+func (o *Outbox) opened(h closer, has bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if has {

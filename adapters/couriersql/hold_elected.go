@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,6 +15,8 @@ type elected struct {
 	outbox *Outbox
 	turn   chan struct{} // holds a value while somebody uses what follows
 	conn   *sql.Conn     // has the lock; nil without it
+
+	leads atomic.Bool // for those who do not have the turn
 }
 
 const electText = `SELECT pg_try_advisory_lock(hashtextextended('courier ' || '"{table}"'::regclass::oid, 0))`
@@ -40,6 +43,15 @@ func (e *elected) fetch(ctx context.Context, limit int) ([]Row, error) {
 	return batch, err
 }
 
+// try is elect for who does not have the turn.
+func (e *elected) try(ctx context.Context) (bool, error) {
+	if err := enter(ctx, e.turn); err != nil {
+		return false, err
+	}
+	defer func() { <-e.turn }()
+	return e.elect(ctx)
+}
+
 // elect tries to get the lock, unless it is had already.
 func (e *elected) elect(ctx context.Context) (bool, error) {
 	if e.conn != nil {
@@ -56,6 +68,7 @@ func (e *elected) elect(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	e.conn = conn
+	e.leads.Store(true)
 	o.opened(e, true)
 	if _, err := conn.ExecContext(ctx, o.grammar.session); err != nil {
 		e.resign()
@@ -110,6 +123,7 @@ func (e *elected) resign() {
 	_ = e.conn.Raw(func(any) error { return driver.ErrBadConn })
 	_ = e.conn.Close()
 	e.conn = nil
+	e.leads.Store(false)
 	e.outbox.opened(e, false)
 }
 

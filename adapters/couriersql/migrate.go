@@ -111,5 +111,8 @@ func (o *Outbox) upgrade(ctx context.Context, conn *sql.Conn) error {
 			return err
 		}
 	}
-	return o.checkShapes(ctx, conn, false)
+	if err := o.checkShapes(ctx, conn, false); err != nil || !o.wakeUp {
+		return err
+	}
+	return o.addTrigger(ctx, conn)
 }

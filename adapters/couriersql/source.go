@@ -18,6 +18,7 @@ var ErrLeaseLost = errors.New("couriersql: the row is held by this relay no more
 type Source struct {
 	outbox *Outbox
 	holder holder
+	waker  *waker
 }
 
 var (
@@ -25,6 +26,7 @@ var (
 	_ courier.Releaser[Row]   = (*Source)(nil)
 	_ courier.Failer[Row]     = (*Source)(nil)
 	_ courier.Renewer[Row]    = (*Source)(nil)
+	_ courier.Waker           = (*Source)(nil)
 	_ courier.Lagger          = (*Source)(nil)
 	_ courier.Identifier[Row] = (*Source)(nil)
 	_ courier.Validator       = (*Source)(nil)
@@ -46,12 +48,13 @@ type holder interface {
 // Source returns a source for a polling coordinator. Each has its own hold on
 // what it fetches: make one for each coordinator.
 func (o *Outbox) Source() *Source {
-	s := &Source{outbox: o}
+	s := &Source{outbox: o, waker: &waker{outbox: o, wake: make(chan struct{}, 1)}}
 	switch {
 	case o.lease > 0:
 		s.holder = &leased{outbox: o, owner: newOwner()}
 	case o.strict:
-		s.holder = newElected(o)
+		s.waker.elected = newElected(o)
+		s.holder = s.waker.elected
 	case o.dialect == Postgres:
 		s.holder = newLocked(o)
 	default:
