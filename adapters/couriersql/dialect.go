@@ -28,6 +28,7 @@ type grammar struct {
 	begin      string  // a transaction that only one process at a time can be in
 
 	createVersions string
+	migrated       string // whether there is a table of versions
 	version        string // of the outbox ?1, 0 without any
 	addVersion     string // outbox, version, applied at
 	columns        string // of the table ?1: name, type, not null, has default, is primary key
@@ -64,9 +65,10 @@ type grammar struct {
 	failing  string // the ?1 rows with the most attempts
 
 	send       string
-	list       string // up to ?2 with a seq above ?1
-	update     string // the letter with seq ?1 and version ?2
-	remove     string // letters
+	list       string   // up to ?2 with a seq above ?1
+	update     string   // the letter with seq ?1 and version ?2
+	remove     string   // letters
+	requeue    []string // letters, back into the outbox; the last one removes them
 	parked     string
 	parkedKeys string // of the list ?1
 

@@ -181,6 +181,44 @@ func (q *DLQ) Delete(ctx context.Context, ids ...string) error {
 	return nil
 }
 
+// Requeue puts letters back into the outbox, in their order and in one
+// transaction, to be delivered by its relay as if they were new, and returns how
+// many there were. It is a redrive for those who have no applier at hand. IDs
+// that no letter has, or none has any more, are passed over.
+func (q *DLQ) Requeue(ctx context.Context, ids ...string) (int, error) {
+	o := q.outbox
+	if o.fault != nil {
+		return 0, o.fault
+	}
+	if len(ids) == 0 {
+		return 0, nil
+	}
+	n, err := o.requeue(ctx, ids)
+	if err != nil {
+		return 0, o.failed(err, "putting %d dead letters of %s_dlq back into %s", len(ids), o.table, o.table)
+	}
+	return n, nil
+}
+
+func (o *Outbox) requeue(ctx context.Context, ids []string) (int, error) {
+	tx, err := o.db.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
+	var n int64
+	for _, text := range o.grammar.requeue {
+		result, err := tx.ExecContext(ctx, o.sql(text), o.grammar.letters(ids)...)
+		if err != nil {
+			return 0, err
+		}
+		if n, err = result.RowsAffected(); err != nil {
+			return 0, err
+		}
+	}
+	return int(n), tx.Commit()
+}
+
 // ParkedKeys returns those of the keys that letters in the queue have, for
 // [courier.DLQPolicy].Key. They are compared as valid UTF-8 without NUL.
 func (q *DLQ) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {

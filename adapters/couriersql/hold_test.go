@@ -113,9 +113,11 @@ func TestABatchThatFails(t *testing.T) {
 }
 
 // makeDue makes rows due that wait.
-func makeDue(t *testing.T, o *Outbox) {
+func makeDue(t *testing.T, o *Outbox) { makeDueIn(t, o, "courier_outbox") }
+
+func makeDueIn(t *testing.T, o *Outbox, table string) {
 	t.Helper()
-	execute(t, o.db, `UPDATE courier_outbox SET available_at = $1`, o.grammar.time(0))
+	execute(t, o.db, `UPDATE `+table+` SET available_at = $1`, o.grammar.time(0))
 }
 
 func TestARowThatFailedComesBackWithItsAttempts(t *testing.T) {

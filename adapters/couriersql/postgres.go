@@ -35,6 +35,7 @@ func postgresGrammar() grammar {
 				ON l.seq = g.seq AND l.claim = g.claim AND l.attempts = g.attempts
 			WHERE l.processed_at IS NULL AND ($6::text = '' OR l.owner = $6) FOR UPDATE OF l SKIP LOCKED)`
 	const free = `seq IN (SELECT seq FROM "{table}" WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL FOR UPDATE SKIP LOCKED)`
+	const letters = `seq = ANY($1::bigint[]) AND seq || '.' || version = ANY($2::text[])`
 	return grammar{
 		migrations: migrations,
 		shapes:     postgresShapes(),
@@ -46,6 +47,7 @@ func postgresGrammar() grammar {
 			applied_at timestamptz NOT NULL,
 			PRIMARY KEY (outbox, version)
 		)`,
+		migrated:   `SELECT to_regclass('courier_migrations') IS NOT NULL`,
 		version:    `SELECT coalesce(max(version), 0) FROM courier_migrations WHERE outbox = $1`,
 		addVersion: `INSERT INTO courier_migrations (outbox, version, applied_at) VALUES ($1, $2, $3)`,
 		columns: `SELECT a.attname, upper(format_type(a.atttypid, a.atttypmod)), a.attnotnull,
@@ -116,7 +118,16 @@ func postgresGrammar() grammar {
 		update: `UPDATE "{table}_dlq" SET version = version + 1, error = $3, error_type = $4, reason = $5, attempts = $6,
 				first_failed_at = $7, last_failed_at = $8, redriven = $9, branch = $10, order_key = $11
 			WHERE seq = $1 AND version = $2`,
-		remove:     `DELETE FROM "{table}_dlq" WHERE seq = ANY($1::bigint[]) AND seq || '.' || version = ANY($2::text[])`,
+		remove: `DELETE FROM "{table}_dlq" WHERE ` + letters,
+		requeue: []string{
+			`SELECT 1 FROM "{table}_dlq" WHERE ` + letters + ` ORDER BY seq FOR UPDATE`,
+			`UPDATE "{table}" SET processed_at = NULL, available_at = 'epoch', attempts = 0, last_error = ''
+				WHERE processed_at IS NOT NULL AND id IN (SELECT id FROM "{table}_dlq" WHERE ` + letters + `)`,
+			`INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at)
+				SELECT id, topic, key, payload, headers, trace, created_at FROM "{table}_dlq" d
+				WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" t WHERE t.id = d.id) ORDER BY seq`,
+			`DELETE FROM "{table}_dlq" WHERE ` + letters,
+		},
 		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq" WHERE order_key <> '' AND order_key = ANY($1::text[])`,
 		parked:     `SELECT count(*) FROM "{table}_dlq"`,
 

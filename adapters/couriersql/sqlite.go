@@ -21,6 +21,8 @@ const (
 	// The cast takes the digits before the point: by it the rows are found.
 	sqliteClaimed = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND seq || '.' || claim IN (SELECT value FROM json_each(?1)) AND owner = ?2`
+	sqliteLetters = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
+		AND seq || '.' || version IN (SELECT value FROM json_each(?1))`
 	sqliteFailed = `WHERE seq = (f.value ->> 0) AND claim = (f.value ->> 1) AND attempts = (f.value ->> 2)
 		AND processed_at IS NULL AND (?2 = '' OR owner = ?2)`
 )
@@ -43,6 +45,7 @@ func sqliteGrammar() grammar {
 			applied_at INTEGER NOT NULL,
 			PRIMARY KEY (outbox, version)
 		) STRICT`,
+		migrated:   `SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'courier_migrations')`,
 		version:    `SELECT coalesce(max(version), 0) FROM courier_migrations WHERE outbox = ?1`,
 		addVersion: `INSERT INTO courier_migrations (outbox, version, applied_at) VALUES (?1, ?2, ?3)`,
 		columns:    `SELECT name, upper(type), "notnull", dflt_value IS NOT NULL, pk > 0 FROM pragma_table_xinfo(?1)`,
@@ -100,9 +103,15 @@ func sqliteGrammar() grammar {
 		update: `UPDATE "{table}_dlq" SET version = version + 1, error = ?3, error_type = ?4, reason = ?5, attempts = ?6,
 				first_failed_at = ?7, last_failed_at = ?8, redriven = ?9, branch = ?10, order_key = ?11
 			WHERE seq = ?1 AND version = ?2`,
-		// The cast takes the digits before the point: by it the rows are found.
-		remove: `DELETE FROM "{table}_dlq" WHERE seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
-			AND seq || '.' || version IN (SELECT value FROM json_each(?1))`,
+		remove: `DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters,
+		requeue: []string{
+			`UPDATE "{table}" SET processed_at = NULL, available_at = 0, attempts = 0, last_error = ''
+				WHERE processed_at IS NOT NULL AND id IN (SELECT id FROM "{table}_dlq" WHERE ` + sqliteLetters + `)`,
+			`INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at)
+				SELECT id, topic, key, payload, headers, trace, created_at FROM "{table}_dlq" d
+				WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM "{table}" t WHERE t.id = d.id) ORDER BY seq`,
+			`DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters,
+		},
 		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq"
 			WHERE order_key <> '' AND order_key IN (SELECT value FROM json_each(?1))`,
 		parked: `SELECT count(*) FROM "{table}_dlq"`,
