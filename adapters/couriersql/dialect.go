@@ -41,7 +41,7 @@ type grammar struct {
 	plan    string // before a fetch, in its transaction
 	session string // the same, for all of a session
 	fetch   string // up to ?1 pending rows that are due now
-	ordered string // the same, but of no key whose earlier row waits for a retry
+	ordered string // the same, but of no key whose earlier row waits for a retry, and none from ?2 to ?3
 	lock    string // fetch, past what others have locked, locking
 	claim   string // the same, claimed by ?2 for ?3 microseconds from now
 

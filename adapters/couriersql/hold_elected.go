@@ -13,8 +13,9 @@ import (
 // as soon as it notices that this one is gone.
 type elected struct {
 	outbox *Outbox
-	turn   chan struct{} // holds a value while somebody uses what follows
-	conn   *sql.Conn     // has the lock; nil without it
+	inHand
+	turn chan struct{} // holds a value while somebody uses what follows
+	conn *sql.Conn     // has the lock; nil without it
 
 	leads atomic.Bool // for those who do not have the turn
 }
@@ -36,11 +37,14 @@ func (e *elected) fetch(ctx context.Context, limit int) ([]Row, error) {
 		return nil, err
 	}
 	o := e.outbox
-	batch, err := o.rows(ctx, e.conn, limit, o.fetch.text, limit)
+	first, last := e.bounds()
+	batch, err := o.rows(ctx, e.conn, limit, o.fetch.text, limit, first, last)
 	if err != nil {
 		e.resign()
+		return nil, err
 	}
-	return batch, err
+	e.add(batch)
+	return batch, nil
 }
 
 // try is elect for who does not have the turn.
@@ -81,14 +85,22 @@ func (e *elected) elect(ctx context.Context) (bool, error) {
 func (e *elected) mark(ctx context.Context, rows []Row) error {
 	o := e.outbox
 	_, err := o.db.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...)
+	if err == nil {
+		e.removeRows(rows)
+	}
 	return err
 }
 
 func (e *elected) fail(ctx context.Context, failed []failure) error {
-	return e.outbox.fail(ctx, e.outbox.db, failed, "")
+	err := e.outbox.fail(ctx, e.outbox.db, failed, "")
+	e.removeFailed(failed) // which come back, at the latest now
+	return err
 }
 
-func (e *elected) release(context.Context, []failure) error { return nil }
+func (e *elected) release(_ context.Context, rows []failure) error {
+	e.removeFailed(rows)
+	return nil
+}
 
 // renew looks whether this relay is still the one.
 func (e *elected) renew(ctx context.Context, rows []Row) (map[int64]bool, error) {

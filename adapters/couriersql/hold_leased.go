@@ -101,6 +101,8 @@ func (l *leased) renew(ctx context.Context, rows []Row) (map[int64]bool, error) 
 	return lost, renewed.Err()
 }
 
+func (l *leased) begin() {}
+
 func (l *leased) renewEvery() time.Duration { return l.outbox.lease / 3 }
 
 func (l *leased) close() {}

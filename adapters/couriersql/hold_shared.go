@@ -5,8 +5,11 @@ import (
 	"time"
 )
 
-// shared holds nothing: it is for the one relay that there is.
-type shared struct{ outbox *Outbox }
+// shared holds nothing in the database: it is for the one relay that there is.
+type shared struct {
+	outbox *Outbox
+	inHand
+}
 
 func (s *shared) fetch(ctx context.Context, limit int) ([]Row, error) {
 	o := s.outbox
@@ -14,7 +17,10 @@ func (s *shared) fetch(ctx context.Context, limit int) ([]Row, error) {
 	if err != nil {
 		return nil, err
 	}
-	return o.rows(ctx, on, limit, o.fetch.text, o.timed(limit)...)
+	first, last := s.bounds()
+	batch, err := o.rows(ctx, on, limit, o.fetch.text, o.timed(limit, first, last)...)
+	s.add(batch)
+	return batch, err
 }
 
 func (s *shared) mark(ctx context.Context, rows []Row) error {
@@ -23,19 +29,26 @@ func (s *shared) mark(ctx context.Context, rows []Row) error {
 	if err != nil {
 		return err
 	}
-	_, err = on.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...)
+	if _, err = on.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...); err == nil {
+		s.removeRows(rows)
+	}
 	return err
 }
 
 func (s *shared) fail(ctx context.Context, failed []failure) error {
-	return s.outbox.fail(ctx, s.outbox.db, failed, "")
+	err := s.outbox.fail(ctx, s.outbox.db, failed, "")
+	s.removeFailed(failed) // which come back, at the latest now
+	return err
 }
 
-func (s *shared) release(context.Context, []failure) error { return nil }
+func (s *shared) release(_ context.Context, rows []failure) error {
+	s.removeFailed(rows)
+	return nil
+}
 
 func (s *shared) renew(context.Context, []Row) (map[int64]bool, error) { return nil, nil }
 
-func (s *shared) renewEvery() time.Duration { return time.Hour } // for nothing
+func (s *shared) renewEvery() time.Duration { return 0 }
 
 func (s *shared) close() {}
 

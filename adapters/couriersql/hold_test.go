@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
 	"testing"
 	"time"
 
@@ -263,7 +266,9 @@ func cut(t *testing.T, s *Source) {
 	var conn *sql.Conn
 	switch h := s.holder.(type) {
 	case *locked:
-		conn = h.conn
+		for b := range h.batches {
+			conn = b.conn
+		}
 	case *elected:
 		conn = h.conn
 	}
@@ -337,6 +342,60 @@ func TestACoordinatorThatStopsFreesItsRows(t *testing.T) {
 			applier := courier.ProcessFunc(func(context.Context, Row) error { stop(); return nil })
 			require.NoError(t, courier.NewPollingCoordinator(o.Source(), applier).Start(ctx))
 			require.Equal(t, []string{"b", "c"}, idsOf(take(t, o.Source(), 10)))
+		})
+	}
+}
+
+// A coordinator may fetch ahead: what is in its hand is not handed out again,
+// until it is settled, or the next run begins.
+func TestFetchingAhead(t *testing.T) {
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			o := newOutbox(t)
+			write(t, o, named("a", "b", "c", "d", "e", "f")...)
+			s := o.Source()
+			s.RenewEvery()
+			first, second := take(t, s, 2), take(t, s, 2)
+			require.Equal(t, []string{"a", "b"}, idsOf(first))
+			require.Equal(t, []string{"c", "d"}, idsOf(second))
+			require.NoError(t, s.Renew(t.Context(), append(slices.Clone(first), second...)))
+			require.NoError(t, s.Mark(t.Context(), first[1:]))
+			require.NoError(t, s.Release(t.Context(), first[:1], 0))
+			require.Equal(t, []string{"a", "e", "f"}, idsOf(take(t, s, 10)))
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), second[0])))
+			require.NoError(t, s.Mark(t.Context(), second[1:]))
+			require.Empty(t, take(t, s, 10))
+			if o.lease == 0 {
+				s.RenewEvery()
+				require.Equal(t, []string{"a", "e", "f"}, idsOf(take(t, s, 10)))
+			}
+		})
+	}
+}
+
+func TestCoordinatorsThatFetchAhead(t *testing.T) {
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			o := newOutbox(t, WithClock(nil), WithBackoff(time.Millisecond, time.Millisecond))
+			var ids []string
+			for i := range 500 {
+				ids = append(ids, fmt.Sprintf("k/%d", i))
+			}
+			write(t, o, named(ids...)...)
+			l := newLedger()
+			for i := range 10 {
+				l.failures[fmt.Sprintf("k/%d", 50*i)] = 2
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() {
+				done <- courier.NewPollingCoordinator(o.Source(), l.applier(0), courier.WithInterval(time.Millisecond),
+					courier.WithBatchSize(20), courier.WithPrefetch(2), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(ctx)
+			}()
+			require.Eventually(t, func() bool { return l.count() >= 500 }, 60*time.Second, time.Millisecond)
+			stop()
+			require.NoError(t, <-done)
+			require.ElementsMatch(t, ids, l.deliveries)
 		})
 	}
 }

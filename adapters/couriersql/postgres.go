@@ -72,7 +72,7 @@ func postgresGrammar() grammar {
 		fetch: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1`,
 		ordered: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + `
 			AND (key = '' OR key NOT IN (SELECT key FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 AND available_at > now()))
-			ORDER BY seq LIMIT $1`,
+			AND seq NOT BETWEEN $2 AND $3 ORDER BY seq LIMIT $1`,
 		lock: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED`,
 		claim: `WITH next AS MATERIALIZED (SELECT seq FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED)
 			UPDATE "{table}" t SET claim = t.claim + 1, owner = $2, available_at = now() + $3::bigint * interval '1 microsecond'

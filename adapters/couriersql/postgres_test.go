@@ -62,8 +62,11 @@ func TestPostgresFetchGoesByThePartialIndex(t *testing.T) {
 		step()
 		for name, text := range map[string]string{"lock": o.grammar.lock, "ordered": o.grammar.ordered, "claim": o.grammar.claim} {
 			args := []any{100}
-			if name == "claim" {
+			switch name {
+			case "claim":
 				args = append(args, "me", 1)
+			case "ordered":
+				args = append(args, 1, 0)
 			}
 			plan := explain(t, o.db, o.sql(text), args...)
 			require.Contains(t, plan, "Index Scan using courier_outbox_pending", name)

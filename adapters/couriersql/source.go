@@ -42,6 +42,9 @@ type holder interface {
 	// renew returns the seqs of rows that are held no more.
 	renew(ctx context.Context, rows []Row) (lost map[int64]bool, err error)
 	renewEvery() time.Duration
+	// begin is called when a coordinator begins to run, which fails or releases
+	// what it does not mark, and may fetch more before it does.
+	begin()
 	close()
 }
 
@@ -58,14 +61,13 @@ func (o *Outbox) Source() *Source {
 	case o.dialect == Postgres:
 		s.holder = newLocked(o)
 	default:
-		s.holder = &shared{o}
+		s.holder = &shared{outbox: o}
 	}
 	return s
 }
 
 // Fetch returns up to limit pending rows that are due, in the order in which
-// they were written, and the same ones again until they are settled, or in other
-// hands. It does not wait for one. The rows are the caller's. With an error there
+// they were written, and none that is in other hands. It does not wait for one. The rows are the caller's. With an error there
 // are none.
 func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	o := s.outbox
@@ -147,9 +149,17 @@ func (s *Source) Release(ctx context.Context, rows []Row, _ time.Duration) error
 	return nil
 }
 
-// RenewEvery is a third of a lease. Where nothing has to be renewed it is how
-// often the source looks whether the rows are still its own.
-func (s *Source) RenewEvery() time.Duration { return s.holder.renewEvery() }
+// RenewEvery is a third of a lease, or how often the source looks whether the
+// rows are still its own; 0 where there is nothing to look for. A coordinator
+// asks when it begins to run: from then on rows that are in its hand are not
+// handed out again, so that it may fetch ahead ([courier.WithPrefetch]).
+func (s *Source) RenewEvery() time.Duration {
+	if s.outbox.fault != nil {
+		return 0
+	}
+	s.holder.begin()
+	return s.holder.renewEvery()
+}
 
 // Renew extends the hold on rows that are being worked on. Those that are held
 // no more are listed in a [*courier.BatchError], with [ErrLeaseLost].

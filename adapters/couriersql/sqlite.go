@@ -60,10 +60,10 @@ func sqliteGrammar() grammar {
 		present:  `SELECT id FROM "{table}" WHERE id IN (SELECT value FROM json_each(?1)) LIMIT 1`,
 
 		fetch: `SELECT ` + sqliteRow + ` FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?2 ORDER BY seq LIMIT ?1`,
-		ordered: `SELECT ` + sqliteRow + ` FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?2
+		ordered: `SELECT ` + sqliteRow + ` FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?4
 			AND (key = '' OR key NOT IN (SELECT key FROM "{table}" INDEXED BY "{table}_failed"
-				WHERE processed_at IS NULL AND attempts > 0 AND available_at > ?2))
-			ORDER BY seq LIMIT ?1`,
+				WHERE processed_at IS NULL AND attempts > 0 AND available_at > ?4))
+			AND seq NOT BETWEEN ?2 AND ?3 ORDER BY seq LIMIT ?1`,
 		claim: `UPDATE "{table}" SET claim = claim + 1, owner = ?2, available_at = ?4 + ?3 WHERE seq IN
 			(SELECT seq FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?4 ORDER BY seq LIMIT ?1)
 			RETURNING ` + sqliteRow,
