@@ -38,7 +38,7 @@ func (e *elected) fetch(ctx context.Context, limit int) ([]Row, error) {
 	}
 	o := e.outbox
 	first, last := e.bounds()
-	batch, err := o.rows(ctx, e.conn, limit, o.fetch.text, limit, first, last)
+	batch, err := o.native(ctx, e.conn, limit, o.fetch.text, limit, first, last)
 	if err != nil {
 		e.resign()
 		return nil, err

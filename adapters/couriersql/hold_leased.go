@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"database/sql/driver"
 	"fmt"
 	"os"
 	"slices"
@@ -40,21 +41,23 @@ func (l *leased) fetch(ctx context.Context, limit int) (batch []Row, err error) 
 }
 
 // planned claims rows in a transaction with settings of its own.
-func (l *leased) planned(ctx context.Context, limit int, args []any) ([]Row, error) {
+func (l *leased) planned(ctx context.Context, limit int, args []any) (batch []Row, err error) {
 	o := l.outbox
-	tx, err := o.db.BeginTx(ctx, nil)
+	conn, err := o.db.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = tx.Rollback() }() // does nothing after Commit
-	if _, err := tx.ExecContext(ctx, o.grammar.plan); err != nil {
-		return nil, err
+	defer func() { _ = conn.Close() }() // back to the pool, or gone already
+	if _, err = conn.ExecContext(ctx, "BEGIN; "+o.grammar.plan); err == nil {
+		batch, err = o.native(ctx, conn, limit, o.sql(o.grammar.claim), args...)
 	}
-	batch, err := o.rows(ctx, tx, limit, o.sql(o.grammar.claim), args...)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		_, err = conn.ExecContext(ctx, "COMMIT")
 	}
-	return batch, tx.Commit()
+	if err != nil { // with the transaction
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	}
+	return batch, err
 }
 
 func (l *leased) mark(ctx context.Context, rows []Row) error {

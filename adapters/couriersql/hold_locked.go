@@ -69,7 +69,7 @@ func (l *locked) fetch(ctx context.Context, limit int) (rows []Row, err error) {
 		return nil, err
 	}
 	if _, err = b.conn.ExecContext(ctx, "BEGIN; "+o.grammar.plan); err == nil {
-		rows, err = o.rows(ctx, b.conn, limit, o.sql(o.grammar.lock), limit)
+		rows, err = o.native(ctx, b.conn, limit, o.sql(o.grammar.lock), limit)
 	}
 	if err == nil && len(rows) == 0 {
 		err = b.end(ctx)
