@@ -23,5 +23,6 @@ for ((i = 1; i <= rounds; i++)); do
 	echo "round $i of $rounds" >&2
 	go test ./bench -run '^$' -bench "$pattern" -benchtime 300ms >>"$out"
 	go test ./bench/rivals/outbox -run '^$' -bench "$pattern" -benchtime 1x >>"$out"
+	go test ./bench/rivals/postgres -run '^$' -bench "$pattern" -benchtime 1x >>"$out"
 done
 bin/benchstat "$out"
