@@ -28,11 +28,13 @@ import (
 func WithWakeUp() Option { return func(o *Outbox) { o.wakeUp = true } }
 
 // Wake starts to listen, if it was not begun before, and returns the channel
-// that tells a polling coordinator to fetch now.
+// that tells a polling coordinator to fetch now. It is nil without [WithWakeUp]
+// and [WithStrictOrder], the latter of which tells of an election.
 func (s *Source) Wake() <-chan struct{} {
-	if s.outbox.fault == nil {
-		s.waker.start()
+	if s.outbox.fault != nil || !s.outbox.wakeUp && s.waker.elected == nil {
+		return nil
 	}
+	s.waker.start()
 	return s.waker.wake
 }
 
@@ -60,7 +62,7 @@ type waker struct {
 func (w *waker) start() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.stop != nil || !w.outbox.wakeUp && w.elected == nil {
+	if w.stop != nil {
 		return
 	}
 	ctx, stop := context.WithCancel(context.Background())
