@@ -31,7 +31,8 @@ type lockedBatch struct {
 
 // leftover is for how long a batch that is marked in part keeps the rest of it
 // from the others, whose locks go with the transaction. It ends when they are
-// failed or released, which a coordinator does next.
+// failed or released, which a coordinator does next; who does not, is to have
+// them again at the next fetch.
 const leftover = 5 * time.Second
 
 // closeTimeout is for how long a close tries to be orderly: the server notices
@@ -59,8 +60,15 @@ func (l *locked) begin() {
 	l.mu.Unlock()
 }
 
+// runs reports whether a coordinator does.
+func (l *locked) runs() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.several
+}
+
 func (l *locked) fetch(ctx context.Context, limit int) (rows []Row, err error) {
-	if !l.several { // nobody says of what was not marked that it is to be had again
+	if !l.runs() { // nobody says of what was not marked that it is to be had again
 		l.close()
 	}
 	o := l.outbox
@@ -164,7 +172,7 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 		for i, row := range rows {
 			seqs[i] = row.Seq
 		}
-		if rest := b.settled(seqs); len(rest) > 0 {
+		if rest := b.settled(seqs); len(rest) > 0 && b.runs() {
 			_, err = b.conn.ExecContext(ctx, o.sql(o.grammar.hold), rest, leftover.Microseconds())
 		}
 	}
