@@ -13,13 +13,16 @@ import (
 // Lag tells how many rows are due, and for how long the oldest of them has been
 // there. Rows that wait for a retry, or are leased, are not due. It counts them
 // one by one: ask once a minute, not once a batch.
-func (o *Outbox) Lag(ctx context.Context) (courier.Lag, error) {
+func (o *Outbox) Lag(ctx context.Context) (courier.Lag, error) { return o.lagBut(ctx, 1, 0) }
+
+// lagBut is the lag without what is in hand, from the first row to the last.
+func (o *Outbox) lagBut(ctx context.Context, first, last int64) (courier.Lag, error) {
 	if o.fault != nil {
 		return courier.Lag{}, o.fault
 	}
 	var lag courier.Lag
 	var oldest micros
-	if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.lag), o.timed()...).Scan(&lag.Pending, &oldest); err != nil {
+	if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.lag), o.timed(first, last)...).Scan(&lag.Pending, &oldest); err != nil {
 		return courier.Lag{}, o.failed(err, "asking %s for its lag", o.table)
 	}
 	if lag.Pending > 0 {

@@ -59,7 +59,7 @@ type grammar struct {
 	free  string // the same, without an attempt
 
 	pending  string
-	lag      string // how many are due now, and since when the oldest is there
+	lag      string // how many are due now but those from ?1 to ?2, and since when the oldest is there
 	prunable string // processed before ?1
 	prune    string // the same, ?2 at a time
 	failing  string // the ?1 rows with the most attempts

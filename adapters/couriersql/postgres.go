@@ -96,7 +96,7 @@ func postgresGrammar() grammar {
 		free: `UPDATE "{table}" t SET available_at = 'epoch', owner = '' ` + failed,
 
 		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
-		lag:      `SELECT count(*), coalesce(min(created_at), 'epoch') FROM "{table}" WHERE ` + due,
+		lag:      `SELECT count(*), coalesce(min(created_at), 'epoch') FROM "{table}" WHERE ` + due + ` AND seq NOT BETWEEN $1 AND $2`,
 		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < $1`,
 		prune: `DELETE FROM "{table}" WHERE seq IN (SELECT seq FROM "{table}"
 			WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`,

@@ -185,8 +185,16 @@ func (s *Source) Renew(ctx context.Context, rows []Row) error {
 }
 
 // Lag tells how many rows are due, and for how long the oldest of them has been
-// there. It counts them one by one: ask once a minute, not once a batch.
-func (s *Source) Lag(ctx context.Context) (courier.Lag, error) { return s.outbox.Lag(ctx) }
+// there, without those that this source has handed out and a coordinator is
+// working on; rows that a transaction has locked count. It counts them one by
+// one: ask once a minute, not once a batch.
+func (s *Source) Lag(ctx context.Context) (courier.Lag, error) {
+	if h, ok := s.holder.(interface{ bounds() (first, last int64) }); ok {
+		first, last := h.bounds()
+		return s.outbox.lagBut(ctx, first, last)
+	}
+	return s.outbox.Lag(ctx)
+}
 
 // Identity names a row by its message's ID.
 func (s *Source) Identity(row Row) string { return row.ID }

@@ -81,7 +81,7 @@ func sqliteGrammar() grammar {
 		free: `UPDATE "{table}" SET available_at = 0, owner = '' FROM json_each(?1) AS f ` + sqliteFailed,
 
 		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
-		lag:      `SELECT count(*), coalesce(min(created_at), 0) FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?1`,
+		lag:      `SELECT count(*), coalesce(min(created_at), 0) FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2`,
 		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < ?1`,
 		prune: `DELETE FROM "{table}" WHERE seq IN
 			(SELECT seq FROM "{table}" WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`,
