@@ -11,11 +11,14 @@ import (
 // a Fetch or a Mark that is under way.
 
 // Releaser is an optional capability of a [Source]: it takes back records that
-// were handed out and not settled, to be handed out again after the given time
-// (0 is at once). The coordinators call it for what was not attempted when they
-// stop or pause, and for failed records. Release must be idempotent and must
-// not keep the slice. Its error is logged: the source is taken to find out by
-// itself, such as by the end of a lease.
+// were handed out and not settled. They are wanted again after the given time (0
+// is at once). The coordinators call it for what was not attempted when they stop
+// or pause, and for failed records. A source that is a [Failer] too, and so told
+// of those in another way, may hand out at once what is released, to keep its
+// order: a record that waits would be overtaken by later ones. To any other one
+// the time is the pace of the retries. Release must be idempotent and must not
+// keep the slice. Its error is logged: the source is taken to find out by itself,
+// such as by the end of a lease.
 type Releaser[T any] interface {
 	Release(ctx context.Context, records []T, after time.Duration) error
 }
@@ -46,7 +49,9 @@ type FailedRecord[T any] struct {
 // called again. It must not keep the slice.
 type Renewer[T any] interface {
 	// RenewEvery is how often the leases want to be renewed, such as a third
-	// of their length. It is asked once for each run.
+	// of their length; 0 or less is that there is nothing to renew. It is asked
+	// once at the beginning of each run, by which a source can tell that a
+	// coordinator runs.
 	RenewEvery() time.Duration
 	Renew(ctx context.Context, records []T) error
 }
@@ -55,7 +60,8 @@ type Renewer[T any] interface {
 // polling coordinator that there is work now, and it fetches without waiting
 // the interval out. The channel should have room for one value, and a send that
 // finds it full be dropped. A wake-up that is lost costs the interval, no
-// record. The channel is asked for once for each run.
+// record. The channel is asked for once for each run; nil is a source that does
+// not wake.
 type Waker interface {
 	Wake() <-chan struct{}
 }

@@ -61,6 +61,32 @@ func TestFailer_IsToldOfWhatFailedAndIsGivenBackTheRest(t *testing.T) {
 	}
 }
 
+// A source that is a Failer may hand out at once what it is given back: the
+// coordinators have a pace of their own for what can be settled nowhere.
+func TestReleaser_ThatHandsOutAtOnceIsNotFetchedWithoutAPause(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &scheduling{leasing: newLeasing(numbers(30)...)} // whose Release heeds no time
+				source.wait = streaming
+				s := &sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}
+				full := courier.NewDLQApplier(s, courier.NewMemoryDLQ[int](3))
+				batch := courier.WithBatchSize(10)
+				var c running = courier.NewPollingCoordinator(source, full, quiet, batch)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, full, quiet, batch)
+				}
+				stop := start(t, c)
+				time.Sleep(10 * time.Minute)
+				require.NoError(t, stop())
+				require.Len(t, source.left(), 27)
+				require.Greater(t, source.fetches, 3)
+				require.Less(t, source.fetches, 200)
+			})
+		})
+	}
+}
+
 // expiring is a source whose leases last a minute.
 type expiring struct {
 	*leasing[int]

@@ -240,3 +240,57 @@ func TestBrokenLeasingSources(t *testing.T) {
 	f := schedulingFeatures()
 	testBroken(t, sourceChecks[int](f, false), leasingTable(slices.Concat(ofEverySource, ofLeases, ofCapabilities), openScheduling, f, false))
 }
+
+// withMethods opens scheduling sources of which some methods are others.
+func withMethods(change func(s *leasingWith)) func(t *testing.T) SourceFixture[int] {
+	return func(t *testing.T) SourceFixture[int] {
+		x := openScheduling(t)
+		s := &leasingWith{LeasingSource: x.Source.(*SchedulingSource[int]).LeasingSource}
+		change(s)
+		x.Source = s
+		return x
+	}
+}
+
+// releaseAtOnce ignores for how long records are given back.
+func releaseAtOnce(s *leasingWith) {
+	s.release = func(ctx context.Context, records []int, _ time.Duration) error {
+		return s.LeasingSource.Release(ctx, records, 0)
+	}
+}
+
+func sleepOn(s *leasingWith) { s.wake = func() <-chan struct{} { return nil } }
+
+func TestSourcesThatReleaseAtOnceOrDoNotWake(t *testing.T) {
+	f := schedulingFeatures()
+	f.ReleasesAtOnce = true
+	TestSource(t, withMethods(releaseAtOnce), f)
+	f = schedulingFeatures()
+	f.Waker = false
+	TestSource(t, withMethods(sleepOn), f)
+}
+
+func TestBrokenSourcesThatReleaseAtOnceOrDoNotWake(t *testing.T) {
+	const (
+		features = "has the features it is said to have"
+		atOnce   = "takes records back for a while, and hands them out at once"
+	)
+	f := schedulingFeatures()
+	f.ReleasesAtOnce = true
+	noFailer := f
+	noFailer.Failer = false
+	waking := schedulingFeatures()
+	waking.Waker = false
+	checks := slices.DeleteFunc(sourceChecks[int](f, false), func(c check[sourceRun[int]]) bool { return c.name != features && c.name != atOnce })
+	testBroken(t, checks, []broken[sourceRun[int]]{
+		{"obeys the time", atOnce, func(t *testing.T, tb TB) *sourceRun[int] {
+			return newSourceRun(tb, openScheduling(t), f, false)
+		}},
+		{"has no pace of retries", features, func(t *testing.T, tb TB) *sourceRun[int] {
+			return newSourceRun(tb, openLeasing(t), noFailer, false)
+		}},
+		{"wakes, and does not say so", features, func(t *testing.T, tb TB) *sourceRun[int] {
+			return newSourceRun(tb, openScheduling(t), waking, false)
+		}},
+	})
+}

@@ -67,8 +67,13 @@ type SourceFeatures struct {
 	// neither be renewed nor released.
 	Fenced bool
 
-	// The capabilities of the same names.
+	// The capabilities of the same names. A source whose Wake returns nil is no
+	// Waker.
 	Releaser, Failer, Renewer, Waker, Lagger, Identifier bool
+
+	// ReleasesAtOnce is a Releaser that hands out at once what is wanted again
+	// after a while, as one may that is a Failer too.
+	ReleasesAtOnce bool
 
 	// RetryWithin is how long a Failer may take to hand out a failed record again
 	// that asks for no delay. 0 is an hour.
@@ -131,7 +136,8 @@ func sourceChecks[T any](f SourceFeatures, stream bool) []check[sourceRun[T]] {
 	add(stream, "marks while a fetch waits", (*run).marksBesideFetch)
 	add(stream, "ends with io.EOF", (*run).endsWithEOF)
 	add(f.Releaser, "takes records back", (*run).releases)
-	add(f.Releaser, "takes records back for a while", (*run).releasesLater)
+	add(f.Releaser && !f.ReleasesAtOnce, "takes records back for a while", (*run).releasesLater)
+	add(f.Releaser && f.ReleasesAtOnce, "takes records back for a while, and hands them out at once", (*run).releasesAtOnce)
 	add(f.Releaser, "does not take back what is marked", (*run).releasesMarked)
 	add(f.Failer, "hands out failed records again", (*run).fails)
 	add(f.Failer, "keeps the delay of a failed record", (*run).failsLater)

@@ -43,6 +43,13 @@ func (s *sourceRun[T]) releasesLater() {
 	s.expect(s.Source, namesBy(s.name, records), "after it was released for a minute, a minute later,")
 }
 
+func (s *sourceRun[T]) releasesAtOnce() {
+	s.tb.Helper()
+	records := s.take(2)
+	s.release(s.Source, time.Minute, records...)
+	s.expect(s.Source, namesBy(s.name, records), "after it was released for a minute, which SourceFeatures.ReleasesAtOnce says it ignores,")
+}
+
 func (s *sourceRun[T]) releasesMarked() {
 	s.tb.Helper()
 	records := s.take(2)
@@ -185,9 +192,21 @@ func (s *sourceRun[T]) marksLost() {
 	s.expect(other, nil, "after all were marked by whoever had them")
 }
 
+// wake returns the channel of a source that wakes, nil of one that does not.
+func (s *sourceRun[T]) wake() (wake <-chan struct{}) {
+	s.tb.Helper()
+	if waker, ok := s.Source.(courier.Waker); ok {
+		s.must("Wake", func(context.Context) error {
+			wake = waker.Wake()
+			return nil
+		})
+	}
+	return wake
+}
+
 func (s *sourceRun[T]) tells() {
 	s.tb.Helper()
-	wake := s.Source.(courier.Waker).Wake()
+	wake := s.wake()
 	if wake == nil {
 		s.tb.Fatalf("Wake returned a nil channel")
 	}

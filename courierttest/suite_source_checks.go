@@ -26,15 +26,19 @@ func (s *sourceRun[T]) hasFeatures() {
 	_, releaser := s.Source.(courier.Releaser[T])
 	_, failer := s.Source.(courier.Failer[T])
 	_, renewer := s.Source.(courier.Renewer[T])
-	_, waker := s.Source.(courier.Waker)
 	_, lagger := s.Source.(courier.Lagger)
 	_, identifier := s.Source.(courier.Identifier[T])
 	check("Releaser", releaser, s.f.Releaser)
 	check("Failer", failer, s.f.Failer)
 	check("Renewer", renewer, s.f.Renewer)
-	check("Waker", waker, s.f.Waker)
 	check("Lagger", lagger, s.f.Lagger)
 	check("Identifier", identifier, s.f.Identifier)
+	if _, waker := s.Source.(courier.Waker); !waker || s.f.Waker || s.wake() != nil { // a nil channel is none
+		check("Waker", waker, s.f.Waker)
+	}
+	if s.f.ReleasesAtOnce && !failer {
+		s.tb.Errorf("SourceFeatures.ReleasesAtOnce is said, and %T is no courier.Failer: failed records are released, and would be tried again without a pause", s.Source)
+	}
 	if v, ok := s.Source.(courier.Validator); ok {
 		if err := v.Validate(); err != nil {
 			s.tb.Errorf("Validate reports a fault: %v", err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -35,12 +36,12 @@ func BenchmarkRelay(b *testing.B) {
 			b.ReportAllocs()
 			b.ResetTimer()
 			for range (b.N + batch - 1) / batch {
-				rows, err := fetch.QueryContext(b.Context(), batch)
+				rows, err := fetch.QueryContext(b.Context(), batch, 1, 0, time.Now().UnixMicro())
 				require.NoError(b, err)
 				var seqs []int64
 				var seq int64
 				var skip sql.RawBytes
-				into := []any{&seq, &skip, &skip, &skip, &skip, &skip, &skip, &skip}
+				into := []any{&seq, &skip, &skip, &skip, &skip, &skip, &skip, &skip, &skip, &skip}
 				for rows.Next() {
 					require.NoError(b, rows.Scan(into...))
 					seqs = append(seqs, seq)

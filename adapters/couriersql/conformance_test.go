@@ -1,67 +1,197 @@
 package couriersql
 
 import (
+	"database/sql"
 	"fmt"
+	"log/slog"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
-func TestConformance_Source(t *testing.T) {
-	for name, opts := range keeping {
-		t.Run(name, func(t *testing.T) {
-			courierttest.TestSource(t, func(t *testing.T) courierttest.SourceFixture[Row] {
-				db := open(t, filepath.Join(t.TempDir(), "test.db"))
-				o := outboxIn(t, db, opts...)
-				written := 0
-				return courierttest.SourceFixture[Row]{
-					Source: o.Source(),
-					Add: func(n int) (ids []string) {
-						for range n {
-							ids = append(ids, fmt.Sprintf("message %d", written))
-							written++
-						}
-						write(t, o, named(ids...)...)
-						return ids
-					},
-					Name:   o.Source().Identity,
-					Reopen: func() courier.Source[Row] { return outboxIn(t, db, opts...).Source() },
-					FailMarks: func(row Row) func() {
-						for _, change := range []string{"DELETE", "UPDATE"} {
-							execute(t, db, fmt.Sprintf(`CREATE TRIGGER refuse_%s BEFORE %[1]s ON courier_outbox WHEN old.seq = %d BEGIN SELECT raise(ABORT, 'refused'); END`, change, row.Seq))
-						}
-						return func() {
-							execute(t, db, `DROP TRIGGER refuse_DELETE`)
-							execute(t, db, `DROP TRIGGER refuse_UPDATE`)
-						}
-					},
+// conforming are the ways to hold rows, and what each has beyond the contract.
+var conforming = map[string]struct {
+	dialect  Dialect
+	opts     []Option
+	features courierttest.SourceFeatures
+	streams  bool
+}{
+	"sqlite shared": {SQLite, nil, courierttest.SourceFeatures{}, true},
+	"sqlite leased": {SQLite, []Option{WithLease(time.Minute)}, courierttest.SourceFeatures{Lease: time.Minute, Fenced: true}, true},
+	"locked":        {Postgres, nil, courierttest.SourceFeatures{}, false},
+	"locked waking": {Postgres, []Option{WithWakeUp()}, courierttest.SourceFeatures{Waker: true}, false},
+	"leased":        {Postgres, []Option{WithLease(time.Minute)}, courierttest.SourceFeatures{Lease: time.Minute, Fenced: true}, true},
+	"elected":       {Postgres, []Option{WithStrictOrder(), WithWakeUp()}, courierttest.SourceFeatures{Waker: true}, true},
+}
+
+func TestConformance_Source(t *testing.T)       { conform(t, false) }
+func TestConformance_StreamSource(t *testing.T) { conform(t, true) }
+
+func conform(t *testing.T, stream bool) {
+	test := courierttest.TestSource[Row]
+	if stream {
+		test = courierttest.TestStreamSource[Row]
+	}
+	for name, c := range conforming {
+		if stream && !c.streams {
+			continue
+		}
+		f := c.features
+		f.Ordered, f.Releaser, f.ReleasesAtOnce, f.Failer, f.Renewer, f.Lagger, f.Identifier = true, true, true, true, true, true, true
+		for keep, opts := range keeping {
+			if keep != "delete" && (stream || f.Waker) {
+				continue // these take their time, and mark in no other way
+			}
+			t.Run(name+" "+keep, func(t *testing.T) {
+				test(t, func(t *testing.T) courierttest.SourceFixture[Row] {
+					return sourceFixture(t, c.dialect, stream, slices.Concat(c.opts, opts))
+				}, f)
+			})
+		}
+	}
+}
+
+// ticking is a clock that is set.
+type ticking struct {
+	mu sync.Mutex
+	fixed
+}
+
+func (c *ticking) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *ticking) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
+func databaseOf(t *testing.T, dialect Dialect) *sql.DB {
+	t.Helper()
+	if dialect == Postgres {
+		return openPostgres(t, pgtest.Schema(t))
+	}
+	return open(t, filepath.Join(t.TempDir(), "test.db"))
+}
+
+// refusing are statements that have marks fail of the rows that are in the table
+// refused. They leave claims alone.
+func refusing(dialect Dialect) []string {
+	if dialect == Postgres {
+		return []string{
+			`CREATE TABLE refused (seq bigint)`,
+			`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+				IF (TG_OP = 'DELETE' OR NEW.processed_at IS NOT NULL) AND EXISTS (SELECT FROM refused WHERE seq = OLD.seq)
+				THEN RAISE 'refused'; END IF;
+				RETURN COALESCE(NEW, OLD);
+			END $$`,
+			`CREATE TRIGGER refuse BEFORE DELETE OR UPDATE ON courier_outbox FOR EACH ROW EXECUTE FUNCTION refuse()`,
+		}
+	}
+	const raise = ` ON courier_outbox WHEN %s old.seq IN (SELECT seq FROM refused) BEGIN SELECT raise(ABORT, 'refused'); END`
+	return []string{
+		`CREATE TABLE refused (seq integer)`,
+		`CREATE TRIGGER refuse_delete BEFORE DELETE` + fmt.Sprintf(raise, ""),
+		`CREATE TRIGGER refuse_update BEFORE UPDATE` + fmt.Sprintf(raise, "new.processed_at IS NOT NULL AND"),
+	}
+}
+
+func sourceFixture(t *testing.T, dialect Dialect, stream bool, opts []Option) courierttest.SourceFixture[Row] {
+	t.Helper()
+	db := databaseOf(t, dialect)
+	clock := &ticking{fixed: fixed{start}}
+	opts = append(opts, WithClock(clock), WithLogger(slog.New(slog.DiscardHandler)))
+	o := outboxIn(t, db, opts...)
+	for _, text := range refusing(dialect) {
+		execute(t, db, text)
+	}
+	sourceOf := func(o *Outbox) courier.Source[Row] {
+		if stream {
+			return o.Stream(5 * time.Millisecond)
+		}
+		return o.Source()
+	}
+	var written []string
+	return courierttest.SourceFixture[Row]{
+		Source: sourceOf(o),
+		Add: func(n int) []string {
+			for range n {
+				written = append(written, fmt.Sprintf("message %d", len(written)))
+			}
+			added := slices.Clone(written[len(written)-n:])
+			write(t, o, named(added...)...)
+			return added
+		},
+		Name: func(row Row) string { return row.ID },
+		Reopen: func() courier.Source[Row] {
+			if o.strict { // there is one at a time
+				if err := o.Close(); err != nil {
+					t.Error(err)
 				}
-			}, courierttest.SourceFeatures{Ordered: true, Identifier: true})
-		})
+			}
+			return sourceOf(outboxIn(t, db, opts...))
+		},
+		Marked: func() []string {
+			marked := slices.Clone(written)
+			rows, err := db.QueryContext(t.Context(), `SELECT id FROM courier_outbox WHERE processed_at IS NULL`)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer rows.Close()
+			for rows.Next() {
+				var id string
+				if err := rows.Scan(&id); err != nil {
+					t.Fatal(err)
+				}
+				marked = slices.DeleteFunc(marked, func(name string) bool { return name == id })
+			}
+			return marked
+		},
+		FailMarks: func(row Row) func() {
+			execute(t, db, `INSERT INTO refused VALUES ($1)`, row.Seq)
+			return func() { execute(t, db, `DELETE FROM refused`) }
+		},
+		Advance: func(d time.Duration) {
+			clock.advance(d)
+			if dialect == Postgres { // whose own clock is the one that counts
+				execute(t, db, `UPDATE courier_outbox SET available_at = available_at - $1 * interval '1 microsecond'`, d.Microseconds())
+			}
+		},
 	}
 }
 
 func TestConformance_DLQ(t *testing.T) {
-	courierttest.TestDLQ(t, func(t *testing.T) courierttest.DLQFixture[Row] {
-		db := open(t, filepath.Join(t.TempDir(), "test.db"))
-		o := outboxIn(t, db)
-		return courierttest.DLQFixture[Row]{
-			DLQ: o.DLQ(),
-			Record: func(n int) Row {
-				return Row{Seq: int64(n + 1), ID: fmt.Sprintf("message %d", n), Topic: "orders", Payload: []byte{0xff, byte(n)}, CreatedAt: start.UnixMicro()}
-			},
-			Name: func(row Row) string {
-				type columns Row // which are all printed
-				return fmt.Sprintf("%+v", columns(row))
-			},
-			Reopen: func() courier.DLQ[Row] { return outboxIn(t, db).DLQ() },
-			Other:  func() courier.DLQ[Row] { return outboxIn(t, db, WithTable("events")).DLQ() },
-			FailSends: func() func() {
-				execute(t, db, `ALTER TABLE courier_outbox_dlq RENAME TO away`)
-				return func() { execute(t, db, `ALTER TABLE away RENAME TO courier_outbox_dlq`) }
-			},
-		}
-	}, courierttest.DLQFeatures{Identity: true, Keyed: true, Shared: true})
+	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres} {
+		t.Run(name, func(t *testing.T) {
+			courierttest.TestDLQ(t, func(t *testing.T) courierttest.DLQFixture[Row] {
+				db := databaseOf(t, dialect)
+				o := outboxIn(t, db)
+				return courierttest.DLQFixture[Row]{
+					DLQ: o.DLQ(),
+					Record: func(n int) Row {
+						return Row{Seq: int64(n + 1), ID: fmt.Sprintf("message %d", n), Topic: "orders", Payload: []byte{0xff, byte(n)}, CreatedAt: start.UnixMicro()}
+					},
+					Name: func(row Row) string {
+						type columns Row // which are all printed
+						return fmt.Sprintf("%+v", columns(row))
+					},
+					Reopen: func() courier.DLQ[Row] { return outboxIn(t, db).DLQ() },
+					Other:  func() courier.DLQ[Row] { return outboxIn(t, db, WithTable("events")).DLQ() },
+					FailSends: func() func() {
+						execute(t, db, `ALTER TABLE courier_outbox_dlq RENAME TO away`)
+						return func() { execute(t, db, `ALTER TABLE away RENAME TO courier_outbox_dlq`) }
+					},
+				}
+			}, courierttest.DLQFeatures{Identity: true, Keyed: true, Shared: true})
+		})
+	}
 }

@@ -1,7 +1,7 @@
 // Package couriersql keeps an outbox in the database that holds the business
 // rows, so that a message exists exactly when the change it tells of does.
 //
-//	outbox := couriersql.New(db, couriersql.SQLite)
+//	outbox := couriersql.New(db, couriersql.Postgres) // or couriersql.SQLite
 //	err := outbox.Migrate(ctx)
 //
 //	tx, err := db.BeginTx(ctx, nil)
@@ -20,12 +20,25 @@
 // again when the process dies, or a mark is lost, between its delivery and its
 // mark: receivers tell a repetition by [Message].ID.
 //
-// Messages are handed out in the order in which they were written. What is
-// fetched is whatever is pending, not what follows a cursor, so that a message
-// whose transaction commits late is not passed over. Run one relay an outbox:
-// a second one on the same table loses nothing, but delivers everything twice.
+// What is fetched is whatever is pending, not what follows a cursor, so that a
+// message whose transaction commits late is not passed over.
 //
-// The package imports no driver: the user's own is behind the *sql.DB.
+// # Several relays
+//
+// How rows are held between their fetch and their mark decides how many relays
+// an outbox may have:
+//
+//   - PostgreSQL, by default: the rows of a batch are locked by a transaction
+//     that stays open until they are settled, and other relays pass them over. A
+//     relay that dies frees its rows at once. The order of the messages is that
+//     of one relay alone.
+//   - [WithLease], in either database: rows are claimed for a time, which a
+//     coordinator renews while it works on them. For appliers so slow that a
+//     transaction should not wait for them.
+//   - [WithStrictOrder], in PostgreSQL: of all relays one delivers, in order,
+//     and another takes over when it dies.
+//   - SQLite, by default: nothing is held. Run one relay: a second one loses
+//     nothing, but delivers everything twice.
 package couriersql
 
 import (
@@ -33,8 +46,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -50,14 +65,23 @@ const DefaultTable = "courier_outbox"
 // goroutine holds the pool's last one in a transaction, it waits for ever.
 type Outbox struct {
 	db      *sql.DB
+	dialect Dialect
 	grammar grammar
 	table   string
 	keep    bool
+	lease   time.Duration // 0 is none
+	strict  bool
+	wakeUp  bool
+	backoff backoff
 	now     func() time.Time
+	log     *slog.Logger
 	trace   func(context.Context) map[string]string
 	fault   error
 
 	fetch, mark statement
+
+	mu   sync.Mutex
+	open map[closer]bool // those that have something of the database
 }
 
 // Option is a choice that [New] is given.
@@ -68,24 +92,43 @@ type Option func(*Outbox)
 // value that it cannot work with is reported as a [*courier.ConfigError] by
 // every method that returns an error.
 func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
-	o := &Outbox{db: db, table: DefaultTable, now: time.Now}
+	o := &Outbox{
+		db: db, dialect: dialect, table: DefaultTable, now: time.Now, log: slog.Default(),
+		backoff: backoff{initial: time.Second, longest: 5 * time.Minute}, open: make(map[closer]bool),
+	}
 	if db == nil {
 		o.misconfigured("db", "is nil: pass the *sql.DB that sql.Open returned")
 	}
-	if dialect == SQLite {
+	switch dialect {
+	case SQLite:
 		o.grammar = sqliteGrammar()
-	} else {
-		o.misconfigured("dialect", fmt.Sprintf("%d is unknown: pass couriersql.SQLite", dialect))
+	case Postgres:
+		o.grammar = postgresGrammar()
+	default:
+		o.misconfigured("dialect", fmt.Sprintf("%d is unknown: pass couriersql.SQLite or couriersql.Postgres", dialect))
 	}
 	for _, opt := range opts {
 		opt(o)
 	}
-	o.fetch.text = o.sql(o.grammar.fetch)
-	o.mark.text = o.sql(o.grammar.delete)
-	if o.keep {
-		o.mark.text = o.sql(o.grammar.keep)
+	switch {
+	case o.strict && dialect == SQLite:
+		o.misconfigured("WithStrictOrder", "is for PostgreSQL: in SQLite the order is strict as long as there is one relay")
+	case o.wakeUp && dialect == SQLite:
+		o.misconfigured("WithWakeUp", "is for PostgreSQL: SQLite tells nobody of a commit; use a short interval")
+	case o.strict && o.lease != 0:
+		o.misconfigured("WithStrictOrder", "does not go with WithLease, by which several relays work at once")
 	}
+	o.fetch.text = o.sql(o.grammar.ordered)
+	o.mark.text = o.sql(o.either(o.grammar.delete, o.grammar.keep))
 	return o
+}
+
+// either chooses what becomes of a row that is marked.
+func (o *Outbox) either(remove, keep string) string {
+	if o.keep {
+		return keep
+	}
+	return remove
 }
 
 // Lower case only, because databases disagree on whether Orders and orders are
@@ -105,9 +148,9 @@ func WithTable(name string) Option {
 	}
 }
 
-// WithKeep keeps rows that are marked, with the time in processed_at (Unix, in
-// microseconds), instead of deleting them, which is the default. The fetch stays
-// as fast however many there are; deleting old ones is left to the user.
+// WithKeep keeps rows that are marked, with the time in processed_at, instead of
+// deleting them, which is the default. The fetch stays as fast however many
+// there are; [Outbox.Prune] deletes old ones.
 func WithKeep() Option { return func(o *Outbox) { o.keep = true } }
 
 // WithClock sets the clock that created and processed times are read from. Nil
@@ -117,6 +160,56 @@ func WithClock(clock courier.Clock) Option {
 		o.now = time.Now
 		if clock != nil {
 			o.now = clock.Now
+		}
+	}
+}
+
+// WithLease claims rows for the time d when they are fetched, instead of holding
+// them by a lock; other relays leave them alone until then. The coordinator
+// renews a claim each third of d for as long as it works on the rows, and a
+// relay that dies leaves them to the others after d: a minute suits most. It is
+// for appliers that take seconds, and for several relays on SQLite.
+//
+// A relay whose claim ran out and was taken by another can neither mark nor fail
+// the row: it was delivered twice by then, which the log says.
+func WithLease(d time.Duration) Option {
+	return func(o *Outbox) {
+		if d < time.Second {
+			o.misconfigured("WithLease", fmt.Sprintf("of %v is too short to be renewed in time: pass a second or more", d))
+		}
+		o.lease = d
+	}
+}
+
+// WithStrictOrder lets only one of all relays deliver at a time, in the order in
+// which the messages were written; messages of a [Message].Key wait for an
+// earlier one that failed. The one is elected by an advisory lock, which needs a
+// session of its own: no pooler in transaction mode. The others stand by, and
+// one of them takes over when the server notices that the first has died, which
+// after a kill is at once.
+func WithStrictOrder() Option { return func(o *Outbox) { o.strict = true } }
+
+// WithBackoff sets when a row is handed out again that failed and was not
+// parked: after initial (1 s), and twice as long with every failure, up to
+// longest (5 minutes). What the error asks for ([courier.RetryAfter]) is obeyed
+// where that is longer. The time is in the row, so that it outlives the relay.
+func WithBackoff(initial, longest time.Duration) Option {
+	return func(o *Outbox) {
+		if initial <= 0 || longest < initial {
+			o.misconfigured("WithBackoff", fmt.Sprintf("of %v to %v makes no sense: pass a delay above 0, and a longest one that is no shorter", initial, longest))
+			return
+		}
+		o.backoff = backoff{initial, longest}
+	}
+}
+
+// WithLogger sets where the outbox says what nobody would know otherwise: a
+// claim that was lost, an index that is missing, a wake-up that does not work.
+// Nil is slog.Default().
+func WithLogger(log *slog.Logger) Option {
+	return func(o *Outbox) {
+		if o.log = log; log == nil {
+			o.log = slog.Default()
 		}
 	}
 }
@@ -141,22 +234,62 @@ func (o *Outbox) Pending(ctx context.Context) (int, error) {
 	return o.count(ctx, o.grammar.pending, "pending rows of "+o.table)
 }
 
-// Close releases the statements that the source prepared. The database stays
-// open, and the outbox usable: a later call prepares them anew. Call it once
-// the coordinators have returned; a fetch or mark in progress may fail.
+// Close gives back what the sources hold of the database: prepared statements,
+// an open transaction, a claim to be the one relay, a connection that listens. The database stays open, and
+// the outbox usable: a later call begins anew. Call it once the coordinators
+// have returned; a fetch or mark in progress may fail.
 func (o *Outbox) Close() error {
+	for _, c := range o.opens(true) { // first, as they open others
+		c.close()
+	}
+	for _, c := range o.opens(false) {
+		c.close()
+	}
 	return errors.Join(o.fetch.close(), o.mark.close())
 }
 
-func (o *Outbox) count(ctx context.Context, query, what string) (int, error) {
+func (o *Outbox) opens(wakers bool) (list []closer) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for c := range o.open {
+		if _, ok := c.(*waker); ok == wakers {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// closer is what has something to give back.
+type closer interface{ close() }
+
+// opened notes whether it has.
+func (o *Outbox) opened(h closer, has bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if has {
+		o.open[h] = true
+	} else {
+		delete(o.open, h)
+	}
+}
+
+func (o *Outbox) count(ctx context.Context, query, what string, args ...any) (int, error) {
 	if o.fault != nil {
 		return 0, o.fault
 	}
 	var n int
-	if err := o.db.QueryRowContext(ctx, o.sql(query)).Scan(&n); err != nil {
+	if err := o.db.QueryRowContext(ctx, o.sql(query), args...).Scan(&n); err != nil {
 		return 0, o.failed(err, "counting the %s", what)
 	}
 	return n, nil
+}
+
+// timed adds the time to the arguments of a statement that says "now".
+func (o *Outbox) timed(args ...any) []any {
+	if o.grammar.timed {
+		args = append(args, o.now().UnixMicro())
+	}
+	return args
 }
 
 // sql puts the table's name into a statement. It is safe to do so because

@@ -1,6 +1,9 @@
 package couriersql
 
-import "io/fs"
+import (
+	"io/fs"
+	"time"
+)
 
 // Dialect is the SQL that a database speaks. The zero value is none.
 type Dialect int
@@ -8,41 +11,101 @@ type Dialect int
 const (
 	// SQLite is SQLite from 3.38 on, with any driver.
 	SQLite Dialect = iota + 1
+	// Postgres is PostgreSQL from 14 on, with the driver of
+	// github.com/jackc/pgx/v5/stdlib, which sql.Open knows as "pgx". A pgxpool
+	// becomes a *sql.DB by its OpenDBFromPool.
+	Postgres
 )
 
 // grammar is what a dialect has to say. Its statements are whole, because the
 // placeholders, the way to pass a list and the upsert all differ; in them,
-// {table} stands for the outbox table.
+// {table} stands for the outbox table. Where one says "now", SQLite is given the
+// time as one more argument, the last; PostgreSQL asks its own clock, which is
+// one for all relays.
 type grammar struct {
 	migrations fs.FS   // the i-th file, by name, makes version i+1
 	shapes     []shape // what the last version looks like
 	begin      string  // a transaction that only one process at a time can be in
 
 	createVersions string
+	migrated       string // whether there is a table of versions
 	version        string // of the outbox ?1, 0 without any
 	addVersion     string // outbox, version, applied at
 	columns        string // of the table ?1: name, type, not null, has default, is primary key
+	index          string // whether the index ?1 is there
 
-	insert  func(rows int) string // of columns values each
-	present string                // one of the ids of the list ?1
+	rowsPerInsert int
+	insert        func(rows int) string  // of columns values each
+	inserted      func(args []any) []any // the arguments for it
 
-	fetch   string // up to ?1 pending rows
-	delete  string // the seqs of the list ?1
-	keep    string // the same, at time ?2
-	pending string
+	plan    string // before a fetch, in its transaction
+	session string // the same, for all of a session
+	fetch   string // up to ?1 pending rows that are due now
+	ordered string // the same, but of no key whose earlier row waits for a retry, and none from ?2 to ?3
+	lock    string // fetch, past what others have locked, locking
+	claim   string // the same, claimed by ?2 for ?3 microseconds from now
+
+	delete        string // the seqs of the list ?1
+	keep          string // the same, at time ?2
+	deleteFree    string // those that nobody has locked
+	keepFree      string
+	left          string // how many of the list ?1 are pending
+	deleteClaimed string // those of the claims ?1 … by ?n
+	keepClaimed   string // the same, at time ?n+1
+
+	renew string // claims, by ?n, for ?n+1 microseconds from now: the seqs of those that were
+	hold  string // the seqs of the list ?1, for ?2 microseconds from now
+	fail  string // failures, by ?n or anybody if that is empty, from now
+	free  string // the same, without an attempt
+
+	pending  string
+	lag      string // how many are due now but those from ?1 to ?2, and since when the oldest is there
+	prunable string // processed before ?1
+	prune    string // the same, ?2 at a time
+	failing  string // the ?1 rows with the most attempts
 
 	send       string
-	list       string // up to ?2 with a seq above ?1
-	update     string // the letter with seq ?1 and version ?2
-	remove     string // those whose seq.version is in the list ?1
+	list       string   // up to ?2 with a seq above ?1
+	update     string   // the letter with seq ?1 and version ?2
+	remove     string   // letters
+	requeue    []string // letters, back into the outbox; the last one removes them
 	parked     string
 	parkedKeys string // of the list ?1
 
-	int64s  func(n int, at func(i int) int64) any // a list as an argument
-	strings func([]string) any
+	int64s   func(n int, at func(i int) int64) any // a list as an argument
+	strings  func([]string) any
+	letters  func(ids []string) []any
+	claims   func([]Row) []any
+	failures func([]failure) []any
+	time     func(micros int64) any
+	timed    bool // statements take the time
+	prepares bool // statements are worth preparing here: the driver does not
 
-	duplicate  func(error) bool   // an id that is there already
-	addedTwice func(error) bool   // a migration that adds a column that is there
-	busy       func(error) bool   // a connection that would open a moment later
-	advice     func(error) string // what to do about an error, "" where unknown
+	duplicate   func(error) bool   // an id that is there already
+	duplicateID func(error) string // which, where the error tells
+	present     string             // else: one of the ids of the list ?1
+	addedTwice  func(error) bool   // a migration that adds a column that is there
+	busy        func(error) bool   // a connection that would open a moment later
+	advice      func(error) string // what to do about an error, "" where unknown
+}
+
+// failure is a row that was attempted in vain, or not at all.
+type failure struct {
+	seq, claim, attempts int64 // as it was handed out
+	delay                time.Duration
+	text                 string
+}
+
+// micros is a time as it is kept here, however a database keeps it.
+type micros int64
+
+// Scan implements sql.Scanner.
+func (m *micros) Scan(value any) error {
+	switch v := value.(type) {
+	case int64:
+		*m = micros(v)
+	case time.Time:
+		*m = micros(v.UnixMicro())
+	}
+	return nil
 }

@@ -61,15 +61,15 @@ func (q *DLQ) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	if o.fault != nil {
 		return o.fault
 	}
-	args := []any{r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, r.CreatedAt}
-	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.send), append(args, stateOf(letter)...)...); err != nil {
+	args := []any{r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, o.grammar.time(r.CreatedAt)}
+	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.send), append(args, o.stateOf(letter)...)...); err != nil {
 		return o.failed(err, "parking %v in %s_dlq", r, o.table)
 	}
 	return nil
 }
 
 // stateOf is what is known of a letter's record, as arguments.
-func stateOf(letter courier.DeadLetter[Row]) []any {
+func (o *Outbox) stateOf(letter courier.DeadLetter[Row]) []any {
 	var text, kind string
 	var stored *StoredError
 	if errors.As(letter.Error, &stored) && stored == letter.Error { // it was read back, and says it already
@@ -81,13 +81,14 @@ func stateOf(letter courier.DeadLetter[Row]) []any {
 	if first.IsZero() {
 		first = letter.FailedAt
 	}
-	return []any{text, kind, string(letter.Reason), letter.Attempts, first.UnixMicro(), letter.FailedAt.UnixMicro(),
-		letter.Redriven, letter.Branch, plainKey(letter.Key)}
+	text = plain(text) // an error may quote the bytes of a payload
+	return []any{text, kind, string(letter.Reason), letter.Attempts, o.grammar.time(first.UnixMicro()), o.grammar.time(letter.FailedAt.UnixMicro()),
+		letter.Redriven, plain(letter.Branch), plain(letter.Key)}
 }
 
-// plainKey makes of a key what every database and JSON can hold.
-func plainKey(key string) string {
-	return strings.ReplaceAll(strings.ToValidUTF8(key, "\uFFFD"), "\x00", "\uFFFD")
+// plain makes of a text what every database and JSON can hold.
+func plain(text string) string {
+	return strings.ReplaceAll(strings.ToValidUTF8(text, "\uFFFD"), "\x00", "\uFFFD")
 }
 
 // Receive returns up to max letters, those that were sent first first, and
@@ -131,16 +132,17 @@ func (o *Outbox) letters(ctx context.Context, after int64, max int) ([]courier.D
 	for rows.Next() {
 		var letter courier.DeadLetter[Row]
 		var failure StoredError
-		var seq, version, first, last int64
+		var seq, version int64
+		var first, last micros
 		r := &letter.Record
-		if err := rows.Scan(&seq, &version, &r.Seq, &r.ID, &r.Topic, &r.Key, &r.Payload, &r.Headers, &r.Trace, &r.CreatedAt,
+		if err := rows.Scan(&seq, &version, &r.Seq, &r.ID, &r.Topic, &r.Key, &r.Payload, &r.Headers, &r.Trace, (*micros)(&r.CreatedAt),
 			&failure.Text, &failure.Type, (*string)(&letter.Reason), &letter.Attempts, &first, &last,
 			&letter.Redriven, &letter.Branch, &letter.Key); err != nil {
 			return nil, err
 		}
 		letter.ID = fmt.Sprintf("%d.%d", seq, version)
 		letter.Error = &failure
-		letter.FirstFailedAt, letter.FailedAt = time.UnixMicro(first).UTC(), time.UnixMicro(last).UTC()
+		letter.FirstFailedAt, letter.FailedAt = time.UnixMicro(int64(first)).UTC(), time.UnixMicro(int64(last)).UTC()
 		letters = append(letters, letter)
 	}
 	return letters, rows.Err()
@@ -157,7 +159,7 @@ func (q *DLQ) Update(ctx context.Context, letter courier.DeadLetter[Row]) error 
 	if !ok {
 		return nil
 	}
-	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.update), append([]any{seq, version}, stateOf(letter)...)...); err != nil {
+	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.update), append([]any{seq, version}, o.stateOf(letter)...)...); err != nil {
 		return o.failed(err, "updating the dead letter %s of %s_dlq", letter.ID, o.table)
 	}
 	return nil
@@ -173,10 +175,48 @@ func (q *DLQ) Delete(ctx context.Context, ids ...string) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.remove), o.grammar.strings(ids)); err != nil {
+	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.remove), o.grammar.letters(ids)...); err != nil {
 		return o.failed(err, "deleting %d dead letters of %s_dlq", len(ids), o.table)
 	}
 	return nil
+}
+
+// Requeue puts letters back into the outbox, in their order and in one
+// transaction, to be delivered by its relay as if they were new, and returns how
+// many there were. It is a redrive for those who have no applier at hand. IDs
+// that no letter has, or none has any more, are passed over.
+func (q *DLQ) Requeue(ctx context.Context, ids ...string) (int, error) {
+	o := q.outbox
+	if o.fault != nil {
+		return 0, o.fault
+	}
+	if len(ids) == 0 {
+		return 0, nil
+	}
+	n, err := o.requeue(ctx, ids)
+	if err != nil {
+		return 0, o.failed(err, "putting %d dead letters of %s_dlq back into %s", len(ids), o.table, o.table)
+	}
+	return n, nil
+}
+
+func (o *Outbox) requeue(ctx context.Context, ids []string) (int, error) {
+	tx, err := o.db.BeginTx(ctx, nil)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
+	var n int64
+	for _, text := range o.grammar.requeue {
+		result, err := tx.ExecContext(ctx, o.sql(text), o.grammar.letters(ids)...)
+		if err != nil {
+			return 0, err
+		}
+		if n, err = result.RowsAffected(); err != nil {
+			return 0, err
+		}
+	}
+	return int(n), tx.Commit()
 }
 
 // ParkedKeys returns those of the keys that letters in the queue have, for
@@ -189,7 +229,7 @@ func (q *DLQ) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {
 	given := make(map[string][]string, len(keys))
 	list := make([]string, len(keys))
 	for i, key := range keys {
-		list[i] = plainKey(key)
+		list[i] = plain(key)
 		given[list[i]] = append(given[list[i]], key)
 	}
 	parked, err := o.parkedKeys(ctx, list)

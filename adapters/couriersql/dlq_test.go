@@ -23,7 +23,9 @@ func letter(id string, err error) courier.DeadLetter[Row] {
 	}
 }
 
-func TestDLQKeepsTheRowAsItIs(t *testing.T) {
+func TestDLQKeepsTheRowAsItIs(t *testing.T) { inEach(t, testDLQKeepsTheRowAsItIs) }
+
+func testDLQKeepsTheRowAsItIs(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	sent := letter("a", &fs.PathError{Op: "open", Path: "/x", Err: errors.New("gone")})
 	sent.FirstFailedAt, sent.Branch, sent.Redriven, sent.Key = start.Add(-time.Minute), "search", 2, "k\x00\xff"
@@ -38,7 +40,9 @@ func TestDLQKeepsTheRowAsItIs(t *testing.T) {
 	require.ErrorAs(t, received[0].Error, &stored)
 }
 
-func TestDLQIsIdempotent(t *testing.T) {
+func TestDLQIsIdempotent(t *testing.T) { inEach(t, testDLQIsIdempotent) }
+
+func testDLQIsIdempotent(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	q := o.DLQ()
 	require.NoError(t, q.Send(t.Context(), letter("a", errors.New("first"))))
@@ -69,6 +73,10 @@ func TestDLQIsIdempotent(t *testing.T) {
 }
 
 func TestDLQReceivesOldestFirstAndDeletes(t *testing.T) {
+	inEach(t, testDLQReceivesOldestFirstAndDeletes)
+}
+
+func testDLQReceivesOldestFirstAndDeletes(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	q := o.DLQ()
 	for _, id := range []string{"c", "a", `b"'`} {
@@ -105,6 +113,10 @@ func TestDLQReceivesOldestFirstAndDeletes(t *testing.T) {
 }
 
 func TestDLQADeleteThatIsOutOfDateLeavesTheNewerFailure(t *testing.T) {
+	inEach(t, testDLQADeleteThatIsOutOfDateLeavesTheNewerFailure)
+}
+
+func testDLQADeleteThatIsOutOfDateLeavesTheNewerFailure(t *testing.T, newOutbox maker) {
 	q := newOutbox(t).DLQ()
 	require.NoError(t, q.Send(t.Context(), letter("a", errors.New("first"))))
 	old, err := q.Receive(t.Context(), 1)
@@ -128,7 +140,9 @@ func TestDLQADeleteThatIsOutOfDateLeavesTheNewerFailure(t *testing.T) {
 	require.NotContains(t, []string{"1.1", "1.2"}, now[0].ID)
 }
 
-func TestDLQParkedKeys(t *testing.T) {
+func TestDLQParkedKeys(t *testing.T) { inEach(t, testDLQParkedKeys) }
+
+func testDLQParkedKeys(t *testing.T, newOutbox maker) {
 	q := newOutbox(t).DLQ()
 	for id, key := range map[string]string{"1": "k", "2": "k", "3": "b\x00\xff", "4": ""} {
 		l := letter(id, nil)
@@ -141,7 +155,9 @@ func TestDLQParkedKeys(t *testing.T) {
 }
 
 // Later messages of a key wait behind one that failed, also for another process.
-func TestDLQKeepsTheOrderOfAKey(t *testing.T) {
+func TestDLQKeepsTheOrderOfAKey(t *testing.T) { inEach(t, testDLQKeepsTheOrderOfAKey) }
+
+func testDLQKeepsTheOrderOfAKey(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	poison := true
 	var published []string
@@ -173,11 +189,15 @@ func TestDLQKeepsTheOrderOfAKey(t *testing.T) {
 }
 
 func TestDLQARedriveIntoTheSameTableIsRefused(t *testing.T) {
+	inEach(t, testDLQARedriveIntoTheSameTableIsRefused)
+}
+
+func testDLQARedriveIntoTheSameTableIsRefused(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	other := outboxIn(t, o.db, WithTable("events"))
 	require.NoError(t, o.DLQ().Send(t.Context(), letter("a", errors.New("boom"))))
 	fail := courier.ProcessFunc(func(context.Context, Row) error { return courier.Permanent(errors.New("still")) })
-	same := New(o.db, SQLite) // as another part of the program would make it
+	same := New(o.db, o.dialect) // as another part of the program would make it
 	_, err := courier.Redrive(t.Context(), o.DLQ(), courier.NewDLQApplier(fail, same.DLQ()), nil)
 	require.ErrorIs(t, err, courier.ErrConfig)
 	_, err = courier.Redrive(t.Context(), o.DLQ(), courier.ProcessFunc(courier.NewDLQApplier(fail, same.DLQ()).Apply), nil)
@@ -193,7 +213,9 @@ func TestDLQARedriveIntoTheSameTableIsRefused(t *testing.T) {
 
 // The error of a letter is stored as text and type, also when it was read back
 // before.
-func TestDLQStoresAStoredErrorAsItIs(t *testing.T) {
+func TestDLQStoresAStoredErrorAsItIs(t *testing.T) { inEach(t, testDLQStoresAStoredErrorAsItIs) }
+
+func testDLQStoresAStoredErrorAsItIs(t *testing.T, newOutbox maker) {
 	q := newOutbox(t).DLQ()
 	require.NoError(t, q.Send(t.Context(), letter("a", &fs.PathError{Op: "open", Path: "/x", Err: errors.New("gone")})))
 	read, err := q.Receive(t.Context(), 1)
@@ -207,7 +229,9 @@ func TestDLQStoresAStoredErrorAsItIs(t *testing.T) {
 // Random calls against a model: no letter is lost, none is applied that is not
 // there, and what is out of date changes nothing. The core has the same for its
 // queue in memory.
-func TestDLQAgainstAModel(t *testing.T) {
+func TestDLQAgainstAModel(t *testing.T) { inEach(t, testDLQAgainstAModel) }
+
+func testDLQAgainstAModel(t *testing.T, newOutbox maker) {
 	type known struct {
 		id, text string
 		redriven int
@@ -324,7 +348,9 @@ func TestTypeOfNamesTheCause(t *testing.T) {
 
 // A row that cannot be decoded is parked with its bytes, and its neighbours are
 // delivered and marked.
-func TestUndecodableRowIsParked(t *testing.T) {
+func TestUndecodableRowIsParked(t *testing.T) { inEach(t, testUndecodableRowIsParked) }
+
+func testUndecodableRowIsParked(t *testing.T, newOutbox maker) {
 	for name, opts := range keeping {
 		t.Run(name, func(t *testing.T) {
 			o := newOutbox(t, opts...)
@@ -356,6 +382,10 @@ func TestUndecodableRowIsParked(t *testing.T) {
 
 // A queue that cannot take a record leaves it pending.
 func TestRowStaysPendingWhenItCannotBeParked(t *testing.T) {
+	inEach(t, testRowStaysPendingWhenItCannotBeParked)
+}
+
+func testRowStaysPendingWhenItCannotBeParked(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	write(t, o, named("a")...)
 	execute(t, o.db, `DROP TABLE courier_outbox_dlq`)
@@ -365,5 +395,6 @@ func TestRowStaysPendingWhenItCannotBeParked(t *testing.T) {
 	err := courier.RunOnce(t.Context(),
 		func(ctx context.Context) ([]Row, error) { return source.Fetch(ctx, 100) }, applier.Apply, source.Mark)
 	require.ErrorIs(t, err, courier.ErrPark)
+	require.NoError(t, o.Close()) // a plain function cannot give back what it fetched
 	require.Equal(t, []string{"a"}, idsOf(fetch(t, o, 10)))
 }

@@ -9,12 +9,39 @@ import (
 	"testing"
 	"time"
 
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"modernc.org/sqlite"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit)) }
+
+// maker makes a migrated outbox in a database, or schema, of its own.
+type maker func(t *testing.T, opts ...Option) *Outbox
+
+var makers = map[string]maker{"sqlite": newOutbox, "postgres": newPostgres}
+
+// inEach runs a test in each kind of database.
+func inEach(t *testing.T, test func(t *testing.T, newOutbox maker)) {
+	for name, newOutbox := range makers {
+		t.Run(name, func(t *testing.T) { test(t, newOutbox) })
+	}
+}
+
+func openPostgres(t *testing.T, dsn string) *sql.DB {
+	t.Helper()
+	db, err := sql.Open("pgx", dsn)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	return db
+}
+
+func newPostgres(t *testing.T, opts ...Option) *Outbox {
+	t.Helper()
+	return outboxIn(t, openPostgres(t, pgtest.Schema(t)), opts...)
+}
 
 var start = time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC)
 
@@ -45,10 +72,17 @@ func newOutbox(t *testing.T, opts ...Option) *Outbox {
 
 func outboxIn(t *testing.T, db *sql.DB, opts ...Option) *Outbox {
 	t.Helper()
-	o := New(db, SQLite, append([]Option{WithClock(&fixed{start})}, opts...)...)
+	o := New(db, dialectOf(db), append([]Option{WithClock(&fixed{start})}, opts...)...)
 	require.NoError(t, o.Migrate(t.Context()))
 	t.Cleanup(func() { require.NoError(t, o.Close()) })
 	return o
+}
+
+func dialectOf(db *sql.DB) Dialect {
+	if _, ok := db.Driver().(*stdlib.Driver); ok {
+		return Postgres
+	}
+	return SQLite
 }
 
 // write commits messages.
@@ -62,8 +96,10 @@ func write(t *testing.T, o *Outbox, messages ...Message) {
 
 func fetch(t *testing.T, o *Outbox, limit int) []Row {
 	t.Helper()
-	rows, err := o.Source().Fetch(t.Context(), limit)
+	source := o.Source()
+	rows, err := source.Fetch(t.Context(), limit)
 	require.NoError(t, err)
+	require.NoError(t, source.Release(t.Context(), rows, 0)) // to look, and not to take
 	return rows
 }
 

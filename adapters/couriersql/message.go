@@ -36,6 +36,9 @@ type Row struct {
 	Payload        []byte
 	Headers, Trace string
 	CreatedAt      int64 // Unix time in microseconds
+	Attempts       int   // deliveries that failed before this one
+
+	claim int64 // of the lease, or as it was found
 }
 
 // Message decodes a row. The payload is shared with the row. It is the decode

@@ -107,9 +107,12 @@ func (o *Outbox) upgrade(ctx context.Context, conn *sql.Conn) error {
 				return fmt.Errorf("%s: %w", files[i], err)
 			}
 		}
-		if _, err := conn.ExecContext(ctx, o.grammar.addVersion, o.table, i+1, o.now().UnixMicro()); err != nil {
+		if _, err := conn.ExecContext(ctx, o.grammar.addVersion, o.table, i+1, o.grammar.time(o.now().UnixMicro())); err != nil {
 			return err
 		}
 	}
-	return o.checkShapes(ctx, conn, false)
+	if err := o.checkShapes(ctx, conn, false); err != nil || !o.wakeUp {
+		return err
+	}
+	return o.addTrigger(ctx, conn)
 }

@@ -18,7 +18,7 @@ import (
 
 func versions(t *testing.T, o *Outbox) (list []int) {
 	t.Helper()
-	rows, err := o.db.QueryContext(t.Context(), `SELECT version FROM courier_migrations WHERE outbox = ? ORDER BY version`, o.table)
+	rows, err := o.db.QueryContext(t.Context(), `SELECT version FROM courier_migrations WHERE outbox = $1 ORDER BY version`, o.table)
 	require.NoError(t, err)
 	defer rows.Close()
 	for rows.Next() {
@@ -34,7 +34,7 @@ func TestMigrateTwice(t *testing.T) {
 	o := newOutbox(t)
 	write(t, o, named("a")...)
 	require.NoError(t, o.Migrate(t.Context()))
-	require.Equal(t, []int{1, 2}, versions(t, o))
+	require.Equal(t, []int{1, 2, 3}, versions(t, o))
 	require.Len(t, fetch(t, o, 10), 1)
 }
 
@@ -62,7 +62,7 @@ func TestMigrateAtOnce(t *testing.T) {
 		for range pools {
 			require.NoError(t, <-errs)
 		}
-		require.Equal(t, []int{1, 2}, versions(t, New(pools[0], SQLite, WithTable(table))))
+		require.Equal(t, []int{1, 2, 3}, versions(t, New(pools[0], SQLite, WithTable(table))))
 	}
 }
 
@@ -123,7 +123,7 @@ func version1(t *testing.T) *sql.DB {
 
 func TestMigrateFromVersion1(t *testing.T) {
 	o := outboxIn(t, version1(t))
-	require.Equal(t, []int{1, 2}, versions(t, o))
+	require.Equal(t, []int{1, 2, 3}, versions(t, o))
 	letters, err := o.DLQ().Receive(t.Context(), 10)
 	require.NoError(t, err)
 	require.Equal(t, []courier.DeadLetter[Row]{{
@@ -146,7 +146,7 @@ func TestMigrateATableWhoseVersionWasLost(t *testing.T) {
 	for range 2 { // of the first version, and of the second
 		execute(t, db, `DELETE FROM courier_migrations`)
 		o := outboxIn(t, db)
-		require.Equal(t, []int{1, 2}, versions(t, o))
+		require.Equal(t, []int{1, 2, 3}, versions(t, o))
 		n, err := o.DLQ().Count(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
@@ -157,9 +157,10 @@ func TestMigrateATableWhoseVersionWasLost(t *testing.T) {
 func withMigration(t *testing.T, o *Outbox, text string) *Outbox {
 	t.Helper()
 	o.grammar.migrations = fstest.MapFS{
-		"0001_outbox.sql":  {Data: script(t, "0001_outbox.sql")},
-		"0002_redrive.sql": {Data: script(t, "0002_redrive.sql")},
-		"0003_later.sql":   {Data: []byte(text)},
+		"0001_outbox.sql":   {Data: script(t, "0001_outbox.sql")},
+		"0002_redrive.sql":  {Data: script(t, "0002_redrive.sql")},
+		"0003_schedule.sql": {Data: script(t, "0003_schedule.sql")},
+		"0004_later.sql":    {Data: []byte(text)},
 	}
 	return o
 }
@@ -170,7 +171,7 @@ func TestMigrateFromAnOlderVersion(t *testing.T) {
 	later := withMigration(t, New(old.db, SQLite), `ALTER TABLE "{table}" ADD COLUMN later TEXT; CREATE TABLE "{table}_later" (a TEXT)`)
 	require.NoError(t, later.Migrate(t.Context()))
 	require.NoError(t, later.Migrate(t.Context()))
-	require.Equal(t, []int{1, 2, 3}, versions(t, later))
+	require.Equal(t, []int{1, 2, 3, 4}, versions(t, later))
 	require.Equal(t, 1, count(t, old.db, `SELECT count(*) FROM courier_outbox WHERE later IS NULL`))
 	require.Len(t, fetch(t, old, 10), 1)
 }
@@ -179,7 +180,7 @@ func TestMigrateIsOneTransaction(t *testing.T) {
 	db := open(t, filepath.Join(t.TempDir(), "test.db"))
 	o := withMigration(t, New(db, SQLite), `CREATE TABLE half (a TEXT); CREATE NONSENSE`)
 	err := o.Migrate(t.Context())
-	require.ErrorContains(t, err, "couriersql: migrating courier_outbox: 0003_later.sql: ")
+	require.ErrorContains(t, err, "couriersql: migrating courier_outbox: 0004_later.sql: ")
 	require.Zero(t, count(t, db, `SELECT count(*) FROM sqlite_schema`))
 	require.NoError(t, New(db, SQLite).Migrate(t.Context()), "the connection is usable")
 }
@@ -187,7 +188,7 @@ func TestMigrateIsOneTransaction(t *testing.T) {
 func TestMigrateRefusesANewerVersion(t *testing.T) {
 	o := newOutbox(t)
 	execute(t, o.db, `INSERT INTO courier_migrations VALUES ('courier_outbox', 7, 0)`)
-	require.EqualError(t, o.Migrate(t.Context()), "couriersql: migrating courier_outbox: the database has schema version 7 and this program knows versions up to 2: run a program with a newer couriersql")
+	require.EqualError(t, o.Migrate(t.Context()), "couriersql: migrating courier_outbox: the database has schema version 7 and this program knows versions up to 3: run a program with a newer couriersql")
 }
 
 func TestMigrateRefusesATableOfAnotherShape(t *testing.T) {

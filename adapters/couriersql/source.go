@@ -2,27 +2,73 @@ package couriersql
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"github.com/erfanmomeniii/courier"
 )
 
+// ErrLeaseLost is the error of a row that this relay held and does not hold any
+// more: its lease ran out and another relay took it, its transaction ended, or
+// another relay was elected.
+var ErrLeaseLost = errors.New("couriersql: the row is held by this relay no more")
+
 // Source hands out the pending rows of an outbox. It is made by
-// [Outbox.Source] and safe for concurrent use; all sources of an outbox share
-// its prepared statements.
-type Source struct{ outbox *Outbox }
+// [Outbox.Source], for one coordinator, and safe for concurrent use.
+type Source struct {
+	outbox *Outbox
+	holder holder
+	waker  *waker
+}
 
 var (
 	_ courier.Source[Row]     = (*Source)(nil)
+	_ courier.Releaser[Row]   = (*Source)(nil)
+	_ courier.Failer[Row]     = (*Source)(nil)
+	_ courier.Renewer[Row]    = (*Source)(nil)
+	_ courier.Waker           = (*Source)(nil)
+	_ courier.Lagger          = (*Source)(nil)
 	_ courier.Identifier[Row] = (*Source)(nil)
 	_ courier.Validator       = (*Source)(nil)
 )
 
-// Source returns the source for a polling coordinator.
-func (o *Outbox) Source() *Source { return &Source{o} }
+// holder is how rows are held between their fetch and their settlement. Its
+// methods are called with at least one row.
+type holder interface {
+	fetch(ctx context.Context, limit int) ([]Row, error)
+	mark(ctx context.Context, rows []Row) error
+	fail(ctx context.Context, failed []failure) error
+	release(ctx context.Context, rows []failure) error
+	// renew returns the seqs of rows that are held no more.
+	renew(ctx context.Context, rows []Row) (lost map[int64]bool, err error)
+	renewEvery() time.Duration
+	// begin is called when a coordinator begins to run, which fails or releases
+	// what it does not mark, and may fetch more before it does.
+	begin()
+	close()
+}
 
-// Fetch returns up to limit pending rows in the order in which they were
-// written, and the same ones again until they are marked. It does not wait for
-// one. The rows are the caller's. With an error there are none.
+// Source returns a source for a polling coordinator. Each has its own hold on
+// what it fetches: make one for each coordinator.
+func (o *Outbox) Source() *Source {
+	s := &Source{outbox: o, waker: &waker{outbox: o, wake: make(chan struct{}, 1)}}
+	switch {
+	case o.lease > 0:
+		s.holder = &leased{outbox: o, owner: newOwner()}
+	case o.strict:
+		s.waker.elected = newElected(o)
+		s.holder = s.waker.elected
+	case o.dialect == Postgres:
+		s.holder = newLocked(o)
+	default:
+		s.holder = &shared{outbox: o}
+	}
+	return s
+}
+
+// Fetch returns up to limit pending rows that are due, in the order in which
+// they were written, and none that is in other hands. It does not wait for one. The rows are the caller's. With an error there
+// are none.
 func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	o := s.outbox
 	if o.fault != nil {
@@ -31,26 +77,160 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	if limit <= 0 { // to SQLite, a negative limit is none
 		return nil, nil
 	}
-	batch, err := o.pendingRows(ctx, limit)
+	batch, err := s.holder.fetch(ctx, limit)
 	if err != nil {
 		return nil, o.failed(err, "fetching up to %d pending rows of %s", limit, o.table)
 	}
 	return batch, nil
 }
 
-func (o *Outbox) pendingRows(ctx context.Context, limit int) ([]Row, error) {
-	fetch, err := o.fetch.prepared(ctx, o.db)
-	if err != nil {
-		return nil, err
+// Mark deletes the rows, or with [WithKeep] sets the time they were processed
+// at, in one statement whatever their number. Rows that are marked already, or
+// gone, are passed over, and so are those of a claim that was lost. All others
+// are marked or none; after an error it may be unknown which, and marking them
+// again is safe.
+func (s *Source) Mark(ctx context.Context, rows []Row) error {
+	o := s.outbox
+	if o.fault != nil {
+		return o.fault
 	}
-	rows, err := fetch.QueryContext(ctx, limit)
+	if len(rows) == 0 {
+		return nil
+	}
+	if err := s.holder.mark(ctx, rows); err != nil {
+		return o.failed(err, "marking %d rows of %s (all of them or none; to be marked again)", len(rows), o.table)
+	}
+	return nil
+}
+
+// Fail notes in the rows that they were attempted in vain, with the error, and
+// when they are to be handed out again, see [WithBackoff]. A row that is marked,
+// or in other hands by now, is passed over.
+func (s *Source) Fail(ctx context.Context, failed []courier.FailedRecord[Row]) error {
+	o := s.outbox
+	if o.fault != nil {
+		return o.fault
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	list := make([]failure, len(failed))
+	for i, f := range failed {
+		list[i] = failureOf(f.Record)
+		list[i].delay = max(f.After, o.backoff.delay(f.Record.Attempts))
+		if f.Error != nil {
+			list[i].text = plain(f.Error.Error())
+		}
+	}
+	if err := s.holder.fail(ctx, list); err != nil {
+		return o.failed(err, "noting the failure of %d rows of %s (they come back)", len(failed), o.table)
+	}
+	return nil
+}
+
+// Release gives rows back that were not attempted. They are to be had at once,
+// whatever time it is given: a row that was held back would be overtaken by
+// later ones, and another relay may well be able to deliver it.
+func (s *Source) Release(ctx context.Context, rows []Row, _ time.Duration) error {
+	o := s.outbox
+	if o.fault != nil {
+		return o.fault
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	list := make([]failure, len(rows))
+	for i, row := range rows {
+		list[i] = failureOf(row)
+	}
+	if err := s.holder.release(ctx, list); err != nil {
+		return o.failed(err, "giving %d rows of %s back", len(rows), o.table)
+	}
+	return nil
+}
+
+// RenewEvery is a third of a lease, or how often the source looks whether the
+// rows are still its own; 0 where there is nothing to look for. A coordinator
+// asks when it begins to run: from then on rows that are in its hand are not
+// handed out again, so that it may fetch ahead ([courier.WithPrefetch]).
+func (s *Source) RenewEvery() time.Duration {
+	if s.outbox.fault != nil {
+		return 0
+	}
+	s.holder.begin()
+	return s.holder.renewEvery()
+}
+
+// Renew extends the hold on rows that are being worked on. Those that are held
+// no more are listed in a [*courier.BatchError], with [ErrLeaseLost].
+func (s *Source) Renew(ctx context.Context, rows []Row) error {
+	o := s.outbox
+	if o.fault != nil {
+		return o.fault
+	}
+	if len(rows) == 0 {
+		return nil
+	}
+	lost, err := s.holder.renew(ctx, rows)
+	if err != nil {
+		return o.failed(err, "renewing the hold on %d rows of %s", len(rows), o.table)
+	}
+	var list courier.BatchError
+	for i, row := range rows {
+		if lost[row.Seq] {
+			list.Add(i, ErrLeaseLost)
+		}
+	}
+	return list.ErrorOrNil()
+}
+
+// Lag tells how many rows are due, and for how long the oldest of them has been
+// there, without those that this source has handed out and a coordinator is
+// working on; rows that a transaction has locked count. It counts them one by
+// one: ask once a minute, not once a batch.
+func (s *Source) Lag(ctx context.Context) (courier.Lag, error) {
+	if h, ok := s.holder.(interface{ bounds() (first, last int64) }); ok {
+		first, last := h.bounds()
+		return s.outbox.lagBut(ctx, first, last)
+	}
+	return s.outbox.Lag(ctx)
+}
+
+// Identity names a row by its message's ID.
+func (s *Source) Identity(row Row) string { return row.ID }
+
+// Validate reports what the outbox was misconfigured with.
+func (s *Source) Validate() error { return s.outbox.fault }
+
+func failureOf(row Row) failure {
+	return failure{seq: row.Seq, claim: row.claim, attempts: int64(row.Attempts)}
+}
+
+// backoff is how long a row waits that failed.
+type backoff struct{ initial, longest time.Duration }
+
+func (b backoff) delay(failures int) time.Duration {
+	delay := b.initial
+	for range failures {
+		if delay >= b.longest/2 {
+			return b.longest
+		}
+		delay *= 2
+	}
+	return delay
+}
+
+// rows reads what a statement that fetches returns.
+func (o *Outbox) rows(ctx context.Context, on executor, limit int, text string, args ...any) ([]Row, error) {
+	rows, err := on.QueryContext(ctx, text, args...)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = rows.Close() }() // what it has to say, Err said
 	var batch []Row
 	var row Row
-	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace, &row.CreatedAt}
+	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace,
+		(*micros)(&row.CreatedAt), &row.Attempts, &row.claim}
 	for rows.Next() {
 		if err := rows.Scan(into...); err != nil {
 			return nil, err
@@ -63,40 +243,14 @@ func (o *Outbox) pendingRows(ctx context.Context, limit int) ([]Row, error) {
 	return batch, rows.Err()
 }
 
-// Mark deletes the rows, or with [WithKeep] sets the time they were processed
-// at, in one statement whatever their number. Rows that are marked already, or
-// gone, are passed over. All are marked or none; after an error it may be
-// unknown which, and marking them again is safe.
-func (s *Source) Mark(ctx context.Context, rows []Row) error {
-	o := s.outbox
-	if o.fault != nil {
-		return o.fault
-	}
-	if len(rows) == 0 {
-		return nil
-	}
-	if err := o.markRows(ctx, rows); err != nil {
-		return o.failed(err, "marking %d rows of %s (all of them or none; to be marked again)", len(rows), o.table)
-	}
-	return nil
-}
-
-func (o *Outbox) markRows(ctx context.Context, rows []Row) error {
-	mark, err := o.mark.prepared(ctx, o.db)
-	if err != nil {
-		return err
-	}
-	seqs := o.grammar.int64s(len(rows), func(i int) int64 { return rows[i].Seq })
+// marking are the arguments of a statement that marks.
+func (o *Outbox) marking(args ...any) []any {
 	if o.keep {
-		_, err = mark.ExecContext(ctx, seqs, o.now().UnixMicro())
-	} else {
-		_, err = mark.ExecContext(ctx, seqs)
+		args = append(args, o.grammar.time(o.now().UnixMicro()))
 	}
-	return err
+	return args
 }
 
-// Identity names a row by its message's ID.
-func (s *Source) Identity(row Row) string { return row.ID }
-
-// Validate reports what the outbox was misconfigured with.
-func (s *Source) Validate() error { return s.outbox.fault }
+func (o *Outbox) seqs(rows []Row) any {
+	return o.grammar.int64s(len(rows), func(i int) int64 { return rows[i].Seq })
+}

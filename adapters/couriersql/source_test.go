@@ -14,7 +14,9 @@ import (
 
 var keeping = map[string][]Option{"delete": nil, "keep": {WithKeep()}}
 
-func TestFetchNeverAcknowledges(t *testing.T) {
+func TestFetchNeverAcknowledges(t *testing.T) { inEach(t, testFetchNeverAcknowledges) }
+
+func testFetchNeverAcknowledges(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	write(t, o, named("a", "b", "c")...)
 	require.Equal(t, []string{"a", "b"}, idsOf(fetch(t, o, 2)))
@@ -26,7 +28,9 @@ func TestFetchNeverAcknowledges(t *testing.T) {
 	require.Equal(t, 3, n)
 }
 
-func TestMarkAnySubsetInAnyOrderTwice(t *testing.T) {
+func TestMarkAnySubsetInAnyOrderTwice(t *testing.T) { inEach(t, testMarkAnySubsetInAnyOrderTwice) }
+
+func testMarkAnySubsetInAnyOrderTwice(t *testing.T, newOutbox maker) {
 	for name, opts := range keeping {
 		t.Run(name, func(t *testing.T) {
 			o := newOutbox(t, opts...)
@@ -47,7 +51,9 @@ func TestMarkAnySubsetInAnyOrderTwice(t *testing.T) {
 	}
 }
 
-func TestMarkDeletes(t *testing.T) {
+func TestMarkDeletes(t *testing.T) { inEach(t, testMarkDeletes) }
+
+func testMarkDeletes(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	write(t, o, named("a")...)
 	require.NoError(t, o.Source().Mark(t.Context(), fetch(t, o, 10)))
@@ -66,7 +72,9 @@ func TestMarkKeepsTheFirstTime(t *testing.T) {
 }
 
 // A seq that came back would let a repeated mark take a row nobody applied.
-func TestMarkRepeatedLateTakesNoNewRow(t *testing.T) {
+func TestMarkRepeatedLateTakesNoNewRow(t *testing.T) { inEach(t, testMarkRepeatedLateTakesNoNewRow) }
+
+func testMarkRepeatedLateTakesNoNewRow(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	write(t, o, named("a")...)
 	old := fetch(t, o, 10)
@@ -115,9 +123,12 @@ func TestMarkAllOrNothing(t *testing.T) {
 	}
 }
 
-// SQLite has one writer at a time, so that rows become visible in order. Where
-// they do not, a row that shows up below one that is marked must be handed out.
+// A row that shows up below one that is marked must be handed out.
 func TestFetchHandsOutARowThatAppearsLate(t *testing.T) {
+	inEach(t, testFetchHandsOutARowThatAppearsLate)
+}
+
+func testFetchHandsOutARowThatAppearsLate(t *testing.T, newOutbox maker) {
 	for name, opts := range keeping {
 		t.Run(name, func(t *testing.T) {
 			o := newOutbox(t, opts...)
@@ -126,7 +137,7 @@ func TestFetchHandsOutARowThatAppearsLate(t *testing.T) {
 			execute(t, o.db, `DELETE FROM courier_outbox WHERE id = 'a'`)
 			require.NoError(t, o.Source().Mark(t.Context(), rows[1:]))
 			execute(t, o.db, `INSERT INTO courier_outbox (seq, id, topic, key, payload, headers, trace, created_at)
-				VALUES (?, 'late', 'orders', '', x'', '', '', 0)`, rows[0].Seq)
+				VALUES ($1, 'late', 'orders', '', $2, '', '', $3)`, rows[0].Seq, []byte{}, o.grammar.time(0))
 			require.Equal(t, []string{"late"}, idsOf(fetch(t, o, 10)))
 		})
 	}
@@ -155,14 +166,25 @@ func TestWriterWaitsForAnother(t *testing.T) {
 
 func TestKeptRowsDoNotSlowTheFetch(t *testing.T) {
 	o := newOutbox(t, WithKeep())
-	var id, parent, unused int
+	rows, err := o.db.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+o.fetch.text, 100, 1, 0, 0)
+	require.NoError(t, err)
+	defer rows.Close()
 	var plan string
-	require.NoError(t, o.db.QueryRowContext(t.Context(), "EXPLAIN QUERY PLAN "+o.fetch.text, 100).Scan(&id, &parent, &unused, &plan))
+	for rows.Next() {
+		var id, parent, unused int
+		var step string
+		require.NoError(t, rows.Scan(&id, &parent, &unused, &step))
+		plan += step + "\n"
+	}
+	require.NoError(t, rows.Err())
+	require.Contains(t, plan, "INDEX courier_outbox_failed")
 	require.Contains(t, plan, "USING INDEX courier_outbox_pending")
 	require.NotContains(t, plan, "TEMP B-TREE")
 }
 
-func TestCanceledContext(t *testing.T) {
+func TestCanceledContext(t *testing.T) { inEach(t, testCanceledContext) }
+
+func testCanceledContext(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	write(t, o, named("a")...)
 	rows := fetch(t, o, 10)
@@ -177,7 +199,9 @@ func TestCanceledContext(t *testing.T) {
 	require.Equal(t, []string{"a"}, idsOf(fetch(t, o, 10)))
 }
 
-func TestCloseIsNotTheEnd(t *testing.T) {
+func TestCloseIsNotTheEnd(t *testing.T) { inEach(t, testCloseIsNotTheEnd) }
+
+func testCloseIsNotTheEnd(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	require.NoError(t, o.Close())
 	write(t, o, named("a")...)
@@ -187,7 +211,9 @@ func TestCloseIsNotTheEnd(t *testing.T) {
 	require.NoError(t, o.Source().Mark(t.Context(), fetch(t, o, 10)))
 }
 
-func TestConcurrentUse(t *testing.T) {
+func TestConcurrentUse(t *testing.T) { inEach(t, testConcurrentUse) }
+
+func testConcurrentUse(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	write(t, o, named("a", "b", "c", "d")...)
 	errs := make(chan error)

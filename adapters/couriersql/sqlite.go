@@ -14,6 +14,19 @@ import (
 //go:embed migrations/sqlite/*.sql
 var sqliteMigrations embed.FS
 
+// What a fetch reads of a row.
+const sqliteRow = `seq, id, topic, key, payload, headers, trace, created_at, attempts, claim`
+
+const (
+	// The cast takes the digits before the point: by it the rows are found.
+	sqliteClaimed = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
+		AND seq || '.' || claim IN (SELECT value FROM json_each(?1)) AND owner = ?2`
+	sqliteLetters = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
+		AND seq || '.' || version IN (SELECT value FROM json_each(?1))`
+	sqliteFailed = `WHERE seq = (f.value ->> 0) AND claim = (f.value ->> 1) AND attempts = (f.value ->> 2)
+		AND processed_at IS NULL AND (?2 = '' OR owner = ?2)`
+)
+
 func sqliteGrammar() grammar {
 	migrations, err := fs.Sub(sqliteMigrations, "migrations/sqlite")
 	if err != nil {
@@ -32,22 +45,47 @@ func sqliteGrammar() grammar {
 			applied_at INTEGER NOT NULL,
 			PRIMARY KEY (outbox, version)
 		) STRICT`,
+		migrated:   `SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'courier_migrations')`,
 		version:    `SELECT coalesce(max(version), 0) FROM courier_migrations WHERE outbox = ?1`,
 		addVersion: `INSERT INTO courier_migrations (outbox, version, applied_at) VALUES (?1, ?2, ?3)`,
 		columns:    `SELECT name, upper(type), "notnull", dflt_value IS NOT NULL, pk > 0 FROM pragma_table_xinfo(?1)`,
+		index:      `SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = ?1)`,
 
+		rowsPerInsert: 100, // larger statements were not measurably faster
 		insert: func(rows int) string {
 			return `INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)` +
 				strings.Repeat(", (?, ?, ?, ?, ?, ?, ?)", rows-1)
 		},
-		present: `SELECT id FROM "{table}" WHERE id IN (SELECT value FROM json_each(?1)) LIMIT 1`,
+		inserted: func(args []any) []any { return args },
+		present:  `SELECT id FROM "{table}" WHERE id IN (SELECT value FROM json_each(?1)) LIMIT 1`,
 
-		fetch: `SELECT seq, id, topic, key, payload, headers, trace, created_at FROM "{table}"
-			WHERE processed_at IS NULL ORDER BY seq LIMIT ?1`,
+		fetch: `SELECT ` + sqliteRow + ` FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?2 ORDER BY seq LIMIT ?1`,
+		ordered: `SELECT ` + sqliteRow + ` FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?4
+			AND (key = '' OR key NOT IN (SELECT key FROM "{table}" INDEXED BY "{table}_failed"
+				WHERE processed_at IS NULL AND attempts > 0 AND available_at > ?4))
+			AND seq NOT BETWEEN ?2 AND ?3 ORDER BY seq LIMIT ?1`,
+		claim: `UPDATE "{table}" SET claim = claim + 1, owner = ?2, available_at = ?4 + ?3 WHERE seq IN
+			(SELECT seq FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?4 ORDER BY seq LIMIT ?1)
+			RETURNING ` + sqliteRow,
+
 		delete: `DELETE FROM "{table}" WHERE seq IN (SELECT value FROM json_each(?1))`,
 		keep: `UPDATE "{table}" SET processed_at = ?2
 			WHERE seq IN (SELECT value FROM json_each(?1)) AND processed_at IS NULL`,
-		pending: `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
+		deleteClaimed: `DELETE FROM "{table}" WHERE ` + sqliteClaimed,
+		keepClaimed:   `UPDATE "{table}" SET processed_at = ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed,
+
+		renew: `UPDATE "{table}" SET available_at = ?4 + ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed + ` RETURNING seq`,
+		hold:  `UPDATE "{table}" SET available_at = ?3 + ?2 WHERE seq IN (SELECT value FROM json_each(?1))`,
+		fail: `UPDATE "{table}" SET attempts = attempts + 1, available_at = ?3 + (f.value ->> 3), last_error = f.value ->> 4, owner = ''
+			FROM json_each(?1) AS f ` + sqliteFailed,
+		free: `UPDATE "{table}" SET available_at = 0, owner = '' FROM json_each(?1) AS f ` + sqliteFailed,
+
+		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
+		lag:      `SELECT count(*), coalesce(min(created_at), 0) FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2`,
+		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < ?1`,
+		prune: `DELETE FROM "{table}" WHERE seq IN
+			(SELECT seq FROM "{table}" WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`,
+		failing: `SELECT id, attempts, last_error FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?1`,
 
 		send: `INSERT INTO "{table}_dlq" (id, outbox_seq, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key)
@@ -65,15 +103,27 @@ func sqliteGrammar() grammar {
 		update: `UPDATE "{table}_dlq" SET version = version + 1, error = ?3, error_type = ?4, reason = ?5, attempts = ?6,
 				first_failed_at = ?7, last_failed_at = ?8, redriven = ?9, branch = ?10, order_key = ?11
 			WHERE seq = ?1 AND version = ?2`,
-		// The cast takes the digits before the point: by it the rows are found.
-		remove: `DELETE FROM "{table}_dlq" WHERE seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
-			AND seq || '.' || version IN (SELECT value FROM json_each(?1))`,
+		remove: `DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters,
+		requeue: []string{
+			`UPDATE "{table}" SET processed_at = NULL, available_at = 0, attempts = 0, last_error = ''
+				WHERE processed_at IS NOT NULL AND id IN (SELECT id FROM "{table}_dlq" WHERE ` + sqliteLetters + `)`,
+			`INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at)
+				SELECT id, topic, key, payload, headers, trace, created_at FROM "{table}_dlq" d
+				WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM "{table}" t WHERE t.id = d.id) ORDER BY seq`,
+			`DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters,
+		},
 		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq"
 			WHERE order_key <> '' AND order_key IN (SELECT value FROM json_each(?1))`,
 		parked: `SELECT count(*) FROM "{table}_dlq"`,
 
 		int64s:     sqliteInt64s,
 		strings:    sqliteStrings,
+		letters:    func(ids []string) []any { return []any{sqliteStrings(ids)} },
+		claims:     sqliteClaims,
+		failures:   sqliteFailures,
+		time:       func(micros int64) any { return micros },
+		timed:      true,
+		prepares:   true,
 		duplicate:  sqliteDuplicate,
 		addedTwice: sqliteAddedTwice,
 		busy:       sqliteBusy,
@@ -95,6 +145,11 @@ func sqliteShapes() []shape {
 	return []shape{
 		{"", append(slices.Clone(message),
 			column{name: "processed_at", kind: "INTEGER", nullable: true},
+			column{name: "available_at", kind: "INTEGER", since: 3},
+			column{name: "attempts", kind: "INTEGER", since: 3},
+			column{name: "last_error", kind: "TEXT", since: 3},
+			column{name: "claim", kind: "INTEGER", since: 3},
+			column{name: "owner", kind: "TEXT", since: 3},
 		)},
 		{"_dlq", append(slices.Clone(message),
 			column{name: "outbox_seq", kind: "INTEGER"},
@@ -129,6 +184,23 @@ func sqliteInt64s(n int, at func(int) int64) any {
 func sqliteStrings(list []string) any {
 	text, _ := json.Marshal(list) // never fails for strings
 	return string(text)
+}
+
+func sqliteClaims(rows []Row) []any {
+	list := make([]string, len(rows))
+	for i, row := range rows {
+		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10)
+	}
+	return []any{sqliteStrings(list)}
+}
+
+func sqliteFailures(list []failure) []any {
+	values := make([][5]any, len(list))
+	for i, f := range list {
+		values[i] = [5]any{f.seq, f.claim, f.attempts, f.delay.Microseconds(), f.text}
+	}
+	text, _ := json.Marshal(values) // never fails for numbers and strings
+	return []any{string(text)}
 }
 
 // Errors are told apart by SQLite's own texts, which every driver passes on;

@@ -14,16 +14,14 @@ import (
 	"unicode/utf8"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/jackc/pgx/v5"
 )
 
 // ErrDuplicateID is the error, to errors.Is, of a Write whose message has an ID
 // that another row of the table has.
 var ErrDuplicateID = errors.New("a message with this ID was written before")
 
-const (
-	columns       = 7   // that Write fills
-	rowsPerInsert = 100 // larger statements were not measurably faster
-)
+const columns = 7 // that Write fills
 
 // Write adds messages to the user's transaction: they exist once it commits,
 // and never if it is rolled back. It neither commits nor rolls back, does not
@@ -37,20 +35,53 @@ const (
 //
 // After an error the transaction may hold a part of the messages: roll it back.
 func (o *Outbox) Write(ctx context.Context, tx *sql.Tx, messages ...Message) error {
+	if tx == nil && o.fault == nil {
+		return noTransaction()
+	}
+	return o.write(ctx, messages, func(text string, args []any) error {
+		_, err := tx.ExecContext(ctx, text, args...)
+		return err
+	}, func(text string, args ...any) interface{ Scan(...any) error } {
+		return tx.QueryRowContext(ctx, text, args...)
+	})
+}
+
+// WritePgx is [Outbox.Write] for a transaction of pgx, begun on a connection or
+// on a pool of it. The outbox must be one in PostgreSQL.
+func (o *Outbox) WritePgx(ctx context.Context, tx pgx.Tx, messages ...Message) error {
+	switch {
+	case o.fault != nil:
+	case tx == nil:
+		return noTransaction()
+	case o.dialect != Postgres:
+		return &courier.ConfigError{Field: "dialect", Problem: "has no transactions of pgx: use Write, or New with couriersql.Postgres"}
+	}
+	return o.write(ctx, messages, func(text string, args []any) error {
+		_, err := tx.Exec(ctx, text, args...)
+		return err
+	}, func(text string, args ...any) interface{ Scan(...any) error } {
+		return tx.QueryRow(ctx, text, args...)
+	})
+}
+
+func noTransaction() error {
+	return &courier.ConfigError{Field: "tx", Problem: "is nil: pass the transaction that writes the business rows"}
+}
+
+// write writes with the two functions, which are those of a transaction.
+// Prepared statements would not do here: the database prepares them on a
+// connection of its own, and the transaction may hold the pool's only one.
+func (o *Outbox) write(ctx context.Context, messages []Message, execute func(string, []any) error,
+	ask func(string, ...any) interface{ Scan(...any) error }) error {
 	if o.fault != nil {
 		return o.fault
-	}
-	if tx == nil {
-		return &courier.ConfigError{Field: "tx", Problem: "is nil: pass the transaction that writes the business rows"}
 	}
 	args, err := o.arguments(ctx, messages)
 	if err != nil {
 		return err
 	}
-	// Prepared statements would not do here: the database prepares them on a
-	// connection of its own, and tx may hold the pool's only one.
-	for chunk := range slices.Chunk(args, columns*rowsPerInsert) {
-		_, err := tx.ExecContext(ctx, o.sql(o.grammar.insert(len(chunk)/columns)), chunk...)
+	for chunk := range slices.Chunk(args, columns*o.grammar.rowsPerInsert) {
+		err := execute(o.sql(o.grammar.insert(len(chunk)/columns)), o.grammar.inserted(chunk))
 		if err == nil {
 			continue
 		}
@@ -59,7 +90,7 @@ func (o *Outbox) Write(ctx context.Context, tx *sql.Tx, messages ...Message) err
 			return o.failed(err, doing, len(messages), o.table)
 		}
 		err = fmt.Errorf("%w: %s; roll the transaction back, and give every message an ID of its own or none (%w)",
-			ErrDuplicateID, o.duplicateIn(ctx, tx, args, chunk), err)
+			ErrDuplicateID, o.duplicateIn(args, chunk, err, ask), err)
 		return o.failed(err, doing, len(messages), o.table)
 	}
 	return nil
@@ -141,7 +172,7 @@ func newID(now time.Time) string {
 
 // duplicateIn names the ID that kept a chunk of args from being inserted: one
 // that occurs twice among them, or one of the chunk that is in the table.
-func (o *Outbox) duplicateIn(ctx context.Context, tx *sql.Tx, args, chunk []any) string {
+func (o *Outbox) duplicateIn(args, chunk []any, err error, ask func(string, ...any) interface{ Scan(...any) error }) string {
 	seen := make(map[string]bool)
 	for i := 0; i < len(args); i += columns {
 		id := args[i].(string)
@@ -150,12 +181,15 @@ func (o *Outbox) duplicateIn(ctx context.Context, tx *sql.Tx, args, chunk []any)
 		}
 		seen[id] = true
 	}
-	ids := make([]string, 0, rowsPerInsert)
+	if o.grammar.duplicateID != nil {
+		return fmt.Sprintf("%q", o.grammar.duplicateID(err))
+	}
+	ids := make([]string, 0, len(chunk)/columns)
 	for i := 0; i < len(chunk); i += columns {
 		ids = append(ids, chunk[i].(string))
 	}
 	var id string
-	if err := tx.QueryRowContext(ctx, o.sql(o.grammar.present), o.grammar.strings(ids)).Scan(&id); err != nil {
+	if err := ask(o.sql(o.grammar.present), o.grammar.strings(ids)).Scan(&id); err != nil {
 		return "which one could not be found out: " + err.Error()
 	}
 	return fmt.Sprintf("%q", id)

@@ -11,7 +11,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestWriteRoundTrip(t *testing.T) {
+func TestWriteRoundTrip(t *testing.T) { inEach(t, testWriteRoundTrip) }
+
+func testWriteRoundTrip(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	created := start.Add(-time.Hour)
 	full := Message{
@@ -29,11 +31,17 @@ func TestWriteRoundTrip(t *testing.T) {
 	require.Equal(t, full, got)
 	got, err = rows[1].Message()
 	require.NoError(t, err)
+	require.Empty(t, got.Payload)
+	got.Payload = nil // or empty, as the driver has it
 	require.Equal(t, Message{ID: "b", Topic: "orders", CreatedAt: start}, got)
 	require.Equal(t, []string{"", ""}, []string{rows[1].Headers, rows[1].Trace})
 }
 
 func TestWriteInARolledBackTransactionLeavesNothing(t *testing.T) {
+	inEach(t, testWriteInARolledBackTransactionLeavesNothing)
+}
+
+func testWriteInARolledBackTransactionLeavesNothing(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	tx, err := o.db.BeginTx(t.Context(), nil)
 	require.NoError(t, err)
@@ -42,7 +50,9 @@ func TestWriteInARolledBackTransactionLeavesNothing(t *testing.T) {
 	require.Empty(t, fetch(t, o, 10))
 }
 
-func TestWriteNeverCommits(t *testing.T) {
+func TestWriteNeverCommits(t *testing.T) { inEach(t, testWriteNeverCommits) }
+
+func testWriteNeverCommits(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	tx, err := o.db.BeginTx(t.Context(), nil)
 	require.NoError(t, err)
@@ -53,29 +63,39 @@ func TestWriteNeverCommits(t *testing.T) {
 }
 
 func TestWriteUsesTheTransactionsConnectionOnly(t *testing.T) {
+	inEach(t, testWriteUsesTheTransactionsConnectionOnly)
+}
+
+func testWriteUsesTheTransactionsConnectionOnly(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	o.db.SetMaxOpenConns(1) // any other connection would be waited for until the test times out
 	write(t, o, named("a")...)
 	require.Equal(t, []string{"a"}, idsOf(fetch(t, o, 10)))
 }
 
-func TestWriteManyKeepsTheOrder(t *testing.T) {
+func TestWriteManyKeepsTheOrder(t *testing.T) { inEach(t, testWriteManyKeepsTheOrder) }
+
+func testWriteManyKeepsTheOrder(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	var ids []string
-	for i := range 2*rowsPerInsert + 50 {
+	for i := range 2*o.grammar.rowsPerInsert + 50 {
 		ids = append(ids, fmt.Sprint(i))
 	}
 	write(t, o, named(ids...)...)
-	require.Equal(t, ids, idsOf(fetch(t, o, 1000)))
+	require.Equal(t, ids, idsOf(fetch(t, o, 10_000)))
 }
 
-func TestWriteNothing(t *testing.T) {
+func TestWriteNothing(t *testing.T) { inEach(t, testWriteNothing) }
+
+func testWriteNothing(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	write(t, o)
 	require.Empty(t, fetch(t, o, 10))
 }
 
-func TestWriteMakesUniqueIDs(t *testing.T) {
+func TestWriteMakesUniqueIDs(t *testing.T) { inEach(t, testWriteMakesUniqueIDs) }
+
+func testWriteMakesUniqueIDs(t *testing.T, newOutbox maker) {
 	o := newOutbox(t) // with a clock that stands still
 	messages := make([]Message, 1000)
 	for i := range messages {
@@ -91,7 +111,9 @@ func TestWriteMakesUniqueIDs(t *testing.T) {
 	require.Empty(t, messages[0].ID, "the caller's messages were modified")
 }
 
-func TestWriteDuplicateID(t *testing.T) {
+func TestWriteDuplicateID(t *testing.T) { inEach(t, testWriteDuplicateID) }
+
+func testWriteDuplicateID(t *testing.T, newOutbox maker) {
 	for name, test := range map[string]struct {
 		messages []Message
 		want     string
@@ -114,6 +136,10 @@ func TestWriteDuplicateID(t *testing.T) {
 }
 
 func TestWriteChecksMessagesBeforeItWritesAny(t *testing.T) {
+	inEach(t, testWriteChecksMessagesBeforeItWritesAny)
+}
+
+func testWriteChecksMessagesBeforeItWritesAny(t *testing.T, newOutbox maker) {
 	for want, bad := range map[string]Message{
 		"has no Topic":             {ID: "bad"},
 		"has an ID that is not":    {ID: "bad\x00", Topic: "orders"},
@@ -137,7 +163,9 @@ func TestWriteChecksMessagesBeforeItWritesAny(t *testing.T) {
 	}
 }
 
-func TestWriteTraceHeaders(t *testing.T) {
+func TestWriteTraceHeaders(t *testing.T) { inEach(t, testWriteTraceHeaders) }
+
+func testWriteTraceHeaders(t *testing.T, newOutbox maker) {
 	type key struct{}
 	calls := 0
 	o := newOutbox(t, WithTraceHeaders(func(ctx context.Context) map[string]string {
@@ -160,7 +188,9 @@ func TestWriteTraceHeaders(t *testing.T) {
 	require.Equal(t, 1, calls)
 }
 
-func TestWriteToNoTransaction(t *testing.T) {
+func TestWriteToNoTransaction(t *testing.T) { inEach(t, testWriteToNoTransaction) }
+
+func testWriteToNoTransaction(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	err := o.Write(t.Context(), nil, named("a")...)
 	require.ErrorIs(t, err, courier.ErrConfig)

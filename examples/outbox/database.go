@@ -9,18 +9,20 @@ import (
 	"iter"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
 	"github.com/gofrs/flock"
+	_ "github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite"
 )
 
-// database is the business table and the outbox, in one file.
+// database is the business table and the outbox, in one database.
 type database struct {
 	*sql.DB
 	outbox *couriersql.Outbox
 	name   string       // the head of all its message IDs
-	lock   *flock.Flock // two relays on one outbox would deliver everything twice
+	lock   *flock.Flock // two relays on one SQLite outbox would deliver everything twice; nil elsewhere
 }
 
 // The business table takes rows of any shape: what is in them is JSON. The
@@ -28,8 +30,8 @@ type database struct {
 // in every run with one database and in no other database: a server outside
 // may keep the messages of many.
 const schema = `
-CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS demo_name (only INTEGER PRIMARY KEY CHECK (only = 1), name TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS demo_name ("only" INTEGER PRIMARY KEY CHECK ("only" = 1), name TEXT NOT NULL);
 `
 
 func openDatabase(ctx context.Context, path string) (_ *database, err error) {
@@ -66,16 +68,35 @@ func openDatabase(ctx context.Context, path string) (_ *database, err error) {
 	if columns > 0 && (columns != 2 || known != 2) {
 		return nil, errors.New("it has a table orders of another program: pass another path")
 	}
+	return db, db.prepare(ctx)
+}
+
+// openPostgres needs no lock: relays of several runs share the outbox.
+func openPostgres(ctx context.Context, dsn string) (*database, error) {
+	pool, err := sql.Open("pgx", dsn)
+	if err != nil {
+		return nil, fmt.Errorf("-pg: %w", err)
+	}
+	db := &database{DB: pool, outbox: couriersql.New(pool, couriersql.Postgres, couriersql.WithWakeUp())}
+	if err := db.prepare(ctx); err != nil {
+		db.close()
+		return nil, fmt.Errorf("-pg: %w", err)
+	}
+	return db, nil
+}
+
+// prepare creates what is not there.
+func (db *database) prepare(ctx context.Context) error {
 	if err := db.outbox.Migrate(ctx); err != nil {
-		return nil, err
+		return err
 	}
 	if _, err := db.ExecContext(ctx, schema); err != nil {
-		return nil, err
+		return err
 	}
-	if _, err := db.ExecContext(ctx, `INSERT INTO demo_name VALUES (1, ?) ON CONFLICT DO NOTHING`, rand.Text()[:8]); err != nil {
-		return nil, err
+	if _, err := db.ExecContext(ctx, `INSERT INTO demo_name VALUES (1, $1) ON CONFLICT DO NOTHING`, rand.Text()[:8]); err != nil {
+		return err
 	}
-	return db, db.QueryRowContext(ctx, `SELECT name FROM demo_name`).Scan(&db.name)
+	return db.QueryRowContext(ctx, `SELECT name FROM demo_name`).Scan(&db.name)
 }
 
 func isFolder(path string) bool {
@@ -86,7 +107,9 @@ func isFolder(path string) bool {
 func (db *database) close() {
 	_ = db.outbox.Close()
 	_ = db.Close()
-	_ = db.lock.Unlock()
+	if db.lock != nil {
+		_ = db.lock.Unlock()
+	}
 }
 
 // state is what a database holds.
@@ -129,7 +152,7 @@ func (db *database) write(ctx context.Context, o order) (bool, error) {
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
 	id := db.name + "-" + o.name
-	result, err := tx.ExecContext(ctx, `INSERT INTO orders (id, body) VALUES (?, ?) ON CONFLICT DO NOTHING`, id, string(o.body))
+	result, err := tx.ExecContext(ctx, `INSERT INTO orders (id, body) VALUES ($1, $2) ON CONFLICT DO NOTHING`, id, string(o.body))
 	if err != nil {
 		return false, err
 	}
@@ -139,7 +162,7 @@ func (db *database) write(ctx context.Context, o order) (bool, error) {
 	if o.rawHeaders == "" {
 		err = db.outbox.Write(ctx, tx, couriersql.Message{ID: id, Topic: o.topic, Payload: o.body})
 	} else {
-		err = writeByHand(ctx, tx, id, o)
+		err = db.writeByHand(ctx, tx, id, o)
 	}
 	if err != nil {
 		return false, err
@@ -149,9 +172,13 @@ func (db *database) write(ctx context.Context, o order) (bool, error) {
 
 // writeByHand is a program that fills the outbox without the library, and does
 // not know what belongs there.
-func writeByHand(ctx context.Context, tx *sql.Tx, id string, o order) error {
+func (db *database) writeByHand(ctx context.Context, tx *sql.Tx, id string, o order) error {
+	var created any = 0 // microseconds
+	if db.outbox.Dialect() == couriersql.Postgres {
+		created = time.Unix(0, 0)
+	}
 	_, err := tx.ExecContext(ctx,
-		`INSERT INTO courier_outbox (id, topic, key, payload, headers, trace, created_at) VALUES (?, ?, '', ?, ?, '', 0)`,
-		id, o.topic, o.body, o.rawHeaders)
+		`INSERT INTO courier_outbox (id, topic, key, payload, headers, trace, created_at) VALUES ($1, $2, '', $3, $4, '', $5)`,
+		id, o.topic, o.body, o.rawHeaders, created)
 	return err
 }

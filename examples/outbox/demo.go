@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"iter"
@@ -55,16 +56,8 @@ func open(ctx context.Context, o options, console *console) (_ *demo, err error)
 		}
 	}()
 
-	path := d.opts.db
-	if path == "" {
-		folder, err := os.MkdirTemp("", "courier-outbox-")
-		if err != nil {
-			return nil, err
-		}
-		d.atClose(func() { _ = os.RemoveAll(folder) })
-		path = filepath.Join(folder, "orders.db")
-	}
-	if d.db, err = openDatabase(ctx, path); err != nil {
+	path, err := d.openDatabase(ctx)
+	if err != nil {
 		return nil, err
 	}
 	d.atClose(d.db.close)
@@ -88,6 +81,27 @@ func open(ctx context.Context, o options, console *console) (_ *demo, err error)
 	return d, nil
 }
 
+// openDatabase returns the path beside which the embedded server has its store.
+func (d *demo) openDatabase(ctx context.Context) (path string, err error) {
+	if d.opts.pg != "" {
+		if d.db, err = openPostgres(ctx, d.opts.pg); err != nil {
+			return "", err
+		}
+		return filepath.Join(os.TempDir(), "courier-outbox-"+d.db.name), nil
+	}
+	path = d.opts.db
+	if path == "" {
+		folder, err := os.MkdirTemp("", "courier-outbox-")
+		if err != nil {
+			return "", err
+		}
+		d.atClose(func() { _ = os.RemoveAll(folder) })
+		path = filepath.Join(folder, "orders.db")
+	}
+	d.db, err = openDatabase(ctx, path)
+	return path, err
+}
+
 // transfer writes the orders and relays them, both at once, while the broker
 // goes down and comes back. It returns when the outbox is drained, ctx ends, or
 // one of them fails.
@@ -99,7 +113,7 @@ func (d *demo) transfer(ctx context.Context, total int) error {
 	}
 	d.counts.expected.Add(before.pending)
 	if before.written > 0 {
-		d.console.line("continuing with %s: %s orders written before, %s pending", d.opts.db, humanize.Comma(before.written), humanize.Comma(before.pending))
+		d.console.line("continuing with %s: %s orders written before, %s pending", cmp.Or(d.opts.db, "the database of -pg"), humanize.Comma(before.written), humanize.Comma(before.pending))
 	}
 
 	// The first that ends the run says why.

@@ -13,7 +13,8 @@ import (
 // options is what the command line says.
 type options struct {
 	orders, poison int
-	in, out, db    string
+	in, out        string
+	db, pg         string
 	batch, crash   int
 	outage         time.Duration
 	preload        bool
@@ -28,13 +29,14 @@ func flags(o *options) *flag.FlagSet {
 	f.StringVar(&o.in, "in", "", "relay the rows of a `FILE`, .csv or .jsonl, instead of made-up orders")
 	f.StringVar(&o.out, "out", "", "deliver to the NATS server at this `URL` instead of an embedded one")
 	f.StringVar(&o.db, "db", "", "keep the database at this `PATH`, and the embedded server's store beside it")
-	f.IntVar(&o.crash, "crash", 0, "kill the process (SIGKILL) in the batch that brings the delivered orders to `N`; needs -db")
+	f.StringVar(&o.pg, "pg", "", "keep orders and outbox in the PostgreSQL database of this `DSN` instead of a SQLite file")
+	f.IntVar(&o.crash, "crash", 0, "kill the process (SIGKILL) in the batch that brings the delivered orders to `N`; needs -db or -pg")
 	f.IntVar(&o.batch, "batch", 1000, "relay up to `N` rows at a time")
 	f.BoolVar(&o.preload, "preload", false, "write everything before the relay starts, to measure the relay alone")
 	return f
 }
 
-const usageHead = `Outbox writes orders to a SQLite file, each with its outbox row in one
+const usageHead = `Outbox writes orders to a database, each with its outbox row in one
 transaction, and Courier relays them to NATS JetStream, through an outage of the
 server and past orders that are poison. At the end the stream is read back.
 
@@ -43,6 +45,7 @@ server and past orders that are poison. At the end the stream is read back.
                                              how fast the relay is
   outbox -db /tmp/orders.db -crash 4000      dies halfway …
   outbox -db /tmp/orders.db                  … and the next start loses nothing
+  outbox -pg postgres://user@host/database   in PostgreSQL, where several may run at once
   outbox -in rows.csv                        rows of any shape
   outbox -out nats://127.0.0.1:4222          to a server outside (nats-server -js)
 
@@ -84,8 +87,10 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("-outage %v: pass 0 or more", o.outage)
 	case o.crash < 0:
 		return o, fmt.Errorf("-crash %d: pass 1 or more", o.crash)
-	case o.crash > 0 && o.db == "":
-		return o, errors.New("-crash: pass -db PATH too, so that the next start finds what this one leaves")
+	case o.crash > 0 && o.db == "" && o.pg == "":
+		return o, errors.New("-crash: pass -db PATH too, or -pg DSN, so that the next start finds what this one leaves")
+	case o.db != "" && o.pg != "":
+		return o, errors.New("-pg: leave out -db, the orders are in one database or the other")
 	case o.in != "" && (set["n"] || set["poison"]):
 		return o, errors.New("-in: leave out -n and -poison, which are for made-up orders")
 	case o.out != "" && set["outage"] && o.outage > 0:

@@ -27,6 +27,7 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 )
 
 // childArgs makes this test binary the program itself, for the test that has
@@ -37,7 +38,7 @@ func TestMain(m *testing.M) {
 	if args := os.Getenv(childArgs); args != "" {
 		os.Exit(run(context.Background(), strings.Split(args, "\n"), os.Stdout, os.Stderr))
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
 }
 
 // result is how the program ended.
@@ -136,6 +137,22 @@ func TestCrash(t *testing.T) {
 	require.Contains(t, r.stderr, "continuing with "+db)
 }
 
+// The same in PostgreSQL: an outage, poison, and a run that goes on.
+func TestPostgres(t *testing.T) {
+	dsn := pgtest.Schema(t)
+	args := []string{"-pg", dsn, "-n", "300", "-batch", "50", "-outage", "100ms"}
+	program(t, args...).require(t, 0, table{written: 300, delivered: 297, dead: 3})
+	t.Cleanup(func() {
+		db, err := openPostgres(context.Background(), dsn)
+		require.NoError(t, err)
+		require.NoError(t, os.RemoveAll(filepath.Join(os.TempDir(), "courier-outbox-"+db.name+".jetstream")))
+		db.close()
+	})
+	r := program(t, "-pg", dsn, "-n", "400", "-batch", "50", "-outage", "0")
+	r.require(t, 0, table{written: 400, delivered: 397, dead: 3})
+	require.Contains(t, r.stderr, "continuing with the database of -pg: 300 orders written before")
+}
+
 func TestCrashNotReached(t *testing.T) {
 	t.Parallel()
 	r := program(t, "-db", filepath.Join(t.TempDir(), "a.db"), "-n", "5", "-outage", "0", "-crash", "6")
@@ -158,7 +175,7 @@ func TestSignal(t *testing.T) {
 	found := r.table(t)
 	require.Zero(t, found.missing)
 	require.Positive(t, found.pending)
-	require.Contains(t, r.stdout, "start again with the same -db")
+	require.Contains(t, r.stdout, "start again with the same database")
 
 	program(t, "-db", db, "-n", "200", "-poison", "0", "-outage", "0").require(t, 0, table{written: 200, delivered: 200})
 }
@@ -367,7 +384,7 @@ func TestBadInput(t *testing.T) {
 		"batch":                {[]string{"-batch", "0"}, "-batch 0: pass 1 or more"},
 		"outage":               {[]string{"-outage", "-1s"}, "-outage -1s: pass 0 or more"},
 		"negative crash":       {[]string{"-crash", "-1"}, "-crash -1: pass 1 or more"},
-		"crash without db":     {[]string{"-crash", "5"}, "-crash: pass -db PATH too"},
+		"crash without db":     {[]string{"-crash", "5"}, "-crash: pass -db PATH too, or -pg DSN"},
 		"in with n":            {[]string{"-in", "a.csv", "-n", "5"}, "-in: leave out -n"},
 		"out with outage":      {[]string{"-out", "nats://127.0.0.1:1", "-outage", "1s"}, "-out: leave out -outage"},
 
@@ -412,7 +429,7 @@ func TestHelp(t *testing.T) {
 	r := program(t, "-h")
 	require.Zero(t, r.status)
 	require.Empty(t, r.stderr)
-	for _, name := range []string{"-n", "-in", "-out", "-db", "-crash", "-batch", "-outage", "-poison", "-preload"} {
+	for _, name := range []string{"-pg", "-n", "-in", "-out", "-db", "-crash", "-batch", "-outage", "-poison", "-preload"} {
 		require.Regexp(t, `(?m)^  `+name+`\b`, r.stdout)
 	}
 }

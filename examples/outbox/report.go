@@ -53,12 +53,12 @@ func (f *findings) err() error {
 }
 
 // conclusion is the last line of a run without fault.
-func (f *findings) conclusion(db string) string {
+func (f *findings) conclusion(kept string) string {
 	switch {
 	case f.pending == 0:
 		return "Every order is delivered once or dead-lettered."
-	case db == "":
+	case kept == "":
 		return "Nothing is lost so far; what is pending goes with the temporary database. Keep it with -db."
 	}
-	return "Nothing is lost: start again with the same -db to deliver what is pending."
+	return "Nothing is lost: start again with the same database to deliver what is pending."
 }

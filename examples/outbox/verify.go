@@ -46,7 +46,7 @@ func verify(ctx context.Context, db *database, js jetstream.JetStream, stream je
 // readBack fills the temporary table seen with the message IDs of the stream,
 // and how often it holds each.
 func readBack(ctx context.Context, conn *sql.Conn, stream jetstream.Stream) error {
-	_, err := conn.ExecContext(ctx, `CREATE TEMP TABLE seen (id TEXT PRIMARY KEY, copies INTEGER NOT NULL) WITHOUT ROWID`)
+	_, err := conn.ExecContext(ctx, `CREATE TEMP TABLE seen (id TEXT PRIMARY KEY, copies INTEGER NOT NULL)`)
 	if err != nil {
 		return err
 	}
@@ -59,7 +59,7 @@ func readBack(ctx context.Context, conn *sql.Conn, stream jetstream.Stream) erro
 		return err
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
-	add, err := tx.PrepareContext(ctx, `INSERT INTO seen VALUES (?, 1) ON CONFLICT DO UPDATE SET copies = copies + 1`)
+	add, err := tx.PrepareContext(ctx, `INSERT INTO seen VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET copies = seen.copies + 1`)
 	if err != nil {
 		return err
 	}

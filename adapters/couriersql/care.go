@@ -1,0 +1,144 @@
+package couriersql
+
+import (
+	"context"
+	"io/fs"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// This room is what an operator asks of an outbox.
+
+// Lag tells how many rows are due, and for how long the oldest of them has been
+// there. Rows that wait for a retry, or are leased, are not due. It counts them
+// one by one: ask once a minute, not once a batch.
+func (o *Outbox) Lag(ctx context.Context) (courier.Lag, error) { return o.lagBut(ctx, 1, 0) }
+
+// lagBut is the lag without what is in hand, from the first row to the last.
+func (o *Outbox) lagBut(ctx context.Context, first, last int64) (courier.Lag, error) {
+	if o.fault != nil {
+		return courier.Lag{}, o.fault
+	}
+	var lag courier.Lag
+	var oldest micros
+	if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.lag), o.timed(first, last)...).Scan(&lag.Pending, &oldest); err != nil {
+		return courier.Lag{}, o.failed(err, "asking %s for its lag", o.table)
+	}
+	if lag.Pending > 0 {
+		lag.Oldest = max(0, o.now().Sub(time.UnixMicro(int64(oldest))))
+	}
+	return lag, nil
+}
+
+// SchemaVersion is the version that Migrate brings a database to.
+func SchemaVersion(dialect Dialect) int {
+	grammar := sqliteGrammar()
+	if dialect == Postgres {
+		grammar = postgresGrammar()
+	}
+	files, _ := fs.Glob(grammar.migrations, "*.sql") // the pattern is a good one
+	return len(files)
+}
+
+// Dialect is the one that New was given.
+func (o *Outbox) Dialect() Dialect { return o.dialect }
+
+// Status is what there is in an outbox.
+type Status struct {
+	Version int           // of the schema; 0 before Migrate
+	Pending int           // rows to be delivered
+	Due     int           // of them, those that could be delivered now
+	Oldest  time.Duration // the age of the oldest row that is due
+	Failing []Failing     // the rows with the most attempts in vain, up to 10
+	Dead    int           // dead letters
+}
+
+// Failing is a pending row that failed.
+type Failing struct {
+	ID       string
+	Attempts int
+	Error    string
+}
+
+const shownFailing = 10
+
+// Status tells what there is. It counts: ask once a minute, not once a second.
+// Before Migrate it tells that the version is 0, and nothing else.
+func (o *Outbox) Status(ctx context.Context) (Status, error) {
+	if o.fault != nil {
+		return Status{}, o.fault
+	}
+	var s Status
+	err := o.status(ctx, &s)
+	if err != nil {
+		return Status{}, o.failed(err, "asking for the status of %s", o.table)
+	}
+	return s, nil
+}
+
+func (o *Outbox) status(ctx context.Context, s *Status) (err error) {
+	var versions bool
+	if err := o.db.QueryRowContext(ctx, o.grammar.migrated).Scan(&versions); err != nil || !versions {
+		return err
+	}
+	if err := o.db.QueryRowContext(ctx, o.grammar.version, o.table).Scan(&s.Version); err != nil || s.Version == 0 {
+		return err
+	}
+	if s.Pending, err = o.Pending(ctx); err != nil {
+		return err
+	}
+	lag, err := o.Lag(ctx)
+	if err != nil {
+		return err
+	}
+	s.Due, s.Oldest = lag.Pending, lag.Oldest
+	if s.Dead, err = o.DLQ().Count(ctx); err != nil {
+		return err
+	}
+	rows, err := o.db.QueryContext(ctx, o.sql(o.grammar.failing), shownFailing)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	for rows.Next() {
+		var f Failing
+		if err := rows.Scan(&f.ID, &f.Attempts, &f.Error); err != nil {
+			return err
+		}
+		s.Failing = append(s.Failing, f)
+	}
+	return rows.Err()
+}
+
+// pruneBatch is how many rows are deleted in one transaction: few enough that
+// nothing waits for it.
+const pruneBatch = 1000
+
+// Prune deletes rows that were kept ([WithKeep]) and processed before the given
+// time, a thousand in a transaction, until there are none or ctx ends. It
+// returns how many it deleted, with an error too.
+func (o *Outbox) Prune(ctx context.Context, before time.Time) (deleted int, err error) {
+	if o.fault != nil {
+		return 0, o.fault
+	}
+	for {
+		result, err := o.db.ExecContext(ctx, o.sql(o.grammar.prune), o.grammar.time(before.UnixMicro()), pruneBatch)
+		if err != nil {
+			return deleted, o.failed(err, "pruning %s (%d rows are deleted)", o.table, deleted)
+		}
+		n, err := result.RowsAffected()
+		if err != nil {
+			return deleted, o.failed(err, "pruning %s", o.table)
+		}
+		deleted += int(n)
+		if n < pruneBatch {
+			return deleted, nil
+		}
+	}
+}
+
+// Prunable returns how many rows Prune would delete.
+func (o *Outbox) Prunable(ctx context.Context, before time.Time) (int, error) {
+	return o.count(ctx, o.grammar.prunable, "prunable rows of "+o.table, o.grammar.time(before.UnixMicro()))
+}

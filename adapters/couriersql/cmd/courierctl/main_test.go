@@ -1,0 +1,253 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	_ = os.Unsetenv("COURIER_DB")
+	goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
+}
+
+// bed is a database of one kind.
+type bed struct {
+	t      *testing.T
+	dsn    string
+	db     *sql.DB
+	outbox *couriersql.Outbox
+}
+
+func inEach(t *testing.T, test func(*bed)) {
+	for name, make := range map[string]func(*testing.T) (driver, dsn, open string, dialect couriersql.Dialect){
+		"sqlite": func(t *testing.T) (string, string, string, couriersql.Dialect) {
+			path := filepath.Join(t.TempDir(), "orders.db")
+			return "sqlite", path, couriersql.SQLiteDSN(path), couriersql.SQLite
+		},
+		"postgres": func(t *testing.T) (string, string, string, couriersql.Dialect) {
+			dsn := pgtest.Schema(t)
+			return "pgx", dsn, dsn, couriersql.Postgres
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			driver, dsn, open, dialect := make(t)
+			db, err := sql.Open(driver, open)
+			require.NoError(t, err)
+			outbox := couriersql.New(db, dialect, couriersql.WithKeep())
+			t.Cleanup(func() {
+				require.NoError(t, outbox.Close())
+				require.NoError(t, db.Close())
+			})
+			test(&bed{t, dsn, db, outbox})
+		})
+	}
+}
+
+// run is a call of the program, which must end with the status.
+func (b *bed) run(status int, args ...string) (stdout string) {
+	b.t.Helper()
+	var out, errs bytes.Buffer
+	require.Equal(b.t, status, run(b.t.Context(), append(args, "-db", b.dsn), &out, &errs), "%s%s", &out, &errs)
+	if status == 0 {
+		require.Empty(b.t, errs.String())
+		return out.String()
+	}
+	require.Regexp(b.t, "^courierctl: .*\n$", errs.String())
+	return out.String() + errs.String()
+}
+
+func (b *bed) json(into any, args ...string) {
+	b.t.Helper()
+	require.NoError(b.t, json.Unmarshal([]byte(b.run(0, append(args, "-json")...)), into))
+}
+
+// migrated has tables, two pending rows, of which one failed, a kept one, and
+// two dead letters.
+func (b *bed) migrated() {
+	b.t.Helper()
+	b.run(0, "migrate")
+	tx, err := b.db.BeginTx(b.t.Context(), nil)
+	require.NoError(b.t, err)
+	message := func(id string) couriersql.Message {
+		return couriersql.Message{ID: id, Topic: "orders", Key: "k", Payload: []byte("payload of " + id), CreatedAt: time.Now().Add(-time.Hour)}
+	}
+	require.NoError(b.t, b.outbox.Write(b.t.Context(), tx, message("kept"), message("dead"), message("bytes"), message("failing"), message("fresh")))
+	require.NoError(b.t, tx.Commit())
+	source := b.outbox.Source()
+	rows, err := source.Fetch(b.t.Context(), 10)
+	require.NoError(b.t, err)
+	rows[2].Payload = []byte{0xff, 0}
+	for _, row := range rows[1:3] {
+		require.NoError(b.t, b.outbox.DLQ().Send(b.t.Context(), courier.DeadLetter[couriersql.Row]{
+			Record: row, Error: errors.New("boom\nand more"), Reason: courier.Exhausted, Attempts: 5, FailedAt: time.Now(),
+		}))
+	}
+	require.NoError(b.t, source.Mark(b.t.Context(), rows[:3]))
+	require.NoError(b.t, source.Fail(b.t.Context(), []courier.FailedRecord[couriersql.Row]{{Record: rows[3], Error: errors.New("refused")}}))
+	require.NoError(b.t, source.Release(b.t.Context(), rows[4:], 0))
+}
+
+func TestMigrate(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.run(exitCannotRun, "dlq", "list")
+		if b.outbox.Dialect() == couriersql.Postgres {
+			require.Contains(t, b.run(0, "migrate", "-dry-run"), "courier_outbox would go from schema version 0 to")
+			require.Contains(t, b.run(exitFinding, "status"), "there is no outbox courier_outbox in this database: call courierctl migrate")
+		}
+		require.Contains(t, b.run(0, "migrate"), "courier_outbox went from schema version 0 to")
+		require.Contains(t, b.run(0, "migrate"), "already")
+		require.Contains(t, b.run(0, "migrate", "-table", "events"), "events went from")
+		if b.outbox.Dialect() == couriersql.Postgres {
+			b.run(0, "migrate", "-wake-up")
+		} else {
+			require.Contains(t, b.run(exitCannotRun, "migrate", "-wake-up"), "WithWakeUp is for PostgreSQL")
+		}
+	})
+}
+
+func TestStatus(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.migrated()
+		var report statusReport
+		b.json(&report, "status")
+		require.InDelta(t, 3600, report.OldestSeconds, 300)
+		report.OldestSeconds = 0
+		require.Equal(t, statusReport{Table: "courier_outbox", SchemaVersion: couriersql.SchemaVersion(b.outbox.Dialect()), Pending: 2, Due: 1,
+			DeadLetters: 2, Failing: []failingReport{{"failing", 1, "refused"}}}, report)
+		text := b.run(0, "status", "-max-lag", "2h", "-max-dead", "2")
+		require.Contains(t, text, "failing         failing")
+		require.Contains(t, text, "1 attempts: refused")
+		require.Contains(t, b.run(exitFinding, "status", "-max-lag", "1m"), "longer than -max-lag 1m0s")
+		require.Contains(t, b.run(exitFinding, "status", "-max-dead", "1"), "there are 2 dead letters, more than -max-dead 1")
+		require.Contains(t, b.run(exitFinding, "status", "-table", "events"), "there is no outbox events")
+	})
+}
+
+func TestDeadLetters(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.migrated()
+		var letters []letterReport
+		b.json(&letters, "dlq", "list")
+		require.Len(t, letters, 2)
+		require.Equal(t, []string{"1.1", "dead", "boom\nand more", "exhausted"}, []string{letters[0].ID, letters[0].MessageID, letters[0].Error, letters[0].Reason})
+		text := b.run(0, "dlq", "list", "-limit", "1")
+		require.Contains(t, text, "boom and more")
+		require.Contains(t, text, "1 of 2 dead letters")
+		b.json(&letters, "dlq", "list", "-after", "1.1")
+		require.Len(t, letters, 1)
+
+		var one letterReport
+		b.json(&one, "dlq", "show", "1.1")
+		require.Equal(t, "payload of dead", one.Payload)
+		one = letterReport{}
+		b.json(&one, "dlq", "show", "2.1")
+		require.Equal(t, []byte{0xff, 0}, one.Bytes)
+		require.Contains(t, b.run(0, "dlq", "show", "2.1"), `payload       "\xff\x00"`)
+		require.Contains(t, b.run(exitFinding, "dlq", "show", "9.1"), "no dead letter has the ID 9.1")
+		require.Contains(t, b.run(exitCannotRun, "dlq", "show"), "pass the ID of one letter")
+	})
+}
+
+func TestRedriveAndDelete(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.migrated()
+		left := func() int {
+			n, err := b.outbox.DLQ().Count(t.Context())
+			require.NoError(t, err)
+			return n
+		}
+		for _, command := range []string{"redrive", "delete"} {
+			require.Contains(t, b.run(exitCannotRun, "dlq", command), "pass the IDs of letters, or -all")
+			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-all"), "pass the IDs of letters, or -all")
+			require.Contains(t, b.run(exitFinding, "dlq", command, "1.1", "7.7"), "no dead letter has the ID 7.7")
+			require.Contains(t, b.run(0, "dlq", command, "-all", "-dry-run"), "2 dead letters would be ")
+			require.Equal(t, 2, left())
+		}
+		require.Equal(t, "1 dead letters were put back into the outbox\n", b.run(0, "dlq", "redrive", "1.1"))
+		var report struct{ Letters []string }
+		b.json(&report, "dlq", "delete", "-all")
+		require.Equal(t, []string{"2.1"}, report.Letters)
+		require.Zero(t, left())
+		b.json(&report, "dlq", "redrive", "-all")
+		require.Empty(t, report.Letters)
+		pending, err := b.outbox.Pending(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 3, pending)
+	})
+}
+
+func TestPrune(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.migrated()
+		require.Contains(t, b.run(exitCannotRun, "prune"), "-older-than: pass the time")
+		require.Contains(t, b.run(0, "prune", "-older-than", "1h"), "0 rows of courier_outbox delivered before ")
+		require.Contains(t, b.run(0, "prune", "-older-than", "1ns", "-dry-run"), "3 rows of courier_outbox delivered before ")
+		var report struct {
+			Rows   int
+			DryRun bool `json:"dry_run"`
+		}
+		b.json(&report, "prune", "-older-than", "1ns")
+		require.Equal(t, 3, report.Rows)
+		require.False(t, report.DryRun)
+		require.Contains(t, b.run(0, "prune", "-older-than", "1ns"), "0 rows")
+	})
+}
+
+func TestWhatCannotRun(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "missing.db")
+	for want, args := range map[string][]string{
+		"no command is given":                  {},
+		`no command "dlq"`:                     {"dlq"},
+		`no command "sing loud"`:               {"sing", "loud", "x"},
+		"-db: pass the DSN":                    {"status"},
+		"there is no such file":                {"status", "-db", missing},
+		"flag provided but not defined: -nope": {"status", "-nope"},
+		`unexpected argument "x"`:              {"status", "x"},
+		"is not a plain name":                  {"status", "-db", "host=nowhere", "-table", "a b"},
+		"is the server up":                     {"status", "-db", "host=" + t.TempDir()},
+		"-limit: pass 1":                       {"dlq", "list", "-limit", "0"},
+	} {
+		var out, errs bytes.Buffer
+		require.Equal(t, exitCannotRun, run(t.Context(), args, &out, &errs), want)
+		require.Contains(t, errs.String(), want)
+		require.Empty(t, out.String())
+	}
+	require.NoFileExists(t, missing)
+}
+
+func TestHelp(t *testing.T) {
+	for want, args := range map[string][]string{
+		"courierctl dlq redrive ID": {"-h"},
+		"Exit status":               {"help"},
+		"-max-lag":                  {"status", "-h"},
+		"-older-than time":          {"prune", "-h"},
+	} {
+		var out, errs bytes.Buffer
+		require.Zero(t, run(t.Context(), args, &out, &errs))
+		require.Contains(t, out.String(), want)
+		require.Empty(t, errs.String())
+	}
+}
+
+func TestTheEnvironmentNamesTheDatabase(t *testing.T) {
+	t.Setenv("COURIER_DB", filepath.Join(t.TempDir(), "orders.db"))
+	var out, errs bytes.Buffer
+	require.Zero(t, run(t.Context(), []string{"migrate"}, &out, &errs), &errs)
+	require.Zero(t, run(t.Context(), []string{"status"}, &out, &errs), &errs)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	require.Equal(t, exitCannotRun, run(ctx, []string{"status"}, &out, &errs))
+}

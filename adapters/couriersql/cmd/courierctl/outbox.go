@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+)
+
+// statusReport is what status prints as JSON.
+type statusReport struct {
+	Table         string          `json:"table"`
+	SchemaVersion int             `json:"schema_version"`
+	Pending       int             `json:"pending"`
+	Due           int             `json:"due"`
+	OldestSeconds float64         `json:"oldest_seconds"`
+	DeadLetters   int             `json:"dead_letters"`
+	Failing       []failingReport `json:"failing"`
+}
+
+type failingReport struct {
+	ID       string `json:"id"`
+	Attempts int    `json:"attempts"`
+	Error    string `json:"error"`
+}
+
+func status(ctx context.Context, i *invocation) error {
+	maxLag := i.flags.Duration("max-lag", 0, "exit with 1 when the oldest row that is due is older; 0 is no limit")
+	maxDead := i.flags.Int("max-dead", -1, "exit with 1 when there are more dead letters; -1 is no limit")
+	if ok, err := i.parse(false); !ok {
+		return err
+	}
+	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
+		s, err := outbox.Status(ctx)
+		if err != nil {
+			return err
+		}
+		report := statusReport{i.table, s.Version, s.Pending, s.Due, s.Oldest.Seconds(), s.Dead, []failingReport{}}
+		for _, f := range s.Failing {
+			report.Failing = append(report.Failing, failingReport(f))
+		}
+		err = i.print(report, func(w io.Writer) {
+			printf(w, "table\t%s\n", report.Table)
+			printf(w, "schema version\t%d\n", report.SchemaVersion)
+			printf(w, "pending\t%d\trows to be delivered\n", report.Pending)
+			printf(w, "due\t%d\tof them, to be had now\n", report.Due)
+			printf(w, "oldest\t%v\tthe age of the oldest that is due\n", s.Oldest.Round(time.Millisecond))
+			printf(w, "dead letters\t%d\n", report.DeadLetters)
+			for _, f := range report.Failing {
+				printf(w, "failing\t%s\t%d attempts: %s\n", f.ID, f.Attempts, oneLine(f.Error))
+			}
+		})
+		switch {
+		case err != nil:
+			return err
+		case s.Version == 0:
+			return finding("there is no outbox %s in this database: call courierctl migrate, or pass another -table", i.table)
+		case *maxLag > 0 && s.Oldest > *maxLag:
+			return finding("the oldest row has been due for %v, longer than -max-lag %v", s.Oldest.Round(time.Millisecond), *maxLag)
+		case *maxDead >= 0 && s.Dead > *maxDead:
+			return finding("there are %d dead letters, more than -max-dead %d", s.Dead, *maxDead)
+		}
+		return nil
+	})
+}
+
+func (i *invocation) dry(doing string) {
+	i.flags.BoolVar(&i.dryRun, "dry-run", false, "tell what would be "+doing+", and do nothing")
+}
+
+func migrate(ctx context.Context, i *invocation) error {
+	i.dry("done")
+	wakeUp := i.flags.Bool("wake-up", false, "add the trigger that wakes relays (PostgreSQL)")
+	if ok, err := i.parse(false); !ok {
+		return err
+	}
+	if *wakeUp {
+		i.options = append(i.options, couriersql.WithWakeUp())
+	}
+	i.create = !i.dryRun
+	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
+		before, err := outbox.Status(ctx)
+		if err != nil {
+			return err
+		}
+		after := couriersql.SchemaVersion(outbox.Dialect())
+		if !i.dryRun {
+			if err := outbox.Migrate(ctx); err != nil {
+				return err
+			}
+		}
+		report := struct {
+			Table  string `json:"table"`
+			From   int    `json:"from"`
+			To     int    `json:"to"`
+			DryRun bool   `json:"dry_run"`
+		}{i.table, before.Version, after, i.dryRun}
+		return i.print(report, func(w io.Writer) {
+			switch {
+			case before.Version == after:
+				printf(w, "%s has schema version %d already\n", i.table, after)
+			case i.dryRun:
+				printf(w, "%s would go from schema version %d to %d\n", i.table, before.Version, after)
+			default:
+				printf(w, "%s went from schema version %d to %d\n", i.table, before.Version, after)
+			}
+		})
+	})
+}
+
+func prune(ctx context.Context, i *invocation) error {
+	i.dry("deleted")
+	older := i.flags.Duration("older-than", 0, "delete rows that were delivered longer ago than this `time`, such as 168h; required")
+	if ok, err := i.parse(false); !ok {
+		return err
+	}
+	if *older <= 0 {
+		return errors.New("-older-than: pass the time for which delivered rows are to be kept, such as 168h")
+	}
+	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
+		before := time.Now().Add(-*older)
+		work := outbox.Prune
+		if i.dryRun {
+			work = outbox.Prunable
+		}
+		n, err := work(ctx, before)
+		if err != nil {
+			return err
+		}
+		report := struct {
+			Table  string    `json:"table"`
+			Before time.Time `json:"before"`
+			Rows   int       `json:"rows"`
+			DryRun bool      `json:"dry_run"`
+		}{i.table, before, n, i.dryRun}
+		return i.print(report, func(w io.Writer) {
+			printf(w, "%d rows of %s delivered before %s %s\n", n, i.table, before.Format(time.RFC3339), done("deleted", i.dryRun))
+		})
+	})
+}
+
+func done(what string, dryRun bool) string {
+	if dryRun {
+		return fmt.Sprintf("would be %s", what)
+	}
+	return "were " + what
+}

@@ -1,0 +1,333 @@
+package crash
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"hash/fnv"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+var (
+	kills = flag.Int("crash.kills", 10, "kill `N` relays in each test")
+	seed  = flag.Uint64("crash.seed", 1, "the `seed` of what happens when")
+)
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(relayVariable); text != "" {
+		relayMain(text)
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
+}
+
+// trial is a test: relays on one outbox, writers, and what befalls them.
+type trial struct {
+	t       *testing.T
+	server  *pgtest.Server // nil for SQLite
+	config  relayConfig
+	db      *sql.DB
+	outbox  *couriersql.Outbox
+	stream  *stream
+	random  *rand.Rand
+	relays  []*relay
+	started int
+	deck    []string       // blows to come
+	tally   map[string]int // of what befell them
+}
+
+type relay struct {
+	name string
+	cmd  *exec.Cmd
+}
+
+func newTrial(t *testing.T, server *pgtest.Server, driver, dsn, hold string, relays int) *trial {
+	t.Helper()
+	name := fnv.New64a()
+	_, _ = name.Write([]byte(t.Name()))
+	tr := &trial{t: t, server: server, random: rand.New(rand.NewPCG(*seed, name.Sum64())), tally: map[string]int{}}
+	tr.stream = newStream(t, hold == "strict" || driver == "sqlite" && hold == "")
+	tr.config = relayConfig{Driver: driver, DSN: dsn, Socket: tr.stream.listener.Addr().String(), Hold: hold}
+	if !tr.stream.ordered {
+		tr.config.Failures = 50
+	}
+	var err error
+	tr.db, err = sql.Open(driver, dsn)
+	require.NoError(t, err)
+	tr.outbox = tr.config.outbox(tr.db)
+	require.NoError(t, tr.outbox.Migrate(t.Context()))
+	_, err = tr.db.ExecContext(t.Context(), `CREATE TABLE orders (id TEXT PRIMARY KEY)`)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		for _, r := range tr.relays {
+			tr.kill(r)
+		}
+		tr.stream.close()
+		require.NoError(t, tr.outbox.Close())
+		require.NoError(t, tr.db.Close())
+	})
+	for range relays {
+		tr.relays = append(tr.relays, tr.spawn())
+	}
+	return tr
+}
+
+func (tr *trial) spawn() *relay {
+	tr.started++
+	config := tr.config
+	config.Name = fmt.Sprint("relay-", tr.started)
+	config.Seed = tr.random.Uint64()
+	if config.Driver == "pgx" {
+		config.DSN += " application_name=" + config.Name
+	}
+	text, err := json.Marshal(config)
+	require.NoError(tr.t, err)
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), relayVariable+"="+string(text))
+	cmd.Stderr = os.Stderr
+	_, err = cmd.StdinPipe() // which Wait closes
+	require.NoError(tr.t, err)
+	require.NoError(tr.t, cmd.Start())
+	return &relay{config.Name, cmd}
+}
+
+// kill ends a relay as kill -9 does. What it has in hand is noted before, as
+// another relay may have it before this process knows that the first is dead.
+func (tr *trial) kill(r *relay) {
+	tr.stream.disturb(r.name)
+	_ = r.cmd.Process.Kill()
+	_ = r.cmd.Wait()
+	if h := tr.stream.hand(r.name); h != nil {
+		<-h.gone // all that it had sent is read
+	}
+}
+
+// write writes orders of one key, each in a transaction with its message, until
+// stop, and some of them for long, so that others overtake them.
+func (tr *trial) write(key int, stop *atomic.Bool) {
+	random := rand.New(rand.NewPCG(*seed, uint64(1000+key)))
+	for number := 1; !stop.Load(); number++ {
+		if err := tr.writeOne(fmt.Sprintf("k%d/%d", key, number), fmt.Sprint("k", key), random); err != nil {
+			// The database is down, or full. Whether the order was committed is
+			// for the table to say.
+			time.Sleep(10 * time.Millisecond)
+		}
+		time.Sleep(time.Duration(random.IntN(2000)) * time.Microsecond) // the pace of the load
+	}
+}
+
+func (tr *trial) writeOne(id, key string, random *rand.Rand) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	tx, err := tr.db.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
+	if err := tr.outbox.Write(ctx, tx, couriersql.Message{ID: id, Topic: "orders", Key: key}); err != nil {
+		return err
+	}
+	if random.IntN(20) == 0 && tr.server != nil {
+		time.Sleep(30 * time.Millisecond) // a long transaction
+	}
+	if _, err := tx.ExecContext(ctx, `INSERT INTO orders VALUES ($1)`, id); err != nil {
+		return err
+	}
+	if random.IntN(20) == 0 {
+		return errors.New("rolled back")
+	}
+	return tx.Commit()
+}
+
+// progress waits until n more messages have been delivered.
+func (tr *trial) progress(n int) {
+	tr.t.Helper()
+	want := tr.stream.count() + n
+	require.Eventually(tr.t, func() bool { return tr.stream.count() >= want }, 60*time.Second, time.Millisecond,
+		"nothing is delivered any more, after %v", tr.tally)
+}
+
+// run lets relays be killed, and the rest befall them, until enough of them
+// were, and then sees whether all is there.
+func (tr *trial) run() {
+	t := tr.t
+	var stop atomic.Bool
+	var writers sync.WaitGroup
+	for key := range 4 {
+		writers.Go(func() { tr.write(key, &stop) })
+	}
+	defer writers.Wait()
+	defer stop.Store(true)
+	tr.progress(1)
+	for tr.tally[kill] < *kills {
+		tr.progress(1 + tr.random.IntN(60))
+		tr.befall()
+	}
+	stop.Store(true)
+	writers.Wait()
+	tr.verify()
+	t.Logf("seed %d: %v; %d messages, %d deliveries repeated", *seed, tr.tally, len(tr.stream.deliveries), tr.stream.repeated)
+}
+
+// The blows, of which each deck has all.
+const (
+	kill    = "kill"
+	cut     = "connections cut"
+	full    = "server full"
+	crashed = "server crashed"
+)
+
+// blow draws the next one from a shuffled deck.
+func (tr *trial) blow() string {
+	if len(tr.deck) == 0 {
+		tr.deck = []string{kill, kill, kill, kill, kill, kill, kill}
+		if tr.server != nil {
+			tr.deck = append(tr.deck, cut, cut, full)
+		}
+		if tr.server != nil && tr.server.Private() {
+			tr.deck = append(tr.deck, crashed)
+		}
+		tr.random.Shuffle(len(tr.deck), func(i, j int) { tr.deck[i], tr.deck[j] = tr.deck[j], tr.deck[i] })
+	}
+	next := tr.deck[0]
+	tr.deck = tr.deck[1:]
+	return next
+}
+
+func (tr *trial) befall() {
+	i := tr.random.IntN(len(tr.relays))
+	what := tr.blow()
+	tr.tally[what]++
+	switch what {
+	case kill:
+		tr.kill(tr.relays[i])
+		tr.relays[i] = tr.spawn()
+	case cut:
+		tr.stream.disturb(tr.relays[i].name)
+		_, err := tr.db.ExecContext(tr.t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1`, tr.relays[i].name)
+		require.NoError(tr.t, err)
+	case full:
+		tr.fill()
+	case crashed:
+		for _, r := range tr.relays {
+			tr.stream.disturb(r.name)
+		}
+		require.NoError(tr.t, tr.server.Crash())
+		require.NoError(tr.t, tr.server.Restart())
+		for _, r := range tr.relays {
+			tr.stream.disturb(r.name)
+		}
+	}
+}
+
+// fill takes all connections that the server has left, for a moment.
+func (tr *trial) fill() {
+	db, err := sql.Open("pgx", tr.config.DSN)
+	require.NoError(tr.t, err)
+	defer func() { require.NoError(tr.t, db.Close()) }()
+	for range 300 {
+		conn, err := db.Conn(tr.t.Context())
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+	}
+}
+
+// verify waits until everything is delivered, and compares.
+func (tr *trial) verify() {
+	t := tr.t
+	want := map[string]bool{}
+	rows, err := tr.db.QueryContext(t.Context(), `SELECT id FROM orders`)
+	require.NoError(t, err)
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var id string
+		require.NoError(t, rows.Scan(&id))
+		want[id] = true
+	}
+	require.NoError(t, rows.Err())
+	require.NotEmpty(t, want)
+	require.Eventually(t, func() bool {
+		pending, err := tr.outbox.Pending(t.Context())
+		return err == nil && pending == 0
+	}, 60*time.Second, 20*time.Millisecond)
+	tr.stream.mu.Lock()
+	defer tr.stream.mu.Unlock()
+	for id := range want {
+		require.Positive(t, tr.stream.deliveries[id], "%s was committed and is lost", id)
+	}
+	for id := range tr.stream.deliveries {
+		require.True(t, want[id], "%s was delivered and never committed", id)
+	}
+	require.Empty(t, tr.stream.faults)
+}
+
+func TestPostgres(t *testing.T) {
+	for hold, name := range map[string]string{"": "locked", "lease": "leased", "strict": "strict"} {
+		t.Run(name, func(t *testing.T) {
+			server, err := pgtest.Start() // of its own, to be crashed
+			require.NoError(t, err)
+			defer func() { require.NoError(t, server.Stop()) }()
+			t.Log(server.Note)
+			dsn, _, err := server.NewSchema(t.Context())
+			require.NoError(t, err)
+			newTrialOn(t, server, dsn, hold)
+		})
+	}
+}
+
+func newTrialOn(t *testing.T, server *pgtest.Server, dsn, hold string) {
+	t.Run("trial", func(t *testing.T) { newTrial(t, server, "pgx", dsn, hold, 3).run() })
+}
+
+func TestSQLite(t *testing.T) {
+	for name, test := range map[string]struct {
+		hold   string
+		relays int
+	}{"one": {"", 1}, "leased": {"lease", 2}} {
+		t.Run(name, func(t *testing.T) {
+			newTrial(t, nil, "sqlite", couriersql.SQLiteDSN(filepath.Join(t.TempDir(), "orders.db")), test.hold, test.relays).run()
+		})
+	}
+}
+
+// After kill -9 of the relay that delivers, another one does within two seconds.
+func TestTakeoverAfterAKill(t *testing.T) {
+	server := pgtest.Shared(t)
+	dsn := pgtest.Schema(t)
+	tr := newTrial(t, server, "pgx", dsn, "strict", 3)
+	var stop atomic.Bool
+	var writers sync.WaitGroup
+	writers.Go(func() { tr.write(0, &stop) })
+	defer writers.Wait()
+	defer stop.Store(true)
+	for range 3 {
+		tr.progress(20)
+		leader := tr.stream.lastRelay()
+		for i, r := range tr.relays {
+			if r.name == leader {
+				tr.kill(r)
+				killed := time.Now()
+				tr.progress(1)
+				require.Less(t, time.Since(killed), 2*time.Second)
+				t.Logf("taken over after %v", time.Since(killed).Round(time.Millisecond))
+				tr.relays[i] = tr.spawn()
+			}
+		}
+	}
+}

@@ -1,0 +1,161 @@
+package crash
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	_ "github.com/jackc/pgx/v5/stdlib"
+	_ "modernc.org/sqlite"
+)
+
+// This room is the child: a relay in a process of its own, which is the test
+// binary, told by the environment what to be. It delivers to the parent over a
+// socket and tells it what it has in hand, in lines:
+//
+//	fetched id id …
+//	deliver id           answered by a line: then it is delivered
+//	marked id id …
+//	released id id …     or failed
+
+const relayVariable = "COURIER_CRASH_RELAY"
+
+// relayConfig is what a child is told.
+type relayConfig struct {
+	Name, Driver, DSN, Socket string
+	Hold                      string // "", "lease" or "strict"
+	Failures                  int    // one in so many applies fails; 0 is none
+	Seed                      uint64
+}
+
+const batchSize = 20
+
+// leaseTime is short, as what a killed relay leased waits for so long.
+const leaseTime = 3 * time.Second
+
+func (c relayConfig) outbox(db *sql.DB) *couriersql.Outbox {
+	dialect := couriersql.SQLite
+	opts := []couriersql.Option{couriersql.WithBackoff(20*time.Millisecond, 100*time.Millisecond)}
+	if c.Driver == "pgx" {
+		dialect = couriersql.Postgres
+		opts = append(opts, couriersql.WithWakeUp())
+	}
+	switch c.Hold {
+	case "lease":
+		opts = append(opts, couriersql.WithLease(leaseTime))
+	case "strict":
+		opts = append(opts, couriersql.WithStrictOrder())
+	}
+	return couriersql.New(db, dialect, opts...)
+}
+
+// relayMain runs a relay until it is killed, or the parent is gone.
+func relayMain(text string) {
+	var config relayConfig
+	if err := json.Unmarshal([]byte(text), &config); err != nil {
+		panic(err)
+	}
+	conn, err := net.Dial("unix", config.Socket)
+	if err != nil {
+		panic(err)
+	}
+	go func() { // which the parent holds open while it lives
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(3)
+	}()
+	line := &line{conn: conn, answers: bufio.NewReader(conn), random: rand.New(rand.NewPCG(config.Seed, 1)), failures: config.Failures}
+	line.tell("name", config.Name)
+	db, err := sql.Open(config.Driver, config.DSN)
+	if err != nil {
+		panic(err)
+	}
+	source := &told{Source: config.outbox(db).Source(), line: line}
+	err = courier.NewPollingCoordinator(source, courier.ProcessFunc(line.deliver), courier.WithBatchSize(batchSize),
+		courier.WithInterval(20*time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(context.Background())
+	panic(err)
+}
+
+// line is the way to the parent.
+type line struct {
+	mu       sync.Mutex
+	conn     net.Conn
+	answers  *bufio.Reader
+	random   *rand.Rand
+	failures int
+}
+
+func (l *line) tell(words ...string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if _, err := fmt.Fprintln(l.conn, strings.Join(words, " ")); err != nil {
+		os.Exit(3) // the parent is gone
+	}
+}
+
+func (l *line) deliver(_ context.Context, r couriersql.Row) error {
+	if l.failures > 0 && l.random.IntN(l.failures) == 0 {
+		return errors.New("a failure that was asked for")
+	}
+	l.tell("deliver", r.ID)
+	if _, err := l.answers.ReadString('\n'); err != nil {
+		os.Exit(3)
+	}
+	return nil
+}
+
+// told is a source that tells the parent what is in hand.
+type told struct {
+	*couriersql.Source
+	line *line
+}
+
+func ids(rows []couriersql.Row) []string {
+	list := make([]string, len(rows))
+	for i, r := range rows {
+		list[i] = r.ID
+	}
+	return list
+}
+
+func (t *told) Fetch(ctx context.Context, limit int) ([]couriersql.Row, error) {
+	rows, err := t.Source.Fetch(ctx, limit)
+	if len(rows) > 0 {
+		t.line.tell(append([]string{"fetched"}, ids(rows)...)...)
+	}
+	return rows, err
+}
+
+func (t *told) Mark(ctx context.Context, rows []couriersql.Row) error {
+	err := t.Source.Mark(ctx, rows)
+	if err == nil {
+		t.line.tell(append([]string{"marked"}, ids(rows)...)...)
+	}
+	return err
+}
+
+func (t *told) Release(ctx context.Context, rows []couriersql.Row, after time.Duration) error {
+	t.line.tell(append([]string{"released"}, ids(rows)...)...)
+	return t.Source.Release(ctx, rows, after)
+}
+
+func (t *told) Fail(ctx context.Context, failed []courier.FailedRecord[couriersql.Row]) error {
+	words := []string{"released"}
+	for _, f := range failed {
+		words = append(words, f.Record.ID)
+	}
+	t.line.tell(words...)
+	return t.Source.Fail(ctx, failed)
+}

@@ -1,0 +1,151 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"sync/atomic"
+	"time"
+)
+
+// elected holds the whole outbox, by an advisory lock of a session: of all
+// relays, one. The lock is the session's, so that the server gives it to another
+// as soon as it notices that this one is gone.
+type elected struct {
+	outbox *Outbox
+	inHand
+	turn chan struct{} // holds a value while somebody uses what follows
+	conn *sql.Conn     // has the lock; nil without it
+
+	leads atomic.Bool // for those who do not have the turn
+}
+
+const electText = `SELECT pg_try_advisory_lock(hashtextextended('courier ' || '"{table}"'::regclass::oid, 0))`
+
+// The session must be the one that has the lock, and not another one that a
+// pooler put in its place.
+const stillElectedText = `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted)`
+
+func newElected(o *Outbox) *elected { return &elected{outbox: o, turn: make(chan struct{}, 1)} }
+
+func (e *elected) fetch(ctx context.Context, limit int) ([]Row, error) {
+	if err := enter(ctx, e.turn); err != nil {
+		return nil, err
+	}
+	defer func() { <-e.turn }()
+	if elected, err := e.elect(ctx); err != nil || !elected {
+		return nil, err
+	}
+	o := e.outbox
+	first, last := e.bounds()
+	batch, err := o.native(ctx, e.conn, limit, o.fetch.text, limit, first, last)
+	if err != nil {
+		e.resign()
+		return nil, err
+	}
+	e.add(batch)
+	return batch, nil
+}
+
+// try is elect for who does not have the turn.
+func (e *elected) try(ctx context.Context) (bool, error) {
+	if err := enter(ctx, e.turn); err != nil {
+		return false, err
+	}
+	defer func() { <-e.turn }()
+	return e.elect(ctx)
+}
+
+// elect tries to get the lock, unless it is had already.
+func (e *elected) elect(ctx context.Context) (bool, error) {
+	if e.conn != nil {
+		return true, nil
+	}
+	o := e.outbox
+	conn, err := o.db.Conn(ctx)
+	if err != nil {
+		return false, err
+	}
+	var got bool
+	if err := conn.QueryRowContext(ctx, o.sql(electText)).Scan(&got); err != nil || !got {
+		_ = conn.Close()
+		return false, err
+	}
+	e.conn = conn
+	e.leads.Store(true)
+	o.opened(e, true)
+	if _, err := conn.ExecContext(ctx, o.grammar.session); err != nil {
+		e.resign()
+		return false, err
+	}
+	return true, nil
+}
+
+// mark is what one may do who is elected no more: the rows were delivered.
+func (e *elected) mark(ctx context.Context, rows []Row) error {
+	o := e.outbox
+	_, err := o.db.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...)
+	if err == nil {
+		e.removeRows(rows)
+	}
+	return err
+}
+
+func (e *elected) fail(ctx context.Context, failed []failure) error {
+	err := e.outbox.fail(ctx, e.outbox.db, failed, "")
+	e.removeFailed(failed) // which come back, at the latest now
+	return err
+}
+
+func (e *elected) release(_ context.Context, rows []failure) error {
+	e.removeFailed(rows)
+	return nil
+}
+
+// renew looks whether this relay is still the one.
+func (e *elected) renew(ctx context.Context, rows []Row) (map[int64]bool, error) {
+	if err := enter(ctx, e.turn); err != nil {
+		return nil, err
+	}
+	defer func() { <-e.turn }()
+	var still bool
+	if e.conn != nil {
+		if err := e.conn.QueryRowContext(ctx, stillElectedText).Scan(&still); ctx.Err() != nil {
+			return nil, err
+		}
+	}
+	if still {
+		return nil, nil
+	}
+	e.resign()
+	lost := make(map[int64]bool, len(rows))
+	for _, row := range rows {
+		lost[row.Seq] = true
+	}
+	return lost, nil
+}
+
+func (e *elected) renewEvery() time.Duration { return time.Second }
+
+// resign ends the session, and the lock with it.
+func (e *elected) resign() {
+	if e.conn == nil {
+		return
+	}
+	_ = e.conn.Raw(func(any) error { return driver.ErrBadConn })
+	_ = e.conn.Close()
+	e.conn = nil
+	e.leads.Store(false)
+	e.outbox.opened(e, false)
+}
+
+func (e *elected) close() {
+	e.turn <- struct{}{}
+	defer func() { <-e.turn }()
+	if e.conn != nil { // so that the next one is elected at once
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		_, _ = e.conn.ExecContext(ctx, `SELECT pg_advisory_unlock_all()`)
+	}
+	e.resign()
+}

@@ -1,0 +1,111 @@
+package couriersql
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"database/sql/driver"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+)
+
+// leased holds rows by a claim that is in the row: an owner, a number that goes
+// up with every claim, and the time until which nobody else may have the row.
+type leased struct {
+	outbox *Outbox
+	owner  string
+}
+
+// newOwner names a source to operators, and no two of them the same.
+func newOwner() string {
+	host, _ := os.Hostname()
+	return plain(fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8]))
+}
+
+func (l *leased) fetch(ctx context.Context, limit int) (batch []Row, err error) {
+	o := l.outbox
+	args := o.timed(limit, l.owner, o.lease.Microseconds())
+	if o.grammar.plan == "" {
+		batch, err = o.rows(ctx, o.db, limit, o.sql(o.grammar.claim), args...)
+	} else {
+		batch, err = l.planned(ctx, limit, args)
+	}
+	if err != nil { // what was claimed comes back when the lease ends
+		return nil, err
+	}
+	// An update returns rows as it comes across them.
+	slices.SortFunc(batch, func(a, b Row) int { return cmp.Compare(a.Seq, b.Seq) })
+	return batch, nil
+}
+
+// planned claims rows in a transaction with settings of its own.
+func (l *leased) planned(ctx context.Context, limit int, args []any) (batch []Row, err error) {
+	o := l.outbox
+	conn, err := o.db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = conn.Close() }() // back to the pool, or gone already
+	if _, err = conn.ExecContext(ctx, "BEGIN; "+o.grammar.plan); err == nil {
+		batch, err = o.native(ctx, conn, limit, o.sql(o.grammar.claim), args...)
+	}
+	if err == nil {
+		_, err = conn.ExecContext(ctx, "COMMIT")
+	}
+	if err != nil { // with the transaction
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	}
+	return batch, err
+}
+
+func (l *leased) mark(ctx context.Context, rows []Row) error {
+	o := l.outbox
+	text := o.sql(o.either(o.grammar.deleteClaimed, o.grammar.keepClaimed))
+	result, err := o.db.ExecContext(ctx, text, o.marking(append(o.grammar.claims(rows), l.owner)...)...)
+	if err != nil {
+		return err
+	}
+	if n, err := result.RowsAffected(); err == nil && n < int64(len(rows)) {
+		o.log.Warn("couriersql: rows were not marked, as they were marked before or their lease was lost; a lost one is delivered again, by the relay that has it",
+			"table", o.table, "rows", int64(len(rows))-n, "lease", o.lease)
+	}
+	return nil
+}
+
+func (l *leased) fail(ctx context.Context, failed []failure) error {
+	return l.outbox.fail(ctx, l.outbox.db, failed, l.owner)
+}
+
+func (l *leased) release(ctx context.Context, rows []failure) error {
+	return l.outbox.free(ctx, l.outbox.db, rows, l.owner)
+}
+
+func (l *leased) renew(ctx context.Context, rows []Row) (map[int64]bool, error) {
+	o := l.outbox
+	lost := make(map[int64]bool, len(rows))
+	for _, row := range rows {
+		lost[row.Seq] = true
+	}
+	args := o.timed(append(o.grammar.claims(rows), l.owner, o.lease.Microseconds())...)
+	renewed, err := o.db.QueryContext(ctx, o.sql(o.grammar.renew), args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = renewed.Close() }() // what it has to say, Err said
+	for renewed.Next() {
+		var seq int64
+		if err := renewed.Scan(&seq); err != nil {
+			return nil, err
+		}
+		delete(lost, seq)
+	}
+	return lost, renewed.Err()
+}
+
+func (l *leased) begin() {}
+
+func (l *leased) renewEvery() time.Duration { return l.outbox.lease / 3 }
+
+func (l *leased) close() {}

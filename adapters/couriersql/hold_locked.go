@@ -1,0 +1,372 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"sync"
+	"time"
+)
+
+// locked holds rows by the locks of transactions, one for each batch, that are
+// open from the fetch until the batch is settled. Other relays skip what is
+// locked.
+type locked struct {
+	outbox *Outbox
+
+	mu      sync.Mutex
+	several bool // a coordinator settles all that it fetches, and may fetch ahead
+	batches map[*lockedBatch]bool
+	of      map[int64]*lockedBatch // rows that are held
+}
+
+// lockedBatch is a transaction.
+type lockedBatch struct {
+	*locked
+	turn  chan struct{} // holds a value while somebody uses what follows
+	conn  *sql.Conn     // nil once the transaction has ended
+	rows  map[int64]bool
+	dirty bool // there is something to commit
+}
+
+// leftover is for how long a batch that is marked in part keeps the rest of it
+// from the others, whose locks go with the transaction. It ends when they are
+// failed or released, which a coordinator does next; who does not, is to have
+// them again at the next fetch.
+const leftover = 5 * time.Second
+
+// closeTimeout is for how long a close tries to be orderly: the server notices
+// only some time later that a connection is gone, and with it what it holds.
+const closeTimeout = 5 * time.Second
+
+func newLocked(o *Outbox) *locked {
+	return &locked{outbox: o, batches: make(map[*lockedBatch]bool), of: make(map[int64]*lockedBatch)}
+}
+
+// enter waits for a turn, which a renewal may have.
+func enter(ctx context.Context, turn chan struct{}) error {
+	select {
+	case turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (l *locked) begin() {
+	l.close() // what another run has left
+	l.mu.Lock()
+	l.several = true
+	l.mu.Unlock()
+}
+
+// runs reports whether a coordinator does.
+func (l *locked) runs() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.several
+}
+
+func (l *locked) fetch(ctx context.Context, limit int) (rows []Row, err error) {
+	if !l.runs() { // nobody says of what was not marked that it is to be had again
+		l.close()
+	}
+	o := l.outbox
+	b := &lockedBatch{locked: l, turn: make(chan struct{}, 1)}
+	if b.conn, err = o.db.Conn(ctx); err != nil {
+		return nil, err
+	}
+	if _, err = b.conn.ExecContext(ctx, "BEGIN; "+o.grammar.plan); err == nil {
+		rows, err = o.native(ctx, b.conn, limit, o.sql(o.grammar.lock), limit)
+	}
+	if err == nil && len(rows) == 0 {
+		err = b.end(ctx)
+	}
+	if err != nil {
+		b.abandon()
+		return nil, err
+	}
+	if len(rows) > 0 {
+		b.hold(rows)
+	}
+	return rows, nil
+}
+
+// hold notes what a new batch has.
+func (b *lockedBatch) hold(rows []Row) {
+	b.mu.Lock()
+	b.rows = make(map[int64]bool, len(rows))
+	for _, row := range rows {
+		b.rows[row.Seq], b.of[row.Seq] = true, b
+	}
+	b.batches[b] = true
+	b.mu.Unlock()
+	b.outbox.opened(b.locked, true)
+}
+
+// settled notes that rows are held no more, and returns those that still are.
+func (b *lockedBatch) settled(seqs []int64) (rest []int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, seq := range seqs {
+		delete(b.rows, seq)
+		delete(b.of, seq)
+	}
+	for seq := range b.rows {
+		rest = append(rest, seq)
+	}
+	return rest
+}
+
+// split sorts rows by the batch that holds them, nil where none does.
+func (l *locked) split(n int, seq func(int) int64) map[*lockedBatch][]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	parts := make(map[*lockedBatch][]int, 1)
+	for i := range n {
+		b := l.of[seq(i)]
+		parts[b] = append(parts[b], i)
+	}
+	return parts
+}
+
+// chosen are the elements with the indices, without a copy where that is all.
+func chosen[T any](all []T, index []int) []T {
+	if len(index) == len(all) {
+		return all
+	}
+	some := make([]T, len(index))
+	for i, j := range index {
+		some[i] = all[j]
+	}
+	return some
+}
+
+func (l *locked) mark(ctx context.Context, rows []Row) error {
+	for b, index := range l.split(len(rows), func(i int) int64 { return rows[i].Seq }) {
+		part := chosen(rows, index)
+		if b == nil {
+			if err := l.markLate(ctx, part); err != nil {
+				return err
+			}
+		} else if err := b.mark(ctx, part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
+	if err := enter(ctx, b.turn); err != nil {
+		return err
+	}
+	defer func() { <-b.turn }()
+	o := b.outbox
+	if b.conn == nil { // lost meanwhile
+		return b.markLate(ctx, rows)
+	}
+	_, err := b.conn.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...)
+	if err == nil {
+		b.dirty = true
+		seqs := make([]int64, len(rows))
+		for i, row := range rows {
+			seqs[i] = row.Seq
+		}
+		if rest := b.settled(seqs); len(rest) > 0 && b.runs() {
+			_, err = b.conn.ExecContext(ctx, o.sql(o.grammar.hold), rest, leftover.Microseconds())
+		}
+	}
+	if err == nil {
+		err = b.end(ctx)
+	}
+	if err != nil {
+		b.abandon()
+	}
+	return err
+}
+
+// How often and how long markLate waits for a lock to go.
+const (
+	lateTries = 20
+	latePause = 50 * time.Millisecond
+)
+
+// markLate marks rows whose transaction was lost. They may be locked: by this
+// relay's own session, of which the server has not noticed yet that it is dead,
+// or by another relay, which then delivers them once more and decides about
+// them. To wait for that one would be to stand still for as long as it works.
+func (l *locked) markLate(ctx context.Context, rows []Row) error {
+	o := l.outbox
+	for try := 1; ; try++ {
+		if _, err := o.db.ExecContext(ctx, o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.seqs(rows))...); err != nil {
+			return err
+		}
+		var left int
+		if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.left), o.seqs(rows)).Scan(&left); err != nil || left == 0 {
+			return err
+		}
+		if try == lateTries {
+			o.log.Warn("couriersql: rows were not marked, as another session has locked them since this relay's transaction was lost; they are delivered again",
+				"table", o.table, "rows", left)
+			return nil
+		}
+		select {
+		case <-time.After(latePause):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (l *locked) fail(ctx context.Context, failed []failure) error {
+	return l.settle(ctx, failed, true, func(on executor, part []failure) error { return l.outbox.fail(ctx, on, part, "") })
+}
+
+func (l *locked) release(ctx context.Context, rows []failure) error {
+	return l.settle(ctx, rows, false, func(on executor, part []failure) error { return l.outbox.free(ctx, on, part, "") })
+}
+
+// settle writes what became of rows that were not marked: in the transaction
+// that has them, or after its end.
+func (l *locked) settle(ctx context.Context, rows []failure, writes bool, write func(executor, []failure) error) error {
+	for b, index := range l.split(len(rows), func(i int) int64 { return rows[i].seq }) {
+		part := chosen(rows, index)
+		if b == nil {
+			if err := write(l.outbox.db, part); err != nil {
+				return err
+			}
+		} else if err := b.settle(ctx, part, writes, write); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *lockedBatch) settle(ctx context.Context, rows []failure, writes bool, write func(executor, []failure) error) error {
+	if err := enter(ctx, b.turn); err != nil {
+		return err
+	}
+	defer func() { <-b.turn }()
+	if b.conn == nil {
+		return write(b.outbox.db, rows)
+	}
+	var err error
+	if writes {
+		b.dirty = true
+		err = write(b.conn, rows)
+	}
+	seqs := make([]int64, len(rows))
+	for i, row := range rows {
+		seqs[i] = row.seq
+	}
+	if rest := b.settled(seqs); err == nil && len(rest) == 0 {
+		err = b.end(ctx)
+	}
+	if err != nil {
+		b.abandon()
+	}
+	return err
+}
+
+// renew looks whether the transactions are alive, and keeps them from being
+// ended as idle.
+func (l *locked) renew(ctx context.Context, rows []Row) (map[int64]bool, error) {
+	lost := make(map[int64]bool)
+	for b, index := range l.split(len(rows), func(i int) int64 { return rows[i].Seq }) {
+		if b != nil {
+			alive, err := b.alive(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if alive {
+				continue
+			}
+		}
+		for _, i := range index {
+			lost[rows[i].Seq] = true
+		}
+	}
+	return lost, nil
+}
+
+func (b *lockedBatch) alive(ctx context.Context) (bool, error) {
+	if err := enter(ctx, b.turn); err != nil {
+		return false, err
+	}
+	defer func() { <-b.turn }()
+	if b.conn == nil {
+		return false, nil
+	}
+	if _, err := b.conn.ExecContext(ctx, "SELECT 1"); err != nil {
+		if ctx.Err() != nil {
+			return false, err
+		}
+		b.abandon()
+		return false, nil
+	}
+	return true, nil
+}
+
+func (l *locked) renewEvery() time.Duration { return 5 * time.Second }
+
+// end ends the transaction and gives its connection back.
+func (b *lockedBatch) end(ctx context.Context) error {
+	text := "ROLLBACK"
+	if b.dirty {
+		text = "COMMIT"
+	}
+	if _, err := b.conn.ExecContext(ctx, text); err != nil {
+		return err
+	}
+	b.forget()
+	return nil
+}
+
+// abandon throws the connection away, and the transaction with it.
+func (b *lockedBatch) abandon() {
+	if b.conn != nil {
+		_ = b.conn.Raw(func(any) error { return driver.ErrBadConn })
+		b.forget()
+	}
+}
+
+func (b *lockedBatch) forget() {
+	_ = b.conn.Close() // back to the pool, or gone already
+	b.conn = nil
+	b.mu.Lock()
+	for seq := range b.rows {
+		delete(b.of, seq)
+	}
+	b.rows = nil
+	delete(b.batches, b)
+	none := len(b.batches) == 0
+	b.mu.Unlock()
+	if none {
+		b.outbox.opened(b.locked, false)
+	}
+}
+
+func (l *locked) close() {
+	l.mu.Lock()
+	batches := make([]*lockedBatch, 0, len(l.batches))
+	for b := range l.batches {
+		batches = append(batches, b)
+	}
+	l.mu.Unlock()
+	for _, b := range batches {
+		b.close()
+	}
+}
+
+func (b *lockedBatch) close() {
+	b.turn <- struct{}{}
+	defer func() { <-b.turn }()
+	if b.conn == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	if b.end(ctx) != nil {
+		b.abandon()
+	}
+}

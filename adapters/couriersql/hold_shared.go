@@ -1,0 +1,64 @@
+package couriersql
+
+import (
+	"context"
+	"time"
+)
+
+// shared holds nothing in the database: it is for the one relay that there is.
+type shared struct {
+	outbox *Outbox
+	inHand
+}
+
+func (s *shared) fetch(ctx context.Context, limit int) ([]Row, error) {
+	o := s.outbox
+	on, err := o.fetch.on(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	first, last := s.bounds()
+	batch, err := o.rows(ctx, on, limit, o.fetch.text, o.timed(limit, first, last)...)
+	s.add(batch)
+	return batch, err
+}
+
+func (s *shared) mark(ctx context.Context, rows []Row) error {
+	o := s.outbox
+	on, err := o.mark.on(ctx, o)
+	if err != nil {
+		return err
+	}
+	if _, err = on.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...); err == nil {
+		s.removeRows(rows)
+	}
+	return err
+}
+
+func (s *shared) fail(ctx context.Context, failed []failure) error {
+	err := s.outbox.fail(ctx, s.outbox.db, failed, "")
+	s.removeFailed(failed) // which come back, at the latest now
+	return err
+}
+
+func (s *shared) release(_ context.Context, rows []failure) error {
+	s.removeFailed(rows)
+	return nil
+}
+
+func (s *shared) renew(context.Context, []Row) (map[int64]bool, error) { return nil, nil }
+
+func (s *shared) renewEvery() time.Duration { return 0 }
+
+func (s *shared) close() {}
+
+// fail notes failures, by the owner of a lease or by anybody.
+func (o *Outbox) fail(ctx context.Context, on executor, failed []failure, owner string) error {
+	_, err := on.ExecContext(ctx, o.sql(o.grammar.fail), o.timed(append(o.grammar.failures(failed), owner)...)...)
+	return err
+}
+
+func (o *Outbox) free(ctx context.Context, on executor, rows []failure, owner string) error {
+	_, err := on.ExecContext(ctx, o.sql(o.grammar.free), append(o.grammar.failures(rows), owner)...)
+	return err
+}

@@ -1,0 +1,177 @@
+// Package pgtest finds a PostgreSQL server for tests and demonstrations, or
+// starts a private one: no server has to be set up by hand, and none that runs
+// is touched unless it is named.
+//
+//	func TestMain(m *testing.M) {
+//		goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
+//	}
+//
+//	func TestRelay(t *testing.T) {
+//		dsn := pgtest.Schema(t)
+//		…
+//	}
+//
+// It is no part of what a relay needs at run time.
+package pgtest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Where a server is taken from.
+const (
+	// DSNVariable is the environment variable with the connection string of a
+	// server to use, such as "host=127.0.0.1 user=courier dbname=test". Tests
+	// create schemas in its database and drop them.
+	DSNVariable = "COURIER_PG_DSN"
+
+	// SkipVariable is the environment variable that, set to "skip", lets tests
+	// without a server be skipped. It is ignored where CI is set.
+	SkipVariable = "COURIER_PG"
+)
+
+// ErrNone is the error, to errors.Is, of a machine without PostgreSQL.
+var ErrNone = errors.New("there is no PostgreSQL here")
+
+// Server is a PostgreSQL server that tests may use.
+type Server struct {
+	// DSN is a connection string of the server's database.
+	DSN string
+	// Note says in a line what was found or started.
+	Note string
+
+	cluster *cluster // nil for one that was running
+}
+
+// Start returns the server that [DSNVariable] names, or starts a private one
+// from the installed binaries, in a temporary folder, reachable by a Unix socket
+// alone. It is gone after Stop, and when the process dies.
+func Start() (*Server, error) {
+	if dsn := os.Getenv(DSNVariable); dsn != "" {
+		return &Server{DSN: dsn, Note: "using the server that " + DSNVariable + " names"}, nil
+	}
+	c, err := startCluster()
+	if err != nil {
+		return nil, err
+	}
+	return &Server{DSN: c.dsn(), Note: fmt.Sprintf("started a private server, %s, in %s", c.version, c.folder), cluster: c}, nil
+}
+
+// Private reports whether the server was started by Start, so that Crash and
+// Restart may be called.
+func (s *Server) Private() bool { return s.cluster != nil }
+
+// Stop ends a private server and removes its folder.
+func (s *Server) Stop() error {
+	if s.cluster == nil {
+		return nil
+	}
+	return s.cluster.remove()
+}
+
+// Crash ends a private server as pg_ctl stop -m immediate does: every
+// connection is cut, nothing is flushed, and the next start recovers from the
+// log.
+func (s *Server) Crash() error { return s.cluster.stop("QUIT") }
+
+// Restart starts a private server that crashed, and returns once it takes
+// connections.
+func (s *Server) Restart() error { return s.cluster.start() }
+
+// NewSchema creates an empty schema and returns a connection string that has it
+// as the search path, and the function that drops it.
+func (s *Server) NewSchema(ctx context.Context) (dsn string, drop func() error, err error) {
+	name := "courier_" + strings.ToLower(rand.Text()[:12])
+	if err := s.execute(ctx, "CREATE SCHEMA "+name); err != nil {
+		return "", nil, err
+	}
+	dsn = s.DSN + " search_path=" + name
+	if strings.HasPrefix(s.DSN, "postgres://") || strings.HasPrefix(s.DSN, "postgresql://") {
+		separator := "?"
+		if strings.Contains(s.DSN, "?") {
+			separator = "&"
+		}
+		dsn = s.DSN + separator + "search_path=" + name
+	}
+	return dsn, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		return s.execute(ctx, "DROP SCHEMA "+name+" CASCADE")
+	}, nil
+}
+
+func (s *Server) execute(ctx context.Context, text string) error {
+	conn, err := pgx.Connect(ctx, s.DSN)
+	if err != nil {
+		return fmt.Errorf("pgtest: %w", err)
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	if _, err := conn.Exec(ctx, text); err != nil {
+		return fmt.Errorf("pgtest: %s: %w", text, err)
+	}
+	return nil
+}
+
+// shared is the server of a test binary, started by the first test that asks.
+var shared struct {
+	once   sync.Once
+	server *Server
+	err    error
+}
+
+// Shared returns the one server of a test binary, which [Exit] stops. Without a
+// server the test fails, or is skipped where [SkipVariable] allows it.
+func Shared(t testing.TB) *Server {
+	t.Helper()
+	shared.once.Do(func() {
+		shared.server, shared.err = Start()
+		if shared.err == nil {
+			fmt.Fprintln(os.Stderr, "pgtest:", shared.server.Note)
+		}
+	})
+	if errors.Is(shared.err, ErrNone) && os.Getenv(SkipVariable) == "skip" && os.Getenv("CI") == "" {
+		t.Skipf("%v (%s=skip)", shared.err, SkipVariable)
+	}
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	return shared.server
+}
+
+// Schema returns a connection string to an empty schema of the shared server,
+// which is dropped at the end of the test.
+func Schema(t testing.TB) (dsn string) {
+	t.Helper()
+	dsn, drop, err := Shared(t).NewSchema(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := drop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return dsn
+}
+
+// Exit stops the shared server, if there is one, and ends the process. It is for
+// the end of a TestMain.
+func Exit(code int) {
+	if shared.server != nil {
+		if err := shared.server.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = max(code, 1)
+		}
+	}
+	os.Exit(code)
+}

@@ -1,0 +1,99 @@
+package pgtest
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+// orphanVariable makes the test binary start a server and wait to be killed.
+const orphanVariable = "PGTEST_ORPHAN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(orphanVariable) != "" {
+		orphan()
+	}
+	goleak.VerifyTestMain(m, goleak.Cleanup(Exit))
+}
+
+func orphan() {
+	s, err := Start()
+	if err != nil {
+		panic(err)
+	}
+	_, _ = os.Stdout.WriteString(s.cluster.folder + "\n")
+	select {}
+}
+
+func number(t *testing.T, dsn, query string) (n int) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), dsn)
+	require.NoError(t, err)
+	defer conn.Close(t.Context())
+	require.NoError(t, conn.QueryRow(t.Context(), query).Scan(&n))
+	return n
+}
+
+func TestSchemasAreApart(t *testing.T) {
+	first, second := Schema(t), Schema(t)
+	conn, err := pgx.Connect(t.Context(), first)
+	require.NoError(t, err)
+	defer conn.Close(t.Context())
+	_, err = conn.Exec(t.Context(), `CREATE TABLE a AS SELECT 1 AS one`)
+	require.NoError(t, err)
+	require.Equal(t, 1, number(t, first, `SELECT one FROM a`))
+	require.Equal(t, 0, number(t, second, `SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()`))
+}
+
+func TestCrashAndRestart(t *testing.T) {
+	t.Setenv(DSNVariable, "")
+	s, err := Start()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, s.Stop()) }()
+	require.True(t, s.Private())
+	conn, err := pgx.Connect(t.Context(), s.DSN)
+	require.NoError(t, err)
+	defer conn.Close(t.Context())
+	_, err = conn.Exec(t.Context(), `CREATE TABLE a AS SELECT 7 AS n`)
+	require.NoError(t, err)
+	require.NoError(t, s.Crash())
+	_, err = conn.Exec(t.Context(), `SELECT 1`)
+	require.Error(t, err)
+	require.NoError(t, s.Restart())
+	require.Equal(t, 7, number(t, s.DSN, `SELECT n FROM a`))
+}
+
+// A test binary that is killed leaves no server behind.
+func TestServerDiesWithItsProcess(t *testing.T) {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), orphanVariable+"=1", DSNVariable+"=")
+	out, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	line := make([]byte, 200)
+	n, err := out.Read(line)
+	require.NoError(t, err)
+	folder := strings.TrimSpace(string(line[:n]))
+	require.DirExists(t, folder)
+	require.NoError(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	require.Eventually(t, func() bool {
+		_, err := os.Stat(folder)
+		return os.IsNotExist(err)
+	}, 30*time.Second, 50*time.Millisecond)
+}
+
+func TestTheServerThatIsNamed(t *testing.T) {
+	t.Setenv(DSNVariable, "host=somewhere")
+	s, err := Start()
+	require.NoError(t, err)
+	require.False(t, s.Private())
+	require.Equal(t, "host=somewhere", s.DSN)
+	require.NoError(t, s.Stop())
+}

@@ -1,0 +1,284 @@
+package couriersql
+
+import (
+	"embed"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+//go:embed migrations/postgres/*.sql
+var postgresMigrations embed.FS
+
+// What a fetch reads of a row.
+const postgresRow = `seq, id, topic, key, payload, headers, trace, created_at, attempts, claim`
+
+// due are the rows to be handed out.
+const due = `processed_at IS NULL AND available_at <= now()`
+
+func postgresGrammar() grammar {
+	migrations, err := fs.Sub(postgresMigrations, "migrations/postgres")
+	if err != nil {
+		panic(err) // the path is a constant of this file
+	}
+	const claimed = `FROM unnest($1::bigint[], $2::bigint[]) AS c(seq, claim)
+		WHERE t.seq = c.seq AND t.claim = c.claim AND t.owner = $3 AND t.processed_at IS NULL`
+	// A row that somebody else has locked is in other hands by now, which also
+	// decide about it: to wait for them would be to undo what they do.
+	const failed = `FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) AS f(seq, claim, attempts, delay, error)
+		WHERE t.seq = f.seq AND t.seq IN (
+			SELECT l.seq FROM "{table}" l JOIN unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS g(seq, claim, attempts)
+				ON l.seq = g.seq AND l.claim = g.claim AND l.attempts = g.attempts
+			WHERE l.processed_at IS NULL AND ($6::text = '' OR l.owner = $6) FOR UPDATE OF l SKIP LOCKED)`
+	const free = `seq IN (SELECT seq FROM "{table}" WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL FOR UPDATE SKIP LOCKED)`
+	const letters = `seq = ANY($1::bigint[]) AND seq || '.' || version = ANY($2::text[])`
+	return grammar{
+		migrations: migrations,
+		shapes:     postgresShapes(),
+		begin:      `BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('courier_migrations', 0))`,
+
+		createVersions: `CREATE TABLE IF NOT EXISTS courier_migrations (
+			outbox     text        NOT NULL,
+			version    integer     NOT NULL,
+			applied_at timestamptz NOT NULL,
+			PRIMARY KEY (outbox, version)
+		)`,
+		migrated:   `SELECT to_regclass('courier_migrations') IS NOT NULL`,
+		version:    `SELECT coalesce(max(version), 0) FROM courier_migrations WHERE outbox = $1`,
+		addVersion: `INSERT INTO courier_migrations (outbox, version, applied_at) VALUES ($1, $2, $3)`,
+		columns: `SELECT a.attname, upper(format_type(a.atttypid, a.atttypmod)), a.attnotnull,
+				a.atthasdef OR a.attidentity <> '', coalesce(a.attnum = ANY(i.indkey), false)
+			FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+			WHERE a.attrelid = to_regclass(quote_ident($1)) AND a.attnum > 0 AND NOT a.attisdropped`,
+		index: `SELECT to_regclass(quote_ident($1)) IS NOT NULL`,
+
+		rowsPerInsert: 1000, // one statement for any number, which the driver keeps prepared
+		insert: func(int) string {
+			return `INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at)
+				SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::timestamptz[])`
+		},
+		inserted: postgresInserted,
+
+		// Statistics of a time when nothing was pending promise a planner that it
+		// may as well read all that is, and sort it: with a backlog of a million
+		// rows, for each batch anew. The partial index has the order already.
+		plan:    `SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off`,
+		session: `SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off`,
+
+		fetch: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1`,
+		ordered: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + `
+			AND (key = '' OR key NOT IN (SELECT key FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 AND available_at > now()))
+			AND seq NOT BETWEEN $2 AND $3 ORDER BY seq LIMIT $1`,
+		lock: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED`,
+		claim: `WITH next AS MATERIALIZED (SELECT seq FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED)
+			UPDATE "{table}" t SET claim = t.claim + 1, owner = $2, available_at = now() + $3::bigint * interval '1 microsecond'
+			FROM next WHERE t.seq = next.seq
+			RETURNING t.seq, t.id, t.topic, t.key, t.payload, t.headers, t.trace, t.created_at, t.attempts, t.claim`,
+
+		delete:     `DELETE FROM "{table}" WHERE seq = ANY($1::bigint[])`,
+		keep:       `UPDATE "{table}" SET processed_at = $2 WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
+		deleteFree: `DELETE FROM "{table}" WHERE ` + free,
+		keepFree:   `UPDATE "{table}" SET processed_at = $2 WHERE ` + free,
+		left:       `SELECT count(*) FROM "{table}" WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
+		deleteClaimed: `DELETE FROM "{table}" t USING unnest($1::bigint[], $2::bigint[]) AS c(seq, claim)
+			WHERE t.seq = c.seq AND t.claim = c.claim AND t.owner = $3`,
+		keepClaimed: `UPDATE "{table}" t SET processed_at = $4 ` + claimed,
+
+		renew: `UPDATE "{table}" t SET available_at = now() + $4::bigint * interval '1 microsecond' ` + claimed + ` RETURNING t.seq`,
+		// In a transaction that has been open for a while, now() is long ago.
+		hold: `UPDATE "{table}" SET available_at = clock_timestamp() + $2::bigint * interval '1 microsecond' WHERE seq = ANY($1::bigint[])`,
+		fail: `UPDATE "{table}" t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
+			last_error = f.error, owner = '' ` + failed,
+		free: `UPDATE "{table}" t SET available_at = 'epoch', owner = '' ` + failed,
+
+		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
+		lag:      `SELECT count(*), coalesce(min(created_at), 'epoch') FROM "{table}" WHERE ` + due + ` AND seq NOT BETWEEN $1 AND $2`,
+		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < $1`,
+		prune: `DELETE FROM "{table}" WHERE seq IN (SELECT seq FROM "{table}"
+			WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`,
+		failing: `SELECT id, attempts, last_error FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1`,
+
+		send: `INSERT INTO "{table}_dlq" AS d (id, outbox_seq, topic, key, payload, headers, trace, created_at,
+				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+			ON CONFLICT (id) DO UPDATE SET version = d.version + 1,
+				outbox_seq = excluded.outbox_seq, topic = excluded.topic, key = excluded.key,
+				payload = excluded.payload, headers = excluded.headers, trace = excluded.trace, created_at = excluded.created_at,
+				error = excluded.error, error_type = excluded.error_type, reason = excluded.reason,
+				attempts = excluded.attempts, last_failed_at = excluded.last_failed_at,
+				redriven = greatest(d.redriven, excluded.redriven), branch = excluded.branch, order_key = excluded.order_key
+			WHERE excluded.reason <> 'key parked'`,
+		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
+				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
+			FROM "{table}_dlq" WHERE seq > $1 ORDER BY seq LIMIT $2`,
+		update: `UPDATE "{table}_dlq" SET version = version + 1, error = $3, error_type = $4, reason = $5, attempts = $6,
+				first_failed_at = $7, last_failed_at = $8, redriven = $9, branch = $10, order_key = $11
+			WHERE seq = $1 AND version = $2`,
+		remove: `DELETE FROM "{table}_dlq" WHERE ` + letters,
+		requeue: []string{
+			`SELECT 1 FROM "{table}_dlq" WHERE ` + letters + ` ORDER BY seq FOR UPDATE`,
+			`UPDATE "{table}" SET processed_at = NULL, available_at = 'epoch', attempts = 0, last_error = ''
+				WHERE processed_at IS NOT NULL AND id IN (SELECT id FROM "{table}_dlq" WHERE ` + letters + `)`,
+			`INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at)
+				SELECT id, topic, key, payload, headers, trace, created_at FROM "{table}_dlq" d
+				WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" t WHERE t.id = d.id) ORDER BY seq`,
+			`DELETE FROM "{table}_dlq" WHERE ` + letters,
+		},
+		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq" WHERE order_key <> '' AND order_key = ANY($1::text[])`,
+		parked:     `SELECT count(*) FROM "{table}_dlq"`,
+
+		int64s: func(n int, at func(int) int64) any {
+			list := make([]int64, n)
+			for i := range list {
+				list[i] = at(i)
+			}
+			return list
+		},
+		strings:  func(list []string) any { return list },
+		letters:  postgresLetters,
+		claims:   postgresClaims,
+		failures: postgresFailures,
+		time:     func(micros int64) any { return time.UnixMicro(micros) },
+
+		duplicate:   func(err error) bool { return postgresCode(err) == "23505" },
+		duplicateID: postgresDuplicateID,
+		addedTwice:  func(error) bool { return false },
+		busy:        func(err error) bool { return slices.Contains([]string{"57P03", "53300"}, postgresCode(err)) },
+		advice:      postgresAdvice,
+	}
+}
+
+func postgresShapes() []shape {
+	message := []column{
+		{name: "seq", kind: "BIGINT", key: true},
+		{name: "id", kind: "TEXT"},
+		{name: "topic", kind: "TEXT"},
+		{name: "key", kind: "TEXT"},
+		{name: "payload", kind: "BYTEA"},
+		{name: "headers", kind: "TEXT"},
+		{name: "trace", kind: "TEXT"},
+		{name: "created_at", kind: postgresTime},
+	}
+	return []shape{
+		{"", append(slices.Clone(message),
+			column{name: "available_at", kind: postgresTime},
+			column{name: "attempts", kind: "INTEGER"},
+			column{name: "last_error", kind: "TEXT"},
+			column{name: "claim", kind: "BIGINT"},
+			column{name: "owner", kind: "TEXT"},
+			column{name: "processed_at", kind: postgresTime, nullable: true},
+		)},
+		{"_dlq", append(slices.Clone(message),
+			column{name: "version", kind: "BIGINT"},
+			column{name: "outbox_seq", kind: "BIGINT"},
+			column{name: "error", kind: "TEXT"},
+			column{name: "error_type", kind: "TEXT"},
+			column{name: "reason", kind: "TEXT"},
+			column{name: "attempts", kind: "INTEGER"},
+			column{name: "first_failed_at", kind: postgresTime},
+			column{name: "last_failed_at", kind: postgresTime},
+			column{name: "redriven", kind: "INTEGER"},
+			column{name: "branch", kind: "TEXT"},
+			column{name: "order_key", kind: "TEXT"},
+		)},
+	}
+}
+
+const postgresTime = "TIMESTAMP WITH TIME ZONE"
+
+// postgresInserted turns rows of columns into columns of rows.
+func postgresInserted(args []any) []any {
+	n := len(args) / columns
+	var texts [columns][]string
+	payloads, times := make([][]byte, n), make([]time.Time, n)
+	for c := range texts {
+		texts[c] = make([]string, n)
+	}
+	for i, arg := range args {
+		row, c := i/columns, i%columns
+		switch v := arg.(type) {
+		case string:
+			texts[c][row] = v
+		case []byte:
+			payloads[row] = v
+		case int64:
+			times[row] = time.UnixMicro(v)
+		}
+	}
+	return []any{texts[0], texts[1], texts[2], payloads, texts[4], texts[5], times}
+}
+
+func postgresClaims(rows []Row) []any {
+	seqs, claims := make([]int64, len(rows)), make([]int64, len(rows))
+	for i, row := range rows {
+		seqs[i], claims[i] = row.Seq, row.claim
+	}
+	return []any{seqs, claims}
+}
+
+func postgresFailures(list []failure) []any {
+	n := len(list)
+	seqs, claims, attempts, delays, texts := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n), make([]string, n)
+	for i, f := range list {
+		seqs[i], claims[i], attempts[i], delays[i], texts[i] = f.seq, f.claim, f.attempts, f.delay.Microseconds(), f.text
+	}
+	return []any{seqs, claims, attempts, delays, texts}
+}
+
+// postgresLetters are IDs of letters, and the places by which they are found.
+func postgresLetters(ids []string) []any {
+	seqs := make([]int64, 0, len(ids))
+	for _, id := range ids {
+		if seq, _, ok := parseID(id); ok {
+			seqs = append(seqs, seq)
+		}
+	}
+	return []any{seqs, ids}
+}
+
+// postgresCode is the SQLSTATE of an error, "" where it has none.
+func postgresCode(err error) string {
+	var e *pgconn.PgError
+	if errors.As(err, &e) {
+		return e.Code
+	}
+	return ""
+}
+
+// postgresDuplicateID takes the ID from the detail of a unique violation, which
+// is Key (id)=(a) already exists. The transaction is aborted and cannot be asked.
+func postgresDuplicateID(err error) string {
+	var e *pgconn.PgError
+	if !errors.As(err, &e) {
+		return ""
+	}
+	_, id, _ := strings.Cut(e.Detail, ")=(")
+	id, _, _ = strings.Cut(id, ") already exists")
+	return id
+}
+
+func postgresAdvice(err error) string {
+	code := postgresCode(err)
+	for _, known := range [...]struct{ code, advice string }{
+		{"42P01", "call Migrate first, with the search_path that the relay has"},
+		{"42703", "the table has another shape; call Migrate, which names the columns"},
+		{"42501", "this role lacks a right: Migrate needs to create tables, a relay to select, update and delete, a writer to insert"},
+		{"25006", "this is a read-only server, a standby perhaps: connect to the primary (target_session_attrs=read-write)"},
+		{"25P03", "idle_in_transaction_session_timeout ended the relay's transaction: raise it, make batches smaller, or use WithLease"},
+		{"53300", "the server has no connection left: a relay needs up to three (fetch, dead letters, wake-up)"},
+		{"57014", "statement_timeout or a cancel ended the statement; if it was slow, look for a missing index (Migrate), or a snapshot held open for long (pg_stat_activity.backend_xmin)"},
+		{"55P03", "lock_timeout ended the statement: look for a transaction left open"},
+	} {
+		if code == known.code {
+			return known.advice
+		}
+	}
+	if code == "" && strings.Contains(err.Error(), "failed to connect") {
+		return "is the server up, and does it take connections from here?"
+	}
+	return ""
+}

@@ -1,0 +1,274 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/require"
+)
+
+// explain returns the plan of a statement, with the number of rows that each
+// step came across.
+func explain(t *testing.T, db *sql.DB, text string, args ...any) string {
+	t.Helper()
+	tx, err := db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	defer tx.Rollback()
+	_, err = tx.ExecContext(t.Context(), postgresGrammar().plan)
+	require.NoError(t, err)
+	rows, err := tx.QueryContext(t.Context(), "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) "+text, args...)
+	require.NoError(t, err)
+	defer rows.Close()
+	var plan []string
+	for rows.Next() {
+		var line string
+		require.NoError(t, rows.Scan(&line))
+		plan = append(plan, line)
+	}
+	require.NoError(t, rows.Err())
+	return strings.Join(plan, "\n")
+}
+
+// fill adds n rows, processed or pending.
+func fill(t *testing.T, o *Outbox, n int, processed bool) {
+	t.Helper()
+	execute(t, o.db, `INSERT INTO courier_outbox (id, topic, payload, processed_at)
+		SELECT gen_random_uuid(), 'orders', '', CASE WHEN $2::bool THEN now() END FROM generate_series(1, $1)`, n, processed)
+}
+
+// The planner must take the pending rows from their index, in order, whatever
+// its statistics say: those of a time when there were none, or nothing else.
+func TestPostgresFetchGoesByThePartialIndex(t *testing.T) {
+	o := newPostgres(t, WithKeep())
+	for _, step := range []func(){
+		func() {}, // no statistics yet
+		func() { fill(t, o, 50_000, true) },
+		func() { execute(t, o.db, `ANALYZE courier_outbox`) },
+		func() { fill(t, o, 50_000, false) }, // a backlog of which the statistics know nothing
+		func() { execute(t, o.db, `ANALYZE courier_outbox`) },
+		func() { execute(t, o.db, `UPDATE courier_outbox SET processed_at = now()`) },
+		func() { fill(t, o, 10, false) },
+	} {
+		step()
+		for name, text := range map[string]string{"lock": o.grammar.lock, "ordered": o.grammar.ordered, "claim": o.grammar.claim} {
+			args := []any{100}
+			switch name {
+			case "claim":
+				args = append(args, "me", 1)
+			case "ordered":
+				args = append(args, 1, 0)
+			}
+			plan := explain(t, o.db, o.sql(text), args...)
+			require.Contains(t, plan, "Index Scan using courier_outbox_pending", name)
+			require.NotContains(t, plan, "Sort", name)
+			require.NotContains(t, plan, "Seq Scan", name)
+			if name == "ordered" {
+				require.Contains(t, plan, "Scan using courier_outbox_failed")
+			}
+		}
+	}
+	// The statements that mark find their rows, and do not look for them.
+	for _, text := range []string{o.grammar.delete, o.grammar.keep, o.grammar.deleteFree} {
+		args := []any{[]int64{1, 2, 3}}
+		if text == o.grammar.keep {
+			args = append(args, time.Now())
+		}
+		require.NotContains(t, explain(t, o.db, o.sql(text), args...), "Seq Scan")
+	}
+	for _, text := range []string{o.grammar.deleteClaimed, o.grammar.renew} {
+		args := []any{[]int64{1}, []int64{0}, "me"}
+		if text == o.grammar.renew {
+			args = append(args, 1)
+		}
+		require.NotContains(t, explain(t, o.db, o.sql(text), args...), "Seq Scan")
+	}
+	require.Contains(t, explain(t, o.db, o.sql(o.grammar.prune), time.Unix(0, 0), 1000), "courier_outbox_processed")
+}
+
+// A row that is committed late has a lower number than rows that were handed
+// out and marked long since. Nothing may be passed over.
+func TestPostgresRowsThatAreCommittedLate(t *testing.T) {
+	for name, opts := range map[string][]Option{"locked": nil, "leased": {WithLease(time.Minute)}, "elected": {WithStrictOrder()}} {
+		for keep, more := range keeping {
+			t.Run(name+" "+keep, func(t *testing.T) {
+				o := newPostgres(t, append(more, opts...)...)
+				s := o.Source()
+				var delivered []string
+				relay := func() {
+					rows := take(t, s, 3)
+					delivered = append(delivered, idsOf(rows)...)
+					require.NoError(t, s.Mark(t.Context(), rows))
+				}
+				var long []*sql.Tx
+				var want []string
+				for i := range 20 {
+					tx, err := o.db.BeginTx(t.Context(), nil)
+					require.NoError(t, err)
+					id := fmt.Sprint("long ", i)
+					require.NoError(t, o.Write(t.Context(), tx, named(id)...))
+					if i%4 == 3 {
+						require.NoError(t, tx.Rollback())
+						continue
+					}
+					long, want = append(long, tx), append(want, id)
+					write(t, o, named(fmt.Sprint("short ", i))...)
+					want = append(want, fmt.Sprint("short ", i))
+					relay()
+					if len(long) > 3 { // some end in the middle, in no order
+						require.NoError(t, long[1].Commit())
+						long = append(long[:1], long[2:]...)
+						relay()
+					}
+				}
+				for i := len(long) - 1; i >= 0; i-- {
+					require.NoError(t, long[i].Commit())
+					relay()
+				}
+				relay()
+				require.ElementsMatch(t, want, delivered)
+			})
+		}
+	}
+}
+
+func TestWritePgx(t *testing.T) {
+	dsn := pgtest.Schema(t)
+	pool, err := pgxpool.New(t.Context(), dsn)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	db := stdlib.OpenDBFromPool(pool)
+	t.Cleanup(func() { _ = db.Close() })
+	o := outboxIn(t, db)
+
+	require.NoError(t, pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		return o.WritePgx(t.Context(), tx, named("a", "b")...)
+	}))
+	err = pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
+		return o.WritePgx(t.Context(), tx, named("c", "a")...)
+	})
+	require.ErrorIs(t, err, ErrDuplicateID)
+	require.ErrorContains(t, err, `written before: "a"; roll`)
+	require.Equal(t, []string{"a", "b"}, idsOf(fetch(t, o, 10)))
+
+	require.ErrorIs(t, o.WritePgx(t.Context(), nil), courier.ErrConfig)
+	tx, err := pool.Begin(t.Context())
+	require.NoError(t, err)
+	require.ErrorIs(t, newOutbox(t).WritePgx(t.Context(), tx), courier.ErrConfig)
+	require.ErrorIs(t, New(nil, Postgres).WritePgx(t.Context(), tx), courier.ErrConfig)
+	require.NoError(t, tx.Rollback(t.Context()))
+}
+
+// What a pooler in transaction mode asks of its clients.
+func TestPostgresWithoutPreparedStatements(t *testing.T) {
+	for _, mode := range []string{"exec", "simple_protocol", "describe_exec"} {
+		t.Run(mode, func(t *testing.T) {
+			o := outboxIn(t, openPostgres(t, pgtest.Schema(t)+" default_query_exec_mode="+mode), WithLease(time.Minute))
+			write(t, o, Message{ID: "a", Topic: "t", Payload: []byte{0, 0xff}}, Message{ID: "b", Topic: "t", Headers: map[string]string{"a": `"\`}})
+			s := o.Source()
+			rows := take(t, s, 10)
+			require.Equal(t, []string{"a", "b"}, idsOf(rows))
+			require.Equal(t, []byte{0, 0xff}, rows[0].Payload)
+			require.NoError(t, s.Renew(t.Context(), rows))
+			require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[1])))
+			require.NoError(t, s.Mark(t.Context(), rows[:1]))
+			require.NoError(t, o.DLQ().Send(t.Context(), letter("b", nil)))
+			_, err := o.DLQ().Receive(t.Context(), 1)
+			require.NoError(t, err)
+			require.NoError(t, o.DLQ().Delete(t.Context(), "1.1"))
+		})
+	}
+}
+
+// A table that is partitioned by time, as the README makes one: old partitions
+// are dropped, not pruned.
+func TestPostgresPartitionedTable(t *testing.T) {
+	db := openPostgres(t, pgtest.Schema(t))
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	_, recipe, _ := strings.Cut(string(readme), "```sql\n")
+	recipe, _, found := strings.Cut(recipe, "```")
+	require.True(t, found)
+	execute(t, db, recipe)
+	execute(t, db, `CREATE TABLE new PARTITION OF courier_outbox DEFAULT`)
+	execute(t, db, `ALTER TABLE courier_outbox_2026_01 RENAME TO old`)
+	o := outboxIn(t, db, WithKeep())
+	write(t, o, Message{ID: "a", Topic: "t", CreatedAt: time.Date(2026, 1, 15, 0, 0, 0, 0, time.UTC)}, Message{ID: "b", Topic: "t"})
+	for range 5_000 / 1000 {
+		fill(t, o, 1000, true)
+	}
+	execute(t, db, `ANALYZE courier_outbox`)
+	plan := explain(t, db, o.sql(o.grammar.lock), 100)
+	require.NotContains(t, plan, "Seq Scan", plan)
+	require.NotContains(t, plan, "Sort  (", plan)
+	require.Contains(t, plan, "Merge Append")
+	s := o.Source()
+	rows := take(t, s, 10)
+	require.Equal(t, []string{"a", "b"}, idsOf(rows))
+	require.NoError(t, s.Mark(t.Context(), rows[:1]))
+	require.NoError(t, s.Release(t.Context(), rows[1:], 0))
+	execute(t, db, `ALTER TABLE courier_outbox DETACH PARTITION old`)
+	require.Equal(t, []string{"b"}, idsOf(fetch(t, o, 10)))
+}
+
+func TestPostgresMigrateAtOnce(t *testing.T) {
+	dsn := pgtest.Schema(t)
+	errs := make(chan error)
+	for range 8 {
+		db := openPostgres(t, dsn)
+		go func() { errs <- New(db, Postgres).Migrate(context.Background()) }()
+	}
+	for range 8 {
+		require.NoError(t, <-errs)
+	}
+}
+
+func TestPostgresMigrateRefuses(t *testing.T) {
+	db := openPostgres(t, pgtest.Schema(t))
+	execute(t, db, `CREATE TABLE courier_outbox (id integer PRIMARY KEY, body text NOT NULL)`)
+	err := New(db, Postgres).Migrate(t.Context())
+	require.ErrorContains(t, err, "the table courier_outbox is not one of this package: column seq BIGINT is missing, column id is INTEGER and not TEXT, ")
+	require.NoError(t, New(db, Postgres, WithTable("another")).Migrate(t.Context()), "the advice helps")
+	require.NoError(t, New(db, Postgres, WithTable("another")).Migrate(t.Context()))
+	execute(t, db, `INSERT INTO courier_migrations VALUES ('another', 7, now())`)
+	require.ErrorContains(t, New(db, Postgres, WithTable("another")).Migrate(t.Context()), "run a program with a newer couriersql")
+	execute(t, db, `DELETE FROM courier_migrations WHERE version = 7`)
+	execute(t, db, `DROP TABLE another`)
+	require.ErrorContains(t, New(db, Postgres, WithTable("another")).Migrate(t.Context()), "the table another is missing though its version is recorded")
+}
+
+func TestPostgresAdvice(t *testing.T) {
+	db := openPostgres(t, pgtest.Schema(t))
+	o := New(db, Postgres)
+	_, err := o.Source().Fetch(t.Context(), 1)
+	require.ErrorContains(t, err, "call Migrate first")
+	_, err = New(db, Postgres, WithStrictOrder()).Source().Fetch(t.Context(), 1)
+	require.ErrorContains(t, err, "call Migrate first")
+	require.NoError(t, o.Migrate(t.Context()))
+	execute(t, db, `ALTER TABLE courier_outbox RENAME COLUMN topic TO topics`)
+	_, err = o.Source().Fetch(t.Context(), 1)
+	require.ErrorContains(t, err, "call Migrate, which names the columns")
+
+	nowhere := openPostgres(t, "host="+t.TempDir()+" user=nobody")
+	_, err = New(nowhere, Postgres).Source().Fetch(t.Context(), 1)
+	require.ErrorContains(t, err, "is the server up")
+}
+
+func TestPostgresIdleTransactionTimeout(t *testing.T) {
+	o := outboxIn(t, openPostgres(t, pgtest.Schema(t)+" idle_in_transaction_session_timeout=50ms"))
+	write(t, o, named("a")...)
+	s := o.Source()
+	rows := take(t, s, 10)
+	require.Eventually(t, func() bool { return s.Renew(t.Context(), rows) != nil }, 10*time.Second, 100*time.Millisecond)
+	require.NoError(t, s.Mark(t.Context(), rows))
+	require.Empty(t, take(t, s, 10))
+}

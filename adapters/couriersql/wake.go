@@ -1,0 +1,257 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// WithWakeUp lets relays fetch as soon as a message is committed, instead of
+// when their interval has passed. Migrate adds a trigger to the table that sends
+// a notification, by whichever program rows are inserted, and each source listens
+// on a connection of its own out of the pool, until [Outbox.Close]. It is for
+// PostgreSQL.
+//
+// The listener connects again when its connection is lost. Notifications that
+// are lost meanwhile cost the interval and no message. Where it cannot work, as
+// behind a pooler in transaction mode, it says so once, and the relay polls.
+//
+// Transactions that notify commit one after the other in PostgreSQL: leave it
+// off where thousands of them a second write to the outbox.
+func WithWakeUp() Option { return func(o *Outbox) { o.wakeUp = true } }
+
+// Wake starts to listen, if it was not begun before, and returns the channel
+// that tells a polling coordinator to fetch now. It is nil without [WithWakeUp]
+// and [WithStrictOrder], the latter of which tells of an election.
+func (s *Source) Wake() <-chan struct{} {
+	if s.outbox.fault != nil || !s.outbox.wakeUp && s.waker.elected == nil {
+		return nil
+	}
+	s.waker.start()
+	return s.waker.wake
+}
+
+const (
+	echoTimeout  = 5 * time.Second // for a notification to oneself
+	probeEvery   = time.Minute     // a connection may be dead without a sign
+	relistenMin  = 100 * time.Millisecond
+	relistenMax  = 30 * time.Second
+	takeoverTry  = time.Second // how often a relay that stands by tries to be elected
+	queryTimeout = 10 * time.Second
+)
+
+// waker runs what tells a coordinator to fetch: the listener, and in a relay
+// that stands by the look-out for its election.
+type waker struct {
+	outbox  *Outbox
+	elected *elected // nil if there are no elections
+	wake    chan struct{}
+
+	mu   sync.Mutex
+	stop context.CancelFunc // nil while nothing runs
+	wg   sync.WaitGroup
+}
+
+func (w *waker) start() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stop != nil {
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	w.stop = stop
+	if w.outbox.wakeUp {
+		w.wg.Go(func() { w.listen(ctx) })
+	}
+	if w.elected != nil {
+		w.wg.Go(func() { w.standBy(ctx) })
+	}
+	w.outbox.opened(w, true)
+}
+
+func (w *waker) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stop != nil {
+		w.stop()
+		w.wg.Wait() // for what ends with its context, and takes no lock
+		w.stop = nil
+		w.outbox.opened(w, false)
+	}
+}
+
+// tell wakes the coordinator, unless it has a wake-up waiting, or has no say.
+func (w *waker) tell() {
+	if w.elected != nil && !w.elected.leads.Load() {
+		return
+	}
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// standBy tries to be elected, as the coordinator's interval may be long.
+func (w *waker) standBy(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(takeoverTry):
+		}
+		if w.elected.leads.Load() {
+			continue
+		}
+		if elected, _ := w.elected.try(ctx); elected { // an error is the next fetch's to tell
+			w.tell()
+		}
+	}
+}
+
+// errCannotListen is what no reconnection mends.
+var errCannotListen = errors.New("a notification to itself did not arrive")
+
+func (w *waker) listen(ctx context.Context) {
+	log := w.outbox.log
+	pause, silent := relistenMin, false
+	for {
+		began := time.Now()
+		err := w.session(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > relistenMax {
+			pause, silent = relistenMin, false // it worked for a while
+		}
+		switch {
+		case errors.Is(err, errCannotListen):
+			log.Warn("couriersql: there is no wake-up, and the relay polls: is there a pooler in transaction mode in between?", "table", w.outbox.table, "error", err)
+			return
+		case !silent:
+			log.Warn("couriersql: the wake-up is interrupted; the relay polls meanwhile, and nothing is lost", "table", w.outbox.table, "error", err)
+			silent = true // an outage is told of once
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, relistenMax)
+	}
+}
+
+// session listens on one connection until that is lost.
+func (w *waker) session(ctx context.Context) error {
+	o := w.outbox
+	conn, err := o.db.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	return conn.Raw(func(raw any) error {
+		driven, ok := raw.(*stdlib.Conn)
+		if !ok {
+			return fmt.Errorf("%w, as the driver of the *sql.DB is not pgx: %T", errCannotListen, raw)
+		}
+		err := w.receive(ctx, driven.Conn())
+		_ = driven.Conn().Close(ctx) // nobody else is to get a connection that listens
+		return errors.Join(driver.ErrBadConn, err)
+	})
+}
+
+func (w *waker) receive(ctx context.Context, conn *pgx.Conn) error {
+	o := w.outbox
+	if err := w.begin(ctx, conn); err != nil {
+		return err
+	}
+	w.tell() // of what was written while nobody listened
+	for {
+		waiting, cancel := context.WithTimeout(ctx, probeEvery)
+		_, err := conn.WaitForNotification(waiting)
+		late := waiting.Err() != nil
+		cancel()
+		switch {
+		case err == nil:
+			w.tell()
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case !late:
+			return err
+		default:
+			probe, cancel := context.WithTimeout(ctx, queryTimeout)
+			_, err := conn.Exec(probe, "SELECT 1")
+			cancel()
+			if err != nil {
+				return fmt.Errorf("%s: the connection that listens is dead: %w", o.table, err)
+			}
+		}
+	}
+}
+
+// begin listens, and sees whether it hears anything. It is another connection
+// that sends: a pooler may let through what the listening one sends itself.
+func (w *waker) begin(ctx context.Context, conn *pgx.Conn) error {
+	o := w.outbox
+	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	defer cancel()
+	if _, err := conn.Exec(ctx, o.sql(`LISTEN "{table}"`)); err != nil {
+		return err
+	}
+	var triggered bool
+	if err := conn.QueryRow(ctx, o.sql(hasTrigger)).Scan(&triggered); err != nil {
+		return err
+	}
+	if !triggered {
+		o.log.Warn("couriersql: the table has no trigger that sends notifications: call Migrate of an outbox made with WithWakeUp", "table", o.table)
+	}
+	echo := newOwner()
+	if _, err := o.db.ExecContext(ctx, `SELECT pg_notify($1, $2)`, o.table, echo); err != nil {
+		return fmt.Errorf("sending a notification to itself over another connection of the pool: %w", err)
+	}
+	waiting, cancelWaiting := context.WithTimeout(ctx, echoTimeout)
+	defer cancelWaiting()
+	for {
+		notification, err := conn.WaitForNotification(waiting)
+		switch {
+		case err == nil && notification.Payload == echo:
+			return nil
+		case err == nil:
+			w.tell()
+		case waiting.Err() != nil:
+			return errCannotListen
+		default:
+			return err
+		}
+	}
+}
+
+const (
+	hasTrigger = `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '"{table}"'::regclass AND tgname = '{table}_notify')`
+
+	createNotify = `CREATE OR REPLACE FUNCTION "{table}_notify"() RETURNS trigger LANGUAGE plpgsql
+		AS $$ BEGIN PERFORM pg_notify('{table}', ''); RETURN NULL; END $$`
+	createTrigger = `CREATE TRIGGER "{table}_notify" AFTER INSERT ON "{table}"
+		FOR EACH STATEMENT EXECUTE FUNCTION "{table}_notify"()`
+)
+
+// addTrigger adds the trigger if there is none: to replace it would be to wait
+// for every writer at each start of a program.
+func (o *Outbox) addTrigger(ctx context.Context, conn *sql.Conn) error {
+	var there bool
+	if err := conn.QueryRowContext(ctx, o.sql(hasTrigger)).Scan(&there); err != nil || there {
+		return err
+	}
+	for _, text := range []string{createNotify, createTrigger} {
+		if _, err := conn.ExecContext(ctx, o.sql(text)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
