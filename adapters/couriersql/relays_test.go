@@ -131,7 +131,9 @@ func TestSeveralRelaysDeliverEverythingOnce(t *testing.T) {
 			pending, err := o.Pending(t.Context())
 			require.NoError(t, err)
 			require.Zero(t, pending)
-			require.Greater(t, len(l.by), 1, "one relay did it all: %v", l.by)
+			if o.dialect != SQLite { // whose one write lock has no queue: whoever has it may keep it
+				require.Greater(t, len(l.by), 1, "one relay did it all: %v", l.by)
+			}
 		})
 	}
 }
