@@ -53,9 +53,8 @@ build: ## vet every module outside the workspace, as its users see it
 	@scripts/modules.sh build
 
 .PHONY: fuzz
-fuzz: ## each fuzz target for FUZZ_TIME (30s)
-	@for f in $$(grep -ho '^func Fuzz[A-Za-z]*' fuzz/*_test.go | cut -c6-); do \
-		echo "$$f $(FUZZ_TIME)"; go test ./fuzz -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZ_TIME) -fuzzminimizetime 10x || exit 1; done
+fuzz: ## each fuzz target of each module for FUZZ_TIME (30s)
+	@scripts/fuzz.sh $(FUZZ_TIME)
 
 .PHONY: sim
 sim: ## random episodes of chaos for SIM_TIME (60s), on one processor
