@@ -5,6 +5,7 @@ MODULES    := $(shell git ls-files --cached --others --exclude-standard '*go.mod
 PACKAGES   := $(addsuffix /...,$(patsubst %,./%,$(filter-out .,$(MODULES))) .)
 FUZZ_TIME  ?= 30s
 SIM_TIME   ?= 60s
+MUTATE     ?= engine.go order.go poll_settle.go retry.go stream_hand.go stream_settle.go internal/ledger/ledger.go
 BENCH_ARGS ?= -count 8 -benchtime 50ms
 
 .DEFAULT_GOAL := help
@@ -28,6 +29,11 @@ race: ## all tests under the race detector
 .PHONY: cover
 cover: ## coverage of the root package, and what is left uncovered
 	@go test -coverprofile=cover.out . >/dev/null && go tool cover -func=cover.out | awk '$$NF != "100.0%"'
+	@go tool cover -func=cover.out | awk '$$1 == "total:" && $$NF + 0 < 95 { print "the root package wants 95 %"; exit 1 }'
+
+.PHONY: mutation
+mutation: bin/gremlins ## which small changes of MUTATE (hours for all) no test finds
+	@scripts/mutation.sh bin/gremlins $(MUTATE)
 
 .PHONY: lint
 lint: bin/golangci-lint ## gofmt, go vet and the linters named in .golangci.yml
