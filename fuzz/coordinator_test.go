@@ -275,7 +275,7 @@ func (p *pipeline) checkOrder() {
 	}
 }
 
-func (p *pipeline) key(record int) string { return strconv.Itoa(record % max(1, p.plan.keys)) }
+func (p *pipeline) key(record int) string { return strconv.Itoa(record % max(1, p.keys)) }
 
 // stuck returns how many of the pending records may stay for as long as the
 // poison is one: the poison, unless it is parked for good, and what is behind it
