@@ -48,10 +48,11 @@ func FuzzStoredLetter(f *testing.F) {
 		got := letters[0]
 		var stored *StoredError
 		require.ErrorAs(t, got.Error, &stored)
-		require.Equal(t, sent.Error.Error(), stored.Text)
+		require.Equal(t, plain(sent.Error.Error()), stored.Text)
 		require.NotEmpty(t, stored.Type)
 		want := sent
-		want.ID, want.Error, want.Key = got.ID, got.Error, plainKey(orderKey)
+		want.Branch = plain(branch)
+		want.ID, want.Error, want.Key = got.ID, got.Error, plain(orderKey)
 		if len(payload) == 0 { // nil and empty are the same
 			want.Record.Payload = got.Record.Payload
 		}
