@@ -74,6 +74,10 @@ sim-exact: ## one seed is one run: plain, raced, on one processor and on two
 bench: ## the benchmarks beside their floors, interleaved, as one table (2 minutes)
 	@scripts/bench.sh $(BENCH_ARGS)
 
+.PHONY: bench-postgres
+bench-postgres: ## the relay from PostgreSQL beside loops by hand and other libraries
+	go test ./bench/rivals/postgres -run '^$$' -bench . -benchtime 1x
+
 .PHONY: bench-plot
 bench-plot: ## draw what the last make bench measured as docs/bench.svg
 	go run ./bench/report -svg docs/bench.svg bench.out

@@ -13,7 +13,8 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// What the simulation has found in the engine, as tests of a few records each.
+// What the simulation and the fuzzing have found in the engine, as tests of a few
+// records each.
 
 // desk is a leasing source that hands records out in their order, and again
 // those that were given back once their time has come.
@@ -111,5 +112,30 @@ func TestD4_WhatIsGivenBackIsNotOvertakenByWhatWasFetchedMeanwhile(t *testing.T)
 		cancel()
 		require.NoError(t, <-ended)
 		require.IsIncreasing(t, applied)
+	})
+}
+
+// With marks in order, what was applied behind a record that is handed back cannot
+// be marked, and Start says so.
+func TestD1_OrderedMarksThatAreHeldUpAtTheEndAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked []int
+		source := courier.NewChannelSource(full(3, false), func(_ context.Context, r []int) error { marked = append(marked, r...); return nil })
+		stop := start(t, courier.NewStreamingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 0 {
+				return errTest
+			}
+			return nil
+		}), courier.WithOrderedMarks(), quiet))
+		time.Sleep(time.Minute)
+		err := stop()
+		var left *courier.UnsettledError[int]
+		var unmarked *courier.MarkError
+		require.ErrorAs(t, err, &left)
+		n := len(left.Records) + len(marked)
+		if errors.As(err, &unmarked) {
+			n += unmarked.Records
+		}
+		require.Equal(t, 3, n, "each of three records is marked, handed back or told to be unmarked: %v", err)
 	})
 }

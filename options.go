@@ -145,6 +145,9 @@ func WithStreamWorkers(n int) Option {
 // the later ones of its key wait until it is applied or parked; those of other
 // keys do not. A key for all records is a strict order.
 //
+// Records that wait take up room in hand, or in the batches that the source hands
+// out: where they fill it, the other keys wait too. So park what never succeeds.
+//
 // With a [BatchApplier] no two records of a key are in one call of ApplyBatch.
 // The source must hand out the records of a key in their order, also those that
 // failed or were given back before, as an outbox that is read by its sequence
@@ -189,7 +192,7 @@ func WithPrefetch(batches int) Option {
 // record. A record that is not settled holds up the marks of all behind it, and,
 // when no more may be in hand, the stream; so one that failed is tried again, and
 // not given back. What was applied and for that not marked by the end is applied
-// again. The default is the order in which they are settled.
+// again, and counted in a [*MarkError] unless the source took it back. The default is the order in which they are settled.
 func WithOrderedMarks() Option {
 	return func(c *config) {
 		c.streaming = "WithOrderedMarks"

@@ -74,7 +74,7 @@ func (g *keyGate) until(key string) time.Time {
 	return g.held[key]
 }
 
-// clear lets go of all keys.
+// clear lets go of the keys that are held until no particular time.
 func (g *keyGate) clear() {
 	if g.some.Load() {
 		g.lift(time.Time{}, time.Time{})

@@ -124,6 +124,9 @@ type fetchResult[T any] struct {
 	cancelled bool // its error, if it has one, tells of that
 }
 
+// errHeldUp is why records are not marked that were applied.
+var errHeldUp = errors.New("marks are in the order fetched, and a record before them is not settled")
+
 func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T] {
 	n := c.config.workers
 	s := &stream[T]{
@@ -201,6 +204,9 @@ func (s *stream[T]) run() error {
 			}
 		}
 		unsettled = e
+	}
+	if n := len(s.line.waiting()); n > 0 && s.markLost == nil {
+		s.markLost = &MarkError{n, errHeldUp}
 	}
 	err := errors.Join(s.fatal, s.markLost, unsettled)
 	s.watch.stopped(s.life.settle, StopEvent{Unsettled: len(left), Err: err})
