@@ -25,6 +25,7 @@ type desk struct {
 	marked map[int]bool
 	n      int
 	slow   time.Duration // a mark takes so long
+	pace   time.Duration // and everything else
 }
 
 func newDesk(n int) *desk {
@@ -32,6 +33,7 @@ func newDesk(n int) *desk {
 }
 
 func (d *desk) Fetch(_ context.Context, limit int) (records []int, _ error) {
+	time.Sleep(d.pace)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for r := 0; r < d.n && len(records) < limit; r++ {
@@ -59,6 +61,7 @@ func (d *desk) Mark(_ context.Context, records []int) error {
 }
 
 func (d *desk) Release(_ context.Context, records []int, after time.Duration) error {
+	time.Sleep(2 * d.pace)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, r := range records {
@@ -92,6 +95,7 @@ func TestD8_AStopDuringAMarkGivesBackWhatWasFetchedAhead(t *testing.T) {
 func TestD4_WhatIsGivenBackIsNotOvertakenByWhatWasFetchedMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newDesk(12)
+		source.pace = 3 * time.Millisecond
 		var applied []int
 		failed := false
 		apply := func(_ context.Context, r int) error {

@@ -86,7 +86,7 @@ func (p *Process) suffer(f Fault) (woke bool) {
 	case Stop:
 		p.stop()
 	case Pause:
-		p.still = w.now.Load() + int64(f.For)
+		p.still = max(p.still, w.now.Load()) + int64(f.For)
 		w.postpone(p, int64(f.For))
 		return false
 	case Step:
