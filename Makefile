@@ -66,6 +66,10 @@ fuzz: ## each fuzz target of each module for FUZZ_TIME (30s)
 sim: ## random episodes of chaos for SIM_TIME (60s), on one processor
 	GOMAXPROCS=1 go test ./sim -run TestChaos -count=1 -timeout 0 -v -args -sim.time=$(SIM_TIME)
 
+.PHONY: mutants
+mutants: ## plant bugs in the core, and count the seeds until the simulation finds each
+	go run ./sim/mutants
+
 .PHONY: sim-exact
 sim-exact: ## one seed is one run: plain, raced, on one processor and on two
 	@scripts/sim-exact.sh

@@ -16,17 +16,32 @@ func (m *model) come(c *call) {
 	case Fetch:
 		m.comeFetch(l)
 	case Apply:
-		if n, first := c.data.(int); first {
-			m.comeApply(l, c, n)
+		if t, first := c.data.(try); first {
+			m.comeApply(l, c, t.n)
 			m.comeBreaker(l, c)
+			switch {
+			case t.attempt == 1 || m.Batches:
+			case l.p.stopping && l.p.still < m.now.Load():
+				m.Fail("D8: %s is tried again after process %d was told to stop", names[t.n], l.p.number)
+			case l.permanent[t.n]:
+				m.Fail("R-3: %s is tried again after a permanent error", names[t.n])
+			}
 		}
 	case Batch:
 		for _, o := range c.data.(*verdicts).records {
 			m.comeApply(l, c, o.N)
 		}
 		m.comeBreaker(l, c)
-	case Mark, Release, Fail, Renew:
+	case Mark, Release:
+		if c.ctx.Err() != nil && l.inTime() {
+			m.Fail("D8: a %s of process %d with a context that has ended, within the drain timeout", c.kind, l.p.number)
+		}
 	}
+}
+
+// inTime reports whether the drain timeout of a process that stops is not over.
+func (l *life) inTime() bool {
+	return l.p.stopping && l.m.now.Load() < l.p.askedAt+int64(l.m.Drain)
 }
 
 func (m *model) comeFetch(l *life) {
@@ -61,7 +76,10 @@ func (m *model) comeFetch(l *life) {
 // destination, and none before it was left out (D4).
 func (m *model) comeApply(l *life, c *call, n int) {
 	r := &m.rows[n]
-	if r.calls[l.p.instance]++; r.applied > 0 && !r.marked && r.told[l.p.instance] != l.p && m.lives[0] != l {
+	if m.Stack < 2 || m.Batches || l.breaker == courier.BreakerClosed { // a probe does not count
+		r.calls[l.p.instance]++
+	}
+	if r.applied > 0 && !r.marked && r.told[l.p.instance] != l.p && m.lives[0] != l {
 		m.Sometimes("a record comes again after a crash")
 	}
 	if len(m.parked) > 1 && m.Workers > 1 {
@@ -114,6 +132,9 @@ func (m *model) answer(c *call) {
 		return
 	}
 	l := m.lives[c.p.number]
+	if cut := c.kind == Apply || c.kind == Batch || c.kind == Mark || c.kind == Release; cut && c.gone && l.inTime() && !errors.Is(c.err, context.DeadlineExceeded) {
+		m.Fail("D8: a %s of process %d is cut short within the drain timeout: %v", c.kind, l.p.number, c.err)
+	}
 	switch c.kind {
 	case Fetch:
 		if c.err == nil {
@@ -123,8 +144,10 @@ func (m *model) answer(c *call) {
 		}
 		l.handing = l.handing[:0]
 	case Apply:
-		if n, first := c.data.(int); first {
+		if t, first := c.data.(try); first {
+			n := t.n
 			delete(m.busy, m.key(n))
+			l.permanent[n] = c.err != nil && c.fault == Permanent
 			if c.err == nil || m.skipped[n] && courier.Classify(context.Background(), c.err) == courier.Skipped {
 				l.told(n)
 			}
@@ -164,9 +187,11 @@ func (m *model) answer(c *call) {
 
 func (m *model) probed(l *life, c *call) {
 	if c.detail == "a probe" {
+		l.probeAt = m.now.Load()
 		if l.probes--; c.err != nil {
 			m.Sometimes("a probe failed")
 		}
+		l.good++ // or fails, and then nobody asks
 	}
 	if errors.Is(c.err, courier.ErrAttemptTimeout) {
 		m.Sometimes("an attempt timed out")
@@ -179,6 +204,9 @@ func (m *model) probed(l *life, c *call) {
 // breakerChanged follows the breaker of a process.
 func (l *life) breakerChanged(_ context.Context, change courier.BreakerChange) {
 	m := l.m
+	if l.p.dead {
+		return
+	}
 	if change.From != l.breaker || change.Generation != l.generation+1 {
 		m.Fail("B-3: a breaker that is %s goes from %s, generation %d after %d", l.breaker, change.From, change.Generation, l.generation)
 	}
@@ -193,11 +221,17 @@ func (l *life) breakerChanged(_ context.Context, change courier.BreakerChange) {
 		if change.At.Before(l.until) {
 			m.Fail("B-5: a breaker is half-open at %v, and was to be open until %v", change.At, l.until)
 		}
-		l.probes = 0
+		l.probes, l.good = 0, 0
 	case "half-open to closed":
+		if l.good < m.Successes {
+			m.Fail("B-8: a breaker closes after %d successes, with %d wanted", l.good, m.Successes)
+		}
 		m.Sometimes("breaker closed again")
 	default:
 		m.Fail("B-6: a breaker goes from %s to %s", change.From, change.To)
+	}
+	if change.From == courier.BreakerHalfOpen && l.probeAt != m.now.Load() && !errors.Is(change.Cause, courier.ErrProbeTimeout) {
+		m.Fail("B-7: a half-open breaker goes to %s, and no probe has ended: %v", change.To, change.Cause)
 	}
 	l.breaker, l.until, l.generation = change.To, change.Until, change.Generation
 }

@@ -15,8 +15,11 @@ func (d *destination) Apply(ctx context.Context, o order) error {
 	if n := courier.AttemptFrom(ctx); d.m.Stack > 0 && !d.m.Batches && n > d.m.Attempts {
 		d.m.Fail("R-1: %v is attempted for the %dth time, with %d at most", o, n, d.m.Attempts)
 	}
-	return d.p.await(ctx, Apply, uint64(o.N+1), names[o.N], o.N, func(c *call) { c.err = d.apply(o.N) })
+	return d.p.await(ctx, Apply, uint64(o.N+1), names[o.N], try{o.N, courier.AttemptFrom(ctx)}, func(c *call) { c.err = d.apply(o.N) })
 }
+
+// try is one attempt at a record.
+type try struct{ n, attempt int }
 
 // apply is the effect of applying one record.
 func (d *destination) apply(n int) error {
@@ -163,7 +166,7 @@ func (l *life) parkedBy(_ context.Context, letter courier.DeadLetter[order]) {
 	switch {
 	case letter.Reason == courier.Exhausted && letter.Attempts < m.Attempts:
 		m.Fail("R-2: %s is parked as exhausted after %d of %d attempts", names[n], letter.Attempts, m.Attempts)
-	case letter.Attempts > made:
+	case letter.Attempts > made && letter.Reason == courier.Exhausted:
 		m.Fail("D5: %s is parked after %d attempts, of which %d were made", names[n], letter.Attempts, made)
 	}
 }

@@ -226,9 +226,12 @@ type life struct {
 	until      time.Time
 	generation uint64
 	probes     int // that are out
+	good       int // that have succeeded
+	probeAt    int64
+	permanent  map[int]bool // records whose last attempt failed for good
 }
 
-var names = func() (names [1100]string) {
+var names = func() (names [1200]string) {
 	for n := range names {
 		names[n] = "r" + strconv.Itoa(n)
 	}
@@ -436,7 +439,7 @@ func (m *model) keyOf(o order) string { return strconv.Itoa(m.key(o.N)) }
 
 // begin, die and end are the ends of a process.
 func (m *model) begin(p *Process) {
-	l := &life{m: m, p: p, inHand: map[int]bool{}, breaker: courier.BreakerClosed, generation: 1, at: m.position}
+	l := &life{m: m, p: p, inHand: map[int]bool{}, permanent: map[int]bool{}, breaker: courier.BreakerClosed, generation: 1, at: m.position}
 	if m.Waking {
 		l.wake = make(chan struct{}, 1)
 	}

@@ -25,7 +25,8 @@ type Process struct {
 	dead      bool // what it does has no effect
 	stopping  bool
 	ended     bool
-	stoppedAt int64
+	askedAt   int64 // to stop
+	stoppedAt int64 // likewise, or when it stood still no more
 	still     int64 // until when it stands still
 	err       error
 	open      int // calls that have no reply yet
@@ -99,6 +100,7 @@ func (p *Process) suffer(f Fault) (woke bool) {
 }
 
 func (p *Process) stop() {
+	p.askedAt = p.w.now.Load()
 	p.stopping, p.stoppedAt = true, max(p.still, p.w.now.Load())
 	if len(p.w.parked) > 0 {
 		p.w.Sometimes("stop in mid-work")
