@@ -102,11 +102,11 @@ var mutants = []mutant{
 
 	// Leases, fan-out, memory.
 	{"a lease that is lost is applied", "engine.go",
-		"		if lost {\n			return errLeaseLost\n", "		if lost && false {\n			return errLeaseLost\n"},
+		"	case b.isLost(i):\n		return errLeaseLost\n	case b.keys == nil:", "	case b.keys == nil:"},
 	{"nothing is renewed", "lease.go",
-		"			l.renew()\n", ""},
+		"		l.renew()\n", ""},
 	{"what was fetched ahead is dropped at a pause", "poll.go",
-		"		p.release = append(p.release, p.records...)\n	}\n	p.records, p.fetchErr = nil, nil\n	return some", "	}\n	p.records, p.fetchErr = nil, nil\n	return some"},
+		"		p.release = append(p.release, r.records...)\n", ""},
 	{"a fan-out is content with one branch", "fanout.go",
 		"	if have < f.quorum {", "	if have < 1 {"},
 	{"a fan-out forgets who has a record", "fanout_memory.go",
