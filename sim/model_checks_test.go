@@ -19,6 +19,9 @@ func (m *model) come(c *call) {
 		if t, first := c.data.(try); first {
 			m.comeApply(l, c, t.n)
 			m.comeBreaker(l, c)
+			if t.attempt == 1 && !m.Yield && m.rows[t.n].lostBy == l.p {
+				m.Fail("D5: %s is begun by process %d, which was told that its lease is lost", names[t.n], l.p.number)
+			}
 			switch {
 			case t.attempt == 1 || m.Batches:
 			case l.p.stopping && l.p.still < m.now.Load():
@@ -169,6 +172,13 @@ func (m *model) answer(c *call) {
 		} else {
 			m.Sometimes("the queue refused")
 		}
+	case Renew:
+		for _, n := range l.losing {
+			if r := &m.rows[n]; c.err == nil && r.lessee == l.p {
+				r.lostBy = l.p
+			}
+		}
+		l.losing = l.losing[:0]
 	case Mark:
 		if l.markFailed = c.err != nil; l.markFailed {
 			m.Sometimes("a mark failed")

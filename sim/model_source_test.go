@@ -106,9 +106,12 @@ func (s *source) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	}
 	if r.lessee != nil && !r.put {
 		m.Sometimes("a lease ran out")
+		if by := r.lessee; m.Renewing && !m.knownOrdered() && m.rates[Renew] == [faults]float64{} && !by.dead && !by.ended && !by.stopping && by.still == 0 && m.lives[by.number].inHand[n] {
+			m.Fail("D11: the lease of %s ran out while process %d had it in hand", names[n], by.number)
+		}
 		r.excuses++
 	}
-	r.lessee, r.put = s.p, false
+	r.lessee, r.put, r.lostBy = s.p, false, nil
 	s.lease(r)
 	return true
 }
@@ -234,6 +237,9 @@ func (s renewing) Renew(ctx context.Context, records []order) error {
 			if r.lessee != s.p || m.now.Load() >= r.until {
 				m.Sometimes("stale lease")
 				lost.Add(i, errors.New("somebody else has it"))
+				if r.lessee == s.p {
+					s.losing = append(s.losing, o.N)
+				}
 				r.excuses++
 				delete(s.inHand, o.N)
 				continue

@@ -159,7 +159,9 @@ func (s *settings) agree() {
 	// alone with the poison.
 	// With ordered marks, all that is in hand may wait behind poison, and no room
 	// be left for a record that tells it from an outage.
-	if s.Stack != 2 || s.Instances > 1 || s.Ordered && s.Batch < s.Records {
+	// What is fetched ahead of a key that is held back comes and goes, and hides the
+	// others, see knownKeys.
+	if s.Stack != 2 || s.Instances > 1 || s.shape == leasing && s.Keys > 0 && s.Prefetch > 0 || s.Ordered && s.Batch < s.Records {
 		s.Poison = nil
 	}
 	// The breaker may have to close again within a minute, see Successes.
@@ -193,6 +195,7 @@ type row struct {
 	sure            [2]*Process // likewise, and it may not apply it again
 	excuses         int         // how often it may be applied again by a process that was told
 	lessee          *Process    // who has it
+	lostBy          *Process    // who was told that its lease is lost
 	until           int64       // the end of its lease
 	put             bool        // the source keeps it back by itself until then
 	calls           [2]int      // attempts by the process that each instance is at
@@ -215,6 +218,7 @@ type model struct {
 type life struct {
 	m          *model
 	p          *Process
+	losing     []int // by a renewal that has not returned
 	handing    []int // by a fetch that has not returned
 	inHand     map[int]bool
 	markFailed bool
@@ -276,6 +280,7 @@ func (m *model) tune() {
 	}
 	if m.Keys > 0 {
 		r[Renew] = [faults]float64{}
+		r[Fetch][Lost] = 0 // a key that waits ten minutes for a lease outlasts the records to come
 	}
 	if m.knownStep() {
 		for i := range m.endings {
@@ -428,6 +433,10 @@ func (m *model) knownPrefetch() bool { return m.shape == leasing && m.Prefetch >
 // knownKeys: a poller with an order key and a prefetch applies what it has fetched
 // ahead before what it gives back behind a failed record.
 func (m *model) knownKeys() bool { return m.shape == leasing && m.Keys > 0 && m.Prefetch > 0 }
+
+// knownOrdered: a stream does not renew what is applied and waits for the mark of
+// a record before it.
+func (m *model) knownOrdered() bool { return m.Ordered }
 
 // knownStep: a clock that is set back has a poller with an order key and a
 // prefetch lift the key of a failed record too early.
