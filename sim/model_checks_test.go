@@ -95,7 +95,7 @@ func (m *model) comeApply(l *life, c *call, n int) {
 		m.Fail("D4: %s is applied together with another of its key", names[n])
 	}
 	m.busy[m.key(n)] = c
-	for before := m.key(n); before < n && !m.knownKeys(); before += m.Keys {
+	for before := m.key(n); before < n; before += m.Keys {
 		if r := &m.rows[before]; r.applied == 0 && r.parked == 0 && !m.skipped[before] {
 			m.Fail("D4: %s is applied before %s", names[n], names[before])
 		}
@@ -174,7 +174,7 @@ func (m *model) answer(c *call) {
 		}
 	case Renew:
 		for _, n := range l.losing {
-			if r := &m.rows[n]; c.err == nil && r.lessee == l.p {
+			if r := &m.rows[n]; c.err == nil && r.lessee == l.p && m.now.Load() >= r.until { // not handed out again since
 				r.lostBy = l.p
 			}
 		}

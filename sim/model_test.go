@@ -160,7 +160,7 @@ func (s *settings) agree() {
 	// With ordered marks, all that is in hand may wait behind poison, and no room
 	// be left for a record that tells it from an outage.
 	// What is fetched ahead of a key that is held back comes and goes, and hides the
-	// others, see knownKeys.
+	// others.
 	if s.Stack != 2 || s.Instances > 1 || s.shape == leasing && s.Keys > 0 && s.Prefetch > 0 || s.Ordered && s.Batch < s.Records {
 		s.Poison = nil
 	}
@@ -426,14 +426,6 @@ func (m *model) live(ctx context.Context) error {
 
 // What is known to be broken in Courier, and is not looked at until it is mended.
 
-// knownPrefetch: a poller that is stopped while it marks does not give back what
-// it has fetched ahead.
-func (m *model) knownPrefetch() bool { return m.shape == leasing && m.Prefetch > 0 }
-
-// knownKeys: a poller with an order key and a prefetch applies what it has fetched
-// ahead before what it gives back behind a failed record.
-func (m *model) knownKeys() bool { return m.shape == leasing && m.Keys > 0 && m.Prefetch > 0 }
-
 // knownOrdered: a stream does not renew what is applied and waits for the mark of
 // a record before it.
 func (m *model) knownOrdered() bool { return m.Ordered }
@@ -492,7 +484,7 @@ func (m *model) end(p *Process) {
 	case !troubled:
 		m.Fail("D8: process %d was stopped and returned %v", p.number, p.err)
 	}
-	if len(l.inHand) > 0 && m.shape >= leasing && m.shape != journal && p.err == nil && !m.knownPrefetch() {
+	if len(l.inHand) > 0 && m.shape >= leasing && m.shape != journal && p.err == nil {
 		m.Fail("D8: process %d was stopped and gave these not back: %v", p.number, numbers(l.inHand))
 	}
 	m.cutOff(p)
