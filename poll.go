@@ -83,7 +83,6 @@ type poller[T any] struct {
 	sparing                       bool // suspects wait for others to close the breaker
 	spareUntil                    time.Time
 	stuck                         bool        // the probe is a record that a breaker opened over before
-	window                        int         // how many records a probe was chosen from; 0 is by the suspects
 	memory                        suspects[T] // records that a breaker interrupted
 	fetchPace, markPace, restPace trouble
 	unmarked                      error // a *MarkError
@@ -219,7 +218,11 @@ func (p *poller[T]) fetch() {
 	p.sparing = g.probe && p.config.clock.Now().Before(p.spareUntil)
 	p.probing = !p.sparing && (p.probing || g.probe)
 	limit := p.config.batchSize
-	switch past := max(p.window, 1+len(p.memory.list)); { // to see past the suspects
+	past := 1 + len(p.memory.list) // to see past the suspects
+	if p.keyOf != nil {            // and past all that waits behind them
+		past = max(p.config.batchSize, minWindow)
+	}
+	switch {
 	case p.probing:
 		limit = past
 	case p.sparing:
@@ -273,26 +276,13 @@ func (p *poller[T]) take() {
 		keys, _ := p.keysOf(nil, p.records)
 		i := p.memory.probe(p.records, keys)
 		p.stuck = p.memory.find(p.records[i]) >= 0
-		p.widen(!p.stuck)
 		p.release = append(append(p.release, p.records[:i]...), p.records[i+1:]...)
 		p.records = p.records[i : i+1 : i+1]
 	case p.sparing:
 		keys, _ := p.keysOf(nil, p.records)
 		p.records, p.release = p.memory.split(p.records, keys)
-		p.widen(len(p.records) > 0)
 	}
 	p.lease.hold(p.records)
-}
-
-// widen has the next fetch look past more records, if this one did not see past
-// the suspects and what waits behind them.
-func (p *poller[T]) widen(found bool) {
-	switch limit := max(p.window, 1+len(p.memory.list)); {
-	case found:
-		p.window = 0
-	case p.keyOf != nil:
-		p.window = min(2*limit, max(p.config.batchSize, minWindow))
-	}
 }
 
 // dropAhead has all that was fetched ahead given back, and reports whether there

@@ -315,7 +315,7 @@ func (m *model) arrive(n int) (woke bool) {
 }
 
 // extras is how many more records come at most.
-const extras = 1000
+const extras = 4000
 
 // redeem is an operator who empties the queue, so that the keys in it go on.
 func (m *model) redeem() (woke bool) {
@@ -477,7 +477,8 @@ func (m *model) end(p *Process) {
 	if p.dead {
 		return
 	}
-	troubled := m.rates[Mark] != [faults]float64{} || len(m.outages[0]) > 0 || m.script != nil || m.stepped > 0 || m.Drain < time.Second
+	troubled := m.rates[Mark] != [faults]float64{} || len(m.outages[0]) > 0 || m.script != nil || m.stepped > 0 || m.Drain < time.Second ||
+		p.still > 0 && p.still >= p.stoppedAt // it stood still beyond its time for marks
 	switch {
 	case p.err == nil:
 	case m.shape == journal && errors.Is(p.err, courier.ErrUnsettled):
