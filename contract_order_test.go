@@ -274,7 +274,7 @@ func TestD4_AnOutageKeepsTheOrder(t *testing.T) {
 					case "leasing":
 						source := newLeasing(numbers(200)...)
 						marked = source.marked
-						c = courier.NewPollingCoordinator(source, applier, append(opts, courier.WithWorkers(4), courier.WithPrefetch(2))...)
+						c = courier.NewPollingCoordinator(source, applier, append(opts, courier.WithWorkers(4))...)
 					case "streaming":
 						var all collector
 						marked = all.all

@@ -453,6 +453,8 @@ func TestD12_BadInputIsOneClearError(t *testing.T) {
 		{"WithFlushInterval", courier.Sync(fetch, process, mark, courier.WithFlushInterval(time.Second))},
 		{"WithStreamWorkers", courier.NewStreamingCoordinator(courier.NewChannelSource(ch, mark), courier.ProcessFunc(process), courier.WithStreamWorkers(0))},
 		{"WithInterval", courier.NewStreamingCoordinator(courier.NewChannelSource(ch, mark), courier.ProcessFunc(process), courier.WithInterval(time.Second))},
+		{"WithPrefetch", courier.NewPollingCoordinator(newLeasing[int](), courier.ProcessFunc(process), courier.WithPrefetch(1), courier.WithOrderKey(byRest(2)))},
+		{"WithPrefetch", courier.NewPollingCoordinator(newShelf[int](), courier.ProcessFunc(process), courier.WithPrefetch(1))},
 		{"WithFixedInterval", courier.NewStreamingCoordinator(courier.NewChannelSource(ch, mark), courier.ProcessFunc(process), courier.WithFixedInterval())},
 		{"channel", courier.NewStreamingCoordinator(courier.NewChannelSource(nil, mark), courier.ProcessFunc(process))},
 		{"markDone", courier.NewStreamingCoordinator(courier.NewChannelSource(ch, nil), courier.ProcessFunc(process))},

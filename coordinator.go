@@ -31,6 +31,9 @@ func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...
 	if _, ok := source.(Releaser[T]); !ok && c.config.prefetch > 0 && c.fault == nil {
 		c.fault = &ConfigError{"WithPrefetch", "needs a source that leases (a Releaser): another one hands out again what is in hand"}
 	}
+	if c.config.keyOf != nil && c.config.prefetch > 0 && c.fault == nil {
+		c.fault = &ConfigError{"WithPrefetch", "cannot be kept with WithOrderKey: what is fetched ahead may come behind records that are given back meanwhile; leave it out, or use a streaming coordinator"}
+	}
 	return c
 }
 

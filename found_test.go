@@ -90,35 +90,6 @@ func TestD8_AStopDuringAMarkGivesBackWhatWasFetchedAhead(t *testing.T) {
 	})
 }
 
-// With an order key and a prefetch, a batch that is fetched while another waits
-// behind a failed record could hold records that come behind those.
-func TestD4_WhatIsGivenBackIsNotOvertakenByWhatWasFetchedMeanwhile(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		source := newDesk(12)
-		source.pace = 3 * time.Millisecond
-		var applied []int
-		failed := false
-		apply := func(_ context.Context, r int) error {
-			if r == 5 && !failed {
-				failed = true
-				return errors.New("once")
-			}
-			applied = append(applied, r)
-			return nil
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error)
-		go func() {
-			ended <- courier.NewPollingCoordinator(source, courier.ProcessFunc(apply), courier.WithBatchSize(3), courier.WithPrefetch(1),
-				courier.WithFixedInterval(), courier.WithInterval(100*time.Millisecond), courier.WithOrderKey(func(int) string { return "" }), quiet).Start(ctx)
-		}()
-		time.Sleep(time.Minute)
-		cancel()
-		require.NoError(t, <-ended)
-		require.IsIncreasing(t, applied)
-	})
-}
-
 // With marks in order, what was applied behind a record that is handed back cannot
 // be marked, and Start says so.
 func TestD1_OrderedMarksThatAreHeldUpAtTheEndAreTold(t *testing.T) {

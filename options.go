@@ -174,9 +174,9 @@ func WithApplyBatchSize(n int) Option {
 
 // WithPrefetch sets how many batches are fetched while another is in work. The
 // default of a polling coordinator is 0; more is only for sources that lease
-// their records ([Releaser]), and has a fetch begin before the batch in work is
-// marked; none begins while a key is held back ([WithOrderKey]). That of a
-// streaming coordinator is 1, and more of them keep many workers busy.
+// their records ([Releaser]), has a fetch begin before the batch in work is marked,
+// and cannot be kept with [WithOrderKey]. That of a streaming coordinator is 1,
+// and more of them keep many workers busy.
 func WithPrefetch(batches int) Option {
 	return func(c *config) {
 		if batches < 0 || batches > maxCount {

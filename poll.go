@@ -330,9 +330,7 @@ func (p *poller[T]) cut() {
 
 func (p *poller[T]) apply() {
 	p.life.applying.Store(true)
-	if p.full && !p.probing && !p.sparing && !p.gate.some.Load() {
-		// Not while a key is held back: what is fetched now may come behind records
-		// that are about to be given back.
+	if p.full && !p.probing && !p.sparing {
 		p.ahead.ask(p.config.batchSize)
 	}
 	if p.crew.todo == nil {

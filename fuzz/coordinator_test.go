@@ -125,6 +125,9 @@ func readPlan(text []byte) (p plan) {
 	if p.source == rereading || p.source == scheduling && p.keys > 0 { // it has no use for it; or it would have to hold back a key
 		p.prefetch = -1
 	}
+	if p.source == leasing && p.keys > 0 { // which is refused
+		p.prefetch = -1
+	}
 	if p.source == scheduling {
 		p.keys = 0
 	}

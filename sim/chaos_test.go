@@ -91,7 +91,7 @@ func newPlan(seed uint64) plan {
 	if u("portioned") < 0.5 {
 		p.portion = 1 + pick("portion", p.batch)
 	}
-	if p.leasing && u("prefetched") < 0.4 {
+	if p.leasing && u("prefetched") < 0.4 && (p.keys == 0 || p.workers > 0) {
 		p.prefetch = pick("prefetch", 4)
 	}
 	// Where every key begins with a poison record none is left to tell them from

@@ -129,6 +129,9 @@ func draw(w *World, fixed func(s *settings)) settings {
 
 // agree takes back what makes no sense together.
 func (s *settings) agree() {
+	if s.shape == leasing && s.Keys > 0 {
+		s.Prefetch = -1
+	}
 	s.Source = shapeNames[s.shape]
 	if s.shape < leasing {
 		s.Failing, s.Renewing, s.Prefetch = false, false, -1
@@ -159,9 +162,7 @@ func (s *settings) agree() {
 	// alone with the poison.
 	// With ordered marks, all that is in hand may wait behind poison, and no room
 	// be left for a record that tells it from an outage.
-	// What is fetched ahead of a key that is held back comes and goes, and hides the
-	// others.
-	if s.Stack != 2 || s.Instances > 1 || s.shape == leasing && s.Keys > 0 && s.Prefetch > 0 || s.Ordered && s.Batch < s.Records {
+	if s.Stack != 2 || s.Instances > 1 || s.Ordered && s.Batch < s.Records {
 		s.Poison = nil
 	}
 	// The breaker may have to close again within a minute, see Successes.
