@@ -106,7 +106,7 @@ func (s *source) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	}
 	if r.lessee != nil && !r.put {
 		m.Sometimes("a lease ran out")
-		if by := r.lessee; m.Renewing && !m.knownOrdered() && m.rates[Renew] == [faults]float64{} && !by.dead && !by.ended && !by.stopping && by.still == 0 && m.lives[by.number].inHand[n] {
+		if by := r.lessee; m.Renewing && m.rates[Renew] == [faults]float64{} && !by.dead && !by.ended && !by.stopping && by.still == 0 && m.lives[by.number].inHand[n] {
 			m.Fail("D11: the lease of %s ran out while process %d had it in hand", names[n], by.number)
 		}
 		r.excuses++

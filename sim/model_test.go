@@ -427,10 +427,6 @@ func (m *model) live(ctx context.Context) error {
 
 // What is known to be broken in Courier, and is not looked at until it is mended.
 
-// knownOrdered: a stream does not renew what is applied and waits for the mark of
-// a record before it.
-func (m *model) knownOrdered() bool { return m.Ordered }
-
 // knownStep: a clock that is set back has a poller with an order key and a
 // prefetch lift the key of a failed record too early.
 func (m *model) knownStep() bool { return m.Keys > 0 && m.Prefetch > 0 }
