@@ -283,14 +283,7 @@ func (m *model) tune() {
 		r[Renew] = [faults]float64{}
 		r[Fetch][Lost] = 0 // a key that waits ten minutes for a lease outlasts the records to come
 	}
-	if m.knownStep() {
-		for i := range m.endings {
-			if m.endings[i].what == Step {
-				m.endings[i].what = Stop
-				m.endings[i].lasts = m.endings[i].lasts.Abs()
-			}
-		}
-	}
+
 	failing := r[Apply]
 	failing[Slow] = 0
 	whole := r[Batch]
@@ -424,12 +417,6 @@ func (m *model) live(ctx context.Context) error {
 	}
 	return courier.NewPollingCoordinator(l.source(), applier, opts...).Start(ctx)
 }
-
-// What is known to be broken in Courier, and is not looked at until it is mended.
-
-// knownStep: a clock that is set back has a poller with an order key and a
-// prefetch lift the key of a failed record too early.
-func (m *model) knownStep() bool { return m.Keys > 0 && m.Prefetch > 0 }
 
 func (m *model) key(n int) int { return n % max(1, m.Keys) }
 
