@@ -93,10 +93,11 @@ func (a *ahead[T]) loop() {
 			continue
 		}
 		a.busy, a.dry = true, true
-		a.result = fetchResult[T]{began: a.watch.clock.Now()}
+		a.result = fetchResult[T]{}
+		began := a.watch.clock.Now()
 		guard(&a.result.err, func() (err error) {
 			a.result.records, err = a.source.Fetch(r.ctx, r.limit)
-			a.result.took = a.watch.clock.Now().Sub(a.result.began)
+			a.result.took = a.watch.clock.Now().Sub(began)
 			a.dry = err != nil || len(a.result.records) < r.limit
 			return err
 		})

@@ -229,7 +229,7 @@ func (p *poller[T]) fetch() {
 		limit = max(limit, past)
 	}
 	if r, ok := p.ahead.take(); ok {
-		p.records, p.fetchErr, p.fetchedAt = r.records, r.err, r.began
+		p.records, p.fetchErr = r.records, r.err
 		p.began, p.took = time.Time{}, r.took
 		p.phase = fetched
 		return

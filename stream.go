@@ -117,7 +117,6 @@ type fetchResult[T any] struct {
 	records   []T
 	keys      []string // parallel to the records; nil when no order was asked for
 	unkeyed   map[int]error
-	began     time.Time // by ahead only
 	took      time.Duration
 	err       error
 	skipped   bool // it was not made, see ahead
