@@ -254,3 +254,37 @@ func TestHazard_ARenewUnderWayDoesNotKeepTheRunFromEnding(t *testing.T) {
 		})
 	}
 }
+
+// setBack is a clock that is set back by an hour.
+type setBack struct{ atomic.Bool }
+
+func (c *setBack) After(d time.Duration) <-chan time.Time { return time.After(d) }
+func (c *setBack) Now() time.Time {
+	if c.Load() {
+		return time.Now().Add(-time.Hour)
+	}
+	return time.Now()
+}
+
+// A lease runs out though the clock is set back: renewals go on.
+func TestHazard_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var clock setBack
+		var renewals atomic.Int32
+		source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second, renew: func(context.Context, []int) error {
+			renewals.Add(1)
+			return nil
+		}}
+		source.wait = true
+		s := &sink[int]{fail: func(context.Context, int, int) error {
+			time.Sleep(5 * time.Minute)
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithClock(&clock), courier.WithDrainTimeout(time.Hour)))
+		time.Sleep(30 * time.Second)
+		clock.Store(true)
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 4, renewals.Load())
+		require.NoError(t, stop())
+	})
+}

@@ -225,22 +225,22 @@ func (h *holder[T]) loop() {
 }
 
 // renew has the leases of what is in hand and not marked extended when it is
-// time.
-func (s *stream[T]) renew(now time.Time) {
+// time. It goes by a timer: a lease runs out though a clock is set back.
+func (s *stream[T]) renew() {
 	if s.renewEvery <= 0 || s.leased != nil {
 		return
 	}
 	if s.inHand == 0 {
-		s.renewAt = time.Time{}
+		s.renewal, s.renewalDue = nil, false
 		return
 	}
-	if s.renewAt.IsZero() {
-		s.renewAt = now.Add(s.renewEvery)
+	due := s.renewalDue
+	if s.renewalDue = false; due || s.renewal == nil {
+		s.renewal = s.config.clock.After(s.renewEvery)
 	}
-	if now.Before(s.renewAt) {
+	if !due {
 		return
 	}
-	s.renewAt = now.Add(s.renewEvery)
 	s.unpack()
 	var items []item[T]
 	for _, list := range append(s.inLanes(), s.queue, s.held) {

@@ -63,10 +63,12 @@ type stream[T any] struct {
 	sparing  bool // suspects wait for others to close the breaker
 
 	pausedUntil, fetchAt, markAt, flushAt      time.Time
-	lookAt, renewAt                            time.Time
-	refusedAt, spareUntil                      time.Time
+	lookAt, refusedAt, spareUntil              time.Time
 	pausePace, fetchPace, markPace, refusePace trouble
-	renewEvery                                 time.Duration
+
+	renewEvery time.Duration
+	renewal    <-chan time.Time // the next one
+	renewalDue bool
 
 	fatal    error
 	markLost error
@@ -247,6 +249,8 @@ func (s *stream[T]) direct() {
 			s.finishRenewal(err)
 		case <-alarm:
 			alarm, alarmAt = nil, time.Time{}
+		case <-s.renewal:
+			s.renewalDue = true
 		case <-s.control.wake:
 			s.fetchAt = time.Time{}
 		case <-s.control.stirred:
@@ -308,7 +312,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if s.job == nil {
 		s.settle(now, closing || open)
 	}
-	s.renew(now)
+	s.renew()
 	if !s.asking && !s.eof && !closing && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
 		s.ask()
 	}
@@ -398,7 +402,6 @@ func (s *stream[T]) next(now time.Time) time.Time {
 	}
 	consider(s.pausedUntil)
 	consider(s.lookAt)
-	consider(s.renewAt)
 	if s.sparing {
 		consider(s.spareUntil)
 	}

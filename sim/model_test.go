@@ -236,7 +236,7 @@ type life struct {
 	permanent  map[int]bool // records whose last attempt failed for good
 }
 
-var names = func() (names [1200]string) {
+var names = func() (names [120 + extras]string) {
 	for n := range names {
 		names[n] = "r" + strconv.Itoa(n)
 	}
