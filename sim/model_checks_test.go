@@ -55,6 +55,8 @@ func (m *model) comeFetch(l *life) {
 	}
 	ahead := m.Prefetch > 0 && !m.streaming()
 	switch {
+	case l.paused:
+		m.Fail("process %d fetches after an operator has paused it", l.p.number)
 	case ahead:
 	case l.p.stopping:
 		m.Fail("D8: process %d fetches after it was told to stop", l.p.number)
@@ -140,9 +142,14 @@ func (m *model) answer(c *call) {
 	}
 	switch c.kind {
 	case Fetch:
-		if c.err == nil {
-			for _, n := range l.handing {
+		for _, n := range l.handing {
+			switch {
+			case c.err == nil:
 				l.inHand[n] = true
+			case m.shape == broker: // which finds out by and by that nobody has them
+				l.putBack(n, time.Second)
+			case m.shape == journal:
+				l.at = min(l.at, n)
 			}
 		}
 		l.handing = l.handing[:0]

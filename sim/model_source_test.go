@@ -186,10 +186,10 @@ func (s releasing) Release(ctx context.Context, records []order, after time.Dura
 }
 
 // putBack has a record come again after a while, if the process has it still.
-func (s *source) putBack(n int, after time.Duration) {
-	m, r := s.m, &s.m.rows[n]
+func (l *life) putBack(n int, after time.Duration) {
+	m, r := l.m, &l.m.rows[n]
 	m.fold(uint64(n), 13)
-	if r.lessee != s.p || r.marked {
+	if r.lessee != l.p || r.marked {
 		return
 	}
 	r.put, r.until = true, m.now.Load()+int64(after)

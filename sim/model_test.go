@@ -49,6 +49,7 @@ type settings struct {
 	KeyedQueue                 bool
 	Ordered, Failing, Renewing bool
 	Waking, Fixed, Yield       bool
+	Pauses                     int // by an operator
 	Instances                  int
 	Interval, Flush, Drain     time.Duration
 	Lease                      time.Duration
@@ -109,6 +110,9 @@ func draw(w *World, fixed func(s *settings)) settings {
 		s.Rate = 0.2 + 0.8*w.Draw("rate")
 	}
 	s.KeyedQueue = maybe("keyed queue", 0.3)
+	if maybe("paused", 0.3) {
+		s.Pauses = 1 + w.Pick("pauses", 3)
+	}
 	for n := range s.Records {
 		u := uniform(hash(w.seed, forSwarm, digest("nature"), uint64(n)))
 		switch {
@@ -224,6 +228,8 @@ type life struct {
 	inHand     map[int]bool
 	markFailed bool
 	fetches    int
+	running    coordinator
+	paused     bool
 	wake       chan struct{}
 	at         int // the journal's, where it reads
 
@@ -267,6 +273,7 @@ func modelled(fixed func(s *settings)) func(w *World) {
 		if m.KeyedQueue {
 			w.later(w.lengths, m.redeem)
 		}
+		m.planPauses()
 		for range m.Instances {
 			w.Run(m.live)
 		}
@@ -409,13 +416,13 @@ func (m *model) live(ctx context.Context) error {
 		if m.Ordered {
 			opts = append(opts, courier.WithOrderedMarks())
 		}
-		return courier.NewStreamingCoordinator(l.source(), applier, opts...).Start(ctx)
+		return l.start(ctx, courier.NewStreamingCoordinator(l.source(), applier, opts...))
 	}
 	opts = append(opts, courier.WithWorkers(m.Workers), courier.WithInterval(m.Interval))
 	if m.Fixed {
 		opts = append(opts, courier.WithFixedInterval())
 	}
-	return courier.NewPollingCoordinator(l.source(), applier, opts...).Start(ctx)
+	return l.start(ctx, courier.NewPollingCoordinator(l.source(), applier, opts...))
 }
 
 func (m *model) key(n int) int { return n % max(1, m.Keys) }
