@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -120,6 +121,16 @@ func (m *model) comeBreaker(l *life, c *call) {
 
 // take looks at a call that has had its effect, or a failure in its place.
 func (m *model) take(c *call) {
+	if c.fault == Down {
+		switch data := c.data.(type) {
+		case try:
+			m.meetsOutage(data.n)
+		case *verdicts:
+			for _, o := range data.records {
+				m.meetsOutage(o.N)
+			}
+		}
+	}
 	switch {
 	case c.err == nil:
 	case c.kind == Batch:
@@ -129,6 +140,15 @@ func (m *model) take(c *call) {
 	case c.fault == Permanent:
 		m.Sometimes("permanent")
 	}
+}
+
+// meetsOutage notes which outage a record fails in.
+func (m *model) meetsOutage(n int) {
+	r := &m.rows[n]
+	if r.outages == nil {
+		r.outages = map[int]bool{}
+	}
+	r.outages[slices.IndexFunc(m.outages[1], func(o window) bool { return m.now.Load() < o.to })] = true
 }
 
 // answer looks at a call that returns.

@@ -195,15 +195,16 @@ func (s *settings) agree() {
 type row struct {
 	arrived, marked bool
 	applied, parked int
-	second          int         // applied by the second branch
-	told            [2]*Process // which process of each instance was told that it is applied or parked
-	sure            [2]*Process // likewise, and it may not apply it again
-	excuses         int         // how often it may be applied again by a process that was told
-	lessee          *Process    // who has it
-	lostBy          *Process    // who was told that its lease is lost
-	until           int64       // the end of its lease
-	put             bool        // the source keeps it back by itself until then
-	calls           [2]int      // attempts by the process that each instance is at
+	second          int          // applied by the second branch
+	told            [2]*Process  // which process of each instance was told that it is applied or parked
+	sure            [2]*Process  // likewise, and it may not apply it again
+	excuses         int          // how often it may be applied again by a process that was told
+	lessee          *Process     // who has it
+	lostBy          *Process     // who was told that its lease is lost
+	until           int64        // the end of its lease
+	put             bool         // the source keeps it back by itself until then
+	calls           [2]int       // attempts by the process that each instance is at
+	outages         map[int]bool // of the destination that it met
 }
 
 // model is a source, a destination and a dead letter queue, with what is known of
