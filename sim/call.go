@@ -24,10 +24,12 @@ const (
 	Keys  // of a dead letter queue: which are parked
 	Begin // a worker comes to a record
 	Hook  // of a retry
+	Read  // of a dead letter queue
+	Edit  // of its letters
 	kinds
 )
 
-var kindNames = [kinds]string{"fetch", "apply", "batch", "mark", "release", "fail", "renew", "send", "keys", "begin", "hook"}
+var kindNames = [kinds]string{"fetch", "apply", "batch", "mark", "release", "fail", "renew", "send", "keys", "begin", "hook", "read", "edit"}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -151,7 +153,7 @@ func (p *Process) await(ctx context.Context, kind Kind, id uint64, name string, 
 var latency = [kinds]time.Duration{
 	Fetch: 4 * time.Millisecond, Apply: 10 * time.Millisecond, Batch: 10 * time.Millisecond, Mark: 4 * time.Millisecond,
 	Release: 4 * time.Millisecond, Fail: 4 * time.Millisecond, Renew: 4 * time.Millisecond, Send: 8 * time.Millisecond,
-	Keys: 4 * time.Millisecond, Begin: 500 * time.Microsecond, Hook: 200 * time.Microsecond,
+	Keys: 4 * time.Millisecond, Begin: 500 * time.Microsecond, Hook: 200 * time.Microsecond, Read: 4 * time.Millisecond, Edit: 4 * time.Millisecond,
 }
 
 const (

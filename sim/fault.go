@@ -83,6 +83,8 @@ var most = rates{
 	Renew:   {Error: 0.2, LeaseLost: 0.1, Slow: 0.1},
 	Send:    {Error: 0.5, Lost: 0.2, Slow: 0.1, Hang: 0.05, Panic: 0.05},
 	Keys:    {Error: 0.2, Slow: 0.1},
+	Read:    {Error: 0.2, Slow: 0.1},
+	Edit:    {Error: 0.2, Lost: 0.2, Slow: 0.1},
 }
 
 // swarm draws which faults are on in an episode, and how likely each is: episodes
@@ -127,7 +129,7 @@ func (k Kind) domain() int {
 		return 0
 	case Apply, Batch:
 		return 1
-	case Send, Keys:
+	case Send, Keys, Read, Edit:
 		return 2
 	}
 	return -1

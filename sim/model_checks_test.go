@@ -43,9 +43,10 @@ func (m *model) come(c *call) {
 	}
 }
 
-// inTime reports whether the drain timeout of a process that stops is not over.
+// inTime reports whether the drain timeout of a process that stops is not over. A
+// redrive has none: what it does not get to stays in the queue.
 func (l *life) inTime() bool {
-	return l.p.stopping && l.m.now.Load() < l.p.askedAt+int64(l.m.Drain)
+	return !l.redrives() && l.p.stopping && l.m.now.Load() < l.p.askedAt+int64(l.m.Drain)
 }
 
 func (m *model) comeFetch(l *life) {
@@ -91,8 +92,11 @@ func (m *model) comeApply(l *life, c *call, n int) {
 	if len(m.parked) > 1 && m.Workers > 1 {
 		m.Sometimes("two at once")
 	}
-	if m.Keys == 0 {
+	if m.Keys == 0 || l.redrives() && !m.KeyedQueue {
 		return
+	}
+	if m.KeyedQueue {
+		m.comeKeyed(l, n)
 	}
 	if m.busy[m.key(n)] != nil {
 		m.Fail("D4: %s is applied together with another of its key", names[n])
@@ -102,6 +106,22 @@ func (m *model) comeApply(l *life, c *call, n int) {
 		if r := &m.rows[before]; r.applied == 0 && r.parked == 0 && !m.skipped[before] {
 			m.Fail("D4: %s is applied before %s", names[n], names[before])
 		}
+	}
+}
+
+// comeKeyed looks at an attempt where the queue keeps the order of keys: one that
+// has a letter waits for the redrive, which begins with the oldest.
+func (m *model) comeKeyed(l *life, n int) {
+	for letter := range courier.Letters(context.Background(), m.queue) {
+		switch {
+		case letter.Key != m.keyOf(order{n}):
+			continue
+		case !l.redrives():
+			m.Fail("D4: %s is applied, with %s of its key in the queue", names[n], names[letter.Record.N])
+		case letter.Record.N != n:
+			m.Fail("D4: %s is redriven before %s", names[n], names[letter.Record.N])
+		}
+		return
 	}
 }
 
@@ -176,7 +196,7 @@ func (m *model) answer(c *call) {
 	case Apply:
 		if t, first := c.data.(try); first {
 			n := t.n
-			delete(m.busy, m.key(n))
+			m.leave(c, n)
 			l.permanent[n] = c.err != nil && c.fault == Permanent
 			if c.err == nil || m.skipped[n] && courier.Classify(context.Background(), c.err) == courier.Skipped {
 				l.told(n)
@@ -186,7 +206,7 @@ func (m *model) answer(c *call) {
 	case Batch:
 		v := c.data.(*verdicts)
 		for i, o := range v.records {
-			delete(m.busy, m.key(o.N))
+			m.leave(c, o.N)
 			if c.err == nil && (v.errs[i] == nil || m.skipped[o.N] && courier.Classify(context.Background(), v.errs[i]) == courier.Skipped) {
 				l.told(o.N)
 			}
@@ -210,6 +230,12 @@ func (m *model) answer(c *call) {
 		if l.markFailed = c.err != nil; l.markFailed {
 			m.Sometimes("a mark failed")
 		}
+	case Edit:
+		for _, n := range c.data.([]int) {
+			if c.err != nil {
+				m.rows[n].excuses++
+			}
+		}
 	case Release, Fail:
 		m.Sometimes(map[Kind]string{Release: "given back", Fail: "reported as failed"}[c.kind])
 		for _, o := range c.data.([]order) {
@@ -219,6 +245,13 @@ func (m *model) answer(c *call) {
 				m.later(time.Minute, func() bool { m.kick(); return false })
 			}
 		}
+	}
+}
+
+// leave has a record's key be free for the next one.
+func (m *model) leave(c *call, n int) {
+	if m.busy[m.key(n)] == c {
+		delete(m.busy, m.key(n))
 	}
 }
 

@@ -25,7 +25,7 @@ type try struct{ n, attempt int }
 func (d *destination) apply(n int) error {
 	m, r := d.m, &d.m.rows[n]
 	switch {
-	case m.poison[n], m.stubborn[n]:
+	case m.poison[n] && !m.mended(), m.stubborn[n]:
 		return &callError{uint64(n + 1), names[n] + " is poison"}
 	case m.skipped[n]:
 		m.Sometimes("skipped")
@@ -132,7 +132,7 @@ func (q *parkingLot) Send(ctx context.Context, letter courier.DeadLetter[order])
 			return
 		}
 		if c.err = q.MemoryDLQ.Send(ctx, letter); c.err == nil {
-			q.m.rows[n].parked++
+			q.m.park(n)
 			q.m.fold(uint64(n), 23)
 		}
 	})
@@ -152,7 +152,7 @@ func (l *life) parkedBy(_ context.Context, letter courier.DeadLetter[order]) {
 		return
 	}
 	if m.Memory {
-		m.rows[n].parked++
+		m.park(n)
 		l.told(n)
 	}
 	if letter.Reason == courier.KeyParked {

@@ -2,7 +2,12 @@ package sim
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
 	"time"
+
+	"github.com/erfanmomeniii/courier"
 )
 
 // coordinator is what an operator can do to a pipeline.
@@ -45,4 +50,96 @@ func (m *model) pause(paused bool) (woke bool) {
 		woke = true
 	}
 	return woke
+}
+
+// redrive is a process of an operator's, who empties the queue now and then. By
+// and by what made records poison is mended.
+func (m *model) redrive(ctx context.Context) error {
+	p := processOf(ctx)
+	l := m.lives[p.number]
+	var applier courier.Applier[order] = &destination{l}
+	if m.Batches {
+		applier = &batches{destination{l}}
+	}
+	applier = courier.NewRetryableApplier(applier, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
+	config := courier.RedriveConfig[order]{Clock: &p.clock, BatchSize: 1 + m.Pick("redriven at a time", 10)}
+	for ctx.Err() == nil {
+		result, err := courier.Redrive(ctx, &letters{parkingLot{m.queue, l}}, applier, &config)
+		if result.Succeeded > 0 {
+			m.Sometimes("redriven")
+		}
+		if result.Failed > 0 {
+			m.Sometimes("redriven in vain")
+		}
+		if err != nil && ctx.Err() == nil && !errors.Is(err, ErrInjected) {
+			m.Fail("a redrive failed: %v", err)
+		}
+		select {
+		case <-p.clock.After(15 * time.Second):
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// redrives reports whether a process is the one that redrives.
+func (l *life) redrives() bool { return l.p.instance == l.m.Instances }
+
+// mended reports whether poison records can be applied after all.
+func (m *model) mended() bool { return m.Redriving && m.Calm() }
+
+// park notes that the queue has taken a record, which is to be redriven.
+func (m *model) park(n int) {
+	r := &m.rows[n]
+	r.parked++
+	r.told[m.Instances], r.sure[m.Instances] = nil, nil
+}
+
+// letters is the queue as the process that redrives it sees it.
+type letters struct{ parkingLot }
+
+func (q *letters) read(ctx context.Context, what string, effect func() error) error {
+	return q.p.await(ctx, Read, digest(what), what, nil, func(c *call) { c.err = effect() })
+}
+
+func (q *letters) Count(ctx context.Context) (n int, err error) {
+	err = q.read(ctx, "count", func() (err error) {
+		n, err = q.MemoryDLQ.Count(ctx)
+		return err
+	})
+	return n, err
+}
+
+func (q *letters) List(ctx context.Context, after string, limit int) (page []courier.DeadLetter[order], err error) {
+	err = q.read(ctx, "list", func() (err error) {
+		page, err = q.MemoryDLQ.List(ctx, after, limit)
+		return err
+	})
+	return page, err
+}
+
+func (q *letters) Update(ctx context.Context, letter courier.DeadLetter[order]) error {
+	n := letter.Record.N
+	return q.p.await(ctx, Edit, uint64(n+1), names[n], []int(nil), func(c *call) {
+		c.err = q.MemoryDLQ.Update(ctx, letter)
+	})
+}
+
+// Delete removes letters, whose records must have been applied since they were
+// parked.
+func (q *letters) Delete(ctx context.Context, ids ...string) error {
+	var records []int
+	for letter := range courier.Letters(ctx, q.m.queue) {
+		if slices.Contains(ids, letter.ID) {
+			records = append(records, letter.Record.N)
+		}
+	}
+	return q.p.await(ctx, Edit, digest(fmt.Sprint(ids)), "some letters", records, func(c *call) {
+		for letter := range courier.Letters(ctx, q.m.queue) {
+			if n := letter.Record.N; slices.Contains(ids, letter.ID) && q.m.rows[n].told[q.p.instance] != q.p {
+				q.m.Fail("D1: the letter of %s is removed, and process %d was not told that it is applied", names[n], q.p.number)
+			}
+		}
+		c.err = q.MemoryDLQ.Delete(ctx, ids...)
+	})
 }

@@ -46,7 +46,7 @@ type settings struct {
 	FanOut                     int // 0 none, 1 with a branch that never fails, 2 with one that does, 3 and identities
 	Memory                     bool
 	Capacity                   int
-	KeyedQueue                 bool
+	KeyedQueue, Redriving      bool
 	Ordered, Failing, Renewing bool
 	Waking, Fixed, Yield       bool
 	Pauses                     int // by an operator
@@ -110,6 +110,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		s.Rate = 0.2 + 0.8*w.Draw("rate")
 	}
 	s.KeyedQueue = maybe("keyed queue", 0.3)
+	s.Redriving = maybe("redriving", 0.3)
 	if maybe("paused", 0.3) {
 		s.Pauses = 1 + w.Pick("pauses", 3)
 	}
@@ -159,6 +160,7 @@ func (s *settings) agree() {
 		s.Lease = 10 * time.Minute // so that none runs out
 	}
 	s.KeyedQueue = s.KeyedQueue && s.Keys > 0 && s.Stack == 2 && s.FanOut == 0
+	s.Redriving = s.KeyedQueue || s.Redriving && s.Stack == 2 // keys go on only when the queue is empty
 	if s.Keys > 0 || s.streaming() {
 		s.Stubborn = nil
 	}
@@ -191,20 +193,23 @@ func (s *settings) agree() {
 	s.stubborn, s.skipped = set(s.Stubborn), set(s.Skipped)
 }
 
+// instances is how many pipelines there are at most, with the one that redrives.
+const instances = 3
+
 // row is what the world knows of one record.
 type row struct {
 	arrived, marked bool
 	applied, parked int
-	second          int          // applied by the second branch
-	told            [2]*Process  // which process of each instance was told that it is applied or parked
-	sure            [2]*Process  // likewise, and it may not apply it again
-	excuses         int          // how often it may be applied again by a process that was told
-	lessee          *Process     // who has it
-	lostBy          *Process     // who was told that its lease is lost
-	until           int64        // the end of its lease
-	put             bool         // the source keeps it back by itself until then
-	calls           [2]int       // attempts by the process that each instance is at
-	outages         map[int]bool // of the destination that it met
+	second          int                 // applied by the second branch
+	told            [instances]*Process // which process of each instance was told that it is applied or parked
+	sure            [instances]*Process // likewise, and it may not apply it again
+	excuses         int                 // how often it may be applied again by a process that was told
+	lessee          *Process            // who has it
+	lostBy          *Process            // who was told that its lease is lost
+	until           int64               // the end of its lease
+	put             bool                // the source keeps it back by itself until then
+	calls           [instances]int      // attempts by the process that each instance is at
+	outages         map[int]bool        // of the destination that it met
 }
 
 // model is a source, a destination and a dead letter queue, with what is known of
@@ -271,12 +276,13 @@ func modelled(fixed func(s *settings)) func(w *World) {
 		if len(m.Poison) > 0 {
 			w.later(max(w.lengths, at)+time.Second, m.feed)
 		}
-		if m.KeyedQueue {
-			w.later(w.lengths, m.redeem)
-		}
 		m.planPauses()
 		for range m.Instances {
 			w.Run(m.live)
+		}
+		if m.Redriving {
+			w.Run(m.redrive)
+			w.Eventually(func() bool { return m.queue.Len() == 0 })
 		}
 	}
 }
@@ -318,16 +324,6 @@ func (m *model) arrive(n int) (woke bool) {
 
 // extras is how many more records come at most.
 const extras = 4000
-
-// redeem is an operator who empties the queue, so that the keys in it go on.
-func (m *model) redeem() (woke bool) {
-	letters, _ := m.queue.List(context.Background(), "", len(m.rows))
-	for _, letter := range letters {
-		_ = m.queue.Delete(context.Background(), letter.ID)
-	}
-	m.later(20*time.Second, m.redeem)
-	return false
-}
 
 // feed has another healthy record come for as long as a poison one is pending:
 // alone it cannot be told from an outage (C-1).
