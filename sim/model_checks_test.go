@@ -182,9 +182,12 @@ func (m *model) answer(c *call) {
 	}
 	switch c.kind {
 	case Fetch:
+		if c.fault == Partly {
+			m.Sometimes("records and an error")
+		}
 		for _, n := range l.handing {
 			switch {
-			case c.err == nil:
+			case c.err == nil || c.fault == Partly:
 				l.inHand[n] = true
 			case m.shape == broker: // which finds out by and by that nobody has them
 				l.putBack(n, time.Second)

@@ -33,7 +33,7 @@ func (d *destination) apply(n int) error {
 	}
 	r.applied++
 	m.fold(uint64(n), 19)
-	if r.sure[d.p.instance] != d.p || m.FanOut == 2 {
+	if r.sure[d.p.instance] != d.p || m.FanOut == 2 || r.twice {
 		return nil
 	}
 	r.sure[d.p.instance] = nil // from here on it is another delivery

@@ -34,13 +34,15 @@ func (l *life) source() courier.Source[order] {
 }
 
 func (s *source) Fetch(ctx context.Context, limit int) (records []order, err error) {
+	partly := false
 	err = s.p.await(ctx, Fetch, uint64(s.p.instance), "the source", nil, func(c *call) {
 		records = s.fetch(c, limit)
+		partly = c.fault == Partly
 	})
-	if err != nil {
+	if err != nil && !(partly && errors.Is(err, ErrInjected)) {
 		return nil, err
 	}
-	return records, nil
+	return records, err
 }
 
 func (s *source) fetch(c *call, limit int) (records []order) {
@@ -81,6 +83,12 @@ func (s *source) fetch(c *call, limit int) (records []order) {
 	s.handing = s.handing[:0]
 	for _, o := range records {
 		s.handing = append(s.handing, o.N)
+	}
+	if n := len(records); c.fault == Twice && n > 0 {
+		again := records[int(uniform(hash(m.seed, forFault, uint64(c.n), 7))*float64(n))]
+		records = append(records, again)
+		m.rows[again.N].twice = true
+		m.Sometimes("the same record twice")
 	}
 	if m.tracing {
 		c.detail = fmt.Sprintf("(%d) %v", limit, records)

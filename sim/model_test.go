@@ -210,6 +210,7 @@ type row struct {
 	put             bool                // the source keeps it back by itself until then
 	calls           [instances]int      // attempts by the process that each instance is at
 	outages         map[int]bool        // of the destination that it met
+	twice           bool                // a fetch returned it as two records
 }
 
 // model is a source, a destination and a dead letter queue, with what is known of

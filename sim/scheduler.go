@@ -329,8 +329,12 @@ func (w *World) take(c *call) {
 			w.blocked = append(w.blocked, c)
 			return
 		}
-		if c.fault == Lost && c.err == nil {
+		switch {
+		case c.err != nil:
+		case c.fault == Lost:
 			c.err = c.fail("lost, after it had its effect")
+		case c.fault == Partly:
+			c.err = c.fail("an error, besides its records")
 		}
 	}
 	c.had = true

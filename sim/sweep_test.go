@@ -18,7 +18,8 @@ var swept = Options{Episodes: 600, Within: 30 * time.Minute, StopWithin: 40 * ti
 	"breaker open", "half-open", "breaker closed again", "a probe failed", "the queue is full", "the queue refused",
 	"parked", "parked behind its key", "a mark failed", "renewed", "stale lease", "a lease ran out", "two at once",
 	"an attempt timed out", "skipped", "permanent", "a panic", "a batch failed as one", "a batch failed in part",
-	"a record comes again after a crash", "given back", "reported as failed",
+	"a record comes again after a crash", "given back", "reported as failed", "paused by an operator", "redriven",
+	"redriven in vain", "the same record twice", "records and an error",
 }}
 
 // TestChaos runs episodes of faults against the delivery contract: the real
