@@ -27,7 +27,7 @@ func (m *model) come(c *call) {
 			case t.attempt == 1 || m.Batches:
 			case l.p.stopping && l.p.still < m.now.Load():
 				m.Fail("D8: %s is tried again after process %d was told to stop", names[t.n], l.p.number)
-			case l.permanent[t.n]:
+			case l.permanent[t.n] && !m.rows[t.n].twice:
 				m.Fail("R-3: %s is tried again after a permanent error", names[t.n])
 			}
 		}
@@ -67,6 +67,13 @@ func (m *model) comeFetch(l *life) {
 	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.p.clock.Now().Before(l.until):
 		m.Fail("D6: process %d fetches while its breaker is open", l.p.number)
 	}
+	if room := m.room(); m.shape == broker && len(l.inHand) > room {
+		m.Fail("D11: process %d has %d records in hand, more than %d", l.p.number, len(l.inHand), room)
+	}
+}
+
+// room is how many records a stream may have in hand.
+func (m *model) room() int {
 	room := 2 * m.Batch
 	if m.Prefetch >= 0 {
 		room = (1 + m.Prefetch) * m.Batch
@@ -74,8 +81,20 @@ func (m *model) comeFetch(l *life) {
 	if m.Stack == 2 {
 		room = max(room, 100) // while the breaker is probed
 	}
-	if m.shape == broker && len(l.inHand) > room {
-		m.Fail("D11: process %d has %d records in hand, more than %d", l.p.number, len(l.inHand), room)
+	return room
+}
+
+// comeQueued looks at a record that has come through a channel, whose fetches
+// nobody sees.
+func (m *model) comeQueued(l *life, n int) {
+	sent := m.rows[n].sent
+	switch hand := l.sent - len(l.queued) - l.done; {
+	case hand > m.room():
+		m.Fail("D11: process %d has %d records in hand, more than %d", l.p.number, hand, m.room())
+	case l.p.stopping && sent > l.p.askedAt:
+		m.Fail("D8: %s was sent after process %d was told to stop, and is fetched", names[n], l.p.number)
+	case l.paused && sent > l.pausedAt:
+		m.Fail("%s was sent after an operator has paused process %d, and is fetched", names[n], l.p.number)
 	}
 }
 
@@ -83,6 +102,9 @@ func (m *model) comeFetch(l *life) {
 // destination, and none before it was left out (D4).
 func (m *model) comeApply(l *life, c *call, n int) {
 	r := &m.rows[n]
+	if l.queued != nil {
+		m.comeQueued(l, n)
+	}
 	if m.Stack < 2 || m.Batches || l.breaker == courier.BreakerClosed { // a probe does not count
 		r.calls[l.p.instance]++
 	}

@@ -41,7 +41,7 @@ func (m *model) pause(paused bool) (woke bool) {
 		if l.p.ended || l.p.dead || l.running == nil {
 			continue
 		}
-		if l.paused = paused; paused {
+		if l.paused, l.pausedAt = paused, m.now.Load(); paused {
 			l.running.Pause()
 		} else {
 			l.running.Resume()

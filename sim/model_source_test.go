@@ -17,6 +17,8 @@ func (l *life) source() courier.Source[order] {
 	s := &source{l}
 	back := releasing{s}
 	switch {
+	case l.m.shape == channel:
+		return courier.NewChannelSource(l.queued, s.Mark)
 	case l.m.shape < leasing && l.m.Waking:
 		return waking{s}
 	case l.m.shape < leasing || l.m.shape == journal:
@@ -84,11 +86,12 @@ func (s *source) fetch(c *call, limit int) (records []order) {
 	for _, o := range records {
 		s.handing = append(s.handing, o.N)
 	}
-	if n := len(records); c.fault == Twice && n > 0 {
-		again := records[int(uniform(hash(m.seed, forFault, uint64(c.n), 7))*float64(n))]
-		records = append(records, again)
-		m.rows[again.N].twice = true
-		m.Sometimes("the same record twice")
+	if n := len(records); c.fault == Twice && n > 0 && (m.Workers == 1 || m.Keys > 0) { // two at once could not be told apart
+		if again := records[int(uniform(hash(m.seed, forFault, uint64(c.n), 7))*float64(n))]; !m.poison[again.N] {
+			records = append(records, again)
+			m.rows[again.N].twice = true
+			m.Sometimes("the same record twice")
+		}
 	}
 	if m.tracing {
 		c.detail = fmt.Sprintf("(%d) %v", limit, records)
@@ -156,6 +159,7 @@ func (s *source) Mark(ctx context.Context, records []order) error {
 			}
 			if !r.marked && !m.stubborn[o.N] {
 				m.left--
+				s.done++
 			}
 			r.marked = true
 			delete(s.inHand, o.N)
@@ -173,6 +177,13 @@ func (s *source) Mark(ctx context.Context, records []order) error {
 			}
 		}
 	})
+}
+
+// send puts a record into the channel.
+func (l *life) send(n int) {
+	l.queued <- order{n}
+	l.sent++
+	l.m.rows[n].sent = l.m.now.Load()
 }
 
 // releasing is a source that takes records back.

@@ -26,9 +26,10 @@ const (
 	leasing                // polling, with leases
 	broker                 // streaming: hands out once until it is given back
 	journal                // streaming: keeps a position, and takes nothing back
+	channel                // streaming: a channel, into which each process gets what is not marked
 )
 
-var shapeNames = []string{"rereading", "pruning", "limitless", "leasing", "broker", "journal"}
+var shapeNames = []string{"rereading", "pruning", "limitless", "leasing", "broker", "journal", "channel"}
 
 // settings are what the seed has drawn of the pipeline and its surroundings.
 type settings struct {
@@ -75,6 +76,9 @@ func draw(w *World, fixed func(s *settings)) settings {
 		Lease:    time.Minute, Instances: 1,
 	}
 	s.Stack = min(s.Stack, 2)
+	if s.shape == journal && maybe("channel", 0.5) {
+		s.shape = channel
+	}
 	if maybe("large", 0.15) {
 		s.Batch, s.Records = 20+w.Pick("large batch", 80), 60+w.Pick("many records", 60)
 	}
@@ -144,9 +148,10 @@ func (s *settings) agree() {
 	if s.shape != leasing && s.shape != broker || s.Keys > 0 {
 		s.Instances = 1
 	}
-	if s.shape == journal {
-		s.Failing, s.Renewing, s.Ordered = false, false, true
+	if s.shape >= journal {
+		s.Failing, s.Renewing = false, false
 	}
+	s.Ordered = s.Ordered || s.shape == journal
 	s.Ordered = s.Ordered && s.streaming()
 	s.Failing = s.Failing && s.Keys == 0
 	s.Renewing = s.Renewing && (s.shape == leasing || s.shape == broker)
@@ -211,6 +216,7 @@ type row struct {
 	calls           [instances]int      // attempts by the process that each instance is at
 	outages         map[int]bool        // of the destination that it met
 	twice           bool                // a fetch returned it as two records
+	sent            int64               // when it went into the channel
 }
 
 // model is a source, a destination and a dead letter queue, with what is known of
@@ -237,8 +243,11 @@ type life struct {
 	fetches    int
 	running    coordinator
 	paused     bool
+	pausedAt   int64
 	wake       chan struct{}
-	at         int // the journal's, where it reads
+	at         int        // the journal's, where it reads
+	queued     chan order // the channel
+	sent, done int        // records that went into it, and that came out and are marked
 
 	breaker    courier.BreakerState
 	until      time.Time
@@ -312,6 +321,10 @@ func (m *model) arrive(n int) (woke bool) {
 	}
 	m.kick()
 	for _, l := range m.lives {
+		if l.queued != nil && !l.p.ended {
+			l.send(n)
+			woke = true
+		}
 		if l.wake != nil && !l.p.ended {
 			select {
 			case l.wake <- struct{}{}:
@@ -335,14 +348,14 @@ func (m *model) feed() (woke bool) {
 		}
 		every, wanted := 5*time.Second, m.Successes+1
 		switch {
-		case m.shape == journal: // which takes them as they come
+		case m.shape >= journal: // which takes them as they come
 			every, wanted = 40*time.Second, wanted*max(1, m.Keys)
 		case !m.streaming():
 			every += 2 * m.Interval
 		}
 		m.later(every, m.feed)
 		for more := m.Records; more < len(m.rows) && wanted > 0; more++ {
-			if !m.rows[more].arrived && (m.Keys == 0 || m.shape == journal || !m.stuckKeys[m.key(more)]) {
+			if !m.rows[more].arrived && (m.Keys == 0 || m.shape >= journal || !m.stuckKeys[m.key(more)]) {
 				woke = m.arrive(more) || woke
 				wanted--
 			}
@@ -434,8 +447,14 @@ func (m *model) begin(p *Process) {
 		l.wake = make(chan struct{}, 1)
 	}
 	m.lives = append(m.lives, l)
+	if m.shape == channel && !l.redrives() {
+		l.queued = make(chan order, len(m.rows))
+	}
 	for n := range m.rows {
-		m.rows[n].calls[p.instance] = 0
+		r := &m.rows[n]
+		if r.calls[p.instance] = 0; l.queued != nil && r.arrived && !r.marked {
+			l.send(n)
+		}
 	}
 }
 
@@ -470,11 +489,11 @@ func (m *model) end(p *Process) {
 		p.still > 0 && p.still >= p.stoppedAt // it stood still beyond its time for marks
 	switch {
 	case p.err == nil:
-	case m.shape == journal && errors.Is(p.err, courier.ErrUnsettled):
+	case m.shape >= journal && errors.Is(p.err, courier.ErrUnsettled):
 	case !troubled:
 		m.Fail("D8: process %d was stopped and returned %v", p.number, p.err)
 	}
-	if len(l.inHand) > 0 && m.shape >= leasing && m.shape != journal && p.err == nil {
+	if len(l.inHand) > 0 && (m.shape == leasing || m.shape == broker) && p.err == nil {
 		m.Fail("D8: process %d was stopped and gave these not back: %v", p.number, numbers(l.inHand))
 	}
 	m.cutOff(p)
