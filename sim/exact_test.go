@@ -19,6 +19,9 @@ var shapes = []struct {
 	{"ordered marks", func(s *settings) { s.shape, s.Workers, s.Ordered = broker, 4, true }},
 	{"a journal", func(s *settings) { s.shape, s.Workers = journal, 4 }},
 	{"a channel", func(s *settings) { s.shape, s.Workers = channel, 4 }},
+	{"two coordinators", func(s *settings) {
+		s.shape, s.Stack, s.Twins, s.Keys, s.Instances, s.Workers = broker, 2, true, 0, 1, 4
+	}},
 	{"an operator", func(s *settings) { s.Stack, s.Pauses, s.Redriving, s.Workers = 2, 3, true, 4 }},
 	{"order by key, polling", func(s *settings) { s.shape, s.Workers, s.Keys = leasing, 4, 5 }},
 	{"order by key, streaming", func(s *settings) { s.shape, s.Workers, s.Keys = broker, 4, 5 }},

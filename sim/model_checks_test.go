@@ -62,7 +62,7 @@ func (m *model) comeFetch(l *life) {
 	case ahead:
 	case l.p.stopping:
 		m.Fail("D8: process %d fetches after it was told to stop", l.p.number)
-	case l.markFailed:
+	case l.markFailed && !m.Twins: // whose mark it was nobody knows
 		m.Fail("D7: process %d fetches before it has marked what it applied", l.p.number)
 	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.p.clock.Now().Before(l.until):
 		m.Fail("D6: process %d fetches while its breaker is open", l.p.number)
@@ -80,6 +80,9 @@ func (m *model) room() int {
 	}
 	if m.Stack == 2 {
 		room = max(room, 100) // while the breaker is probed
+	}
+	if m.Twins {
+		room *= 2
 	}
 	return room
 }
@@ -207,7 +210,8 @@ func (m *model) answer(c *call) {
 		if c.fault == Partly {
 			m.Sometimes("records and an error")
 		}
-		for _, n := range l.handing {
+		s := c.data.(*source)
+		for _, n := range s.handing {
 			switch {
 			case c.err == nil || c.fault == Partly:
 				l.inHand[n] = true
@@ -217,7 +221,7 @@ func (m *model) answer(c *call) {
 				l.at = min(l.at, n)
 			}
 		}
-		l.handing = l.handing[:0]
+		s.handing = s.handing[:0]
 	case Apply:
 		if t, first := c.data.(try); first {
 			n := t.n

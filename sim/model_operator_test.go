@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -17,10 +18,19 @@ type coordinator interface {
 	Resume()
 }
 
-// start runs a coordinator that an operator can get at.
-func (l *life) start(ctx context.Context, c coordinator) error {
-	l.running = c
-	return c.Start(ctx)
+// start runs the coordinators of a process, where an operator can get at them.
+func (l *life) start(ctx context.Context, coordinate func(*source) coordinator) error {
+	l.running = append(l.running, coordinate(&source{life: l}))
+	if l.m.Twins {
+		l.running = append(l.running, coordinate(&source{life: l, number: 1}))
+	}
+	var runs sync.WaitGroup
+	errs := make([]error, len(l.running))
+	for i, c := range l.running {
+		runs.Go(func() { errs[i] = c.Start(ctx) })
+	}
+	runs.Wait()
+	return errors.Join(errs...)
 }
 
 // planPauses draws when an operator pauses the pipeline, and for how long.
@@ -38,13 +48,16 @@ func (m *model) planPauses() {
 // pause pauses or resumes the processes that run now. One that begins later runs.
 func (m *model) pause(paused bool) (woke bool) {
 	for _, l := range m.lives {
-		if l.p.ended || l.p.dead || l.running == nil {
+		if l.p.ended || l.p.dead || l.redrives() {
 			continue
 		}
-		if l.paused, l.pausedAt = paused, m.now.Load(); paused {
-			l.running.Pause()
-		} else {
-			l.running.Resume()
+		l.paused, l.pausedAt = paused, m.now.Load()
+		for _, c := range l.running {
+			if paused {
+				c.Pause()
+			} else {
+				c.Resume()
+			}
 		}
 		m.Sometimes("paused by an operator")
 		woke = true

@@ -9,27 +9,30 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// source is the model's source as one process sees it.
-type source struct{ *life }
+// source is the model's source as one coordinator of a process sees it.
+type source struct {
+	*life
+	number  int   // of the coordinators that share a process
+	handing []int // by a fetch that has not returned
+}
 
-// source returns the source with the capabilities that its shape has.
-func (l *life) source() courier.Source[order] {
-	s := &source{l}
+// capable returns the source with the capabilities that its shape has.
+func (s *source) capable() courier.Source[order] {
 	back := releasing{s}
-	switch {
-	case l.m.shape == channel:
-		return courier.NewChannelSource(l.queued, s.Mark)
-	case l.m.shape < leasing && l.m.Waking:
+	switch m := s.m; {
+	case m.shape == channel:
+		return courier.NewChannelSource(s.queued, s.Mark)
+	case m.shape < leasing && m.Waking:
 		return waking{s}
-	case l.m.shape < leasing || l.m.shape == journal:
+	case m.shape < leasing || m.shape == journal:
 		return s
-	case l.m.Failing && l.m.Renewing:
+	case m.Failing && m.Renewing:
 		return failingRenewing{failing{back}, renewing{back}}
-	case l.m.Failing:
+	case m.Failing:
 		return failing{back}
-	case l.m.Renewing:
+	case m.Renewing:
 		return renewing{back}
-	case l.m.Waking:
+	case m.Waking:
 		return releasingWaking{back, waking{s}}
 	}
 	return back
@@ -37,7 +40,7 @@ func (l *life) source() courier.Source[order] {
 
 func (s *source) Fetch(ctx context.Context, limit int) (records []order, err error) {
 	partly := false
-	err = s.p.await(ctx, Fetch, uint64(s.p.instance), "the source", nil, func(c *call) {
+	err = s.p.await(ctx, Fetch, uint64(s.p.instance+instances*s.number), "the source", s, func(c *call) {
 		records = s.fetch(c, limit)
 		partly = c.fault == Partly
 	})

@@ -52,6 +52,7 @@ type settings struct {
 	Waking, Fixed, Yield       bool
 	Pauses                     int // by an operator
 	Instances                  int
+	Twins                      bool // two coordinators share the stack
 	Interval, Flush, Drain     time.Duration
 	Lease                      time.Duration
 	Poison, Stubborn, Skipped  []int
@@ -115,6 +116,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 	}
 	s.KeyedQueue = maybe("keyed queue", 0.3)
 	s.Redriving = maybe("redriving", 0.3)
+	s.Twins = maybe("twins", 0.2)
 	if maybe("paused", 0.3) {
 		s.Pauses = 1 + w.Pick("pauses", 3)
 	}
@@ -148,6 +150,7 @@ func (s *settings) agree() {
 	if s.shape != leasing && s.shape != broker || s.Keys > 0 {
 		s.Instances = 1
 	}
+	s.Twins = s.Twins && (s.shape == leasing || s.shape == broker) && s.Keys == 0 && s.Instances == 1
 	if s.shape >= journal {
 		s.Failing, s.Renewing = false, false
 	}
@@ -169,11 +172,11 @@ func (s *settings) agree() {
 	if s.Keys > 0 || s.streaming() {
 		s.Stubborn = nil
 	}
-	// Of two instances one may take all the healthy records, and leave the other
+	// Of two coordinators one may take all the healthy records, and leave the other
 	// alone with the poison.
 	// With ordered marks, all that is in hand may wait behind poison, and no room
 	// be left for a record that tells it from an outage.
-	if s.Stack != 2 || s.Instances > 1 || s.Ordered && s.Batch < s.Records {
+	if s.Stack != 2 || s.Instances > 1 || s.Twins || s.Ordered && s.Batch < s.Records {
 		s.Poison = nil
 	}
 	// The breaker may have to close again within a minute, see Successes.
@@ -237,11 +240,10 @@ type life struct {
 	m          *model
 	p          *Process
 	losing     []int // by a renewal that has not returned
-	handing    []int // by a fetch that has not returned
 	inHand     map[int]bool
 	markFailed bool
 	fetches    int
-	running    coordinator
+	running    []coordinator
 	paused     bool
 	pausedAt   int64
 	wake       chan struct{}
@@ -427,13 +429,15 @@ func (m *model) live(ctx context.Context) error {
 		if m.Ordered {
 			opts = append(opts, courier.WithOrderedMarks())
 		}
-		return l.start(ctx, courier.NewStreamingCoordinator(l.source(), applier, opts...))
+		return l.start(ctx, func(s *source) coordinator {
+			return courier.NewStreamingCoordinator(s.capable(), applier, opts...)
+		})
 	}
 	opts = append(opts, courier.WithWorkers(m.Workers), courier.WithInterval(m.Interval))
 	if m.Fixed {
 		opts = append(opts, courier.WithFixedInterval())
 	}
-	return l.start(ctx, courier.NewPollingCoordinator(l.source(), applier, opts...))
+	return l.start(ctx, func(s *source) coordinator { return courier.NewPollingCoordinator(s.capable(), applier, opts...) })
 }
 
 func (m *model) key(n int) int { return n % max(1, m.Keys) }
