@@ -59,25 +59,31 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	if err != nil {
 		return err
 	}
-	// Unless a panic is to become an error here it is only reported on its way
-	// through: recovering it would lose where it came from.
 	returned := false
-	defer func() {
-		if !returned {
-			cause := ErrPanic
-			if a.catches {
-				cause = newPanicError(recover())
-			}
-			err = a.breaker.report(ctx, permit, breaker.Failure, true, cause)
-		}
-	}()
+	defer a.abrupt(ctx, permit, true, &returned, &err)
 	err = a.apply(ctx, record)
 	returned = true
 	return a.breaker.report(ctx, permit, outcomeOf(ctx, err), true, err)
 }
 
+// abrupt reports a call that ends otherwise than by returning. It is to be
+// deferred itself, for it recovers. Unless a panic is to become an error here it
+// is only reported on its way through: recovering it would lose where it came
+// from.
+func (a *breakerApplier[T]) abrupt(ctx context.Context, permit Permit, counts bool, returned *bool, err *error) {
+	if *returned {
+		return
+	}
+	cause := ErrPanic
+	if a.catches {
+		cause = newPanicError(recover())
+	}
+	*err = a.breaker.report(ctx, permit, breaker.Failure, counts, cause)
+}
+
 // applyCalm is the rest of Apply on the fast path: the permit is a number, and a
-// success in a phase that is still calm is not worth reporting.
+// success in a phase that is still calm is not worth reporting. What abrupt does
+// is written out in it, which is 10 ns less.
 func (a *breakerApplier[T]) applyCalm(ctx context.Context, record T, gen uint64) (err error) {
 	returned := false
 	defer func() {
@@ -110,15 +116,7 @@ func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err er
 		return err
 	}
 	returned := false
-	defer func() {
-		if !returned {
-			cause := ErrPanic
-			if a.catches {
-				cause = newPanicError(recover())
-			}
-			err = a.breaker.report(ctx, permit, breaker.Failure, false, cause)
-		}
-	}()
+	defer a.abrupt(ctx, permit, false, &returned, &err)
 	err = a.applyBatch(ctx, records)
 	returned = true
 	_, listed := batchErrorIn(err)
