@@ -20,7 +20,7 @@ func (m *model) come(c *call) {
 		if t, first := c.data.(try); first {
 			m.comeApply(l, c, t.n)
 			m.comeBreaker(l, c)
-			if t.attempt == 1 && !m.Yield && !m.Batches && !m.streaming() && m.rows[t.n].lostBy == l.p {
+			if t.attempt == 1 && !m.Yield && !m.Batches && !m.streaming() && m.rows[t.n].lostBy == l.p && !m.rows[t.n].twice {
 				m.Fail("D5: %s is begun by process %d, which was told that its lease is lost", names[t.n], l.p.number)
 			}
 			switch {

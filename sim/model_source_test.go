@@ -124,6 +124,7 @@ func (s *source) take(n int, r *row, now int64, behind *map[int]bool) bool {
 			m.Fail("D11: the lease of %s ran out while process %d had it in hand", names[n], by.number)
 		}
 		r.excuses++
+		r.twice = r.twice || r.lessee == s.p && s.inHand[n]
 	}
 	r.lessee, r.put, r.lostBy = s.p, false, nil
 	s.lease(r)

@@ -218,7 +218,7 @@ type row struct {
 	put             bool                // the source keeps it back by itself until then
 	calls           [instances]int      // attempts by the process that each instance is at
 	outages         map[int]bool        // of the destination that it met
-	twice           bool                // a fetch returned it as two records
+	twice           bool                // a process had it as two records
 	sent            int64               // when it went into the channel
 }
 

@@ -351,7 +351,7 @@ func (w *World) kick() {
 		if c.gone || c.had {
 			continue
 		}
-		w.resume(w.now.Load()+w.delay(c, forDelay), c)
+		w.resume(max(w.now.Load(), c.p.still)+w.delay(c, forDelay), c)
 	}
 	w.blocked = w.blocked[:0]
 }
