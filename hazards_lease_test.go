@@ -288,3 +288,34 @@ func TestHazard_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
 		require.NoError(t, stop())
 	})
 }
+
+// What a poller passes over to probe with another record is in its hand until it
+// is given back, behind the probe's mark.
+func TestHazard_Poll_WhatAProbePassesOverIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var renewed [][]int
+		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: 30 * time.Second}
+		source.renew = func(_ context.Context, records []int) error {
+			mu.Lock()
+			defer mu.Unlock()
+			renewed = append(renewed, records)
+			return nil
+		}
+		s := &sink[int]{fail: func(_ context.Context, r, attempt int) error {
+			if r == 0 && attempt == 1 {
+				return errTest
+			}
+			return nil
+		}}
+		applier := courier.NewCircuitBreakerApplier(s, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1}))
+		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet))
+		time.Sleep(25 * time.Second) // the breaker was open for a second, and the probe is being marked
+		mu.Lock()
+		require.Len(t, renewed, 1)
+		require.ElementsMatch(t, []int{0, 1}, renewed[0])
+		mu.Unlock()
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+	})
+}

@@ -2,6 +2,7 @@ package courier
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -282,7 +283,8 @@ func (p *poller[T]) take() {
 		keys, _ := p.keysOf(nil, p.records)
 		p.records, p.release = p.memory.split(p.records, keys)
 	}
-	p.lease.hold(p.records)
+	// What is passed over is in hand until the probe is marked.
+	p.lease.hold(append(slices.Clip(p.records), p.release...))
 }
 
 // dropAhead has all that was fetched ahead given back, and reports whether there
