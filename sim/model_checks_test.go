@@ -261,7 +261,7 @@ func (m *model) answer(c *call) {
 		}
 	case Edit:
 		for _, n := range c.data.([]int) {
-			if c.err != nil {
+			if c.err != nil || m.hasLetter(n) { // a newer one, which stays
 				m.rows[n].excuses++
 			}
 		}
@@ -275,6 +275,15 @@ func (m *model) answer(c *call) {
 			}
 		}
 	}
+}
+
+func (m *model) hasLetter(n int) bool {
+	for letter := range courier.Letters(context.Background(), m.queue) {
+		if letter.Record.N == n {
+			return true
+		}
+	}
+	return false
 }
 
 // leave has a record's key be free for the next one.

@@ -77,7 +77,7 @@ func (m *model) redrive(ctx context.Context) error {
 	applier = courier.NewRetryableApplier(applier, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
 	config := courier.RedriveConfig[order]{Clock: &p.clock, BatchSize: 1 + m.Pick("redriven at a time", 10)}
 	for ctx.Err() == nil {
-		result, err := courier.Redrive(ctx, &letters{parkingLot{m.queue, l}}, applier, &config)
+		result, err := courier.Redrive(ctx, &letters{parkingLot{m.queue, l}, map[string]int{}}, applier, &config)
 		if result.Succeeded > 0 {
 			m.Sometimes("redriven")
 		}
@@ -109,7 +109,10 @@ func (m *model) park(n int) {
 }
 
 // letters is the queue as the process that redrives it sees it.
-type letters struct{ parkingLot }
+type letters struct {
+	parkingLot
+	of map[string]int // the record of each letter that it was told of
+}
 
 func (q *letters) read(ctx context.Context, what string, effect func() error) error {
 	return q.p.await(ctx, Read, digest(what), what, nil, func(c *call) { c.err = effect() })
@@ -126,6 +129,9 @@ func (q *letters) Count(ctx context.Context) (n int, err error) {
 func (q *letters) List(ctx context.Context, after string, limit int) (page []courier.DeadLetter[order], err error) {
 	err = q.read(ctx, "list", func() (err error) {
 		page, err = q.MemoryDLQ.List(ctx, after, limit)
+		for _, letter := range page {
+			q.of[letter.ID] = letter.Record.N
+		}
 		return err
 	})
 	return page, err
@@ -142,10 +148,8 @@ func (q *letters) Update(ctx context.Context, letter courier.DeadLetter[order]) 
 // parked.
 func (q *letters) Delete(ctx context.Context, ids ...string) error {
 	var records []int
-	for letter := range courier.Letters(ctx, q.m.queue) {
-		if slices.Contains(ids, letter.ID) {
-			records = append(records, letter.Record.N)
-		}
+	for _, id := range ids {
+		records = append(records, q.of[id])
 	}
 	return q.p.await(ctx, Edit, digest(fmt.Sprint(ids)), "some letters", records, func(c *call) {
 		for letter := range courier.Letters(ctx, q.m.queue) {
