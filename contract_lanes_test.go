@@ -66,15 +66,15 @@ func TestD9_AStreamWhoseOrderKeyPanicsHoldsUpThatRecordAlone(t *testing.T) {
 		}
 		var records courierttest.Recorder[int]
 		source := records.StreamSource(numbers(6)...)
-		var failed []error
-		observer := courier.WithObserver(courier.Observer{Failed: func(_ context.Context, e courier.FailEvent) { failed = append(failed, e.Err) }})
-		courierttest.RunFor(t, courier.NewStreamingCoordinator(source, records.Applier(nil), courier.WithOrderKey(key), courier.WithStreamWorkers(2), observer, quiet), time.Minute)
+		var told courierttest.ObserverRecorder
+		courierttest.RunFor(t, courier.NewStreamingCoordinator(source, records.Applier(nil), courier.WithOrderKey(key), courier.WithStreamWorkers(2), courier.WithObserver(told.Observer()), quiet), time.Minute)
 		require.ElementsMatch(t, []int{0, 1, 3, 4, 5}, records.Records(courierttest.Marked))
 		require.Equal(t, []int{2}, source.Pending())
+		failed := courierttest.EventsOf[courier.FailEvent](&told)
 		require.NotEmpty(t, failed)
-		for _, err := range failed {
-			require.ErrorContains(t, err, "the record's order key is not known")
-			require.ErrorIs(t, err, courier.ErrPanic)
+		for _, e := range failed {
+			require.ErrorContains(t, e.Err, "the record's order key is not known")
+			require.ErrorIs(t, e.Err, courier.ErrPanic)
 		}
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // D8: a stop that comes while a batch is marked has what was fetched ahead given
@@ -164,17 +165,13 @@ func TestHazard_AFaultEndsAFetchAhead(t *testing.T) {
 // FetchEvent.Took of a batch fetched ahead is its own.
 func TestHazard_TookOfAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var took []time.Duration
-		o := courier.Observer{
-			Fetched: func(_ context.Context, e courier.FetchEvent) { took = append(took, e.Took) },
-			Applied: func(context.Context, courier.ApplyEvent) {},
-		}
+		var told courierttest.ObserverRecorder
 		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
-		stop := start(t, courier.NewPollingCoordinator(newLeasing(numbers(20)...), s, quiet, courier.WithBatchSize(10), courier.WithPrefetch(1), courier.WithObserver(o)))
+		stop := start(t, courier.NewPollingCoordinator(newLeasing(numbers(20)...), s, quiet, courier.WithBatchSize(10), courier.WithPrefetch(1), courier.WithObserver(told.Observer())))
 		time.Sleep(time.Minute)
 		require.NoError(t, stop())
-		for _, d := range took {
-			require.Zero(t, d, "%v", took)
+		for _, e := range courierttest.EventsOf[courier.FetchEvent](&told) {
+			require.Zero(t, e.Took)
 		}
 	})
 }

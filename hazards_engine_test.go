@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 type notTried struct{}
@@ -88,8 +89,8 @@ func TestHazard_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
 	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				refused := 0
-				o := courier.WithObserver(courier.Observer{Applied: func(_ context.Context, e courier.ApplyEvent) { refused += e.Refused }})
+				var told courierttest.ObserverRecorder
+				o := courier.WithObserver(told.Observer())
 				source := newLeasing(0)
 				source.wait = streaming
 				applier := courier.NewRetryableApplier[int](&sink[int]{fail: func(context.Context, int, int) error { return errTest }},
@@ -101,7 +102,9 @@ func TestHazard_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
 				stop := start(t, c)
 				time.Sleep(time.Second)
 				require.NoError(t, stop())
-				require.Zero(t, refused)
+				for _, e := range courierttest.EventsOf[courier.ApplyEvent](&told) {
+					require.Zero(t, e.Refused)
+				}
 			})
 		})
 	}
@@ -154,7 +157,7 @@ func TestHazard_Stream_OrderedMarksDoNotPassARecordThatWasGivenBack(t *testing.T
 // A probe that was not begun says nothing of the destination.
 func TestHazard_Stream_AProbeThatWasNotBegunResumesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d diary
+		var told courierttest.ObserverRecorder
 		began := time.Now()
 		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: time.Minute})
 		s := &sink[int]{fail: func(context.Context, int, int) error {
@@ -163,20 +166,16 @@ func TestHazard_Stream_AProbeThatWasNotBegunResumesNothing(t *testing.T) {
 			}
 			return nil
 		}}
-		keyless := false
 		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(6, false), nop[[]int]),
 			courier.NewCircuitBreakerApplier[int](s, breaker), courier.WithOrderKey(func(r int) string {
 				if r >= 3 {
 					panic(errors.New("no key"))
 				}
 				return byRest(10)(r)
-			}), courier.WithObserver(d.observer(false)), quiet))
-		_ = keyless
+			}), courier.WithObserver(told.Observer()), quiet))
 		time.Sleep(30 * time.Minute)
-		lines := d.read()
+		resumed := courierttest.EventsOf[courier.ResumeEvent](&told)
 		_ = stop()
-		for _, l := range lines {
-			require.NotContains(t, l, "resumed", "%v", lines)
-		}
+		require.Empty(t, resumed)
 	})
 }

@@ -4,7 +4,6 @@ package courier_test
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"slices"
 	"sync/atomic"
@@ -15,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // sourceFuncs is a streaming source that takes nothing back.
@@ -98,8 +98,8 @@ func TestHazard_Stream_FailEventHasTheClass(t *testing.T) {
 	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var classes []courier.Class
-				o := courier.WithObserver(courier.Observer{Failed: func(_ context.Context, e courier.FailEvent) { classes = append(classes, e.Class) }})
+				var told courierttest.ObserverRecorder
+				o := courier.WithObserver(told.Observer())
 				source := newLeasing(1)
 				source.wait = streaming
 				s := &sink[int]{fail: func(_ context.Context, _, call int) error {
@@ -115,7 +115,7 @@ func TestHazard_Stream_FailEventHasTheClass(t *testing.T) {
 				stop := start(t, c)
 				time.Sleep(time.Second)
 				require.NoError(t, stop())
-				require.Equal(t, courier.PermanentClass, classes[0])
+				require.Equal(t, courier.PermanentClass, courierttest.EventsOf[courier.FailEvent](&told)[0].Class)
 			})
 		})
 	}
@@ -126,12 +126,8 @@ func TestHazard_Stream_ApplyEventTellsOfTheDrainTimeout(t *testing.T) {
 	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var over atomic.Bool
-				o := courier.WithObserver(courier.Observer{Applied: func(_ context.Context, e courier.ApplyEvent) {
-					if e.DrainOver {
-						over.Store(true)
-					}
-				}})
+				var told courierttest.ObserverRecorder
+				o := courier.WithObserver(told.Observer())
 				source := newLeasing(1)
 				source.wait = streaming
 				s := &sink[int]{fail: func(ctx context.Context, _, _ int) error { <-ctx.Done(); return ctx.Err() }}
@@ -142,7 +138,7 @@ func TestHazard_Stream_ApplyEventTellsOfTheDrainTimeout(t *testing.T) {
 				stop := start(t, c)
 				time.Sleep(time.Second)
 				require.NoError(t, stop())
-				require.True(t, over.Load())
+				require.True(t, courierttest.EventsOf[courier.ApplyEvent](&told)[0].DrainOver)
 			})
 		})
 	}
@@ -179,7 +175,7 @@ func TestHazard_Stream_ABatchThatTakesLongIsNotLookedAtAllTheTime(t *testing.T) 
 // Pause and breaker: one of them over is not both over.
 func TestHazard_Stream_ResumedIsToldWhenThePauseIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d diary
+		var told courierttest.ObserverRecorder
 		fail := true
 		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
 			if fail {
@@ -188,39 +184,36 @@ func TestHazard_Stream_ResumedIsToldWhenThePauseIsOver(t *testing.T) {
 			}
 			return nil
 		}}
-		c := courier.NewStreamingCoordinator(courier.NewChannelSource(full(2, false), nop[[]int]), courier.Applier[int](s), courier.WithObserver(d.observer(false)), quiet)
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(full(2, false), nop[[]int]), courier.Applier[int](s), courier.WithObserver(told.Observer()), quiet)
 		stop := start(t, c)
 		time.Sleep(time.Second)
 		c.Pause()
 		time.Sleep(2 * time.Minute) // the breaker closes meanwhile
 		require.ErrorIs(t, c.Ready(), courier.ErrPaused)
-		early := slices.ContainsFunc(d.read(), func(l string) bool { return len(l) > 7 && l[:7] == "resumed" })
+		early := courierttest.EventsOf[courier.ResumeEvent](&told)
 		c.Resume()
 		synctest.Wait()
-		lines := d.read()
 		require.NoError(t, stop())
-		require.False(t, early, "resumed, in the middle of Pause: %v", lines)
-		require.True(t, slices.ContainsFunc(lines, func(l string) bool { return len(l) > 7 && l[:7] == "resumed" }), "%v", lines)
+		require.Empty(t, early, "in the middle of Pause")
+		require.Len(t, courierttest.EventsOf[courier.ResumeEvent](&told), 1)
 	})
 }
 
 // And the other way round.
 func TestHazard_Stream_ResumeDoesNotTellThatABreakersPauseIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d diary
+		var told courierttest.ObserverRecorder
 		s := &sink[int]{fail: func(context.Context, int, int) error { return &courier.OpenError{Until: time.Now().Add(time.Hour)} }}
-		c := courier.NewStreamingCoordinator(courier.NewChannelSource(full(2, false), nop[[]int]), courier.Applier[int](s), courier.WithObserver(d.observer(false)), quiet)
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(full(2, false), nop[[]int]), courier.Applier[int](s), courier.WithObserver(told.Observer()), quiet)
 		stop := start(t, c)
 		time.Sleep(time.Second)
 		c.Pause()
 		time.Sleep(time.Second)
 		c.Resume()
 		time.Sleep(time.Second)
-		lines := d.read()
+		early := courierttest.EventsOf[courier.ResumeEvent](&told)
 		_ = stop()
-		for _, l := range lines {
-			require.NotContains(t, l, "resumed", "an hour too early: %v", lines)
-		}
+		require.Empty(t, early, "an hour too early")
 	})
 }
 
@@ -251,8 +244,9 @@ func TestHazard_Ready_ACancelledFetchIsNoSuccess(t *testing.T) {
 
 // RecordStarted and RecordEnded "are called for every record".
 func TestHazard_PerRecordEventsOfABatchApplier(t *testing.T) {
-	var d diary
+	told := courierttest.ObserverRecorder{PerRecord: true}
 	source := newShelf(1, 2)
-	require.NoError(t, courier.NewPollingCoordinator(source, &batchSink[int]{}, quiet, courier.WithObserver(d.observer(true))).RunOnce(t.Context()))
-	require.Contains(t, fmt.Sprint(d.read()), "started")
+	require.NoError(t, courier.NewPollingCoordinator(source, &batchSink[int]{}, quiet, courier.WithObserver(told.Observer())).RunOnce(t.Context()))
+	require.Len(t, courierttest.EventsOf[courierttest.RecordStarted](&told), 2)
+	require.Len(t, courierttest.EventsOf[courierttest.RecordEnded](&told), 2)
 }

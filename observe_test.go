@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,51 +16,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
-
-// diary is an observer that writes everything down, the per-record events where
-// they are asked for.
-type diary struct {
-	mu    sync.Mutex
-	lines []string
-}
-
-func (d *diary) note(format string, args ...any) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.lines = append(d.lines, fmt.Sprintf(format, args...))
-}
-
-func (d *diary) read() []string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return slices.Clone(d.lines)
-}
-
-func (d *diary) observer(perRecord bool) courier.Observer {
-	type ctx = context.Context
-	o := courier.Observer{
-		Fetched: func(_ ctx, e courier.FetchEvent) { d.note("fetched %d %v in %v", e.Records, e.Err, e.Took) },
-		Applied: func(_ ctx, e courier.ApplyEvent) {
-			d.note("applied %d of %d, %d failed, %d refused, first %q %v, in %v", e.Applied, e.Records, e.Failed, e.Refused, e.Record, e.Err, e.Took)
-		},
-		Failed:  func(_ ctx, e courier.FailEvent) { d.note("failed %q %v %v", e.Record, e.Class, e.Err) },
-		Retried: func(_ ctx, e courier.RetryEvent) { d.note("retried %d %v", e.Attempt, e.Err) },
-		Parked:  func(_ ctx, e courier.ParkEvent) { d.note("parked %q %v", e.Record, e.Reason) },
-		Marked: func(_ ctx, e courier.MarkEvent) {
-			d.note("marked %d %v again in %v, in %v", e.Records, e.Err, e.RetryIn, e.Took)
-		},
-		Released: func(_ ctx, e courier.ReleaseEvent) { d.note("released %d after %v", e.Records, e.After) },
-		Paused:   func(_ ctx, e courier.PauseEvent) { d.note("paused %v %v", e.Err != nil, e.Stuck) },
-		Resumed:  func(_ ctx, e courier.ResumeEvent) { d.note("resumed after %d", e.Pauses) },
-		Stopped:  func(_ ctx, e courier.StopEvent) { d.note("stopped %v", e.Err) },
-	}
-	if perRecord {
-		o.RecordStarted = func(_ ctx, e courier.RecordEvent) { d.note("started %q", e.Record) }
-		o.RecordEnded = func(_ ctx, e courier.RecordEvent) { d.note("ended %q %v", e.Record, e.Err) }
-	}
-	return o
-}
 
 // namedShelf names its records.
 type namedShelf struct{ *shelf[int] }
@@ -70,7 +26,7 @@ func (namedShelf) Identity(r int) string { return fmt.Sprintf("order %d", r) }
 
 func TestObserver_IsToldInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d diary
+		var told courierttest.ObserverRecorder
 		source := namedShelf{newShelf(1, 2, 3)}
 		source.markErr = func(n int) error {
 			if n == 1 {
@@ -85,16 +41,16 @@ func TestObserver_IsToldInOrder(t *testing.T) {
 			}
 			return nil
 		})
-		err := courier.NewPollingCoordinator(source, applier, quiet, unspread, courier.WithObserver(d.observer(false))).RunOnce(t.Context())
+		err := courier.NewPollingCoordinator(source, applier, quiet, unspread, courier.WithObserver(told.Observer())).RunOnce(t.Context())
 		require.ErrorIs(t, err, errTest)
-		require.Equal(t, []string{
-			"fetched 3 <nil> in 0s",
-			`failed "order 2" retryable the record's own error`,
-			`applied 2 of 3, 1 failed, 0 refused, first "order 2" the record's own error, in 3s`,
-			"marked 2 the record's own error again in 75ms, in 0s",
-			"marked 2 <nil> again in 0s, in 0s",
-			"stopped " + err.Error(),
-		}, d.read())
+		require.Equal(t, []any{
+			courier.FetchEvent{Records: 3},
+			courier.FailEvent{Record: "order 2", Err: errTest},
+			courier.ApplyEvent{Records: 3, Took: 3 * time.Second, Applied: 2, Failed: 1, Record: "order 2", Err: errTest},
+			courier.MarkEvent{Records: 2, Err: errTest, RetryIn: 75 * time.Millisecond},
+			courier.MarkEvent{Records: 2},
+			courier.StopEvent{Err: err},
+		}, told.Events())
 	})
 }
 
@@ -102,7 +58,7 @@ func TestObserver_PerRecordWhenAsked(t *testing.T) {
 	for _, coordinator := range []string{"polling", "streaming"} {
 		t.Run(coordinator, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var d diary
+				told := courierttest.ObserverRecorder{PerRecord: true}
 				source := newLeasing(1, 2)
 				panicked := false
 				applier := courier.ProcessFunc(func(_ context.Context, r int) error {
@@ -112,7 +68,7 @@ func TestObserver_PerRecordWhenAsked(t *testing.T) {
 					}
 					return nil
 				})
-				o := courier.WithObserver(d.observer(true))
+				o := courier.WithObserver(told.Observer())
 				if coordinator == "polling" {
 					_ = courier.NewPollingCoordinator(source, applier, quiet, o).RunOnce(t.Context())
 				} else {
@@ -121,11 +77,21 @@ func TestObserver_PerRecordWhenAsked(t *testing.T) {
 					synctest.Wait()
 					require.NoError(t, stop())
 				}
-				lines := slices.DeleteFunc(d.read(), func(l string) bool { return !strings.HasPrefix(l, "started") && !strings.HasPrefix(l, "ended") })
-				require.Equal(t, []string{
-					`started "#0 of the batch"`, `ended "#0 of the batch" <nil>`,
-					`started "#1 of the batch"`, `ended "#1 of the batch" courier: user code panicked: the record's own error`,
-				}, lines[:4])
+				ended := courierttest.EventsOf[courierttest.RecordEnded](&told)
+				require.Equal(t, courierttest.RecordEnded{Record: "#0 of the batch"}, ended[0])
+				require.Equal(t, "#1 of the batch", ended[1].Record)
+				require.ErrorIs(t, ended[1].Err, courier.ErrPanic)
+				perRecord := slices.DeleteFunc(told.Events(), func(e any) bool {
+					switch e.(type) {
+					case courierttest.RecordStarted, courierttest.RecordEnded:
+						return false
+					}
+					return true
+				})
+				require.Equal(t, []any{
+					courierttest.RecordStarted{Record: "#0 of the batch"}, ended[0],
+					courierttest.RecordStarted{Record: "#1 of the batch"}, ended[1],
+				}, perRecord[:4])
 			})
 		})
 	}
@@ -133,47 +99,49 @@ func TestObserver_PerRecordWhenAsked(t *testing.T) {
 
 func TestObserver_DecoratorsTellTheirCoordinators(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d diary
+		var told courierttest.ObserverRecorder
 		source := namedShelf{newShelf(1)}
 		applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error { return errTest }),
 			&courier.ResilientConfig[int]{Retry: courier.RetryPolicy{MaxAttempts: 2}, Breaker: courier.BreakerPolicy{FailureThreshold: 2}})
-		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet, unspread, courier.WithObserver(d.observer(false))))
+		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet, unspread, courier.WithObserver(told.Observer())))
 		time.Sleep(time.Second)
 		require.NoError(t, stop())
-		lines := d.read()
-		require.Contains(t, lines, "retried 1 the record's own error")
-		require.Contains(t, lines, "paused true false")
+		retry := courierttest.EventsOf[courier.RetryEvent](&told)[0]
+		require.Equal(t, 1, retry.Attempt)
+		require.Equal(t, errTest, retry.Err)
+		pause := courierttest.EventsOf[courier.PauseEvent](&told)[0]
+		require.ErrorIs(t, pause.Err, errTest)
+		require.False(t, pause.Stuck)
 	})
 	synctest.Test(t, func(t *testing.T) {
-		var d diary
+		var told courierttest.ObserverRecorder
 		applier, _ := courier.WithDLQ(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) }))
-		require.NoError(t, courier.NewPollingCoordinator(namedShelf{newShelf(1)}, applier, quiet, courier.WithObserver(d.observer(false))).RunOnce(t.Context()))
-		require.Contains(t, d.read(), `parked "order 1" permanent`)
+		require.NoError(t, courier.NewPollingCoordinator(namedShelf{newShelf(1)}, applier, quiet, courier.WithObserver(told.Observer())).RunOnce(t.Context()))
+		require.Equal(t, "order 1", courierttest.EventsOf[courier.ParkEvent](&told)[0].Record)
+		require.Equal(t, courier.PermanentFailure, courierttest.EventsOf[courier.ParkEvent](&told)[0].Reason)
 	})
 }
 
 // C-1: an outage and its end, and that nothing but suspects is left, is told.
 func TestC1_Observer_PausesAreToldAndStuckOnes(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		var d diary
+		var told courierttest.ObserverRecorder
 		var down fault
 		down.set(errTest)
 		source.add(numbers(5)...)
 		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(context.Context, int, int) error {
 			return down.get()
 		}}, nil)
-		stop := start(t, make(applier, courier.WithObserver(d.observer(false)), courier.WithOrderKey(byRest(1))))
+		stop := start(t, make(applier, courier.WithObserver(told.Observer()), courier.WithOrderKey(byRest(1))))
 		time.Sleep(10 * time.Minute)
-		require.Contains(t, d.read(), "paused true true", "a strict order is stuck behind its first record")
+		pauses := courierttest.EventsOf[courier.PauseEvent](&told)
+		require.True(t, pauses[len(pauses)-1].Stuck, "a strict order is stuck behind its first record")
 		down.set(nil)
 		time.Sleep(10 * time.Minute)
 		require.NoError(t, stop())
-		lines := d.read()
-		i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "resumed after") })
-		require.Positive(t, i)
-		for _, l := range lines[i:] {
-			require.NotContains(t, l, "paused")
-		}
+		_, after, resumed := strings.Cut(told.String(), "ResumeEvent")
+		require.True(t, resumed)
+		require.NotContains(t, after, "PauseEvent")
 		require.Len(t, source.marked(), 5)
 	})
 }
@@ -183,7 +151,7 @@ func TestD9_AnObserverMayPanicOrExit(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 				source.add(numbers(10)...)
-				var d diary
+				var told courierttest.ObserverRecorder
 				bad := courier.Observer{
 					Fetched:       func(context.Context, courier.FetchEvent) { end() },
 					Applied:       func(context.Context, courier.ApplyEvent) { end() },
@@ -193,12 +161,12 @@ func TestD9_AnObserverMayPanicOrExit(t *testing.T) {
 					RecordEnded:   func(context.Context, courier.RecordEvent) { end() },
 				}
 				s := &sink[int]{}
-				stop := start(t, make(s, courier.WithObserver(bad), courier.WithObserver(d.observer(false))))
+				stop := start(t, make(s, courier.WithObserver(bad), courier.WithObserver(told.Observer())))
 				time.Sleep(time.Minute)
 				require.NoError(t, stop())
 				require.Equal(t, numbers(10), s.got())
 				require.Equal(t, numbers(10), source.marked())
-				require.Contains(t, strings.Join(d.read(), "\n"), "marked 10", "the next one is told all the same")
+				require.Equal(t, 10, courierttest.EventsOf[courier.MarkEvent](&told)[0].Records, "the next one is told all the same")
 			})
 		})
 	}
@@ -207,12 +175,12 @@ func TestD9_AnObserverMayPanicOrExit(t *testing.T) {
 func TestTeeObservers(t *testing.T) {
 	require.Nil(t, courier.TeeObservers().Fetched, "an event that nobody asked for stays free")
 	require.Nil(t, courier.TeeObservers(courier.Observer{}, courier.Observer{}).Marked)
-	var a, b diary
-	tee := courier.TeeObservers(a.observer(true), courier.Observer{}, b.observer(false))
+	a, b := courierttest.ObserverRecorder{PerRecord: true}, courierttest.ObserverRecorder{}
+	tee := courier.TeeObservers(a.Observer(), courier.Observer{}, b.Observer())
 	tee.Marked(t.Context(), courier.MarkEvent{Records: 3})
 	tee.RecordStarted(t.Context(), courier.RecordEvent{Record: "r"})
-	require.Len(t, a.read(), 2)
-	require.Len(t, b.read(), 1)
+	require.Len(t, a.Events(), 2)
+	require.Len(t, b.Events(), 1)
 }
 
 // timeless is a log without times.
