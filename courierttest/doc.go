@@ -17,7 +17,9 @@
 //
 // To test functions of one's own, give them to the fakes: [Applier].ApplyFunc
 // is where faults go around a real process function, and [Source].FetchFunc and
-// MarkFunc are watched in the same way.
+// MarkFunc are watched in the same way. Types of one's own are recorded as they
+// are by [Recorder.WatchSource] and [Recorder.WatchApplier]. What a coordinator
+// tells of itself is for an [ObserverRecorder].
 //
 // # Faults
 //

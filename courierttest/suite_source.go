@@ -68,7 +68,8 @@ type SourceFeatures struct {
 	Fenced bool
 
 	// The capabilities of the same names. A source whose Wake returns nil is no
-	// Waker.
+	// Waker, one whose RenewEvery is 0 no Renewer, and one whose Lag returns
+	// courier.ErrNoLag no Lagger.
 	Releaser, Failer, Renewer, Waker, Lagger, Identifier bool
 
 	// ReleasesAtOnce is a Releaser that hands out at once what is wanted again

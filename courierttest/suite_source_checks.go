@@ -2,6 +2,7 @@ package courierttest
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/erfanmomeniii/courier"
@@ -25,15 +26,18 @@ func (s *sourceRun[T]) hasFeatures() {
 	}
 	_, releaser := s.Source.(courier.Releaser[T])
 	_, failer := s.Source.(courier.Failer[T])
-	_, renewer := s.Source.(courier.Renewer[T])
-	_, lagger := s.Source.(courier.Lagger)
 	_, identifier := s.Source.(courier.Identifier[T])
 	check("Releaser", releaser, s.f.Releaser)
 	check("Failer", failer, s.f.Failer)
-	check("Renewer", renewer, s.f.Renewer)
-	check("Lagger", lagger, s.f.Lagger)
 	check("Identifier", identifier, s.f.Identifier)
-	if _, waker := s.Source.(courier.Waker); !waker || s.f.Waker || s.wake() != nil { // a nil channel is none
+	// The others can say that they are none, as a source around another one does.
+	if renewer, ok := s.Source.(courier.Renewer[T]); !ok || s.f.Renewer || renewer.RenewEvery() > 0 {
+		check("Renewer", ok, s.f.Renewer)
+	}
+	if lagger, ok := s.Source.(courier.Lagger); !ok || s.f.Lagger || !lagless(lagger) {
+		check("Lagger", ok, s.f.Lagger)
+	}
+	if _, waker := s.Source.(courier.Waker); !waker || s.f.Waker || s.wake() != nil {
 		check("Waker", waker, s.f.Waker)
 	}
 	if s.f.ReleasesAtOnce && !failer {
@@ -44,6 +48,11 @@ func (s *sourceRun[T]) hasFeatures() {
 			s.tb.Errorf("Validate reports a fault: %v", err)
 		}
 	}
+}
+
+func lagless(lagger courier.Lagger) bool {
+	_, err := lagger.Lag(context.Background())
+	return errors.Is(err, courier.ErrNoLag)
 }
 
 func (s *sourceRun[T]) handsOut() {
