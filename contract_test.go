@@ -25,7 +25,10 @@ func nop[T any](context.Context, T) error { return nil }
 
 // start runs a coordinator in the bubble and returns a function that stops it
 // and returns Start's error.
-func start(t *testing.T, c interface{ Start(context.Context) error }) (stop func() error) {
+func start(t interface {
+	Helper()
+	Context() context.Context
+}, c interface{ Start(context.Context) error }) (stop func() error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
