@@ -18,11 +18,12 @@ type engine[T any] struct {
 	together BatchApplier[T] // nil unless the applier is better at batches
 	portion  int             // of records that go together; 0 is an equal share
 	keyOf    func(T) string  // nil when no order was asked for
+	breakers []*Breaker      // of the stack
 	watch    *watch
 }
 
 func newEngine[T any](applier Applier[T], c *config, w *watch) *engine[T] {
-	e := &engine[T]{apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, watch: w}
+	e := &engine[T]{apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, breakers: breakersOf(applier), watch: w}
 	if fn, ok := applier.(processFunc[T]); ok { // one call less for each record
 		e.apply = fn
 	}
@@ -445,11 +446,20 @@ func (h *hand[T]) caught(ctx context.Context) {
 		if h.unsettled < h.at {
 			h.ledger.SettleRun(h.unsettled, h.at)
 		}
-		i, err := h.record(h.at), newPanicError(recover())
+		i, err := h.record(h.at), h.opened(newPanicError(recover()))
 		h.tellEnded(ctx, i, err)
 		h.note(ctx, i, err)
 		h.at++
 	}
+}
+
+// opened returns the error that a breaker would have returned for a panic that
+// opened it, which it could but watch on its way.
+func (e *engine[T]) opened(err error) error {
+	if g := gateOf(e.breakers); g.closed {
+		return &OpenError{Until: g.until, Cause: err}
+	}
+	return err
 }
 
 // applyTogether applies as one batch the records of the claim that have no

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -251,3 +253,39 @@ type stopped time.Time
 
 func (c stopped) Now() time.Time                     { return time.Time(c) }
 func (stopped) After(time.Duration) <-chan time.Time { return nil }
+
+// P-3, D3: over a record that panics, or ends its goroutine, where no decorator
+// makes an error of that, the breaker opens as over any other: the next probe is
+// another record.
+func TestP3_ARecordThatPanicsIsTheSuspect(t *testing.T) {
+	for end, how := range map[string]func(){"panic": func() { panic(errTest) }, "goexit": runtime.Goexit} {
+		for name, wrap := range map[string]func(courier.Applier[int], *courier.Breaker) courier.Applier[int]{
+			"breaker": func(a courier.Applier[int], b *courier.Breaker) courier.Applier[int] {
+				return courier.NewCircuitBreakerApplier(a, b)
+			},
+			"retry around it": func(a courier.Applier[int], b *courier.Breaker) courier.Applier[int] {
+				return courier.WithRetry(courier.NewCircuitBreakerApplier(a, b))
+			},
+		} {
+			for _, bad := range []int{2, 4} { // a record is refused behind them, or none is
+				t.Run(fmt.Sprintf("%s, %s, the last %d of 4", end, name, bad), func(t *testing.T) {
+					both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+						s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+							if r < bad {
+								how()
+							}
+							return nil
+						}}
+						source.add(numbers(4)...)
+						stop := start(t, make(wrap(s, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: time.Minute}))))
+						time.Sleep(time.Minute)
+						source.add(4, 5)
+						time.Sleep(time.Hour)
+						require.NoError(t, stop())
+						require.Equal(t, numbers(bad), slices.Sorted(slices.Values(source.left())))
+					})
+				})
+			}
+		}
+	}
+}
