@@ -1,0 +1,113 @@
+package courier_test
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
+)
+
+// What a pass tells of itself, and leaves behind, down to the numbers.
+
+func TestObserver_AppliedTellsHowLongItTook(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var told courierttest.ObserverRecorder
+		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
+		source.add(numbers(3)...)
+		stop := start(t, make(s, courier.WithObserver(told.Observer())))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		var took time.Duration
+		records := 0
+		for _, e := range courierttest.EventsOf[courier.ApplyEvent](&told) {
+			took, records = took+e.Took, records+e.Records
+		}
+		require.Equal(t, 3*time.Second, took)
+		require.Equal(t, 3, records)
+	})
+}
+
+// A failure tells more than a refusal, and the first one the most.
+func TestObserver_AppliedNamesTheFirstFailure(t *testing.T) {
+	for name, c := range map[string]struct {
+		errs []error // of the records from 0 on
+		want string
+	}{
+		"behind a refusal": {[]error{notTried{}, errTest, errTest}, "order 1"},
+		"before a refusal": {[]error{errTest, notTried{}, errTest}, "order 0"},
+		"only refusals":    {[]error{nil, notTried{}, notTried{}}, "order 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var told courierttest.ObserverRecorder
+			s := courier.ProcessFunc(func(_ context.Context, r int) error { return c.errs[r] })
+			_ = courier.NewPollingCoordinator(namedShelf{newShelf(0, 1, 2)}, s, quiet, courier.WithObserver(told.Observer())).RunOnce(t.Context())
+			applied := courierttest.EventsOf[courier.ApplyEvent](&told)
+			require.Len(t, applied, 1)
+			require.Equal(t, c.want, applied[0].Record)
+			require.Equal(t, c.errs[int(c.want[len(c.want)-1]-'0')], applied[0].Err)
+		})
+	}
+}
+
+// D12: a fetch of more than the limit is worked off in batches, and a record
+// without a name is told of by its place in the fetch.
+func TestD12_ARecordBeyondTheLimitIsToldOfByItsPlace(t *testing.T) {
+	var told courierttest.ObserverRecorder
+	source := courier.BatchSourceFunc[int]{
+		FetchFunc: func(context.Context) ([]int, error) { return numbers(5), nil },
+		MarkFunc:  nop[[]int],
+	}
+	s := courier.ProcessFunc(func(_ context.Context, r int) error {
+		if r == 3 {
+			return errTest
+		}
+		return nil
+	})
+	_ = courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithObserver(told.Observer())).RunOnce(t.Context())
+	failed := courierttest.EventsOf[courier.FailEvent](&told)
+	require.Len(t, failed, 1)
+	require.Equal(t, "#3 of the batch", failed[0].Record)
+	applied := courierttest.EventsOf[courier.ApplyEvent](&told)
+	require.Len(t, applied, 3)
+	require.Equal(t, "#3 of the batch", applied[1].Record)
+}
+
+// D6, D8: neither a pause nor a stop goes on with the rest of a fetch of more
+// than the limit.
+func TestD12_TheRestOfAFetchIsGivenBack(t *testing.T) {
+	for _, how := range []string{"pause", "stop"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				memory := newLeasing(numbers(5)...)
+				source := beyond{memory}
+				s := &sink[int]{fail: func(context.Context, int, int) error {
+					if how == "stop" {
+						cancel()
+						return nil
+					}
+					return &courier.OpenError{Until: time.Now().Add(time.Hour)}
+				}}
+				c := courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(1))
+				_ = c.RunOnce(ctx)
+				require.Equal(t, 1, s.called())
+				require.Zero(t, c.Stats().InHand)
+				back := slices.Concat(memory.released...)
+				slices.Sort(back)
+				require.Equal(t, memory.left(), back)
+			})
+		})
+	}
+}
+
+// beyond is a leasing source that pays no heed to the limit.
+type beyond struct{ *leasing[int] }
+
+func (s beyond) Fetch(ctx context.Context, _ int) ([]int, error) { return s.leasing.Fetch(ctx, 100) }
