@@ -3,6 +3,7 @@ package couriernats
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/nats-io/nats.go"
@@ -12,30 +13,34 @@ import (
 // batch is one call of ApplyBatch, worked off in chunks of at most maxPending
 // records.
 type batch[T any] struct {
-	sink   *Sink[T]
-	done   int // records of the chunks before this one
-	stop   error
-	failed courier.BatchError
-	acks   []jetstream.PubAckFuture // of this chunk; nil where nothing was sent
+	sink    *Sink[T]
+	inbox   *inbox
+	done    int // records of the chunks before this one
+	stop    error
+	failed  courier.BatchError
+	sent    []*nats.Msg // of this chunk; nil where no answer is waited for
+	waiting int         // for so many
+	silent  bool        // nothing of this chunk was answered
 }
 
 // apply publishes a chunk and settles it. A server that answered nothing of a
 // chunk is not sent another one: it would cost the ack timeout once more.
 func (b *batch[T]) apply(ctx context.Context, chunk []T) {
-	b.acks = slices.Grow(b.acks[:0], len(chunk))[:len(chunk)]
-	clear(b.acks)
+	b.sent = slices.Grow(b.sent[:0], len(chunk))[:len(chunk)]
 	listed := len(b.failed.Failures)
 	for i, record := range chunk {
-		b.acks[i] = b.publish(ctx, b.done+i, record)
+		if b.sent[i] = b.publish(ctx, b.done+i, record); b.sent[i] != nil {
+			b.waiting++
+		}
 	}
 	b.settle(ctx)
-	// Publishing and settling each list in order; together they do not.
+	// Publishing and settling each list in the order of events.
 	slices.SortFunc(b.failed.Failures[listed:], func(x, y courier.Failure) int { return x.Index - y.Index })
 	b.done += len(chunk)
 }
 
 // publish sends a record, or lists it as failed and returns nil.
-func (b *batch[T]) publish(ctx context.Context, index int, record T) jetstream.PubAckFuture {
+func (b *batch[T]) publish(ctx context.Context, index int, record T) *nats.Msg {
 	s := b.sink
 	if b.stop == nil && ctx.Err() != nil {
 		b.stop = context.Cause(ctx)
@@ -43,7 +48,7 @@ func (b *batch[T]) publish(ctx context.Context, index int, record T) jetstream.P
 	if b.stop == nil {
 		// While it reconnects the client would take messages into a buffer
 		// and send them long after they were given up.
-		b.stop = disconnected(s.js.Conn())
+		b.stop = disconnected(s.conn)
 	}
 	if b.stop != nil {
 		b.failed.Add(index, &unpublishedError{b.stop})
@@ -57,9 +62,8 @@ func (b *batch[T]) publish(ctx context.Context, index int, record T) jetstream.P
 		b.failed.Add(index, err)
 		return nil
 	}
-	ack, err := s.js.PublishMsgAsync(m)
-	if err == nil {
-		return ack
+	if err = b.inbox.send(m, index); err == nil {
+		return m
 	}
 	err = publishFailure(m, err)
 	b.failed.Add(index, err)
@@ -78,8 +82,11 @@ func (s *Sink[T]) prepare(record T) (*nats.Msg, error) {
 	if m == nil {
 		return nil, &messageError{errNilMessage}
 	}
+	if m.Reply != "" {
+		return nil, publishFailure(m, jetstream.ErrAsyncPublishReplySubjectSet)
+	}
 	if err := validSubject(m.Subject); err != nil {
-		return nil, &publishError{m.Subject, m.Header.Get(jetstream.MsgIDHeader), err}
+		return nil, publishFailure(m, err)
 	}
 	if s.config.stream != "" {
 		if m.Header == nil {
@@ -90,56 +97,57 @@ func (s *Sink[T]) prepare(record T) (*nats.Msg, error) {
 	return m, nil
 }
 
-// settle waits for what was sent of a chunk.
+// settle waits for the answers to what was sent of a chunk.
 func (b *batch[T]) settle(ctx context.Context) {
-	var answered bool
-	var silence error
-	for i, ack := range b.acks {
-		if ack == nil {
+	b.silent = true
+	timeout := time.NewTimer(b.sink.config.ackTimeout)
+	defer timeout.Stop()
+	for b.waiting > 0 {
+		select {
+		case m := <-b.inbox.answers:
+			b.receive(m)
+		case <-b.inbox.broken:
+			b.giveUp(nats.ErrDisconnected)
+		case <-timeout.C:
+			b.giveUp(jetstream.ErrAsyncPublishTimeout)
+		case <-ctx.Done():
+			b.giveUp(context.Cause(ctx))
+		}
+	}
+}
+
+// receive settles the record that was answered. A late answer, to a message
+// that was given up, is none.
+func (b *batch[T]) receive(answer *nats.Msg) {
+	number, duplicate, err := b.inbox.read(answer)
+	i := number - b.done
+	if i < 0 || i >= len(b.sent) || b.sent[i] == nil {
+		return
+	}
+	if duplicate {
+		b.sink.duplicates.Add(1)
+	}
+	if err != nil {
+		b.failed.Add(number, publishFailure(b.sent[i], err))
+	}
+	b.sent[i], b.silent = nil, false
+	b.waiting--
+}
+
+// giveUp waits no longer. An ack that has arrived counts.
+func (b *batch[T]) giveUp(err error) {
+	for len(b.inbox.answers) > 0 {
+		b.receive(<-b.inbox.answers)
+	}
+	for i, m := range b.sent {
+		if m == nil {
 			continue
 		}
-		err := b.sink.await(ctx, ack)
-		if err == nil {
-			answered = true
-			continue
-		}
-		failure := publishFailure(ack.Msg(), err)
+		failure := publishFailure(m, err)
 		b.failed.Add(b.done+i, failure)
-		if unanswered(err) {
-			silence = failure
-		} else {
-			answered = true
+		if b.silent && b.stop == nil && unanswered(err) {
+			b.stop = failure
 		}
 	}
-	if b.stop == nil && !answered {
-		b.stop = silence
-	}
-}
-
-// await returns nil once a message is acked. An ack that has arrived counts
-// even when ctx has ended. The client resolves every future, at the latest at
-// the ack timeout.
-func (s *Sink[T]) await(ctx context.Context, f jetstream.PubAckFuture) error {
-	select {
-	case ack := <-f.Ok():
-		return s.acked(ack)
-	case err := <-f.Err():
-		return err
-	case <-ctx.Done():
-	}
-	select {
-	case ack := <-f.Ok():
-		return s.acked(ack)
-	case err := <-f.Err():
-		return err
-	default:
-		return context.Cause(ctx)
-	}
-}
-
-func (s *Sink[T]) acked(ack *jetstream.PubAck) error {
-	if ack.Duplicate {
-		s.duplicates.Add(1)
-	}
-	return nil
+	b.waiting = 0
 }

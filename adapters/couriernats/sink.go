@@ -26,7 +26,6 @@ package couriernats
 
 import (
 	"context"
-	"math"
 	"slices"
 	"sync/atomic"
 
@@ -39,7 +38,7 @@ import (
 // and is made by [NewSink]; the zero Sink applies nothing. It is safe for
 // concurrent use.
 type Sink[T any] struct {
-	js         jetstream.JetStream
+	conn       *nats.Conn
 	message    func(T) (*nats.Msg, error)
 	config     config
 	fault      error
@@ -57,9 +56,8 @@ type Sink[T any] struct {
 //
 // The sink waits for its acks apart from those of js, so that neither takes
 // the other's place among the pending ones; the handlers for asynchronous
-// publishes that js was made with do not see the sink's. For this it holds one
-// subscription and one goroutine from the first publish until the connection
-// is closed: make one sink and keep it.
+// publishes that js was made with do not see the sink's. Each call subscribes to
+// an inbox of its own, of the connection's prefix, for as long as it lasts.
 //
 // What is wrong with the arguments is a [*courier.ConfigError], which Validate,
 // Apply and ApplyBatch return, and so the coordinator before it fetches.
@@ -73,20 +71,9 @@ func NewSink[T any](js jetstream.JetStream, message func(T) (*nats.Msg, error), 
 	case s.config.fault != nil:
 		s.fault = s.config.fault
 	default:
-		s.js, s.fault = publisher(js.Conn(), s.config)
+		s.conn = js.Conn()
 	}
 	return s
-}
-
-// publisher makes the sink's own JetStream context. Two things about a context
-// can only be set when it is made, and cannot be read from one that is given.
-// Without a timeout a message that is never acked is kept as pending until the
-// connection breaks. And at the limit of pending messages publishing blocks
-// without regard to a context, so it is the sink that keeps count.
-func publisher(conn *nats.Conn, c config) (jetstream.JetStream, error) {
-	return jetstream.New(conn,
-		jetstream.WithPublishAsyncTimeout(c.ackTimeout),
-		jetstream.WithPublishAsyncMaxPending(math.MaxInt))
 }
 
 // Apply publishes one record and blocks until its ack, an error, the ack
@@ -116,10 +103,15 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // stored. A write that the network does not take blocks for up to
 // nats.FlusherTimeout of the connection, ctx and ack timeout notwithstanding.
 func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
-	if err := s.refuse(ctx); err != nil {
+	if err := s.refuse(ctx); err != nil || len(records) == 0 {
 		return err
 	}
-	b := batch[T]{sink: s}
+	in, err := openInbox(s.conn, min(len(records), s.config.maxPending))
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	b := batch[T]{sink: s, inbox: in}
 	for chunk := range slices.Chunk(records, s.config.maxPending) {
 		b.apply(ctx, chunk)
 	}
@@ -132,7 +124,7 @@ func (s *Sink[T]) Duplicates() uint64 { return s.duplicates.Load() }
 
 // Validate reports what the sink was misconfigured with.
 func (s *Sink[T]) Validate() error {
-	if s.fault == nil && s.js == nil {
+	if s.fault == nil && s.conn == nil {
 		return &courier.ConfigError{Field: "Sink", Problem: "is the zero value: make it with NewSink"}
 	}
 	return s.fault
@@ -146,5 +138,5 @@ func (s *Sink[T]) refuse(ctx context.Context) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
-	return disconnected(s.js.Conn())
+	return disconnected(s.conn)
 }
