@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/stdlib"
 )
 
@@ -29,7 +30,8 @@ func (o *Outbox) native(ctx context.Context, conn *sql.Conn, limit int, text str
 		defer rows.Close()
 		plain := true // but in the simple protocol
 		for _, field := range rows.FieldDescriptions() {
-			plain = plain && field.Format == pgx.BinaryFormatCode
+			// To pgx a text is a text in either format, and is asked for as one.
+			plain = plain && (field.Format == pgx.BinaryFormatCode || field.DataTypeOID == pgtype.TextOID)
 		}
 		var row Row
 		var created time.Time
