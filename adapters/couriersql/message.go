@@ -64,10 +64,11 @@ func (r Row) String() string {
 	return fmt.Sprintf("message %q (topic %q, key %q)", r.ID, r.Topic, r.Key)
 }
 
-func (r Row) decode(column, text string) (headers map[string]string, err error) {
+func (r Row) decode(column, text string) (map[string]string, error) {
 	if text == "" {
 		return nil, nil
 	}
+	var headers map[string]string // here, not a result: it would be on the heap for a row without any
 	if err := json.Unmarshal([]byte(text), &headers); err != nil {
 		return nil, fmt.Errorf(`couriersql: message %q: the column %s is not a JSON object of strings, such as {"name":"value"}: %w`, r.ID, column, err)
 	}
