@@ -1,14 +1,13 @@
 // Package outbox measures Courier as an outbox relay, from SQLite to an
-// embedded JetStream on file storage, beside the loop that one would write by
+// embedded JetStream on file storage, beside the loops that one would write by
 // hand for the same guarantee: fetch 1000, publish asynchronously, wait for all
-// acks, mark with one statement.
+// acks, mark with one statement; one batch after the other, or each of these with
+// another batch at once.
 package outbox
 
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
-	"fmt"
 	"path/filepath"
 	"testing"
 	"time"
@@ -101,13 +100,25 @@ func message(m couriersql.Message) (*nats.Msg, error) {
 
 func BenchmarkRelay_Courier(b *testing.B) {
 	measure(b, func(bed *bed) {
-		sink := couriernats.NewSink(bed.js, message)
-		applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
-			&courier.ResilientConfig[couriersql.Row]{DLQ: bed.outbox.DLQ()})
 		ctx, stop := context.WithCancel(context.Background())
 		source := &counting{Source: bed.outbox.Source(), left: rows, done: stop}
-		require.NoError(b, courier.NewPollingCoordinator(source, applier, courier.WithBatchSize(batchSize)).Start(ctx))
+		require.NoError(b, courier.NewPollingCoordinator(source, bed.applier(), courier.WithBatchSize(batchSize)).Start(ctx))
 	})
+}
+
+func BenchmarkRelay_CourierStream(b *testing.B) {
+	measure(b, func(bed *bed) {
+		ctx, stop := context.WithCancel(context.Background())
+		source := &countingStream{Stream: bed.outbox.Stream(10 * time.Millisecond), left: rows, done: stop}
+		require.NoError(b, courier.NewStreamingCoordinator(source, bed.applier(), courier.WithBatchSize(batchSize), courier.WithPrefetch(2)).Start(ctx))
+	})
+}
+
+func (bed *bed) applier() courier.Applier[couriersql.Row] {
+	sink := couriernats.NewSink(bed.js, message)
+	applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
+		&courier.ResilientConfig[couriersql.Row]{DLQ: bed.outbox.DLQ()})
+	return applier
 }
 
 // counting stops the run when everything is marked.
@@ -127,54 +138,18 @@ func (c *counting) Mark(ctx context.Context, rows []couriersql.Row) error {
 	return err
 }
 
-func BenchmarkRelay_HandWritten(b *testing.B) {
-	type row struct {
-		seq     int64
-		id      string
-		topic   string
-		payload []byte
-	}
-	measure(b, func(bed *bed) {
-		ctx := context.Background()
-		fetch, err := bed.db.Prepare(`SELECT seq, id, topic, payload FROM courier_outbox WHERE processed_at IS NULL ORDER BY seq LIMIT ?`)
-		require.NoError(b, err)
-		defer fetch.Close()
-		mark, err := bed.db.Prepare(`UPDATE courier_outbox SET processed_at = ? WHERE seq IN (SELECT value FROM json_each(?))`)
-		require.NoError(b, err)
-		defer mark.Close()
-		for {
-			found, err := fetch.Query(batchSize)
-			require.NoError(b, err)
-			var batch []row
-			for found.Next() {
-				var r row
-				require.NoError(b, found.Scan(&r.seq, &r.id, &r.topic, &r.payload))
-				batch = append(batch, r)
-			}
-			require.NoError(b, found.Err())
-			if len(batch) == 0 {
-				return
-			}
-			acks := make([]jetstream.PubAckFuture, len(batch))
-			for i, r := range batch {
-				acks[i], err = bed.js.PublishMsgAsync(&nats.Msg{Subject: r.topic, Data: r.payload, Header: nats.Header{jetstream.MsgIDHeader: {r.id}}})
-				require.NoError(b, err)
-			}
-			seqs := make([]int64, 0, len(batch))
-			for i, ack := range acks {
-				select {
-				case <-ack.Ok():
-					seqs = append(seqs, batch[i].seq)
-				case err := <-ack.Err():
-					require.NoError(b, err)
-				case <-ctx.Done():
-					b.Fatal(fmt.Errorf("cancelled: %w", ctx.Err()))
-				}
-			}
-			list, err := json.Marshal(seqs)
-			require.NoError(b, err)
-			_, err = mark.Exec(time.Now().UnixMicro(), string(list))
-			require.NoError(b, err)
+type countingStream struct {
+	*couriersql.Stream
+	left int
+	done func()
+}
+
+func (c *countingStream) Mark(ctx context.Context, rows []couriersql.Row) error {
+	err := c.Stream.Mark(ctx, rows)
+	if err == nil {
+		if c.left -= len(rows); c.left == 0 {
+			c.done()
 		}
-	})
+	}
+	return err
 }
