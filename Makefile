@@ -79,8 +79,8 @@ bench: ## the benchmarks beside their floors, interleaved, as one table (2 minut
 	@scripts/bench.sh $(BENCH_ARGS)
 
 .PHONY: bench-postgres
-bench-postgres: ## the relay from PostgreSQL beside loops by hand and other libraries
-	go test ./bench/rivals/postgres -run '^$$' -bench . -benchtime 1x
+bench-postgres: ## outbox relays beside loops by hand and other libraries (10 minutes)
+	@scripts/bench-postgres.sh
 
 .PHONY: bench-plot
 bench-plot: ## draw what the last make bench measured as docs/bench.svg

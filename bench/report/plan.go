@@ -1,7 +1,13 @@
 package main
 
+import "slices"
+
 // plan is the table: its sections, their cases, and what each is compared to.
-var plan = []section{
+var plan = slices.Concat(core, relay)
+
+// core is what a record costs without a source and a destination, and what make
+// bench measures.
+var core = []section{
 	{title: "Polling: one worker, batches of 1000", plot: true, cases: []benchmark{
 		{name: "Pass_Floor", title: "plain loop", kind: floor},
 		{name: "Pass_Courier", title: "Courier", kind: ours, to: "Pass_Floor", goal: atMostFree(4)},
@@ -60,10 +66,6 @@ var plan = []section{
 		{name: "Pool_Errgroup", title: "errgroup", kind: rival, to: "Pool_Floor"},
 		{name: "Pool_Pond", title: "pond", kind: rival, to: "Pool_Floor"},
 		{name: "Pool_Ants", title: "ants", kind: rival, to: "Pool_Floor"},
-	}},
-	{title: "Outbox relay, SQLite to JetStream", plot: true, cases: []benchmark{
-		{name: "Relay_HandWritten", title: "relay by hand", kind: floor},
-		{name: "Relay_Courier", title: "Courier, couriersql and couriernats", kind: ours, to: "Relay_HandWritten"},
 	}},
 	{title: "Fan-out to three branches", cases: []benchmark{
 		{name: "FanOut_Floor", title: "a goroutine a branch", kind: floor},

@@ -15,8 +15,7 @@ import (
 // from the table without a word.
 func TestPlan_HasEveryBenchmarkAndNoOther(t *testing.T) {
 	t.Parallel()
-	// rivals/postgres is run by itself: a round takes minutes.
-	written := benchmarksIn(t, "../*_test.go", "../rivals/outbox/*_test.go", "../rivals/pools/*_test.go", "../rivals/resilience/*_test.go", "../rivals/router/*_test.go")
+	written := benchmarksIn(t, "../*_test.go", "../rivals/outbox/*_test.go", "../rivals/pools/*_test.go", "../rivals/postgres/*_test.go", "../rivals/resilience/*_test.go", "../rivals/router/*_test.go")
 	planned := map[string]bool{}
 	for _, s := range plan {
 		for _, c := range s.cases {
@@ -32,7 +31,7 @@ func TestPlan_HasEveryBenchmarkAndNoOther(t *testing.T) {
 
 func TestPlan_ComparesToBenchmarksThatAreThere(t *testing.T) {
 	t.Parallel()
-	names := map[string]bool{"": true, cheapest: true}
+	names := map[string]bool{"": true, cheapest: true, bestFloor: true, bestRival: true, limit: true}
 	for _, s := range plan {
 		for _, c := range s.cases {
 			names[c.name] = true

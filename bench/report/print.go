@@ -86,15 +86,17 @@ func cells(l line, unit string) []string {
 
 // amount is a value with its unit.
 func amount(v float64, unit string) string {
-	if strings.HasSuffix(unit, "-B") {
-		switch {
-		case v >= 1e6:
-			return significant(v/1e6) + " MB"
-		default:
-			return significant(v/1e3) + " kB"
-		}
+	switch {
+	case strings.HasSuffix(unit, "-B") && v >= 1e6:
+		return significant(v/1e6) + " MB"
+	case strings.HasSuffix(unit, "-B"):
+		return significant(v/1e3) + " kB"
+	case strings.HasSuffix(unit, "-ms"):
+		return significant(v) + " ms"
+	case strings.HasSuffix(unit, perRecord):
+		return significant(v) + " ns"
 	}
-	return significant(v) + " ns"
+	return significant(v)
 }
 
 // significant is a number with the digits that mean something: at least two,

@@ -39,3 +39,15 @@ func TestSignificant(t *testing.T) {
 		require.Equal(t, want, significant(v))
 	}
 }
+
+func TestAmount(t *testing.T) {
+	t.Parallel()
+	for want, c := range map[string]struct {
+		value float64
+		unit  string
+	}{
+		"12 ns": {12, perRecord}, "34 ns": {34, "cpu-" + perRecord}, "1.5 kB": {1500, "kept-B"}, "2.0 MB": {2e6, "kept-B"}, "0.70 ms": {0.7, "p50-ms"}, "0.95": {0.95, "transactions"},
+	} {
+		require.Equal(t, want, amount(c.value, c.unit))
+	}
+}

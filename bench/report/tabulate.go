@@ -22,9 +22,13 @@ type benchmark struct {
 	goal  goal
 }
 
-// cheapest compares to the least of the rows of the section, of those that have
-// a goal if any has.
-const cheapest = "the cheapest"
+// What a benchmark may be compared to that is no single other one.
+const (
+	cheapest  = "the cheapest"   // of the section's, of those that have a goal if any has
+	bestFloor = "the best floor" // of the section's
+	bestRival = "the best rival"
+	limit     = "the limit" // which is 1
+)
 
 type kind string
 
@@ -78,15 +82,16 @@ func tabulate(plan []section, found *results) *table {
 			s.unit = perRecord
 		}
 		p := part{section: s}
-		least := leastOf(s, found)
 		for _, c := range s.cases {
 			l, ok := lineOf(c, s.unit, found)
 			if !ok {
 				continue
 			}
 			switch base, ok := found.values[c.to][s.unit]; {
-			case c.to == cheapest:
-				l.base, l.toName = least, cheapest
+			case c.to == cheapest, c.to == bestFloor, c.to == bestRival:
+				l.base, l.toName = leastOf(s, c.to, found), c.to
+			case c.to == limit:
+				l.base, l.toName = 1, limit
 			case ok:
 				l.base, l.toName = median(base), titles[c.to]
 			}
@@ -124,13 +129,22 @@ func lineOf(c benchmark, unit string, found *results) (line, bool) {
 	return l, true
 }
 
-// leastOf is the median of the cheapest case that has a goal, or of the cheapest
-// of all where none has. It is NaN if nothing was measured.
-func leastOf(s section, found *results) float64 {
+// leastOf is the least median of the cases of a section that are meant. It is NaN
+// if none of them was measured.
+func leastOf(s section, of string, found *results) float64 {
 	goals := slices.ContainsFunc(s.cases, func(c benchmark) bool { return c.goal.set() })
+	meant := func(c benchmark) bool {
+		switch of {
+		case bestFloor:
+			return c.kind == floor
+		case bestRival:
+			return c.kind == rival
+		}
+		return c.goal.set() == goals
+	}
 	least := math.NaN()
 	for _, c := range s.cases {
-		if l, ok := lineOf(c, s.unit, found); ok && c.goal.set() == goals && !(l.value >= least) {
+		if l, ok := lineOf(c, s.unit, found); ok && meant(c) && !(l.value >= least) {
 			least = l.value
 		}
 	}

@@ -25,16 +25,20 @@ func TestLeastOf(t *testing.T) {
 	t.Parallel()
 	found := read(t, "BenchmarkA-2 1 4 ns/record\nBenchmarkB-2 1 8 ns/record\nBenchmarkB-2 1 10 ns/record\n")
 	for name, c := range map[string]struct {
+		of    string
 		cases []benchmark
 		want  float64
 	}{
-		"no goals":     {[]benchmark{{name: "B"}, {name: "A"}, {name: "not run"}}, 4},
-		"one goal":     {[]benchmark{{name: "A"}, {name: "B", goal: atMost(2)}}, 9},
-		"goal not run": {[]benchmark{{name: "A"}, {name: "not run", goal: atMost(2)}}, math.NaN()},
+		"no goals":     {cheapest, []benchmark{{name: "B"}, {name: "A"}, {name: "not run"}}, 4},
+		"one goal":     {cheapest, []benchmark{{name: "A"}, {name: "B", goal: atMost(2)}}, 9},
+		"goal not run": {cheapest, []benchmark{{name: "A"}, {name: "not run", goal: atMost(2)}}, math.NaN()},
+		"a floor":      {bestFloor, []benchmark{{name: "A", kind: ours}, {name: "B", kind: floor}}, 9},
+		"a rival":      {bestRival, []benchmark{{name: "A", kind: rival}, {name: "B", kind: rival}}, 4},
+		"no rival":     {bestRival, []benchmark{{name: "A", kind: floor}}, math.NaN()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			got := leastOf(section{unit: perRecord, cases: c.cases}, found)
+			got := leastOf(section{unit: perRecord, cases: c.cases}, c.of, found)
 			require.True(t, got == c.want || math.IsNaN(got) && math.IsNaN(c.want), got)
 		})
 	}

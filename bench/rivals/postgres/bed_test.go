@@ -2,7 +2,7 @@
 // JetStream on file storage, beside the loops that one would write by hand for
 // the same guarantees, and beside other libraries.
 //
-//	go test ./bench/rivals/postgres -run '^$' -bench . -benchtime 1x -args -rows 100000
+//	go test ./bench/rivals/postgres -run '^$' -bench . -benchtime 1x
 package postgres
 
 import (
@@ -21,6 +21,7 @@ import (
 	"github.com/erfanmomeniii/courier/adapters/couriernats"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/erfanmomeniii/courier/bench/internal/meter"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/nats-io/nats-server/v2/server"
@@ -30,9 +31,9 @@ import (
 )
 
 var (
-	rows      = flag.Int("rows", 30_000, "relay `N` rows")
-	rivalRows = flag.Int("rival-rows", 5_000, "have the other libraries relay `N` rows")
-	kept      = flag.Int("kept", 200_000, "measure a fetch beside `N` kept rows")
+	rows      = flag.Int("rows", 100_000, "relay `N` rows")
+	rivalRows = flag.Int("rival-rows", 10_000, "have the other libraries relay `N` rows")
+	kept      = flag.Int("kept", 5_000_000, "measure a fetch beside `N` kept rows")
 )
 
 const batchSize = 1000
@@ -168,7 +169,6 @@ func measure(b *testing.B, n int, opts []couriersql.Option, relay func(*bed)) {
 }
 
 func report(b *testing.B, n int, computed time.Duration) {
-	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "rows/s")
-	b.ReportMetric(computed.Seconds()/float64(n*b.N)*1e6, "cpu-µs/row")
-	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(computed.Nanoseconds())/float64(n*b.N), "cpu-ns/record")
+	meter.Time(b, n)
 }

@@ -109,7 +109,8 @@ func (bed *bed) listen(ctx context.Context) {
 }
 
 // BenchmarkFetch is one fetch of a thousand rows, given back, beside no kept row
-// and beside many.
+// and beside many. It reports the median of all: one that meets a checkpoint says
+// nothing of the index.
 func BenchmarkFetch(b *testing.B) {
 	for _, n := range []int{0, *kept} {
 		b.Run(fmt.Sprint("kept=", n), func(b *testing.B) {
@@ -121,13 +122,18 @@ func BenchmarkFetch(b *testing.B) {
 			}
 			bed.fill(10_000)
 			source := bed.outbox.Source()
-			b.ResetTimer()
-			for range b.N {
+			took := make([]time.Duration, b.N)
+			for i := range took {
+				began := time.Now()
 				rows, err := source.Fetch(b.Context(), batchSize)
+				took[i] = time.Since(began)
 				require.NoError(b, err)
 				require.Len(b, rows, batchSize)
 				require.NoError(b, source.Release(b.Context(), rows, 0))
 			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Nanoseconds())/batchSize, "ns/record")
+			b.ReportMetric(0, "ns/op")
 		})
 	}
 }
@@ -159,7 +165,8 @@ func BenchmarkIdle(b *testing.B) {
 			var active int
 			require.NoError(b, bed.pool.QueryRow(b.Context(), `SELECT count(*) FROM pg_stat_activity
 				WHERE datname = current_database() AND state <> 'idle' AND pid <> pg_backend_pid()`).Scan(&active))
-			b.ReportMetric(float64(n)/(passed.Seconds()/interval.Seconds()), "transactions/interval")
+			ends := passed.Seconds()/interval.Seconds() + 1 // of intervals, there may have been
+			b.ReportMetric(float64(n)/ends, "transactions/interval")
 			b.ReportMetric(float64(active), "busy")
 			b.ReportMetric(0, "ns/op")
 		})

@@ -30,13 +30,13 @@ func BenchmarkShared(b *testing.B) {
 		b.Run("select-delete"+suffix, func(b *testing.B) {
 			measure(b, *rows, nil, func(bed *bed) { bed.each(instances, bed.selectDelete) })
 		})
-		b.Run("courier-keep"+suffix, func(b *testing.B) {
-			measure(b, *rows, []couriersql.Option{couriersql.WithKeep()}, func(bed *bed) { bed.courier(instances) })
-		})
-		b.Run("select-update"+suffix, func(b *testing.B) {
-			measure(b, *rows, nil, func(bed *bed) { bed.each(instances, bed.selectUpdate) })
-		})
 	}
+	b.Run("courier-keep/1", func(b *testing.B) {
+		measure(b, *rows, []couriersql.Option{couriersql.WithKeep()}, func(bed *bed) { bed.courier(1) })
+	})
+	b.Run("select-update/1", func(b *testing.B) {
+		measure(b, *rows, nil, func(bed *bed) { bed.each(1, bed.selectUpdate) })
+	})
 	b.Run("courier-lease/1", func(b *testing.B) {
 		measure(b, *rows, []couriersql.Option{couriersql.WithLease(time.Minute)}, func(bed *bed) { bed.courier(1) })
 	})
