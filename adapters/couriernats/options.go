@@ -35,7 +35,8 @@ func (c *config) reject(option, problem string) {
 	}
 }
 
-// WithAckTimeout sets how long a message may go without an ack. The default is
+// WithAckTimeout sets how long a message may go without an ack, counted from the
+// last one that was sent together with it, see [WithMaxPending]. The default is
 // 5 s; it must be positive.
 func WithAckTimeout(d time.Duration) Option {
 	return func(c *config) {

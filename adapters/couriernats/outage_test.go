@@ -112,6 +112,30 @@ func TestLostAck(t *testing.T) {
 	require.Equal(t, idsOf(all), b.ids(t))
 }
 
+// An ack that comes when its message was given up is none of the messages that
+// wait by then.
+func TestLateAck(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	inboxes := make(chan string, 1)
+	_, err := b.conn.Subscribe("slow", func(m *nats.Msg) { inboxes <- m.Reply })
+	require.NoError(t, err)
+	require.NoError(t, b.conn.Flush())
+	all := orders(4)
+	all[0].subject = "slow"
+	sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
+		if o.id == all[2].id { // the first window was given up
+			require.NoError(t, b.conn.Publish(<-inboxes, []byte(`{"stream":"ORDERS","seq":1}`)))
+			require.NoError(t, b.conn.Flush())
+		}
+		return o.msg()
+	}, couriernats.WithAckTimeout(ackTimeout), couriernats.WithMaxPending(2))
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	require.Len(t, byIndex, 1)
+	require.ErrorIs(t, byIndex[0], jetstream.ErrAsyncPublishTimeout)
+	require.Equal(t, idsOf(all[1:]), b.ids(t))
+}
+
 // What goes through the whole stack of decorators arrives, whenever the server
 // comes back.
 func TestRetryOutlastsAnOutage(t *testing.T) {
