@@ -97,6 +97,21 @@ type SharedDLQ[T any] interface {
 	SameQueue(other DLQ[T]) bool
 }
 
+// MarkingDLQ is an optional capability of a [DLQ]: where MarksRecords is true,
+// Send marks the record at its source as well, so that a crash finds both the
+// letter and the mark or neither. Such a queue is for a decorator around all
+// that a coordinator applies. A fan-out refuses one in a branch, as the other
+// branches may not have the record yet. A wrapper around a queue should pass
+// the question on.
+type MarkingDLQ interface {
+	MarksRecords() bool
+}
+
+func marksRecords(queue any) bool {
+	m, ok := queue.(MarkingDLQ)
+	return ok && m.MarksRecords()
+}
+
 // ErrDLQFull is what a full queue refuses with.
 var ErrDLQFull = errors.New("courier: the dead letter queue is full")
 

@@ -264,6 +264,9 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 
 // fault returns what is wrong with the branch's applier, and in which branch.
 func (b *Branch[T]) fault(field string) error {
+	if parksInto(b.Applier, marksRecords) {
+		return &ConfigError{field, "parks in a dead letter queue that marks the record at its source, and the other branches may not have it yet: give the branch a queue that keeps letters alone"}
+	}
 	fault := configErrorOf(field, b.Applier)
 	if c, ok := fault.(*ConfigError); fault == nil || ok && c.Field == field {
 		return fault

@@ -166,3 +166,33 @@ func TestC4_OneRecordForAProbe(t *testing.T) {
 		require.ElementsMatch(t, numbers(20), source.marked())
 	})
 }
+
+// marksToo is a queue whose Send marks the record at its source, if it says so.
+type marksToo struct {
+	courier.DLQ[int]
+	marks bool
+}
+
+func (q marksToo) MarksRecords() bool { return q.marks }
+
+// A branch may not mark what the other branches have not got.
+func TestFanOut_ABranchThatWouldMarkTheRecordIsRefused(t *testing.T) {
+	process := courier.ProcessFunc(nop[int])
+	into := func(marks bool) courier.Applier[int] {
+		return courier.NewDLQApplier(process, courier.DLQ[int](marksToo{courier.NewMemoryDLQ[int](0), marks}))
+	}
+	for name, branch := range map[string]courier.Applier[int]{
+		"in a branch":              into(true),
+		"inside a decorator":       courier.NewAttemptTimeoutApplier(into(true), time.Second, nil),
+		"in a fan-out of a branch": courier.NewFanOutApplier(process, into(true)),
+	} {
+		t.Run(name, func(t *testing.T) {
+			fan := courier.NewFanOutApplier(process, branch)
+			require.ErrorIs(t, fan.(courier.Validator).Validate(), courier.ErrConfig)
+			require.ErrorContains(t, fan.Apply(t.Context(), 1), "marks the record at its source")
+		})
+	}
+	require.NoError(t, courier.NewFanOutApplier(process, into(false)).(courier.Validator).Validate())
+	around := courier.NewDLQApplier(courier.NewFanOutApplier(process, process), courier.DLQ[int](marksToo{courier.NewMemoryDLQ[int](0), true}))
+	require.NoError(t, around.(courier.Validator).Validate())
+}
