@@ -1,6 +1,7 @@
 package couriersql
 
 import (
+	"context"
 	"database/sql"
 	"fmt"
 	"log/slog"
@@ -169,6 +170,91 @@ func sourceFixture(t *testing.T, dialect Dialect, stream bool, opts []Option) co
 	}
 }
 
+// parking is a source's queue whose records are in the source's hand when they
+// are sent, and are marked afterwards.
+type parking struct {
+	*DLQ
+	t      *testing.T
+	source *Source
+	mu     *sync.Mutex
+}
+
+func (p parking) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	row, err := p.take(letter.Record)
+	if err != nil {
+		return err
+	}
+	letter.Record = row
+	if err := p.DLQ.Send(ctx, letter); err != nil {
+		return err
+	}
+	return p.source.Mark(p.t.Context(), []Row{row})
+}
+
+// take writes a row, unless it is in hand, and fetches it.
+func (p parking) take(r Row) (Row, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o := p.outbox
+	execute(p.t, o.db, `INSERT INTO courier_outbox (seq, id, topic, key, payload, headers, trace, created_at) VALUES ($1, $2, $3, '', $4, '', '', $5)`,
+		r.Seq, r.ID, r.Topic, r.Payload, o.grammar.time(r.CreatedAt))
+	rows, err := p.source.Fetch(p.t.Context(), 1)
+	if err == nil && len(rows) != 1 {
+		err = fmt.Errorf("fetched %v", rows)
+	}
+	if err != nil {
+		return Row{}, err
+	}
+	return rows[0], nil
+}
+
+func (p parking) SameQueue(other courier.DLQ[Row]) bool {
+	o, ok := other.(parking)
+	return ok && p.DLQ.SameQueue(o.DLQ)
+}
+
+func TestConformance_SourceDLQ(t *testing.T) {
+	queueOf := func(t *testing.T, o *Outbox) courier.DLQ[Row] {
+		s := o.Source()
+		s.RenewEvery()
+		return parking{s.DLQ(), t, s, new(sync.Mutex)}
+	}
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			courierttest.TestDLQ(t, func(t *testing.T) courierttest.DLQFixture[Row] {
+				o := newOutbox(t)
+				again := func(opts ...Option) *Outbox {
+					return outboxIn(t, o.db, append(opts, func(other *Outbox) { other.lease, other.strict = o.lease, o.strict })...)
+				}
+				return courierttest.DLQFixture[Row]{
+					DLQ:       queueOf(t, o),
+					Record:    conformingRecord,
+					Name:      nameOfColumns,
+					Reopen:    func() courier.DLQ[Row] { return queueOf(t, again()) },
+					Other:     func() courier.DLQ[Row] { return queueOf(t, again(WithTable("events"))) },
+					FailSends: func() func() { return takeDLQAway(t, o.db) },
+				}
+			}, courierttest.DLQFeatures{Identity: true, Keyed: true, Shared: true})
+		})
+	}
+}
+
+func conformingRecord(n int) Row {
+	return Row{Seq: int64(n + 1), ID: fmt.Sprintf("message %d", n), Topic: "orders", Payload: []byte{0xff, byte(n)}, CreatedAt: start.UnixMicro()}
+}
+
+func nameOfColumns(row Row) string {
+	type columns Row // which are all printed
+	return fmt.Sprintf("%+v", columns(row))
+}
+
+// takeDLQAway makes a queue fail until it is brought back.
+func takeDLQAway(t *testing.T, db *sql.DB) (back func()) {
+	t.Helper()
+	execute(t, db, `ALTER TABLE courier_outbox_dlq RENAME TO away`)
+	return func() { execute(t, db, `ALTER TABLE away RENAME TO courier_outbox_dlq`) }
+}
+
 func TestConformance_DLQ(t *testing.T) {
 	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres} {
 		t.Run(name, func(t *testing.T) {
@@ -176,20 +262,12 @@ func TestConformance_DLQ(t *testing.T) {
 				db := databaseOf(t, dialect)
 				o := outboxIn(t, db)
 				return courierttest.DLQFixture[Row]{
-					DLQ: o.DLQ(),
-					Record: func(n int) Row {
-						return Row{Seq: int64(n + 1), ID: fmt.Sprintf("message %d", n), Topic: "orders", Payload: []byte{0xff, byte(n)}, CreatedAt: start.UnixMicro()}
-					},
-					Name: func(row Row) string {
-						type columns Row // which are all printed
-						return fmt.Sprintf("%+v", columns(row))
-					},
-					Reopen: func() courier.DLQ[Row] { return outboxIn(t, db).DLQ() },
-					Other:  func() courier.DLQ[Row] { return outboxIn(t, db, WithTable("events")).DLQ() },
-					FailSends: func() func() {
-						execute(t, db, `ALTER TABLE courier_outbox_dlq RENAME TO away`)
-						return func() { execute(t, db, `ALTER TABLE away RENAME TO courier_outbox_dlq`) }
-					},
+					DLQ:       o.DLQ(),
+					Record:    conformingRecord,
+					Name:      nameOfColumns,
+					Reopen:    func() courier.DLQ[Row] { return outboxIn(t, db).DLQ() },
+					Other:     func() courier.DLQ[Row] { return outboxIn(t, db, WithTable("events")).DLQ() },
+					FailSends: func() func() { return takeDLQAway(t, db) },
 				}
 			}, courierttest.DLQFeatures{Identity: true, Keyed: true, Shared: true})
 		})

@@ -9,14 +9,16 @@
 //	err = outbox.Write(ctx, tx, couriersql.Message{Topic: "orders", Payload: order})
 //	err = tx.Commit()
 //
+//	source := outbox.Source()
 //	deliver := courier.NewDecodingApplier(sink, couriersql.Row.Message)
-//	applier := courier.NewDLQApplier(deliver, outbox.DLQ())
-//	coordinator := courier.NewPollingCoordinator(outbox.Source(), applier)
+//	applier := courier.NewDLQApplier(deliver, source.DLQ())
+//	coordinator := courier.NewPollingCoordinator(source, applier)
 //
 // # The guarantee
 //
 // A message that was committed is delivered at least once, or parked in the
-// dead letter queue; one that was rolled back never is. A message is delivered
+// dead letter queue, by [Source.DLQ] in one transaction with its mark; one that
+// was rolled back never is. A message is delivered
 // again when the process dies, or a mark is lost, between its delivery and its
 // mark: receivers tell a repetition by [Message].ID.
 //

@@ -15,22 +15,33 @@ import (
 
 // DLQ is a durable dead letter queue in the database of the outbox, in a table
 // of its name with _dlq. It has no bound but the disk. It is made by
-// [Outbox.DLQ] and safe for concurrent use; any number of values, of any number
-// of processes, may share a table.
+// [Source.DLQ], for what a coordinator gives up, or by [Outbox.DLQ], and safe for
+// concurrent use; any number of values, of any number of processes, may share a
+// table.
 //
 // The ID of a letter is that of its row, with a version: seq.version. That of
 // the message is letter.Record.ID.
-type DLQ struct{ outbox *Outbox }
+type DLQ struct {
+	outbox *Outbox
+	holder holder // of the source whose rows it marks, or nil
+}
 
 var (
 	_ courier.DLQ[Row]       = (*DLQ)(nil)
 	_ courier.KeyedDLQ       = (*DLQ)(nil)
 	_ courier.SharedDLQ[Row] = (*DLQ)(nil)
+	_ courier.MarkingDLQ     = (*DLQ)(nil)
 	_ courier.Validator      = (*DLQ)(nil)
 )
 
-// DLQ returns the queue of the outbox's dead letters.
-func (o *Outbox) DLQ() *DLQ { return &DLQ{o} }
+// DLQ returns the queue of the outbox's dead letters, to look after them, and for
+// the branches of a fan-out. Its Send writes the letter alone: a relay that dies
+// before the mark parks the record once more.
+func (o *Outbox) DLQ() *DLQ { return &DLQ{outbox: o} }
+
+// MarksRecords reports whether Send marks the row as well, which is so by
+// [Source.DLQ].
+func (q *DLQ) MarksRecords() bool { return q.holder != nil }
 
 // Validate reports what the outbox was misconfigured with.
 func (q *DLQ) Validate() error { return q.outbox.fault }
@@ -56,16 +67,31 @@ func (e *StoredError) Error() string { return e.Text }
 // queue already, by its ID, keeps its place, the time of its first failure and
 // the larger Redriven; all else is set anew, unless the letter says no more than
 // that the message's key is parked.
+//
+// By [Source.DLQ] it marks the row in the same transaction, and refuses one that
+// the source does not hold.
 func (q *DLQ) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
-	o, r := q.outbox, letter.Record
+	o := q.outbox
 	if o.fault != nil {
 		return o.fault
 	}
-	args := []any{r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, o.grammar.time(r.CreatedAt)}
-	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.send), append(args, o.stateOf(letter)...)...); err != nil {
-		return o.failed(err, "parking %v in %s_dlq", r, o.table)
+	var err error
+	if q.holder != nil {
+		err = q.holder.park(ctx, letter)
+	} else {
+		_, err = o.db.ExecContext(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
+	}
+	if err != nil {
+		return o.failed(err, "parking %v in %s_dlq", letter.Record, o.table)
 	}
 	return nil
+}
+
+// letterOf is a letter as arguments.
+func (o *Outbox) letterOf(letter courier.DeadLetter[Row]) []any {
+	r := letter.Record
+	args := []any{r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, o.grammar.time(r.CreatedAt)}
+	return append(args, o.stateOf(letter)...)
 }
 
 // stateOf is what is known of a letter's record, as arguments.
@@ -232,11 +258,17 @@ func (q *DLQ) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {
 		list[i] = plain(key)
 		given[list[i]] = append(given[list[i]], key)
 	}
+	var found []string
+	if h, ok := q.holder.(*locked); ok { // before the table, where they are when they are not here
+		for key := range h.uncommittedKeys() {
+			found = append(found, given[key]...)
+			delete(given, key)
+		}
+	}
 	parked, err := o.parkedKeys(ctx, list)
 	if err != nil {
 		return nil, o.failed(err, "looking for %d keys in %s_dlq", len(keys), o.table)
 	}
-	var found []string
 	for _, key := range parked {
 		found = append(found, given[key]...)
 	}

@@ -362,8 +362,8 @@ func testUndecodableRowIsParked(t *testing.T, newOutbox maker) {
 				delivered = append(delivered, m.ID)
 				return nil
 			})
-			applier := courier.NewDLQApplier(courier.NewDecodingApplier(sink, Row.Message), o.DLQ())
 			source := o.Source()
+			applier := courier.NewDLQApplier(courier.NewDecodingApplier(sink, Row.Message), source.DLQ())
 			require.NoError(t, courier.RunOnce(t.Context(),
 				func(ctx context.Context) ([]Row, error) { return source.Fetch(ctx, 100) }, applier.Apply, source.Mark))
 
@@ -390,8 +390,8 @@ func testRowStaysPendingWhenItCannotBeParked(t *testing.T, newOutbox maker) {
 	write(t, o, named("a")...)
 	execute(t, o.db, `DROP TABLE courier_outbox_dlq`)
 	fail := courier.ProcessFunc(func(context.Context, Row) error { return errors.New("boom") })
-	applier := courier.NewDLQApplier(fail, o.DLQ())
 	source := o.Source()
+	applier := courier.NewDLQApplier(fail, source.DLQ())
 	err := courier.RunOnce(t.Context(),
 		func(ctx context.Context) ([]Row, error) { return source.Fetch(ctx, 100) }, applier.Apply, source.Mark)
 	require.ErrorIs(t, err, courier.ErrPark)

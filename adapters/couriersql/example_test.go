@@ -64,11 +64,11 @@ func Example() {
 		fmt.Printf("%s %s: %s\n", m.Topic, m.Key, m.Payload)
 		return nil
 	})
+	source := outbox.Source()
 	relay := courier.NewDLQApplier(
 		courier.NewDecodingApplier(publish, couriersql.Row.Message),
-		outbox.DLQ(),
+		source.DLQ(),
 	)
-	source := outbox.Source()
 	fetch := func(ctx context.Context) ([]couriersql.Row, error) { return source.Fetch(ctx, 100) }
 	if err := courier.RunOnce(ctx, fetch, relay.Apply, source.Mark); err != nil {
 		log.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -16,6 +17,7 @@ import (
 type leased struct {
 	outbox *Outbox
 	owner  string
+	parked sync.Map // the seqs of rows that are parked and have not come to mark yet
 }
 
 // newOwner names a source to operators, and no two of them the same.
@@ -62,16 +64,32 @@ func (l *leased) planned(ctx context.Context, limit int, args []any) (batch []Ro
 
 func (l *leased) mark(ctx context.Context, rows []Row) error {
 	o := l.outbox
-	text := o.sql(o.either(o.grammar.deleteClaimed, o.grammar.keepClaimed))
-	result, err := o.db.ExecContext(ctx, text, o.marking(append(o.grammar.claims(rows), l.owner)...)...)
+	text, args := l.marking(rows)
+	result, err := o.db.ExecContext(ctx, text, args...)
 	if err != nil {
 		return err
 	}
-	if n, err := result.RowsAffected(); err == nil && n < int64(len(rows)) {
+	n, err := result.RowsAffected()
+	if err != nil || n == int64(len(rows)) {
+		return nil
+	}
+	for _, row := range rows {
+		if _, parked := l.parked.LoadAndDelete(row.Seq); parked {
+			n++ // and marked then
+		}
+	}
+	if n < int64(len(rows)) {
 		o.log.Warn("couriersql: rows were not marked, as they were marked before or their lease was lost; a lost one is delivered again, by the relay that has it",
 			"table", o.table, "rows", int64(len(rows))-n, "lease", o.lease)
 	}
 	return nil
+}
+
+// marking is the statement that marks claimed rows, and its arguments.
+func (l *leased) marking(rows []Row) (text string, args []any) {
+	o := l.outbox
+	text = o.sql(o.either(o.grammar.deleteClaimed, o.grammar.keepClaimed))
+	return text, o.marking(append(o.grammar.claims(rows), l.owner)...)
 }
 
 func (l *leased) fail(ctx context.Context, failed []failure) error {
@@ -104,7 +122,7 @@ func (l *leased) renew(ctx context.Context, rows []Row) (map[int64]bool, error) 
 	return lost, renewed.Err()
 }
 
-func (l *leased) begin() {}
+func (l *leased) begin() { l.parked.Clear() }
 
 func (l *leased) renewEvery() time.Duration { return l.outbox.lease / 3 }
 

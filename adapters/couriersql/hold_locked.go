@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 )
@@ -18,6 +20,7 @@ type locked struct {
 	several bool // a coordinator settles all that it fetches, and may fetch ahead
 	batches map[*lockedBatch]bool
 	of      map[int64]*lockedBatch // rows that are held
+	parked  map[int64]parkedRow    // rows that have not come to mark yet
 }
 
 // lockedBatch is a transaction.
@@ -40,11 +43,14 @@ const leftover = 5 * time.Second
 const closeTimeout = 5 * time.Second
 
 func newLocked(o *Outbox) *locked {
-	return &locked{outbox: o, batches: make(map[*lockedBatch]bool), of: make(map[int64]*lockedBatch)}
+	return &locked{outbox: o, batches: make(map[*lockedBatch]bool), of: make(map[int64]*lockedBatch), parked: make(map[int64]parkedRow)}
 }
 
 // enter waits for a turn, which a renewal may have.
 func enter(ctx context.Context, turn chan struct{}) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	select {
 	case turn <- struct{}{}:
 		return nil
@@ -57,6 +63,7 @@ func (l *locked) begin() {
 	l.close() // what another run has left
 	l.mu.Lock()
 	l.several = true
+	clear(l.parked)
 	l.mu.Unlock()
 }
 
@@ -153,6 +160,7 @@ func (l *locked) mark(ctx context.Context, rows []Row) error {
 			return err
 		}
 	}
+	l.forgetParked(rows)
 	return nil
 }
 
@@ -164,6 +172,9 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 	o := b.outbox
 	if b.conn == nil { // lost meanwhile
 		return b.markLate(ctx, rows)
+	}
+	if rows = b.unparked(b, rows); len(rows) == 0 {
+		return nil
 	}
 	_, err := b.conn.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...)
 	if err == nil {
@@ -197,6 +208,9 @@ const (
 // them. To wait for that one would be to stand still for as long as it works.
 func (l *locked) markLate(ctx context.Context, rows []Row) error {
 	o := l.outbox
+	if rows = l.unparked(nil, rows); len(rows) == 0 {
+		return nil
+	}
 	for try := 1; ; try++ {
 		if _, err := o.db.ExecContext(ctx, o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.seqs(rows))...); err != nil {
 			return err
@@ -348,10 +362,7 @@ func (b *lockedBatch) forget() {
 
 func (l *locked) close() {
 	l.mu.Lock()
-	batches := make([]*lockedBatch, 0, len(l.batches))
-	for b := range l.batches {
-		batches = append(batches, b)
-	}
+	batches := slices.Collect(maps.Keys(l.batches))
 	l.mu.Unlock()
 	for _, b := range batches {
 		b.close()

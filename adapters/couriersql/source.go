@@ -39,6 +39,7 @@ type holder interface {
 	mark(ctx context.Context, rows []Row) error
 	fail(ctx context.Context, failed []failure) error
 	release(ctx context.Context, rows []failure) error
+	park(ctx context.Context, letter courier.DeadLetter[Row]) error
 	// renew returns the seqs of rows that are held no more.
 	renew(ctx context.Context, rows []Row) (lost map[int64]bool, err error)
 	renewEvery() time.Duration

@@ -36,9 +36,10 @@ func outboxOf(db *sql.DB, strict bool) *couriersql.Outbox {
 // run it, the rows that one of them has in hand are locked, and the others leave
 // them alone; when it dies they are free at once.
 func relay(ctx context.Context, outbox *couriersql.Outbox, sink courier.Applier[couriersql.Message], batch int) error {
+	source := outbox.Source()
 	applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
-		&courier.ResilientConfig[couriersql.Row]{DLQ: outbox.DLQ()})
-	return courier.NewPollingCoordinator(outbox.Source(), applier,
+		&courier.ResilientConfig[couriersql.Row]{DLQ: source.DLQ()})
+	return courier.NewPollingCoordinator(source, applier,
 		courier.WithBatchSize(batch), courier.WithInterval(time.Second)).Start(ctx)
 }
 

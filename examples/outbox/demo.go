@@ -145,7 +145,7 @@ func (d *demo) transfer(ctx context.Context, total int) error {
 	if d.opts.crash > 0 {
 		sink = &crashing{Sink: d.sink, after: d.opts.crash, console: d.console}
 	}
-	err = relay(running, source, sink, d.db.outbox.DLQ(), d.opts.batch, d.log) // the heart, in relay.go
+	err = relay(running, source, sink, source.DLQ(), d.opts.batch, d.log) // the heart, in relay.go
 	end(err)
 	group.Wait()
 	stopProgress()

@@ -19,7 +19,7 @@ func relay(ctx context.Context, source courier.Source[couriersql.Row], sink cour
 	dlq courier.DLQ[couriersql.Row], batch int, log *slog.Logger) error {
 	deliver := courier.NewDecodingApplier(sink, couriersql.Row.Message)
 	resilient, _ := courier.ResilientApplier(deliver, &courier.ResilientConfig[couriersql.Row]{
-		DLQ: dlq, // in the database of the outbox: a dead letter survives the process too
+		DLQ: dlq, // in the database of the outbox, committed together with the mark of the row
 		// Shorter than the defaults, as the outage of the demo is.
 		Breaker: courier.BreakerPolicy{OpenFor: 500 * time.Millisecond, MaxOpenFor: time.Second},
 	})

@@ -1,0 +1,215 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// This room is how a row becomes a dead letter: its letter is written and the row
+// is marked in one transaction, so that after a crash there is a pending row or a
+// letter, and never both.
+//
+// It is Send that marks, and not Mark that writes the letters: so a letter that
+// the queue refuses keeps its own row pending and no others from their mark, and
+// what Send has returned nil for is durable. Only the rows of a batch that is
+// locked by a transaction have to wait for its commit, see lockedBatch.
+
+// DLQ returns the queue of the outbox's dead letters for the decorator around
+// all that the source's coordinator applies: its Send marks the row as well, as
+// [Source.Mark] does, in one transaction with the letter. It takes the rows that
+// this source handed out, as it did; one that is held no more is refused with
+// [ErrLeaseLost], and left to who has it now.
+//
+// Where rows are held by locks (PostgreSQL without [WithLease] and
+// [WithStrictOrder]), that is the transaction of the batch: the letter is
+// committed by the Mark that follows, and if that transaction is lost, the row is
+// pending as if nothing had been. Where the source is read by functions of one's
+// own, that have not marked the row, it is committed by the next Fetch or by
+// [Outbox.Close].
+//
+// A branch of a fan-out takes [Outbox.DLQ], as the other branches may still need
+// the row.
+func (s *Source) DLQ() *DLQ { return &DLQ{outbox: s.outbox, holder: s.holder} }
+
+// transaction is a sql.Tx, or a connection that is in one.
+type transaction interface {
+	ExecContext(ctx context.Context, text string, args ...any) (sql.Result, error)
+	QueryRowContext(ctx context.Context, text string, args ...any) *sql.Row
+}
+
+// move makes a row a letter, by a statement that marks it.
+func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLetter[Row], mark string, args ...any) error {
+	result, err := tx.ExecContext(ctx, mark, args...)
+	if err != nil {
+		return err
+	}
+	n, err := result.RowsAffected()
+	if err != nil {
+		return err
+	}
+	if n == 0 { // moved before, if nobody learnt of it, or not ours
+		var moved bool
+		err := tx.QueryRowContext(ctx, o.sql(o.grammar.moved), letter.Record.ID, letter.Record.Seq).Scan(&moved)
+		if err != nil {
+			return err
+		}
+		if !moved {
+			return ErrLeaseLost
+		}
+	}
+	_, err = tx.ExecContext(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
+	return err
+}
+
+// beginner is a pool or a connection.
+type beginner interface {
+	BeginTx(ctx context.Context, opts *sql.TxOptions) (*sql.Tx, error)
+}
+
+// moveAlone is move in a transaction of its own.
+func (o *Outbox) moveAlone(ctx context.Context, on beginner, letter courier.DeadLetter[Row], mark string, args ...any) error {
+	tx, err := on.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback() }() // does nothing after Commit
+	if err := o.move(ctx, tx, letter, mark, args...); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+func (s *shared) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	o, row := s.outbox, []Row{letter.Record}
+	err := o.moveAlone(ctx, o.db, letter, o.mark.text, o.marking(o.seqs(row))...)
+	if err == nil {
+		s.removeRows(row)
+	}
+	return err
+}
+
+func (l *leased) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	o := l.outbox
+	text, args := l.marking([]Row{letter.Record})
+	err := o.moveAlone(ctx, o.db, letter, text, args...)
+	if err == nil {
+		l.parked.Store(letter.Record.Seq, true)
+	}
+	return err
+}
+
+// park is of the session that has the lock, and so of nobody who is elected no
+// more: unlike a mark, which tells of what was delivered, it can be left to the
+// next one.
+func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	if err := enter(ctx, e.turn); err != nil {
+		return err
+	}
+	defer func() { <-e.turn }()
+	if e.conn == nil {
+		return ErrLeaseLost
+	}
+	o, row := e.outbox, []Row{letter.Record}
+	err := o.moveAlone(ctx, e.conn, letter, o.mark.text, o.marking(o.seqs(row))...)
+	if err == nil {
+		e.removeRows(row)
+	}
+	return err
+}
+
+// parkedRow is one whose letter is in the transaction of a batch.
+type parkedRow struct {
+	in  *lockedBatch
+	key string // of the letter
+}
+
+func (l *locked) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	l.mu.Lock()
+	b := l.of[letter.Record.Seq]
+	l.mu.Unlock()
+	if b == nil {
+		return l.parkLate(ctx, letter)
+	}
+	return b.park(ctx, letter)
+}
+
+func (b *lockedBatch) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	if err := enter(ctx, b.turn); err != nil {
+		return err
+	}
+	defer func() { <-b.turn }()
+	if b.conn == nil { // lost meanwhile
+		return b.parkLate(ctx, letter)
+	}
+	if _, err := b.conn.ExecContext(ctx, "SAVEPOINT park"); err != nil {
+		b.abandon()
+		return err
+	}
+	o := b.outbox
+	if err := o.move(ctx, b.conn, letter, o.mark.text, o.marking(o.seqs([]Row{letter.Record}))...); err != nil {
+		if _, lost := b.conn.ExecContext(ctx, "ROLLBACK TO park"); lost != nil {
+			b.abandon()
+		}
+		return err
+	}
+	if _, err := b.conn.ExecContext(ctx, "RELEASE park"); err != nil {
+		b.abandon()
+		return err
+	}
+	b.dirty = true
+	b.mu.Lock()
+	b.parked[letter.Record.Seq] = parkedRow{b, plain(letter.Key)}
+	b.mu.Unlock()
+	return nil
+}
+
+// parkLate parks a row whose transaction was lost, unless another one has it
+// locked.
+func (l *locked) parkLate(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	o := l.outbox
+	text := o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree))
+	return o.moveAlone(ctx, o.db, letter, text, o.marking(o.seqs([]Row{letter.Record}))...)
+}
+
+// uncommittedKeys are those of letters that nobody else sees yet.
+func (l *locked) uncommittedKeys() map[string]bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	keys := make(map[string]bool, len(l.parked))
+	for _, p := range l.parked {
+		keys[p.key] = true
+	}
+	return keys
+}
+
+// unparked are the rows of a batch, or of none, that a mark is for. Those whose
+// letters were in a transaction that has ended are not: they went with it, or are
+// pending.
+func (l *locked) unparked(b *lockedBatch, rows []Row) []Row {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.parked) == 0 {
+		return rows
+	}
+	marked := make([]Row, 0, len(rows))
+	for _, row := range rows {
+		if p, parked := l.parked[row.Seq]; !parked || p.in == b {
+			marked = append(marked, row)
+		}
+	}
+	return marked
+}
+
+// forgetParked is for rows that are marked.
+func (l *locked) forgetParked(rows []Row) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.parked) == 0 {
+		return
+	}
+	for _, row := range rows {
+		delete(l.parked, row.Seq)
+	}
+}

@@ -1,0 +1,395 @@
+package couriersql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/stretchr/testify/require"
+)
+
+var silent = courier.WithLogger(slog.New(slog.DiscardHandler))
+
+// letterFor is a letter of a row that was handed out.
+func letterFor(row Row) courier.DeadLetter[Row] {
+	return courier.DeadLetter[Row]{Record: row, Key: row.Key, Error: errors.New("boom"), Reason: courier.Exhausted, Attempts: 3, FailedAt: start}
+}
+
+// lettersOf are the messages of the letters, each with how often it was sent.
+func lettersOf(t *testing.T, o *Outbox) []string {
+	t.Helper()
+	letters, err := o.DLQ().Receive(t.Context(), 1000)
+	require.NoError(t, err)
+	list := []string{}
+	for _, l := range letters {
+		_, version, _ := strings.Cut(l.ID, ".")
+		list = append(list, l.Record.ID+"."+version)
+	}
+	return list
+}
+
+func pendingOf(t *testing.T, o *Outbox) []string {
+	t.Helper()
+	rows, err := o.db.QueryContext(t.Context(), `SELECT id FROM courier_outbox WHERE processed_at IS NULL ORDER BY seq`)
+	require.NoError(t, err)
+	defer func() { _ = rows.Close() }()
+	ids := []string{}
+	for rows.Next() {
+		var id string
+		require.NoError(t, rows.Scan(&id))
+		ids = append(ids, id)
+	}
+	require.NoError(t, rows.Err())
+	return ids
+}
+
+// inEachWay runs a test for each way to hold rows, deleting and keeping them.
+func inEachWay(t *testing.T, test func(t *testing.T, o *Outbox)) {
+	for name, newOutbox := range ways() {
+		for keep, opts := range keeping {
+			t.Run(name+" "+keep, func(t *testing.T) { test(t, newOutbox(t, opts...)) })
+		}
+	}
+}
+
+// isLocked reports whether a source holds rows by a transaction.
+func isLocked(s *Source) bool {
+	_, ok := s.holder.(*locked)
+	return ok
+}
+
+// At every instant there is a pending row or its letter: never both, and never
+// neither.
+func TestALetterComesWithItsMark(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, named("a", "b", "c")...)
+		s := o.Source()
+		s.RenewEvery()
+		rows := take(t, s, 10)
+		require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+		if isLocked(s) {
+			require.Equal(t, []string{"a", "b", "c"}, pendingOf(t, o))
+			require.Empty(t, lettersOf(t, o))
+		} else {
+			require.Equal(t, []string{"b", "c"}, pendingOf(t, o))
+			require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+		}
+		require.NoError(t, s.Mark(t.Context(), rows[:2]))
+		require.Equal(t, []string{"c"}, pendingOf(t, o))
+		require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+		require.NoError(t, s.Mark(t.Context(), rows[:2]), "again")
+		require.NoError(t, s.Release(t.Context(), rows[2:], 0))
+		require.Equal(t, []string{"c"}, idsOf(take(t, s, 10)))
+		letters, err := o.DLQ().Receive(t.Context(), 10)
+		require.NoError(t, err)
+		row := rows[0]
+		row.claim = 0 // which nobody needs any more
+		require.Equal(t, row, letters[0].Record)
+	})
+}
+
+// What the queue refuses stays pending, and keeps no other row from its mark.
+func TestALetterThatIsRefusedLeavesItsRow(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, named("a", "b", "c")...)
+		s := o.Source()
+		s.RenewEvery()
+		rows := take(t, s, 10)
+		require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[2])))
+		require.NoError(t, s.Renew(t.Context(), rows[:2]))
+		cancelled, cancel := context.WithCancel(t.Context())
+		cancel()
+		require.ErrorIs(t, s.DLQ().Send(cancelled, letterFor(rows[0])), context.Canceled)
+		bad := letterFor(rows[0])
+		bad.Record.Payload, bad.Record.Topic = nil, "\xff\x00" // which PostgreSQL does not take
+		if o.dialect == SQLite {
+			back := takeDLQAway(t, o.db)
+			require.ErrorContains(t, s.DLQ().Send(t.Context(), bad), "no such table")
+			back()
+		} else {
+			require.ErrorContains(t, s.DLQ().Send(t.Context(), bad), `parking message "a"`)
+		}
+		require.NoError(t, s.Mark(t.Context(), rows[1:]))
+		require.Equal(t, []string{"a"}, pendingOf(t, o))
+		require.Equal(t, []string{"c.1"}, lettersOf(t, o))
+		require.NoError(t, s.Release(t.Context(), rows[:1], 0))
+		rows = take(t, s, 10)
+		require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+		require.NoError(t, s.Mark(t.Context(), rows))
+		require.Empty(t, pendingOf(t, o))
+		require.Equal(t, []string{"c.1", "a.1"}, lettersOf(t, o))
+	})
+}
+
+// A mark that fails takes the letter along.
+func TestAMarkThatIsRefusedLeavesNoLetter(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		for _, text := range refusing(o.dialect) {
+			execute(t, o.db, text)
+		}
+		write(t, o, named("a")...)
+		s := o.Source()
+		rows := take(t, s, 10)
+		execute(t, o.db, `INSERT INTO refused VALUES ($1)`, rows[0].Seq)
+		require.ErrorContains(t, s.DLQ().Send(t.Context(), letterFor(rows[0])), "refused")
+		require.NoError(t, o.Close())
+		require.Equal(t, []string{"a"}, pendingOf(t, o))
+		require.Empty(t, lettersOf(t, o))
+	})
+}
+
+// When the reply to a Send was lost, it is sent again.
+func TestALetterThatIsSentTwice(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, named("a", "b")...)
+		s := o.Source()
+		rows := take(t, s, 10)
+		for range 2 {
+			require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+		}
+		require.NoError(t, s.Mark(t.Context(), rows))
+		require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+		require.ErrorIs(t, s.DLQ().Send(t.Context(), letterFor(rows[1])), ErrLeaseLost, "it is marked")
+		require.Empty(t, pendingOf(t, o))
+		require.Equal(t, []string{"a.3"}, lettersOf(t, o))
+	})
+}
+
+// A row that is in other hands is not parked by who has lost it.
+func TestARowThatIsLostIsNotParked(t *testing.T) {
+	for name, h := range holds {
+		for keep, opts := range keeping {
+			t.Run(name+" "+keep, func(t *testing.T) {
+				o := h.newOutbox(t, append(opts, h.opts...)...)
+				write(t, o, named("a", "b")...)
+				stale, owner := o.Source(), o.Source()
+				old := take(t, stale, 10)
+				lose(t, stale, old)
+				var rows []Row
+				require.Eventually(t, func() bool {
+					rows = append(rows, take(t, owner, 10)...)
+					return len(rows) == 2
+				}, 10*time.Second, time.Millisecond)
+				require.ErrorIs(t, stale.DLQ().Send(t.Context(), letterFor(old[0])), ErrLeaseLost)
+				require.NoError(t, owner.Mark(t.Context(), rows[:1]))
+				require.ErrorIs(t, stale.DLQ().Send(t.Context(), letterFor(old[0])), ErrLeaseLost, "it was delivered")
+				require.Empty(t, lettersOf(t, o))
+				require.NoError(t, owner.DLQ().Send(t.Context(), letterFor(rows[1])))
+				require.NoError(t, owner.Mark(t.Context(), rows))
+				require.NoError(t, stale.Mark(t.Context(), old))
+				require.Empty(t, pendingOf(t, o))
+				require.Equal(t, []string{"b.1"}, lettersOf(t, o))
+			})
+		}
+	}
+}
+
+// lose has a source lose what it holds.
+func lose(t *testing.T, s *Source, rows []Row) {
+	t.Helper()
+	if s.outbox.lease > 0 {
+		makeDue(t, s.outbox)
+	} else {
+		cut(t, s)
+		require.ErrorIs(t, s.Renew(t.Context(), rows), ErrLeaseLost)
+	}
+}
+
+func TestOneWhoIsElectedNoMoreParksNothing(t *testing.T) {
+	o := newPostgres(t, WithStrictOrder())
+	write(t, o, named("a")...)
+	first, second := o.Source(), o.Source()
+	old := take(t, first, 10)
+	cut(t, first)
+	require.Error(t, first.DLQ().Send(t.Context(), letterFor(old[0])))
+	require.Eventually(t, func() bool { return len(take(t, second, 10)) == 1 }, 10*time.Second, time.Millisecond)
+	require.ErrorIs(t, first.Renew(t.Context(), old), ErrLeaseLost)
+	require.ErrorIs(t, first.DLQ().Send(t.Context(), letterFor(old[0])), ErrLeaseLost)
+	require.Empty(t, lettersOf(t, o))
+	require.Equal(t, []string{"a"}, pendingOf(t, o))
+}
+
+// A transaction that is lost takes its letters along, and leaves their rows.
+func TestLettersOfALostTransaction(t *testing.T) {
+	for keep, opts := range keeping {
+		t.Run(keep, func(t *testing.T) {
+			o := newPostgres(t, opts...)
+			write(t, o, named("a", "b", "c")...)
+			s := o.Source()
+			s.RenewEvery()
+			rows := take(t, s, 10)
+			require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+			cut(t, s)
+			require.Eventually(t, func() bool { return s.Mark(t.Context(), rows[:2]) == nil }, 10*time.Second, time.Millisecond)
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), rows[2])))
+			require.Equal(t, []string{"a", "c"}, pendingOf(t, o))
+			require.Empty(t, lettersOf(t, o))
+
+			rows = take(t, s, 10)
+			require.Equal(t, []string{"a"}, idsOf(rows))
+			require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+			require.NoError(t, s.Mark(t.Context(), rows))
+			require.Equal(t, []string{"c"}, pendingOf(t, o))
+			require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+		})
+	}
+}
+
+// The rows of a lost transaction may be in hand once more, fetched ahead, when
+// the mark of what was delivered comes.
+func TestLettersOfALostTransactionWhoseRowsAreFetchedAhead(t *testing.T) {
+	o := newPostgres(t)
+	write(t, o, named("a", "b")...)
+	s := o.Source()
+	s.RenewEvery()
+	rows := take(t, s, 10)
+	require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+	cut(t, s)
+	var again []Row
+	require.Eventually(t, func() bool {
+		again = append(again, take(t, s, 10)...)
+		return len(again) == 2
+	}, 10*time.Second, time.Millisecond)
+	require.NoError(t, s.Mark(t.Context(), rows))
+	require.Equal(t, []string{"a"}, pendingOf(t, o), "b was delivered")
+	require.NoError(t, s.DLQ().Send(t.Context(), letterFor(again[0])))
+	require.NoError(t, s.Mark(t.Context(), again))
+	require.Empty(t, pendingOf(t, o))
+	require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+}
+
+// A row whose transaction was lost, and which nobody else has, can be parked.
+func TestALateLetter(t *testing.T) {
+	o := newPostgres(t)
+	write(t, o, named("a")...)
+	s := o.Source()
+	rows := take(t, s, 10)
+	cut(t, s)
+	require.ErrorIs(t, s.Renew(t.Context(), rows), ErrLeaseLost)
+	require.Eventually(t, func() bool { return s.DLQ().Send(t.Context(), letterFor(rows[0])) == nil }, 10*time.Second, time.Millisecond)
+	require.NoError(t, s.Mark(t.Context(), rows))
+	require.Empty(t, pendingOf(t, o))
+	require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+}
+
+// A branch of a fan-out that gives a record up leaves it to the others.
+func TestABranchParksTheLetterAlone(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, named("a")...)
+		s := o.Source()
+		boom := courier.ProcessFunc(func(context.Context, Row) error { return errors.New("boom") })
+		refused := courier.NewFanOutApplier(boom, courier.NewDLQApplier(boom, s.DLQ()))
+		require.ErrorIs(t, courier.NewPollingCoordinator(s, refused).Start(t.Context()), courier.ErrConfig)
+
+		fan := courier.NewFanOutApplier(boom, courier.NewDLQApplier(boom, o.DLQ()))
+		require.Error(t, courier.RunOnce(t.Context(),
+			func(ctx context.Context) ([]Row, error) { return s.Fetch(ctx, 10) }, fan.Apply, s.Mark, silent))
+		require.Equal(t, []string{"a"}, pendingOf(t, o))
+		require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+		require.True(t, s.DLQ().SameQueue(o.DLQ()))
+	})
+}
+
+// The keys of letters that are not committed yet are parked.
+func TestAKeyIsParkedWithItsFirstRow(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, Message{ID: "k1", Topic: "t", Key: "k"}, Message{ID: "l1", Topic: "t", Key: "l"}, Message{ID: "k2", Topic: "t", Key: "k"})
+		s := o.Source()
+		var mu sync.Mutex
+		var applied []string
+		deliver := courier.ProcessFunc(func(_ context.Context, r Row) error {
+			mu.Lock()
+			defer mu.Unlock()
+			applied = append(applied, r.ID)
+			if r.ID == "k1" {
+				return errors.New("boom")
+			}
+			return nil
+		})
+		applier := courier.NewDLQApplierWith(deliver, s.DLQ(), courier.DLQPolicy[Row]{Key: func(r Row) string { return r.Key + "\x00" }})
+		require.NoError(t, courier.RunOnce(t.Context(),
+			func(ctx context.Context) ([]Row, error) { return s.Fetch(ctx, 10) }, applier.Apply, s.Mark))
+		require.Equal(t, []string{"k1", "l1"}, applied)
+		require.Empty(t, pendingOf(t, o))
+		require.Equal(t, []string{"k1.1", "k2.1"}, lettersOf(t, o))
+		parked, err := s.DLQ().ParkedKeys(t.Context(), []string{"k\x00", "l\x00"})
+		require.NoError(t, err)
+		require.Equal(t, []string{"k\x00"}, parked)
+	})
+}
+
+// complaints are what an outbox logs.
+type complaints struct {
+	slog.Handler
+	mu   sync.Mutex
+	list []string
+}
+
+func (c *complaints) Enabled(context.Context, slog.Level) bool { return true }
+
+func (c *complaints) Handle(_ context.Context, r slog.Record) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.list = append(c.list, r.Message)
+	return nil
+}
+
+// Coordinators deliver what can be, and park the rest, once.
+func TestCoordinatorsPark(t *testing.T) {
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			log := new(complaints)
+			o := newOutbox(t, WithClock(nil), WithLogger(slog.New(log)), WithBackoff(time.Millisecond, time.Millisecond))
+			var want []string
+			for i := range 300 {
+				id := fmt.Sprintf("k/%d", i)
+				write(t, o, Message{ID: id, Topic: "t"})
+				if i%7 == 0 {
+					want = append(want, id+".1")
+				}
+			}
+			deliver := courier.ProcessFunc(func(_ context.Context, r Row) error {
+				if r.Seq%7 == 1 {
+					return courier.Permanent(errors.New("poison"))
+				}
+				return nil
+			})
+			s := o.Source()
+			applier := courier.NewDLQApplier(deliver, s.DLQ())
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() {
+				done <- courier.NewPollingCoordinator(s, applier, courier.WithInterval(time.Millisecond), courier.WithWorkers(4),
+					courier.WithBatchSize(20), courier.WithPrefetch(2), silent).Start(ctx)
+			}()
+			require.Eventually(t, func() bool {
+				n, err := o.Pending(t.Context())
+				require.NoError(t, err)
+				return n == 0
+			}, 60*time.Second, 5*time.Millisecond)
+			stop()
+			require.NoError(t, <-done)
+			require.ElementsMatch(t, want, lettersOf(t, o))
+			require.Empty(t, log.list)
+		})
+	}
+}
+
+// A letter does not need the mark: the end of its batch commits it.
+func TestALetterWhoseRowDoesNotComeToMark(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, named("a", "b")...)
+		s := o.Source()
+		rows := take(t, s, 10)
+		require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+		require.NoError(t, o.Close())
+		require.Equal(t, []string{"b"}, pendingOf(t, o))
+		require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+	})
+}
