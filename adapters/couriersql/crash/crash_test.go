@@ -12,11 +12,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/stretchr/testify/require"
@@ -70,7 +73,7 @@ func newTrial(t *testing.T, server *pgtest.Server, driver, dsn, hold string, rel
 	require.NoError(t, err)
 	tr.outbox = tr.config.outbox(tr.db)
 	require.NoError(t, tr.outbox.Migrate(t.Context()))
-	_, err = tr.db.ExecContext(t.Context(), `CREATE TABLE orders (id TEXT PRIMARY KEY)`)
+	_, err = tr.db.ExecContext(t.Context(), `CREATE TABLE orders (id TEXT PRIMARY KEY, topic TEXT)`)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		for _, r := range tr.relays {
@@ -138,13 +141,17 @@ func (tr *trial) writeOne(id, key string, random *rand.Rand) error {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
-	if err := tr.outbox.Write(ctx, tx, couriersql.Message{ID: id, Topic: "orders", Key: key}); err != nil {
+	topic := "orders"
+	if random.IntN(15) == 0 {
+		topic = poison
+	}
+	if err := tr.outbox.Write(ctx, tx, couriersql.Message{ID: id, Topic: topic, Key: key}); err != nil {
 		return err
 	}
 	if random.IntN(20) == 0 && tr.server != nil {
 		time.Sleep(30 * time.Millisecond) // a long transaction
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO orders VALUES ($1)`, id); err != nil {
+	if _, err := tx.ExecContext(ctx, `INSERT INTO orders VALUES ($1, $2)`, id, topic); err != nil {
 		return err
 	}
 	if random.IntN(20) == 0 {
@@ -173,28 +180,30 @@ func (tr *trial) run() {
 	defer writers.Wait()
 	defer stop.Store(true)
 	tr.progress(1)
-	for tr.tally[kill] < *kills {
+	for tr.tally[kill]+tr.tally[parkKill] < *kills {
 		tr.progress(1 + tr.random.IntN(60))
 		tr.befall()
 	}
 	stop.Store(true)
 	writers.Wait()
-	tr.verify()
-	t.Logf("seed %d: %v; %d messages, %d deliveries repeated", *seed, tr.tally, len(tr.stream.deliveries), tr.stream.repeated)
+	letters := tr.verify()
+	t.Logf("seed %d: %v; %d messages delivered and %d parked; %d deliveries repeated, of %d rows in hand at a blow",
+		*seed, tr.tally, len(tr.stream.deliveries), letters, tr.stream.repeated, tr.stream.struck)
 }
 
 // The blows, of which each deck has all.
 const (
-	kill    = "kill"
-	cut     = "connections cut"
-	full    = "server full"
-	crashed = "server crashed"
+	kill     = "kill"
+	parkKill = "kill between a letter and its mark"
+	cut      = "connections cut"
+	full     = "server full"
+	crashed  = "server crashed"
 )
 
 // blow draws the next one from a shuffled deck.
 func (tr *trial) blow() string {
 	if len(tr.deck) == 0 {
-		tr.deck = []string{kill, kill, kill, kill, kill, kill, kill}
+		tr.deck = []string{kill, kill, kill, kill, kill, parkKill, parkKill}
 		if tr.server != nil {
 			tr.deck = append(tr.deck, cut, cut, full)
 		}
@@ -214,6 +223,15 @@ func (tr *trial) befall() {
 	tr.tally[what]++
 	switch what {
 	case kill:
+		tr.kill(tr.relays[i])
+		tr.relays[i] = tr.spawn()
+	case parkKill:
+		select {
+		case name := <-tr.stream.nextToPark():
+			i = slices.IndexFunc(tr.relays, func(r *relay) bool { return r.name == name })
+		case <-time.After(60 * time.Second):
+			require.Fail(tr.t, "nothing is parked any more", "after %v", tr.tally)
+		}
 		tr.kill(tr.relays[i])
 		tr.relays[i] = tr.spawn()
 	case cut:
@@ -248,17 +266,18 @@ func (tr *trial) fill() {
 	}
 }
 
-// verify waits until everything is delivered, and compares.
-func (tr *trial) verify() {
+// verify waits until everything is delivered or parked, and compares. It returns
+// how many letters there are.
+func (tr *trial) verify() int {
 	t := tr.t
-	want := map[string]bool{}
-	rows, err := tr.db.QueryContext(t.Context(), `SELECT id FROM orders`)
+	want := map[string]string{}
+	rows, err := tr.db.QueryContext(t.Context(), `SELECT id, topic FROM orders`)
 	require.NoError(t, err)
 	defer func() { _ = rows.Close() }()
 	for rows.Next() {
-		var id string
-		require.NoError(t, rows.Scan(&id))
-		want[id] = true
+		var id, topic string
+		require.NoError(t, rows.Scan(&id, &topic))
+		want[id] = topic
 	}
 	require.NoError(t, rows.Err())
 	require.NotEmpty(t, want)
@@ -266,15 +285,27 @@ func (tr *trial) verify() {
 		pending, err := tr.outbox.Pending(t.Context())
 		return err == nil && pending == 0
 	}, 60*time.Second, 20*time.Millisecond)
+	parked := map[string]bool{}
+	for letter, err := range courier.Letters(t.Context(), tr.outbox.DLQ()) {
+		require.NoError(t, err)
+		parked[letter.Record.ID] = true
+		// Its version is how often it was parked.
+		require.True(t, strings.HasSuffix(letter.ID, ".1"), "%s was parked twice: %s", letter.Record.ID, letter.ID)
+	}
 	tr.stream.mu.Lock()
 	defer tr.stream.mu.Unlock()
-	for id := range want {
-		require.Positive(t, tr.stream.deliveries[id], "%s was committed and is lost", id)
+	for id, topic := range want {
+		require.Equal(t, topic == poison, parked[id], "%s, of the topic %s, is parked", id, topic)
+		require.Equal(t, topic != poison, tr.stream.deliveries[id] > 0, "%s, of the topic %s, is delivered", id, topic)
 	}
 	for id := range tr.stream.deliveries {
-		require.True(t, want[id], "%s was delivered and never committed", id)
+		require.Contains(t, want, id, "it was delivered and never committed")
+	}
+	for id := range parked {
+		require.Contains(t, want, id, "it was parked and never committed")
 	}
 	require.Empty(t, tr.stream.faults)
+	return len(parked)
 }
 
 func TestPostgres(t *testing.T) {

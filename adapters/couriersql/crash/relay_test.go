@@ -28,6 +28,7 @@ import (
 //
 //	fetched id id …
 //	deliver id           answered by a line: then it is delivered
+//	parked id            answered by a line: then its mark goes on
 //	marked id id …
 //	released id id …     or failed
 
@@ -42,6 +43,9 @@ type relayConfig struct {
 }
 
 const batchSize = 20
+
+// poison is the topic of messages that nobody can deliver.
+const poison = "poison"
 
 // leaseTime is short, as what a killed relay leased waits for so long.
 const leaseTime = 3 * time.Second
@@ -83,7 +87,14 @@ func relayMain(text string) {
 		panic(err)
 	}
 	source := &told{Source: config.outbox(db).Source(), line: line}
-	err = courier.NewPollingCoordinator(source, courier.ProcessFunc(line.deliver), courier.WithBatchSize(batchSize),
+	parking := courier.NewDLQApplier(courier.ProcessFunc(line.deliver), courier.DLQ[couriersql.Row](toldDLQ{source.DLQ(), line}))
+	apply := courier.ProcessFunc(func(ctx context.Context, r couriersql.Row) error {
+		if line.fails() {
+			return errors.New("a failure that was asked for")
+		}
+		return parking.Apply(ctx, r)
+	})
+	err = courier.NewPollingCoordinator(source, apply, courier.WithBatchSize(batchSize),
 		courier.WithInterval(20*time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(context.Background())
 	panic(err)
 }
@@ -105,15 +116,36 @@ func (l *line) tell(words ...string) {
 	}
 }
 
-func (l *line) deliver(_ context.Context, r couriersql.Row) error {
-	if l.failures > 0 && l.random.IntN(l.failures) == 0 {
-		return errors.New("a failure that was asked for")
-	}
-	l.tell("deliver", r.ID)
+// ask is tell for what the parent answers.
+func (l *line) ask(words ...string) {
+	l.tell(words...)
 	if _, err := l.answers.ReadString('\n'); err != nil {
 		os.Exit(3)
 	}
+}
+
+func (l *line) fails() bool { return l.failures > 0 && l.random.IntN(l.failures) == 0 }
+
+func (l *line) deliver(_ context.Context, r couriersql.Row) error {
+	if r.Topic == poison {
+		return courier.Permanent(errors.New("poison"))
+	}
+	l.ask("deliver", r.ID)
 	return nil
+}
+
+// toldDLQ is a queue that tells the parent what it took, and waits to be heard.
+type toldDLQ struct {
+	*couriersql.DLQ
+	line *line
+}
+
+func (q toldDLQ) Send(ctx context.Context, letter courier.DeadLetter[couriersql.Row]) error {
+	err := q.DLQ.Send(ctx, letter)
+	if err == nil {
+		q.line.ask("parked", letter.Record.ID)
+	}
+	return err
 }
 
 // told is a source that tells the parent what is in hand.

@@ -29,6 +29,8 @@ type stream struct {
 	keys       map[string]int // the highest number of a key that was delivered
 	faults     []string       // what must not be
 	ordered    bool
+	struck     int                 // rows that were in a hand when it was disturbed
+	strike     chan string         // is sent who parks next, if that is asked for
 	history    map[string][]string // of an ID
 	blows      []string            // that fell, and on whom
 }
@@ -76,7 +78,10 @@ func (s *stream) serve(conn net.Conn) {
 			continue
 		}
 		s.note(name, words[0], words[1:])
-		if words[0] == "deliver" {
+		if words[0] == "parked" && s.strikes(name) {
+			continue // it will not live to hear the answer
+		}
+		if words[0] == "deliver" || words[0] == "parked" {
 			if _, err := conn.Write([]byte("ok\n")); err != nil {
 				break
 			}
@@ -108,6 +113,7 @@ func (s *stream) note(name, what string, ids []string) {
 		case "deliver":
 			s.deliver(id)
 			s.last = name
+		case "parked":
 		default:
 			delete(h.rows, id)
 		}
@@ -146,7 +152,28 @@ func (s *stream) disturb(name string) {
 	for id := range h.rows {
 		s.excused[id]++
 	}
+	s.struck += len(h.rows)
 	h.disturbed = time.Now().Add(2 * time.Second)
+}
+
+// nextToPark is sent the name of the relay that parks next, which is left without
+// an answer: its letter is stored, and its mark is not.
+func (s *stream) nextToPark() <-chan string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.strike = make(chan string, 1)
+	return s.strike
+}
+
+func (s *stream) strikes(name string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.strike == nil {
+		return false
+	}
+	s.strike <- name // there is room
+	s.strike = nil
+	return true
 }
 
 func stamp() string { return time.Now().Format("05.000") }
