@@ -324,28 +324,12 @@ func TestAKeyIsParkedWithItsFirstRow(t *testing.T) {
 	})
 }
 
-// complaints are what an outbox logs.
-type complaints struct {
-	slog.Handler
-	mu   sync.Mutex
-	list []string
-}
-
-func (c *complaints) Enabled(context.Context, slog.Level) bool { return true }
-
-func (c *complaints) Handle(_ context.Context, r slog.Record) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.list = append(c.list, r.Message)
-	return nil
-}
-
 // Coordinators deliver what can be, and park the rest, once.
 func TestCoordinatorsPark(t *testing.T) {
 	for name, newOutbox := range ways() {
 		t.Run(name, func(t *testing.T) {
-			log := new(complaints)
-			o := newOutbox(t, WithClock(nil), WithLogger(slog.New(log)), WithBackoff(time.Millisecond, time.Millisecond))
+			log := new(logged)
+			o := newOutbox(t, WithClock(nil), log.option(), WithBackoff(time.Millisecond, time.Millisecond))
 			var want []string
 			for i := range 300 {
 				id := fmt.Sprintf("k/%d", i)
@@ -376,7 +360,7 @@ func TestCoordinatorsPark(t *testing.T) {
 			stop()
 			require.NoError(t, <-done)
 			require.ElementsMatch(t, want, lettersOf(t, o))
-			require.Empty(t, log.list)
+			require.Empty(t, log.String())
 		})
 	}
 }

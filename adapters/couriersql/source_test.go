@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/stretchr/testify/require"
@@ -276,4 +277,79 @@ func TestValidate(t *testing.T) {
 	}
 	none := courier.ProcessFunc(func(context.Context, Row) error { return nil })
 	require.ErrorIs(t, courier.NewPollingCoordinator(outbox.Source(), none).Start(t.Context()), courier.ErrConfig)
+}
+
+// resting is a clock whose long waits are ended by the test.
+type resting struct {
+	fixed
+	rests chan rest
+}
+
+type rest struct {
+	length time.Duration
+	end    chan time.Time
+}
+
+func (c *resting) After(d time.Duration) <-chan time.Time {
+	if d < time.Hour {
+		return nil
+	}
+	r := rest{d, make(chan time.Time, 1)}
+	c.rests <- r
+	return r.end
+}
+
+// counted is a source whose fetches are counted.
+type counted struct {
+	*Source
+	fetches atomic.Int64
+}
+
+func (c *counted) Fetch(ctx context.Context, limit int) ([]Row, error) {
+	c.fetches.Add(1)
+	return c.Source.Fetch(ctx, limit)
+}
+
+// Without wake-up, what is committed while the relay rests is delivered by the
+// very next fetch, which the interval ends: it waits for no longer than that.
+func TestAMessageWaitsForNoMoreThanTheInterval(t *testing.T) {
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			o := newOutbox(t)
+			source := &counted{Source: o.Source()}
+			clock := &resting{fixed{start}, make(chan rest, 10)}
+			const interval = 10 * time.Hour
+			arrived := make(chan string, 10)
+			deliver := courier.ProcessFunc(func(_ context.Context, r Row) error { arrived <- r.ID; return nil })
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan error)
+			go func() {
+				done <- courier.NewPollingCoordinator(source, deliver, courier.WithInterval(interval), courier.WithClock(clock)).Start(ctx)
+			}()
+			for i := range 3 {
+				rest := event(t, clock.rests)
+				require.EqualValues(t, i+1, source.fetches.Load())
+				id := fmt.Sprint("message ", i)
+				write(t, o, named(id)...)
+				require.Empty(t, arrived)
+				require.InDelta(t, interval, rest.length, float64(interval/10), "it is spread by a tenth")
+				rest.end <- start
+				require.Equal(t, id, event(t, arrived))
+				require.EqualValues(t, i+2, source.fetches.Load())
+			}
+			stop()
+			require.NoError(t, <-done)
+		})
+	}
+}
+
+// event waits for what is bound to come.
+func event[T any](t *testing.T, events <-chan T) (e T) {
+	t.Helper()
+	select {
+	case e = <-events:
+	case <-time.After(20 * time.Second):
+		t.Fatal("it did not come")
+	}
+	return e
 }
