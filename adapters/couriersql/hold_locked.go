@@ -32,10 +32,13 @@ type lockedBatch struct {
 	dirty bool // there is something to commit
 }
 
-// leftover is for how long a batch that is marked in part keeps the rest of it
-// from the others, whose locks go with the transaction. It ends when they are
-// failed or released, which a coordinator does next; who does not, is to have
-// them again at the next fetch.
+// leftover is for how long the rows that a mark leaves in a batch, whose locks go
+// with its transaction, are kept from other relays. They are about to be failed or
+// released, which ends it: another relay that took a failed row before could not be
+// told of the failure, and the row would be tried again at once, without end. It is
+// as long as a coordinator may take for that, and what a relay that dies in this
+// very moment adds to the wait for its rows. Plain functions fail and release
+// nothing, and are to have the rows again at the next fetch.
 const leftover = 5 * time.Second
 
 // closeTimeout is for how long a close tries to be orderly: the server notices

@@ -96,6 +96,27 @@ func TestABatchThatIsSettledInParts(t *testing.T) {
 	}
 }
 
+// What a mark leaves in the batch of a coordinator is not free until it is failed
+// or released: else its failure could not be noted.
+func TestWhatAMarkLeavesIsNotFree(t *testing.T) {
+	for name, h := range holds {
+		t.Run(name, func(t *testing.T) {
+			o := h.newOutbox(t, h.opts...)
+			write(t, o, named("a", "b", "c")...)
+			s, other := o.Source(), o.Source()
+			s.RenewEvery()
+			other.RenewEvery()
+			rows := take(t, s, 10)
+			require.NoError(t, s.Mark(t.Context(), rows[:1]))
+			require.Empty(t, take(t, other, 10))
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), rows[1])))
+			require.NoError(t, s.Release(t.Context(), rows[2:], 0))
+			require.Equal(t, []string{"c"}, idsOf(take(t, other, 10)))
+			require.Equal(t, 1, count(t, o.db, `SELECT attempts FROM courier_outbox WHERE id = 'b'`))
+		})
+	}
+}
+
 // The failures of a batch may be told before, or without, a mark.
 func TestABatchThatFails(t *testing.T) {
 	for name, newOutbox := range ways() {
