@@ -52,6 +52,7 @@ import (
 	"regexp"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -81,6 +82,7 @@ type Outbox struct {
 	fault   error
 
 	fetch, mark statement
+	looked      atomic.Bool // for the index
 
 	mu   sync.Mutex
 	open map[closer]bool // those that have something of the database
@@ -188,7 +190,8 @@ func WithLease(d time.Duration) Option {
 // earlier one that failed. The one is elected by an advisory lock, which needs a
 // session of its own: no pooler in transaction mode. The others stand by, and
 // one of them takes over when the server notices that the first has died, which
-// after a kill is at once.
+// after a kill is at once. A coordinator that is paused or has stopped does not
+// give way before [Outbox.Close]: it may have rows in hand, and may run again.
 func WithStrictOrder() Option { return func(o *Outbox) { o.strict = true } }
 
 // WithBackoff sets when a row is handed out again that failed and was not
@@ -237,9 +240,10 @@ func (o *Outbox) Pending(ctx context.Context) (int, error) {
 }
 
 // Close gives back what the sources hold of the database: prepared statements,
-// an open transaction, a claim to be the one relay, a connection that listens. The database stays open, and
-// the outbox usable: a later call begins anew. Call it once the coordinators
-// have returned; a fetch or mark in progress may fail.
+// an open transaction, a claim to be the one relay, a connection that listens. The
+// database stays open, and the outbox usable: a later call begins anew. Call it
+// once the coordinators have returned, and soon: an elected relay stays elected
+// until then. A fetch or mark in progress may fail.
 func (o *Outbox) Close() error {
 	for _, c := range o.opens(true) { // first, as they open others
 		c.close()

@@ -32,7 +32,8 @@ type grammar struct {
 	version        string // of the outbox ?1, 0 without any
 	addVersion     string // outbox, version, applied at
 	columns        string // of the table ?1: name, type, not null, has default, is primary key
-	index          string // whether the index ?1 is there
+	indexed        string // whether there is the index that the fetch needs
+	addIndex       string
 
 	rowsPerInsert int
 	insert        func(rows int) string  // of columns values each
@@ -40,9 +41,8 @@ type grammar struct {
 
 	plan    string // before a fetch, in its transaction
 	session string // the same, for all of a session
-	fetch   string // up to ?1 pending rows that are due now
-	ordered string // the same, but of no key whose earlier row waits for a retry, and none from ?2 to ?3
-	lock    string // fetch, past what others have locked, locking
+	ordered string // up to ?1 pending rows that are due now, of no key whose earlier row waits for a retry, and none from ?2 to ?3
+	lock    string // up to ?1 pending rows that are due now, past what others have locked, locking
 	claim   string // the same, claimed by ?2 for ?3 microseconds from now
 
 	delete        string // the seqs of the list ?1

@@ -267,3 +267,31 @@ func TestAdvice(t *testing.T) {
 		require.Equal(t, want == "", got == "")
 	}
 }
+
+// A relay says that the index is missing by which a fetch stays fast, and how to
+// have it.
+func TestAMissingIndexIsToldOnce(t *testing.T) { inEach(t, testAMissingIndexIsToldOnce) }
+
+func testAMissingIndexIsToldOnce(t *testing.T, newOutbox maker) {
+	log := new(logged)
+	o := newOutbox(t, log.option())
+	take(t, o.Source(), 1)
+	require.Empty(t, log.String())
+
+	execute(t, o.db, `DROP INDEX courier_outbox_pending`)
+	o = outboxIn(t, o.db, log.option()) // whose migration is done
+	for range 2 {
+		take(t, o.Source(), 1)
+	}
+	require.Equal(t, 1, strings.Count(log.String(), "level=WARN"))
+	require.Contains(t, log.String(), "the index of the pending rows is missing")
+	require.Contains(t, log.String(), `CREATE INDEX \"courier_outbox_pending\" ON \"courier_outbox\" (seq) WHERE processed_at IS NULL`)
+
+	execute(t, o.db, o.sql(o.grammar.addIndex))
+	if o.dialect == Postgres { // an index of the user's own will do
+		execute(t, o.db, `ALTER INDEX courier_outbox_pending RENAME TO mine`)
+	}
+	log = new(logged)
+	take(t, outboxIn(t, o.db, log.option()).Source(), 1)
+	require.Empty(t, log.String())
+}

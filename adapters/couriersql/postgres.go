@@ -54,7 +54,10 @@ func postgresGrammar() grammar {
 				a.atthasdef OR a.attidentity <> '', coalesce(a.attnum = ANY(i.indkey), false)
 			FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
 			WHERE a.attrelid = to_regclass(quote_ident($1)) AND a.attnum > 0 AND NOT a.attisdropped`,
-		index: `SELECT to_regclass(quote_ident($1)) IS NOT NULL`,
+		// By whatever name; one that is still built, or was in vain, is not valid.
+		indexed: `SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = '"{table}"'::regclass AND indisvalid
+			AND pg_get_expr(indpred, indrelid) = '(processed_at IS NULL)' AND pg_get_indexdef(indexrelid, 1, true) = 'seq')`,
+		addIndex: `CREATE INDEX "{table}_pending" ON "{table}" (seq) WHERE processed_at IS NULL`,
 
 		rowsPerInsert: 1000, // one statement for any number, which the driver keeps prepared
 		insert: func(int) string {
@@ -69,7 +72,6 @@ func postgresGrammar() grammar {
 		plan:    `SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off`,
 		session: `SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off`,
 
-		fetch: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1`,
 		ordered: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + `
 			AND (key = '' OR key NOT IN (SELECT key FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 AND available_at > now()))
 			AND seq NOT BETWEEN $2 AND $3 ORDER BY seq LIMIT $1`,

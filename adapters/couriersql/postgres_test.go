@@ -206,7 +206,8 @@ func TestPostgresPartitionedTable(t *testing.T) {
 	execute(t, db, recipe)
 	execute(t, db, `CREATE TABLE new PARTITION OF courier_outbox DEFAULT`)
 	execute(t, db, `ALTER TABLE courier_outbox_2026_01 RENAME TO old`)
-	o := outboxIn(t, db, WithKeep())
+	log := new(logged)
+	o := outboxIn(t, db, WithKeep(), log.option())
 	write(t, o, Message{ID: "a", Topic: "t", CreatedAt: time.Date(2026, 1, 15, 0, 0, 0, 0, time.UTC)}, Message{ID: "b", Topic: "t"})
 	for range 5_000 / 1000 {
 		fill(t, o, 1000, true)
@@ -223,6 +224,7 @@ func TestPostgresPartitionedTable(t *testing.T) {
 	require.NoError(t, s.Release(t.Context(), rows[1:], 0))
 	execute(t, db, `ALTER TABLE courier_outbox DETACH PARTITION old`)
 	require.Equal(t, []string{"b"}, idsOf(fetch(t, o, 10)))
+	require.Empty(t, log.String())
 }
 
 func TestPostgresMigrateAtOnce(t *testing.T) {

@@ -42,6 +42,22 @@ func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, before bool) e
 	return nil
 }
 
+// lookForIndex warns once of an outbox without the index that the fetch needs: all
+// works without it, until there are many rows and each fetch reads them all.
+func (o *Outbox) lookForIndex(ctx context.Context) {
+	if o.looked.Load() {
+		return
+	}
+	var there bool
+	if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.indexed)).Scan(&there); err != nil {
+		return // the fetch has the same to tell
+	}
+	if !o.looked.Swap(true) && !there {
+		o.log.Warn("couriersql: the index of the pending rows is missing, and fetches get slow as the table grows: create it",
+			"table", o.table, "statement", o.sql(o.grammar.addIndex))
+	}
+}
+
 // columnsOf returns the columns of a table, none when there is no such table,
 // and the names of those that an insert must fill.
 func (o *Outbox) columnsOf(ctx context.Context, conn *sql.Conn, table string) (have map[string]column, required []string, err error) {

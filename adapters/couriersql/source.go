@@ -68,8 +68,8 @@ func (o *Outbox) Source() *Source {
 }
 
 // Fetch returns up to limit pending rows that are due, in the order in which
-// they were written, and none that is in other hands. It does not wait for one. The rows are the caller's. With an error there
-// are none.
+// they were written, and none that is in other hands. It does not wait for one.
+// The rows are the caller's. With an error there are none.
 func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	o := s.outbox
 	if o.fault != nil {
@@ -78,6 +78,7 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	if limit <= 0 { // to SQLite, a negative limit is none
 		return nil, nil
 	}
+	o.lookForIndex(ctx)
 	batch, err := s.holder.fetch(ctx, limit)
 	if err != nil {
 		return nil, o.failed(err, "fetching up to %d pending rows of %s", limit, o.table)
