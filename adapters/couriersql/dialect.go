@@ -55,8 +55,11 @@ type grammar struct {
 
 	renew string // claims, by ?n, for ?n+1 microseconds from now: the seqs of those that were
 	hold  string // the seqs of the list ?1, for ?2 microseconds from now
-	fail  string // failures, by ?n or anybody if that is empty, from now
+	fail  string // failures, from now
 	free  string // the same, without an attempt
+
+	failClaimed string // failures of claims, by ?n, from now
+	freeClaimed string // the same, without an attempt
 
 	pending  string
 	lag      string // how many are due now but those from ?1 to ?2, and since when the oldest is there

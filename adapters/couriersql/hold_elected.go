@@ -92,7 +92,7 @@ func (e *elected) mark(ctx context.Context, rows []Row) error {
 }
 
 func (e *elected) fail(ctx context.Context, failed []failure) error {
-	err := e.outbox.fail(ctx, e.outbox.db, failed, "")
+	err := e.outbox.fail(ctx, e.outbox.db, failed)
 	e.removeFailed(failed) // which come back, at the latest now
 	return err
 }

@@ -93,11 +93,15 @@ func (l *leased) marking(rows []Row) (text string, args []any) {
 }
 
 func (l *leased) fail(ctx context.Context, failed []failure) error {
-	return l.outbox.fail(ctx, l.outbox.db, failed, l.owner)
+	o := l.outbox
+	_, err := o.db.ExecContext(ctx, o.sql(o.grammar.failClaimed), o.timed(append(o.grammar.failures(failed), l.owner)...)...)
+	return err
 }
 
 func (l *leased) release(ctx context.Context, rows []failure) error {
-	return l.outbox.free(ctx, l.outbox.db, rows, l.owner)
+	o := l.outbox
+	_, err := o.db.ExecContext(ctx, o.sql(o.grammar.freeClaimed), append(o.grammar.failures(rows), l.owner)...)
+	return err
 }
 
 func (l *leased) renew(ctx context.Context, rows []Row) (map[int64]bool, error) {

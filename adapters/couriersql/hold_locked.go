@@ -236,11 +236,15 @@ func (l *locked) markLate(ctx context.Context, rows []Row) error {
 }
 
 func (l *locked) fail(ctx context.Context, failed []failure) error {
-	return l.settle(ctx, failed, true, func(on executor, part []failure) error { return l.outbox.fail(ctx, on, part, "") })
+	return l.settle(ctx, failed, true, func(on executor, part []failure) error { return l.outbox.fail(ctx, on, part) })
 }
 
 func (l *locked) release(ctx context.Context, rows []failure) error {
-	return l.settle(ctx, rows, false, func(on executor, part []failure) error { return l.outbox.free(ctx, on, part, "") })
+	return l.settle(ctx, rows, false, func(on executor, part []failure) error {
+		o := l.outbox
+		_, err := on.ExecContext(ctx, o.sql(o.grammar.free), o.grammar.failures(part)...)
+		return err
+	})
 }
 
 // settle writes what became of rows that were not marked: in the transaction

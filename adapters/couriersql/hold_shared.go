@@ -36,7 +36,7 @@ func (s *shared) mark(ctx context.Context, rows []Row) error {
 }
 
 func (s *shared) fail(ctx context.Context, failed []failure) error {
-	err := s.outbox.fail(ctx, s.outbox.db, failed, "")
+	err := s.outbox.fail(ctx, s.outbox.db, failed)
 	s.removeFailed(failed) // which come back, at the latest now
 	return err
 }
@@ -52,13 +52,8 @@ func (s *shared) renewEvery() time.Duration { return 0 }
 
 func (s *shared) close() {}
 
-// fail notes failures, by the owner of a lease or by anybody.
-func (o *Outbox) fail(ctx context.Context, on executor, failed []failure, owner string) error {
-	_, err := on.ExecContext(ctx, o.sql(o.grammar.fail), o.timed(append(o.grammar.failures(failed), owner)...)...)
-	return err
-}
-
-func (o *Outbox) free(ctx context.Context, on executor, rows []failure, owner string) error {
-	_, err := on.ExecContext(ctx, o.sql(o.grammar.free), append(o.grammar.failures(rows), owner)...)
+// fail notes failures of rows that are not leased.
+func (o *Outbox) fail(ctx context.Context, on executor, failed []failure) error {
+	_, err := on.ExecContext(ctx, o.sql(o.grammar.fail), o.timed(o.grammar.failures(failed)...)...)
 	return err
 }

@@ -236,6 +236,42 @@ func TestALeaseThatWasTaken(t *testing.T) {
 	}
 }
 
+// Another relay may have locked a leased row for a moment, and not taken it: its
+// fetch saw the row as it was before, and looked again. What became of the row is
+// noted after that moment.
+func TestALeasedRowThatAnotherLooksAt(t *testing.T) {
+	for name, settle := range map[string]func(s *Source, rows []Row) error{
+		"fail":    func(s *Source, rows []Row) error { return s.Fail(t.Context(), failedWith(errors.New("boom"), rows...)) },
+		"release": func(s *Source, rows []Row) error { return s.Release(t.Context(), rows, 0) },
+		"mark":    func(s *Source, rows []Row) error { return s.Mark(t.Context(), rows) },
+		"renew":   func(s *Source, rows []Row) error { return s.Renew(t.Context(), rows) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newPostgres(t, WithLease(time.Minute))
+			write(t, o, named("a")...)
+			s := o.Source()
+			rows := take(t, s, 1)
+			const state = `SELECT coalesce(string_agg(concat(attempts, owner, available_at), ''), 'gone') FROM courier_outbox`
+			var before, after string
+			require.NoError(t, o.db.QueryRowContext(t.Context(), state).Scan(&before))
+
+			other, err := o.db.BeginTx(t.Context(), nil)
+			require.NoError(t, err)
+			_, err = other.ExecContext(t.Context(), `SELECT FROM courier_outbox FOR UPDATE`)
+			require.NoError(t, err)
+			settled := make(chan error, 1)
+			go func() { settled <- settle(s, rows) }()
+			require.Eventually(t, func() bool {
+				return len(settled) > 0 || count(t, o.db, `SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype IN ('tuple', 'transactionid')`) > 0
+			}, 10*time.Second, time.Millisecond)
+			require.NoError(t, other.Rollback())
+			require.NoError(t, event(t, settled))
+			require.NoError(t, o.db.QueryRowContext(t.Context(), state).Scan(&after))
+			require.NotEqual(t, before, after)
+		})
+	}
+}
+
 func TestALeaseIsRenewed(t *testing.T) {
 	for name, h := range holds {
 		if h.opts == nil {

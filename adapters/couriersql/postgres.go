@@ -27,13 +27,16 @@ func postgresGrammar() grammar {
 	}
 	const claimed = `FROM unnest($1::bigint[], $2::bigint[]) AS c(seq, claim)
 		WHERE t.seq = c.seq AND t.claim = c.claim AND t.owner = $3 AND t.processed_at IS NULL`
-	// A row that somebody else has locked is in other hands by now, which also
-	// decide about it: to wait for them would be to undo what they do.
-	const failed = `FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) AS f(seq, claim, attempts, delay, error)
+	failed := func(owned, lock string) string {
+		return `FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) AS f(seq, claim, attempts, delay, error)
 		WHERE t.seq = f.seq AND t.seq IN (
 			SELECT l.seq FROM "{table}" l JOIN unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS g(seq, claim, attempts)
 				ON l.seq = g.seq AND l.claim = g.claim AND l.attempts = g.attempts
-			WHERE l.processed_at IS NULL AND ($6::text = '' OR l.owner = $6) FOR UPDATE OF l SKIP LOCKED)`
+			WHERE l.processed_at IS NULL` + owned + ` FOR UPDATE OF l` + lock + `)`
+	}
+	const noteFailure = `UPDATE "{table}" t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
+			last_error = f.error, owner = '' `
+	const giveBack = `UPDATE "{table}" t SET available_at = 'epoch', owner = '' `
 	const free = `seq IN (SELECT seq FROM "{table}" WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL FOR UPDATE SKIP LOCKED)`
 	const letters = `seq = ANY($1::bigint[]) AND seq || '.' || version = ANY($2::text[])`
 	return grammar{
@@ -93,9 +96,14 @@ func postgresGrammar() grammar {
 		renew: `UPDATE "{table}" t SET available_at = now() + $4::bigint * interval '1 microsecond' ` + claimed + ` RETURNING t.seq`,
 		// In a transaction that has been open for a while, now() is long ago.
 		hold: `UPDATE "{table}" SET available_at = clock_timestamp() + $2::bigint * interval '1 microsecond' WHERE seq = ANY($1::bigint[])`,
-		fail: `UPDATE "{table}" t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
-			last_error = f.error, owner = '' ` + failed,
-		free: `UPDATE "{table}" t SET available_at = 'epoch', owner = '' ` + failed,
+		// A row that somebody else has locked is in other hands by now, which also
+		// decide about it: to wait for them would be to undo what they do.
+		fail: noteFailure + failed("", " SKIP LOCKED"),
+		free: giveBack + failed("", " SKIP LOCKED"),
+		// A claim is worth waiting for: another relay's fetch locks a row for a moment
+		// that it saw before it was claimed, and then leaves it alone.
+		failClaimed: noteFailure + failed(" AND l.owner = $6", ""),
+		freeClaimed: giveBack + failed(" AND l.owner = $6", ""),
 
 		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
 		lag:      `SELECT count(*), coalesce(min(created_at), 'epoch') FROM "{table}" WHERE ` + due + ` AND seq NOT BETWEEN $1 AND $2`,

@@ -23,8 +23,10 @@ const (
 		AND seq || '.' || claim IN (SELECT value FROM json_each(?1)) AND owner = ?2`
 	sqliteLetters = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND seq || '.' || version IN (SELECT value FROM json_each(?1))`
-	sqliteFailed = `WHERE seq = (f.value ->> 0) AND claim = (f.value ->> 1) AND attempts = (f.value ->> 2)
-		AND processed_at IS NULL AND (?2 = '' OR owner = ?2)`
+	sqliteFail   = `UPDATE "{table}" SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', available_at = (f.value ->> 3)`
+	sqliteFree   = `UPDATE "{table}" SET available_at = 0, owner = ''`
+	sqliteFailed = ` FROM json_each(?1) AS f WHERE seq = (f.value ->> 0) AND claim = (f.value ->> 1) AND attempts = (f.value ->> 2)
+		AND processed_at IS NULL`
 )
 
 func sqliteGrammar() grammar {
@@ -74,10 +76,11 @@ func sqliteGrammar() grammar {
 		deleteClaimed: `DELETE FROM "{table}" WHERE ` + sqliteClaimed,
 		keepClaimed:   `UPDATE "{table}" SET processed_at = ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed,
 
-		renew: `UPDATE "{table}" SET available_at = ?4 + ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed + ` RETURNING seq`,
-		fail: `UPDATE "{table}" SET attempts = attempts + 1, available_at = ?3 + (f.value ->> 3), last_error = f.value ->> 4, owner = ''
-			FROM json_each(?1) AS f ` + sqliteFailed,
-		free: `UPDATE "{table}" SET available_at = 0, owner = '' FROM json_each(?1) AS f ` + sqliteFailed,
+		renew:       `UPDATE "{table}" SET available_at = ?4 + ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed + ` RETURNING seq`,
+		fail:        sqliteFail + ` + ?2` + sqliteFailed,
+		free:        sqliteFree + sqliteFailed,
+		failClaimed: sqliteFail + ` + ?3` + sqliteFailed + ` AND owner = ?2`,
+		freeClaimed: sqliteFree + sqliteFailed + ` AND owner = ?2`,
 
 		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
 		lag:      `SELECT count(*), coalesce(min(created_at), 0) FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2`,
