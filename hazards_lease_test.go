@@ -161,6 +161,35 @@ func TestHazard_Stream_WhatIsBeingMarkedIsRenewed(t *testing.T) {
 	})
 }
 
+// A record that fails behind the loss of its lease is another's to try again, where
+// a stream keeps what failed to try it by itself.
+func TestHazard_Stream_WhatFailsBehindItsLossIsNotTriedAgain(t *testing.T) {
+	for name, keep := range map[string]courier.Option{
+		"ordered marks": courier.WithOrderedMarks(), "order by key": courier.WithOrderKey(func(int) string { return "" }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: losing(0)}
+				source.wait = true
+				s := &sink[int]{fail: func(_ context.Context, n, _ int) error {
+					if n == 0 {
+						time.Sleep(25 * time.Second) // the loss is told at 20 s
+						return errTest
+					}
+					return nil
+				}}
+				c := courier.NewStreamingCoordinator(source, s, quiet, keep)
+				stop := start(t, c)
+				time.Sleep(10 * time.Minute)
+				require.Equal(t, 2, s.called(), "each once")
+				require.Equal(t, []int{1}, source.marked())
+				require.Zero(t, c.Stats().InHand)
+				require.NoError(t, stop())
+			})
+		})
+	}
+}
+
 // A loss is heard of which a Renew tells that was under way when the next batch came
 // into work.
 func TestHazard_Polling_ALossThatIsToldWhileTheBatchChangesIsHeard(t *testing.T) {

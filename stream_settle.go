@@ -212,9 +212,14 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 		delay = releasedFor // what is given back takes no count along
 	}
 	p.due = now.Add(max(delay, afterOf(err)))
-	s.held = append(s.held, it)
-	if s.lanes != nil {
+	switch {
+	case !s.givesBack() && sh.account.isLost(sh.taken): // it is another's to try again
+		s.drop(&it)
+	case s.lanes != nil:
 		s.lanes[it.key].held++
+		fallthrough
+	default:
+		s.held = append(s.held, it)
 	}
 	switch {
 	case !refused:
