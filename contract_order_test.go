@@ -417,3 +417,34 @@ func TestD1_Property_EveryShapeSettlesWhatItAppliesAndNoMore(t *testing.T) {
 		}
 	})
 }
+
+// lateRelease is a source that counts the time, for which it takes a record back,
+// from the end of a call that takes some itself.
+type lateRelease struct{ *leasing[int] }
+
+func (s lateRelease) Release(ctx context.Context, records []int, after time.Duration) error {
+	time.Sleep(10 * time.Millisecond)
+	time.AfterFunc(after, func() { _ = s.leasing.Release(ctx, records, after) })
+	return nil
+}
+
+// D4: a later record of a key does not go first because the source hands the one
+// that was given back out a moment after its time.
+func TestD4_ALaterRecordWaitsForTheSourceToHandTheFirstOutAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := lateRelease{newLeasing(numbers(6)...)}
+		began := time.Now()
+		l := newLanes(1, func(context.Context, int) error {
+			if time.Since(began) < 10*time.Second {
+				return errTest
+			}
+			return nil
+		})
+		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(l.Apply), courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1}))
+		stop := start(t, courier.NewPollingCoordinator(source, applier, courier.WithBatchSize(1), courier.WithOrderKey(byRest(1)), quiet))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Empty(t, source.left(), "all within the minute")
+		require.Empty(t, l.problems)
+	})
+}

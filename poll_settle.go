@@ -192,15 +192,27 @@ func (p *poller[T]) giveBack() {
 			p.phase = resting
 			return
 		}
-	} else if p.keyOf != nil {
-		keys, _ := p.keysOf(nil, records)
-		for _, key := range keys {
-			p.gate.hold(key, now.Add(after))
-		}
 	}
 	var err error
 	guard(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
+	p.holdBack(records, after)
 	p.watch.released(p.life.settle, ReleaseEvent{Records: len(records), After: after, Err: err})
+}
+
+// holdBack keeps the later records of a key from going before those that were
+// given back for a while. The source counts that from some time in the call on.
+func (p *poller[T]) holdBack(records []T, after time.Duration) {
+	if p.keyOf == nil {
+		return
+	}
+	until := p.config.clock.Now().Add(after)
+	keys, _ := p.keysOf(nil, records)
+	for _, key := range keys {
+		p.gate.hold(key, until)
+	}
+	if p.halted.err != nil && until.After(p.halted.until) { // not to find nothing but what waits
+		p.halted.until = until
+	}
 }
 
 // nextBehind takes the records that wait for the same time as the first of them.
