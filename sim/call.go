@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"runtime"
 	"time"
+
+	"github.com/erfanmomeniii/courier"
 )
 
 // Kind is what a call into the world is for.
@@ -127,9 +129,30 @@ func (p *Process) done(c *call) {
 	p.w.mu.Unlock()
 }
 
+// refusal is an error that says that the call was no attempt, as that of a limiter
+// in front of a destination does.
+type refusal struct{ error }
+
+// NotAttempted reports true.
+func (r *refusal) NotAttempted() bool { return true }
+
+func (r *refusal) Unwrap() error { return r.error }
+
+// injected makes the error of a fault.
+func (k FaultKind) injected(id uint64, text string) error {
+	err := &callError{id, text}
+	switch k {
+	case Permanent:
+		return courier.Permanent(err)
+	case Refused:
+		return &refusal{err}
+	}
+	return err
+}
+
 // fail makes the injected error of a call.
 func (c *call) fail(text string) error {
-	return &callError{c.id, fmt.Sprintf("%s of %s #%d: %s", c.kind, c.name, c.n, text)}
+	return c.fault.injected(c.id, fmt.Sprintf("%s of %s #%d: %s", c.kind, c.name, c.n, text))
 }
 
 // await is do for a call that has nothing to return but an error, and may end

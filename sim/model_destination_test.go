@@ -76,11 +76,9 @@ func (b *batches) ApplyBatch(ctx context.Context, records []order) error {
 				}
 			case Down:
 				m.meetsOutage(o.N)
-				v.errs[i] = &callError{uint64(o.N + 1), names[o.N] + ": down"}
-			case Permanent:
-				v.errs[i] = courier.Permanent(&callError{uint64(o.N + 1), names[o.N] + ": permanent"})
+				v.errs[i] = fault.injected(uint64(o.N+1), names[o.N]+": down")
 			default:
-				v.errs[i] = &callError{uint64(o.N + 1), names[o.N] + ": " + fault.String()}
+				v.errs[i] = fault.injected(uint64(o.N+1), names[o.N]+": "+fault.String())
 			}
 		}
 	})

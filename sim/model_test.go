@@ -311,9 +311,9 @@ func (m *model) tune() {
 	}
 
 	failing := r[Apply]
-	failing[Slow] = 0
+	failing[Slow], failing[Refused] = 0, 0
 	whole := r[Batch]
-	whole[Slow] = 0
+	whole[Slow], whole[Refused] = 0, 0
 	m.healthyOnly = failing == [faults]float64{} && (!m.Batches || whole == [faults]float64{}) && m.Timeout == 0
 }
 

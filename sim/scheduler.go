@@ -7,8 +7,6 @@ import (
 	"slices"
 	"testing/synctest"
 	"time"
-
-	"github.com/erfanmomeniii/courier"
 )
 
 // event is something that happens at an instant: a call that goes on, a timer, or
@@ -316,11 +314,7 @@ func (w *World) ring(e *event) { e.timer.ch <- e.timer.clock.Now() }
 // take has a call have its effect.
 func (w *World) take(c *call) {
 	switch c.fault {
-	case Error, Down:
-		c.err = c.fail(c.fault.String())
-	case Permanent:
-		c.err = courier.Permanent(c.fail("permanent"))
-	case Hang, Panic, Goexit:
+	case Error, Down, Permanent, Refused, Hang, Panic, Goexit:
 		c.err = c.fail(c.fault.String())
 	}
 	if c.err == nil {

@@ -59,8 +59,6 @@ func (p *Process) around(ctx context.Context, kind Kind, id uint64, name string,
 	c := p.do(ctx, kind, id, name, nil, nil)
 	switch {
 	case c.err != nil || c.continues():
-	case c.fault == Permanent:
-		c.err = courier.Permanent(c.fail("permanent"))
 	default:
 		c.err = c.fail(c.fault.String())
 	}
