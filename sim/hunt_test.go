@@ -8,20 +8,22 @@ import (
 )
 
 var (
-	huntsFlag = flag.Int("sim.hunts", 0, "TestHunt: how many sweeps look for a planted bug")
+	huntsFlag = flag.Int("sim.hunts", 0, "TestHunt: how many hunts look for a planted bug")
 	firstFlag = flag.Int("sim.first", 0, "TestHunt: the first of them")
-	limitFlag = flag.Int("sim.limit", 2000, "TestHunt: how many seeds each may take")
+	limitFlag = flag.Int("sim.limit", 20000, "TestHunt: after how many seeds each gives up")
 )
 
-// TestHunt counts the seeds until a sweep fails, for sim/mutants.
+// TestHunt counts the seeds until an episode fails, for sim/mutants. A bug may end
+// the process, so it says before each episode where it is.
 func TestHunt(t *testing.T) {
-	patience = 10 * time.Second
+	patience = 5 * time.Second
 	o := swept.withDefaults()
 	defer watch(t.Name())()
 	for hunt := *firstFlag; hunt < *huntsFlag; hunt++ {
 		fmt.Println("hunt", hunt)
 		missed := true
 		for n := 1; n <= *limitFlag && missed; n++ {
+			fmt.Println("at", n)
 			if r := episode(t, mix(uint64(hunt))+uint64(n), &o, modelled(nil), nil, false); len(r.Problems) > 0 {
 				fmt.Println("found", n, wayOf(r.Problems[0]))
 				missed = false

@@ -1,11 +1,16 @@
 // Command mutants measures the simulation: it plants bugs in the core, one at a
-// time and in a copy of the module, and prints how many seeds it takes until a
-// sweep finds each.
+// time, and prints how many seeds it takes until the simulation finds each. Every
+// bug is hunted several times, from other seeds.
 //
-//	go run ./sim/mutants [-hunts 20] [-limit 2000] [-only text]
+//	go run ./sim/mutants [-hunts 20] [-within 2000] [-limit 20000] [-only text]
+//
+// It fails unless nine in ten of the bugs are found within 2,000 seeds by every
+// hunt, and the others within 20,000.
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -17,154 +22,147 @@ import (
 )
 
 func main() {
-	hunts := flag.Int("hunts", 20, "how many sweeps look for each bug, by seeds of their own")
-	limit := flag.Int("limit", 2000, "after how many seeds a sweep gives up")
-	only := flag.String("only", "", "the mutants whose name has this in it")
+	o := options{}
+	flag.IntVar(&o.hunts, "hunts", 20, "how many hunts look for each bug, from seeds of their own")
+	flag.IntVar(&o.within, "within", 2000, "within how many seeds nine in ten of the bugs are to be found")
+	flag.IntVar(&o.limit, "limit", 20000, "after how many seeds a hunt gives up")
+	flag.StringVar(&o.only, "only", "", "the bugs whose name has this in it")
 	flag.Parse()
-	if err := run(*hunts, *limit, *only); err != nil {
+	if err := o.run(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(hunts, limit int, only string) error {
+type options struct {
+	hunts, within, limit int
+	only                 string
+}
+
+// together is how many bugs are hunted at a time. A simulation keeps one processor
+// busy.
+const together = 2
+
+func (o *options) run() error {
+	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/erfanmomeniii/courier").Output()
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "courier-mutants")
 	if err != nil {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	if err := copyModule(dir); err != nil {
-		return err
-	}
-	fmt.Printf("%-58s %9s %7s %6s %6s  %s\n", "planted bug", "found", "median", "p90", "most", "seen as")
-	all, always, broken := 0, 0, 0
-	for _, m := range mutants {
-		if !strings.Contains(m.name, only) {
-			continue
-		}
-		r, err := m.hunt(dir, hunts, limit)
-		if err != nil {
-			fmt.Fprintf(os.Stderr, "%s: %v\n", m.name, err)
-			broken++
-			continue
-		}
-		all++
-		if r.missed == 0 {
-			always++
-		}
-		fmt.Printf("%-58s %5d/%-3d %7s %6s %6s  %s\n", m.name, hunts-r.missed, hunts, r.at(0.5), r.at(0.9), r.at(1), strings.Join(r.ways, " "))
-	}
-	fmt.Printf("%d of %d are found within %d seeds in each of %d hunts\n", always, all, limit, hunts)
-	if broken > 0 {
-		return fmt.Errorf("%d could not be planted", broken)
-	}
-	return nil
-}
 
-// copyModule copies what the tests of sim are built from.
-func copyModule(to string) error {
-	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/erfanmomeniii/courier").Output()
-	if err != nil {
-		return err
-	}
-	from := strings.TrimSpace(string(root))
-	for _, pattern := range []string{"go.mod", "go.sum", "*.go", "internal/*/*.go", "sim/*.go"} {
-		files, err := filepath.Glob(filepath.Join(from, pattern))
-		if err != nil {
-			return err
-		}
-		for _, file := range files {
-			name, err := filepath.Rel(from, file)
-			if err != nil {
-				return err
-			}
-			text, err := os.ReadFile(file)
-			if err != nil {
-				return err
-			}
-			if err := os.MkdirAll(filepath.Dir(filepath.Join(to, name)), 0o750); err != nil {
-				return err
-			}
-			if err := os.WriteFile(filepath.Join(to, name), text, 0o600); err != nil {
-				return err
-			}
+	var chosen []*mutant
+	results := make([]chan result, 0, len(mutants))
+	for i := range mutants {
+		if m := &mutants[i]; strings.Contains(m.name, o.only) {
+			chosen, results = append(chosen, m), append(results, make(chan result, 1))
 		}
 	}
-	return nil
-}
-
-// result is how many seeds each hunt took that found the bug.
-type result struct {
-	found  []int
-	missed int
-	ways   []string
-}
-
-// at is a quantile over all hunts: one that gave up took more than all others.
-func (r *result) at(q float64) string {
-	i := int(q*float64(len(r.found)+r.missed)+0.5) - 1
-	if i >= len(r.found) {
-		return "more"
-	}
-	return strconv.Itoa(r.found[max(0, i)])
-}
-
-// hunt plants the bug, builds the test of the simulation, and looks for it.
-func (m *mutant) hunt(dir string, hunts, limit int) (r result, err error) {
-	path := filepath.Join(dir, m.file)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return r, err
-	}
-	if n := strings.Count(string(text), m.from); n != 1 {
-		return r, fmt.Errorf("%s has the text %d times, want once: the code has changed, mend the table", m.file, n)
-	}
-	if err := os.WriteFile(path, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600); err != nil {
-		return r, err
-	}
-	defer func() {
-		if e := os.WriteFile(path, text, 0o600); err == nil {
-			err = e
+	turn := make(chan struct{}, together)
+	go func() {
+		for i, m := range chosen {
+			turn <- struct{}{}
+			go func() {
+				results[i] <- o.hunt(m, strings.TrimSpace(string(root)), filepath.Join(dir, strconv.Itoa(i)))
+				<-turn
+			}()
 		}
 	}()
-	binary := filepath.Join(dir, "hunt.test")
-	build := exec.Command("go", "test", "-vet=off", "-c", "-o", binary, "./sim")
-	build.Dir = dir
-	build.Env = append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=mod")
-	if out, err := build.CombinedOutput(); err != nil {
-		return r, fmt.Errorf("%w\n%s", err, out)
+	return o.print(chosen, results)
+}
+
+// print prints the table, a line as soon as it is known, and compares with the goal.
+func (o *options) print(chosen []*mutant, results []chan result) error {
+	fmt.Printf("%-58s %7s %7s %6s  %s\n", "planted bug", "median", "worst", "found", "seen as")
+	soon, late := 0, 0
+	var broken error
+	for i, m := range chosen {
+		r := <-results[i]
+		if r.err != nil {
+			broken = errors.Join(broken, fmt.Errorf("%s: %w", m.name, r.err))
+			continue
+		}
+		switch {
+		case len(r.found) < o.hunts:
+		case r.found[o.hunts-1] <= o.within:
+			soon++
+		default:
+			late++
+		}
+		fmt.Printf("%-58s %7s %7s %3d/%-2d  %s\n", m.name, r.at(o.hunts/2, o.hunts), r.at(o.hunts-1, o.hunts), len(r.found), o.hunts, strings.Join(r.ways, " "))
 	}
-	for first := 0; first < hunts; {
+	n := len(chosen)
+	fmt.Printf("%d of %d (%.0f %%) are found within %d seeds by each of %d hunts, and %d more within %d\n",
+		soon, n, 100*float64(soon)/float64(max(1, n)), o.within, o.hunts, late, o.limit)
+	switch {
+	case broken != nil:
+		return broken
+	case 10*soon < 9*n:
+		return fmt.Errorf("nine in ten are to be found within %d seeds by every hunt", o.within)
+	case soon+late < n:
+		return fmt.Errorf("all are to be found within %d seeds by every hunt", o.limit)
+	}
+	return nil
+}
+
+// result is how many seeds each hunt took that found the bug, the least first.
+type result struct {
+	found []int
+	ways  []string
+	err   error
+}
+
+// at is the i-th of all hunts: one that gave up took more than all others.
+func (r *result) at(i, hunts int) string {
+	if i = min(i, hunts-1); i >= len(r.found) {
+		return "more"
+	}
+	return strconv.Itoa(r.found[i])
+}
+
+// hunt builds the test of the simulation with the bug in it, and has it look.
+func (o *options) hunt(m *mutant, root, dir string) (r result) {
+	binary, err := m.plant(root, dir)
+	if err != nil {
+		return result{err: err}
+	}
+	defer func() { _ = os.Remove(binary) }()
+	for first := 0; first < o.hunts; {
 		c := exec.Command(binary, "-test.run=^TestHunt$", "-test.timeout=0", fmt.Sprintf("-sim.first=%d", first),
-			fmt.Sprintf("-sim.hunts=%d", hunts), fmt.Sprintf("-sim.limit=%d", limit))
-		c.Dir = filepath.Join(dir, "sim")
+			fmt.Sprintf("-sim.hunts=%d", o.hunts), fmt.Sprintf("-sim.limit=%d", o.limit))
+		c.Dir = filepath.Join(root, "sim")
 		c.Env = append(os.Environ(), "GOMAXPROCS=1")
 		out, failed := c.CombinedOutput()
-		began := 0
+		began, at, over := 0, 0, true
 		for line := range strings.Lines(string(out)) {
-			var n int
 			var way string
-			switch {
-			case strings.HasPrefix(line, "hunt"):
-				began++
-			case strings.HasPrefix(line, "missed"):
-				r.missed++
-			default:
-				if k, _ := fmt.Sscanf(line, "found %d %s", &n, &way); k == 2 {
-					r.note(n, way)
+			word, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+			switch word {
+			case "hunt":
+				began, over = began+1, false
+			case "at":
+				at, _ = strconv.Atoi(rest)
+			case "missed":
+				over = true
+			case "found":
+				if k, _ := fmt.Sscanf(rest, "%d %s", &at, &way); k == 2 {
+					r.note(at, way)
+					over = true
 				}
 			}
 		}
-		first += began
-		if done := len(r.found) + r.missed; done < first { // the process died of it
-			r.note(limit/2, "crash-or-hang")
+		if !over { // the process died of it
+			r.note(at, "crash-or-hang")
 		}
-		if began == 0 {
-			return r, fmt.Errorf("%w\n%s", failed, out)
+		if first += began; began == 0 {
+			return result{err: fmt.Errorf("%w\n%s", failed, out)}
 		}
 	}
 	slices.Sort(r.found)
-	return r, nil
+	return r
 }
 
 func (r *result) note(n int, way string) {
@@ -172,4 +170,36 @@ func (r *result) note(n int, way string) {
 	if !slices.Contains(r.ways, way) {
 		r.ways = append(r.ways, way)
 	}
+}
+
+// plant compiles the test of the simulation with the bug in the place of the text.
+func (m *mutant) plant(root, dir string) (binary string, err error) {
+	path := filepath.Join(root, m.file)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	if n := strings.Count(string(text), m.from); n != 1 {
+		return "", fmt.Errorf("%s has the text %d times, want once: the code has changed, mend the table", m.file, n)
+	}
+	if err := os.MkdirAll(dir, 0o750); err != nil {
+		return "", err
+	}
+	planted, overlay, binary := filepath.Join(dir, "planted.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "hunt.test")
+	places, err := json.Marshal(map[string]map[string]string{"Replace": {path: planted}})
+	if err != nil {
+		return "", err
+	}
+	err = errors.Join(
+		os.WriteFile(planted, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600),
+		os.WriteFile(overlay, places, 0o600))
+	if err != nil {
+		return "", err
+	}
+	build := exec.Command("go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", binary, "./sim")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, out)
+	}
+	return binary, nil
 }

@@ -22,7 +22,7 @@ var mutants = []mutant{
 	{"a stream's failed mark is forgotten", "stream_settle.go",
 		"	default:\n		s.line.putBack(j.records)\n", "	default:\n"},
 	{"ordered marks do not wait for what is before", "stream_settle.go",
-		"for len(l.slots) > 0 && l.slots[0].state != unsettled {", "for len(l.slots) > 0 {"},
+		"	l.slots[it.number-l.first].state = state\n", "	own := &l.slots[it.number-l.first]\n	if own.state = state; state == markable {\n		l.add(own.record)\n		own.state = gone\n	}\n"},
 
 	// Verdicts.
 	{"the verdicts of a batch are shifted by one", "batch.go",
@@ -76,7 +76,7 @@ var mutants = []mutant{
 	{"a failed probe burns an attempt", "breaker.go",
 		"Counted: counts && !permit.permit.Probe}", "Counted: counts}"},
 	{"the next probe is the same record", "stream_hand.go",
-		"		if !it.suspect() {\n			return i\n		}\n", ""},
+		"		if !it.suspect() {\n", "		if true {\n"},
 
 	// Retry and the queue.
 	{"one attempt too many", "retry.go",
