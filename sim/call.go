@@ -68,10 +68,12 @@ type call struct {
 	effect func(*call) // what it does to the world, at one instant; nil where the caller does it
 	fault  FaultKind
 	err    error
-	wait   bool // set by effect: nothing to reply yet, see World.kick
-	had    bool // the effect, or a failure in its place
-	gone   bool // is to return, and have no effect any more
-	closes bool // the second half of a call whose effect the caller had
+	wait   bool   // set by effect: nothing to reply yet, see World.kick
+	had    bool   // the effect, or a failure in its place
+	gone   bool   // is to return, and have no effect any more
+	closes bool   // the second half of a call whose effect the caller had
+	era    uint64 // the model's: the generation of the breaker that let it through
+	probe  bool   // likewise: while that was half-open
 	stamp  uint64
 	wake   chan struct{}
 }

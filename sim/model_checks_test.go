@@ -64,7 +64,7 @@ func (m *model) comeFetch(l *life) {
 		m.Fail("D8: process %d fetches after it was told to stop", l.p.number)
 	case l.markFailed && !m.Twins: // whose mark it was nobody knows
 		m.Fail("D7: process %d fetches before it has marked what it applied", l.p.number)
-	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.p.clock.Now().Before(l.until):
+	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.changedAt < m.now.Load() && l.p.clock.Now().Before(l.until):
 		m.Fail("D6: process %d fetches while its breaker is open", l.p.number)
 	}
 	if room := m.room(); m.shape == broker && len(l.inHand) > room {
@@ -152,7 +152,15 @@ func (m *model) comeKeyed(l *life, n int) {
 
 // comeBreaker looks whether the breaker lets the call through rightly.
 func (m *model) comeBreaker(l *life, c *call) {
+	c.era, c.probe = l.generation, l.breaker == courier.BreakerHalfOpen
+	if c.probe && m.tracing {
+		c.detail = "a probe "
+	}
 	switch l.breaker {
+	case courier.BreakerClosed:
+		if m.Stack == 2 && !l.redrives() && l.surely >= m.Threshold {
+			m.Fail("B-1: a call behind %d failures in a row, of which %d open the breaker: %s", l.surely, m.Threshold, c.name)
+		}
 	case courier.BreakerOpen:
 		m.Fail("B-1: a call while the breaker is open: %s", c.name)
 	case courier.BreakerHalfOpen:
@@ -160,7 +168,6 @@ func (m *model) comeBreaker(l *life, c *call) {
 		if l.probes++; l.probes > m.Probes {
 			m.Fail("B-2: %d probes at once, more than %d", l.probes, m.Probes)
 		}
-		c.detail = "a probe"
 	}
 }
 
@@ -230,17 +237,19 @@ func (m *model) answer(c *call) {
 			if c.err == nil || m.skipped[n] && courier.Classify(context.Background(), c.err) == courier.Skipped {
 				l.told(n)
 			}
-			m.probed(l, c)
+			m.probed(l, c, c.err != nil)
 		}
 	case Batch:
 		v := c.data.(*verdicts)
+		failed := c.err != nil
 		for i, o := range v.records {
+			failed = failed || v.errs[i] != nil
 			m.leave(c, o.N)
 			if c.err == nil && (v.errs[i] == nil || m.skipped[o.N] && courier.Classify(context.Background(), v.errs[i]) == courier.Skipped) {
 				l.told(o.N)
 			}
 		}
-		m.probed(l, c)
+		m.probed(l, c, failed)
 	case Send:
 		if c.err == nil {
 			l.told(c.data.(int))
@@ -293,8 +302,23 @@ func (m *model) leave(c *call, n int) {
 	}
 }
 
-func (m *model) probed(l *life, c *call) {
-	if c.detail == "a probe" {
+// counting are the faults by which a destination fails, whoever asks.
+var counting = []FaultKind{Error, Lost, Panic, Goexit, Down}
+
+// probed looks at a call that ends for what the breaker makes of it.
+func (m *model) probed(l *life, c *call, failed bool) {
+	switch {
+	case c.era != l.generation: // B-3: it changes nothing
+	case !failed:
+		l.failures, l.surely = 0, 0
+	case c.err != nil && !c.gone && slices.Contains(counting, c.fault) && courier.Classify(c.ctx, c.err) == courier.Retryable:
+		l.failures++
+		l.surely++
+	default:
+		l.failures++
+		l.surely = 0
+	}
+	if c.probe && c.era == l.generation {
 		l.probeAt = m.now.Load()
 		if l.probes--; c.err != nil {
 			m.Sometimes("a probe failed")
@@ -321,13 +345,19 @@ func (l *life) breakerChanged(_ context.Context, change courier.BreakerChange) {
 	switch fmt.Sprintf("%s to %s", change.From, change.To) {
 	case "closed to open", "half-open to open":
 		open := change.Until.Sub(change.At)
-		if least := time.Duration(float64(m.OpenFor) * 0.79); open < least || open > time.Minute {
-			m.Fail("B-4: a breaker opens for %v, not between %v and a minute", open, least)
+		if least := time.Duration(float64(m.OpenFor) * 0.79); open < least || open > m.MaxOpenFor {
+			m.Fail("B-14: a breaker opens for %v, not between %v and %v", open, least, m.MaxOpenFor)
+		}
+		switch {
+		case change.From == courier.BreakerClosed && m.Rate == 0 && l.failures < m.Threshold:
+			m.Fail("B-3: a breaker opens after %d failures of its generation, with %d wanted", l.failures, m.Threshold)
+		case errors.Is(change.Cause, courier.ErrProbeTimeout) && l.probes < m.Probes:
+			m.Fail("B-4: a breaker gives its probes up with %d out, where %d may be", l.probes, m.Probes)
 		}
 		m.Sometimes("breaker open")
 	case "open to half-open":
 		if change.At.Before(l.until) {
-			m.Fail("B-5: a breaker is half-open at %v, and was to be open until %v", change.At, l.until)
+			m.Fail("B-1: a breaker is half-open at %v, and was to be open until %v", change.At, l.until)
 		}
 		l.probes, l.good = 0, 0
 	case "half-open to closed":
@@ -339,7 +369,8 @@ func (l *life) breakerChanged(_ context.Context, change courier.BreakerChange) {
 		m.Fail("B-6: a breaker goes from %s to %s", change.From, change.To)
 	}
 	if change.From == courier.BreakerHalfOpen && l.probeAt != m.now.Load() && !errors.Is(change.Cause, courier.ErrProbeTimeout) {
-		m.Fail("B-7: a half-open breaker goes to %s, and no probe has ended: %v", change.To, change.Cause)
+		m.Fail("B-3: a half-open breaker goes to %s, and no probe has ended: %v", change.To, change.Cause)
 	}
 	l.breaker, l.until, l.generation = change.To, change.Until, change.Generation
+	l.failures, l.surely, l.changedAt = 0, 0, m.now.Load()
 }

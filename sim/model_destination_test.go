@@ -63,7 +63,7 @@ func (b *batches) ApplyBatch(ctx context.Context, records []order) error {
 	err := b.p.await(ctx, Batch, uint64(records[0].N+1), names[records[0].N], v, func(c *call) {
 		m := b.m
 		if m.tracing {
-			c.detail = fmt.Sprint(records)
+			c.detail += fmt.Sprint(records)
 		}
 		v.errs = make([]error, len(records))
 		for i, o := range records {

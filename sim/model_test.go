@@ -43,8 +43,10 @@ type settings struct {
 	Attempts, Threshold        int
 	Successes, Probes          int
 	Rate                       float64
-	OpenFor, Timeout           time.Duration
-	FanOut                     int // 0 none, 1 with a branch that never fails, 2 with one that does, 3 and identities
+	OpenFor, MaxOpenFor        time.Duration
+	Timeout                    time.Duration
+	RetryDelay, ProbeTimeout   time.Duration // 0 is the default
+	FanOut                     int           // 0 none, 1 with a branch that never fails, 2 with one that does, 3 and identities
 	Memory                     bool
 	Capacity                   int
 	KeyedQueue, Redriving      bool
@@ -69,8 +71,10 @@ func draw(w *World, fixed func(s *settings)) settings {
 	s := settings{
 		shape: shape(w.Pick("shape", 6)), Records: 1 + w.Pick("records", 60), Batch: 1 + w.Pick("batch", 20), Workers: 1,
 		Prefetch: -1, Batches: maybe("batches", 0.4), Stack: w.Pick("stack", 4), Attempts: 2 + w.Pick("attempts", 5),
-		Successes: 1, Probes: 1, OpenFor: time.Duration(200+w.Pick("open for", 3000)) * time.Millisecond,
-		Capacity: 1 + w.Pick("capacity", 10), Memory: maybe("memory", 0.3), Fixed: maybe("fixed", 0.2), Yield: maybe("yield", 0.6),
+		Successes: 1, Probes: 1, MaxOpenFor: time.Minute,
+		RetryDelay:   []time.Duration{0, 0, 10 * time.Millisecond, time.Second}[w.Pick("retry delay", 4)],
+		ProbeTimeout: []time.Duration{0, 0, time.Second}[w.Pick("probe timeout", 3)],
+		Capacity:     1 + w.Pick("capacity", 10), Memory: maybe("memory", 0.3), Fixed: maybe("fixed", 0.2), Yield: maybe("yield", 0.6),
 		Interval: []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second, 30 * time.Second}[w.Pick("interval", 4)],
 		Flush:    []time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[w.Pick("flush", 3)],
 		Drain:    []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second}[w.Pick("drain", 3)],
@@ -83,7 +87,13 @@ func draw(w *World, fixed func(s *settings)) settings {
 	if maybe("large", 0.15) {
 		s.Batch, s.Records = 20+w.Pick("large batch", 80), 60+w.Pick("many records", 60)
 	}
-	if maybe("workers", 0.6) {
+	// Shorter than calls take, so that some of them outlast an open period.
+	s.OpenFor = []time.Duration{20 * time.Millisecond, 20 * time.Millisecond, 200 * time.Millisecond, 2 * time.Second}[w.Pick("open for about", 4)]
+	s.OpenFor += time.Duration(w.Draw("open for") * float64(s.OpenFor))
+	if maybe("capped", 0.3) {
+		s.MaxOpenFor = s.OpenFor * 3 / 2
+	}
+	if maybe("workers", 0.7) {
 		s.Workers = 1 + w.Pick("how many workers", 8)
 	}
 	if maybe("keyed", 0.4) {
@@ -256,6 +266,9 @@ type life struct {
 	generation uint64
 	probes     int // that are out
 	good       int // that have succeeded
+	failures   int // in a row at the most, while closed
+	surely     int // likewise at the least
+	changedAt  int64
 	probeAt    int64
 	permanent  map[int]bool // records whose last attempt failed for good
 }
@@ -375,13 +388,13 @@ func (m *model) live(ctx context.Context) error {
 	if m.Batches {
 		applier = &batches{destination{l}}
 	}
-	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout})
+	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay})
 	switch m.Stack {
 	case 1:
 		applier = courier.NewRetryableApplier(applier, retry)
 	case 2:
 		breaker := courier.BreakerPolicy{
-			FailureThreshold: m.Threshold, Successes: m.Successes, Probes: m.Probes, OpenFor: m.OpenFor, Random: p.random, OnStateChange: l.breakerChanged,
+			FailureThreshold: m.Threshold, Successes: m.Successes, Probes: m.Probes, OpenFor: m.OpenFor, MaxOpenFor: m.MaxOpenFor, ProbeTimeout: m.ProbeTimeout, Random: p.random, OnStateChange: l.breakerChanged,
 		}
 		if m.Rate > 0 {
 			breaker.FailureRate, breaker.MinCalls = m.Rate, 5
