@@ -212,6 +212,9 @@ func (m *model) answer(c *call) {
 	if cut := c.kind == Apply || c.kind == Batch || c.kind == Mark || c.kind == Release; cut && c.gone && l.inTime() && !errors.Is(c.err, context.DeadlineExceeded) {
 		m.Fail("D8: a %s of process %d is cut short within the drain timeout: %v", c.kind, l.p.number, c.err)
 	}
+	if late := m.now.Load() - l.p.askedAt - int64(m.Drain); l.p.stopping && late > 0 && !l.redrives() && !c.gone && (c.kind == Apply || c.kind == Batch) && c.ctx.Err() == nil {
+		m.Fail("D8: a %s of process %d has a context that lives, %v after the drain timeout", c.kind, l.p.number, time.Duration(late))
+	}
 	switch c.kind {
 	case Fetch:
 		if c.fault == Partly {
