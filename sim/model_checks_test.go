@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -20,8 +21,8 @@ func (m *model) come(c *call) {
 		if t, first := c.data.(try); first {
 			m.comeApply(l, c, t.n)
 			m.comeBreaker(l, c)
-			if t.attempt == 1 && !m.Yield && !m.Batches && !m.streaming() && m.rows[t.n].lostBy == l.p && !m.rows[t.n].twice {
-				m.Fail("D5: %s is begun by process %d, which was told that its lease is lost", names[t.n], l.p.number)
+			if t.attempt == 1 && !m.Yield {
+				m.comeFirst(l, t.n)
 			}
 			switch {
 			case t.attempt == 1 || m.Batches:
@@ -33,9 +34,17 @@ func (m *model) come(c *call) {
 		}
 	case Batch:
 		for _, o := range c.data.(*verdicts).records {
-			m.comeApply(l, c, o.N)
+			if m.comeApply(l, c, o.N); !m.Yield {
+				m.comeFirst(l, o.N)
+			}
 		}
 		m.comeBreaker(l, c)
+	case Begin:
+		if n, err := strconv.Atoi(c.name[1:]); err == nil && !m.Batches {
+			m.comeFirst(l, n)
+		}
+	case Renew:
+		l.renewAt = m.now.Load()
 	case Mark, Release:
 		if c.ctx.Err() != nil && l.inTime() {
 			m.Fail("D8: a %s of process %d with a context that has ended, within the drain timeout", c.kind, l.p.number)
@@ -67,6 +76,10 @@ func (m *model) comeFetch(l *life) {
 	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.changedAt < m.now.Load() && l.p.clock.Now().Before(l.until):
 		m.Fail("D6: process %d fetches while its breaker is open", l.p.number)
 	}
+	if (m.Prefetch <= 0 || l.halted) && !m.Twins && m.shape == leasing && len(l.inHand) > 0 {
+		m.Fail("D11: process %d fetches, and has these in hand still: %v", l.p.number, numbers(l.inHand))
+	}
+	l.halted = false
 	if room := m.room(); m.shape == broker && len(l.inHand) > room {
 		m.Fail("D11: process %d has %d records in hand, more than %d", l.p.number, len(l.inHand), room)
 	}
@@ -98,6 +111,14 @@ func (m *model) comeQueued(l *life, n int) {
 		m.Fail("D8: %s was sent after process %d was told to stop, and is fetched", names[n], l.p.number)
 	case l.paused && sent > l.pausedAt:
 		m.Fail("%s was sent after an operator has paused process %d, and is fetched", names[n], l.p.number)
+	}
+}
+
+// comeFirst looks at a record that a worker begins with. Decorators that are given
+// a batch may take it apart by themselves, and a keyed queue is asked in between.
+func (m *model) comeFirst(l *life, n int) {
+	if r := &m.rows[n]; r.lostBy == l.p && !r.twice && !m.Twins && !m.KeyedQueue && (!m.Batches || m.Stack == 0 && m.FanOut == 0) {
+		m.Fail("D5: %s is begun by process %d, which was told that its lease is lost", names[n], l.p.number)
 	}
 }
 
@@ -225,6 +246,7 @@ func (m *model) answer(c *call) {
 			switch {
 			case c.err == nil || c.fault == Partly:
 				l.inHand[n] = true
+				m.rows[n].given = m.now.Load()
 			case m.shape == broker: // which finds out by and by that nobody has them
 				l.putBack(n, time.Second)
 			case m.shape == journal:
@@ -262,7 +284,7 @@ func (m *model) answer(c *call) {
 		}
 	case Renew:
 		for _, n := range l.losing {
-			if r := &m.rows[n]; c.err == nil && r.lessee == l.p && m.now.Load() >= r.until { // not handed out again since
+			if r := &m.rows[n]; c.err == nil && r.given <= l.renewAt { // not handed out again since
 				r.lostBy = l.p
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -120,13 +121,19 @@ func (s *source) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	}
 	if r.lessee != nil && !r.put {
 		m.Sometimes("a lease ran out")
-		if by := r.lessee; m.Renewing && m.rates[Renew] == [faults]float64{} && !by.dead && !by.ended && !by.stopping && by.still == 0 && m.lives[by.number].inHand[n] {
+		by := r.lessee
+		held := m.lives[by.number] // while a mark fails, what is to be given back behind it is not renewed
+		well := m.rates[Renew] == [faults]float64{} || held.renewAt < r.given
+		if m.Renewing && well && !by.dead && !by.ended && !by.stopping && by.still == 0 && held.inHand[n] && !held.markFailed {
 			m.Fail("D11: the lease of %s ran out while process %d had it in hand", names[n], by.number)
 		}
 		r.excuses++
 		r.twice = r.twice || r.lessee == s.p && s.inHand[n]
 	}
-	r.lessee, r.put, r.lostBy = s.p, false, nil
+	if r.lostBy == s.p {
+		r.lostBy = nil
+	}
+	r.lessee, r.put, r.given = s.p, false, math.MaxInt64
 	s.lease(r)
 	return true
 }
@@ -248,9 +255,16 @@ func (s renewing) Renew(ctx context.Context, records []order) error {
 	err := s.p.await(ctx, Renew, uint64(records[0].N+1), names[records[0].N], records, func(c *call) {
 		m := s.m
 		m.Sometimes("renewed")
+		if m.tracing {
+			c.detail = fmt.Sprint(records)
+		}
+		gone := map[int]bool{} // which may be in hand twice
 		for i, o := range records {
 			r := &m.rows[o.N]
 			m.fold(uint64(o.N), 17)
+			if gone[o.N] {
+				lost.Add(i, errors.New("somebody else has it"))
+			}
 			if r.marked || !s.inHand[o.N] {
 				continue
 			}
@@ -260,10 +274,11 @@ func (s renewing) Renew(ctx context.Context, records []order) error {
 			if r.lessee != s.p || m.now.Load() >= r.until {
 				m.Sometimes("stale lease")
 				lost.Add(i, errors.New("somebody else has it"))
-				if r.lessee == s.p {
+				if r.given <= s.renewAt {
 					s.losing = append(s.losing, o.N)
 				}
 				r.excuses++
+				gone[o.N] = true
 				delete(s.inHand, o.N)
 				continue
 			}

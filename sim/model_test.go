@@ -69,7 +69,8 @@ func (s *settings) streaming() bool { return s.shape >= broker }
 func draw(w *World, fixed func(s *settings)) settings {
 	maybe := func(what string, p float64) bool { return w.Draw(what) < p }
 	s := settings{
-		shape: shape(w.Pick("shape", 6)), Records: 1 + w.Pick("records", 60), Batch: 1 + w.Pick("batch", 20), Workers: 1,
+		shape:   []shape{rereading, pruning, limitless, leasing, leasing, broker, broker, journal}[w.Pick("shape", 8)],
+		Records: 1 + w.Pick("records", 60), Batch: 1 + w.Pick("batch", 20), Workers: 1,
 		Prefetch: -1, Batches: maybe("batches", 0.4), Stack: w.Pick("stack", 4), Attempts: 2 + w.Pick("attempts", 5),
 		Successes: 1, Probes: 1, MaxOpenFor: time.Minute,
 		RetryDelay:   []time.Duration{0, 0, 10 * time.Millisecond, time.Second}[w.Pick("retry delay", 4)],
@@ -78,7 +79,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		Interval: []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second, 30 * time.Second}[w.Pick("interval", 4)],
 		Flush:    []time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[w.Pick("flush", 3)],
 		Drain:    []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second}[w.Pick("drain", 3)],
-		Lease:    time.Minute, Instances: 1,
+		Lease:    []time.Duration{2 * time.Second, 2 * time.Second, 20 * time.Second}[w.Pick("lease", 3)], Instances: 1,
 	}
 	s.Stack = min(s.Stack, 2)
 	if s.shape == journal && maybe("channel", 0.5) {
@@ -115,7 +116,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		s.Prefetch = w.Pick("prefetch", 4)
 	}
 	s.Waking, s.Ordered = maybe("waking", 0.3), maybe("ordered", 0.3)
-	s.Failing, s.Renewing = maybe("failing", 0.3), maybe("renewing", 0.4)
+	s.Failing, s.Renewing = maybe("failing", 0.3), maybe("renewing", 0.6)
 	s.Threshold = 2 + w.Pick("threshold", s.Attempts-1)
 	if !s.Batches { // of which each is one success, however many records come
 		s.Successes += w.Pick("successes", 3)
@@ -173,9 +174,10 @@ func (s *settings) agree() {
 	case s.Renewing && s.Keys > 0:
 		s.Lease = 5 * time.Minute // longer than any pause
 	case s.Renewing:
-		s.Lease = 20 * time.Second
 	case s.Keys > 0:
 		s.Lease = 10 * time.Minute // so that none runs out
+	default:
+		s.Lease = time.Minute
 	}
 	s.KeyedQueue = s.KeyedQueue && s.Keys > 0 && s.Stack == 2 && s.FanOut == 0
 	s.Redriving = s.KeyedQueue || s.Redriving && s.Stack == 2 // keys go on only when the queue is empty
@@ -223,7 +225,8 @@ type row struct {
 	sure            [instances]*Process // likewise, and it may not apply it again
 	excuses         int                 // how often it may be applied again by a process that was told
 	lessee          *Process            // who has it
-	lostBy          *Process            // who was told that its lease is lost
+	lostBy          *Process            // who was told that its lease is lost, and did not get it again
+	given           int64               // when it came to who has it
 	until           int64               // the end of its lease
 	put             bool                // the source keeps it back by itself until then
 	calls           [instances]int      // attempts by the process that each instance is at
@@ -252,6 +255,8 @@ type life struct {
 	losing     []int // by a renewal that has not returned
 	inHand     map[int]bool
 	markFailed bool
+	halted     bool  // by a breaker, since the last fetch
+	renewAt    int64 // when the last renewal began
 	fetches    int
 	running    []coordinator
 	paused     bool
@@ -425,9 +430,12 @@ func (m *model) live(ctx context.Context) error {
 		courier.WithClock(&p.clock), courier.WithRandom(p.random), courier.WithLogger(slog.New(slog.DiscardHandler)),
 		courier.WithBatchSize(m.Batch), courier.WithDrainTimeout(m.Drain),
 	}
+	var watch courier.Observer
 	if m.Yield {
-		opts = append(opts, courier.WithObserver(m.Observe(ctx)))
+		watch = m.Observe(ctx)
 	}
+	watch.Paused = func(_ context.Context, e courier.PauseEvent) { l.halted = l.halted || e.Err != nil }
+	opts = append(opts, courier.WithObserver(watch))
 	if m.Keys > 0 {
 		opts = append(opts, courier.WithOrderKey(m.keyOf))
 	}
