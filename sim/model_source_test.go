@@ -110,6 +110,9 @@ func (s *source) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	if m.shape == leasing || m.Renewing || r.put {
 		free = r.lessee == nil || now >= r.until
 	}
+	if m.Blind && !free {
+		return false
+	}
 	if !free || m.Keys > 0 && (*behind)[m.key(n)] {
 		if *behind == nil {
 			*behind = map[int]bool{}

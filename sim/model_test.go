@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"time"
 
@@ -37,7 +38,8 @@ type settings struct {
 	shape                      shape
 	Records, Batch             int
 	Workers, Portion, Prefetch int
-	Keys                       int // 0 asks for no order
+	Keys                       int  // 0 asks for no order
+	Blind                      bool // the source knows nothing of them, and hands out what is free
 	Batches                    bool
 	Stack                      int // 0 plain, 1 retry, 2 resilient
 	Attempts, Threshold        int
@@ -98,7 +100,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		s.Workers = 1 + w.Pick("how many workers", 8)
 	}
 	if maybe("keyed", 0.4) {
-		s.Keys = 1 + w.Pick("keys", 12)
+		s.Keys, s.Blind = 1+w.Pick("keys", 12), maybe("blind", 0.7)
 	}
 	if maybe("portioned", 0.5) {
 		s.Portion = 1 + w.Pick("portion", s.Batch)
@@ -166,6 +168,7 @@ func (s *settings) agree() {
 		s.Failing, s.Renewing = false, false
 	}
 	s.Ordered = s.Ordered || s.shape == journal
+	s.Blind = s.Blind && s.shape == leasing
 	s.Ordered = s.Ordered && s.streaming()
 	s.Failing = s.Failing && s.Keys == 0
 	s.Renewing = s.Renewing && (s.shape == leasing || s.shape == broker)
@@ -327,7 +330,10 @@ func (m *model) tune() {
 		r[Renew] = [faults]float64{}
 		r[Fetch][Lost] = 0 // a key that waits ten minutes for a lease outlasts the records to come
 	}
-
+	if m.Blind { // what it does not hear of, it cannot hand out in order
+		r[Release], m.outages[0] = [faults]float64{}, nil
+		m.endings = slices.DeleteFunc(m.endings, func(e ending) bool { return e.what == Step })
+	}
 	failing := r[Apply]
 	failing[Slow], failing[Refused] = 0, 0
 	whole := r[Batch]
@@ -492,9 +498,9 @@ func (m *model) die(p *Process) {
 	m.cutOff(p)
 }
 
-// cutOff is a broker that sees the connection of a process go.
+// cutOff is a source that sees the connection of a process go, by which it leases.
 func (m *model) cutOff(p *Process) {
-	if m.shape != broker {
+	if m.shape != broker && !m.Blind {
 		return
 	}
 	for n := range m.rows {

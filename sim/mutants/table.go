@@ -97,8 +97,8 @@ var mutants = []mutant{
 		"!mine[it.key] && (l.out > 0 || l.held > 0) {\n", "!mine[it.key] && l.held > 0 {\n"},
 	{"records behind a failed one of their key are not held", "stream_hand.go",
 		"if l := s.lanes[key]; l != nil && l.out == 0 && l.held == 0 {", "if l := s.lanes[key]; l != nil && l.out == 0 {"},
-	{"the key of a failed record is let go at once", "order.go",
-		"		case at.IsZero() && until.After(now):\n			g.held[key] = until\n", "		case at.IsZero() && until.After(now):\n			delete(g.held, key)\n"},
+	{"the key of a failed record is let go with the next fetch", "order.go",
+		"		case !at.After(now):\n", "		default:\n"},
 
 	// Leases, fan-out, memory.
 	{"a lease that is lost is applied", "engine.go",
