@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
 # One seed is one run: a sweep has the same hash in a plain process and in one
 # under the race detector, on one processor and on two, by go test and by a test
-# binary.
+# binary; and a seed of every shape of coordinator is the same event by event each
+# time that it is run again, on one processor and on two in turn.
+#
+#   scripts/sim-exact.sh [episodes] [seed] [times]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 episodes=${1:-300}
 seed=${2:-$((16#$(git rev-parse --short=7 HEAD 2>/dev/null || echo 1)))} # fresh with every commit
+times=${3:-100}
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 go test -c -o "$dir/plain" ./sim
@@ -29,3 +33,7 @@ if [ "$(cut -d' ' -f2 "$dir/hashes" | sort -u | wc -l)" != 1 ]; then
 	echo "seeds $seed to $((seed + episodes - 1)) are not exact" >&2
 	exit 1
 fi
+for binary in plain race; do
+	"$dir/$binary" -test.run='^TestExact$' -sim.seed="$seed" -sim.episodes=1 -sim.times="$times" >"$dir/out" || { cat "$dir/out"; exit 1; }
+	echo "every shape, $times times: $binary"
+done

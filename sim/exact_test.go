@@ -1,9 +1,12 @@
 package sim
 
 import (
+	"flag"
 	"runtime"
 	"testing"
 )
+
+var timesFlag = flag.Int("sim.times", 4, "TestExact: how often each seed is run again")
 
 // shapes are the coordinators and surroundings that have to be exact, each with
 // whatever else the seed draws.
@@ -43,9 +46,9 @@ var shapes = []struct {
 // The same seed is the same run: event by event, whatever the number of
 // processors, and with the race detector, which shuffles the run queue.
 func TestExact(t *testing.T) {
-	seeds, times := 6, 4
+	seeds := 6
 	if *episodesFlag > 0 {
-		seeds, times = *episodesFlag, 10
+		seeds = *episodesFlag
 	}
 	o := swept.withDefaults()
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
@@ -55,7 +58,7 @@ func TestExact(t *testing.T) {
 			for seed := o.Seed; seed < o.Seed+uint64(seeds); seed++ {
 				runtime.GOMAXPROCS(1)
 				first := episode(t, seed, &o, setup, nil, true)
-				for i := range times {
+				for i := range *timesFlag {
 					runtime.GOMAXPROCS(1 + i%2)
 					again := episode(t, seed, &o, setup, nil, true)
 					if again.Hash == first.Hash {
