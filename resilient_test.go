@@ -289,3 +289,40 @@ func TestP3_ARecordThatPanicsIsTheSuspect(t *testing.T) {
 		}
 	}
 }
+
+// P-2: what was used on a record counts behind an outage, on another one than that
+// over which the breaker opened, too.
+func TestP2_WhatWasUsedOnEveryRecordCounts(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var mu sync.Mutex
+		calls := map[int]int{}
+		applier, queue := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+			mu.Lock()
+			calls[r]++
+			n := calls[r]
+			mu.Unlock()
+			time.Sleep(time.Duration(r) * 50 * time.Millisecond)
+			if r == 1 || n <= 2 { // 1 is poison
+				return errTest
+			}
+			return nil
+		}), &courier.ResilientConfig[int]{
+			Retry:   courier.RetryPolicy{MaxAttempts: 3, Jitter: courier.NoJitter},
+			Breaker: courier.BreakerPolicy{FailureThreshold: 3, OpenFor: time.Minute},
+		})
+		source.add(0, 1)
+		opts := []courier.Option{unspread, courier.WithWorkers(2)}
+		if source.wait {
+			opts = []courier.Option{unspread, courier.WithStreamWorkers(2)}
+		}
+		stop := start(t, make(applier, opts...))
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Empty(t, source.left())
+		letters, err := queue.Receive(t.Context(), 10)
+		require.NoError(t, err)
+		require.Len(t, letters, 1)
+		require.Equal(t, 3, calls[1], "the attempt before the outage, and two behind it")
+		require.Equal(t, 3, letters[0].Attempts)
+	})
+}
