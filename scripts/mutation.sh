@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Mutation testing of the core: a mutant is a small change of the code, and it
 # survives (LIVED) when all tests of its package still pass. One that does not
-# end (TIMED OUT) is found. The conditions of a switch count as not covered,
-# since Go's coverage has no block for them.
+# end (TIMED OUT) is found, unless the machine is busy: then give it longer. The
+# conditions of a switch count as not covered, since Go's coverage has no block for
+# them.
 #
 #   scripts/mutation.sh bin/gremlins engine.go order.go internal/ledger/ledger.go
 #
-# MUTATION_ARGS goes to the tool, such as --dry-run or --workers 1.
+# MUTATION_ARGS goes to the tool, such as --dry-run, --workers 1, or
+# --timeout-coefficient 10.
 #
 # The tool copies the whole folder for each of its workers, and takes the time of
 # all tests for the time of one package. So it is given a copy of what the tests
