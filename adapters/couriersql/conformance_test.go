@@ -171,7 +171,8 @@ func sourceFixture(t *testing.T, dialect Dialect, stream bool, opts []Option) co
 }
 
 // parking is a source's queue whose records are in the source's hand when they
-// are sent, and are marked afterwards.
+// are sent, and are marked afterwards: one at a time, as a row is not handed out
+// that comes before one in hand.
 type parking struct {
 	*DLQ
 	t      *testing.T
@@ -180,6 +181,8 @@ type parking struct {
 }
 
 func (p parking) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	row, err := p.take(letter.Record)
 	if err != nil {
 		return err
@@ -191,10 +194,8 @@ func (p parking) Send(ctx context.Context, letter courier.DeadLetter[Row]) error
 	return p.source.Mark(p.t.Context(), []Row{row})
 }
 
-// take writes a row, unless it is in hand, and fetches it.
+// take writes a row and fetches it.
 func (p parking) take(r Row) (Row, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	o := p.outbox
 	execute(p.t, o.db, `INSERT INTO courier_outbox (seq, id, topic, key, payload, headers, trace, created_at) VALUES ($1, $2, $3, '', $4, '', '', $5)`,
 		r.Seq, r.ID, r.Topic, r.Payload, o.grammar.time(r.CreatedAt))
