@@ -20,7 +20,8 @@ import (
 // all that the source's coordinator applies: its Send marks the row as well, as
 // [Source.Mark] does, in one transaction with the letter. It takes the rows that
 // this source handed out, as it did; one that is held no more is refused with
-// [ErrLeaseLost], and left to who has it now.
+// [ErrLeaseLost], and left to who has it now, unless it is a letter already, which
+// is left as it is.
 //
 // Where rows are held by locks (PostgreSQL without [WithLease] and
 // [WithStrictOrder]), that is the transaction of the batch: the letter is
@@ -49,15 +50,13 @@ func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLe
 	if err != nil {
 		return err
 	}
-	if n == 0 { // moved before, if nobody learnt of it, or not ours
+	if n == 0 { // moved before, by who did not learn of it, or by who had it since; or not ours
 		var moved bool
 		err := tx.QueryRowContext(ctx, o.sql(o.grammar.moved), letter.Record.ID, letter.Record.Seq).Scan(&moved)
-		if err != nil {
-			return err
-		}
-		if !moved {
+		if err == nil && !moved {
 			return ErrLeaseLost
 		}
+		return err
 	}
 	_, err = tx.ExecContext(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
 	return err
