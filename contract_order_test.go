@@ -419,12 +419,13 @@ func TestD1_Property_EveryShapeSettlesWhatItAppliesAndNoMore(t *testing.T) {
 }
 
 // lateRelease is a source that counts the time, for which it takes a record back,
-// from the end of a call that takes some itself.
+// from close to the end of a call that takes some itself.
 type lateRelease struct{ *leasing[int] }
 
 func (s lateRelease) Release(ctx context.Context, records []int, after time.Duration) error {
 	time.Sleep(10 * time.Millisecond)
 	time.AfterFunc(after, func() { _ = s.leasing.Release(ctx, records, after) })
+	time.Sleep(time.Millisecond)
 	return nil
 }
 
