@@ -79,7 +79,7 @@ bench: ## the benchmarks beside their floors, interleaved, as one table (2 minut
 	@scripts/bench.sh $(BENCH_ARGS)
 
 .PHONY: bench-postgres
-bench-postgres: ## outbox relays beside loops by hand and other libraries (10 minutes)
+bench-postgres: ## outbox relays beside loops by hand and other libraries (12 minutes)
 	@scripts/bench-postgres.sh
 
 .PHONY: bench-plot

@@ -160,7 +160,7 @@ func BenchmarkIdle(b *testing.B) {
 			}
 			time.Sleep(2 * time.Second) // the server tells of its work once a second
 			before, start := transactions(), time.Now()
-			time.Sleep(5 * time.Second)
+			time.Sleep(4 * time.Second)
 			n, passed := transactions()-before-2, time.Since(start)
 			var active int
 			require.NoError(b, bed.pool.QueryRow(b.Context(), `SELECT count(*) FROM pg_stat_activity
