@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // hazardousSource is a leasing source whose Renew is a function.
@@ -347,4 +348,31 @@ func TestHazard_Poll_WhatAProbePassesOverIsRenewed(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.NoError(t, stop())
 	})
+}
+
+// A source may find a record gone that is being marked meanwhile: nothing is lost.
+func TestHazard_WhatIsMarkedWhileItIsRenewedIsNotLost(t *testing.T) {
+	for name, make := range map[string]func(courier.Source[int], courier.Applier[int], ...courier.Option) running{
+		"polling": func(s courier.Source[int], a courier.Applier[int], o ...courier.Option) running {
+			return courier.NewPollingCoordinator(s, a, o...)
+		},
+		"streaming": func(s courier.Source[int], a courier.Applier[int], o ...courier.Option) running {
+			return courier.NewStreamingCoordinator(s, a, o...)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: losing(0, 1), markFor: 30 * time.Second}
+				source.wait = name == "streaming"
+				var told courierttest.ObserverRecorder
+				stop := start(t, make(source, &sink[int]{}, quiet, courier.WithObserver(told.Observer())))
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				renewed := courierttest.EventsOf[courier.RenewEvent](&told)
+				require.Len(t, renewed, 1)
+				require.Zero(t, renewed[0].Lost)
+				require.NoError(t, renewed[0].Err)
+			})
+		})
+	}
 }

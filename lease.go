@@ -45,6 +45,7 @@ type lease[T any] struct {
 	batch *batch[T]    // of it, in work; nil while that changes
 	base  int          // where the batch begins
 	size  int          // how long it is
+	over  bool         // it was applied, as far as it will be
 	ahead []*leased[T] // fetches in hand behind it
 }
 
@@ -65,7 +66,7 @@ func (l *lease[T]) hold(records []T) {
 	if f := l.fetch; f == nil || len(f.records) != len(records) || len(records) > 0 && &f.records[0] != &records[0] {
 		l.fetch = &leased[T]{records: records}
 	}
-	l.batch, l.base, l.size = nil, 0, 0
+	l.batch, l.base, l.size, l.over = nil, 0, 0, false
 }
 
 // change and begin are before and after the next batch of it is made out.
@@ -75,7 +76,7 @@ func (l *lease[T]) change() {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.batch, l.base, l.size = nil, l.base+l.size, 0
+	l.batch, l.base, l.size, l.over = nil, l.base+l.size, 0, false
 }
 
 func (l *lease[T]) begin(b *batch[T]) {
@@ -90,6 +91,16 @@ func (l *lease[T]) begin(b *batch[T]) {
 			b.lose(i)
 		}
 	}
+}
+
+// finish is after the batch was applied, and before it is marked.
+func (l *lease[T]) finish() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.over = true
 }
 
 // left returns what is not lost of the records behind the batch.
@@ -134,24 +145,27 @@ func (l *lease[T]) takeAhead() {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.fetch, l.batch, l.base, l.size = l.ahead[0], nil, 0, 0
+	l.fetch, l.batch, l.base, l.size, l.over = l.ahead[0], nil, 0, 0, false
 	l.ahead = l.ahead[1:]
 }
 
-// lose has a record left alone: of the batch in work, or of one to come.
-func (l *lease[T]) lose(f *leased[T], i int) {
+// lose has a record left alone, of the batch in work or of one to come, and
+// reports whether it was not settled: one that is being marked may be found gone.
+func (l *lease[T]) lose(f *leased[T], i int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if f == l.fetch && l.batch != nil && i < l.base+l.size {
-		if i >= l.base {
-			l.batch.lose(i - l.base)
+		if i < l.base || l.over {
+			return false
 		}
-		return
+		l.batch.lose(i - l.base)
+		return true
 	}
 	if f.lost == nil {
 		f.lost = make(map[int]bool)
 	}
 	f.lost[i] = true
+	return true
 }
 
 func (l *lease[T]) loop() {
@@ -193,13 +207,13 @@ func (l *lease[T]) renew() {
 	if l.ctx.Err() != nil {
 		return // the run is at its end
 	}
-	lost := lostIn(err)
-	for _, i := range lost {
-		if i >= 0 && i < len(records) {
-			l.lose(of[i], place[i])
+	lost := 0
+	for _, i := range lostIn(err) {
+		if i >= 0 && i < len(records) && l.lose(of[i], place[i]) {
+			lost++
 		}
 	}
-	l.watch.renewed(l.ctx, RenewEvent{Records: len(records), Lost: len(lost), Err: err})
+	l.watch.renewed(l.ctx, len(records), lost, err)
 }
 
 // holder is the goroutine that renews for a stream.
@@ -310,5 +324,5 @@ func (s *stream[T]) finishRenewal(err error) {
 	for key := range s.lanes {
 		s.openLane(key)
 	}
-	s.watch.renewed(s.life.settle, RenewEvent{Records: n, Lost: len(lost), Err: err})
+	s.watch.renewed(s.life.settle, n, len(lost), err)
 }

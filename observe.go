@@ -87,7 +87,7 @@ type ReleaseEvent struct {
 // RenewEvent is leases that were to be renewed.
 type RenewEvent struct {
 	Records int
-	Lost    int // to others, or to time
+	Lost    int // to others, or to time, before they were applied
 	Err     error
 }
 

@@ -14,6 +14,7 @@ import (
 
 func (p *poller[T]) settle() {
 	b := &p.batch
+	p.lease.finish()
 	p.halted = b.halted
 	if p.halted.fatal {
 		p.fatal = p.halted.err

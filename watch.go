@@ -130,7 +130,13 @@ func (w *watch) released(ctx context.Context, event ReleaseEvent) {
 
 func (w *watch) failed(ctx context.Context, event FailEvent) { tell(ctx, w.observer.Failed, event) }
 
-func (w *watch) renewed(ctx context.Context, event RenewEvent) {
+// renewed tells of a renewal. That only records are gone which are being marked is
+// no error.
+func (w *watch) renewed(ctx context.Context, records, lost int, err error) {
+	event := RenewEvent{Records: records, Lost: lost, Err: err}
+	if _, listed := batchErrorIn(err); listed && lost == 0 {
+		event.Err = nil
+	}
 	w.log.renewed(ctx, event)
 	tell(ctx, w.observer.Renewed, event)
 }
