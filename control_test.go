@@ -199,6 +199,34 @@ func TestWake_TheSourceMayDoIt(t *testing.T) {
 	})
 }
 
+// slowWaking takes a second for a fetch.
+type slowWaking struct{ *waking }
+
+func (w slowWaking) Fetch(ctx context.Context, limit int) ([]int, error) {
+	time.Sleep(time.Second)
+	return w.waking.Fetch(ctx, limit)
+}
+
+// Two wake-ups at once, of which either may be met first, are for one fetch.
+func TestWake_TheSourceAndTheCallerDoItAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := slowWaking{&waking{newShelf[int](), make(chan struct{}, 1)}}
+		c := courier.NewPollingCoordinator(source, &sink[int]{}, courier.WithInterval(time.Hour), quiet)
+		stop := start(t, c)
+		synctest.Wait()
+		for n := 1; n < 40; n++ { // while a fetch is under way
+			source.wake <- struct{}{}
+			c.Wake()
+			time.Sleep(time.Second)
+			synctest.Wait()
+			require.Equal(t, n, source.fetchCount())
+		}
+		time.Sleep(time.Minute)
+		require.Equal(t, 40, source.fetchCount(), "and none for a wake-up that was used")
+		require.NoError(t, stop())
+	})
+}
+
 func TestReady_SaysWhatStandsInTheWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newShelf(1)

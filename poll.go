@@ -242,6 +242,13 @@ func (p *poller[T]) fetch() {
 	case <-p.control.wake:
 	default:
 	}
+	select {
+	case _, open := <-p.woken:
+		if !open {
+			p.woken = nil
+		}
+	default:
+	}
 	p.phase = fetched
 	p.began = p.watch.now(p.watch.observer.Fetched != nil)
 	guard(&p.fetchErr, func() (err error) {
