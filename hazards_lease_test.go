@@ -376,3 +376,29 @@ func TestHazard_WhatIsMarkedWhileItIsRenewedIsNotLost(t *testing.T) {
 		})
 	}
 }
+
+// A record that is to be given back, behind a mark that takes long, is in hand.
+func TestHazard_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var renewed [][]int
+		source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second, markFor: 30 * time.Second}
+		source.renew = func(_ context.Context, records []int) error {
+			renewed = append(renewed, records)
+			return nil
+		}
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if r == 1 {
+				return errTest
+			}
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet))
+		time.Sleep(time.Second)
+		source.add(1)
+		time.Sleep(24 * time.Second)
+		require.Len(t, renewed, 1)
+		require.ElementsMatch(t, []int{0, 1}, renewed[0])
+		require.NoError(t, stop())
+	})
+}

@@ -270,10 +270,17 @@ func (s *stream[T]) renew() {
 	for _, it := range items {
 		records, s.leased = append(records, it.record), append(s.leased, it.number)
 	}
-	// What is applied has no number any more, and cannot be lost.
+	// What waits to be marked or given back has no number any more, and cannot be
+	// lost.
 	records = append(append(records, s.line.settled...), s.line.waiting()...)
 	if s.job != nil && s.job.kind == markJob {
 		records = append(records, s.job.records...)
+	}
+	for _, r := range s.back {
+		records = append(records, r.record)
+	}
+	for _, f := range s.faulty {
+		records = append(records, f.Record)
 	}
 	if len(records) == 0 {
 		return
