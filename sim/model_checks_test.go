@@ -76,10 +76,10 @@ func (m *model) comeFetch(l *life) {
 	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.changedAt < m.now.Load() && l.p.clock.Now().Before(l.until):
 		m.Fail("D6: process %d fetches while its breaker is open", l.p.number)
 	}
-	if (m.Prefetch <= 0 || l.halted) && !m.Twins && m.shape == leasing && len(l.inHand) > 0 {
+	if (m.Prefetch <= 0 || l.halted.Load()) && !m.Twins && m.shape == leasing && len(l.inHand) > 0 {
 		m.Fail("D11: process %d fetches, and has these in hand still: %v", l.p.number, numbers(l.inHand))
 	}
-	l.halted = false
+	l.halted.Store(false)
 	if room := m.room(); m.shape == broker && len(l.inHand) > room {
 		m.Fail("D11: process %d has %d records in hand, more than %d", l.p.number, len(l.inHand), room)
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -258,8 +259,8 @@ type life struct {
 	losing     []int // by a renewal that has not returned
 	inHand     map[int]bool
 	markFailed bool
-	halted     bool  // by a breaker, since the last fetch
-	renewAt    int64 // when the last renewal began
+	halted     atomic.Bool // by a breaker, since the last fetch
+	renewAt    int64       // when the last renewal began
 	fetches    int
 	running    []coordinator
 	paused     bool
@@ -440,7 +441,11 @@ func (m *model) live(ctx context.Context) error {
 	if m.Yield {
 		watch = m.Observe(ctx)
 	}
-	watch.Paused = func(_ context.Context, e courier.PauseEvent) { l.halted = l.halted || e.Err != nil }
+	watch.Paused = func(_ context.Context, e courier.PauseEvent) {
+		if e.Err != nil {
+			l.halted.Store(true)
+		}
+	}
 	opts = append(opts, courier.WithObserver(watch))
 	if m.Keys > 0 {
 		opts = append(opts, courier.WithOrderKey(m.keyOf))
