@@ -67,7 +67,7 @@ func (m *model) comeFetch(l *life) {
 	ahead := m.Prefetch > 0 && !m.streaming()
 	switch {
 	case l.paused:
-		m.Fail("process %d fetches after an operator has paused it", l.p.number)
+		m.Fail("Pause: process %d fetches after an operator has paused it", l.p.number)
 	case ahead:
 	case l.p.stopping:
 		m.Fail("D8: process %d fetches after it was told to stop", l.p.number)
@@ -110,7 +110,7 @@ func (m *model) comeQueued(l *life, n int) {
 	case l.p.stopping && sent > l.p.askedAt:
 		m.Fail("D8: %s was sent after process %d was told to stop, and is fetched", names[n], l.p.number)
 	case l.paused && sent > l.pausedAt:
-		m.Fail("%s was sent after an operator has paused process %d, and is fetched", names[n], l.p.number)
+		m.Fail("Pause: %s was sent after an operator has paused process %d, and is fetched", names[n], l.p.number)
 	}
 }
 

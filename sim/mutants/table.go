@@ -113,4 +113,22 @@ var mutants = []mutant{
 		"		done[i] = entry.has\n", "		done[i] = nil\n"},
 	{"a stream has more in hand than it may", "stream.go",
 		"want := min(s.limit-s.inHand, s.config.batchSize)", "want := s.config.batchSize"},
+
+	// Operators.
+	{"a redrive removes before it applies", "redrive.go",
+		"	errs := r.apply(ctx, letters)\n", "	for _, letter := range letters {\n		_ = r.queue.Delete(ctx, letter.ID)\n	}\n	errs := r.apply(ctx, letters)\n"},
+	{"a redrive removes what failed", "redrive.go",
+		"			failed = append(failed, letter)\n", "			done = append(done, letter.ID)\n"},
+	{"a redrive goes on behind a letter of the key that stays", "redrive.go",
+		"		if letter.Key != \"\" {\n			r.held[letter.Key] = true\n		}\n	}\n", "	}\n"},
+	{"a poller fetches on in a pause", "poll.go",
+		"if resumed := p.control.paused(); resumed != nil && !p.once {", "if resumed := p.control.paused(); resumed != nil && false {"},
+	{"a stream takes in during a pause what it had asked for", "stream.go",
+		"		s.close(ErrPaused)\n", ""},
+	{"a resume wakes nobody", "control.go",
+		"		c.resumed = nil\n	}\n	c.mu.Unlock()\n	c.Wake()\n", "		c.resumed = nil\n	}\n	c.mu.Unlock()\n"},
+	{"records that come with an error are dropped", "poll.go",
+		"	n := len(p.records)\n	p.phase = cutting\n", "	if p.fetchErr != nil {\n		p.records = nil\n	}\n	n := len(p.records)\n	p.phase = cutting\n"},
+	{"a queue is not asked which keys it has", "dlq_key.go",
+		"		found, err := d.keys.ParkedKeys(ctx, keys)\n", "		found, err := d.keys.ParkedKeys(ctx, nil)\n"},
 }
