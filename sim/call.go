@@ -85,15 +85,16 @@ var (
 	errCrashed = errors.New("the process is dead")
 )
 
-// callError is an injected error. It knows its record, by which the hooks of a
+// callError is the error of a call. It knows its record, by which the hooks of a
 // retry are told apart.
 type callError struct {
-	id   uint64
-	text string
+	id    uint64
+	text  string
+	cause error // ErrInjected, or that of the context
 }
 
-func (e *callError) Error() string        { return e.text }
-func (e *callError) Is(target error) bool { return target == ErrInjected }
+func (e *callError) Error() string { return e.text }
+func (e *callError) Unwrap() error { return e.cause }
 
 // do makes a call and returns when its reply is due. effect runs on the
 // scheduler's goroutine while nothing else runs.
@@ -142,7 +143,7 @@ func (r *refusal) Unwrap() error { return r.error }
 
 // injected makes the error of a fault.
 func (k FaultKind) injected(id uint64, text string) error {
-	err := &callError{id, text}
+	err := &callError{id, text, ErrInjected}
 	switch k {
 	case Permanent:
 		return courier.Permanent(err)

@@ -158,7 +158,7 @@ func (m *model) comeApply(l *life, c *call, n int) {
 // comeKeyed looks at an attempt where the queue keeps the order of keys: one that
 // has a letter waits for the redrive, which begins with the oldest.
 func (m *model) comeKeyed(l *life, n int) {
-	for letter := range courier.Letters(context.Background(), m.queue) {
+	for _, letter := range m.letters() {
 		switch {
 		case letter.Key != m.keyOf(order{n}):
 			continue
@@ -312,7 +312,7 @@ func (m *model) answer(c *call) {
 }
 
 func (m *model) hasLetter(n int) bool {
-	for letter := range courier.Letters(context.Background(), m.queue) {
+	for _, letter := range m.letters() {
 		if letter.Record.N == n {
 			return true
 		}

@@ -26,10 +26,10 @@ func (d *destination) apply(n int) error {
 	m, r := d.m, &d.m.rows[n]
 	switch {
 	case m.poison[n] && !m.mended(), m.stubborn[n]:
-		return &callError{uint64(n + 1), names[n] + " is poison"}
+		return &callError{uint64(n + 1), names[n] + " is poison", ErrInjected}
 	case m.skipped[n]:
 		m.Sometimes("skipped")
-		return courier.Skip(&callError{uint64(n + 1), names[n] + " is to be skipped"})
+		return courier.Skip(&callError{uint64(n + 1), names[n] + " is to be skipped", ErrInjected})
 	}
 	r.applied++
 	m.fold(uint64(n), 19)
@@ -72,7 +72,7 @@ func (b *batches) ApplyBatch(ctx context.Context, records []order) error {
 				v.errs[i] = b.apply(o.N)
 			case Lost:
 				if v.errs[i] = b.apply(o.N); v.errs[i] == nil {
-					v.errs[i] = &callError{uint64(o.N + 1), names[o.N] + ": lost"}
+					v.errs[i] = &callError{uint64(o.N + 1), names[o.N] + ": lost", ErrInjected}
 				}
 			case Down:
 				m.meetsOutage(o.N)

@@ -108,6 +108,12 @@ func (m *model) park(n int) {
 	r.told[m.Instances], r.sure[m.Instances] = nil, nil
 }
 
+// letters are those in the queue, oldest first.
+func (m *model) letters() []courier.DeadLetter[order] {
+	list, _ := m.queue.Receive(context.Background(), len(m.rows)) // a MemoryDLQ always can
+	return list
+}
+
 // letters is the queue as the process that redrives it sees it.
 type letters struct {
 	parkingLot
@@ -152,7 +158,7 @@ func (q *letters) Delete(ctx context.Context, ids ...string) error {
 		records = append(records, q.of[id])
 	}
 	return q.p.await(ctx, Edit, digest(fmt.Sprint(ids)), "some letters", records, func(c *call) {
-		for letter := range courier.Letters(ctx, q.m.queue) {
+		for _, letter := range q.m.letters() {
 			if n := letter.Record.N; slices.Contains(ids, letter.ID) && q.m.rows[n].told[q.p.instance] != q.p {
 				q.m.Fail("D1: the letter of %s is removed, and process %d was not told that it is applied", names[n], q.p.number)
 			}

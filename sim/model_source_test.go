@@ -45,7 +45,7 @@ func (s *source) Fetch(ctx context.Context, limit int) (records []order, err err
 		records = s.fetch(c, limit)
 		partly = c.fault == Partly
 	})
-	if err != nil && !(partly && errors.Is(err, ErrInjected)) {
+	if err != nil && (!partly || !errors.Is(err, ErrInjected)) {
 		return nil, err
 	}
 	return records, err
@@ -127,7 +127,7 @@ func (s *source) take(n int, r *row, now int64, behind *map[int]bool) bool {
 		by := r.lessee
 		held := m.lives[by.number]
 		well := m.rates[Renew] == [faults]float64{} || !m.Twins && held.renewAt < r.given && r.given < math.MaxInt64 // of twins nobody knows which renews
-		if m.Renewing && well && !by.dead && !by.ended && !by.stopping && by.still == 0 && held.inHand[n] {
+		if m.Renewing && well && !r.seized && !by.dead && !by.ended && !by.stopping && by.still == 0 && held.inHand[n] {
 			m.Fail("D11: the lease of %s ran out while process %d had it in hand", names[n], by.number)
 		}
 		r.excuses++
@@ -136,7 +136,7 @@ func (s *source) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	if r.lostBy == s.p {
 		r.lostBy = nil
 	}
-	r.lessee, r.put, r.given = s.p, false, math.MaxInt64
+	r.lessee, r.put, r.seized, r.given = s.p, false, false, math.MaxInt64
 	s.lease(r)
 	return true
 }
@@ -272,7 +272,7 @@ func (s renewing) Renew(ctx context.Context, records []order) error {
 				continue
 			}
 			if c.fault == LeaseLost && r.lessee == s.p {
-				r.until = m.now.Load()
+				r.until, r.seized = m.now.Load(), true
 			}
 			if r.lessee != s.p || m.now.Load() >= r.until {
 				m.Sometimes("stale lease")

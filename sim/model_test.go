@@ -233,6 +233,7 @@ type row struct {
 	given           int64               // when it came to who has it
 	until           int64               // the end of its lease
 	put             bool                // the source keeps it back by itself until then
+	seized          bool                // somebody else got its lease
 	calls           [instances]int      // attempts by the process that each instance is at
 	outages         map[int]bool        // of the destination that it met
 	twice           bool                // a process had it as two records
@@ -246,6 +247,7 @@ type model struct {
 	settings
 	rows     []row
 	left     int // not marked yet, stubborn ones aside
+	more     int // the next of the further records
 	position int // of the journal: all before it are marked
 	busy     map[int]*call
 	lives    []*life // by process
@@ -298,7 +300,7 @@ func modelled(fixed func(s *settings)) func(w *World) {
 		m.tune()
 		w.Note("%+v", m.settings)
 		w.early = true
-		m.left = m.Records - len(m.Stubborn)
+		m.left, m.more = m.Records-len(m.Stubborn), m.Records
 		w.begins, w.dies, w.ends, w.comes, w.taken, w.replies = m.begin, m.die, m.end, m.come, m.take, m.answer
 		w.Eventually(func() bool { return m.left == 0 })
 		at := time.Duration(0)
@@ -324,6 +326,9 @@ func modelled(fixed func(s *settings)) func(w *World) {
 // tune fits the faults to the settings.
 func (m *model) tune() {
 	r := &m.rates
+	if m.Workers > 1 && (m.Stack > 0 || m.FanOut > 1) {
+		r[Apply][Goexit] = 0 // the error of which does not tell one retry from another
+	}
 	if m.shape == leasing && m.Draw("fetch lost") < 0.2 {
 		r[Fetch][Lost] = 0.2 * m.Draw("fetch lost rate")
 	}
@@ -343,9 +348,7 @@ func (m *model) tune() {
 }
 
 func (m *model) arrive(n int) (woke bool) {
-	if m.rows[n].arrived = true; n >= m.Records {
-		m.left++
-	}
+	m.rows[n].arrived = true
 	m.kick()
 	for _, l := range m.lives {
 		if l.queued != nil && !l.p.ended {
@@ -370,7 +373,7 @@ const extras = 4000
 // alone it cannot be told from an outage (C-1).
 func (m *model) feed() (woke bool) {
 	for n := range m.poison {
-		if m.rows[n].marked {
+		if r := &m.rows[n]; r.marked && (!r.twice || m.left == 0) {
 			continue
 		}
 		every, wanted := 5*time.Second, m.Successes+1
@@ -381,15 +384,16 @@ func (m *model) feed() (woke bool) {
 			every += 2 * m.Interval
 		}
 		m.later(every, m.feed)
-		for more := m.Records; more < len(m.rows) && wanted > 0; more++ {
-			if !m.rows[more].arrived && (m.Keys == 0 || m.shape >= journal || !m.stuckKeys[m.key(more)]) {
-				woke = m.arrive(more) || woke
+		for ; m.more < len(m.rows) && wanted > 0; m.more++ {
+			if n := m.more; m.Keys == 0 || m.shape >= journal || !m.stuckKeys[m.key(n)] {
+				m.left++
+				m.later(time.Duration(n), func() bool { return m.arrive(n) }) // one by one, for who waits goes on meanwhile
 				wanted--
 			}
 		}
 		break
 	}
-	return woke
+	return false
 }
 
 // live is one process of the pipeline.

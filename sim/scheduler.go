@@ -269,7 +269,8 @@ func (w *World) letGo() bool {
 	if first.had {
 		w.Sometimes("cancelled behind its effect")
 	}
-	first.err, first.fault, first.gone = errors.Join(first.ctx.Err(), context.Cause(first.ctx)), None, true
+	cause := errors.Join(first.ctx.Err(), context.Cause(first.ctx))
+	first.err, first.fault, first.gone = &callError{first.id, cause.Error(), cause}, None, true
 	w.reply(first)
 	return true
 }
