@@ -52,8 +52,8 @@ type DeadLetter[T any] struct {
 // be safe for concurrent use, and none waits for a letter to come.
 //
 // A queue that knows a record again when it is parked a second time should keep
-// one letter of it, see Send, and may have the capabilities [KeyedDLQ] and
-// [SharedDLQ].
+// one letter of it, see Send, and may have the capabilities [KeyedDLQ],
+// [SharedDLQ] and [MarkingDLQ].
 type DLQ[T any] interface {
 	// Send takes a record over, whatever the letter's ID says. Once it has
 	// returned nil the record is marked at its source, so the letter must be as
