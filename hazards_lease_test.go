@@ -380,9 +380,12 @@ func TestHazard_WhatIsMarkedWhileItIsRenewedIsNotLost(t *testing.T) {
 // A record that is to be given back, behind a mark that takes long, is in hand.
 func TestHazard_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var renewed [][]int
 		source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second, markFor: 30 * time.Second}
 		source.renew = func(_ context.Context, records []int) error {
+			mu.Lock()
+			defer mu.Unlock()
 			renewed = append(renewed, records)
 			return nil
 		}
@@ -397,8 +400,10 @@ func TestHazard_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
 		time.Sleep(time.Second)
 		source.add(1)
 		time.Sleep(24 * time.Second)
+		require.NoError(t, stop())
+		mu.Lock()
+		defer mu.Unlock()
 		require.Len(t, renewed, 1)
 		require.ElementsMatch(t, []int{0, 1}, renewed[0])
-		require.NoError(t, stop())
 	})
 }
