@@ -106,13 +106,14 @@ func (c *control) Pause() {
 
 // Resume ends what Pause began, and fetches at once.
 func (c *control) Resume() {
+	c.Wake() // first, so that the fetch that follows finds it, and not the rest behind that
 	c.mu.Lock()
 	if c.resumed != nil {
 		close(c.resumed)
 		c.resumed = nil
 	}
 	c.mu.Unlock()
-	c.Wake()
+	nudge(c.stirred)
 }
 
 // paused returns a channel that Resume closes, nil when there was no Pause.

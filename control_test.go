@@ -344,3 +344,22 @@ func TestLag_IsTheSourcesToTell(t *testing.T) {
 	_, err = courier.NewPollingCoordinator(source.shelf, &sink[int]{}, quiet).Lag(t.Context())
 	require.ErrorIs(t, err, courier.ErrNoLag)
 }
+
+// A resume is one fetch: the wake-up that it is does not end the rest behind that.
+func TestResumeFetchesOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fetches atomic.Int32
+		source := courier.BatchSourceFunc[int]{
+			FetchFunc: func(context.Context) ([]int, error) { fetches.Add(1); return nil, nil },
+			MarkFunc:  nop[[]int],
+		}
+		c := courier.NewPollingCoordinator(source, courier.ProcessFunc(nop[int]), quiet, courier.WithInterval(time.Minute))
+		c.Pause()
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		c.Resume()
+		time.Sleep(time.Second)
+		require.EqualValues(t, 1, fetches.Load())
+		require.NoError(t, stop())
+	})
+}
