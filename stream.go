@@ -296,7 +296,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.giveBackAll()
 	}
 	if !over && !open {
-		s.handOut()
+		s.handOut(now)
 	}
 	s.lookAgain(now)
 	if s.eof && len(s.out) == 0 && s.queued() == 0 && !s.retrying() && s.releaser != nil {

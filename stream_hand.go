@@ -17,9 +17,10 @@ type share[T any] struct {
 	first   uint64    // the number of the first record, where they are as they were fetched
 	items   []item[T] // else
 	probe   bool
-	taken   int // the records before it were collected
-	end     int // those from here on were taken away again
-	seen    int // how far the worker was at the last look
+	taken   int       // the records before it were collected
+	end     int       // those from here on were taken away again
+	seen    int       // how far the worker was at the last look
+	since   time.Time // of it: what was applied before is collected
 	ended   bool
 	event   ApplyEvent
 	took    time.Duration
@@ -74,13 +75,13 @@ const worthwhile = 20 * time.Microsecond
 // handOut gives records to idle workers: while probing one, and one only; else
 // the queue in fair shares. What a worker gets is a fraction of the queue, so
 // that there is something left for the next, or as much as is worth waking it.
-func (s *stream[T]) handOut() {
+func (s *stream[T]) handOut(now time.Time) {
 	if s.probing {
 		s.unpack()
 		if pick := s.probeOf(); pick >= 0 && len(s.out) == 0 && (!s.sparing || !s.queue[pick].suspect()) {
 			probe := s.queue[pick]
 			s.queue = slices.Delete(s.queue, pick, pick+1)
-			s.send([]item[T]{probe}, true)
+			s.send([]item[T]{probe}, true, now)
 		}
 		return
 	}
@@ -92,16 +93,16 @@ func (s *stream[T]) handOut() {
 		switch {
 		case s.lanes != nil:
 			if items := s.draw(n); len(items) > 0 {
-				s.send(items, false)
+				s.send(items, false, now)
 			}
 		case len(s.queue) > 0:
 			n = min(n, len(s.queue))
-			s.send(s.queue[:n], false)
+			s.send(s.queue[:n], false, now)
 			if s.queue = s.queue[n:]; len(s.queue) == 0 {
 				s.queue = nil
 			}
 		default:
-			s.sendFresh(n)
+			s.sendFresh(n, now)
 		}
 	}
 }
@@ -244,7 +245,7 @@ func (s *stream[T]) allSuspect() bool {
 }
 
 // send gives records to a worker.
-func (s *stream[T]) send(items []item[T], probe bool) {
+func (s *stream[T]) send(items []item[T], probe bool, now time.Time) {
 	sh := s.newShare()
 	sh.items = append(sh.items, items...)
 	var unkeyed map[int]error
@@ -279,11 +280,11 @@ func (s *stream[T]) send(items []item[T], probe bool) {
 	sh.probe = probe
 	sh.account.reset(sh.records, past, keys, 1)
 	sh.account.unkeyed = unkeyed
-	s.launch(sh)
+	s.launch(sh, now)
 }
 
 // sendFresh gives up to n records to a worker as they were fetched.
-func (s *stream[T]) sendFresh(n int) {
+func (s *stream[T]) sendFresh(n int, now time.Time) {
 	f := &s.fresh[0]
 	n = min(n, len(f.records))
 	sh := s.newShare()
@@ -296,7 +297,7 @@ func (s *stream[T]) sendFresh(n int) {
 		}
 	}
 	s.unread -= n
-	s.launch(sh)
+	s.launch(sh, now)
 }
 
 func (s *stream[T]) newShare() *share[T] {
@@ -313,10 +314,10 @@ func (s *stream[T]) newShare() *share[T] {
 	return sh
 }
 
-func (s *stream[T]) launch(sh *share[T]) {
+func (s *stream[T]) launch(sh *share[T], now time.Time) {
 	n := len(sh.account.ledger.Records)
 	sh.reset(&sh.account, nil)
-	sh.taken, sh.end, sh.seen, sh.ended, sh.event = 0, n, -1, false, ApplyEvent{Records: n}
+	sh.taken, sh.end, sh.seen, sh.since, sh.ended, sh.event = 0, n, -1, now, false, ApplyEvent{Records: n}
 	s.out = append(s.out, sh)
 	s.todo <- sh
 }
@@ -324,13 +325,20 @@ func (s *stream[T]) launch(sh *share[T]) {
 // look collects what the workers have done so far, so that it is marked in time,
 // and has the records behind a slow one go to idle workers.
 func (s *stream[T]) look(now time.Time) {
-	if s.lookAt.IsZero() || now.Before(s.lookAt) {
+	due := !s.lookAt.IsZero() && !now.Before(s.lookAt)
+	if !due && (s.job != nil || s.line.ready() == 0 || now.Before(s.flushAt)) { // a mark takes along what there is
+		return
+	}
+	for _, sh := range s.out {
+		s.collect(sh, min(sh.account.finished(), sh.end))
+		sh.since = now
+	}
+	if !due {
 		return
 	}
 	s.lookAt = time.Time{}
 	idle := s.idle()
 	for _, sh := range s.out {
-		s.collect(sh, min(sh.account.finished(), sh.end))
 		at := int(sh.account.next.Load())
 		if idle && at == sh.seen {
 			s.takeBack(sh)
@@ -351,7 +359,7 @@ func (s *stream[T]) lookAgain(now time.Time) {
 		s.lookAt = time.Time{}
 	case !s.lookAt.IsZero():
 	case s.idle():
-		s.lookAt = now.Add(lookEvery)
+		s.lookAt = now.Add(min(lookEvery, s.config.flushInterval))
 	default:
 		s.lookAt = now.Add(s.config.flushInterval)
 	}

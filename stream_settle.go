@@ -140,8 +140,12 @@ func (s *stream[T]) collect(sh *share[T], upto int) {
 	var again, last []item[T] // last: so that the next probe is another record
 	for sh.taken < upto {
 		if n := sh.account.ledger.Run(sh.taken, upto); n > 0 {
-			if s.line.ready() == 0 {
-				s.flushAt = now.Add(s.config.flushInterval)
+			since := sh.since
+			if sh.taken+1 == sh.end { // the last one was applied just now
+				since = now
+			}
+			if at := since.Add(s.config.flushInterval); s.line.ready() == 0 || at.Before(s.flushAt) {
+				s.flushAt = at
 			}
 			s.applied(sh, n)
 			continue
@@ -366,7 +370,6 @@ func (s *stream[T]) settle(now time.Time, hurry bool) {
 		switch {
 		case s.turn == markJob && n > 0 && due && (dead || !now.Before(s.markAt)):
 			s.start(job[T]{kind: markJob, records: s.line.take()})
-			s.flushAt = now.Add(s.config.flushInterval)
 		case s.turn == releaseJob && len(s.back) > 0:
 			records, after := s.nextBack()
 			s.start(job[T]{kind: releaseJob, records: records, after: after})
@@ -417,6 +420,7 @@ func (s *stream[T]) finishJob(err error) {
 		s.line.putBack(j.records)
 		event.RetryIn = s.markPace.delay(s.config)
 		s.markAt = s.config.clock.Now().Add(event.RetryIn)
+		s.flushAt = time.Time{} // they have waited
 	}
 	s.watch.marked(s.life.settle, event, tries)
 }

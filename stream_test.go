@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -58,6 +59,67 @@ func TestStream_FlushesWhatABusyWorkerHasApplied(t *testing.T) {
 		require.GreaterOrEqual(t, len(marked.all()), 16)
 		require.NoError(t, stop())
 		require.Equal(t, numbers(60), marked.all())
+	})
+}
+
+// The flush interval counts from when a record was applied, not from when the
+// stream came to know of it.
+func TestStream_NoRecordWaitsLongerThanTheFlushInterval(t *testing.T) {
+	for name, c := range map[string]struct {
+		workers         int
+		apply, interval time.Duration
+	}{
+		"a worker in the middle of its share":          {1, 1500 * time.Millisecond, 2 * time.Second},
+		"a worker that others have nothing to do with": {2, 3 * time.Millisecond, 2 * time.Millisecond},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex
+				applied := map[int]time.Time{}
+				var longest time.Duration
+				s := courier.ProcessFunc(func(_ context.Context, r int) error {
+					time.Sleep(c.apply)
+					mu.Lock()
+					defer mu.Unlock()
+					applied[r] = time.Now()
+					return nil
+				})
+				mark := func(_ context.Context, records []int) error {
+					mu.Lock()
+					defer mu.Unlock()
+					for _, r := range records {
+						longest = max(longest, time.Since(applied[r]))
+					}
+					return nil
+				}
+				require.NoError(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(20, true), mark), s, courier.WithFlushInterval(c.interval), courier.WithStreamWorkers(c.workers), quiet).Start(t.Context()))
+				require.Len(t, applied, 20)
+				require.LessOrEqual(t, longest, c.interval)
+			})
+		})
+	}
+}
+
+// A mark that failed does not wait for the flush interval once more.
+func TestStream_AFailedMarkIsTriedAgainWhenItIsSaidToBe(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var again time.Time // as the observer was told
+		var marks []time.Time
+		mark := func(context.Context, []int) error {
+			if marks = append(marks, time.Now()); len(marks) == 1 {
+				return errTest
+			}
+			return nil
+		}
+		s := courier.ProcessFunc(func(_ context.Context, r int) error { time.Sleep(time.Duration(r) * 10 * time.Hour); return nil })
+		told := courier.Observer{Marked: func(_ context.Context, e courier.MarkEvent) {
+			if e.Err != nil {
+				again = time.Now().Add(e.RetryIn)
+			}
+		}}
+		require.NoError(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(2, true), mark), s, courier.WithFlushInterval(time.Hour), courier.WithObserver(told), quiet).Start(t.Context()))
+		require.Len(t, marks, 3)
+		require.Equal(t, again, marks[1])
 	})
 }
 
