@@ -280,18 +280,14 @@ func (r *redrive[T]) round(ctx context.Context, letters []DeadLetter[T]) error {
 	if len(letters) == 0 {
 		return nil
 	}
-	errs := r.apply(ctx, letters)
+	errs, classes := r.apply(ctx, letters)
 	var done []string
 	var failed []DeadLetter[T]
 	var stop error
 	now := r.config.Clock.Now()
 	for i, err := range errs {
 		letter := letters[i]
-		class := Skipped
-		if err != nil {
-			class = Classify(ctx, err)
-		}
-		switch class {
+		switch classes[i] {
 		case Skipped:
 			done = append(done, letter.ID)
 			continue
@@ -299,7 +295,7 @@ func (r *redrive[T]) round(ctx context.Context, letters []DeadLetter[T]) error {
 			stop = firstFault(stop, err)
 		default:
 			letter.Redriven++
-			letter.failed(ctx, err, now)
+			letter.failed(context.WithoutCancel(ctx), err, now)
 			failed = append(failed, letter)
 		}
 		if letter.Key != "" {
@@ -323,22 +319,44 @@ func (r *redrive[T]) round(ctx context.Context, letters []DeadLetter[T]) error {
 	return stop
 }
 
-// apply returns an error for each letter.
-func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) []error {
+// apply returns an error for each letter, and its class as it arrived: an end of
+// ctx later on takes no verdict back.
+func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) ([]error, []Class) {
 	ctx = context.WithValue(ctx, redriveKey{}, func(other any) bool { return sameQueue(r.queue, other) })
 	records := make([]T, len(letters))
 	for i, letter := range letters {
 		records[i] = letter.Record
 	}
-	var err error
+	errs, classes := make([]error, len(records)), make([]Class, len(records))
 	if r.batch != nil && len(records) > 1 {
-		err = applyIsolated(ctx, r.batch, records)
-	} else {
-		err = applyEach(ctx, r.applier, records)
+		spread(applyIsolated(ctx, r.batch, records), errs)
+		for i := range errs {
+			classes[i], errs[i] = verdictOf(ctx, errs[i])
+		}
+		return errs, classes
 	}
-	errs := make([]error, len(records))
-	spread(err, errs)
-	return errs
+	for i := range records {
+		if i > 0 && classes[i-1] == NotAttempted {
+			classes[i], errs[i] = NotAttempted, errs[i-1]
+			continue
+		}
+		spread(applyEach(ctx, r.applier, records[i:i+1]), errs[i:i+1])
+		classes[i], errs[i] = verdictOf(ctx, errs[i])
+	}
+	return errs, classes
+}
+
+// verdictOf is the class of a result, Skipped for a success, and an error that
+// names the end of ctx where it is for that.
+func verdictOf(ctx context.Context, err error) (Class, error) {
+	if err == nil {
+		return Skipped, nil
+	}
+	class := Classify(ctx, err)
+	if class == NotAttempted && Classify(context.WithoutCancel(ctx), err) != NotAttempted {
+		err = unattempted(fmt.Errorf("%w, and what was under way then failed: %w", context.Cause(ctx), err))
+	}
+	return class, err
 }
 
 type redriveKey struct{}

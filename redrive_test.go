@@ -136,6 +136,30 @@ func TestRedrive_StopsWithItsContext(t *testing.T) {
 	require.Equal(t, 2, s.called())
 }
 
+// What failed before ctx ended has failed, and an error that came after is not
+// what the redrive stopped for.
+func TestRedrive_AFailureBeforeTheEndOfItsContextCounts(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	reason := errors.New("the operator had enough")
+	q := queueOf(numbers(5)...)
+	s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+		if r == 2 {
+			cancel(reason)
+		}
+		if r != 1 {
+			return errTest
+		}
+		return nil
+	}}
+	result, err := courier.Redrive(ctx, q, s, nil)
+	require.ErrorIs(t, err, reason)
+	require.Equal(t, courier.RedriveResult{Redriven: 2, Succeeded: 1, Failed: 1, Left: 3}, result)
+	letters, _ := q.Receive(t.Context(), 10)
+	require.Len(t, letters, 4)
+	require.Equal(t, 1, letters[0].Redriven)
+	require.Zero(t, letters[1].Redriven, "its error may tell of the end")
+}
+
 // The record of a letter fails again in the pipeline, and is parked anew, while
 // the redrive has it in hand.
 func TestRedrive_NeverRemovesANewerFailure(t *testing.T) {
