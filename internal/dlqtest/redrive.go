@@ -1,0 +1,366 @@
+package dlqtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+var (
+	errRecord    = errors.New("the record's own error")
+	errBroken    = errors.New("the queue is broken")
+	errCancelled = errors.New("the operator had enough")
+)
+
+// drive is one redrive, watched: the queue that it is given, and the applier. Its
+// draws are made before, for the applier runs where no draw may fail.
+type drive[T any] struct {
+	*model[T]
+	plan    map[int]step // by attempt, from 0; the others succeed
+	breaks  int          // the call of the queue from which on it fails; 0 is none
+	lost    bool         // that one is made all the same
+	batches bool
+	match   func(courier.DeadLetter[T]) bool // as the redrive's, or nil
+	limit   int
+	cancel  context.CancelCauseFunc
+
+	calls     int
+	began     int                           // the last place at the beginning
+	total     int                           // letters at the beginning
+	read      map[int]courier.DeadLetter[T] // by place, as they were read last
+	tried     []*attempt[T]
+	cancelled bool
+}
+
+// step is what becomes of an attempt, and what happens to the queue meanwhile.
+type step struct{ outcome, meanwhile string }
+
+type attempt[T any] struct {
+	courier.DeadLetter[T]
+	place   int
+	class   courier.Class // Skipped where it succeeds
+	err     error
+	settled bool // removed or updated
+}
+
+var (
+	outcomes   = []string{"succeeds", "is skipped", "fails", "fails for good", "fails after retries", "panics", "ends its goroutine", "is refused"}
+	meanwhiles = []string{"nothing", "it is parked anew", "another is parked", "it is changed", "it is deleted", "the last is deleted", "the redrive is cancelled"}
+)
+
+func (m *machine[T]) redrive(t *rapid.T) {
+	d := &drive[T]{model: &m.model, plan: map[int]step{}, read: map[int]courier.DeadLetter[T]{}, total: len(m.letters), began: m.last}
+	for range rapid.IntRange(0, 8).Draw(t, "steps") {
+		i := rapid.IntRange(0, 10).Draw(t, "attempt")
+		d.plan[i] = step{rapid.SampledFrom(outcomes).Draw(t, "it"), rapid.SampledFrom(meanwhiles).Draw(t, "meanwhile")}
+	}
+	if rapid.IntRange(0, 4).Draw(t, "the queue breaks") == 0 {
+		d.breaks, d.lost = rapid.IntRange(1, 6).Draw(t, "at call"), rapid.Bool().Draw(t, "after it was made")
+	}
+	d.limit = rapid.SampledFrom([]int{0, 0, 1, 2, 5}).Draw(t, "limit")
+	if rapid.Bool().Draw(t, "some match") {
+		d.match = func(l courier.DeadLetter[T]) bool { return m.names[m.Number(l.Record)]%3 > 0 }
+	}
+	config := courier.RedriveConfig[T]{
+		Match: d.match, Limit: d.limit, BatchSize: rapid.SampledFrom([]int{0, 1, 2, 5}).Draw(t, "batch size"), Clock: &clock{&m.now},
+	}
+	applier := courier.ProcessFunc(d.Apply)
+	if d.batches = rapid.Bool().Draw(t, "batches"); d.batches {
+		applier = d
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	d.cancel = cancel
+	result, err := courier.Redrive(ctx, courier.DLQ[T](d), applier, &config)
+	d.check(t, result, err)
+}
+
+// clock is the model's.
+type clock struct{ now *time.Time }
+
+func (c *clock) Now() time.Time                       { return *c.now }
+func (c *clock) After(time.Duration) <-chan time.Time { return nil }
+
+// call makes a call of the queue, unless that is broken.
+func (d *drive[T]) call(call func()) error {
+	d.calls++
+	broken := d.breaks > 0 && d.calls >= d.breaks
+	if !broken || d.lost && d.calls == d.breaks {
+		call()
+	}
+	if broken {
+		return errBroken
+	}
+	return nil
+}
+
+func (d *drive[T]) Count(ctx context.Context) (n int, err error) {
+	if broken := d.call(func() { n, err = d.model.Count(ctx) }); broken != nil {
+		return 0, broken
+	}
+	return n, err
+}
+
+func (d *drive[T]) List(ctx context.Context, after string, most int) (page []courier.DeadLetter[T], err error) {
+	if broken := d.call(func() { page, err = d.model.List(ctx, after, most) }); broken != nil {
+		return nil, broken
+	}
+	for _, l := range page {
+		d.read[d.places[l.ID]] = l
+	}
+	return page, err
+}
+
+func (d *drive[T]) Delete(ctx context.Context, ids ...string) error {
+	return d.call(func() {
+		for _, id := range ids {
+			i := slices.IndexFunc(d.tried, func(a *attempt[T]) bool { return a.ID == id && a.class == courier.Skipped && !a.settled })
+			if i < 0 {
+				d.t.Errorf("the letter %s is removed, and was not applied", id)
+				continue
+			}
+			d.tried[i].settled = true
+		}
+		_ = d.model.Delete(ctx, ids...)
+	})
+}
+
+func (d *drive[T]) Update(ctx context.Context, l courier.DeadLetter[T]) error {
+	return d.call(func() {
+		i := slices.IndexFunc(d.tried, func(a *attempt[T]) bool {
+			return a.ID == l.ID && (a.class == courier.Retryable || a.class == courier.PermanentClass) && !a.settled
+		})
+		if i < 0 {
+			d.t.Errorf("the letter %s is updated, and did not fail", l.ID)
+			return
+		}
+		a := d.tried[i]
+		a.settled = true
+		want := a.DeadLetter
+		want.Redriven++
+		want.Error, want.Reason, want.Attempts, want.FailedAt = l.Error, courier.Exhausted, 1, d.now
+		if a.class == courier.PermanentClass {
+			want.Reason = courier.PermanentFailure
+		}
+		var retried *courier.RetryError
+		if errors.As(a.err, &retried) {
+			want.Attempts = retried.Attempts
+		}
+		if got, want := d.text(l), d.text(want); got != want || !errors.Is(l.Error, a.err) {
+			d.t.Errorf("a letter that failed with %v is updated to\n%s, want\n%s", a.err, got, want)
+		}
+		_ = d.model.Update(ctx, l)
+	})
+}
+
+func (d *drive[T]) Apply(ctx context.Context, record T) error {
+	a, outcome := d.attempt(record)
+	a.judge(ctx)
+	switch outcome {
+	case "panics":
+		panic("boom")
+	case "ends its goroutine":
+		runtime.Goexit()
+	}
+	return a.err
+}
+
+func (d *drive[T]) ApplyBatch(ctx context.Context, records []T) error {
+	var tried []*attempt[T]
+	var failed courier.BatchError
+	for i, record := range records {
+		a, _ := d.attempt(record)
+		if a.err == courier.ErrPanic {
+			a.err = errRecord // one of a batch cannot
+		}
+		tried = append(tried, a)
+		if a.err != nil {
+			failed.Add(i, a.err)
+		}
+	}
+	for _, a := range tried { // they are told of together
+		a.judge(ctx)
+	}
+	return failed.ErrorOrNil()
+}
+
+// attempt notes that a record is applied, and has happen what is to.
+func (d *drive[T]) attempt(record T) (a *attempt[T], outcome string) {
+	n := len(d.tried)
+	s := d.plan[n]
+	a = &attempt[T]{err: errorOf(s.outcome, n)}
+	d.tried = append(d.tried, a)
+	for place, l := range d.read {
+		if d.Number(l.Record) == d.Number(record) {
+			a.DeadLetter, a.place = l, place
+		}
+	}
+	d.meanwhile(s.meanwhile, a)
+	return a, s.outcome
+}
+
+func errorOf(outcome string, n int) error {
+	switch err := fmt.Errorf("attempt %d: %w", n, errRecord); outcome {
+	case "is skipped":
+		return courier.Skip(err)
+	case "fails":
+		return err
+	case "fails for good":
+		return courier.Permanent(err)
+	case "fails after retries":
+		return &courier.RetryError{Reason: courier.Exhausted, Attempts: 7, Elapsed: time.Second, Last: err}
+	case "panics", "ends its goroutine":
+		return courier.ErrPanic
+	case "is refused":
+		return &courier.OpenError{Until: until, Cause: err}
+	}
+	return nil
+}
+
+var until = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+
+func (a *attempt[T]) judge(ctx context.Context) {
+	if a.class = courier.Skipped; a.err != nil {
+		a.class = courier.Classify(ctx, a.err)
+	}
+}
+
+func (d *drive[T]) meanwhile(what string, a *attempt[T]) {
+	ctx := context.Background()
+	name := d.names[d.Number(a.Record)]
+	switch what {
+	case "it is parked anew":
+		_ = d.Send(ctx, d.newLetter(name, a.Key, courier.Exhausted))
+	case "another is parked":
+		_ = d.Send(ctx, d.newLetter(name+1, a.Key, courier.Exhausted))
+	case "it is changed":
+		changed := d.newLetter(name, a.Key, courier.Exhausted)
+		changed.ID = a.ID
+		_ = d.model.Update(ctx, changed)
+	case "it is deleted":
+		_ = d.model.Delete(ctx, a.ID)
+	case "the last is deleted":
+		if n := len(d.letters); n > 0 && d.letters[n-1].ID != "" {
+			_ = d.model.Delete(ctx, d.letters[n-1].ID)
+		}
+	case "the redrive is cancelled":
+		d.cancelled = true
+		d.cancel(errCancelled)
+	}
+}
+
+// check compares what a redrive did with what it promises.
+func (d *drive[T]) check(t *rapid.T, result courier.RedriveResult, err error) {
+	broken := d.breaks > 0 && d.calls >= d.breaks
+	var want courier.RedriveResult
+	places := map[int]*attempt[T]{}
+	refused := false
+	last := map[string]int{} // place of a key
+	for _, a := range d.tried {
+		switch {
+		case a.place == 0:
+			t.Errorf("a record was applied whose letter was not read")
+		case places[a.place] != nil:
+			t.Errorf("the letter at place %d was attempted twice", a.place)
+		case last[a.Key] > a.place:
+			t.Errorf("the letter at place %d was attempted before that at place %d, of the same key %q", last[a.Key], a.place, a.Key)
+		}
+		places[a.place] = a
+		last[a.Key] = a.place
+		switch a.class {
+		case courier.Skipped:
+			want.Succeeded++
+		case courier.NotAttempted:
+			refused = true
+			continue
+		default:
+			want.Failed++
+		}
+		if !a.settled && !broken {
+			t.Errorf("the letter at place %d was applied with %v, and is neither removed nor updated", a.place, a.err)
+		}
+	}
+	want.Redriven = want.Succeeded + want.Failed
+	if d.breaks != 1 {
+		want.Left = max(0, d.total-want.Redriven)
+	}
+	if result != want {
+		t.Errorf("the redrive of %d letters returned %+v, want %+v", d.total, result, want)
+	}
+	if len(d.tried) > d.total || d.limit > 0 && len(d.tried) > d.limit {
+		t.Errorf("%d of %d letters were attempted, with a limit of %d", len(d.tried), d.total, d.limit)
+	}
+	missing := d.checkChoice(t, places, refused || broken || d.cancelled)
+	d.checkError(t, err, refused, broken, missing)
+}
+
+// checkChoice checks which letters were attempted, and reports whether any was
+// not that should have been, which is right for a redrive that stopped.
+func (d *drive[T]) checkChoice(t *rapid.T, places map[int]*attempt[T], stopped bool) (missing bool) {
+	if !stopped && (d.limit == 0 || len(d.tried) < d.limit) {
+		for _, l := range d.letters {
+			if _, read := d.read[l.place]; !read && l.place <= d.began {
+				t.Errorf("the letter at place %d was there all the time, and was not read", l.place)
+			}
+		}
+	}
+	stays := map[string]bool{} // a letter of this key
+	n := 0
+	for place := range d.last + 1 {
+		l, read := d.read[place]
+		a := places[place]
+		switch {
+		case !read || d.limit > 0 && n == d.limit:
+			if a != nil {
+				t.Errorf("the letter at place %d was attempted beyond the limit of %d", place, d.limit)
+			}
+		case d.match != nil && !d.match(l) || stays[l.Key]:
+			stays[l.Key] = l.Key != ""
+			if a != nil {
+				t.Errorf("the letter at place %d was attempted, which does not match or is behind one of its key %q that stays", place, l.Key)
+			}
+		case a == nil && d.limit > 0 && !d.has(place): // gone before the limit let it be read again
+		case a == nil:
+			missing = true
+			if stays[l.Key] = l.Key != ""; !stopped {
+				t.Errorf("the letter at place %d was not attempted", place)
+			}
+		default:
+			n++
+			stays[l.Key] = l.Key != "" && a.class != courier.Skipped
+		}
+	}
+	return missing
+}
+
+func (d *drive[T]) has(place int) bool {
+	return slices.ContainsFunc(d.letters, func(l *letter[T]) bool { return l.place == place })
+}
+
+func (d *drive[T]) checkError(t *rapid.T, err error, refused, broken, missing bool) {
+	var stopped *courier.RedriveError
+	if err != nil && !errors.As(err, &stopped) {
+		t.Errorf("the redrive returned %v, want a RedriveError", err)
+		return
+	}
+	switch {
+	case broken && !errors.Is(err, errBroken):
+		t.Errorf("the queue is broken, and the redrive returned %v", err)
+	case broken:
+	case refused && !d.cancelled && (!errors.Is(err, courier.ErrOpen) || !stopped.Until.Equal(until)):
+		t.Errorf("a letter was refused, and the redrive returned %v", err)
+	case (refused || missing) && err == nil:
+		t.Errorf("the redrive stopped before its end, and returned nil")
+	case !refused && !d.cancelled && err != nil:
+		t.Errorf("nothing stands in its way, and the redrive returned %v", err)
+	case !refused && err != nil && !errors.Is(err, errCancelled):
+		t.Errorf("the redrive was cancelled, and returned %v", err)
+	}
+}
