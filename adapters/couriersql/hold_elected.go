@@ -6,6 +6,8 @@ import (
 	"database/sql/driver"
 	"sync/atomic"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // elected holds the whole outbox, by an advisory lock of a session: of all
@@ -38,7 +40,14 @@ func (e *elected) fetch(ctx context.Context, limit int) ([]Row, error) {
 	}
 	o := e.outbox
 	first, last := e.bounds()
-	batch, err := o.native(ctx, e.conn, limit, o.fetch.text, limit, first, last)
+	var batch []Row
+	err := native(e.conn, func(c *pgx.Conn) error {
+		rows, err := c.Query(ctx, o.fetch.text, limit, first, last)
+		if err == nil {
+			batch, err = collect(rows, limit)
+		}
+		return err
+	})
 	if err != nil {
 		e.resign()
 		return nil, err

@@ -50,13 +50,9 @@ func (l *leased) planned(ctx context.Context, limit int, args []any) (batch []Ro
 		return nil, err
 	}
 	defer func() { _ = conn.Close() }() // back to the pool, or gone already
-	if _, err = conn.ExecContext(ctx, "BEGIN; "+o.grammar.plan); err == nil {
-		batch, err = o.native(ctx, conn, limit, o.sql(o.grammar.claim), args...)
-	}
-	if err == nil {
-		_, err = conn.ExecContext(ctx, "COMMIT")
-	}
-	if err != nil { // with the transaction
+	statements := o.planned(&batch, limit, o.grammar.claim, args...)
+	statements.Queue("COMMIT")
+	if err = send(ctx, conn, statements); err != nil { // with the transaction
 		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 	}
 	return batch, err

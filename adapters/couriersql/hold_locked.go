@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // locked holds rows by the locks of transactions, one for each batch, that are
@@ -86,9 +88,7 @@ func (l *locked) fetch(ctx context.Context, limit int) (rows []Row, err error) {
 	if b.conn, err = o.db.Conn(ctx); err != nil {
 		return nil, err
 	}
-	if _, err = b.conn.ExecContext(ctx, "BEGIN; "+o.grammar.plan); err == nil {
-		rows, err = o.native(ctx, b.conn, limit, o.sql(o.grammar.lock), limit)
-	}
+	err = send(ctx, b.conn, o.planned(&rows, limit, o.grammar.lock, limit))
 	if err == nil && len(rows) == 0 {
 		err = b.end(ctx)
 	}
@@ -179,24 +179,22 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 	if rows = b.unparked(b, rows); len(rows) == 0 {
 		return nil
 	}
-	_, err := b.conn.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...)
-	if err == nil {
-		b.dirty = true
-		seqs := make([]int64, len(rows))
-		for i, row := range rows {
-			seqs[i] = row.Seq
-		}
-		if rest := b.settled(seqs); len(rest) > 0 && b.runs() {
-			_, err = b.conn.ExecContext(ctx, o.sql(o.grammar.hold), rest, leftover.Microseconds())
-		}
+	seqs := make([]int64, len(rows))
+	for i, row := range rows {
+		seqs[i] = row.Seq
 	}
-	if err == nil {
-		err = b.end(ctx)
+	batch := new(pgx.Batch)
+	batch.Queue(o.mark.text, o.marking(seqs)...)
+	if rest := b.settled(seqs); len(rest) > 0 && b.runs() {
+		batch.Queue(o.sql(o.grammar.hold), rest, leftover.Microseconds())
 	}
-	if err != nil {
+	batch.Queue("COMMIT")
+	if err := send(ctx, b.conn, batch); err != nil {
 		b.abandon()
+		return err
 	}
-	return err
+	b.forget()
+	return nil
 }
 
 // How often and how long markLate waits for a lock to go.

@@ -15,46 +15,63 @@ import (
 // errNotPgx is a connection of another driver.
 var errNotPgx = errors.New("the driver of the *sql.DB is not that of pgx/v5/stdlib")
 
-// native is rows by pgx itself: database/sql boxes each value of each row, which
-// costs a relay a quarter of its time.
-func (o *Outbox) native(ctx context.Context, conn *sql.Conn, limit int, text string, args ...any) (batch []Row, err error) {
-	err = conn.Raw(func(raw any) error {
+// native uses the connection of pgx itself that is under one of database/sql.
+func native(conn *sql.Conn, use func(*pgx.Conn) error) error {
+	return conn.Raw(func(raw any) error {
 		driven, ok := raw.(*stdlib.Conn)
 		if !ok {
 			return errNotPgx
 		}
-		rows, err := driven.Conn().Query(ctx, text, args...)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		plain := true // but in the simple protocol
-		for _, field := range rows.FieldDescriptions() {
-			// To pgx a text is a text in either format, and is asked for as one.
-			plain = plain && (field.Format == pgx.BinaryFormatCode || field.DataTypeOID == pgtype.TextOID)
-		}
-		var row Row
-		var created time.Time
-		into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace, &created, &row.Attempts, &row.claim}
-		for rows.Next() {
-			if plain {
-				row.decodeBinary(rows.RawValues())
-			} else if err := rows.Scan(into...); err != nil {
-				return err
-			} else {
-				row.CreatedAt = created.UnixMicro()
-			}
-			if batch == nil { // an idle poll allocates no batch, a huge limit no huge one
-				batch = make([]Row, 0, min(limit, 1000))
-			}
-			batch = append(batch, row)
-		}
-		return rows.Err()
+		return use(driven.Conn())
 	})
-	if err != nil {
+}
+
+// send has statements executed in one round trip, up to the first that fails.
+func send(ctx context.Context, conn *sql.Conn, batch *pgx.Batch) error {
+	return native(conn, func(c *pgx.Conn) error { return c.SendBatch(ctx, batch).Close() })
+}
+
+// planned begins a transaction with settings of its own, and fetches in it.
+func (o *Outbox) planned(into *[]Row, limit int, text string, args ...any) *pgx.Batch {
+	batch := new(pgx.Batch)
+	batch.Queue("BEGIN")
+	batch.Queue(o.grammar.plan)
+	batch.Queue(o.sql(text), args...).Query(func(rows pgx.Rows) (err error) {
+		*into, err = collect(rows, limit)
+		return err
+	})
+	return batch
+}
+
+// collect is rows by pgx itself: database/sql boxes each value of each row, which
+// costs a relay a quarter of its time.
+func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
+	defer rows.Close()
+	if err := rows.Err(); err != nil { // those of a batch may have nothing but that
 		return nil, err
 	}
-	return batch, nil
+	plain := true // but in the simple protocol
+	for _, field := range rows.FieldDescriptions() {
+		// To pgx a text is a text in either format, and is asked for as one.
+		plain = plain && (field.Format == pgx.BinaryFormatCode || field.DataTypeOID == pgtype.TextOID)
+	}
+	var row Row
+	var created time.Time
+	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace, &created, &row.Attempts, &row.claim}
+	for rows.Next() {
+		if plain {
+			row.decodeBinary(rows.RawValues())
+		} else if err := rows.Scan(into...); err != nil {
+			return nil, err
+		} else {
+			row.CreatedAt = created.UnixMicro()
+		}
+		if batch == nil { // an idle poll allocates no batch, a huge limit no huge one
+			batch = make([]Row, 0, min(limit, 1000))
+		}
+		batch = append(batch, row)
+	}
+	return batch, rows.Err()
 }
 
 // postgresEpoch is what PostgreSQL counts microseconds from, 2000-01-01, in those

@@ -72,7 +72,8 @@ func postgresGrammar() grammar {
 		// Statistics of a time when nothing was pending promise a planner that it
 		// may as well read all that is, and sort it: with a backlog of a million
 		// rows, for each batch anew. The partial index has the order already.
-		plan:    `SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_seqscan = off; SET LOCAL jit = off`,
+		plan: `SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true),
+			set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)`,
 		session: `SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off`,
 
 		ordered: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + `

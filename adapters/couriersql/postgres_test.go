@@ -4,8 +4,10 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -172,26 +174,116 @@ func TestWritePgx(t *testing.T) {
 // modes, though in the first they come in the binary format.
 func TestPostgresWithoutPreparedStatements(t *testing.T) {
 	created := time.Date(1999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)
-	for _, mode := range []string{"cache_statement", "exec", "simple_protocol", "describe_exec"} {
-		t.Run(mode, func(t *testing.T) {
-			o := outboxIn(t, openPostgres(t, pgtest.Schema(t)+" default_query_exec_mode="+mode), WithLease(time.Minute))
+	inEachMode(t, func(t *testing.T, dsn string) {
+		for claim, opts := range [][]Option{nil, {WithLease(time.Minute)}} {
+			o := outboxIn(t, openPostgres(t, dsn), append(opts, WithTable(fmt.Sprint("outbox", claim)))...)
 			write(t, o, Message{ID: "a", Topic: "t", Payload: []byte{0, 0xff}, CreatedAt: created},
 				Message{ID: "b", Topic: "u", Key: "k", Payload: []byte{}, Headers: map[string]string{"a": `"\`}, Trace: map[string]string{"b": "é"}, CreatedAt: created.Add(time.Hour)})
 			s := o.Source()
+			s.RenewEvery()
 			rows := take(t, s, 10)
 			require.Equal(t, []Row{
-				{Seq: 1, ID: "a", Topic: "t", Payload: []byte{0, 0xff}, CreatedAt: created.UnixMicro(), claim: 1},
-				{Seq: 2, ID: "b", Topic: "u", Key: "k", Payload: []byte{}, Headers: `{"a":"\"\\"}`, Trace: `{"b":"é"}`, CreatedAt: created.Add(time.Hour).UnixMicro(), claim: 1},
+				{Seq: 1, ID: "a", Topic: "t", Payload: []byte{0, 0xff}, CreatedAt: created.UnixMicro(), claim: int64(claim)},
+				{Seq: 2, ID: "b", Topic: "u", Key: "k", Payload: []byte{}, Headers: `{"a":"\"\\"}`, Trace: `{"b":"é"}`, CreatedAt: created.Add(time.Hour).UnixMicro(), claim: int64(claim)},
 			}, rows)
 			require.NoError(t, s.Renew(t.Context(), rows))
-			require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[1])))
 			require.NoError(t, s.Mark(t.Context(), rows[:1]))
+			require.Empty(t, take(t, o.Source(), 10), "what is left is held")
+			require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[1])))
 			require.NoError(t, o.DLQ().Send(t.Context(), letter("b", nil)))
 			_, err := o.DLQ().Receive(t.Context(), 1)
 			require.NoError(t, err)
 			require.NoError(t, o.DLQ().Delete(t.Context(), "1.1"))
-		})
+		}
+	})
+}
+
+// inEachMode runs a test in each of the ways in which pgx executes statements.
+func inEachMode(t *testing.T, test func(t *testing.T, dsn string)) {
+	for _, mode := range []string{"cache_statement", "cache_describe", "exec", "simple_protocol", "describe_exec"} {
+		t.Run(mode, func(t *testing.T) { test(t, pgtest.Schema(t)+" default_query_exec_mode="+mode) })
 	}
+}
+
+// Of statements that go to the server together, none takes effect when one fails,
+// though the commit is among them.
+func TestPostgresMarksThatFail(t *testing.T) {
+	inEachMode(t, func(t *testing.T, dsn string) {
+		o := outboxIn(t, openPostgres(t, dsn))
+		execute(t, o.db, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$`)
+		for _, trigger := range []string{
+			`CREATE TRIGGER refusal BEFORE DELETE ON courier_outbox FOR EACH ROW`,
+			`CREATE CONSTRAINT TRIGGER refusal AFTER DELETE ON courier_outbox DEFERRABLE INITIALLY DEFERRED FOR EACH ROW`, // by the commit
+		} {
+			execute(t, o.db, trigger+` WHEN (OLD.id = 'b') EXECUTE FUNCTION refuse()`)
+			write(t, o, named("a", "b", "c")...)
+			s := o.Source()
+			s.RenewEvery()
+			rows := take(t, s, 10)
+			require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+			require.ErrorContains(t, s.Mark(t.Context(), rows), "refused")
+			require.Equal(t, []string{"a", "b", "c"}, pendingOf(t, o))
+			require.Empty(t, lettersOf(t, o))
+
+			execute(t, o.db, `DROP TRIGGER refusal ON courier_outbox`)
+			require.NoError(t, s.Mark(t.Context(), rows))
+			require.Equal(t, []string{"a"}, pendingOf(t, o), "b and c were delivered")
+			execute(t, o.db, `DELETE FROM courier_outbox`)
+		}
+	})
+}
+
+func TestPostgresFetchesThatFail(t *testing.T) {
+	inEachMode(t, func(t *testing.T, dsn string) {
+		for _, opts := range [][]Option{nil, {WithLease(time.Minute)}, {WithStrictOrder()}} {
+			o := outboxIn(t, openPostgres(t, dsn), opts...)
+			s := o.Source()
+			require.Empty(t, take(t, s, 10)) // the statement is prepared
+			execute(t, o.db, `ALTER TABLE courier_outbox RENAME COLUMN topic TO topics`)
+			_, err := s.Fetch(t.Context(), 10)
+			require.ErrorContains(t, err, "call Migrate, which names the columns")
+			execute(t, o.db, `ALTER TABLE courier_outbox RENAME COLUMN topics TO topic`)
+			require.Empty(t, take(t, s, 10))
+			require.NoError(t, o.Close())
+		}
+	})
+}
+
+// writes counts what a connection sends: each flush is a round trip.
+type writes struct {
+	net.Conn
+	n *atomic.Int64
+}
+
+func (w writes) Write(p []byte) (int, error) {
+	w.n.Add(1)
+	return w.Conn.Write(p)
+}
+
+func TestPostgresRoundTripsOfABatch(t *testing.T) {
+	config, err := pgx.ParseConfig(pgtest.Schema(t))
+	require.NoError(t, err)
+	var n atomic.Int64
+	dial := config.DialFunc
+	config.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		return writes{conn, &n}, err
+	}
+	db := stdlib.OpenDB(*config, stdlib.OptionShouldPing(func(context.Context, stdlib.ShouldPingParams) bool { return false }))
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	o := outboxIn(t, db)
+	s := o.Source()
+	s.RenewEvery()
+	for range 2 { // at first, statements are prepared
+		write(t, o, named("a", "b")...)
+		n.Store(0)
+		rows := take(t, s, 10)
+		require.NoError(t, s.Mark(t.Context(), rows))
+	}
+	require.EqualValues(t, 2, n.Load())
+	n.Store(0)
+	require.Empty(t, take(t, s, 10))
+	require.EqualValues(t, 2, n.Load())
 }
 
 // A table that is partitioned by time, as the README makes one: old partitions
