@@ -116,7 +116,7 @@ var mutants = []mutant{
 
 	// Operators.
 	{"a redrive removes before it applies", "redrive.go",
-		"	errs := r.apply(ctx, letters)\n", "	for _, letter := range letters {\n		_ = r.queue.Delete(ctx, letter.ID)\n	}\n	errs := r.apply(ctx, letters)\n"},
+		"	errs, classes := r.apply(ctx, letters)\n", "	for _, letter := range letters {\n		_ = r.queue.Delete(ctx, letter.ID)\n	}\n	errs, classes := r.apply(ctx, letters)\n"},
 	{"a redrive removes what failed", "redrive.go",
 		"			failed = append(failed, letter)\n", "			done = append(done, letter.ID)\n"},
 	{"a redrive goes on behind a letter of the key that stays", "redrive.go",
