@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -222,6 +224,87 @@ func testDLQStoresAStoredErrorAsItIs(t *testing.T, newOutbox maker) {
 	again, err := q.Receive(t.Context(), 1)
 	require.NoError(t, err)
 	require.Equal(t, &StoredError{Text: "open /x: gone", Type: "*fs.PathError"}, again[0].Error)
+}
+
+// Random calls against a model: no letter is lost, none is applied that is not
+// there, and what is out of date changes nothing. The core has the same for its
+// queue in memory.
+func TestDLQAgainstAModel(t *testing.T) { inEach(t, testDLQAgainstAModel) }
+
+func testDLQAgainstAModel(t *testing.T, newOutbox maker) {
+	type known struct {
+		id, text string
+		redriven int
+	}
+	for seed := range uint64(4) {
+		random := rand.New(rand.NewPCG(seed, 0))
+		q := newOutbox(t).DLQ()
+		var model []known // in the order of the places
+		var old []string  // IDs that were
+		at := func(id string) int { return slices.IndexFunc(model, func(k known) bool { return k.id == id }) }
+		for step := range 60 {
+			id := fmt.Sprint(random.IntN(12))
+			text := fmt.Sprintf("step %d", step)
+			letters, err := q.Receive(t.Context(), 100)
+			require.NoError(t, err)
+			switch op := random.IntN(6); {
+			case op < 2:
+				require.NoError(t, q.Send(t.Context(), letter(id, errors.New(text))))
+				if i := at(id); i >= 0 {
+					model[i].text = text
+				} else {
+					model = append(model, known{id: id, text: text})
+				}
+			case op == 2 && len(old) > 0:
+				stale := old[random.IntN(len(old))]
+				require.NoError(t, q.Delete(t.Context(), stale))
+				require.NoError(t, q.Update(t.Context(), courier.DeadLetter[Row]{ID: stale, Redriven: 99}))
+			case op == 3 && len(letters) > 0:
+				gone := letters[random.IntN(len(letters))]
+				require.NoError(t, q.Delete(t.Context(), gone.ID))
+				model = slices.DeleteFunc(model, func(k known) bool { return k.id == gone.Record.ID })
+			default:
+				total := len(model)
+				stopAt, newer := random.IntN(20), random.IntN(6)
+				n, succeeded, failed := 0, 0, 0
+				result, err := courier.Redrive(t.Context(), q, courier.ProcessFunc(func(ctx context.Context, r Row) error {
+					i := at(r.ID)
+					require.GreaterOrEqual(t, i, 0, "it was removed")
+					switch n++; {
+					case n == stopAt:
+						return &courier.OpenError{Until: start}
+					case random.IntN(3) == 0:
+						failed++
+						model[i].text, model[i].redriven = text, model[i].redriven+1
+						return errors.New(text)
+					case n == newer: // it fails in the pipeline meanwhile
+						model[i].text = "newer"
+						require.NoError(t, q.Send(ctx, letter(r.ID, errors.New("newer"))))
+					default:
+						model = slices.Delete(model, i, i+1)
+					}
+					succeeded++
+					return nil
+				}), &courier.RedriveConfig[Row]{BatchSize: 3})
+				require.Equal(t, err != nil, n == stopAt && n > 0)
+				require.Equal(t, courier.RedriveResult{Redriven: succeeded + failed, Succeeded: succeeded, Failed: failed, Left: total - succeeded - failed}, result)
+			}
+			i := 0
+			for l, err := range courier.Letters(t.Context(), q) {
+				require.NoError(t, err)
+				require.Equal(t, model[i], known{l.Record.ID, l.Error.Error(), l.Redriven})
+				i++
+			}
+			require.Len(t, model, i)
+			now, err := q.Receive(t.Context(), 100)
+			require.NoError(t, err)
+			for _, l := range letters {
+				if !slices.ContainsFunc(now, func(n courier.DeadLetter[Row]) bool { return n.ID == l.ID }) {
+					old = append(old, l.ID)
+				}
+			}
+		}
+	}
 }
 
 func TestDLQSurvivesReopening(t *testing.T) {
