@@ -72,7 +72,7 @@ mutants: ## plant bugs in the core, and count the seeds until the simulation fin
 
 .PHONY: sim-exact
 sim-exact: ## one seed is one run: plain, raced, on one processor and on two
-	@scripts/sim-exact.sh
+	@scripts/sim-exact.sh $(SIM_EXACT)
 
 .PHONY: bench
 bench: ## the benchmarks beside their floors, interleaved, as one table (2 minutes)
@@ -99,5 +99,5 @@ ci: ## what a change must pass, beside make test
 	$(MAKE) lint tidy-check build race
 	$(MAKE) fuzz FUZZ_TIME=10s
 	go test ./sim -run TestChaos -count=1 -v -args -sim.seed=7000000011 -sim.episodes=6000
-	$(MAKE) sim-exact
+	$(MAKE) sim-exact SIM_EXACT="300 7000000011"
 	$(MAKE) smoke
