@@ -407,3 +407,37 @@ func TestHazard_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
 		require.ElementsMatch(t, []int{0, 1}, renewed[0])
 	})
 }
+
+// A renewal that is under way while its records are marked, and is heard of later,
+// has lost nothing.
+func TestHazard_WhatWasMarkedWhileItWasRenewedIsNotLost(t *testing.T) {
+	for name, make := range map[string]func(courier.Source[int], courier.Applier[int], ...courier.Option) running{
+		"polling": func(s courier.Source[int], a courier.Applier[int], o ...courier.Option) running {
+			return courier.NewPollingCoordinator(s, a, o...)
+		},
+		"streaming": func(s courier.Source[int], a courier.Applier[int], o ...courier.Option) running {
+			return courier.NewStreamingCoordinator(s, a, o...)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second}
+				source.wait = name == "streaming"
+				source.renew = func(ctx context.Context, records []int) error { // waits for the rows that a mark has locked
+					time.Sleep(10 * time.Second)
+					return losing(0, 1)(ctx, records)
+				}
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(12 * time.Second); return nil }}
+				var told courierttest.ObserverRecorder
+				stop := start(t, make(source, s, quiet, courier.WithObserver(told.Observer())))
+				time.Sleep(time.Minute)
+				require.Equal(t, []int{0, 1}, source.marked())
+				require.NoError(t, stop())
+				renewed := courierttest.EventsOf[courier.RenewEvent](&told)
+				require.Len(t, renewed, 1)
+				require.Zero(t, renewed[0].Lost)
+				require.NoError(t, renewed[0].Err)
+			})
+		})
+	}
+}

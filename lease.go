@@ -150,16 +150,22 @@ func (l *lease[T]) takeAhead() {
 }
 
 // lose has a record left alone, of the batch in work or of one to come, and
-// reports whether it was not settled: one that is being marked may be found gone.
+// reports whether it was not settled: one that is marked meanwhile may be found
+// gone.
 func (l *lease[T]) lose(f *leased[T], i int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if f == l.fetch && l.batch != nil && i < l.base+l.size {
-		if i < l.base || l.over {
+	if f == l.fetch {
+		inBatch := i < l.base+l.size
+		if i < l.base || inBatch && l.over {
 			return false
 		}
-		l.batch.lose(i - l.base)
-		return true
+		if inBatch {
+			l.batch.lose(i - l.base)
+			return true
+		}
+	} else if !slices.Contains(l.ahead, f) {
+		return false
 	}
 	if f.lost == nil {
 		f.lost = make(map[int]bool)
@@ -302,10 +308,12 @@ func (s *stream[T]) finishRenewal(err error) {
 		}
 	}
 	s.leased = nil
+	found := 0 // those that were not settled meanwhile
 	for _, sh := range s.out {
 		for i := sh.taken; i < sh.end; i++ {
 			if lost[sh.item(i).number] {
 				sh.account.lose(i)
+				found++
 			}
 		}
 	}
@@ -313,6 +321,7 @@ func (s *stream[T]) finishRenewal(err error) {
 		return slices.DeleteFunc(items, func(it item[T]) bool {
 			if lost[it.number] {
 				s.drop(&it)
+				found++
 			}
 			return lost[it.number]
 		})
@@ -331,5 +340,5 @@ func (s *stream[T]) finishRenewal(err error) {
 	for key := range s.lanes {
 		s.openLane(key)
 	}
-	s.watch.renewed(s.life.settle, n, len(lost), err)
+	s.watch.renewed(s.life.settle, n, found, err)
 }
