@@ -65,9 +65,16 @@ func enter(ctx context.Context, turn chan struct{}) error {
 }
 
 func (l *locked) begin() {
-	l.close() // what another run has left
+	l.drop() // what another run has left
 	l.mu.Lock()
 	l.several = true
+	l.mu.Unlock()
+}
+
+// drop ends what is held, of which nothing comes to mark any more.
+func (l *locked) drop() {
+	l.close()
+	l.mu.Lock()
 	clear(l.parked)
 	l.mu.Unlock()
 }
@@ -81,7 +88,7 @@ func (l *locked) runs() bool {
 
 func (l *locked) fetch(ctx context.Context, limit int) (rows []Row, err error) {
 	if !l.runs() { // nobody says of what was not marked that it is to be had again
-		l.close()
+		l.drop()
 	}
 	o := l.outbox
 	b := &lockedBatch{locked: l, turn: make(chan struct{}, 1)}
@@ -163,7 +170,7 @@ func (l *locked) mark(ctx context.Context, rows []Row) error {
 			return err
 		}
 	}
-	l.forgetParked(rows)
+	l.forgetParked(len(rows), func(i int) int64 { return rows[i].Seq })
 	return nil
 }
 
@@ -248,6 +255,7 @@ func (l *locked) release(ctx context.Context, rows []failure) error {
 // settle writes what became of rows that were not marked: in the transaction
 // that has them, or after its end.
 func (l *locked) settle(ctx context.Context, rows []failure, writes bool, write func(executor, []failure) error) error {
+	defer l.forgetParked(len(rows), func(i int) int64 { return rows[i].seq })
 	for b, index := range l.split(len(rows), func(i int) int64 { return rows[i].seq }) {
 		part := chosen(rows, index)
 		if b == nil {

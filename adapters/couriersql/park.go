@@ -201,14 +201,14 @@ func (l *locked) unparked(b *lockedBatch, rows []Row) []Row {
 	return marked
 }
 
-// forgetParked is for rows that are marked.
-func (l *locked) forgetParked(rows []Row) {
+// forgetParked is for rows that were settled: none of them comes to mark again.
+func (l *locked) forgetParked(n int, seq func(int) int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.parked) == 0 {
 		return
 	}
-	for _, row := range rows {
-		delete(l.parked, row.Seq)
+	for i := range n {
+		delete(l.parked, seq(i))
 	}
 }

@@ -378,3 +378,61 @@ func TestALetterWhoseRowDoesNotComeToMark(t *testing.T) {
 		require.Equal(t, []string{"a.1"}, lettersOf(t, o))
 	})
 }
+
+// A letter that was committed without a mark keeps no key parked once it is gone.
+func TestAKeyIsFreeWithItsLetter(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, s *Source, row Row){
+		"functions of one's own": func(t *testing.T, s *Source, _ Row) {
+			require.Empty(t, take(t, s, 10))
+		},
+		"failed behind it": func(t *testing.T, s *Source, row Row) {
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), row)))
+		},
+		"released behind it": func(t *testing.T, s *Source, row Row) {
+			require.NoError(t, s.Release(t.Context(), []Row{row}, 0))
+		},
+		"another run": func(t *testing.T, s *Source, _ Row) { s.RenewEvery() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inEachWay(t, func(t *testing.T, o *Outbox) {
+				write(t, o, Message{ID: "k1", Topic: "t", Key: "k"})
+				s := o.Source()
+				if name != "functions of one's own" {
+					s.RenewEvery()
+				}
+				row := take(t, s, 10)[0]
+				require.NoError(t, s.DLQ().Send(t.Context(), letterFor(row)))
+				end(t, s, row)
+				require.Equal(t, []string{"k1.1"}, lettersOf(t, o))
+				parked, err := s.DLQ().ParkedKeys(t.Context(), []string{"k"})
+				require.NoError(t, err)
+				require.Equal(t, []string{"k"}, parked)
+
+				letters, err := o.DLQ().Receive(t.Context(), 10)
+				require.NoError(t, err)
+				require.NoError(t, o.DLQ().Delete(t.Context(), letters[0].ID))
+				parked, err = s.DLQ().ParkedKeys(t.Context(), []string{"k"})
+				require.NoError(t, err)
+				require.Empty(t, parked)
+			})
+		})
+	}
+}
+
+// A row whose letter was lost, and which functions of one's own deliver the next
+// time, is marked then.
+func TestARowIsMarkedWhoseLetterWasLostBefore(t *testing.T) {
+	o := newPostgres(t)
+	write(t, o, named("a")...)
+	s := o.Source()
+	require.NoError(t, s.DLQ().Send(t.Context(), letterFor(take(t, s, 10)[0])))
+	cut(t, s)
+	var again []Row
+	require.Eventually(t, func() bool {
+		again = append(again, take(t, s, 10)...)
+		return len(again) == 1
+	}, 10*time.Second, time.Millisecond)
+	require.NoError(t, s.Mark(t.Context(), again))
+	require.Empty(t, pendingOf(t, o))
+	require.Empty(t, lettersOf(t, o))
+}
