@@ -104,7 +104,8 @@ func (l *leased) renew(ctx context.Context, rows []Row) (map[int64]bool, error) 
 	o := l.outbox
 	lost := make(map[int64]bool, len(rows))
 	for _, row := range rows {
-		lost[row.Seq] = true
+		_, parked := l.parked.Load(row.Seq)
+		lost[row.Seq] = !parked
 	}
 	args := o.timed(append(o.grammar.claims(rows), l.owner, o.lease.Microseconds())...)
 	renewed, err := o.db.QueryContext(ctx, o.sql(o.grammar.renew), args...)

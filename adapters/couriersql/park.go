@@ -92,9 +92,10 @@ func (s *shared) park(ctx context.Context, letter courier.DeadLetter[Row]) error
 func (l *leased) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	o := l.outbox
 	text, args := l.marking([]Row{letter.Record})
+	l.parked.Store(letter.Record.Seq, true) // first, as a renewal may meet it
 	err := o.moveAlone(ctx, o.db, letter, text, args...)
-	if err == nil {
-		l.parked.Store(letter.Record.Seq, true)
+	if err != nil {
+		l.parked.Delete(letter.Record.Seq)
 	}
 	return err
 }

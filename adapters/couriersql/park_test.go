@@ -436,3 +436,16 @@ func TestARowIsMarkedWhoseLetterWasLostBefore(t *testing.T) {
 	require.Empty(t, pendingOf(t, o))
 	require.Empty(t, lettersOf(t, o))
 }
+
+// A row that is parked is not lost to who renews the rest of its batch.
+func TestAParkedRowIsNotLost(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, named("a", "b")...)
+		s := o.Source()
+		s.RenewEvery()
+		rows := take(t, s, 10)
+		require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+		require.NoError(t, s.Renew(t.Context(), rows))
+		require.NoError(t, s.Mark(t.Context(), rows))
+	})
+}
