@@ -166,8 +166,12 @@ func (b *lockedBatch) park(ctx context.Context, letter courier.DeadLetter[Row]) 
 }
 
 // parkLate parks a row whose transaction was lost, unless another one has it
-// locked.
+// locked. One that is behind another of its key is pending with that: the letter
+// of the other may have been lost as well, and comes first.
 func (l *locked) parkLate(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	if letter.Reason == courier.KeyParked {
+		return ErrLeaseLost
+	}
 	o := l.outbox
 	text := o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree))
 	return o.moveAlone(ctx, o.db, letter, text, o.marking(o.seqs([]Row{letter.Record}))...)

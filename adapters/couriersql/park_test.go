@@ -449,3 +449,24 @@ func TestAParkedRowIsNotLost(t *testing.T) {
 		require.NoError(t, s.Mark(t.Context(), rows))
 	})
 }
+
+// What is parked behind a letter that was lost with its transaction would be
+// before it: it waits for its turn.
+func TestNothingIsParkedBehindALetterThatWasLost(t *testing.T) {
+	o := newPostgres(t)
+	write(t, o, Message{ID: "k1", Topic: "t", Key: "k"}, Message{ID: "k2", Topic: "t", Key: "k"})
+	s := o.Source()
+	s.RenewEvery()
+	rows := take(t, s, 10)
+	require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+	cut(t, s)
+	require.ErrorIs(t, s.Renew(t.Context(), rows), ErrLeaseLost)
+	behind := letterFor(rows[1])
+	behind.Reason = courier.KeyParked
+	// The server may take a moment to free the rows of the session.
+	require.Eventually(t, func() bool {
+		return count(t, o.db, `SELECT count(*) FROM (SELECT FROM courier_outbox FOR UPDATE SKIP LOCKED) AS free`) == 2
+	}, 10*time.Second, time.Millisecond)
+	require.ErrorIs(t, s.DLQ().Send(t.Context(), behind), ErrLeaseLost)
+	require.Equal(t, []string{"k1", "k2"}, pendingOf(t, o))
+}
