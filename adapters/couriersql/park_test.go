@@ -470,3 +470,29 @@ func TestNothingIsParkedBehindALetterThatWasLost(t *testing.T) {
 	require.ErrorIs(t, s.DLQ().Send(t.Context(), behind), ErrLeaseLost)
 	require.Equal(t, []string{"k1", "k2"}, pendingOf(t, o))
 }
+
+// The letter of a branch says nothing of the row, which the other branches need.
+func TestALetterOfABranchIsNoneOfTheRow(t *testing.T) {
+	for name, h := range holds {
+		for keep, opts := range keeping {
+			t.Run(name+" "+keep, func(t *testing.T) {
+				o := h.newOutbox(t, append(opts, h.opts...)...)
+				write(t, o, named("a")...)
+				stale, owner := o.Source(), o.Source()
+				owner.RenewEvery()
+				old := take(t, stale, 10)
+				require.NoError(t, o.DLQ().Send(t.Context(), letterFor(old[0])))
+				lose(t, stale, old)
+				var rows []Row
+				require.Eventually(t, func() bool {
+					rows = take(t, owner, 10)
+					return len(rows) == 1
+				}, 10*time.Second, time.Millisecond)
+				require.ErrorIs(t, stale.DLQ().Send(t.Context(), letterFor(old[0])), ErrLeaseLost)
+				require.NoError(t, owner.Fail(t.Context(), failedWith(errors.New("boom"), rows...)))
+				require.Equal(t, []string{"a"}, pendingOf(t, o))
+				require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+			})
+		}
+	}
+}

@@ -123,7 +123,8 @@ func postgresGrammar() grammar {
 				attempts = excluded.attempts, last_failed_at = excluded.last_failed_at,
 				redriven = greatest(d.redriven, excluded.redriven), branch = excluded.branch, order_key = excluded.order_key
 			WHERE excluded.reason <> 'key parked'`,
-		moved: `SELECT EXISTS (SELECT 1 FROM "{table}_dlq" WHERE id = $1 AND outbox_seq = $2)`,
+		moved: `SELECT EXISTS (SELECT FROM "{table}_dlq" WHERE id = $1 AND outbox_seq = $2)
+			AND NOT EXISTS (SELECT FROM "{table}" WHERE seq = $2 AND processed_at IS NULL)`,
 		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
 			FROM "{table}_dlq" WHERE seq > $1 ORDER BY seq LIMIT $2`,
