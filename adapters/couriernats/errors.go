@@ -28,7 +28,7 @@ func advice(err error) string {
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
 		return ": no stream takes this subject; create one, or add the subject to a stream"
 	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
-		return ": the message may have been stored; is the server overloaded, or the subject one that no stream takes?"
+		return ": the message may have been stored; is the server overloaded, the subject one that no stream takes, or the inbox of the acks one that this user may not subscribe to?"
 	}
 	return ""
 }

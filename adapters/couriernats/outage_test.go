@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
@@ -171,4 +172,36 @@ func (c *counting) Apply(ctx context.Context, record order) error {
 func (c *counting) ApplyBatch(ctx context.Context, records []order) error {
 	c.before()
 	return c.Sink.ApplyBatch(ctx, records)
+}
+
+// A user who may not subscribe to the inbox gets no ack, and is told of that.
+func TestAnInboxThatIsDenied(t *testing.T) {
+	t.Parallel()
+	b := &broker{opts: &server.Options{
+		Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: t.TempDir(), NoLog: true, NoSigs: true,
+		Users: []*server.User{{Username: "any", Password: "any"}, {Username: "relay", Password: "relay", Permissions: &server.Permissions{
+			Publish:   &server.SubjectPermission{Allow: []string{"orders.>"}},
+			Subscribe: &server.SubjectPermission{Allow: []string{"relay.>"}},
+		}}},
+	}}
+	b.start(t)
+	t.Cleanup(b.shutdown)
+	connect := func(opts ...nats.Option) jetstream.JetStream {
+		conn, err := nats.Connect(b.server.ClientURL(), append(opts, nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))...)
+		require.NoError(t, err)
+		t.Cleanup(conn.Close)
+		js, err := jetstream.New(conn)
+		require.NoError(t, err)
+		return js
+	}
+	_, err := connect(nats.UserInfo("any", "any")).CreateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}})
+	require.NoError(t, err)
+
+	denied := couriernats.NewSink(connect(nats.UserInfo("relay", "relay")), message, couriernats.WithAckTimeout(ackTimeout))
+	err = denied.Apply(t.Context(), orders(1)[0])
+	requireClass(t, courier.Retryable, err)
+	require.ErrorIs(t, err, jetstream.ErrAsyncPublishTimeout)
+	require.ErrorContains(t, err, "may not subscribe")
+	granted := couriernats.NewSink(connect(nats.UserInfo("relay", "relay"), nats.CustomInboxPrefix("relay.inbox")), message)
+	require.NoError(t, granted.Apply(t.Context(), orders(2)[1]))
 }
