@@ -45,8 +45,9 @@ type FailedRecord[T any] struct {
 // extends the leases of those that are still in hand. Renew may list records
 // whose lease is lost in a [*BatchError]: what was not begun of them is left
 // alone, and nothing is held against it. What was begun goes on, and may come to
-// Mark, which passes it over. Any other error is logged and Renew is
-// called again. It must not keep the slice.
+// Mark, which passes it over. A record that was marked or given back since the call
+// began is passed over too: its lease is not to begin anew. Any other error is
+// logged and Renew is called again. It must not keep the slice.
 type Renewer[T any] interface {
 	// RenewEvery is how often the leases want to be renewed, such as a third
 	// of their length; 0 or less is that there is nothing to renew. It is asked

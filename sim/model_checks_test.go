@@ -205,6 +205,8 @@ func (m *model) take(c *call) {
 		}
 	}
 	switch {
+	case c.err == nil && (c.kind == Apply || c.kind == Batch):
+		m.good = m.now.Load()
 	case c.err == nil:
 	case c.kind == Batch:
 		m.Sometimes("a batch failed as one")
@@ -221,7 +223,19 @@ func (m *model) meetsOutage(n int) {
 	if r.outages == nil {
 		r.outages = map[int]bool{}
 	}
-	r.outages[slices.IndexFunc(m.outages[1], func(o window) bool { return m.now.Load() < o.to })] = true
+	r.outages[m.outage()] = true
+}
+
+// outage is the destination's that goes on, or the next, -1 if there is none.
+func (m *model) outage() int {
+	return slices.IndexFunc(m.outages[1], func(o window) bool { return m.now.Load() < o.to })
+}
+
+// flickers reports whether calls have succeeded in the outage that goes on, as those
+// do that were under way when it began.
+func (m *model) flickers() bool {
+	i := m.outage()
+	return i < 0 || m.good >= m.outages[1][i].from
 }
 
 // answer looks at a call that returns.

@@ -161,7 +161,7 @@ func (l *life) parkedBy(_ context.Context, letter courier.DeadLetter[order]) {
 		m.Fail("D5: %s is parked with %v", names[n], letter.Error)
 	}
 	// One outage takes too few attempts to give a record up, several may.
-	if m.healthyOnly && !m.poison[n] && len(m.rows[n].outages) < 2 {
+	if m.healthyOnly && !m.poison[n] && len(m.rows[n].outages) < 2 && !m.flickers() {
 		m.Fail("D6: %s is healthy, and was parked with %v", names[n], letter.Error)
 	}
 	made := m.rows[n].calls[l.p.instance]

@@ -268,7 +268,7 @@ func (s renewing) Renew(ctx context.Context, records []order) error {
 			if gone[o.N] {
 				lost.Add(i, errors.New("somebody else has it"))
 			}
-			if r.marked || !s.inHand[o.N] {
+			if r.marked || r.put || !s.inHand[o.N] {
 				continue
 			}
 			if c.fault == LeaseLost && r.lessee == s.p {

@@ -192,7 +192,7 @@ func (s *settings) agree() {
 	// alone with the poison.
 	// With ordered marks, all that is in hand may wait behind poison, and no room
 	// be left for a record that tells it from an outage.
-	if s.Stack != 2 || s.Instances > 1 || s.Twins || s.Ordered && s.Batch < s.Records {
+	if s.Stack != 2 || s.Instances > 1 || s.Twins || s.Ordered && (s.Prefetch == 0 || s.Batch < s.Records) {
 		s.Poison = nil
 	}
 	// The breaker may have to close again within a minute, see Successes.
@@ -246,9 +246,10 @@ type model struct {
 	*World
 	settings
 	rows     []row
-	left     int // not marked yet, stubborn ones aside
-	more     int // the next of the further records
-	position int // of the journal: all before it are marked
+	left     int   // not marked yet, stubborn ones aside
+	more     int   // the next of the further records
+	good     int64 // when an apply succeeded last
+	position int   // of the journal: all before it are marked
 	busy     map[int]*call
 	lives    []*life // by process
 	queue    *courier.MemoryDLQ[order]
