@@ -129,7 +129,8 @@ func (q *parkingLot) Send(ctx context.Context, letter courier.DeadLetter[order])
 			c.err = courier.ErrDLQFull
 			return
 		}
-		if c.err = q.MemoryDLQ.Send(ctx, letter); c.err == nil {
+		stays := letter.Reason == courier.KeyParked && q.m.hasLetter(n) // the one that is there
+		if c.err = q.MemoryDLQ.Send(ctx, letter); c.err == nil && !stays {
 			q.m.park(n)
 			q.m.fold(uint64(n), 23)
 		}
@@ -150,7 +151,11 @@ func (l *life) parkedBy(_ context.Context, letter courier.DeadLetter[order]) {
 		return
 	}
 	if m.Memory {
-		m.park(n)
+		if r := &m.rows[n]; letter.Reason == courier.KeyParked && r.parked > 0 { // the letter that was there may be there still
+			r.excuses++
+		} else {
+			m.park(n)
+		}
 		l.told(n)
 	}
 	if letter.Reason == courier.KeyParked {

@@ -192,7 +192,7 @@ func (s *settings) agree() {
 	// alone with the poison.
 	// With ordered marks, all that is in hand may wait behind poison, and no room
 	// be left for a record that tells it from an outage.
-	if s.Stack != 2 || s.Instances > 1 || s.Twins || s.Ordered && (s.Prefetch == 0 || s.Batch < s.Records) {
+	if s.Stack != 2 || s.Instances > 1 || s.Twins || s.Ordered && (s.Prefetch == 0 || s.Keys > 0 || s.Batch < s.Records) {
 		s.Poison = nil
 	}
 	// The breaker may have to close again within a minute, see Successes.
