@@ -12,10 +12,11 @@ import (
 
 // elected holds the whole outbox, by an advisory lock of a session: of all
 // relays, one. The lock is the session's, so that the server gives it to another
-// as soon as it notices that this one is gone.
+// as soon as it notices that this one is gone. What becomes of its rows is as if it
+// were the only relay; to mark them one may who is elected no more, as they were
+// delivered.
 type elected struct {
-	outbox *Outbox
-	inHand
+	shared
 	turn chan struct{} // holds a value while somebody uses what follows
 	conn *sql.Conn     // has the lock; nil without it
 
@@ -28,7 +29,9 @@ const electText = `SELECT pg_try_advisory_lock(hashtextextended('courier ' || '"
 // pooler put in its place.
 const stillElectedText = `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted)`
 
-func newElected(o *Outbox) *elected { return &elected{outbox: o, turn: make(chan struct{}, 1)} }
+func newElected(o *Outbox) *elected {
+	return &elected{shared: shared{outbox: o}, turn: make(chan struct{}, 1)}
+}
 
 func (e *elected) fetch(ctx context.Context, limit int) ([]Row, error) {
 	if err := enter(ctx, e.turn); err != nil {
@@ -88,27 +91,6 @@ func (e *elected) elect(ctx context.Context) (bool, error) {
 		return false, err
 	}
 	return true, nil
-}
-
-// mark is what one may do who is elected no more: the rows were delivered.
-func (e *elected) mark(ctx context.Context, rows []Row) error {
-	o := e.outbox
-	_, err := o.db.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...)
-	if err == nil {
-		e.removeRows(rows)
-	}
-	return err
-}
-
-func (e *elected) fail(ctx context.Context, failed []failure) error {
-	err := e.outbox.fail(ctx, e.outbox.db, failed)
-	e.removeFailed(failed) // which come back, at the latest now
-	return err
-}
-
-func (e *elected) release(_ context.Context, rows []failure) error {
-	e.removeFailed(rows)
-	return nil
 }
 
 // renew looks whether this relay is still the one.

@@ -81,8 +81,12 @@ func (o *Outbox) moveAlone(ctx context.Context, on beginner, letter courier.Dead
 }
 
 func (s *shared) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	return s.parkOn(ctx, s.outbox.db, letter)
+}
+
+func (s *shared) parkOn(ctx context.Context, on beginner, letter courier.DeadLetter[Row]) error {
 	o, row := s.outbox, []Row{letter.Record}
-	err := o.moveAlone(ctx, o.db, letter, o.mark.text, o.marking(o.seqs(row))...)
+	err := o.moveAlone(ctx, on, letter, o.mark.text, o.marking(o.seqs(row))...)
 	if err == nil {
 		s.removeRows(row)
 	}
@@ -111,12 +115,7 @@ func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) erro
 	if e.conn == nil {
 		return ErrLeaseLost
 	}
-	o, row := e.outbox, []Row{letter.Record}
-	err := o.moveAlone(ctx, e.conn, letter, o.mark.text, o.marking(o.seqs(row))...)
-	if err == nil {
-		e.removeRows(row)
-	}
-	return err
+	return e.parkOn(ctx, e.conn, letter)
 }
 
 // parkedRow is one whose letter is in the transaction of a batch.
