@@ -20,7 +20,6 @@ type share[T any] struct {
 	taken   int       // the records before it were collected
 	end     int       // those from here on were taken away again
 	seen    int       // how far the worker was at the last look
-	last    bool      // it was at the last of them then
 	since   time.Time // of it: what was applied before is collected
 	ended   bool
 	event   ApplyEvent
@@ -318,7 +317,7 @@ func (s *stream[T]) newShare() *share[T] {
 func (s *stream[T]) launch(sh *share[T], now time.Time) {
 	n := len(sh.account.ledger.Records)
 	sh.reset(&sh.account, nil)
-	sh.taken, sh.end, sh.seen, sh.last, sh.since, sh.ended, sh.event = 0, n, -1, false, now, false, ApplyEvent{Records: n}
+	sh.taken, sh.end, sh.seen, sh.since, sh.ended, sh.event = 0, n, -1, now, false, ApplyEvent{Records: n}
 	s.out = append(s.out, sh)
 	s.todo <- sh
 }
@@ -344,13 +343,13 @@ func (s *stream[T]) look(now time.Time) {
 		if idle && at == sh.seen {
 			s.takeBack(sh)
 		}
-		sh.seen, sh.last = at, at >= sh.end
+		sh.seen = at
 	}
 }
 
 // worthALook reports whether there may be something to collect, or to take back. It
 // goes by the last look: the worker may have begun this instant.
-func (sh *share[T]) worthALook() bool { return sh.end-sh.taken > 1 && !sh.last }
+func (sh *share[T]) worthALook() bool { return sh.end-sh.taken > 1 && sh.seen < sh.end }
 
 // lookAgain sets the time of the next look, if there will be something to see.
 func (s *stream[T]) lookAgain(now time.Time) {
