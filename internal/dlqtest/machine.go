@@ -24,13 +24,7 @@ func Check[T any](t *testing.T, open func(t *rapid.T) Queue[T]) {
 			"delete":  m.delete,
 			"walk":    m.walk,
 			"redrive": m.redrive,
-			"crash": func(t *rapid.T) {
-				if m.Crash == nil {
-					t.Skip("it is in memory")
-				}
-				m.DLQ = m.Crash()
-			},
-			"": func(t *rapid.T) { m.check(t.Context()) },
+			"":        func(t *rapid.T) { m.check(t.Context()) },
 		})
 	})
 }
@@ -59,11 +53,7 @@ func (m *machine[T]) fill(t *rapid.T) {
 	if len(m.letters) > 20 {
 		t.Skip("there is enough")
 	}
-	sizes := []int{3, 10, 120}
-	if m.Slow {
-		sizes = sizes[:2]
-	}
-	for i := range rapid.SampledFrom(sizes).Draw(t, "n") {
+	for i := range rapid.SampledFrom([]int{3, 10, 120}).Draw(t, "n") {
 		_ = m.Send(t.Context(), m.newLetter(10+len(m.names), keys[i%len(keys)], courier.Exhausted))
 	}
 }

@@ -24,17 +24,10 @@ type Queue[T any] struct {
 	// Identity is that it keeps one letter of each name.
 	Identity bool
 
-	// Slow keeps it from being filled beyond a page of courier.Letters.
-	Slow bool
-
 	// Record returns a record by its name and a number of its own, Number that
 	// number again.
 	Record func(name, number int) T
 	Number func(record T) int
-
-	// Crash returns what another process finds after a crash. nil is a queue that
-	// does not outlive its process.
-	Crash func() courier.DLQ[T]
 }
 
 // model is a queue that compares each answer with that of a list. It is a
