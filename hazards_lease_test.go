@@ -45,6 +45,24 @@ func (a *hazardousSource) Mark(ctx context.Context, records []int) error {
 	return a.leasing.Mark(ctx, records)
 }
 
+// notesRenewals has the source renew what it is asked to, and returns the function
+// that tells what it was asked so far.
+func (a *hazardousSource) notesRenewals() func() [][]int {
+	var mu sync.Mutex
+	var renewed [][]int
+	a.renew = func(_ context.Context, records []int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		renewed = append(renewed, records)
+		return nil
+	}
+	return func() [][]int {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(renewed)
+	}
+}
+
 func losing(lose ...int) func(context.Context, []int) error {
 	return func(_ context.Context, records []int) error {
 		var lost courier.BatchError
@@ -108,15 +126,8 @@ func TestHazard_Stream_ALostRecordBehindAHaltIsNotBegun(t *testing.T) {
 // its lease is renewed.
 func TestHazard_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var renewed [][]int
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second}
-		source.renew = func(_ context.Context, records []int) error {
-			mu.Lock()
-			defer mu.Unlock()
-			renewed = append(renewed, records)
-			return nil
-		}
+		renewed := source.notesRenewals()
 		source.wait = true
 		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
 			if r == 0 {
@@ -127,9 +138,7 @@ func TestHazard_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
 		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithStreamWorkers(2), courier.WithOrderedMarks(), courier.WithDrainTimeout(time.Hour)))
 		time.Sleep(time.Minute)
 		require.Empty(t, source.marked())
-		mu.Lock()
-		seen := slices.Clone(renewed)
-		mu.Unlock()
+		seen := renewed()
 		require.NoError(t, stop())
 		require.NotEmpty(t, seen)
 		require.ElementsMatch(t, []int{0, 1, 2, 3}, seen[0], "all are in hand")
@@ -140,21 +149,12 @@ func TestHazard_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
 // called with nothing.
 func TestHazard_Stream_WhatIsBeingMarkedIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var renewed [][]int
 		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: time.Minute}
-		source.renew = func(_ context.Context, records []int) error {
-			mu.Lock()
-			defer mu.Unlock()
-			renewed = append(renewed, records)
-			return nil
-		}
+		renewed := source.notesRenewals()
 		source.wait = true
 		stop := start(t, courier.NewStreamingCoordinator(source, &sink[int]{}, quiet, courier.WithDrainTimeout(time.Hour)))
 		time.Sleep(50 * time.Second)
-		mu.Lock()
-		seen := slices.Clone(renewed)
-		mu.Unlock()
+		seen := renewed()
 		require.NoError(t, stop())
 		for _, records := range seen {
 			require.ElementsMatch(t, []int{0, 1}, records, "Renew is called with what is in hand, and never with nothing")
@@ -323,15 +323,8 @@ func TestHazard_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
 // is given back, behind the probe's mark.
 func TestHazard_Poll_WhatAProbePassesOverIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var renewed [][]int
 		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: 30 * time.Second}
-		source.renew = func(_ context.Context, records []int) error {
-			mu.Lock()
-			defer mu.Unlock()
-			renewed = append(renewed, records)
-			return nil
-		}
+		renewed := source.notesRenewals()
 		s := &sink[int]{fail: func(_ context.Context, r, attempt int) error {
 			if r == 0 && attempt == 1 {
 				return errTest
@@ -341,10 +334,9 @@ func TestHazard_Poll_WhatAProbePassesOverIsRenewed(t *testing.T) {
 		applier := courier.NewCircuitBreakerApplier(s, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1}))
 		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet))
 		time.Sleep(25 * time.Second) // the breaker was open for a second, and the probe is being marked
-		mu.Lock()
-		require.Len(t, renewed, 1)
-		require.ElementsMatch(t, []int{0, 1}, renewed[0])
-		mu.Unlock()
+		seen := renewed()
+		require.Len(t, seen, 1)
+		require.ElementsMatch(t, []int{0, 1}, seen[0])
 		time.Sleep(time.Minute)
 		require.NoError(t, stop())
 	})
@@ -380,15 +372,8 @@ func TestHazard_WhatIsMarkedWhileItIsRenewedIsNotLost(t *testing.T) {
 // A record that is to be given back, behind a mark that takes long, is in hand.
 func TestHazard_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var renewed [][]int
 		source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second, markFor: 30 * time.Second}
-		source.renew = func(_ context.Context, records []int) error {
-			mu.Lock()
-			defer mu.Unlock()
-			renewed = append(renewed, records)
-			return nil
-		}
+		renewed := source.notesRenewals()
 		source.wait = true
 		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
 			if r == 1 {
@@ -401,10 +386,9 @@ func TestHazard_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
 		source.add(1)
 		time.Sleep(24 * time.Second)
 		require.NoError(t, stop())
-		mu.Lock()
-		defer mu.Unlock()
-		require.Len(t, renewed, 1)
-		require.ElementsMatch(t, []int{0, 1}, renewed[0])
+		seen := renewed()
+		require.Len(t, seen, 1)
+		require.ElementsMatch(t, []int{0, 1}, seen[0])
 	})
 }
 
