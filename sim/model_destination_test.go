@@ -11,6 +11,14 @@ import (
 // destination is the model's destination as one process sees it.
 type destination struct{ *life }
 
+// destination returns it with or without batches.
+func (l *life) destination() courier.Applier[order] {
+	if l.m.Batches {
+		return &batches{destination{l}}
+	}
+	return &destination{l}
+}
+
 func (d *destination) Apply(ctx context.Context, o order) error {
 	if n := courier.AttemptFrom(ctx); d.m.Stack > 0 && !d.m.Batches && n > d.m.Attempts {
 		d.m.Fail("R-1: %v is attempted for the %dth time, with %d at most", o, n, d.m.Attempts)

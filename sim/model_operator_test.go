@@ -70,10 +70,7 @@ func (m *model) pause(paused bool) (woke bool) {
 func (m *model) redrive(ctx context.Context) error {
 	p := processOf(ctx)
 	l := m.lives[p.number]
-	var applier courier.Applier[order] = &destination{l}
-	if m.Batches {
-		applier = &batches{destination{l}}
-	}
+	applier := l.destination()
 	applier = courier.NewRetryableApplier(applier, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
 	config := courier.RedriveConfig[order]{Clock: &p.clock, BatchSize: 1 + m.Pick("redriven at a time", 10)}
 	for ctx.Err() == nil {

@@ -401,10 +401,7 @@ func (m *model) feed() (woke bool) {
 func (m *model) live(ctx context.Context) error {
 	p := processOf(ctx)
 	l := m.lives[p.number]
-	var applier courier.Applier[order] = &destination{l}
-	if m.Batches {
-		applier = &batches{destination{l}}
-	}
+	applier := l.destination()
 	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay})
 	switch m.Stack {
 	case 1:

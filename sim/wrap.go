@@ -57,9 +57,7 @@ func (q parking[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) erro
 // and after. What an injected panic ends is the caller's goroutine.
 func (p *Process) around(ctx context.Context, kind Kind, id uint64, name string, effect func() error) error {
 	c := p.do(ctx, kind, id, name, nil, nil)
-	switch {
-	case c.err != nil || c.continues():
-	default:
+	if c.err == nil && !c.continues() {
 		c.err = c.fail(c.fault.String())
 	}
 	if c.err != nil {
