@@ -186,7 +186,11 @@ type stage[T any] struct {
 	batch BatchApplier[T]
 	fault error
 	ours  bool // what is inside is a decorator, whose errors are sound
+	safe  bool // and lets no panic through
 }
+
+// catcher is a decorator that turns a panic of what is inside it into an error.
+type catcher interface{ catches() }
 
 func newStage[T any](inner Applier[T], fault error) stage[T] {
 	if f := configErrorOf("applier", inner); f != nil {
@@ -196,6 +200,7 @@ func newStage[T any](inner Applier[T], fault error) stage[T] {
 	if inner != nil {
 		s.batch = asBatch(inner)
 		_, s.ours = inner.(layer)
+		_, s.safe = inner.(catcher)
 	}
 	return s
 }
@@ -217,8 +222,15 @@ func (s *stage[T]) refuse(ctx context.Context) error {
 	return unattempted(context.Cause(ctx))
 }
 
-// shielded is apply for where a panic of user code is to be an error. It is
-// guard without a closure, on the path of every record.
+// attempt is apply with a panic as an error.
+func (s *stage[T]) attempt(ctx context.Context, record T) error {
+	if s.safe {
+		return s.sound(s.inner.Apply(ctx, record))
+	}
+	return s.shielded(ctx, record)
+}
+
+// shielded is guard without a closure, on the path of every record.
 func (s *stage[T]) shielded(ctx context.Context, record T) (err error) {
 	returned := false
 	defer func() {
@@ -239,6 +251,16 @@ func (s *stage[T]) applyBatch(ctx context.Context, records []T) error {
 	return s.sound(s.batch.ApplyBatch(ctx, records))
 }
 
+// attemptBatch is applyBatch with a panic, or a Goexit, as an error of the whole
+// batch.
+func (s *stage[T]) attemptBatch(ctx context.Context, records []T) (err error) {
+	if s.safe {
+		return s.applyBatch(ctx, records)
+	}
+	isolate(&err, func() error { return s.batch.ApplyBatch(ctx, records) })
+	return err
+}
+
 // sound makes an error of what is inside one that can be looked into.
 func (s *stage[T]) sound(err error) error {
 	if err == nil || s.ours {
@@ -255,10 +277,17 @@ func (s *stage[T]) sound(err error) error {
 func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 	errs := make([]error, len(records))
 	past := historiesIn(ctx, len(records))
+	ctx = withExits(ctx)
 	next := 0
+	one := ctx
 	supervise(func() {
+		if next > 0 && isExit(errs[next-1]) { // it ended the goroutine before this one
+			i := next - 1
+			errs[i] = afterExit(one, a, records[i], errs[i])
+		}
 		for next < len(records) && ctx.Err() == nil && (next == 0 || !pauses(ctx, errs[next-1])) {
-			i, one := next, ctx
+			i := next
+			one = ctx
 			if past != nil {
 				one = withHistories(ctx, past[i:i+1])
 			}

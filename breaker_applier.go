@@ -43,8 +43,9 @@ func newBreakerApplier[T any](applier Applier[T], b *Breaker, fault error) *brea
 type breakerApplier[T any] struct {
 	stage[T]
 	breaker *Breaker
-	catches bool // a panic becomes an error here, and not only a failure on its way
 }
+
+func (*breakerApplier[T]) catches() {}
 
 func (a *breakerApplier[T]) breakerOf() *Breaker { return a.breaker }
 
@@ -60,25 +61,33 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 		return err
 	}
 	returned := false
-	defer a.abrupt(ctx, permit, true, &returned, &err)
+	defer a.abrupt(ctx, permit, &returned, &err)
 	err = a.apply(ctx, record)
 	returned = true
 	return a.breaker.report(ctx, permit, outcomeOf(ctx, err), true, err)
 }
 
-// abrupt reports a call that ends otherwise than by returning. It is to be
-// deferred itself, for it recovers. Unless a panic is to become an error here it
-// is only reported on its way through: recovering it would lose where it came
-// from.
-func (a *breakerApplier[T]) abrupt(ctx context.Context, permit Permit, counts bool, returned *bool, err *error) {
+// abrupt reports a call that panicked, or called runtime.Goexit, as a failure. It
+// must be deferred itself, since it recovers.
+func (a *breakerApplier[T]) abrupt(ctx context.Context, permit Permit, returned *bool, err *error) {
 	if *returned {
 		return
 	}
-	cause := ErrPanic
-	if a.catches {
-		cause = newPanicError(recover())
+	*err = a.reportPanic(ctx, permit, recover())
+}
+
+// reportPanic reports a panic with the value that recover returned, which is nil
+// for a Goexit: the goroutine ends then, and nobody gets what is returned.
+func (a *breakerApplier[T]) reportPanic(ctx context.Context, permit Permit, value any) error {
+	err := a.breaker.report(ctx, permit, breaker.Failure, true, newPanicError(value))
+	if value == nil {
+		leaveVerdict(ctx, a, err)
 	}
-	*err = a.breaker.report(ctx, permit, breaker.Failure, counts, cause)
+	return err
+}
+
+func (a *breakerApplier[T]) resume(ctx context.Context, record T, exit error) error {
+	return resumed(ctx, a.inner, record, exit)
 }
 
 // applyCalm is the rest of Apply on the fast path: the permit is a number, and a
@@ -88,11 +97,7 @@ func (a *breakerApplier[T]) applyCalm(ctx context.Context, record T, gen uint64)
 	returned := false
 	defer func() {
 		if !returned {
-			cause := ErrPanic
-			if a.catches {
-				cause = newPanicError(recover())
-			}
-			err = a.breaker.report(ctx, calmPermit(gen), breaker.Failure, true, cause)
+			err = a.reportPanic(ctx, calmPermit(gen), recover())
 		}
 	}()
 	err = a.inner.Apply(ctx, record)
@@ -115,10 +120,7 @@ func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err er
 	if err != nil {
 		return err
 	}
-	returned := false
-	defer a.abrupt(ctx, permit, false, &returned, &err)
-	err = a.applyBatch(ctx, records)
-	returned = true
+	err = a.attemptBatch(ctx, records)
 	_, listed := batchErrorIn(err)
 	return a.breaker.report(ctx, permit, batchOutcomeOf(ctx, err, len(records)), listed || len(records) == 1, err)
 }

@@ -2,7 +2,6 @@ package courier_test
 
 import (
 	"context"
-	"errors"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -134,14 +133,6 @@ func TestB4_EveryPermitIsReportedOnce(t *testing.T) {
 			})
 		})
 	}
-}
-
-func TestB5_APanicIsAFailureAndPassesThroughWithItsStack(t *testing.T) {
-	b := newBreaker(1)
-	value := errors.New("the panic's own value")
-	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { panic(value) }), b)
-	require.PanicsWithValue(t, value, func() { _ = applier.Apply(t.Context(), 1) })
-	require.EqualValues(t, "open", b.State())
 }
 
 func TestB6_ACancelledCallIsNoVerdict(t *testing.T) {

@@ -51,6 +51,14 @@ func (d *decodingApplier[R, T]) Apply(ctx context.Context, row R) error {
 	return d.apply(ctx, record)
 }
 
+func (d *decodingApplier[R, T]) resume(ctx context.Context, row R, exit error) error {
+	record, err := d.decode(row)
+	if err != nil {
+		return Permanent(&DecodeError{sound(err)})
+	}
+	return resumed(ctx, d.inner, record, exit)
+}
+
 func (d *decodingApplier[R, T]) ApplyBatch(ctx context.Context, rows []R) error {
 	if d.fault != nil {
 		return d.fault

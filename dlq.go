@@ -239,10 +239,6 @@ func NewDLQApplier[T any](applier Applier[T], queue DLQ[T]) Applier[T] {
 
 // NewDLQApplierWith is [NewDLQApplier] with a policy.
 func NewDLQApplierWith[T any](applier Applier[T], queue DLQ[T], policy DLQPolicy[T]) Applier[T] {
-	return newDLQApplier(applier, queue, policy)
-}
-
-func newDLQApplier[T any](applier Applier[T], queue DLQ[T], policy DLQPolicy[T]) *dlqApplier[T] {
 	fault := configErrorOf("dlq", queue)
 	if fault == nil {
 		fault = policy.validate(queue)
@@ -261,11 +257,10 @@ type dlqApplier[T any] struct {
 	policy DLQPolicy[T]
 	guard  *parkGuard
 	keys   KeyedDLQ // nil without a Key
-
-	guarded bool // a panic of user code ends further inside
 }
 
-func (*dlqApplier[T]) parks() {}
+func (*dlqApplier[T]) parks()   {}
+func (*dlqApplier[T]) catches() {}
 
 func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
 	switch {
@@ -278,17 +273,28 @@ func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
 }
 
 // deliver applies a record, and parks what is the queue's.
-func (d *dlqApplier[T]) deliver(ctx context.Context, record T, key string) (err error) {
-	if d.guarded {
-		err = d.inner.Apply(ctx, record)
-	} else {
-		err = d.shielded(ctx, record)
-	}
+func (d *dlqApplier[T]) deliver(ctx context.Context, record T, key string) error {
+	return d.delivered(ctx, record, key, d.attempt(ctx, record))
+}
+
+func (d *dlqApplier[T]) delivered(ctx context.Context, record T, key string, err error) error {
 	if err == nil || Classify(ctx, err) == Skipped {
 		d.guard.applied(1)
 		return err
 	}
 	return d.settle(ctx, record, key, err)
+}
+
+func (d *dlqApplier[T]) resume(ctx context.Context, record T, exit error) error {
+	err := resumed(ctx, d.inner, record, exit)
+	key := ""
+	if d.keys != nil {
+		var unkeyed error
+		if key, unkeyed = d.keyOf(record); unkeyed != nil {
+			return d.settle(ctx, record, "", unkeyed)
+		}
+	}
+	return d.delivered(ctx, record, key, err)
 }
 
 func (d *dlqApplier[T]) ApplyBatch(ctx context.Context, records []T) error {

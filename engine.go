@@ -14,16 +14,17 @@ import (
 // engine is what both coordinators apply records with. It has no goroutine of
 // its own: a coordinator brings one for each hand.
 type engine[T any] struct {
-	apply    func(context.Context, T) error
-	together BatchApplier[T] // nil unless the applier is better at batches
-	portion  int             // of records that go together; 0 is an equal share
-	keyOf    func(T) string  // nil when no order was asked for
-	breakers []*Breaker      // of the stack
+	applier  Applier[T]
+	apply    func(context.Context, T) error // the applier's
+	together BatchApplier[T]                // nil unless the applier is better at batches
+	portion  int                            // of records that go together; 0 is an equal share
+	keyOf    func(T) string                 // nil when no order was asked for
+	breakers []*Breaker                     // of the stack
 	watch    *watch
 }
 
 func newEngine[T any](applier Applier[T], c *config, w *watch) *engine[T] {
-	e := &engine[T]{apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, breakers: breakersOf(applier), watch: w}
+	e := &engine[T]{applier: applier, apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, watch: w}
 	if fn, ok := applier.(processFunc[T]); ok { // one call less for each record
 		e.apply = fn
 	}
@@ -303,6 +304,11 @@ type hand[T any] struct {
 	tried     bool  // as one batch
 	partly    bool  // and only records with a history are left to do
 	calling   bool  // user code runs, on the record at
+	exit      error // the call on the record at ended the goroutine; nil if none did
+
+	group   []T   // what is applied together now; nil when nothing is
+	index   []int // of these in the batch, where they are not simply the claim
+	outcome error // of that
 
 	crew   *crew[T] // nil for the only one
 	roused bool     // it has woken others
@@ -317,6 +323,12 @@ func (h *hand[T]) reset(b *batch[T], c *crew[T]) {
 // run applies what it can claim until nothing is left, stop has ended, or the
 // destination takes nothing for now. What it leaves is pending.
 func (h *hand[T]) run(stop, ctx context.Context) {
+	switch {
+	case h.exit != nil:
+		h.resume(ctx)
+	case h.group != nil: // the call of ApplyBatch ended the goroutine
+		h.settleTogether(ctx)
+	}
 	for (h.at < h.to || h.advance()) && !h.over(stop) {
 		if h.together != nil && !h.tried {
 			h.tried = true
@@ -401,10 +413,6 @@ func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
 	defer h.caught(ctx)
 	for ; h.at < h.to && !h.over(stop); h.at++ {
 		i := h.record(h.at)
-		one := ctx
-		if h.past != nil {
-			one = withHistories(ctx, h.past[i:i+1])
-		}
 		if h.partly && (h.past == nil || h.past[i] == nil) { // has its verdict
 			continue
 		}
@@ -415,14 +423,27 @@ func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
 		h.begun.Store(true)
 		h.tellStarted(ctx, i)
 		h.calling, h.unsettled = true, h.at
-		err := h.apply(one, h.ledger.Records[i])
+		err := h.apply(h.with(ctx, i), h.ledger.Records[i])
 		h.calling = false
-		h.tellEnded(ctx, i, err)
-		if err == nil {
-			h.ledger.Settle(i)
-		} else {
-			h.note(ctx, i, sound(err))
-		}
+		h.enter(ctx, i, sound(err))
+	}
+}
+
+// with returns the context of one record, which has its history.
+func (h *hand[T]) with(ctx context.Context, i int) context.Context {
+	if h.past == nil {
+		return ctx
+	}
+	return withHistories(ctx, h.past[i:i+1])
+}
+
+// enter tells of a record that was applied, and enters its verdict.
+func (h *hand[T]) enter(ctx context.Context, i int, err error) {
+	h.tellEnded(ctx, i, err)
+	if err == nil {
+		h.ledger.Settle(i)
+	} else {
+		h.note(ctx, i, err)
 	}
 }
 
@@ -439,27 +460,31 @@ func (h *hand[T]) tellEnded(ctx context.Context, i int, err error) {
 	}
 }
 
-// caught enters a panic, or a Goexit on its way, as the failure of its record.
+// caught enters a panic as the failure of its record. Where it was a Goexit, the
+// hand goes on with the same record on another goroutine.
 func (h *hand[T]) caught(ctx context.Context) {
-	if h.calling {
-		h.calling = false
-		if h.unsettled < h.at {
-			h.ledger.SettleRun(h.unsettled, h.at)
-		}
-		i, err := h.record(h.at), h.opened(newPanicError(recover()))
-		h.tellEnded(ctx, i, err)
-		h.note(ctx, i, err)
-		h.at++
+	if !h.calling {
+		return
 	}
+	h.calling = false
+	if h.unsettled < h.at {
+		h.ledger.SettleRun(h.unsettled, h.at)
+	}
+	err := newPanicError(recover())
+	if err.Goexit() {
+		h.exit = err
+		return
+	}
+	h.enter(ctx, h.record(h.at), err)
+	h.at++
 }
 
-// opened returns the error that a breaker would have returned for a panic that
-// opened it, which it could but watch on its way.
-func (e *engine[T]) opened(err error) error {
-	if g := gateOf(e.breakers); g.closed {
-		return &OpenError{Until: g.until, Cause: err}
-	}
-	return err
+// resume goes on with the record whose call ended the goroutine before this one.
+func (h *hand[T]) resume(ctx context.Context) {
+	i, exit := h.record(h.at), h.exit
+	h.exit = nil
+	h.enter(ctx, i, afterExit(h.with(ctx, i), h.applier, h.ledger.Records[i], exit))
+	h.at++
 }
 
 // applyTogether applies as one batch the records of the claim that have no
@@ -475,9 +500,15 @@ func (h *hand[T]) applyTogether(ctx context.Context) {
 	for _, i := range index { // which there is where somebody wants to know
 		h.tellStarted(ctx, i)
 	}
-	var err error
-	guard(&err, func() error { return h.together.ApplyBatch(ctx, records) })
+	h.group, h.index = records, index
+	guard(&h.outcome, func() error { return h.together.ApplyBatch(ctx, records) })
+	h.settleTogether(ctx)
+}
 
+// settleTogether enters the verdicts of a batch.
+func (h *hand[T]) settleTogether(ctx context.Context) {
+	records, index, err := h.group, h.index, h.outcome
+	h.group, h.index, h.outcome = nil, nil, nil
 	if err == nil && index == nil { // apart, to allocate nothing
 		h.ledger.SettleRun(h.at, h.to)
 		h.at = h.to

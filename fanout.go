@@ -295,6 +295,8 @@ func (f *fanOutApplier[T]) Validate() error { return f.fault }
 
 func (f *fanOutApplier[T]) batches() bool { return f.batched }
 
+func (*fanOutApplier[T]) catches() {}
+
 // needed returns the branches without each of which no record is applied.
 func (f *fanOutApplier[T]) needed() (branches []any) {
 	for i := range f.branches {
@@ -321,7 +323,22 @@ func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 		}
 	}
 	errs := make([]error, len(f.branches))
-	f.each(skip, errs, func(b int) error { return f.branches[b].inner.Apply(ctx, record) })
+	f.each(skip, errs, func(b int) error {
+		if isExit(errs[b]) {
+			return afterExit(ctx, f.branches[b].inner, record, errs[b])
+		}
+		return f.branches[b].inner.Apply(ctx, record)
+	})
+	return f.conclude(ctx, record, names, errs)
+}
+
+// resume is for an only branch, which is applied on the caller's goroutine.
+func (f *fanOutApplier[T]) resume(ctx context.Context, record T, exit error) error {
+	return f.conclude(ctx, record, nil, []error{afterExit(ctx, f.branches[0].inner, record, exit)})
+}
+
+// conclude is the rest of Apply once the branches have ended.
+func (f *fanOutApplier[T]) conclude(ctx context.Context, record T, names []string, errs []error) error {
 	if allNil(errs) {
 		f.memory.forget(names)
 		return nil
@@ -379,8 +396,9 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 }
 
 // each runs call for every branch that is not skipped and returns when all have
-// ended. A Goexit ends the goroutine of a branch, which for an only branch is the
-// caller's.
+// ended. A Goexit ends the goroutine of a branch, and call is called again on
+// another one, with that in errs; an only branch has the caller's goroutine, see
+// resume.
 func (f *fanOutApplier[T]) each(skip []bool, errs []error, call func(branch int) error) {
 	if len(f.branches) == 1 {
 		guard(&errs[0], func() error { return call(0) })
@@ -392,7 +410,14 @@ func (f *fanOutApplier[T]) each(skip []bool, errs []error, call func(branch int)
 			continue
 		}
 		wg.Go(func() {
+			returned := false
+			defer func() {
+				if !returned {
+					isolate(&errs[b], func() error { return call(b) })
+				}
+			}()
 			guard(&errs[b], func() error { return call(b) })
+			returned = true
 		})
 	}
 	wg.Wait()
@@ -530,6 +555,10 @@ type cloneApplier[T any] struct {
 
 func (c *cloneApplier[T]) Apply(ctx context.Context, record T) error {
 	return c.apply(ctx, c.clone(record))
+}
+
+func (c *cloneApplier[T]) resume(ctx context.Context, record T, exit error) error {
+	return resumed(ctx, c.inner, c.clone(record), exit)
 }
 
 func (c *cloneApplier[T]) ApplyBatch(ctx context.Context, records []T) error {

@@ -48,6 +48,7 @@ type poller[T any] struct {
 	limitless bool // the source decides by itself how much it returns
 	once      bool
 	life      *lifecycle
+	work      context.Context // what an only worker applies under
 
 	phase phase
 	batch batch[T]
@@ -112,6 +113,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		p.memory.identity = named.Identity
 	}
 	p.life = beginLifecycle(ctx, c.watch, c.config.clock, c.config.drainTimeout)
+	p.work = withExits(p.life.work)
 	if r, ok := c.source.(Renewer[T]); ok {
 		if every := renewEvery(r); every > 0 {
 			p.lease = &lease[T]{source: r, every: every, clock: c.config.clock, watch: c.watch}
@@ -343,7 +345,7 @@ func (p *poller[T]) apply() {
 		p.ahead.ask(p.config.batchSize)
 	}
 	if p.crew.todo == nil {
-		p.crew.hands[0].run(p.life.stop, p.life.work)
+		p.crew.hands[0].run(p.life.stop, p.work)
 	} else {
 		p.crew.work(p.batch.hands)
 	}

@@ -66,11 +66,8 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		sink = newTimeoutApplier(sink, timeout, c.Retry.Clock, nil)
 		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
 	}
-	breaker := newBreakerApplier(sink, NewBreaker(c.Breaker), fault)
-	breaker.catches = true
-	parking := newDLQApplier(NewRetryableApplier(breaker, c.Retry), c.DLQ, c.Parking)
-	parking.guarded = true
-	return parking, c.DLQ
+	guarded := newBreakerApplier(sink, NewBreaker(c.Breaker), fault)
+	return NewDLQApplierWith(NewRetryableApplier(guarded, c.Retry), c.DLQ, c.Parking), c.DLQ
 }
 
 // validate checks what the policies cannot see of each other.

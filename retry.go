@@ -200,8 +200,8 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 // failures count.
 //
 // A success costs no allocation, no clock read and no timer. The result is as
-// safe for concurrent use as the applier. A panic passes through, but in a batch
-// whose earlier results it would take along: there it is a failure.
+// safe for concurrent use as the applier. A panic, or a call of runtime.Goexit, is
+// a failed attempt as any other.
 func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[T] {
 	p := policy.withDefaults()
 	fault := policy.validate()
@@ -229,6 +229,7 @@ type retryApplier[T any] struct {
 }
 
 func (*retryApplier[T]) retries() {}
+func (*retryApplier[T]) catches() {}
 
 func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 	if r.fault != nil || !r.refuses && ctx.Err() != nil {
@@ -237,23 +238,31 @@ func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 	if r.metered {
 		return r.applyMetered(ctx, record)
 	}
-	err := r.inner.Apply(ctx, record)
+	err := r.attempt(ctx, record)
 	if err == nil {
 		return nil
 	}
-	return r.again(ctx, record, time.Time{}, r.sound(err))
+	return r.again(ctx, record, time.Time{}, err)
 }
 
 // applyMetered is the rest of Apply where a success has to be noted, or the time
 // of the call.
 func (r *retryApplier[T]) applyMetered(ctx context.Context, record T) error {
 	entry := r.entry()
-	err := r.apply(ctx, record)
+	err := r.attempt(ctx, record)
 	if err == nil {
 		r.policy.Budget.deposit(1)
 		return nil
 	}
 	return r.again(ctx, record, entry, err)
+}
+
+func (r *retryApplier[T]) resume(ctx context.Context, record T, exit error) error {
+	err := resumed(ctx, r.inner, record, exit)
+	if err == nil {
+		return nil
+	}
+	return r.again(ctx, record, r.entry(), err)
 }
 
 // again is the rest of Apply once the first attempt has failed.
@@ -268,17 +277,47 @@ func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, 
 	if past != nil {
 		used = past[0].by(r)
 	}
-	for ; ; class = Classify(ctx, err) {
-		if final := run.judge(class, err, &used); final != nil {
-			return final
+	return r.loop(ctx, record, run, used, err)
+}
+
+// loop judges a failed attempt and makes the next one, until one of them is final.
+func (r *retryApplier[T]) loop(ctx context.Context, record T, run retryRun, used int, err error) error {
+	returned := false
+	defer func() {
+		if !returned { // an attempt has called runtime.Goexit
+			r.goOn(ctx, record, run, used)
+		}
+	}()
+	for {
+		if final := run.judge(Classify(ctx, err), err, &used); final != nil {
+			err = final
+			break
 		}
 		if cut := run.wait(err, 1); cut != nil {
-			return run.giveUp(cut.reason, used, err, cut.cause)
+			err = run.giveUp(cut.reason, used, err, cut.cause)
+			break
 		}
 		if err = r.retry(withAttempt(ctx, run.waits+1), record); err == nil {
-			return nil
+			break
 		}
 	}
+	returned = true
+	return err
+}
+
+// goOn is the rest of loop on another goroutine, while that of the last attempt is
+// ending.
+func (r *retryApplier[T]) goOn(ctx context.Context, record T, run retryRun, used int) {
+	exit := newPanicError(nil)
+	err := afterExit(ctx, r.inner, record, exit)
+	if err != nil {
+		failed := err
+		isolate(&err, func() error { return r.loop(ctx, record, run, used, failed) })
+	}
+	if verdict, left := takeVerdict(ctx, r); left { // it has ended that goroutine as well
+		err = verdict
+	}
+	leaveVerdict(ctx, r, err)
 }
 
 // untouched reports whether a record was not attempted at all, so that a retry
@@ -288,20 +327,13 @@ func untouched(ctx context.Context, err error) bool {
 	return Classify(ctx, err) == NotAttempted && countedIn(err) == 0
 }
 
-// retry makes one further attempt. What it took from the budget comes back
-// unless the attempt failed: a panic that passes through must not leak it.
-func (r *retryApplier[T]) retry(ctx context.Context, record T) (err error) {
-	if r.policy.Budget == nil {
-		return r.apply(ctx, record)
+// retry makes one further attempt. What it took from the budget comes back unless
+// the attempt failed.
+func (r *retryApplier[T]) retry(ctx context.Context, record T) error {
+	err := r.attempt(ctx, record)
+	if err == nil || untouched(ctx, err) {
+		r.policy.Budget.refund(1)
 	}
-	failed := false
-	defer func() {
-		if !failed {
-			r.policy.Budget.refund(1)
-		}
-	}()
-	err = r.apply(ctx, record)
-	failed = err != nil && !untouched(ctx, err)
 	return err
 }
 
@@ -321,7 +353,7 @@ func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 		return r.refuse(ctx)
 	}
 	entry := r.entry()
-	err := r.applyBatch(ctx, records)
+	err := r.attemptBatch(ctx, records)
 	if err == nil {
 		r.policy.Budget.deposit(len(records))
 		return nil
@@ -398,7 +430,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		if alone {
 			err = applyEach(again, Applier[T](r.batch), left)
 		} else {
-			isolate(&err, func() error { return r.batch.ApplyBatch(again, left) })
+			err = r.attemptBatch(again, left)
 		}
 		r.policy.Budget.refund(min(charge, unspent(ctx, err, len(open))))
 	}

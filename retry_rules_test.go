@@ -137,22 +137,19 @@ func (w *waits) After(time.Duration) <-chan time.Time {
 	return ch
 }
 
-func TestR16_APanicPassesThroughAndLeaksNoBudget(t *testing.T) {
+func TestR16_APanicSpendsTheBudgetAsAnErrorDoes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		budget := courier.NewRetryBudget(courier.BudgetPolicy{Burst: 1, Floor: 1e-9, Ratio: 1e-9})
 		policy := plain
-		policy.Budget = budget
-		for range 3 {
-			calls := 0
-			applier := courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error {
-				if calls++; calls == 1 {
-					return errTest
-				}
-				panic("boom")
-			}), policy)
-			require.PanicsWithValue(t, "boom", func() { _ = applier.Apply(t.Context(), 1) })
-			require.Equal(t, 2, calls, "the budget had a retry left")
-		}
+		policy.Budget = courier.NewRetryBudget(courier.BudgetPolicy{Burst: 2, Floor: 1e-9, Ratio: 1e-9})
+		calls := 0
+		applier := courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error {
+			calls++
+			panic("boom")
+		}), policy)
+		var gaveUp *courier.RetryError
+		require.ErrorAs(t, applier.Apply(t.Context(), 1), &gaveUp)
+		require.Equal(t, courier.BudgetEmpty, gaveUp.Reason)
+		require.Equal(t, 3, calls, "the first attempt and the two retries that the budget had")
 	})
 }
 

@@ -91,6 +91,10 @@ func (a *timeoutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	return &named
 }
 
+func (a *timeoutApplier[T]) resume(ctx context.Context, record T, exit error) error {
+	return resumed(ctx, a.inner, record, exit)
+}
+
 // named says what an error after the timeout came of. Which context ended
 // decides, and that of the caller first: its deadline is not the attempt's.
 func (a *timeoutApplier[T]) named(ctx, child context.Context, err error) error {

@@ -20,6 +20,7 @@ type task interface {
 }
 
 func (w *worker[H]) loop() {
+	w.ctx = withExits(w.ctx)
 	for {
 		if !w.busy {
 			task, ok := <-w.todo

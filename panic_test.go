@@ -1,0 +1,222 @@
+package courier_test
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
+)
+
+// abruptEnds are the ways for a call to fail without returning an error.
+var abruptEnds = map[string]func(){
+	"panic":         func() { panic("boom") },
+	"panic(nil)":    func() { panic(nil) }, //nolint:govet // a user may
+	"panic(error)":  func() { panic(errTest) },
+	"runtime error": func() { var m map[int]int; m[1] = 1 },
+	"Goexit":        runtime.Goexit,
+}
+
+// endings is a destination with a script: what the n-th call on a record does.
+type endings struct {
+	script map[string][]string // by branch and record; "" succeeds, and so does the end of the script
+	plain  bool                // every failure is an error that is returned
+	began  time.Time
+
+	mu    sync.Mutex
+	made  map[string]int
+	calls []string
+}
+
+func (e *endings) call(branch string, records ...int) error {
+	e.mu.Lock()
+	kind := ""
+	for _, r := range records {
+		id := fmt.Sprint(branch, r)
+		n := e.made[id]
+		e.made[id]++
+		if n < len(e.script[id]) {
+			kind = cmp.Or(kind, e.script[id][n])
+		}
+	}
+	e.calls = append(e.calls, fmt.Sprintf("%9v %s%v %v", time.Since(e.began), branch, records, kind == ""))
+	e.mu.Unlock()
+	switch {
+	case kind == "":
+		return nil
+	case !e.plain && abruptEnds[kind] != nil:
+		abruptEnds[kind]()
+	}
+	return errTest
+}
+
+func (e *endings) applier(branch string, batches bool) courier.Applier[int] {
+	one := courier.ProcessFunc(func(_ context.Context, r int) error { return e.call(branch, r) })
+	if !batches {
+		return one
+	}
+	return together{one, func(records []int) error { return e.call(branch, records...) }}
+}
+
+type together struct {
+	courier.Applier[int]
+	apply func([]int) error
+}
+
+func (b together) ApplyBatch(_ context.Context, records []int) error { return b.apply(records) }
+
+// However a call fails, it is one failed attempt in every stack and every shape:
+// the calls, their times, and what becomes of the records are those of a script in
+// which each failure is an error that is returned (D9).
+func TestD9_APanicIsTriedAgainAsAnErrorIs(t *testing.T) {
+	retry := courier.RetryPolicy{Jitter: courier.NoJitter, MaxAttempts: 3}
+	breaker := courier.BreakerPolicy{FailureThreshold: 3, Jitter: courier.NoOpenJitter}
+	type stack func(a courier.Applier[int], q courier.DLQ[int]) courier.Applier[int]
+	retried := func(a courier.Applier[int], _ courier.DLQ[int]) courier.Applier[int] {
+		return courier.NewRetryableApplier(a, retry)
+	}
+	resilient := func(a courier.Applier[int], q courier.DLQ[int]) courier.Applier[int] {
+		a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{Retry: retry, Breaker: breaker, DLQ: q})
+		return a
+	}
+	stacks := map[string]stack{
+		"none":  func(a courier.Applier[int], _ courier.DLQ[int]) courier.Applier[int] { return a },
+		"retry": retried,
+		"retry, timeout": func(a courier.Applier[int], _ courier.DLQ[int]) courier.Applier[int] {
+			return courier.NewRetryableApplier(a, courier.RetryPolicy{Jitter: courier.NoJitter, AttemptTimeout: time.Hour})
+		},
+		"breaker": func(a courier.Applier[int], _ courier.DLQ[int]) courier.Applier[int] {
+			return courier.NewCircuitBreakerApplier(a, courier.NewBreaker(breaker))
+		},
+		"dlq": func(a courier.Applier[int], q courier.DLQ[int]) courier.Applier[int] {
+			return courier.NewDLQApplier(a, q)
+		},
+		"dlq, retry": func(a courier.Applier[int], q courier.DLQ[int]) courier.Applier[int] {
+			return courier.NewDLQApplier(retried(a, nil), q)
+		},
+		"dlq by key, retry": func(a courier.Applier[int], q courier.DLQ[int]) courier.Applier[int] {
+			return courier.NewDLQApplierWith(retried(a, nil), q, courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r % 2) }})
+		},
+		"retry, decode, breaker": func(a courier.Applier[int], _ courier.DLQ[int]) courier.Applier[int] {
+			inner := courier.NewCircuitBreakerApplier(a, courier.NewBreaker(breaker))
+			return courier.NewRetryableApplier(courier.NewDecodingApplier(inner, func(r int) (int, error) { return r, nil }), retry)
+		},
+		"resilient": resilient,
+		"fan-out of one": func(a courier.Applier[int], q courier.DLQ[int]) courier.Applier[int] {
+			return courier.NewFanOutApplier(resilient(a, q))
+		},
+	}
+	shapes := []string{"polling", "polling by key", "streaming", "streaming by key", "run once", "redrive"}
+	rapid.Check(t, func(t *rapid.T) {
+		name := rapid.SampledFrom(slices.Sorted(keysOf(stacks))).Draw(t, "stack")
+		shape := rapid.SampledFrom(shapes).Draw(t, "shape")
+		batches := rapid.Bool().Draw(t, "batches")
+		second := rapid.Bool().Draw(t, "second branch")
+		if shape == "redrive" && name == "dlq by key, retry" {
+			name = "dlq, retry"
+		}
+		records := rapid.IntRange(1, 4).Draw(t, "records")
+		kinds := append(slices.Sorted(keysOf(abruptEnds)), "", "error")
+		script := map[string][]string{}
+		for r := range records {
+			for _, branch := range []string{"", "other "} {
+				script[fmt.Sprint(branch, r)] = rapid.SliceOfN(rapid.SampledFrom(kinds), 0, 7).Draw(t, fmt.Sprint("script of ", branch, r))
+			}
+		}
+		run := func(plain bool) (told []string) {
+			rapid.SyncTest(t, func(t *rapid.T) {
+				e := &endings{script: script, plain: plain, began: time.Now(), made: map[string]int{}}
+				q := courier.NewMemoryDLQ[int](0)
+				a := stacks[name](e.applier("", batches), courier.DLQ[int](q))
+				if second {
+					a = courier.NewFanOut(courier.FanOutConfig[int]{
+						Identity: func(r int) string { return fmt.Sprint(r) },
+						Branches: []courier.Branch[int]{
+							{Name: "first", Applier: a}, {Name: "other", Applier: retried(e.applier("other ", batches), nil)},
+						},
+					})
+				}
+				var pending []int
+				opts := []courier.Option{quiet, courier.WithRandom(func() float64 { return 0.5 })}
+				if shape == "polling by key" || shape == "streaming by key" {
+					opts = append(opts, courier.WithOrderKey(func(r int) string { return fmt.Sprint(r % 2) }))
+				}
+				var r courierttest.Recorder[int]
+				switch shape {
+				case "polling", "polling by key":
+					src := r.Source(numbers(records)...)
+					courierttest.RunFor(t, courier.NewPollingCoordinator(src, a, opts...), time.Hour)
+					pending = src.Pending()
+				case "streaming", "streaming by key":
+					src := r.StreamSource(numbers(records)...)
+					courierttest.RunFor(t, courier.NewStreamingCoordinator(src, a, opts...), time.Hour)
+					pending = src.Pending()
+				case "run once":
+					src := r.Source(numbers(records)...)
+					c := courier.NewPollingCoordinator(src, a, opts...)
+					for range 4 {
+						told = append(told, fmt.Sprint("run: ", c.RunOnce(context.Background()) == nil))
+						time.Sleep(time.Minute)
+					}
+					pending = src.Pending()
+				case "redrive":
+					letters := courier.NewMemoryDLQ[int](0)
+					for n := range records {
+						_ = letters.Send(context.Background(), courier.DeadLetter[int]{Record: n, Error: errTest})
+					}
+					for range 4 {
+						result, err := courier.Redrive(context.Background(), courier.DLQ[int](letters), a, nil)
+						told = append(told, fmt.Sprint("redrive: ", result, err == nil))
+						time.Sleep(time.Minute)
+					}
+					left, _ := letters.Receive(context.Background(), 10)
+					for _, l := range left {
+						pending = append(pending, l.Record)
+					}
+				}
+				slices.Sort(e.calls) // those of one instant in any order
+				told = append(told, e.calls...)
+				parked, _ := q.Receive(context.Background(), 10)
+				for _, l := range parked {
+					told = append(told, fmt.Sprint("parked ", l.Record, " after ", l.Attempts, ": ", l.Reason))
+				}
+				told = append(told, fmt.Sprint("pending ", pending))
+			})
+			return told
+		}
+		require.Equal(t, run(true), run(false), "%s, %s", name, shape)
+	})
+}
+
+func keysOf[V any](m map[string]V) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// The panic that a record was parked over keeps its value and its stack.
+func TestB5_APanicIsAFailureWithItsValueAndStack(t *testing.T) {
+	b := newBreaker(1)
+	value := errors.New("the panic's own value")
+	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { panic(value) }), b)
+	err := applier.Apply(t.Context(), 1)
+	var p *courier.PanicError
+	require.ErrorAs(t, err, &p)
+	require.Equal(t, value, p.Value)
+	require.ErrorIs(t, err, courier.ErrOpen)
+	require.EqualValues(t, "open", b.State())
+}
