@@ -9,11 +9,11 @@ type ahead[T any] struct {
 	control *control
 	watch   *watch
 	lease   *lease[T]
-	stop    context.Context
 
 	wanted  chan aheadRequest
 	fetched chan fetchResult[T] // parallel to them
 	pending int                 // asked for and not taken
+	intake  context.Context     // of the fetches that are pending; nil when none are
 	cancel  context.CancelCauseFunc
 
 	busy   bool
@@ -27,10 +27,10 @@ type aheadRequest struct {
 	fresh bool // nothing was asked for before it that is not taken
 }
 
-func newAhead[T any](stop context.Context, c *PollingCoordinator[T], lease *lease[T]) *ahead[T] {
+func newAhead[T any](c *PollingCoordinator[T], lease *lease[T]) *ahead[T] {
 	n := c.config.prefetch
 	return &ahead[T]{
-		source: c.source, control: c.control, watch: c.watch, lease: lease, stop: stop,
+		source: c.source, control: c.control, watch: c.watch, lease: lease,
 		wanted: make(chan aheadRequest, n), fetched: make(chan fetchResult[T], n),
 	}
 }
@@ -40,14 +40,11 @@ func (a *ahead[T]) ask(limit int) {
 	if a == nil || a.pending == cap(a.wanted) {
 		return
 	}
-	ctx, cancel := context.WithCancelCause(a.stop)
-	if before := a.cancel; before != nil { // one end for all that are pending
-		a.cancel = func(cause error) { before(cause); cancel(cause) }
-	} else {
-		a.cancel = cancel
+	if a.intake == nil {
+		a.intake, a.cancel = context.WithCancelCause(a.control.intake())
 	}
 	for a.pending < cap(a.wanted) {
-		a.wanted <- aheadRequest{ctx, limit, a.pending == 0}
+		a.wanted <- aheadRequest{a.intake, limit, a.pending == 0}
 		a.pending++
 	}
 }
@@ -59,7 +56,7 @@ func (a *ahead[T]) take() (r fetchResult[T], ok bool) {
 		r = <-a.fetched
 		if a.pending == 0 {
 			a.cancel(nil)
-			a.cancel = nil
+			a.intake, a.cancel = nil, nil
 		}
 		if !r.skipped {
 			a.lease.takeAhead()
@@ -71,7 +68,7 @@ func (a *ahead[T]) take() (r fetchResult[T], ok bool) {
 
 // callOff has fetches end that are under way, and not made that are not.
 func (a *ahead[T]) callOff() {
-	if a != nil && a.cancel != nil {
+	if a != nil && a.intake != nil {
 		a.cancel(ErrPaused)
 	}
 }
@@ -88,7 +85,7 @@ func (a *ahead[T]) loop() {
 			return
 		}
 		a.dry = a.dry && !r.fresh
-		if a.dry || r.ctx.Err() != nil || a.control.paused() != nil || gateOf(a.control.breakers).closed {
+		if a.dry || r.ctx.Err() != nil || gateOf(a.control.breakers).closed {
 			a.fetched <- fetchResult[T]{skipped: true}
 			continue
 		}

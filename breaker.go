@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -247,6 +248,7 @@ type Breaker struct {
 	rejected atomic.Uint64
 
 	mu      sync.Mutex
+	hearers []chan<- struct{} // of coordinators that may wait for it
 	state   breaker.State
 	refusal *OpenError // what calls are refused with while not closed, made once
 	opened  uint64
@@ -341,7 +343,8 @@ func (b *Breaker) Metrics() BreakerMetrics {
 }
 
 // ForceOpen refuses all calls until [Breaker.Auto] or ForceClosed. It does not
-// become half-open by itself.
+// become half-open by itself. A coordinator that waits for the breaker is told at
+// once of ForceOpen, ForceClosed and Auto.
 func (b *Breaker) ForceOpen() {
 	b.force(breaker.ForcedOpen, &OpenError{Cause: ErrForcedOpen})
 }
@@ -362,8 +365,28 @@ func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {
 	b.refusal = refusal
 	b.settled()
 	b.changed(from, now)
+	hearers := slices.Clone(b.hearers)
 	b.mu.Unlock()
+	for _, ch := range hearers {
+		nudge(ch)
+	}
 	b.tell(context.Background())
+}
+
+// addListener has a channel get a value, if there is room, whenever somebody forces
+// the breaker open or closed or ends that.
+func (b *Breaker) addListener(ch chan<- struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hearers = append(b.hearers, ch)
+}
+
+func (b *Breaker) removeListener(ch chan<- struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.hearers, ch); i >= 0 {
+		b.hearers = slices.Delete(b.hearers, i, i+1)
+	}
 }
 
 // Permit is the right to make one call, to be given back with Report.

@@ -31,9 +31,13 @@ type control struct {
 	stirred  chan struct{} // room for one: look up
 
 	mu      sync.Mutex
+	run     context.Context         // nil when there is none
 	cancel  context.CancelCauseFunc // of the run; nil when there is none
 	ended   chan struct{}           // closed when it has ended
 	resumed chan struct{}           // closed by Resume; nil when not paused
+
+	fetching context.Context // what the run fetches under, until the next Pause
+	callBack context.CancelCauseFunc
 }
 
 func newControl[T any](source Source[T], applier Applier[T], config *config) *control {
@@ -53,16 +57,38 @@ func (c *control) begin(ctx context.Context) (context.Context, error) {
 		return nil, ErrRunning
 	}
 	ctx, c.cancel = context.WithCancelCause(ctx)
-	c.ended = make(chan struct{})
+	c.run, c.ended = ctx, make(chan struct{})
+	c.openIntake()
+	for _, b := range c.breakers {
+		b.addListener(c.stirred)
+	}
 	return ctx, nil
 }
 
 func (c *control) end() {
+	for _, b := range c.breakers {
+		b.removeListener(c.stirred)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.cancel(ErrStopped)
-	c.cancel = nil
+	c.run, c.cancel = nil, nil
 	close(c.ended)
+}
+
+// openIntake lets the run fetch, unless it is paused. The lock is held.
+func (c *control) openIntake() {
+	c.fetching, c.callBack = context.WithCancelCause(c.run)
+	if c.resumed != nil {
+		c.callBack(ErrPaused)
+	}
+}
+
+// intake returns what a run fetches under: it ends with the run, and with Pause.
+func (c *control) intake() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.fetching
 }
 
 // Stop ends the run as the end of Start's context does, and waits until Start
@@ -91,14 +117,18 @@ func (c *control) Stop(ctx context.Context) error {
 	}
 }
 
-// Pause keeps a coordinator from fetching until [Resume] is called, also one
-// that is started later. Records in hand are worked off and marked. It does not
-// wait, and does nothing when the coordinator is paused already. RunOnce takes no
-// notice of it.
+// Pause keeps a coordinator from fetching until Resume is called, also one that is
+// started later. It cancels the context of a Fetch that is under way. The
+// coordinator works off the records in hand and marks them; records that it has
+// fetched ahead go back to the source. Pause does not wait, and does nothing when
+// the coordinator is paused already. RunOnce ignores it.
 func (c *control) Pause() {
 	c.mu.Lock()
 	if c.resumed == nil {
 		c.resumed = make(chan struct{})
+		if c.run != nil {
+			c.callBack(ErrPaused)
+		}
 	}
 	c.mu.Unlock()
 	nudge(c.stirred)
@@ -111,6 +141,9 @@ func (c *control) Resume() {
 	if c.resumed != nil {
 		close(c.resumed)
 		c.resumed = nil
+		if c.run != nil {
+			c.openIntake()
+		}
 	}
 	c.mu.Unlock()
 	nudge(c.stirred)
@@ -123,10 +156,10 @@ func (c *control) paused() <-chan struct{} {
 	return c.resumed
 }
 
-// Wake has a polling coordinator fetch at once that waits for its interval to
-// pass, and either coordinator one that waits to fetch again after an error. A
-// breaker's pause, and Pause, it does not end. It never blocks; calls before the
-// next fetch are one.
+// Wake ends the wait of a coordinator before its next fetch: a polling coordinator's
+// interval, the delay after an error, and a pause over anything but an open breaker
+// of the applier's stack. It does not end what Pause began. It never blocks; calls
+// before the next fetch count as one.
 func (c *control) Wake() {
 	nudge(c.wake)
 }

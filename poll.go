@@ -69,6 +69,7 @@ type poller[T any] struct {
 	halted    halt
 	retryIn   time.Duration // after a fetch that failed
 	took      time.Duration // one that was made ahead
+	cancelled bool          // the fetch, by a stop or a pause
 
 	// The batch.
 	keys    []string
@@ -81,6 +82,7 @@ type poller[T any] struct {
 	// From pass to pass.
 	gate                          keyGate
 	most                          int  // records that a limitless source ever returned
+	paused                        bool // by Pause
 	probing                       bool // the breaker may be probed, with one record
 	sparing                       bool // suspects wait for others to close the breaker
 	spareUntil                    time.Time
@@ -121,7 +123,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		}
 	}
 	if n := c.config.prefetch; n > 0 && !once {
-		p.ahead = newAhead(ctx, c, p.lease)
+		p.ahead = newAhead(c, p.lease)
 	}
 	return p
 }
@@ -200,13 +202,23 @@ func (p *poller[T]) fetch() {
 		return
 	}
 	if resumed := p.control.paused(); resumed != nil && !p.once {
-		p.watch.paused(p.life.settle, PauseEvent{})
+		if !p.paused {
+			p.paused = true
+			p.watch.paused(p.life.settle, PauseEvent{})
+			if p.dropAhead() {
+				p.phase = releasing
+				return
+			}
+		}
 		select {
 		case <-resumed:
-			p.watch.resumed(p.life.settle, true)
 		case <-p.life.stop.Done():
 		}
 		return
+	}
+	if p.paused {
+		p.paused = false
+		p.watch.resumed(p.life.settle, true)
 	}
 	g := gateOf(p.control.breakers)
 	if g.closed && !p.once {
@@ -232,7 +244,7 @@ func (p *poller[T]) fetch() {
 		limit = max(limit, past)
 	}
 	if r, ok := p.ahead.take(); ok {
-		p.records, p.fetchErr = r.records, r.err
+		p.records, p.fetchErr, p.cancelled = r.records, r.err, r.cancelled
 		p.began, p.took = time.Time{}, r.took
 		p.phase = fetched
 		return
@@ -251,12 +263,17 @@ func (p *poller[T]) fetch() {
 		}
 	default:
 	}
+	intake := p.life.stop
+	if !p.once {
+		intake = p.control.intake()
+	}
 	p.phase = fetched
 	p.began = p.watch.now(p.watch.observer.Fetched != nil)
 	guard(&p.fetchErr, func() (err error) {
-		p.records, err = p.source.Fetch(p.life.stop, limit)
+		p.records, err = p.source.Fetch(intake, limit)
 		return err
 	})
+	p.cancelled = intake.Err() != nil
 }
 
 func (p *poller[T]) take() {
@@ -271,11 +288,13 @@ func (p *poller[T]) take() {
 	if p.took = 0; !p.began.IsZero() {
 		event.Took = p.watch.clock.Now().Sub(p.began)
 	}
-	cancelled := p.fetchErr != nil && p.life.stop.Err() != nil
+	cancelled := p.fetchErr != nil && p.cancelled
 	switch {
 	case p.fetchErr == nil:
 		p.fetchPace = trouble{}
-	case !cancelled:
+	case cancelled:
+		p.retryIn = 0
+	default:
 		p.retryIn = p.fetchPace.delay(p.config)
 		event.RetryIn = p.retryIn
 	}

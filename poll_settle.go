@@ -175,7 +175,7 @@ func (p *poller[T]) giveBack() {
 	now := p.config.clock.Now()
 	after := p.config.interval
 	switch {
-	case p.once || p.life.stop.Err() != nil || p.probing && p.halted.err == nil:
+	case p.once || p.paused || p.life.stop.Err() != nil || p.probing && p.halted.err == nil:
 		after = 0 // after a probe that went well, the others are wanted at once
 	case p.halted.err != nil:
 		after = max(0, p.halted.until.Sub(now))
@@ -247,6 +247,9 @@ func (p *poller[T]) rest() {
 		}
 		return
 	}
+	if p.paused {
+		return
+	}
 	if p.halted.err == nil && (p.probing || p.fetchErr == nil) {
 		p.watch.resumed(p.life.settle, false)
 	}
@@ -280,28 +283,39 @@ func (p *poller[T]) rest() {
 	p.nap(delay)
 }
 
-// nap is a rest that a wake-up ends, unless a breaker wants it.
+// nap is a rest that a wake-up ends, or a Pause. A breaker's pause ends when the
+// breaker has closed; by a wake-up of the source, which knows nothing of it, no
+// pause ends.
 func (p *poller[T]) nap(d time.Duration) {
 	if d <= 0 || p.life.stop.Err() != nil {
 		return
 	}
+	woken := p.woken
 	if p.halted.err != nil {
-		sleep(p.life.stop, p.config.clock, d)
-		return
+		woken = nil
 	}
+	shut := p.halted.err != nil && gateOf(p.control.breakers).closed
 	rested := p.config.clock.After(d)
 	for {
 		select {
 		case <-rested:
-		case <-p.control.wake:
-		case _, open := <-p.woken:
-			if !open { // the source has given up waking: the interval is the pace
-				p.woken = nil
-				continue
-			}
+			return
 		case <-p.life.stop.Done():
+			return
+		case <-p.control.wake:
+			if p.halted.err == nil || !gateOf(p.control.breakers).closed {
+				return
+			}
+		case <-p.control.stirred:
+			if p.control.paused() != nil && !p.once || shut && !gateOf(p.control.breakers).closed {
+				return
+			}
+		case _, open := <-woken:
+			if open {
+				return
+			}
+			woken, p.woken = nil, nil // the source has given up waking: the interval is the pace
 		}
-		return
 	}
 }
 

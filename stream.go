@@ -59,6 +59,7 @@ type stream[T any] struct {
 	eof      bool
 	paused   bool // by Pause
 	stopping bool
+	shut     bool // a breaker of the stack is why pausedUntil is set
 	probing  bool // the breaker may be probed, with one record at a time
 	sparing  bool // suspects wait for others to close the breaker
 
@@ -253,6 +254,9 @@ func (s *stream[T]) direct() {
 			s.renewalDue = true
 		case <-s.control.wake:
 			s.fetchAt = time.Time{}
+			if !s.shut {
+				s.pausedUntil = time.Time{}
+			}
 		case <-s.control.stirred:
 		case <-stopped:
 		}
@@ -277,8 +281,12 @@ func (s *stream[T]) finishAll() {
 func (s *stream[T]) act(now time.Time) (finished bool) {
 	closing := s.stopping || s.fatal != nil
 	s.sparing = false
-	if g := gateOf(s.control.breakers); g.closed || g.probe {
-		s.probing = true
+	g := gateOf(s.control.breakers)
+	if s.shut && !g.closed { // by its time, or by hand before that
+		s.shut, s.pausedUntil = false, time.Time{}
+	}
+	if g.closed || g.probe {
+		s.probing, s.shut = true, g.closed
 		s.sparing = g.probe && now.Before(s.spareUntil)
 		if g.until.After(s.pausedUntil) {
 			s.pausedUntil = g.until

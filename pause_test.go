@@ -1,0 +1,220 @@
+package courier_test
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
+)
+
+// pausable is what both coordinators are.
+type pausable interface {
+	courierttest.Starter
+	Pause()
+	Resume()
+	Wake()
+	Ready() error
+	Stats() courier.Stats
+}
+
+// A paused coordinator holds nothing that it has not begun: other instances have it.
+func TestPause_HoldsNothingThatWasFetchedAhead(t *testing.T) {
+	for _, prefetch := range []int{0, 1, 3} {
+		for _, late := range []bool{false, true} { // while a batch is in work, or after it
+			t.Run(fmt.Sprintf("prefetch %d, late %v", prefetch, late), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					var r courierttest.Recorder[int]
+					source := r.LeasingSource(30*time.Second, numbers(20)...)
+					a := r.Applier(nil)
+					a.ApplyFunc = func(context.Context, int) error { time.Sleep(time.Second); return nil }
+					opts := []courier.Option{quiet, courier.WithBatchSize(2), courier.WithPrefetch(prefetch)}
+					if late { // the pause comes while the coordinator rests between two batches
+						opts = append(opts, courier.WithFixedInterval(), courier.WithInterval(time.Minute))
+					}
+					c := courier.NewPollingCoordinator[int](source, a, opts...)
+					run := courierttest.Start(t, c)
+					time.Sleep(1500 * time.Millisecond)
+					if late {
+						time.Sleep(time.Second)
+					}
+					c.Pause()
+					time.Sleep(2 * time.Second)
+					require.Empty(t, source.InHand())
+					require.Zero(t, c.Stats().InHand)
+					require.ErrorIs(t, c.Ready(), courier.ErrPaused)
+					other := courierttest.Start(t, courier.NewPollingCoordinator[int](source.Join(), r.Applier(nil), quiet))
+					time.Sleep(time.Minute)
+					require.Empty(t, source.Pending(), "another instance has delivered the rest")
+					require.NoError(t, other.Stop())
+					source.Add(100)
+					c.Resume()
+					time.Sleep(2 * time.Second)
+					require.Empty(t, source.Pending(), "after Resume the coordinator goes on at once")
+					require.NoError(t, run.Stop())
+					courierttest.AssertDeliveredOnce(t, &r)
+				})
+			})
+		}
+	}
+}
+
+// Pause calls a Fetch back that waits, so that nothing is applied which came after
+// the pause had begun.
+func TestPause_CallsAFetchBack(t *testing.T) {
+	for _, streaming := range []bool{false, true} {
+		t.Run(fmt.Sprintf("streaming %v", streaming), func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				var r courierttest.Recorder[int]
+				source := r.StreamSource() // whose Fetch waits
+				var told courierttest.ObserverRecorder
+				var c pausable = courier.NewPollingCoordinator[int](source, r.Applier(nil), quiet, courier.WithObserver(told.Observer()))
+				if streaming {
+					c = courier.NewStreamingCoordinator[int](source, r.Applier(nil), quiet, courier.WithObserver(told.Observer()))
+				}
+				run := courierttest.Start(t, c)
+				for n := range 3 {
+					time.Sleep(time.Second)
+					c.Pause()
+					time.Sleep(time.Second)
+					source.Add(n)
+					time.Sleep(time.Minute)
+					require.Len(t, r.Records(courierttest.Applied), n)
+					c.Resume()
+					time.Sleep(time.Millisecond)
+					require.Len(t, r.Records(courierttest.Applied), n+1, "at once")
+				}
+				require.NoError(t, run.Stop())
+				require.Zero(t, c.Stats().FetchFailures, "a fetch that was called back has not failed")
+				require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), 3)
+				require.Len(t, courierttest.EventsOf[courier.ResumeEvent](&told), 3)
+			})
+		})
+	}
+}
+
+// An operator who closes a breaker ends the pause over it; Wake does not, while the
+// breaker is open.
+func TestPause_EndsWhenAnOperatorClosesTheBreaker(t *testing.T) {
+	for name, operate := range map[string]func(b *courier.Breaker){"Auto": (*courier.Breaker).Auto, "ForceClosed": (*courier.Breaker).ForceClosed} {
+		for _, forced := range []bool{false, true} { // opened by failures, or by hand
+			for _, streaming := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, forced %v, streaming %v", name, forced, streaming), func(t *testing.T) {
+					courierttest.Bubble(t, func(t *testing.T) {
+						var r courierttest.Recorder[int]
+						var down atomic.Bool
+						down.Store(!forced)
+						b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: 12 * time.Hour})
+						var calls atomic.Int64
+						a := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+							if calls.Add(1); down.Load() {
+								return errTest
+							}
+							return nil
+						}), b)
+						if forced {
+							b.ForceOpen()
+						}
+						polled, streamed := r.Source(1, 2, 3), r.StreamSource(1, 2, 3)
+						var c pausable = courier.NewPollingCoordinator[int](polled, a, quiet)
+						pending := polled.Pending
+						if streaming {
+							c, pending = courier.NewStreamingCoordinator[int](streamed, a, quiet), streamed.Pending
+						}
+						run := courierttest.Start(t, c)
+						time.Sleep(time.Minute)
+						before := calls.Load()
+						c.Wake()
+						time.Sleep(time.Minute)
+						require.Equal(t, before, calls.Load(), "Wake opens no breaker")
+						require.ErrorIs(t, c.Ready(), courier.ErrOpen)
+						down.Store(false)
+						operate(b)
+						require.NoError(t, c.Ready())
+						time.Sleep(6 * time.Second)
+						require.Empty(t, pending())
+						require.NoError(t, run.Stop())
+					})
+				})
+			}
+		}
+	}
+}
+
+// Fetching ahead for hours costs no memory (D11).
+func TestD11_PrefetchKeepsNothingOfEarlierBatches(t *testing.T) {
+	const batches = 40_000
+	for _, prefetch := range []int{1, 2, 5} {
+		t.Run(fmt.Sprint(prefetch), func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var early, late runtime.MemStats
+			source := &endless{at: map[int]func(){
+				batches / 10: func() { runtime.GC(); runtime.ReadMemStats(&early) },
+				batches:      func() { runtime.GC(); runtime.ReadMemStats(&late); cancel() },
+			}}
+			c := courier.NewPollingCoordinator[int](source, courier.ProcessFunc(func(context.Context, int) error { return nil }), quiet, courier.WithBatchSize(2), courier.WithPrefetch(prefetch))
+			require.NoError(t, c.Start(ctx))
+			require.Less(t, float64(late.HeapAlloc)-float64(early.HeapAlloc), 1e6)
+		})
+	}
+}
+
+// endless is a leasing source that always has a full batch, and calls at after so
+// many fetches.
+type endless struct {
+	fetches int
+	at      map[int]func()
+}
+
+func (e *endless) Fetch(_ context.Context, limit int) ([]int, error) {
+	e.fetches++
+	if f := e.at[e.fetches]; f != nil {
+		f()
+	}
+	return make([]int, limit), nil
+}
+
+func (*endless) Mark(context.Context, []int) error                   { return nil }
+func (*endless) Release(context.Context, []int, time.Duration) error { return nil }
+
+// Wake ends a pause that no breaker of the stack has caused.
+func TestPause_OverSomethingElseEndsByWake(t *testing.T) {
+	for _, streaming := range []bool{false, true} {
+		courierttest.Bubble(t, func(t *testing.T) {
+			var r courierttest.Recorder[int]
+			var calls atomic.Int64
+			a := courier.ProcessFunc(func(context.Context, int) error {
+				if calls.Add(1) == 1 {
+					return maintenance{time.Now().Add(time.Hour)}
+				}
+				return nil
+			})
+			polled, streamed := r.Source(1), r.StreamSource(1)
+			var c pausable = courier.NewPollingCoordinator[int](polled, a, quiet)
+			if streaming {
+				c = courier.NewStreamingCoordinator[int](streamed, a, quiet)
+			}
+			run := courierttest.Start(t, c)
+			time.Sleep(10 * time.Minute)
+			require.EqualValues(t, 1, calls.Load())
+			c.Wake()
+			time.Sleep(time.Second)
+			require.EqualValues(t, 2, calls.Load())
+			require.NoError(t, run.Stop())
+		})
+	}
+}
+
+// maintenance is a destination's word that it takes nothing for now.
+type maintenance struct{ until time.Time }
+
+func (maintenance) Error() string        { return "closed for maintenance" }
+func (maintenance) NotAttempted() bool   { return true }
+func (m maintenance) RetryAt() time.Time { return m.until }
