@@ -16,6 +16,7 @@ type ahead[T any] struct {
 	intake  context.Context     // of the fetches that are pending; nil when none are
 	cancel  context.CancelCauseFunc
 
+	taken  bool // the poller has the last batch that was asked for in hand
 	busy   bool
 	dry    bool // the last fetch was not full: those that were asked for behind it are not made
 	result fetchResult[T]
@@ -51,6 +52,9 @@ func (a *ahead[T]) ask(limit int) {
 
 // take gives the poller the next batch that was asked for, and waits for it.
 func (a *ahead[T]) take() (r fetchResult[T], ok bool) {
+	if a != nil {
+		a.taken = false
+	}
 	for a != nil && a.pending > 0 {
 		a.pending--
 		r = <-a.fetched
@@ -60,11 +64,15 @@ func (a *ahead[T]) take() (r fetchResult[T], ok bool) {
 		}
 		if !r.skipped {
 			a.lease.takeAhead()
+			a.taken = true
 			return r, true
 		}
 	}
 	return fetchResult[T]{}, false
 }
+
+// took reports whether the last take returned a batch.
+func (a *ahead[T]) took() bool { return a != nil && a.taken }
 
 // callOff has fetches end that are under way, and not made that are not.
 func (a *ahead[T]) callOff() {

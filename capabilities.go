@@ -81,10 +81,13 @@ type Lag struct {
 }
 
 // Identifier is an optional capability of a [Source]: it names a record, the
-// same record always by the same name and no two by one. A polling coordinator
-// uses it to know a record again whose delivery an open breaker interrupted.
-// Without it two records are the same when they are deeply equal
-// (reflect.DeepEqual).
+// same record always by the same name and no two by one. [WithIdentity] does the
+// same for any source, and takes the place of the method.
+//
+// A polling coordinator knows by its name a record again that the source returns
+// a second time, so that the attempts count which an open breaker interrupted.
+// It knows numbers and strings by their value. It keeps all other records in hand
+// over the pause, and fetches no more until they are settled.
 type Identifier[T any] interface {
 	Identity(record T) string
 }

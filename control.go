@@ -42,7 +42,7 @@ type control struct {
 
 func newControl[T any](source Source[T], applier Applier[T], config *config) *control {
 	c := &control{
-		watch: newWatch(config, nameWith(source)), breakers: breakersOf(applier),
+		watch: newWatch(config, nameWith(source, config)), breakers: breakersOf(applier),
 		wake: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
 	}
 	c.lagger, _ = source.(Lagger)

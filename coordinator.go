@@ -3,6 +3,7 @@ package courier
 import (
 	"context"
 	"fmt"
+	"reflect"
 )
 
 // PollingCoordinator fetches records from a source, applies them, marks those
@@ -46,10 +47,15 @@ func firstFault(faults ...error) error {
 	return nil
 }
 
-// keyFault reports an order key of other records.
+// keyFault reports a function that is for records of another type.
 func keyFault[T any](c *config) error {
-	if _, ok := c.keyOf.(func(T) string); c.keyOf != nil && !ok {
-		return &ConfigError{"WithOrderKey", fmt.Sprintf("has a %T, which is not for records of type %T", c.keyOf, *new(T))}
+	for _, f := range [...]struct {
+		option string
+		of     any
+	}{{"WithOrderKey", c.keyOf}, {"WithIdentity", c.identityOf}} {
+		if _, ok := f.of.(func(T) string); f.of != nil && !ok {
+			return &ConfigError{f.option, fmt.Sprintf("has a %T, which is not for records of type %v", f.of, reflect.TypeFor[T]())}
+		}
 	}
 	return nil
 }

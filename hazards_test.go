@@ -13,6 +13,7 @@ import (
 	"math"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -437,7 +438,7 @@ func TestP2_ASuspectThatIsGoneIsForgotten(t *testing.T) {
 			return nil
 		}), nil)
 		source := newShelf[int]()
-		stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+		stop := start(t, courier.NewPollingCoordinator(source, stack, quiet, courier.WithIdentity(strconv.Itoa)))
 		firstProbe := func(records ...int) int {
 			down.Store(true)
 			source.add(records...)

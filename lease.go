@@ -52,19 +52,32 @@ type lease[T any] struct {
 // leased is what one fetch brought, and what is lost of it.
 type leased[T any] struct {
 	records []T
+	numbers []uint64 // of records that are kept in hand from pass to pass; else nil
 	lost    map[int]bool
 }
 
-// hold has the records of a fetch in hand, unless it is the one that was taken
-// from those ahead, as it was.
-func (l *lease[T]) hold(records []T) {
+// find returns the index of the record with a number, or -1.
+func (f *leased[T]) find(number uint64) int {
+	if f == nil || number == 0 {
+		return -1
+	}
+	return slices.Index(f.numbers, number)
+}
+
+// hold has the records of a pass in hand.
+func (l *lease[T]) hold(held []pending[T]) {
 	if l == nil {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if f := l.fetch; f == nil || len(f.records) != len(records) || len(records) > 0 && &f.records[0] != &records[0] {
-		l.fetch = &leased[T]{records: records}
+	before := l.fetch
+	l.fetch = &leased[T]{records: recordsOf(held)}
+	for i, h := range held {
+		l.fetch.numbers = append(l.fetch.numbers, h.key.number)
+		if j := before.find(h.key.number); j >= 0 && before.lost[j] {
+			l.fetch.setLost(i)
+		}
 	}
 	l.batch, l.base, l.size, l.over = nil, 0, 0, false
 }
@@ -104,13 +117,13 @@ func (l *lease[T]) finish() {
 }
 
 // left returns what is not lost of the records behind the batch.
-func (l *lease[T]) left(records []T) []T {
+func (l *lease[T]) left(records []pending[T]) []pending[T] {
 	if l == nil || l.fetch == nil {
 		return records
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	kept := make([]T, 0, len(records))
+	kept := make([]pending[T], 0, len(records))
 	for i, record := range records {
 		if !l.fetch.lost[l.base+l.size+i] {
 			kept = append(kept, record)
@@ -155,8 +168,16 @@ func (l *lease[T]) takeAhead() {
 func (l *lease[T]) lose(f *leased[T], i int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if f != l.fetch && f.numbers != nil {
+		if j := l.fetch.find(f.numbers[i]); j >= 0 { // the next pass has it by now
+			f, i = l.fetch, j
+		}
+	}
 	if f == l.fetch {
 		inBatch := i < l.base+l.size
+		if inBatch && l.over {
+			f.setLost(i) // it may be kept for the next pass
+		}
 		if i < l.base || inBatch && l.over {
 			return false
 		}
@@ -167,11 +188,15 @@ func (l *lease[T]) lose(f *leased[T], i int) bool {
 	} else if !slices.Contains(l.ahead, f) {
 		return false
 	}
+	f.setLost(i)
+	return true
+}
+
+func (f *leased[T]) setLost(i int) {
 	if f.lost == nil {
 		f.lost = make(map[int]bool)
 	}
 	f.lost[i] = true
-	return true
 }
 
 func (l *lease[T]) loop() {

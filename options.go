@@ -21,6 +21,7 @@ type config struct {
 	batchSize     int
 	workers       int
 	keyOf         any // a func(T) string
+	identityOf    any // a func(T) string
 	applyBatch    int // 0 is by the workers
 	prefetch      int
 	orderedMarks  bool
@@ -162,6 +163,22 @@ func WithOrderKey[T any](key func(record T) string) Option {
 			return
 		}
 		c.keyOf = key
+	}
+}
+
+// WithIdentity names the records of a source that is no [Identifier], such as one
+// of functions: the same record always by the same name and no two records by one;
+// "" is no name. The names are for logs and events, and a polling coordinator knows
+// by them a record again that the source returns a second time, see [Identifier].
+// The function must be safe for concurrent use. T is the type of the coordinator's
+// records.
+func WithIdentity[T any](identity func(record T) string) Option {
+	return func(c *config) {
+		if identity == nil {
+			c.refuse("WithIdentity", "is nil: pass the function that names a record")
+			return
+		}
+		c.identityOf = identity
 	}
 }
 

@@ -57,15 +57,18 @@ type poller[T any] struct {
 	ahead *ahead[T] // nil unless batches are fetched ahead
 
 	// The pass.
-	began     time.Time // of the call in work, where its duration is asked for
-	fetchedAt time.Time // where there is an order: when the fetch began
-	records   []T       // fetched and not yet in hand
-	taken     int       // how many of the fetch came into hand before this batch
+	began     time.Time   // of the call in work, where its duration is asked for
+	fetchedAt time.Time   // where there is an order: when the fetch began
+	records   []T         // fetched and not yet in hand
+	ids       []recordKey // of these, where that matters; else nil
+	handed    bool        // they were in hand already, and not fetched now
+	sorted    bool        // what is left of them is either kept or given back
+	taken     int         // how many of the fetch came into hand before this batch
 	fetchErr  error
-	full      bool // the source may have more
-	progress  bool // something was marked
-	failed    BatchError
-	refused   bool // a record stays pending that no time was told for
+	full      bool          // the source may have more
+	progress  bool          // something was marked
+	failed    map[int]error // by index, in RunOnce
+	refused   bool          // a record stays pending that no time was told for
 	halted    halt
 	retryIn   time.Duration // after a fetch that failed
 	took      time.Duration // one that was made ahead
@@ -75,9 +78,12 @@ type poller[T any] struct {
 	keys    []string
 	mark    []T
 	markErr error
+	known   []recordKey // of the records, where that matters; else nil
 	faulty  []FailedRecord[T]
-	release []T
-	behind  []T // likewise, but for as long as another of their key
+	release []pending[T]
+	behind  []pending[T]  // likewise, but for as long as another of their key
+	back    []returned[T] // failed records to be released, for as long as each asks at least
+	kept    []pending[T]  // in hand for the next pass
 
 	// From pass to pass.
 	gate                          keyGate
@@ -86,8 +92,11 @@ type poller[T any] struct {
 	probing                       bool // the breaker may be probed, with one record
 	sparing                       bool // suspects wait for others to close the breaker
 	spareUntil                    time.Time
-	stuck                         bool        // the probe is a record that a breaker opened over before
-	memory                        suspects[T] // records that a breaker interrupted
+	stuck                         bool     // the probe is a record that a breaker opened over before
+	memory                        suspects // records that a breaker interrupted
+	identity                      identity[T]
+	leaving                       bool      // RunOnce does not go on
+	patience                      time.Time // until when RunOnce waits for a breaker
 	fetchPace, markPace, restPace trouble
 	unmarked                      error // a *MarkError
 	fatal                         error
@@ -101,7 +110,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		source:  c.source,
 		once:    once,
 		crew:    crew[T]{hands: make([]hand[T], c.config.workers)},
-		memory:  suspects[T]{clock: c.config.clock, limit: max(c.config.batchSize, minWindow) - 1},
+		memory:  suspects{clock: c.config.clock, limit: max(c.config.batchSize, minWindow) - 1},
 	}
 	p.batch.engine, p.batch.gate = p.engine, &p.gate
 	p.releaser, _ = c.source.(Releaser[T])
@@ -111,9 +120,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		isolate(&ignored, func() error { p.woken = w.Wake(); return nil })
 	}
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
-	if named, ok := c.source.(Identifier[T]); ok {
-		p.memory.identity = named.Identity
-	}
+	p.identity = identityOf(c.source, &c.config, once)
 	p.life = beginLifecycle(ctx, c.watch, c.config.clock, c.config.drainTimeout)
 	p.work = withExits(p.life.work)
 	if r, ok := c.source.(Renewer[T]); ok {
@@ -192,20 +199,18 @@ func (p *poller[T]) loop() {
 }
 
 func (p *poller[T]) fetch() {
-	p.records, p.taken, p.fetchErr = nil, 0, nil
+	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
 	p.full, p.progress, p.refused = false, false, false
-	p.failed, p.halted = BatchError{}, halt{}
+	p.halted = halt{}
 	if p.life.stop.Err() != nil {
-		if p.phase = ended; p.dropAhead() {
-			p.phase = releasing
-		}
+		p.finish()
 		return
 	}
 	if resumed := p.control.paused(); resumed != nil && !p.once {
 		if !p.paused {
 			p.paused = true
 			p.watch.paused(p.life.settle, PauseEvent{})
-			if p.dropAhead() {
+			if kept, ahead := p.letGo(), p.dropAhead(); kept || ahead {
 				p.phase = releasing
 				return
 			}
@@ -232,9 +237,16 @@ func (p *poller[T]) fetch() {
 	// Half-open after a probe that went well, the breaker wants more successes.
 	p.sparing = g.probe && p.config.clock.Now().Before(p.spareUntil)
 	p.probing = !p.sparing && (p.probing || g.probe)
+	if p.keyOf != nil {
+		p.fetchedAt = p.config.clock.Now()
+	}
+	if p.takeKept() {
+		return
+	}
+	p.fetchErr = nil
 	limit := p.config.batchSize
-	past := 1 + len(p.memory.list) // to see past the suspects
-	if p.keyOf != nil {            // and past all that waits behind them
+	past := 1 + len(p.memory.list)         // to see past the suspects
+	if p.keyOf != nil || len(p.kept) > 0 { // and past all that waits behind them, or cannot be told from them
 		past = max(p.config.batchSize, minWindow)
 	}
 	switch {
@@ -248,9 +260,6 @@ func (p *poller[T]) fetch() {
 		p.began, p.took = time.Time{}, r.took
 		p.phase = fetched
 		return
-	}
-	if p.keyOf != nil {
-		p.fetchedAt = p.config.clock.Now()
 	}
 	select { // what woke this fetch, or would wake the next one for what it brings
 	case <-p.control.wake:
@@ -282,6 +291,54 @@ func (p *poller[T]) take() {
 	if p.keyOf != nil {
 		p.gate.lift(p.fetchedAt, p.fetchedAt)
 	}
+	if !p.handed {
+		p.tellFetched(n)
+	}
+	if len(p.kept) > 0 {
+		gone := p.lookPast()
+		p.watch.count.inHand.Add(-int64(gone))
+	}
+	if p.ids == nil && (len(p.memory.list) > 0 || p.probing || p.sparing || p.once || p.lease != nil && p.identity.inHand) {
+		p.ids = p.identity.keysOf(p.records)
+	}
+	var keys []string
+	if p.probing || p.sparing {
+		keys, _ = p.keysOf(nil, p.records)
+	}
+	switch {
+	case len(p.records) == 0:
+	case p.probing:
+		i := p.memory.probe(p.ids, keys)
+		p.stuck = p.memory.find(p.ids[i]) >= 0
+		all := pendings(p.records, p.ids)
+		p.release = append(append(p.release, all[:i]...), all[i+1:]...)
+		p.records, p.ids = p.records[i:i+1:i+1], p.ids[i:i+1:i+1]
+	case p.sparing:
+		p.spare(keys)
+	}
+	// What is passed over is in hand until the probe is marked.
+	if !p.ahead.took() || p.handed || len(p.release) > 0 {
+		p.lease.hold(append(pendings(p.records, p.ids), p.release...))
+	}
+}
+
+// spare has the suspects among the records wait.
+func (p *poller[T]) spare(keys []string) {
+	suspected := p.memory.suspected(p.ids, keys)
+	var others []T
+	var othersIDs []recordKey
+	for i, record := range p.records {
+		if suspected[i] {
+			p.release = append(p.release, pending[T]{record, p.ids[i]})
+		} else {
+			others, othersIDs = append(others, record), append(othersIDs, p.ids[i])
+		}
+	}
+	p.records, p.ids = others, othersIDs
+}
+
+// tellFetched takes in what a fetch has returned, n records.
+func (p *poller[T]) tellFetched(n int) {
 	p.full = n >= p.config.batchSize || p.limitless && n > 0 && n >= p.most
 	p.most = max(p.most, n)
 	event := FetchEvent{Records: n, Err: p.fetchErr, Took: p.took}
@@ -299,20 +356,6 @@ func (p *poller[T]) take() {
 		event.RetryIn = p.retryIn
 	}
 	p.watch.fetched(p.life.settle, event, cancelled)
-	switch {
-	case n == 0:
-	case p.probing:
-		keys, _ := p.keysOf(nil, p.records)
-		i := p.memory.probe(p.records, keys)
-		p.stuck = p.memory.find(p.records[i]) >= 0
-		p.release = append(append(p.release, p.records[:i]...), p.records[i+1:]...)
-		p.records = p.records[i : i+1 : i+1]
-	case p.sparing:
-		keys, _ := p.keysOf(nil, p.records)
-		p.records, p.release = p.memory.split(p.records, keys)
-	}
-	// What is passed over is in hand until the probe is marked.
-	p.lease.hold(append(slices.Clip(p.records), p.release...))
 }
 
 // dropAhead has all that was fetched ahead given back, and reports whether there
@@ -322,11 +365,14 @@ func (p *poller[T]) dropAhead() (some bool) {
 	for {
 		r, ok := p.ahead.take()
 		if !ok {
+			if some {
+				p.lease.hold(append(slices.Clip(p.kept), p.release...))
+			}
 			return some
 		}
 		some = true
 		p.watch.fetched(p.life.settle, FetchEvent{Records: len(r.records), Err: r.err, Took: r.took}, r.cancelled)
-		p.release = append(p.release, r.records...)
+		p.release = append(p.release, pendings(r.records, nil)...)
 	}
 }
 
@@ -337,6 +383,10 @@ func (p *poller[T]) cut() {
 	n := min(len(p.records), p.config.batchSize)
 	records := p.records[:n:n]
 	p.records = p.records[n:]
+	p.known = nil
+	if p.ids != nil {
+		p.known, p.ids = p.ids[:n:n], p.ids[n:]
+	}
 	keys, unkeyed := p.keysOf(p.keys, records)
 	p.keys = keys
 	p.lease.change()
@@ -344,7 +394,7 @@ func (p *poller[T]) cut() {
 	if p.sparing { // else chance would decide which of the records is the probe
 		hands = min(hands, 1)
 	}
-	p.batch.reset(records, p.memory.histories(records), keys, hands)
+	p.batch.reset(records, p.memory.histories(p.known), keys, hands)
 	p.batch.unkeyed = unkeyed
 	p.lease.begin(&p.batch)
 	crew := &p.crew

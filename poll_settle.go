@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/erfanmomeniii/courier/internal/ledger"
@@ -22,6 +24,9 @@ func (p *poller[T]) settle() {
 	if len(p.memory.list) > 0 || p.halted.err != nil {
 		p.remember()
 	}
+	if p.once {
+		p.noteFailures()
+	}
 	if b.complete() {
 		p.mark = b.ledger.Records
 		p.watch.applied(p.life.work, ApplyEvent{Records: len(p.mark), Applied: len(p.mark), Took: p.watch.since(p.watch.observer.Applied != nil, p.began)})
@@ -29,25 +34,27 @@ func (p *poller[T]) settle() {
 		p.mark = b.ledger.In(ledger.Settled)
 		p.report()
 		for i, record := range b.ledger.Records {
-			switch {
-			case b.ledger.State(i) != ledger.Pending:
+			switch state := b.ledger.State(i); {
+			case state == ledger.Failed && p.failer == nil:
+				p.back = append(p.back, returned[T]{record, afterOf(b.ledger.Err(i))})
+			case state != ledger.Pending:
 			case b.isLost(i): // it is not ours to give back
 				p.watch.count.inHand.Add(-1)
 			case b.ledger.Err(i) == errHeldBack:
-				p.behind = append(p.behind, record)
+				p.behind = append(p.behind, pending[T]{record, p.idOf(i)})
 			default:
-				p.release = append(p.release, record)
+				p.release = append(p.release, pending[T]{record, p.idOf(i)})
 			}
-		}
-		if p.failer == nil {
-			p.release = append(p.release, b.ledger.In(ledger.Failed)...)
 		}
 	}
 	if p.halted.err != nil || p.life.stop.Err() != nil {
-		left := p.lease.left(p.records)
+		if p.ids == nil && p.identity.inHand {
+			p.ids = p.identity.keysOf(p.records)
+		}
+		left := p.lease.left(pendings(p.records, p.ids))
 		p.watch.count.inHand.Add(-int64(len(p.records) - len(left)))
 		p.release = append(p.release, left...)
-		p.records = nil
+		p.records, p.ids = nil, nil
 		p.ahead.callOff()
 	}
 	p.phase = marking
@@ -57,17 +64,51 @@ func (p *poller[T]) settle() {
 	}
 }
 
+// idOf returns how a record of the batch is known.
+func (p *poller[T]) idOf(i int) (key recordKey) {
+	if p.known != nil {
+		key = p.known[i]
+	}
+	return key
+}
+
 // remember keeps account of the records that a breaker interrupted.
 func (p *poller[T]) remember() {
 	b := &p.batch
-	for i, record := range b.ledger.Records {
+	if p.known == nil {
+		p.known = p.identity.keysOf(b.ledger.Records)
+	}
+	for i, key := range p.known {
 		if b.ledger.State(i) != ledger.Pending {
-			p.memory.drop(record)
+			p.memory.drop(key)
 		} else if err := b.ledger.Err(i); err != nil {
 			past := historyOf(err)
 			if past != nil || b.halted.err != nil && i == b.halted.at {
-				p.memory.note(record, past)
+				p.memory.note(key, past)
 			}
+		}
+	}
+}
+
+// index returns the place of a record of the batch in its fetch.
+func (p *poller[T]) index(i int) int {
+	if p.once && p.known != nil {
+		return int(p.known[i].number) - 1 // which it has had since, see identity.keysOf
+	}
+	return p.taken + i
+}
+
+// noteFailures keeps what RunOnce returns of the records, as of their last attempt.
+func (p *poller[T]) noteFailures() {
+	b := &p.batch
+	for i := range b.ledger.Records {
+		if err := b.ledger.Err(i); err != nil {
+			if p.failed == nil {
+				p.failed = make(map[int]error)
+			}
+			p.failed[p.index(i)] = err
+		} else if b.ledger.State(i) != ledger.Pending {
+			delete(p.failed, p.index(i))
 		}
 	}
 }
@@ -84,9 +125,6 @@ func (p *poller[T]) report() {
 		if err == nil {
 			continue
 		}
-		if p.once {
-			p.failed.Add(p.taken+i, err)
-		}
 		failed := b.ledger.State(i) == ledger.Failed
 		switch {
 		case failed:
@@ -100,10 +138,10 @@ func (p *poller[T]) report() {
 			continue
 		}
 		if event.Err == nil || failed && event.Failed == 1 {
-			event.Record, event.Err = p.watch.describe(record, p.taken+i), err
+			event.Record, event.Err = p.watch.describe(record, p.index(i)), err
 		}
 		if p.watch.observer.Failed != nil {
-			p.watch.failed(p.life.work, FailEvent{Record: p.watch.describe(record, p.taken+i), Class: classOf(failed, err), Err: err})
+			p.watch.failed(p.life.work, FailEvent{Record: p.watch.describe(record, p.index(i)), Class: classOf(failed, err), Err: err})
 		}
 	}
 	p.refused = p.refused || event.Refused > 0
@@ -126,8 +164,8 @@ func (p *poller[T]) afterMark() {
 		p.unmarked = &MarkError{len(p.mark), p.markErr}
 		p.watch.marked(p.life.settle, event, 0)
 		p.watch.count.inHand.Add(-int64(len(p.mark)))
-		p.release = append(p.release, p.records...)
-		p.records = nil
+		p.release = append(p.release, pendings(p.records, p.ids)...)
+		p.records, p.ids = nil, nil
 	default:
 		event.RetryIn = p.markPace.delay(p.config)
 		p.watch.marked(p.life.settle, event, 0)
@@ -168,14 +206,20 @@ func (p *poller[T]) giveBack() {
 		p.phase = cutting
 		return
 	}
+	if !p.sorted && p.keeps() {
+		p.sorted = true
+		p.keep()
+	}
 	if p.releaser == nil {
-		p.watch.count.inHand.Add(-int64(len(p.release) + len(p.behind)))
-		p.release, p.behind = nil, nil
+		p.watch.count.inHand.Add(-int64(len(p.release) + len(p.behind) + len(p.back)))
+		p.release, p.behind, p.back = nil, nil, nil
 	}
 	now := p.config.clock.Now()
-	after := p.config.interval
+	pace, after := p.config.interval, p.config.interval
 	switch {
-	case p.once || p.paused || p.life.stop.Err() != nil || p.probing && p.halted.err == nil:
+	case p.once || p.paused || p.life.stop.Err() != nil:
+		pace, after = 0, 0
+	case p.probing && p.halted.err == nil:
 		after = 0 // after a probe that went well, the others are wanted at once
 	case p.halted.err != nil:
 		after = max(0, p.halted.until.Sub(now))
@@ -183,8 +227,12 @@ func (p *poller[T]) giveBack() {
 	if len(p.release) == 0 && (p.halted.err != nil || p.life.stop.Err() != nil) {
 		p.dropAhead() // not sooner: a fetch may take long to end, and the marks do not wait for it
 	}
-	records := p.release
+	records := recordsOf(p.release)
 	p.release = nil
+	if len(records) == 0 && len(p.back) > 0 {
+		records, after, p.back = sameAfter(p.back)
+		after = max(after, pace)
+	}
 	if len(records) == 0 {
 		if p.keyOf != nil {
 			p.gate.lift(p.fetchedAt, now.Add(after))
@@ -221,14 +269,14 @@ func (p *poller[T]) nextBehind(now time.Time) (records []T, after time.Duration)
 	if len(p.behind) == 0 {
 		return nil, 0
 	}
-	keys, _ := p.keysOf(nil, p.behind)
+	keys, _ := p.keysOf(nil, recordsOf(p.behind))
 	until := p.gate.until(keys[0])
-	var later []T
-	for i, record := range p.behind {
+	var later []pending[T]
+	for i, b := range p.behind {
 		if p.gate.until(keys[i]).Equal(until) {
-			records = append(records, record)
+			records = append(records, b.record)
 		} else {
-			later = append(later, record)
+			later = append(later, b)
 		}
 	}
 	p.behind = later
@@ -241,10 +289,8 @@ func (p *poller[T]) nextBehind(now time.Time) (records []T, after time.Duration)
 // rest ends the pass: it waits as long as the pass calls for.
 func (p *poller[T]) rest() {
 	p.phase = fetching
-	if p.once || p.fatal != nil || p.unmarked != nil || p.life.stop.Err() != nil {
-		if p.phase = ended; p.dropAhead() {
-			p.phase = releasing
-		}
+	if p.once && !p.goesOn() || p.fatal != nil || p.unmarked != nil || p.life.stop.Err() != nil {
+		p.finish()
 		return
 	}
 	if p.paused {
@@ -259,7 +305,9 @@ func (p *poller[T]) rest() {
 		p.spareUntil = p.config.clock.Now().Add(sparedFor)
 	}
 	p.memory.forgetUnseen()
-	p.lease.drop()
+	if len(p.kept) == 0 {
+		p.lease.drop()
+	}
 	p.batch.reset(nil, nil, nil, 1)
 	var delay time.Duration
 	switch {
@@ -281,6 +329,28 @@ func (p *poller[T]) rest() {
 		}
 	}
 	p.nap(delay)
+}
+
+// finish ends the run, once what is still in hand was given back.
+func (p *poller[T]) finish() {
+	p.leaving = true
+	p.phase = ended
+	if kept, ahead := p.letGo(), p.dropAhead(); kept || ahead {
+		p.phase = releasing
+	}
+}
+
+// goesOn reports whether RunOnce waits for a breaker that has interrupted it, to
+// try the rest of its records. It does so for the drain timeout in all.
+func (p *poller[T]) goesOn() bool {
+	if len(p.kept) == 0 {
+		return false
+	}
+	now := p.config.clock.Now()
+	if p.patience.IsZero() {
+		p.patience = now.Add(p.config.drainTimeout)
+	}
+	return p.halted.err == nil || p.halted.until.After(now) && !p.halted.until.After(p.patience)
 }
 
 // nap is a rest that a wake-up ends, or a Pause. A breaker's pause ends when the
@@ -338,5 +408,9 @@ func (p *poller[T]) outcome() error {
 	if p.fetchErr != nil {
 		fetchErr = fmt.Errorf("courier: fetch failed: %w", p.fetchErr)
 	}
-	return errors.Join(fetchErr, p.failed.ErrorOrNil(), p.unmarked, stopped)
+	var failed BatchError
+	for _, i := range slices.Sorted(maps.Keys(p.failed)) {
+		failed.Add(i, p.failed[i])
+	}
+	return errors.Join(fetchErr, failed.ErrorOrNil(), p.unmarked, stopped)
 }

@@ -202,6 +202,10 @@ func (l *slogObserver) resumed(ctx context.Context, e ResumeEvent) {
 	l.say(ctx, slog.LevelInfo, "courier: resumed", "pauses", e.Pauses)
 }
 
+func (l *slogObserver) keeping(ctx context.Context, records int) {
+	l.complain(ctx, slog.LevelInfo, "courier: nothing more is fetched until the records of this batch are settled, because they could not be known again: give the coordinator WithIdentity", nil, "records", records)
+}
+
 func (l *slogObserver) stopped(ctx context.Context, e StopEvent) {
 	if e.Unsettled > 0 {
 		l.say(ctx, slog.LevelError, "courier: records were not settled and cannot be given back: Start returns them", "records", e.Unsettled, "error", e.Err)

@@ -285,18 +285,24 @@ func (s *stream[T]) giveBack(it item[T], after time.Duration) {
 
 // nextBack returns the records that are to be released for as long as the first.
 func (s *stream[T]) nextBack() (records []T, after time.Duration) {
-	after = s.back[0].after
-	kept := s.back[:0]
-	for _, r := range s.back {
+	records, after, s.back = sameAfter(s.back)
+	return records, after
+}
+
+// sameAfter takes the records of a list that are to be released for as long as the
+// first.
+func sameAfter[T any](list []returned[T]) (records []T, after time.Duration, rest []returned[T]) {
+	after = list[0].after
+	rest = list[:0]
+	for _, r := range list {
 		if r.after == after {
 			records = append(records, r.record)
 		} else {
-			kept = append(kept, r)
+			rest = append(rest, r)
 		}
 	}
-	clear(s.back[len(kept):])
-	s.back = kept
-	return records, after
+	clear(list[len(rest):])
+	return records, after, rest
 }
 
 // giveBackAll gives back what is not with a worker.

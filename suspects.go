@@ -5,13 +5,21 @@ import (
 	"time"
 )
 
+// recordKey is how a poller knows a record again: by its name, by its value, or,
+// while the record stays in hand, by its number in the order fetched. The zero key
+// is of no record.
+type recordKey struct {
+	name   string
+	value  any
+	number uint64
+}
+
 // suspect is a pending record over which a breaker opened, or stayed open when
 // the record was the probe.
-type suspect[T any] struct {
-	record T
-	name   string // where the source names records
-	past   history
-	seen   time.Time // last
+type suspect struct {
+	key  recordKey
+	past history
+	seen time.Time // last
 }
 
 // suspects is what a polling coordinator remembers of pending records from
@@ -19,12 +27,11 @@ type suspect[T any] struct {
 // record is the next probe (P-3); and the attempts that the suspect used while
 // the breaker was closed are kept (P-2), so that once the destination is well
 // it is exhausted and parked instead of opening the breaker for ever.
-type suspects[T any] struct {
-	identity func(T) string // nil compares with reflect.DeepEqual
-	clock    Clock
-	limit    int
-	list     []suspect[T] // oldest first
-	hint     int          // where the last search ended: fetches keep their order
+type suspects struct {
+	clock Clock
+	limit int
+	list  []suspect // oldest first
+	hint  int       // where the last search ended: fetches keep their order
 }
 
 // suspectFor is how long a suspect is remembered that is not seen again: longer
@@ -32,29 +39,14 @@ type suspects[T any] struct {
 // somebody else.
 const suspectFor = time.Hour
 
-// name asks the source what a record is called. A source that panics over it
-// has named nothing: the record is compared by its content.
-func (s *suspects[T]) name(record T) (name string) {
-	if s.identity == nil {
-		return ""
-	}
-	var err error
-	isolate(&err, func() error {
-		name = s.identity(record)
-		return nil
-	})
-	return name
-}
-
 // find returns the index of a record in the list, or -1.
-func (s *suspects[T]) find(record T) int {
-	if len(s.list) == 0 {
+func (s *suspects) find(key recordKey) int {
+	if key == (recordKey{}) {
 		return -1
 	}
-	name := s.name(record)
 	for n := range s.list {
 		i := (s.hint + n) % len(s.list)
-		if sus := &s.list[i]; name != "" && name == sus.name || name == "" && reflect.DeepEqual(sus.record, record) {
+		if sus := &s.list[i]; sus.key == key {
 			s.hint = i + 1
 			sus.seen = s.clock.Now()
 			return i
@@ -65,29 +57,45 @@ func (s *suspects[T]) find(record T) int {
 
 // note remembers a record and the attempts it has used, as the latest suspect.
 // The oldest one makes room.
-func (s *suspects[T]) note(record T, past history) {
-	s.drop(record)
+func (s *suspects) note(key recordKey, past history) {
+	if key == (recordKey{}) {
+		return
+	}
+	s.drop(key)
 	if len(s.list) >= s.limit {
 		s.remove(0)
 	}
-	s.list = append(s.list, suspect[T]{record, s.name(record), past, s.clock.Now()})
+	s.list = append(s.list, suspect{key, past, s.clock.Now()})
+}
+
+// rename has a suspect known by another key. Where that is not sure, the attempts
+// are not the record's.
+func (s *suspects) rename(from, to recordKey, sure bool) {
+	i := s.find(from)
+	if i < 0 {
+		return
+	}
+	s.list[i].key = to
+	if !sure {
+		s.list[i].past = nil
+	}
 }
 
 // drop forgets a record that has its verdict.
-func (s *suspects[T]) drop(record T) {
-	if i := s.find(record); i >= 0 {
+func (s *suspects) drop(key recordKey) {
+	if i := s.find(key); i >= 0 {
 		s.remove(i)
 	}
 }
 
-func (s *suspects[T]) remove(i int) {
+func (s *suspects) remove(i int) {
 	copy(s.list[i:], s.list[i+1:])
 	clear(s.list[len(s.list)-1:])
 	s.list = s.list[:len(s.list)-1]
 }
 
 // forgetUnseen drops the suspects that have not been met for long.
-func (s *suspects[T]) forgetUnseen() {
+func (s *suspects) forgetUnseen() {
 	for i := len(s.list) - 1; i >= 0; i-- {
 		if s.clock.Now().Sub(s.list[i].seen) > suspectFor {
 			s.remove(i)
@@ -96,14 +104,14 @@ func (s *suspects[T]) forgetUnseen() {
 }
 
 // histories returns what was used on each record, nil when nothing was.
-func (s *suspects[T]) histories(records []T) (past []history) {
-	for i, record := range records {
+func (s *suspects) histories(ids []recordKey) (past []history) {
+	for i, id := range ids {
 		if len(s.list) == 0 {
 			return past
 		}
-		if j := s.find(record); j >= 0 && s.list[j].past != nil {
+		if j := s.find(id); j >= 0 && s.list[j].past != nil {
 			if past == nil {
-				past = make([]history, len(records))
+				past = make([]history, len(ids))
 			}
 			past[i] = s.list[j].past
 		}
@@ -111,20 +119,30 @@ func (s *suspects[T]) histories(records []T) (past []history) {
 	return past
 }
 
+// all reports whether every record is a suspect.
+func (s *suspects) all(ids []recordKey) bool {
+	for _, id := range ids {
+		if s.find(id) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // probe picks the record to try while the breaker may be probed: the first one
 // that is no suspect, else the one that has been suspect the longest. Where
 // there are keys, a record behind another of its key is out of question.
-func (s *suspects[T]) probe(records []T, keys []string) int {
+func (s *suspects) probe(ids []recordKey, keys []string) int {
 	pick, oldest := 0, len(s.list)
 	met := make(map[string]bool)
-	for i, record := range records {
+	for i, id := range ids {
 		if keys != nil && met[keys[i]] {
 			continue
 		}
 		if keys != nil {
 			met[keys[i]] = true
 		}
-		j := s.find(record)
+		j := s.find(id)
 		if j < 0 {
 			return i
 		}
@@ -135,22 +153,109 @@ func (s *suspects[T]) probe(records []T, keys []string) int {
 	return pick
 }
 
-// split tells the suspects among the records, and what is behind one of its key,
-// from the others.
-func (s *suspects[T]) split(records []T, keys []string) (others, suspected []T) {
+// suspected tells which records are suspects, or behind one of their key.
+func (s *suspects) suspected(ids []recordKey, keys []string) []bool {
+	suspected := make([]bool, len(ids))
 	behind := make(map[string]bool)
-	for i, record := range records {
+	for i, id := range ids {
 		switch {
 		case keys != nil && behind[keys[i]]:
-			suspected = append(suspected, record)
-		case s.find(record) >= 0:
-			suspected = append(suspected, record)
+			suspected[i] = true
+		case s.find(id) >= 0:
+			suspected[i] = true
 			if keys != nil {
 				behind[keys[i]] = true
 			}
-		default:
-			others = append(others, record)
 		}
 	}
-	return others, suspected
+	return suspected
+}
+
+// identity is how a poller knows the records of its source again.
+type identity[T any] struct {
+	name    func(T) string // nil when nobody names them
+	byValue bool           // by its value
+
+	// comparable says that equal values are the same record, if they are equal.
+	comparable bool
+
+	// inHand is for records that cannot be known again once the source has
+	// returned them anew: those that a breaker interrupts stay in hand until they
+	// are settled.
+	inHand bool
+	number uint64 // of the last record that has one
+}
+
+// identityOf says how records are known: as the user names them, or the source
+// does, or by their value. Only a number or a string is one: a handler may set a
+// field of a record, and a row that is claimed often has another time or count each
+// time.
+func identityOf[T any](source Source[T], c *config, once bool) identity[T] {
+	id := identity[T]{byValue: scalar(reflect.TypeFor[T]()), comparable: strictlyComparable(reflect.TypeFor[T]())}
+	if named, ok := source.(Identifier[T]); ok {
+		id.name = named.Identity
+	}
+	if f, ok := c.identityOf.(func(T) string); ok {
+		id.name = f
+	}
+	id.inHand = once || id.name == nil && !id.byValue
+	return id
+}
+
+// keysOf returns how each record is known. A record over which the function panics
+// has no name.
+func (d *identity[T]) keysOf(records []T) []recordKey {
+	keys := make([]recordKey, len(records))
+	if d.inHand {
+		for i := range keys {
+			d.number++
+			keys[i].number = d.number
+		}
+		return keys
+	}
+	for next := 0; d.name != nil && next < len(records); {
+		var ignored error
+		isolate(&ignored, func() error {
+			for next < len(records) {
+				next++ // before the call, which may panic
+				keys[next-1].name = d.name(records[next-1])
+			}
+			return nil
+		})
+	}
+	for i := range keys {
+		if d.byValue && keys[i].name == "" {
+			keys[i].value = records[i]
+		}
+	}
+	return keys
+}
+
+// scalar reports whether a type's values are numbers or strings.
+func scalar(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.String,
+		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return true
+	}
+	return false
+}
+
+// strictlyComparable reports whether == of two values of the type cannot panic.
+func strictlyComparable(t reflect.Type) bool {
+	switch t.Kind() {
+	case reflect.Interface:
+		return false
+	case reflect.Array:
+		return strictlyComparable(t.Elem())
+	case reflect.Struct:
+		for i := range t.NumField() {
+			if !strictlyComparable(t.Field(i).Type) {
+				return false
+			}
+		}
+		return true
+	}
+	return t.Comparable()
 }

@@ -52,6 +52,10 @@ func SyncWithRetry[T any](
 // processed and marked as in [Sync]. It is meant for cron jobs. Options that
 // set a pace have no effect.
 //
+// When a breaker opens, the run keeps the rest of its records in hand and tries
+// another one once the breaker lets it, so that a poison record in front does not
+// hold up the others. It waits so for the drain timeout in all.
+//
 // The error is nil when every record fetched was processed and marked. Else
 // errors.Is and errors.As see the errors of the records (a [*BatchError] with
 // the indices in the order fetched), of the fetch, and of the mark (a

@@ -194,16 +194,19 @@ func (w *watch) retried(ctx context.Context, event RetryEvent) {
 	tell(ctx, w.observer.Retried, event)
 }
 
-// nameWith returns a function that names records for people: as the source does,
-// or as the record does itself. Its content may not be for a log.
-func nameWith[T any](source Source[T]) func(record any) string {
-	named, _ := source.(Identifier[T])
+// nameWith returns a function that names records for people: as the user or the
+// source does, or as the record does itself. Its content may not be for a log.
+func nameWith[T any](source Source[T], c *config) func(record any) string {
+	identity, _ := c.identityOf.(func(T) string)
+	if named, ok := source.(Identifier[T]); ok && identity == nil {
+		identity = named.Identity
+	}
 	return func(record any) (name string) {
 		var ignored error
 		isolate(&ignored, func() error {
 			r, ours := record.(T)
-			if s, ok := record.(fmt.Stringer); named != nil && ours {
-				name = named.Identity(r)
+			if s, ok := record.(fmt.Stringer); identity != nil && ours {
+				name = identity(r)
 			} else if ok {
 				name = s.String()
 			}

@@ -1,0 +1,296 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
+)
+
+// rows is a table of which every fetch reads the rows anew, as a database does.
+type rows[T any] struct {
+	mu      sync.Mutex
+	pending []int
+	read    func(id int) T
+	id      func(T) int
+}
+
+func (s *rows[T]) Fetch(_ context.Context, limit int) (records []T, _ error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, id := range s.pending[:min(limit, len(s.pending))] {
+		records = append(records, s.read(id))
+	}
+	return records, nil
+}
+
+func (s *rows[T]) Mark(_ context.Context, done []T) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range done {
+		s.pending = slices.DeleteFunc(s.pending, func(id int) bool { return id == s.id(r) })
+	}
+	return nil
+}
+
+func (s *rows[T]) add(ids ...int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pending = append(s.pending, ids...)
+}
+
+func (s *rows[T]) left() []int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.pending)
+}
+
+// claimed is rows that are handed out once, until they are given back.
+type claimed[T any] struct {
+	*rows[T]
+	out map[int]time.Time // until when
+}
+
+func (c *claimed[T]) Fetch(_ context.Context, limit int) (records []T, _ error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, id := range c.pending {
+		if len(records) < limit && time.Now().After(c.out[id]) {
+			c.out[id] = time.Now().Add(48 * time.Hour)
+			records = append(records, c.read(id))
+		}
+	}
+	return records, nil
+}
+
+func (c *claimed[T]) Release(_ context.Context, records []T, after time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, r := range records {
+		c.out[c.id(r)] = time.Now().Add(after - 1)
+	}
+	return nil
+}
+
+type row struct {
+	ID      int
+	Status  string
+	Lines   []string
+	Fetched int
+	Ack     func()
+}
+
+// Poison records never stop the healthy ones for good, and are parked in the end,
+// however little a coordinator can tell of records: their handler changes them, no
+// two fetches return them alike, the batch is small, others come two at a time (D10,
+// P-2, P-3).
+func TestD10_PoisonIsParkedHoweverRecordsAreKnown(t *testing.T) {
+	fetches := 0
+	kinds := map[string]struct {
+		read  func(id int) *row
+		touch func(*row)
+	}{
+		"untouched":            {func(id int) *row { return &row{ID: id} }, func(*row) {}},
+		"a field that is set":  {func(id int) *row { return &row{ID: id} }, func(r *row) { r.Status = "processing" }},
+		"a slice that is kept": {func(id int) *row { return &row{ID: id, Lines: []string{"b", "a"}} }, func(r *row) { slices.Sort(r.Lines) }},
+		"never alike":          {func(id int) *row { fetches++; return &row{ID: id, Fetched: fetches} }, func(*row) {}},
+		"a function":           {func(id int) *row { return &row{ID: id, Ack: func() {}} }, func(*row) {}},
+	}
+	for kind, k := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			poisonIsParked(t, k.read, func(r *row) int { return r.ID }, k.touch)
+		})
+	}
+	t.Run("a value that is never alike", func(t *testing.T) {
+		type counted struct{ ID, Fetched int }
+		poisonIsParked(t, func(id int) counted { fetches++; return counted{id, fetches} }, func(c counted) int { return c.ID }, func(counted) {})
+	})
+	t.Run("a map", func(t *testing.T) {
+		poisonIsParked(t, func(id int) map[string]int { return map[string]int{"id": id} }, func(m map[string]int) int { return m["id"] }, func(m map[string]int) { m["seen"] = 1 })
+	})
+	t.Run("a number", func(t *testing.T) {
+		poisonIsParked(t, func(id int) int { return id }, func(id int) int { return id }, func(int) {})
+	})
+}
+
+func poisonIsParked[T any](t *testing.T, read func(int) T, id func(T) int, touch func(T)) {
+	t.Helper()
+	for _, shape := range []string{"plain", "limitless", "leasing"} {
+		for _, batch := range []int{1, 3, 100} {
+			for _, named := range []bool{false, true} {
+				for _, keyed := range []bool{false, true} {
+					name := fmt.Sprintf("%s, batch %d, named %v, keyed %v", shape, batch, named, keyed)
+					courierttest.Bubble(t, func(t *testing.T) {
+						table := &rows[T]{read: read, id: id}
+						var source courier.Source[T] = table
+						switch shape {
+						case "limitless":
+							source = courier.BatchSourceFunc[T]{FetchFunc: func(ctx context.Context) ([]T, error) { return table.Fetch(ctx, 1000) }, MarkFunc: table.Mark}
+						case "leasing":
+							source = &claimed[T]{table, map[int]time.Time{}}
+						}
+						applied := map[int]int{}
+						stack, queue := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r T) error {
+							touch(r)
+							if n := id(r); n < 2 {
+								return errors.New("poison that does not say so")
+							}
+							applied[id(r)]++
+							return nil
+						}), nil)
+						opts := []courier.Option{quiet, courier.WithBatchSize(batch)}
+						if named {
+							opts = append(opts, courier.WithIdentity(func(r T) string { return strconv.Itoa(id(r)) }))
+						}
+						if keyed {
+							opts = append(opts, courier.WithOrderKey(func(r T) string { return strconv.Itoa(id(r) % 5) }))
+						}
+						for n := range 20 {
+							table.add(n)
+						}
+						run := courierttest.Start(t, courier.NewPollingCoordinator(source, stack, opts...))
+						for n := range 60 {
+							time.Sleep(10 * time.Minute)
+							table.add(100+2*n, 101+2*n)
+						}
+						time.Sleep(time.Hour)
+						require.NoError(t, run.Stop())
+						parked, _ := queue.Count(t.Context())
+						require.Equal(t, 2, parked, name)
+						require.Empty(t, table.left(), name)
+						require.Len(t, applied, 138, name)
+						for n, times := range applied {
+							require.Equal(t, 1, times, "%s: record %d", name, n)
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// A run by cron delivers what it can, though a poison record is in front, and parks
+// that (D3, D10). It waits for a breaker within its drain timeout.
+func TestD3_RunOnceGoesOnBehindAPoisonRecord(t *testing.T) {
+	for _, fresh := range []bool{false, true} { // a new process each time
+		for _, workers := range []int{1, 4} {
+			for _, leasing := range []bool{false, true} {
+				for _, batches := range []bool{false, true} {
+					t.Run(fmt.Sprintf("fresh %v, workers %d, leasing %v, batches %v", fresh, workers, leasing, batches), func(t *testing.T) {
+						courierttest.Bubble(t, func(t *testing.T) {
+							var r courierttest.Recorder[int]
+							polled, leased := r.Source(numbers(20)...), r.LeasingSource(time.Minute, numbers(20)...)
+							queue := courier.NewMemoryDLQ[int](0)
+							job := func() *courier.PollingCoordinator[int] {
+								apply := courier.ProcessFunc(func(_ context.Context, n int) error {
+									if n < 2 {
+										return errTest
+									}
+									return nil
+								})
+								var inner courier.Applier[int] = apply
+								if batches {
+									inner = together{apply, func(records []int) error {
+										var failed courier.BatchError
+										for i, n := range records {
+											if n < 2 {
+												failed.Add(i, errTest)
+											}
+										}
+										return failed.ErrorOrNil()
+									}}
+								}
+								stack, _ := courier.ResilientApplier(inner, &courier.ResilientConfig[int]{DLQ: queue})
+								if leasing {
+									return courier.NewPollingCoordinator[int](leased, stack, quiet, courier.WithWorkers(workers))
+								}
+								return courier.NewPollingCoordinator[int](polled, stack, quiet, courier.WithWorkers(workers))
+							}
+							c := job()
+							for range 3 {
+								if fresh {
+									c = job()
+								}
+								began := time.Now()
+								_ = c.RunOnce(t.Context())
+								require.LessOrEqual(t, time.Since(began), 15*time.Second)
+								time.Sleep(time.Minute)
+							}
+							left := map[bool][]int{false: polled.Pending(), true: leased.Pending()}[leasing]
+							for _, n := range left { // with nobody else left, nothing tells them from an outage
+								require.Less(t, n, 2)
+							}
+							require.Equal(t, 2, len(left)+queue.Len())
+							if workers == 1 {
+								require.Empty(t, left)
+							}
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
+// In an outage a run ends soon, parks nothing and says which record failed.
+func TestD6_RunOnceEndsInAnOutage(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		table := newShelf(numbers(10)...)
+		calls := 0
+		stack, queue := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error { calls++; return errTest }), nil)
+		c := courier.NewPollingCoordinator(table, stack, quiet)
+		began := time.Now()
+		err := c.RunOnce(t.Context())
+		require.ErrorIs(t, err, courier.ErrOpen)
+		var failed *courier.BatchError
+		require.ErrorAs(t, err, &failed)
+		require.Equal(t, 0, failed.Failures[0].Index)
+		require.Less(t, time.Since(began), 20*time.Second)
+		require.Less(t, calls, 10)
+		require.Equal(t, 1, table.fetches)
+		require.Len(t, table.left(), 10)
+		n, _ := queue.Count(t.Context())
+		require.Zero(t, n)
+		require.Zero(t, c.Stats().InHand)
+	})
+}
+
+// The errors of a run are those of the records in the order fetched, though they
+// were tried in another order.
+func TestRunOnce_KeepsTheIndicesOverAPause(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		stack := courier.WithRetry(courier.WithCircuitBreaker(courier.ProcessFunc(func(_ context.Context, n int) error {
+			if n == 1 || n == 8 {
+				return errTest
+			}
+			return nil
+		})))
+		c := courier.NewPollingCoordinator(newShelf(numbers(10)...), stack, quiet, courier.WithBatchSize(10))
+		err := c.RunOnce(t.Context())
+		var failed *courier.BatchError
+		require.ErrorAs(t, err, &failed)
+		var indices []int
+		for _, f := range failed.Failures {
+			indices = append(indices, f.Index)
+		}
+		require.Equal(t, []int{1, 8}, indices)
+	})
+}
+
+func TestWithIdentity_IsForTheCoordinatorsRecords(t *testing.T) {
+	nothing := courier.ProcessFunc(func(context.Context, int) error { return nil })
+	err := courier.NewPollingCoordinator(newShelf(1), nothing, courier.WithIdentity(func(string) string { return "" })).Start(t.Context())
+	require.ErrorIs(t, err, courier.ErrConfig)
+	require.ErrorContains(t, err, "WithIdentity")
+	err = courier.NewPollingCoordinator(newShelf(1), nothing, courier.WithIdentity[int](nil)).Start(t.Context())
+	require.ErrorContains(t, err, "WithIdentity")
+}
