@@ -148,6 +148,7 @@ func AttemptFrom(ctx context.Context) int {
 type passage struct {
 	stop  context.Context // ends when the coordinator stops, while the work's own still lives (D8)
 	watch *watch          // nil where there is none
+	life  *lifecycle      // likewise
 }
 
 type passageKey struct{}

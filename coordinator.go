@@ -63,8 +63,10 @@ func keyFault[T any](c *config) error {
 // Start runs the coordinator and blocks until ctx ends or [PollingCoordinator.Stop]
 // is called. It then fetches no more, lets the records in work finish, marks
 // what was applied, releases the rest ([Releaser]) and returns nil, all within
-// twice the drain timeout as far as the user's functions obey their contexts.
-// No goroutine of the coordinator outlives it. It may be started again.
+// twice the drain timeout ([WithDrainTimeout]) as far as the user's functions
+// obey their contexts. It waits for a function that does not, and for observers
+// and hooks such as DLQPolicy.OnPark, as long as they run. No goroutine of the
+// coordinator outlives it. It may be started again.
 //
 // The error is not nil when the configuration is bad (a [*ConfigError]; nothing
 // was fetched), when it runs already ([ErrRunning]), or when applied records

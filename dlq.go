@@ -51,6 +51,10 @@ type DeadLetter[T any] struct {
 // walks through one and [Redrive] applies its records again. Its methods must
 // be safe for concurrent use, and none waits for a letter to come.
 //
+// The context of a call that parks a record, or asks for keys, does not end with a
+// stop of the coordinator but some time after: see [WithDrainTimeout]. Outside of a
+// coordinator it ends after 10 seconds.
+//
 // A queue that knows a record again when it is parked a second time should keep
 // one letter of it, see Send, and may have the capabilities [KeyedDLQ],
 // [SharedDLQ] and [MarkingDLQ].
@@ -216,7 +220,8 @@ func (p DLQPolicy[T]) validate(queue DLQ[T]) error {
 }
 
 // sendTimeout bounds a call of the dead letter queue, which does not end with
-// the context of the apply: a stop must not lose a hand-over half done.
+// the context of the apply: a stop must not lose a hand-over half done. See
+// detached for what a coordinator makes of it.
 const sendTimeout = 10 * time.Second
 
 // WithDLQ parks the records that an applier fails, in a [MemoryDLQ] of the
@@ -330,11 +335,11 @@ func (d *dlqApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 type hungQueue struct{ err error }
 
 func (h *hungQueue) settle(ctx context.Context, err error, settle func() error) error {
-	if h.err != nil && parks(ctx, err) {
+	if h.err != nil && (err == ErrKeyParked || parks(ctx, err)) {
 		return &ParkError{Err: err, Store: h.err}
 	}
 	err = settle()
-	if refused, ok := err.(*ParkError); ok && errors.Is(refused.Store, context.DeadlineExceeded) {
+	if refused, ok := err.(*ParkError); ok && (errors.Is(refused.Store, context.DeadlineExceeded) || errors.Is(refused.Store, ErrDrainTimeout)) {
 		h.err = refused.Store
 	}
 	return err
@@ -412,12 +417,31 @@ func (d *dlqApplier[T]) park(ctx context.Context, letter DeadLetter[T]) error {
 	return nil
 }
 
-// detached makes a call of a queue that a stop does not end and that has the
-// send timeout. A panic in it is its error.
+// detached makes a call of a queue that does not end with the context of the
+// apply, and has the send timeout. In a coordinator it has no more than the drain
+// timeout, and a stop leaves it what is left of that; or, where that is over, half
+// of one, for a verdict that came at its end. A panic in it is its error.
 func detached(ctx context.Context, clock Clock, call func(context.Context) error) (err error) {
-	ctx, cancel := withTimeout(context.WithoutCancel(ctx), clock, sendTimeout, context.DeadlineExceeded)
+	timeout, life := sendTimeout, passageOf(ctx).life
+	end := context.Background()
+	if life != nil {
+		end = life.work
+		if timeout = min(timeout, life.drain); end.Err() != nil {
+			timeout, end = min(timeout, life.drain/2), life.overtime()
+		}
+	}
+	ctx, cancel := withTimeout(context.WithoutCancel(ctx), clock, timeout, context.DeadlineExceeded)
 	defer cancel()
+	ctx, release := endOn(ctx, end.Done(), ErrDrainTimeout)
+	defer release()
 	isolate(&err, func() error { return call(ctx) })
+	cause := context.Cause(ctx)
+	if e, ok := cause.(*expiry); ok {
+		cause = e.error
+	}
+	if err != nil && cause != nil && !errors.Is(err, cause) {
+		err = fmt.Errorf("%w: %w", cause, err) // whatever a driver calls it
+	}
 	return err
 }
 
@@ -427,12 +451,17 @@ func withTimeout(ctx context.Context, clock Clock, d time.Duration, cause error)
 	if _, system := clock.(systemClock); system {
 		return context.WithTimeoutCause(ctx, d, cause)
 	}
+	return endOn(ctx, clock.After(d), cause)
+}
+
+// endOn returns a context that ends, as at a deadline, once something comes on a
+// channel or that is closed.
+func endOn[E any](ctx context.Context, end <-chan E, cause error) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	expired := clock.After(d)
 	var watcher sync.WaitGroup
 	watcher.Go(func() {
 		select {
-		case <-expired:
+		case <-end:
 			cancel(&expiry{cause})
 		case <-ctx.Done():
 		}

@@ -3,6 +3,7 @@ package courier
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,13 +14,19 @@ import (
 var ErrDrainTimeout = errors.New("courier: the drain timeout passed before the work in flight ended")
 
 // lifecycle is the two phases of a stop (D8), as contexts. Once stop has ended
-// nothing is fetched or begun. Work in flight has until the drain timeout, and
-// its marks and releases as long again from when it ended: they begin under a
-// live context, even behind an apply that did not heed its own.
+// nothing is fetched or begun. Work in flight has until the drain timeout. Marks
+// and releases then have as long again, or what two drain timeouts leave them,
+// but never less than half of one: they begin under a live context, even after an
+// apply that did not heed its own.
 type lifecycle struct {
 	stop   context.Context // the caller's
 	work   context.Context // what user code applies under
 	settle context.Context // what is marked and released under
+
+	clock  Clock
+	drain  time.Duration
+	values context.Context                 // the caller's, without its end
+	late   atomic.Pointer[context.Context] // see overtime
 
 	cancelWork, cancelSettle context.CancelCauseFunc
 	applied, finished        chan struct{}
@@ -29,47 +36,84 @@ type lifecycle struct {
 }
 
 func beginLifecycle(ctx context.Context, w *watch, clock Clock, drain time.Duration) *lifecycle {
-	l := &lifecycle{stop: ctx, applied: make(chan struct{}), finished: make(chan struct{})}
-	detached := withPassage(context.WithoutCancel(ctx), &passage{stop: ctx, watch: w})
-	l.work, l.cancelWork = context.WithCancelCause(detached)
-	l.settle, l.cancelSettle = context.WithCancelCause(detached)
+	l := &lifecycle{stop: ctx, clock: clock, drain: drain, applied: make(chan struct{}), finished: make(chan struct{})}
+	l.values = withPassage(context.WithoutCancel(ctx), &passage{stop: ctx, watch: w, life: l})
+	l.work, l.cancelWork = context.WithCancelCause(l.values)
+	l.settle, l.cancelSettle = context.WithCancelCause(l.values)
+	l.watcher.Go(l.loop)
+	return l
+}
+
+func (l *lifecycle) loop() {
+	select {
+	case <-l.stop.Done():
+	case <-l.finished:
+		return
+	}
+	if !l.applying.Load() {
+		l.lastApplied()
+	}
+	once, twice := l.clock.After(l.drain), l.clock.After(2*min(l.drain, math.MaxInt64/2))
+	select {
+	case <-once:
+		l.cancelWork(ErrDrainTimeout)
+	case <-l.applied:
+		l.cancelWork(ErrStopped)
+	case <-l.finished:
+		return
+	}
+	select {
+	case <-l.applied:
+	case <-l.finished:
+		return
+	}
+	whole, half := l.clock.After(l.drain), l.clock.After(l.drain/2)
+	for twice != nil || half != nil {
+		select {
+		case <-whole:
+			twice, half = nil, nil
+		case <-twice:
+			twice = nil
+		case <-half:
+			half = nil
+		case <-l.finished:
+			return
+		}
+	}
+	l.cancelSettle(ErrDrainTimeout)
+}
+
+// overtime is the context of what has to be done after all for work that ended
+// after the drain timeout: half a drain timeout, which all that begins within it
+// shares.
+func (l *lifecycle) overtime() context.Context {
+	late := l.late.Load()
+	if late != nil && (*late).Err() == nil {
+		return *late
+	}
+	ctx, cancel := context.WithCancelCause(l.values)
+	over := l.clock.After(l.drain / 2)
+	if !l.late.CompareAndSwap(late, &ctx) { // another call has begun it
+		cancel(nil)
+		return *l.late.Load()
+	}
 	l.watcher.Go(func() {
 		select {
-		case <-ctx.Done():
-		case <-l.finished:
-			return
-		}
-		if !l.applying.Load() {
-			l.lastApplied()
-		}
-		select {
-		case <-clock.After(drain):
-			l.cancelWork(ErrDrainTimeout)
-		case <-l.applied:
-			l.cancelWork(ErrStopped)
-		case <-l.finished:
-			return
-		}
-		select {
-		case <-l.applied:
-		case <-l.finished:
-			return
-		}
-		select {
-		case <-clock.After(drain):
-			l.cancelSettle(ErrDrainTimeout)
+		case <-over:
 		case <-l.finished:
 		}
+		cancel(ErrDrainTimeout)
 	})
-	return l
+	return ctx
 }
 
 // lastApplied says, after a stop, that no apply is in flight or will be: from
 // here on the time for marks and releases runs.
 func (l *lifecycle) lastApplied() { l.once.Do(func() { close(l.applied) }) }
 
-// endApply says that the applies of a batch have ended. Either it sees the stop,
-// or the watcher, which looks after the stop, sees what is stored here.
+// endApply says that the applies of a batch, or a fetch, have ended. Either it
+// sees the stop, or the watcher, which looks after the stop, sees what is stored
+// here.
 func (l *lifecycle) endApply() {
 	l.applying.Store(false)
 	if l.stop.Err() != nil {

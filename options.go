@@ -228,8 +228,15 @@ func WithFlushInterval(d time.Duration) Option {
 }
 
 // WithDrainTimeout sets how long the work in flight may go on after a stop
-// before its context is cancelled. The default is 10 seconds. Marking what was
-// applied has as long again.
+// before its context is cancelled. The default is 10 seconds. The coordinator
+// then marks what was applied and releases the rest, and ends the contexts of
+// those calls so that Start returns within twice the drain timeout. Where an apply
+// ignored its context, marks and releases have half a drain timeout all the same.
+//
+// A call of a [DLQ] has 10 seconds, or the drain timeout where that is less, and
+// ends with the drain timeout of a stop. Records that fail for good at the very end
+// of the drain, as their context ends, have half a drain timeout together to be
+// parked.
 func WithDrainTimeout(d time.Duration) Option {
 	return func(c *config) { c.duration("WithDrainTimeout", &c.drainTimeout, d) }
 }

@@ -255,6 +255,7 @@ func (p *poller[T]) fetch() {
 	case p.sparing:
 		limit = max(limit, past)
 	}
+	p.life.applying.Store(true) // what comes after a stop is given back under a live context
 	if r, ok := p.ahead.take(); ok {
 		p.records, p.fetchErr, p.cancelled = r.records, r.err, r.cancelled
 		p.began, p.took = time.Time{}, r.took
@@ -286,6 +287,7 @@ func (p *poller[T]) fetch() {
 }
 
 func (p *poller[T]) take() {
+	p.life.endApply()
 	n := len(p.records)
 	p.phase = cutting
 	if p.keyOf != nil {
@@ -362,11 +364,15 @@ func (p *poller[T]) tellFetched(n int) {
 // was anything.
 func (p *poller[T]) dropAhead() (some bool) {
 	p.ahead.callOff()
+	live := p.life.settle.Err() == nil
 	for {
 		r, ok := p.ahead.take()
 		if !ok {
 			if some {
 				p.lease.hold(append(slices.Clip(p.kept), p.release...))
+			}
+			if some && live && p.life.settle.Err() != nil { // a fetch did not heed its context
+				p.life.settle = p.life.overtime()
 			}
 			return some
 		}

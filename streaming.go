@@ -41,7 +41,11 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 // marked; the others go back to the source if it is a [Releaser], and are
 // applied within the drain timeout if it is not. A failed record is released,
 // or else tried again later, with growing delays, for as long as the
-// coordinator runs. No goroutine of the coordinator outlives Start.
+// coordinator runs. All of that takes twice the drain timeout
+// ([WithDrainTimeout]) at the most, as far as the user's functions obey their
+// contexts; Start waits for a function that does not, and for observers and hooks
+// such as DLQPolicy.OnPark, as long as they run. No goroutine of the coordinator
+// outlives Start.
 //
 // The error is not nil when the configuration is bad ([*ConfigError]), when it
 // runs already ([ErrRunning]), when applied records could not be marked at the
