@@ -183,8 +183,8 @@ var latency = [kinds]time.Duration{
 }
 
 const (
-	slower = 20              // times, where a call is slow
-	hung   = 3 * time.Second // by then a call that hangs gives up, whatever its context says
+	slower = 20               // times, where a call is slow
+	hung   = 15 * time.Second // by then a call that hangs gives up, whatever its context says
 )
 
 // continues reports whether a call whose effect the caller has is to have one.

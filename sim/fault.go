@@ -84,8 +84,8 @@ var most = rates{
 	Release: {Error: 0.2, Lost: 0.2, Slow: 0.1},
 	Fail:    {Error: 0.2, Lost: 0.2, Slow: 0.1},
 	Renew:   {Error: 0.2, LeaseLost: 0.3, Slow: 0.1},
-	Send:    {Error: 0.5, Lost: 0.2, Slow: 0.1, Hang: 0.05, Panic: 0.05},
-	Keys:    {Error: 0.2, Slow: 0.1},
+	Send:    {Error: 0.5, Lost: 0.2, Slow: 0.1, Hang: 0.3, Panic: 0.05},
+	Keys:    {Error: 0.2, Slow: 0.1, Hang: 0.1},
 	Read:    {Error: 0.2, Slow: 0.1},
 	Edit:    {Error: 0.2, Lost: 0.2, Slow: 0.1},
 }

@@ -518,6 +518,9 @@ func (m *model) cutOff(p *Process) {
 	m.kick()
 }
 
+// unheeded is for calls that are slow and take no notice of their context.
+const unheeded = 2 * time.Second
+
 func (m *model) end(p *Process) {
 	l := m.lives[p.number]
 	if p.dead {
@@ -525,6 +528,9 @@ func (m *model) end(p *Process) {
 	}
 	troubled := m.rates[Mark] != [faults]float64{} || len(m.outages[0]) > 0 || m.script != nil || m.stepped > 0 || m.Drain < time.Second ||
 		p.still > 0 && p.still >= p.stoppedAt // it stood still beyond its time for marks
+	if took := time.Duration(m.now.Load() - p.stoppedAt); p.stopping && !l.redrives() && took > 2*m.Drain+unheeded {
+		m.Fail("D8: process %d took %v to stop, with a drain timeout of %v", p.number, took, m.Drain)
+	}
 	switch {
 	case p.err == nil:
 	case m.shape >= journal && errors.Is(p.err, courier.ErrUnsettled):
