@@ -3,6 +3,7 @@ package courier
 import (
 	"fmt"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	"time"
 
@@ -289,7 +290,7 @@ func (c *config) pace() time.Duration {
 	if c.fixed {
 		return c.interval
 	}
-	return time.Duration(float64(c.interval) * (0.9 + 0.2*c.random()))
+	return max(1, backoff.Within(float64(c.interval)*(0.9+0.2*c.random()), math.MaxInt64))
 }
 
 // trouble is the pace of everything that is tried again after an error of the

@@ -2,6 +2,7 @@ package courier_test
 
 import (
 	"context"
+	"math"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -97,5 +98,36 @@ func TestPace_FetchErrorsBackOffToACap(t *testing.T) {
 		time.Sleep(15 * time.Second)
 		require.Empty(t, source.left())
 		require.NoError(t, stop())
+	})
+}
+
+// The longest durations are waited out as any other.
+func TestPace_TheLongestIntervalIsNoLoop(t *testing.T) {
+	for _, interval := range []time.Duration{math.MaxInt64, math.MaxInt64 - 1, math.MaxInt64 / 11 * 10} {
+		for _, random := range []float64{0, 0.5, 0.999, math.Nextafter(1, 0)} {
+			synctest.Test(t, func(t *testing.T) {
+				source := newShelf[int]()
+				c := courier.NewPollingCoordinator(source, &sink[int]{}, quiet, courier.WithInterval(interval), courier.WithRandom(func() float64 { return random }))
+				stop := start(t, c)
+				time.Sleep(1000 * time.Hour)
+				require.Equal(t, 1, source.fetchCount())
+				c.Wake()
+				synctest.Wait()
+				require.Equal(t, 2, source.fetchCount())
+				require.NoError(t, stop())
+			})
+		}
+	}
+}
+
+// The shortest interval is no shorter than the clock can tell, and a loop that lets
+// nobody else go on.
+func TestPace_TheShortestIntervalPasses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf[int]()
+		stop := start(t, courier.NewPollingCoordinator(source, &sink[int]{}, quiet, courier.WithInterval(1), courier.WithRandom(func() float64 { return 0 })))
+		time.Sleep(100)
+		require.NoError(t, stop())
+		require.InDelta(t, 100, source.fetchCount(), 1)
 	})
 }

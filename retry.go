@@ -515,7 +515,7 @@ func (r *retryRun) wait(last error, n int) *cut {
 			return &cut{DeadlineTooClose, nil}
 		}
 	}
-	if limit := r.policy.MaxElapsed; limit > 0 && r.policy.Clock.Now().Sub(r.entry)+delay > limit {
+	if limit := r.policy.MaxElapsed; limit > 0 && delay > limit-r.policy.Clock.Now().Sub(r.entry) {
 		return &cut{DeadlineTooClose, nil}
 	}
 	if !r.policy.Budget.withdraw(n) {

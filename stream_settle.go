@@ -117,7 +117,7 @@ func (s *stream[T]) finish(sh *share[T]) {
 	now := s.config.clock.Now()
 	sh.event.Took = sh.took
 	if n := sh.event.Records; n > 0 { // a moving average; what took no time says nothing
-		s.pace = (3*s.pace + sh.event.Took/time.Duration(n)) / 4
+		s.pace = (3*s.pace + min(sh.event.Took/time.Duration(n), time.Hour)) / 4
 	}
 	sh.event.DrainOver = sh.event.Applied < sh.event.Records && errors.Is(context.Cause(s.life.work), ErrDrainTimeout)
 	s.watch.applied(s.life.work, sh.event)

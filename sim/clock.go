@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 )
@@ -24,7 +25,8 @@ func (c *Clock) After(d time.Duration) <-chan time.Time {
 	t := &timer{clock: c, ch: make(chan time.Time, 1), d: max(0, d)}
 	w := c.p.w
 	w.mu.Lock()
-	t.due = w.now.Load() + int64(t.d)
+	now := w.now.Load()
+	t.due = now + min(int64(t.d), math.MaxInt64-now)
 	w.timers = append(w.timers, t)
 	w.mu.Unlock()
 	return t.ch

@@ -47,12 +47,14 @@ func (p Policy) Delay(attempt int, previous time.Duration, random float64) time.
 	return d
 }
 
-// clamp converts to a duration within [0, Max]. Comparing this way round
+func (p Policy) clamp(d float64) time.Duration { return Within(d, p.Max) }
+
+// Within converts to a duration within [0, limit]. Comparing this way round
 // catches +Inf and NaN too; converting only below the limit matters because
 // float64(math.MaxInt64) is 2^63, which int64 cannot hold.
-func (p Policy) clamp(d float64) time.Duration {
-	if !(d < float64(p.Max)) {
-		return max(p.Max, 0)
+func Within(d float64, limit time.Duration) time.Duration {
+	if !(d < float64(limit)) {
+		return max(limit, 0)
 	}
 	return time.Duration(max(d, 0))
 }
