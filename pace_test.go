@@ -2,6 +2,7 @@ package courier_test
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"testing"
 	"testing/synctest"
@@ -131,3 +132,52 @@ func TestPace_TheShortestIntervalPasses(t *testing.T) {
 		require.InDelta(t, 100, source.fetchCount(), 1)
 	})
 }
+
+// A source that takes nothing back returns a failed record with the next fetch,
+// and its key is held no longer than that.
+func TestPace_AFailedKeyComesWithTheNextFetch(t *testing.T) { // D4
+	for source, of := range map[string]func(s *shelf[int]) courier.Source[int]{
+		"plain":  func(s *shelf[int]) courier.Source[int] { return s },
+		"Failer": func(s *shelf[int]) courier.Source[int] { return told{s} },
+		"functions": func(s *shelf[int]) courier.Source[int] {
+			return courier.BatchSourceFunc[int]{FetchFunc: func(ctx context.Context) ([]int, error) { return s.Fetch(ctx, 100) }, MarkFunc: s.Mark}
+		},
+	} {
+		for _, random := range []float64{0, 0.4, 0.6, math.Nextafter(1, 0), -1} { // -1 is a wake-up
+			t.Run(fmt.Sprintf("%s/random %v", source, random), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					began := time.Now()
+					var at []time.Duration
+					want := time.Duration(float64(5*time.Second) * (0.9 + 0.2*random))
+					opts := []courier.Option{quiet, courier.WithOrderKey(func(int) string { return "k" }), courier.WithRandom(func() float64 { return max(0, random) })}
+					var order []int
+					c := courier.NewPollingCoordinator(of(newShelf(1, 2)), courier.ProcessFunc(func(_ context.Context, r int) error {
+						if r == 1 {
+							if at = append(at, time.Since(began)); len(at) == 1 {
+								return errTest
+							}
+						}
+						order = append(order, r)
+						return nil
+					}), opts...)
+					stop := start(t, c)
+					if random < 0 {
+						want = time.Second
+						time.Sleep(want)
+						c.Wake()
+					}
+					time.Sleep(time.Minute)
+					require.NoError(t, stop())
+					require.Len(t, at, 2)
+					require.InDelta(t, want, at[1], 1)
+					require.Equal(t, []int{1, 2}, order)
+				})
+			})
+		}
+	}
+}
+
+// told hears of failed records, and takes none back.
+type told struct{ *shelf[int] }
+
+func (told) Fail(context.Context, []courier.FailedRecord[int]) error { return nil }

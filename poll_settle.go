@@ -234,7 +234,7 @@ func (p *poller[T]) giveBack() {
 		after = max(after, pace)
 	}
 	if len(records) == 0 {
-		if p.keyOf != nil {
+		if p.keyOf != nil && p.releaser != nil { // else all comes with the next fetch, and in order
 			p.gate.lift(p.fetchedAt, now.Add(after))
 		}
 		if records, after = p.nextBehind(now); len(records) == 0 {
