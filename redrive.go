@@ -63,8 +63,8 @@ func listAfter[T any](ctx context.Context, queue DLQ[T], after string, max int) 
 
 // RedriveConfig configures [Redrive]. The zero value is the default.
 type RedriveConfig[T any] struct {
-	// Match says which letters are redriven, such as those whose Redriven is
-	// below some limit. nil is all.
+	// Match says which letters are redriven, such as those of one Branch, or
+	// those whose Redriven is below some limit. nil is all.
 	Match func(letter DeadLetter[T]) bool
 
 	// Limit is how many letters are redriven at most. 0 is no limit but that of
@@ -122,8 +122,8 @@ func (e *RedriveError) Unwrap() error { return e.Err }
 // the next redrive. A record that fails stays, in its place, with the new error,
 // time and attempts, and Redriven one higher. Should a newer failure of a record
 // be parked while it is redriven, that letter stays whatever the outcome. Where
-// letters have a Key, those behind one that stays are left, so that their order
-// is kept.
+// letters have a Key, those behind one of their key and Branch that stays are
+// left, so that their order is kept.
 //
 // The redrive stops, with a [*RedriveError], when ctx ends, when a record was
 // not attempted (an open breaker, say; the letter stays as it is), and when the
@@ -158,7 +158,7 @@ type redrive[T any] struct {
 	applier Applier[T]
 	batch   BatchApplier[T]
 	config  RedriveConfig[T]
-	held    map[string]bool // keys of which a letter stays
+	held    map[string]bool // keys, by lineOf, of which a letter stays
 	result  RedriveResult
 }
 
@@ -231,7 +231,8 @@ func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) ([]DeadLett
 			page = page[:i]
 			break
 		}
-		if held[letter.Key] || r.held[letter.Key] {
+		key := lineOf(letter)
+		if held[key] || r.held[key] {
 			continue
 		}
 		matched, err := r.matches(letter)
@@ -239,9 +240,9 @@ func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) ([]DeadLett
 			return page, err
 		}
 		if matched {
-			chosen, keys = append(chosen, letter), append(keys, letter.Key)
-		} else if letter.Key != "" {
-			held[letter.Key] = true
+			chosen, keys = append(chosen, letter), append(keys, key)
+		} else if key != "" {
+			held[key] = true
 		}
 	}
 	for _, round := range roundsOf(keys) {
@@ -259,6 +260,15 @@ func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) ([]DeadLett
 		r.held[key] = true
 	}
 	return page, nil
+}
+
+// lineOf names what a letter waits in, "" for none: the letters of a key wait for
+// each other, and never for those of another branch.
+func lineOf[T any](letter DeadLetter[T]) string {
+	if letter.Key == "" {
+		return ""
+	}
+	return fmt.Sprintf("%d:%s%s", len(letter.Branch), letter.Branch, letter.Key)
 }
 
 func (r *redrive[T]) matches(letter DeadLetter[T]) (matched bool, err error) {
@@ -298,8 +308,8 @@ func (r *redrive[T]) round(ctx context.Context, letters []DeadLetter[T]) error {
 			letter.failed(context.WithoutCancel(ctx), err, now)
 			failed = append(failed, letter)
 		}
-		if letter.Key != "" {
-			r.held[letter.Key] = true
+		if key := lineOf(letter); key != "" {
+			r.held[key] = true
 		}
 	}
 	r.result.Succeeded += len(done)

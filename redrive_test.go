@@ -292,6 +292,32 @@ func TestRedrive_MatchAndLimit(t *testing.T) {
 	require.Zero(t, q.Len())
 }
 
+// A letter that stays holds the later ones of its key in its own branch, and
+// those of another branch go on: within a page and beyond it, whether it fails or
+// does not match.
+func TestRedrive_AKeyWaitsWithinItsBranch(t *testing.T) {
+	for _, size := range []int{1, 100} {
+		q := courier.NewMemoryDLQ[int](0)
+		for i, branch := range []string{"a", "b", "a", "b", "b"} {
+			require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: i, Key: "k", Branch: branch, Error: errTest}))
+		}
+		only := func(branch string) *courier.RedriveConfig[int] {
+			return &courier.RedriveConfig[int]{BatchSize: size, Match: func(l courier.DeadLetter[int]) bool { return l.Branch == branch }}
+		}
+		s := &sink[int]{fail: failing(0)}
+		result, err := courier.Redrive(t.Context(), q, s, &courier.RedriveConfig[int]{BatchSize: size, Limit: 3})
+		require.NoError(t, err)
+		require.Equal(t, courier.RedriveResult{Redriven: 3, Succeeded: 2, Failed: 1, Left: 2}, result)
+		require.Equal(t, []int{0, 2, 4}, recordsIn(t, q))
+		result, err = courier.Redrive(t.Context(), q, always(nil), only("b"))
+		require.NoError(t, err)
+		require.Equal(t, courier.RedriveResult{Redriven: 1, Succeeded: 1, Left: 2}, result)
+		result, err = courier.Redrive(t.Context(), q, always(nil), only("a"))
+		require.NoError(t, err)
+		require.Equal(t, courier.RedriveResult{Redriven: 2, Succeeded: 2}, result)
+	}
+}
+
 func TestRedrive_EndsThoughLettersComeAsFastAsItGoes(t *testing.T) {
 	q := courier.NewMemoryDLQ[int](0)
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{}))

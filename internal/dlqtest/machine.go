@@ -37,15 +37,16 @@ type machine[T any] struct {
 	met  int // the place of the last letter met in the walk
 }
 
-func anyName(t *rapid.T) int   { return rapid.IntRange(0, 9).Draw(t, "name") }
-func anyKey(t *rapid.T) string { return rapid.SampledFrom(keys).Draw(t, "key") }
+func anyName(t *rapid.T) int      { return rapid.IntRange(0, 9).Draw(t, "name") }
+func anyKey(t *rapid.T) string    { return rapid.SampledFrom(keys).Draw(t, "key") }
+func anyBranch(t *rapid.T) string { return rapid.SampledFrom(branches).Draw(t, "branch") }
 
 func anyReason(t *rapid.T) courier.Reason {
 	return rapid.SampledFrom([]courier.Reason{courier.Exhausted, courier.PermanentFailure, courier.KeyParked}).Draw(t, "reason")
 }
 
 func (m *machine[T]) park(t *rapid.T) {
-	_ = m.Send(t.Context(), m.newLetter(anyName(t), anyKey(t), anyReason(t)))
+	_ = m.Send(t.Context(), m.newLetter(anyName(t), anyBranch(t), anyKey(t), anyReason(t)))
 }
 
 // fill is for redrives of several pages, and for walks of more than one.
@@ -54,7 +55,7 @@ func (m *machine[T]) fill(t *rapid.T) {
 		t.Skip("there is enough")
 	}
 	for i := range rapid.SampledFrom([]int{3, 10, 120}).Draw(t, "n") {
-		_ = m.Send(t.Context(), m.newLetter(10+len(m.names), keys[i%len(keys)], courier.Exhausted))
+		_ = m.Send(t.Context(), m.newLetter(10+len(m.names), branches[i%len(branches)], keys[i%len(keys)], courier.Exhausted))
 	}
 }
 
@@ -86,7 +87,7 @@ func (m *machine[T]) list(t *rapid.T) {
 }
 
 func (m *machine[T]) update(t *rapid.T) {
-	changed := m.newLetter(anyName(t), anyKey(t), anyReason(t))
+	changed := m.newLetter(anyName(t), anyBranch(t), anyKey(t), anyReason(t))
 	changed.ID = m.anyID(t)
 	_ = m.Update(t.Context(), changed)
 }

@@ -48,16 +48,27 @@ type letter[T any] struct {
 	place, name int
 }
 
-var keys = []string{"", "a", "b", "c"}
+// The branches that share the queue, and the keys of their records: put together
+// without a mark between them, some are the same.
+var (
+	branches = []string{"", "a", "ab"}
+	keys     = []string{"", "a", "b", "ba"}
+)
+
+// line is what a letter waits in: those of a key wait for each other, and not for
+// those of another branch.
+type line struct{ branch, key string }
+
+func lineOf[T any](l courier.DeadLetter[T]) line { return line{l.Branch, l.Key} }
 
 // newLetter returns one that differs from all before it.
-func (m *model[T]) newLetter(name int, key string, reason courier.Reason) courier.DeadLetter[T] {
+func (m *model[T]) newLetter(name int, branch, key string, reason courier.Reason) courier.DeadLetter[T] {
 	m.names = append(m.names, name)
 	n := len(m.names)
 	m.now = m.now.Add(time.Second)
 	return courier.DeadLetter[T]{
 		ID: "of the caller", Record: m.Record(name, n-1), Key: key, Error: fmt.Errorf("error %d", n), Reason: reason, Attempts: n,
-		FirstFailedAt: m.now.Add(-time.Minute), FailedAt: m.now, Branch: fmt.Sprint("branch ", n%2), Redriven: n % 5,
+		FirstFailedAt: m.now.Add(-time.Minute), FailedAt: m.now, Branch: branch, Redriven: n % 5,
 	}
 }
 

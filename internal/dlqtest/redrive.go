@@ -52,7 +52,7 @@ type attempt[T any] struct {
 
 var (
 	outcomes   = []string{"succeeds", "is skipped", "fails", "fails for good", "fails after retries", "panics", "ends its goroutine", "is refused"}
-	meanwhiles = []string{"nothing", "it is parked anew", "another is parked", "it is changed", "it is deleted", "the last is deleted", "the redrive is cancelled"}
+	meanwhiles = []string{"nothing", "it is parked anew", "another branch parks it", "another is parked", "it is changed", "it is deleted", "the last is deleted", "the redrive is cancelled"}
 )
 
 func (m *machine[T]) redrive(t *rapid.T) {
@@ -65,8 +65,12 @@ func (m *machine[T]) redrive(t *rapid.T) {
 		d.breaks, d.lost = rapid.IntRange(1, 6).Draw(t, "at call"), rapid.Bool().Draw(t, "after it was made")
 	}
 	d.limit = rapid.SampledFrom([]int{0, 0, 1, 2, 5}).Draw(t, "limit")
-	if rapid.Bool().Draw(t, "some match") {
+	switch rapid.IntRange(0, 3).Draw(t, "match") {
+	case 1:
 		d.match = func(l courier.DeadLetter[T]) bool { return m.names[m.Number(l.Record)]%3 > 0 }
+	case 2:
+		branch := anyBranch(t)
+		d.match = func(l courier.DeadLetter[T]) bool { return l.Branch == branch }
 	}
 	config := courier.RedriveConfig[T]{
 		Match: d.match, Limit: d.limit, BatchSize: rapid.SampledFrom([]int{0, 1, 2, 5}).Draw(t, "batch size"), Clock: &clock{&m.now},
@@ -237,11 +241,14 @@ func (d *drive[T]) meanwhile(what string, a *attempt[T]) {
 	name := d.names[d.Number(a.Record)]
 	switch what {
 	case "it is parked anew":
-		_ = d.Send(ctx, d.newLetter(name, a.Key, courier.Exhausted))
+		_ = d.Send(ctx, d.newLetter(name, a.Branch, a.Key, courier.Exhausted))
+	case "another branch parks it":
+		other := (slices.Index(branches, a.Branch) + 1) % len(branches)
+		_ = d.Send(ctx, d.newLetter(name, branches[other], a.Key, courier.Exhausted))
 	case "another is parked":
-		_ = d.Send(ctx, d.newLetter(name+1, a.Key, courier.Exhausted))
+		_ = d.Send(ctx, d.newLetter(name+1, a.Branch, a.Key, courier.Exhausted))
 	case "it is changed":
-		changed := d.newLetter(name, a.Key, courier.Exhausted)
+		changed := d.newLetter(name, a.Branch, a.Key, courier.Exhausted)
 		changed.ID = a.ID
 		_ = d.model.Update(ctx, changed)
 	case "it is deleted":
@@ -262,18 +269,18 @@ func (d *drive[T]) check(t *rapid.T, result courier.RedriveResult, err error) {
 	var want courier.RedriveResult
 	places := map[int]*attempt[T]{}
 	refused := false
-	last := map[string]int{} // place of a key
+	last := map[line]int{}
 	for _, a := range d.tried {
 		switch {
 		case a.place == 0:
 			t.Errorf("a record was applied whose letter was not read")
 		case places[a.place] != nil:
 			t.Errorf("the letter at place %d was attempted twice", a.place)
-		case last[a.Key] > a.place:
-			t.Errorf("the letter at place %d was attempted before that at place %d, of the same key %q", last[a.Key], a.place, a.Key)
+		case last[lineOf(a.DeadLetter)] > a.place:
+			t.Errorf("the letter at place %d was attempted before that at place %d, of the same key %q in the branch %q", last[lineOf(a.DeadLetter)], a.place, a.Key, a.Branch)
 		}
 		places[a.place] = a
-		last[a.Key] = a.place
+		last[lineOf(a.DeadLetter)] = a.place
 		switch a.class {
 		case courier.Skipped:
 			want.Succeeded++
@@ -311,7 +318,7 @@ func (d *drive[T]) checkChoice(t *rapid.T, places map[int]*attempt[T], stopped b
 			}
 		}
 	}
-	stays := map[string]bool{} // a letter of this key
+	stays := map[line]bool{} // a letter of it
 	n := 0
 	for place := range d.last + 1 {
 		l, read := d.read[place]
@@ -321,20 +328,20 @@ func (d *drive[T]) checkChoice(t *rapid.T, places map[int]*attempt[T], stopped b
 			if a != nil {
 				t.Errorf("the letter at place %d was attempted beyond the limit of %d", place, d.limit)
 			}
-		case d.match != nil && !d.match(l) || stays[l.Key]:
-			stays[l.Key] = l.Key != ""
+		case d.match != nil && !d.match(l) || stays[lineOf(l)]:
+			stays[lineOf(l)] = l.Key != ""
 			if a != nil {
-				t.Errorf("the letter at place %d was attempted, which does not match or is behind one of its key %q that stays", place, l.Key)
+				t.Errorf("the letter at place %d was attempted, which does not match or is behind one of its key %q that stays in the branch %q", place, l.Key, l.Branch)
 			}
 		case a == nil && d.limit > 0 && !d.has(place): // gone before the limit let it be read again
 		case a == nil:
 			missing = true
-			if stays[l.Key] = l.Key != ""; !stopped {
+			if stays[lineOf(l)] = l.Key != ""; !stopped {
 				t.Errorf("the letter at place %d was not attempted", place)
 			}
 		default:
 			n++
-			stays[l.Key] = l.Key != "" && a.class != courier.Skipped
+			stays[lineOf(l)] = l.Key != "" && a.class != courier.Skipped
 		}
 	}
 	return missing
