@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 )
 
 // DeadLetter is a record that was given up, and what is known of it.
@@ -38,7 +40,8 @@ type DeadLetter[T any] struct {
 	FirstFailedAt time.Time
 	FailedAt      time.Time
 
-	// Branch is [DLQPolicy].Branch: the branch of a fan-out that failed.
+	// Branch is [DLQPolicy].Branch: the branch of a fan-out that failed. A letter
+	// is known by its branch and its record: each branch owes the record.
 	Branch string
 
 	// Redriven is how often [Redrive] applied the record again in vain.
@@ -56,18 +59,19 @@ type DeadLetter[T any] struct {
 // coordinator it ends after 10 seconds.
 //
 // A queue that knows a record again when it is parked a second time should keep
-// one letter of it, see Send, and may have the capabilities [KeyedDLQ],
-// [SharedDLQ] and [MarkingDLQ].
+// one letter of it for each branch, see Send, and may have the capabilities
+// [KeyedDLQ], [SharedDLQ] and [MarkingDLQ].
 type DLQ[T any] interface {
 	// Send takes a record over, whatever the letter's ID says. Once it has
 	// returned nil the record is marked at its source, so the letter must be as
 	// durable as the record deserves. A queue that cannot take it returns an
 	// error, and the record stays pending.
 	//
-	// The same record may come twice, when the process died between Send and the
-	// mark. A queue that can tell replaces the letter, in its place, with a new
-	// ID, keeping FirstFailedAt and the larger Redriven; a letter whose Reason is
-	// KeyParked does not replace one, as it knows less.
+	// The same record may come twice from one branch, when the process died
+	// between Send and the mark. A queue that can tell replaces the letter of this
+	// branch and record, in its place, with a new ID, keeping FirstFailedAt and the
+	// larger Redriven; a letter whose Reason is KeyParked does not replace one, as
+	// it knows less. Another branch's letter of the record is another letter.
 	Send(ctx context.Context, letter DeadLetter[T]) error
 
 	// Receive returns up to max of the oldest letters, in a slice of the
@@ -80,9 +84,10 @@ type DLQ[T any] interface {
 	// every letter that stays exactly once, whatever else happens to the queue.
 	List(ctx context.Context, after string, max int) ([]DeadLetter[T], error)
 
-	// Update sets all but the ID, the place and the Record of the letter with
-	// this ID, which gets a new one, at once or not at all. It does nothing when
-	// no letter has the ID, and never refuses because the queue is full.
+	// Update sets all but the ID, the place, the Record and the Branch of the
+	// letter with this ID, which gets a new one, at once or not at all. It does
+	// nothing when no letter has the ID, and never refuses because the queue is
+	// full.
 	Update(ctx context.Context, letter DeadLetter[T]) error
 
 	// Delete removes letters by ID, at once or not at all. IDs that no letter has
@@ -147,16 +152,18 @@ func (e *ParkError) NotAttempted() bool { return true }
 // policy is copied when it is given to a decorator.
 type DLQPolicy[T any] struct {
 	// Branch names the branch of a fan-out whose failures these are. It is kept
-	// with the letters.
+	// with the letters, each of which is known by its branch and its record:
+	// branches that share a queue need names that differ. It is valid UTF-8
+	// without NUL. "", the default, is for a decorator outside of all fan-outs.
 	Branch string
 
 	// Key is for destinations that must get the records of one key in order:
 	// while one of a key is parked, the later ones of that key are parked behind
 	// it, unapplied, with [KeyParked] as the reason, until the letters of the key
-	// are deleted or redriven. Records whose key is "" are in no order. nil, the
-	// default, is off. The queue must be a [KeyedDLQ], and is asked once a record
-	// or batch. Key must be safe for concurrent use and always return the same
-	// for a record.
+	// are deleted or redriven. Letters of other branches park nothing here.
+	// Records whose key is "" are in no order. nil, the default, is off. The
+	// queue must be a [KeyedDLQ], and is asked once a record or batch. Key must
+	// be safe for concurrent use and always return the same for a record.
 	//
 	// The order is by what the queue holds. It cannot be kept against a source
 	// that hands records of a key out of order, or a coordinator that applies two
@@ -212,6 +219,8 @@ func (p DLQPolicy[T]) validate(queue DLQ[T]) error {
 		return &ConfigError{"DLQPolicy.MinParked", fmt.Sprintf("is %d: want from 1 to ParkWindow (%d), or 0 for the default", p.MinParked, d.ParkWindow)}
 	case p.ParkPause < 0:
 		return &ConfigError{"DLQPolicy.ParkPause", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.ParkPause)}
+	case !utf8.ValidString(p.Branch) || strings.Contains(p.Branch, "\x00"):
+		return &ConfigError{"DLQPolicy.Branch", fmt.Sprintf("is %q: want valid UTF-8 without NUL, which every queue can keep apart", p.Branch)}
 	}
 	if _, keyed := queue.(KeyedDLQ); p.Key != nil && !keyed {
 		return &ConfigError{"DLQPolicy.Key", fmt.Sprintf("cannot be used with a %T, which does not tell what keys it holds: give the queue the method ParkedKeys of courier.KeyedDLQ", queue)}

@@ -8,14 +8,15 @@ import (
 )
 
 // KeyedDLQ is an optional capability of a [DLQ], which [DLQPolicy].Key needs: it
-// tells which of the given keys are those of letters in the queue. It must be
-// safe for concurrent use and not keep the slice.
+// tells which of the given keys are those of letters of a branch in the queue.
+// Letters of another branch park no key of this one. ParkedKeys must be safe for
+// concurrent use and must not keep the slice.
 type KeyedDLQ interface {
-	ParkedKeys(ctx context.Context, keys []string) ([]string, error)
+	ParkedKeys(ctx context.Context, branch string, keys []string) ([]string, error)
 }
 
 // KeyParked is the reason of a letter whose record was not applied because an
-// earlier one of its key is in the queue.
+// earlier one of its key and branch is in the queue.
 const KeyParked Reason = "key parked"
 
 // ErrKeyParked is the error of a letter whose reason is [KeyParked].
@@ -161,7 +162,7 @@ func (d *dlqApplier[T]) parkedKeys(ctx context.Context, keys []string) (map[stri
 		return parked, nil
 	}
 	err := detached(ctx, d.policy.Clock, func(ctx context.Context) error {
-		found, err := d.keys.ParkedKeys(ctx, keys)
+		found, err := d.keys.ParkedKeys(ctx, d.policy.Branch, keys)
 		for _, key := range found {
 			parked[key] = true
 		}

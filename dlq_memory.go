@@ -26,10 +26,14 @@ type MemoryDLQ[T any] struct {
 	mu     sync.Mutex
 	slots  []memorySlot[T] // in the order of their places, gaps included
 	live   int
-	places uint64            // given so far
-	byName map[string]uint64 // the place of a record's letter, with an identity
-	keys   map[string]int    // letters of each key
+	places uint64              // given so far
+	byName map[inBranch]uint64 // the place of a record's letter, with an identity
+	keys   map[inBranch]int    // letters of each key
 }
+
+// inBranch is a record's name, or a key, in a branch: each branch of a fan-out
+// owes a record, and keeps the order of a key, by itself.
+type inBranch struct{ branch, name string }
 
 // memorySlot is a place with its letter, or where one was deleted.
 type memorySlot[T any] struct {
@@ -44,16 +48,17 @@ func NewMemoryDLQ[T any](capacity int) *MemoryDLQ[T] {
 	return NewMemoryDLQByIdentity[T](capacity, nil)
 }
 
-// NewMemoryDLQByIdentity returns a queue that keeps one letter of a record,
-// however often it is parked, known by the name that identity gives it; "" is
-// none. identity must be safe for concurrent use and always return the same for
-// a record. nil is as [NewMemoryDLQ].
+// NewMemoryDLQByIdentity returns a queue that keeps one letter of a record for
+// each branch, however often it is parked. The queue knows a record by the name
+// that identity returns; a record named "" is another one each time. identity
+// must be safe for concurrent use and always return the same for a record. nil
+// is as [NewMemoryDLQ].
 func NewMemoryDLQByIdentity[T any](capacity int, identity func(record T) string) *MemoryDLQ[T] {
 	return &MemoryDLQ[T]{capacity: max(0, capacity), identity: identity}
 }
 
-// Send takes a record over, or returns [ErrDLQFull]. The letter of a record that
-// is in the queue is replaced even when that is full.
+// Send takes a record over, or returns [ErrDLQFull]. It replaces the letter of
+// the same record and branch even when the queue is full.
 func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
 	name := ""
 	if q.identity != nil {
@@ -61,7 +66,8 @@ func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if place, parked := q.byName[name]; parked && name != "" {
+	id := inBranch{letter.Branch, name}
+	if place, parked := q.byName[id]; parked && name != "" {
 		i, _ := q.find(place)
 		old := &q.slots[i].letter
 		if letter.Reason == KeyParked {
@@ -79,9 +85,9 @@ func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
 	q.live++
 	if name != "" {
 		if q.byName == nil {
-			q.byName = make(map[string]uint64)
+			q.byName = make(map[inBranch]uint64)
 		}
-		q.byName[name] = q.places
+		q.byName[id] = q.places
 	}
 	q.set(len(q.slots)-1, letter)
 	return nil
@@ -118,13 +124,14 @@ func (q *MemoryDLQ[T]) List(_ context.Context, after string, max int) ([]DeadLet
 	return letters, nil
 }
 
-// Update sets all but the ID, the place and the Record of a letter. The error is
-// always nil.
+// Update sets all but the ID, the place, the Record and the Branch of a letter.
+// The error is always nil.
 func (q *MemoryDLQ[T]) Update(_ context.Context, letter DeadLetter[T]) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if i, ok := q.current(letter.ID); ok {
-		letter.Record = q.slots[i].letter.Record
+		old := &q.slots[i].letter
+		letter.Record, letter.Branch = old.Record, old.Branch
 		q.set(i, letter)
 	}
 	return nil
@@ -139,11 +146,12 @@ func (q *MemoryDLQ[T]) Delete(_ context.Context, ids ...string) error {
 		if !ok {
 			continue
 		}
-		q.uncount(q.slots[i].letter.Key)
-		if name := q.slots[i].name; name != "" {
-			delete(q.byName, name)
+		slot := &q.slots[i]
+		q.uncount(&slot.letter)
+		if slot.name != "" {
+			delete(q.byName, inBranch{slot.letter.Branch, slot.name})
 		}
-		q.slots[i] = memorySlot[T]{place: q.slots[i].place}
+		*slot = memorySlot[T]{place: slot.place}
 		q.live--
 	}
 	q.compact()
@@ -160,14 +168,14 @@ func (q *MemoryDLQ[T]) Len() int {
 	return q.live
 }
 
-// ParkedKeys returns those of the keys that letters in the queue have. The error
+// ParkedKeys returns those of the keys that letters of the branch have. The error
 // is always nil.
-func (q *MemoryDLQ[T]) ParkedKeys(_ context.Context, keys []string) ([]string, error) {
+func (q *MemoryDLQ[T]) ParkedKeys(_ context.Context, branch string, keys []string) ([]string, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var parked []string
 	for _, key := range keys {
-		if q.keys[key] > 0 {
+		if q.keys[inBranch{branch, key}] > 0 {
 			parked = append(parked, key)
 		}
 	}
@@ -178,23 +186,24 @@ func (q *MemoryDLQ[T]) ParkedKeys(_ context.Context, keys []string) ([]string, e
 func (q *MemoryDLQ[T]) set(i int, letter DeadLetter[T]) {
 	slot := &q.slots[i]
 	if slot.version > 0 {
-		q.uncount(slot.letter.Key)
+		q.uncount(&slot.letter)
 	}
 	if letter.Key != "" {
 		if q.keys == nil {
-			q.keys = make(map[string]int)
+			q.keys = make(map[inBranch]int)
 		}
-		q.keys[letter.Key]++
+		q.keys[inBranch{letter.Branch, letter.Key}]++
 	}
 	slot.version++
 	letter.ID = strconv.FormatUint(slot.place, 10) + "." + strconv.FormatUint(slot.version, 10)
 	slot.letter = letter
 }
 
-func (q *MemoryDLQ[T]) uncount(key string) {
-	if key == "" {
+func (q *MemoryDLQ[T]) uncount(letter *DeadLetter[T]) {
+	if letter.Key == "" {
 		return
 	}
+	key := inBranch{letter.Branch, letter.Key}
 	if q.keys[key]--; q.keys[key] == 0 {
 		delete(q.keys, key)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -91,6 +92,129 @@ func TestDeadLetter_D8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T)
 	}
 }
 
+// D-6: each branch of a fan-out owes a record, and keeps the order of a key, by
+// itself, also when they share a queue: once the cause is mended, the letters of
+// each branch take to it what it lacks.
+func TestDeadLetter_D6_TwoBranchesParkOneRecordInOneQueue(t *testing.T) {
+	byName := func() courier.DLQ[keyed] {
+		return courier.NewMemoryDLQByIdentity(0, func(r keyed) string { return fmt.Sprint(r.n) })
+	}
+	records := []keyed{{"k", 10}, {"k", 11}, {"k", 12}, {"l", 20}, {"m", 30}}
+	for queue, open := range map[string]func() (a, b courier.DLQ[keyed]){
+		"by identity": func() (a, b courier.DLQ[keyed]) { q := byName(); return q, q },
+		"of letters":  func() (a, b courier.DLQ[keyed]) { q := courier.NewMemoryDLQ[keyed](0); return q, q },
+		"one each":    func() (a, b courier.DLQ[keyed]) { return byName(), byName() },
+	} {
+		for _, form := range []string{"one by one", "batches"} {
+			for _, key := range []func(keyed) string{nil, func(r keyed) string { return r.key }} {
+				t.Run(fmt.Sprintf("%s, %s, by key %v", queue, form, key != nil), func(t *testing.T) {
+					qa, qb := open()
+					// The record 10 is bad for a, 11 for b, and 20 for both.
+					bad := map[string]func(context.Context, keyed, int) error{}
+					for branch, records := range map[string][]int{"a": {10, 20}, "b": {11, 20}} {
+						bad[branch] = func(_ context.Context, r keyed, _ int) error {
+							if slices.Contains(records, r.n) {
+								return courier.Permanent(errTest)
+							}
+							return nil
+						}
+					}
+					sinks := map[string]*sink[keyed]{"a": {fail: bad["a"]}, "b": {fail: bad["b"]}}
+					branch := func(name string, q courier.DLQ[keyed]) courier.Branch[keyed] {
+						var to courier.Applier[keyed] = sinks[name]
+						if form == "batches" {
+							to = eachOfBatch[keyed]{to}
+						}
+						return courier.Branch[keyed]{Name: name, Applier: courier.NewDLQApplierWith(to, q,
+							courier.DLQPolicy[keyed]{Branch: name, Key: key, MaxParkRate: courier.AnyParkRate})}
+					}
+					fan := courier.NewFanOut(courier.FanOutConfig[keyed]{Branches: []courier.Branch[keyed]{branch("a", qa), branch("b", qb)}})
+					for range 2 { // the mark was lost
+						require.NoError(t, fan.(courier.BatchApplier[keyed]).ApplyBatch(t.Context(), records))
+					}
+					if key == nil {
+						require.Contains(t, sinks["b"].got(), keyed{"k", 12}, "of which nothing failed")
+						require.Contains(t, sinks["b"].got(), keyed{"k", 10})
+					} else {
+						require.Contains(t, sinks["b"].got(), keyed{"k", 10}, "only a has the key parked from here on")
+						require.NotContains(t, sinks["b"].got(), keyed{"k", 12}, "b has it parked from 11 on")
+					}
+					require.NotContains(t, sinks["a"].got(), keyed{"k", 10})
+
+					mended := map[string]*sink[keyed]{"a": {}, "b": {}}
+					for name, q := range map[string]courier.DLQ[keyed]{"a": qa, "b": qb} {
+						mine := func(l courier.DeadLetter[keyed]) bool { return l.Branch == name }
+						_, err := courier.Redrive(t.Context(), q, mended[name], &courier.RedriveConfig[keyed]{Match: mine})
+						require.NoError(t, err)
+						got := append(sinks[name].got(), mended[name].got()...)
+						require.Subset(t, got, records)
+						if first := unique(got); key != nil {
+							slices.SortStableFunc(first, func(a, b keyed) int { return strings.Compare(a.key, b.key) })
+							require.True(t, slices.IsSortedFunc(first, func(a, b keyed) int { return a.n - b.n }), "in the order of each key: %v", got)
+						}
+					}
+					require.Empty(t, recordsLeft(t, qa))
+					require.Empty(t, recordsLeft(t, qb))
+				})
+			}
+		}
+	}
+}
+
+// D-8: what one branch has parked of a key holds back no record of the other.
+func TestDeadLetter_D8_AKeyIsParkedInItsBranchAlone(t *testing.T) {
+	q := courier.NewMemoryDLQByIdentity(0, func(r keyed) string { return fmt.Sprint(r.n) })
+	into := func(branch string, to courier.Applier[keyed]) courier.BatchApplier[keyed] {
+		policy := courier.DLQPolicy[keyed]{Branch: branch, Key: func(r keyed) string { return r.key }}
+		return courier.NewDLQApplierWith(to, courier.DLQ[keyed](q), policy).(courier.BatchApplier[keyed])
+	}
+	bad := &sink[keyed]{fail: func(context.Context, keyed, int) error { return courier.Permanent(errTest) }}
+	well := &batchSink[keyed]{}
+	a, ab := into("a", bad), into("ab", well)
+	require.NoError(t, a.Apply(t.Context(), keyed{"bk", 1}))
+	require.NoError(t, ab.Apply(t.Context(), keyed{"k", 2}))
+	require.NoError(t, ab.Apply(t.Context(), keyed{"bk", 3}))
+	require.NoError(t, ab.ApplyBatch(t.Context(), []keyed{{"bk", 4}, {"bk", 5}}))
+	require.Equal(t, []keyed{{"k", 2}, {"bk", 3}, {"bk", 4}, {"bk", 5}}, well.got())
+	require.NoError(t, a.Apply(t.Context(), keyed{"bk", 3}))
+	require.Equal(t, []keyed{{"bk", 1}, {"bk", 3}}, recordsLeft(t, q))
+	// And the letter that says no more than that stands beside the other branch's.
+	require.NoError(t, into("ab", bad).Apply(t.Context(), keyed{"bk", 3}))
+	require.Len(t, recordsLeft(t, q), 3)
+}
+
+func recordsLeft(t *testing.T, q courier.DLQ[keyed]) (records []keyed) {
+	t.Helper()
+	for l, err := range courier.Letters(t.Context(), q) {
+		require.NoError(t, err)
+		records = append(records, l.Record)
+	}
+	return records
+}
+
+// unique are the records without what comes again.
+func unique(records []keyed) (first []keyed) {
+	for _, r := range records {
+		if !slices.Contains(first, r) {
+			first = append(first, r)
+		}
+	}
+	return first
+}
+
+// eachOfBatch applies a batch one by one, and fails those that fail.
+type eachOfBatch[T any] struct{ courier.Applier[T] }
+
+func (b eachOfBatch[T]) ApplyBatch(ctx context.Context, records []T) error {
+	var list courier.BatchError
+	for i, r := range records {
+		if err := b.Apply(ctx, r); err != nil {
+			list.Add(i, err)
+		}
+	}
+	return list.ErrorOrNil()
+}
+
 func TestDeadLetter_D8_WithoutAnAnswerRecordsStayPending(t *testing.T) {
 	s := &batchSink[keyed]{}
 	q := &mute{courier.NewMemoryDLQ[keyed](0)}
@@ -107,7 +231,7 @@ func TestDeadLetter_D8_WithoutAnAnswerRecordsStayPending(t *testing.T) {
 
 type mute struct{ *courier.MemoryDLQ[keyed] }
 
-func (*mute) ParkedKeys(context.Context, []string) ([]string, error) { return nil, errTest }
+func (*mute) ParkedKeys(context.Context, string, []string) ([]string, error) { return nil, errTest }
 
 func TestDeadLetter_D8_ARefusedRecordHoldsBackThoseOfItsKeyInTheBatch(t *testing.T) {
 	s := &batchSink[keyed]{failBatch: func(_ context.Context, records []keyed, _ int) error {
@@ -263,6 +387,7 @@ func TestDLQPolicy_BadValuesAreNamed(t *testing.T) {
 		"DLQPolicy.ParkWindow":  {ParkWindow: -1},
 		"DLQPolicy.MinParked":   {MinParked: 101},
 		"DLQPolicy.ParkPause":   {ParkPause: -1},
+		"DLQPolicy.Branch":      {Branch: "a\x00"},
 	} {
 		err := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](q), policy).Apply(t.Context(), 1)
 		require.ErrorIs(t, err, courier.ErrConfig)

@@ -68,29 +68,13 @@ var dlqChanges = []dlqDefect{
 			return q.DLQ.Update(ctx, l)
 		}
 	}},
-	{"with its record", "updates a letter in its place", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
-		records := make(map[string]int)
-		q.update = func(ctx context.Context, l letter) error {
-			place, _, _ := strings.Cut(l.ID, ".")
-			records[place] = l.Record
-			return q.DLQ.Update(ctx, l)
-		}
-		q.read = func(letters []letter, _ int) []letter {
-			for i := range letters {
-				place, _, _ := strings.Cut(letters[i].ID, ".")
-				if r, ok := records[place]; ok {
-					letters[i].Record = r
-				}
-			}
-			return letters
-		}
-	}},
+	sets("record", func(l *letter, to letter) { l.Record = to.Record }),
+	sets("branch", func(l *letter, to letter) { l.Branch = to.Branch }),
 	keepsOld("key", func(l *letter, old letter) { l.Key = old.Key }),
 	keepsOld("error", func(l *letter, old letter) { l.Error = old.Error }),
 	keepsOld("reason", func(l *letter, old letter) { l.Reason = old.Reason }),
 	keepsOld("attempts", func(l *letter, old letter) { l.Attempts = old.Attempts }),
 	keepsOld("times", func(l *letter, old letter) { l.FirstFailedAt, l.FailedAt = old.FirstFailedAt, old.FailedAt }),
-	keepsOld("branch", func(l *letter, old letter) { l.Branch = old.Branch }),
 	keepsOld("redrives", func(l *letter, old letter) { l.Redriven = old.Redriven }),
 	{"by place", "does nothing for an update out of date", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		q.update = func(ctx context.Context, l letter) error {
@@ -153,12 +137,12 @@ var dlqCapabilities = []dlqDefect{
 		}
 	}},
 	{"every key that is asked", "tells parked keys", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
-		q.keys = func(_ context.Context, keys []string) ([]string, error) { return keys, nil }
+		q.keys = func(_ context.Context, _ string, keys []string) ([]string, error) { return keys, nil }
 	}},
 	{"once parked, always parked", "tells parked keys", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		known := make(map[string]bool)
-		q.keys = func(ctx context.Context, keys []string) ([]string, error) {
-			now, err := q.DLQ.ParkedKeys(ctx, keys)
+		q.keys = func(ctx context.Context, branch string, keys []string) ([]string, error) {
+			now, err := q.DLQ.ParkedKeys(ctx, branch, keys)
 			for _, key := range now {
 				known[key] = true
 			}

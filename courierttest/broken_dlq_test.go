@@ -20,7 +20,7 @@ type dlqWith struct {
 	update func(ctx context.Context, l letter) error
 	del    func(ctx context.Context, ids ...string) error
 	count  func() int
-	keys   func(ctx context.Context, keys []string) ([]string, error)
+	keys   func(ctx context.Context, branch string, keys []string) ([]string, error)
 	same   func(other courier.DLQ[int]) bool
 }
 
@@ -67,11 +67,11 @@ func (q *dlqWith) Count(ctx context.Context) (int, error) {
 	return q.DLQ.Count(ctx)
 }
 
-func (q *dlqWith) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {
+func (q *dlqWith) ParkedKeys(ctx context.Context, branch string, keys []string) ([]string, error) {
 	if q.keys != nil {
-		return q.keys(ctx, keys)
+		return q.keys(ctx, branch, keys)
 	}
-	return q.DLQ.ParkedKeys(ctx, keys)
+	return q.DLQ.ParkedKeys(ctx, branch, keys)
 }
 
 func (q *dlqWith) SameQueue(other courier.DLQ[int]) bool {
@@ -115,6 +115,28 @@ func keepsOld(part string, keep func(l *letter, old letter)) dlqDefect {
 				}
 			}
 			return q.DLQ.Update(ctx, l)
+		}
+	}}
+}
+
+// sets returns a defect by which an update sets a part of a letter that it is
+// known by.
+func sets(part string, set func(l *letter, to letter)) dlqDefect {
+	return dlqDefect{"sets the " + part, "updates a letter in its place", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		changed := make(map[string]letter) // by place
+		q.update = func(ctx context.Context, l letter) error {
+			place, _, _ := strings.Cut(l.ID, ".")
+			changed[place] = l
+			return q.DLQ.Update(ctx, l)
+		}
+		q.read = func(letters []letter, _ int) []letter {
+			for i := range letters {
+				place, _, _ := strings.Cut(letters[i].ID, ".")
+				if to, ok := changed[place]; ok {
+					set(&letters[i], to)
+				}
+			}
+			return letters
 		}
 	}}
 }

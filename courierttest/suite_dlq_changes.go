@@ -65,14 +65,14 @@ func (s *dlqRun[T]) updates() {
 	s.tb.Helper()
 	letters := s.park(3)
 	changed := letters[1]
-	changed.Record = s.Record(7) // is not the queue's to change
+	changed.Record, changed.Branch = s.Record(7), "audit" // by which the letter is known
 	changed.Key, changed.Error, changed.Reason, changed.Attempts = "customer 8", textError("again"), courier.PermanentFailure, 9
 	changed.FirstFailedAt, changed.FailedAt = changed.FirstFailedAt.Add(-time.Hour), changed.FailedAt.Add(time.Hour)
-	changed.Branch, changed.Redriven = "audit", 4
+	changed.Redriven = 4
 	s.update(changed)
 	now := s.receive(10)
 	s.expectNames(now, "after the second was updated", 0, 1, 2)
-	changed.Record = letters[1].Record
+	changed.Record, changed.Branch = letters[1].Record, letters[1].Branch
 	s.expectSame(now[1], changed, "after an update")
 	if now[1].ID == letters[1].ID {
 		s.tb.Errorf("after an update the letter has its old ID %q: who holds that would delete a failure it does not know", now[1].ID)
@@ -133,7 +133,7 @@ func (s *dlqRun[T]) tellsKeys() {
 		s.tb.Helper()
 		var got []string
 		s.must("ParkedKeys", func(ctx context.Context) (err error) {
-			got, err = keyed.ParkedKeys(ctx, []string{"a", "b", "c"})
+			got, err = keyed.ParkedKeys(ctx, "", []string{"a", "b", "c"})
 			return err
 		})
 		slices.Sort(got)

@@ -14,18 +14,20 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// FuzzRedrive: a string of sends, redrives with any outcome, crashes, deletes
-// and walks on a queue, two bytes each. No letter is lost, none is applied after
-// it was removed, and the counts are right.
+// FuzzRedrive: a string of sends by three branches, redrives of one or of all
+// with any outcome, crashes, deletes and walks on a queue, two bytes each. No
+// letter is lost, none is applied after it was removed or in another branch's
+// redrive, and the counts are right.
 func FuzzRedrive(f *testing.F) {
 	f.Add([]byte("\x00\x01\x00\x02\x01\x00"), uint8(10), false)
 	f.Add([]byte("\x00\x01\x00\x02\x00\x03\x01\x55\x01\x02\x03\x00\x02\x01\x01\x99"), uint8(2), true)
 	f.Add([]byte("\x00\x01\x04\xff\x05\x10\x00\x07\x04\x0f\x01\xaa\x06\x01\x01\x00"), uint8(5), true)
+	f.Add([]byte("\x00\x01\x00\x21\x00\x41\x08\x00\x00\x21\x0f\x00"), uint8(5), true) // three branches, one record
 	f.Fuzz(func(t *testing.T, ops []byte, capacity uint8, byIdentity bool) {
 		if len(ops) > 400 {
 			t.Skip("long enough")
 		}
-		w := &parkedWorld{T: t, capacity: int(capacity%20) + 1, byIdentity: byIdentity, letters: map[int]int{}}
+		w := &parkedWorld{T: t, capacity: int(capacity%20) + 1, byIdentity: byIdentity, letters: map[letterOf]int{}}
 		var identity func(int) string
 		if byIdentity {
 			identity = strconv.Itoa
@@ -34,20 +36,20 @@ func FuzzRedrive(f *testing.F) {
 		for i := 0; i+1 < len(ops); i += 2 {
 			switch op, arg := ops[i]%7, ops[i+1]; op {
 			case 0:
-				w.send(t.Context(), int(arg%32))
+				w.send(t.Context(), letterOf{branches[arg/32%3], int(arg % 32)})
 			case 1, 2:
-				w.redrive(arg, op == 2, nil)
+				w.redrive(ops[i]/7, arg, op == 2, nil)
 			case 3:
 				w.remove(arg)
 			case 4, 5:
-				w.redrive(arg, op == 5, errors.New("crashed"))
+				w.redrive(ops[i]/7, arg, op == 5, errors.New("crashed"))
 			case 6:
 				w.walk(arg)
 			}
 			w.check()
 		}
 		// In the end the destination is well, and everything parked gets there.
-		w.redrive(0, false, nil)
+		w.redrive(0, 0, false, nil)
 		w.check()
 		if len(w.letters) > 0 {
 			t.Fatalf("%v are left in the queue", w.letters)
@@ -55,13 +57,23 @@ func FuzzRedrive(f *testing.F) {
 	})
 }
 
+// letterOf is what a letter is known by.
+type letterOf struct {
+	branch string
+	record int
+}
+
+func known(l courier.DeadLetter[int]) letterOf { return letterOf{l.Branch, l.Record} }
+
+var branches = [...]string{"", "1", "11"} // of which "11" and record 1 look like "1" and record 11
+
 // parkedWorld is a queue and what should be in it.
 type parkedWorld struct {
 	*testing.T
 	queue      *courier.MemoryDLQ[int]
 	capacity   int
 	byIdentity bool
-	letters    map[int]int // of each record, how many
+	letters    map[letterOf]int // how many
 	step       int
 }
 
@@ -72,11 +84,11 @@ func (w *parkedWorld) count() (n int) {
 	return n
 }
 
-func (w *parkedWorld) send(ctx context.Context, record int) {
+func (w *parkedWorld) send(ctx context.Context, l letterOf) {
 	w.step++
-	err := w.queue.Send(ctx, courier.DeadLetter[int]{Record: record, Error: fmt.Errorf("step %d", w.step)})
+	err := w.queue.Send(ctx, courier.DeadLetter[int]{Record: l.record, Branch: l.branch, Error: fmt.Errorf("step %d", w.step)})
 	switch {
-	case w.byIdentity && w.letters[record] > 0:
+	case w.byIdentity && w.letters[l] > 0:
 		if err != nil {
 			w.Fatalf("a letter in the queue was refused: %v", err)
 		}
@@ -87,7 +99,7 @@ func (w *parkedWorld) send(ctx context.Context, record int) {
 	case err != nil:
 		w.Fatal(err)
 	default:
-		w.letters[record]++
+		w.letters[l]++
 	}
 }
 
@@ -100,11 +112,11 @@ func (w *parkedWorld) all() []courier.DeadLetter[int] {
 }
 
 func (w *parkedWorld) check() {
-	have := map[int]int{}
+	have := map[letterOf]int{}
 	for _, letter := range w.all() {
-		have[letter.Record]++
+		have[known(letter)]++
 	}
-	maps.DeleteFunc(w.letters, func(_, n int) bool { return n == 0 })
+	maps.DeleteFunc(w.letters, func(_ letterOf, n int) bool { return n == 0 })
 	if !maps.Equal(have, w.letters) {
 		w.Fatalf("the queue has %v, want %v", have, w.letters)
 	}
@@ -119,7 +131,7 @@ func (w *parkedWorld) remove(arg byte) {
 	if err := w.queue.Delete(w.Context(), letter.ID, letter.ID); err != nil {
 		w.Fatal(err)
 	}
-	w.letters[letter.Record]--
+	w.letters[known(letter)]--
 }
 
 // walk iterates while letters are sent, updated and deleted.
@@ -139,11 +151,11 @@ func (w *parkedWorld) walk(arg byte) {
 			_ = w.queue.Update(w.Context(), letter)
 		case 1:
 			_ = w.queue.Delete(w.Context(), letter.ID)
-			w.letters[letter.Record]--
+			w.letters[known(letter)]--
 		case 2:
 			if sent < 5 && !w.byIdentity { // or it would replace one that is to be met
 				sent++
-				w.send(w.Context(), letter.Record)
+				w.send(w.Context(), known(letter))
 			}
 		}
 	}
@@ -154,13 +166,17 @@ func (w *parkedWorld) walk(arg byte) {
 	}
 }
 
-// redrive applies the records with outcomes that arg decides. With a crash the
-// queue fails at some call, before or after the call takes effect.
-func (w *parkedWorld) redrive(arg byte, batches bool, crash error) {
+// redrive applies the records of a branch, or of all, with outcomes that arg
+// decides. With a crash the queue fails at some call, before or after the call
+// takes effect.
+func (w *parkedWorld) redrive(whose, arg byte, batches bool, crash error) {
+	chosen := func(l courier.DeadLetter[int]) bool { return whose%4 == 0 || l.Branch == branches[whose%4-1] }
 	before := w.all()
 	present := map[int]bool{}
 	for _, letter := range before {
-		present[letter.Record] = true
+		if chosen(letter) {
+			present[letter.Record] = true
+		}
 	}
 	queue := &crashing{DLQ: w.queue, err: crash, at: int(arg % 5), late: arg%2 == 1}
 	applied, succeeded, failed := map[int]int{}, map[int]int{}, 0
@@ -186,9 +202,11 @@ func (w *parkedWorld) redrive(arg byte, batches bool, crash error) {
 			failed++
 			runtime.Goexit()
 		case 7: // it fails in the pipeline meanwhile, and then goes well here
-			if w.byIdentity {
+			letters := w.all()
+			i := slices.IndexFunc(letters, func(l courier.DeadLetter[int]) bool { return l.Record == record && chosen(l) })
+			if w.byIdentity && i >= 0 {
 				renewed[record] = true
-				w.send(ctx, record)
+				w.send(ctx, known(letters[i]))
 			}
 		}
 		succeeded[record]++
@@ -198,7 +216,7 @@ func (w *parkedWorld) redrive(arg byte, batches bool, crash error) {
 	if batches {
 		applier = batchFunc{apply}
 	}
-	result, err := courier.Redrive[int](w.Context(), queue, applier, &courier.RedriveConfig[int]{BatchSize: int(arg%4) + 1})
+	result, err := courier.Redrive[int](w.Context(), queue, applier, &courier.RedriveConfig[int]{Match: chosen, BatchSize: int(arg%4) + 1})
 
 	attempted := 0
 	for record, n := range succeeded {
@@ -220,17 +238,20 @@ func (w *parkedWorld) redrive(arg byte, batches bool, crash error) {
 			w.Fatalf("record %d was removed and not applied", record)
 		}
 	}
-	for record, n := range queue.removed {
-		w.letters[record] -= n
+	for letter, n := range queue.removed {
+		w.letters[letter] -= n
 	}
 	if err == nil {
 		redriven := map[string]int{}
 		for _, l := range before {
 			redriven[place(l.ID)] = l.Redriven
+			if chosen(l) {
+				redriven[place(l.ID)]++
+			}
 		}
 		for _, l := range w.all() {
-			if was, ok := redriven[place(l.ID)]; ok && !renewed[l.Record] && l.Redriven != was+1 {
-				w.Fatalf("%+v was redriven %d times before", l, was)
+			if n, ok := redriven[place(l.ID)]; ok && !renewed[l.Record] && l.Redriven != n {
+				w.Fatalf("%+v was redriven %d times", l, n)
 			}
 		}
 	}
@@ -255,8 +276,8 @@ type crashing struct {
 	late    bool
 	crashed bool
 	count   int
-	deleted map[int]bool // asked for
-	removed map[int]int  // and gone
+	deleted map[int]bool     // asked for
+	removed map[letterOf]int // and gone
 }
 
 func (c *crashing) call(do func()) error {
@@ -288,13 +309,13 @@ func (c *crashing) Update(ctx context.Context, letter courier.DeadLetter[int]) e
 func (c *crashing) Delete(ctx context.Context, ids ...string) error {
 	letters, _ := c.Receive(ctx, 100)
 	if c.deleted == nil {
-		c.deleted, c.removed = map[int]bool{}, map[int]int{}
+		c.deleted, c.removed = map[int]bool{}, map[letterOf]int{}
 	}
 	return c.call(func() {
 		for _, letter := range letters {
 			if slices.Contains(ids, letter.ID) {
 				c.deleted[letter.Record] = true
-				c.removed[letter.Record]++
+				c.removed[known(letter)]++
 			}
 		}
 		_ = c.DLQ.Delete(ctx, ids...)

@@ -145,9 +145,9 @@ func (q *parkingLot) Send(ctx context.Context, letter courier.DeadLetter[order])
 	})
 }
 
-func (q *parkingLot) ParkedKeys(ctx context.Context, keys []string) (parked []string, err error) {
+func (q *parkingLot) ParkedKeys(ctx context.Context, branch string, keys []string) (parked []string, err error) {
 	err = q.p.await(ctx, Keys, digest(fmt.Sprint(keys)), fmt.Sprint(keys), nil, func(c *call) {
-		parked, c.err = q.MemoryDLQ.ParkedKeys(ctx, keys)
+		parked, c.err = q.MemoryDLQ.ParkedKeys(ctx, branch, keys)
 	})
 	return parked, err
 }

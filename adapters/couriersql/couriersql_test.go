@@ -23,7 +23,7 @@ func TestBadConfigurationIsReportedByEveryMethod(t *testing.T) {
 			_, counted := o.Pending(t.Context())
 			_, received := o.DLQ().Receive(t.Context(), 1)
 			_, listed := o.DLQ().List(t.Context(), "1.1", 1)
-			_, keys := o.DLQ().ParkedKeys(t.Context(), []string{"k"})
+			_, keys := o.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
 			_, parked := o.DLQ().Count(t.Context())
 			for _, err := range []error{
 				o.Migrate(t.Context()), o.Write(t.Context(), new(sql.Tx)), fetched, counted, received, listed, keys, parked,

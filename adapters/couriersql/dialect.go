@@ -74,7 +74,7 @@ type grammar struct {
 	remove     string   // letters
 	requeue    []string // letters, back into the outbox; the last one removes them
 	parked     string
-	parkedKeys string // of the list ?1
+	parkedKeys string // of the branch ?1, of the list ?2
 
 	int64s   func(n int, at func(i int) int64) any // a list as an argument
 	strings  func([]string) any

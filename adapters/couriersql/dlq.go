@@ -90,11 +90,11 @@ func (q *DLQ) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
 // letterOf is a letter as arguments.
 func (o *Outbox) letterOf(letter courier.DeadLetter[Row]) []any {
 	r := letter.Record
-	args := []any{r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, o.grammar.time(r.CreatedAt)}
+	args := []any{plain(letter.Branch), r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, o.grammar.time(r.CreatedAt)}
 	return append(args, o.stateOf(letter)...)
 }
 
-// stateOf is what is known of a letter's record, as arguments.
+// stateOf is what is known of a letter's record in its branch, as arguments.
 func (o *Outbox) stateOf(letter courier.DeadLetter[Row]) []any {
 	var text, kind string
 	var stored *StoredError
@@ -109,7 +109,7 @@ func (o *Outbox) stateOf(letter courier.DeadLetter[Row]) []any {
 	}
 	text = plain(text) // an error may quote the bytes of a payload
 	return []any{text, kind, string(letter.Reason), letter.Attempts, o.grammar.time(first.UnixMicro()), o.grammar.time(letter.FailedAt.UnixMicro()),
-		letter.Redriven, plain(letter.Branch), plain(letter.Key)}
+		letter.Redriven, plain(letter.Key)}
 }
 
 // plain makes of a text what every database and JSON can hold.
@@ -174,8 +174,8 @@ func (o *Outbox) letters(ctx context.Context, after int64, max int) ([]courier.D
 	return letters, rows.Err()
 }
 
-// Update sets what is known of the letter with this ID, its row excepted, in one
-// statement. It does nothing when the letter has changed since, or is gone.
+// Update sets what is known of the letter with this ID, its row and its branch
+// excepted, in one statement. It does nothing when the letter has changed since, or is gone.
 func (q *DLQ) Update(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	o := q.outbox
 	if o.fault != nil {
@@ -245,13 +245,14 @@ func (o *Outbox) requeue(ctx context.Context, ids []string) (int, error) {
 	return int(n), tx.Commit()
 }
 
-// ParkedKeys returns those of the keys that letters in the queue have, for
+// ParkedKeys returns those of the keys that letters of the branch have, for
 // [courier.DLQPolicy].Key. They are compared as valid UTF-8 without NUL.
-func (q *DLQ) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {
+func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]string, error) {
 	o := q.outbox
 	if o.fault != nil {
 		return nil, o.fault
 	}
+	branch = plain(branch)
 	given := make(map[string][]string, len(keys))
 	list := make([]string, len(keys))
 	for i, key := range keys {
@@ -260,12 +261,12 @@ func (q *DLQ) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {
 	}
 	var found []string
 	if h, ok := q.holder.(*locked); ok { // before the table, where they are when they are not here
-		for key := range h.uncommittedKeys() {
+		for key := range h.uncommittedKeys(branch) {
 			found = append(found, given[key]...)
 			delete(given, key)
 		}
 	}
-	parked, err := o.parkedKeys(ctx, list)
+	parked, err := o.parkedKeys(ctx, branch, list)
 	if err != nil {
 		return nil, o.failed(err, "looking for %d keys in %s_dlq", len(keys), o.table)
 	}
@@ -275,8 +276,8 @@ func (q *DLQ) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {
 	return found, nil
 }
 
-func (o *Outbox) parkedKeys(ctx context.Context, keys []string) (parked []string, err error) {
-	rows, err := o.db.QueryContext(ctx, o.sql(o.grammar.parkedKeys), o.grammar.strings(keys))
+func (o *Outbox) parkedKeys(ctx context.Context, branch string, keys []string) (parked []string, err error) {
+	rows, err := o.db.QueryContext(ctx, o.sql(o.grammar.parkedKeys), branch, o.grammar.strings(keys))
 	if err != nil {
 		return nil, err
 	}

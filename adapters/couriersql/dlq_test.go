@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -144,14 +145,17 @@ func TestDLQParkedKeys(t *testing.T) { inEach(t, testDLQParkedKeys) }
 
 func testDLQParkedKeys(t *testing.T, newOutbox maker) {
 	q := newOutbox(t).DLQ()
-	for id, key := range map[string]string{"1": "k", "2": "k", "3": "b\x00\xff", "4": ""} {
+	for id, key := range map[string]string{"1": "k", "2": "k", "3": "b\x00\xff", "4": "", "5 of a branch": "c"} {
 		l := letter(id, nil)
 		l.Key = key
+		_, l.Branch, _ = strings.Cut(id, " of a ")
 		require.NoError(t, q.Send(t.Context(), l))
 	}
-	parked, err := q.ParkedKeys(t.Context(), []string{"k", "", "b\x00\xff", "c"})
-	require.NoError(t, err)
-	require.ElementsMatch(t, []string{"k", "b\x00\xff"}, parked)
+	for branch, want := range map[string][]string{"": {"k", "b\x00\xff"}, "branch": {"c"}, "another": nil} {
+		parked, err := q.ParkedKeys(t.Context(), branch, []string{"k", "", "b\x00\xff", "c"})
+		require.NoError(t, err)
+		require.ElementsMatch(t, want, parked, branch)
+	}
 }
 
 // Later messages of a key wait behind one that failed, also for another process.

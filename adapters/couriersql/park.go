@@ -120,8 +120,8 @@ func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) erro
 
 // parkedRow is one whose letter is in the transaction of a batch.
 type parkedRow struct {
-	in  *lockedBatch
-	key string // of the letter
+	in          *lockedBatch
+	branch, key string // of the letter
 }
 
 func (l *locked) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
@@ -159,7 +159,7 @@ func (b *lockedBatch) park(ctx context.Context, letter courier.DeadLetter[Row]) 
 	}
 	b.dirty = true
 	b.mu.Lock()
-	b.parked[letter.Record.Seq] = parkedRow{b, plain(letter.Key)}
+	b.parked[letter.Record.Seq] = parkedRow{b, plain(letter.Branch), plain(letter.Key)}
 	b.mu.Unlock()
 	return nil
 }
@@ -176,13 +176,15 @@ func (l *locked) parkLate(ctx context.Context, letter courier.DeadLetter[Row]) e
 	return o.moveAlone(ctx, o.db, letter, text, o.marking(o.seqs([]Row{letter.Record}))...)
 }
 
-// uncommittedKeys are those of letters that nobody else sees yet.
-func (l *locked) uncommittedKeys() map[string]bool {
+// uncommittedKeys are those of a branch's letters that nobody else sees yet.
+func (l *locked) uncommittedKeys(branch string) map[string]bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	keys := make(map[string]bool, len(l.parked))
 	for _, p := range l.parked {
-		keys[p.key] = true
+		if p.branch == branch && p.key != "" {
+			keys[p.key] = true
+		}
 	}
 	return keys
 }

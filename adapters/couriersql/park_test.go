@@ -313,15 +313,35 @@ func TestAKeyIsParkedWithItsFirstRow(t *testing.T) {
 			}
 			return nil
 		})
-		applier := courier.NewDLQApplierWith(deliver, s.DLQ(), courier.DLQPolicy[Row]{Key: func(r Row) string { return r.Key + "\x00" }})
+		applier := courier.NewDLQApplierWith(deliver, s.DLQ(), courier.DLQPolicy[Row]{Branch: "bé", Key: func(r Row) string { return r.Key + "\x00" }})
 		require.NoError(t, courier.RunOnce(t.Context(),
 			func(ctx context.Context) ([]Row, error) { return s.Fetch(ctx, 10) }, applier.Apply, s.Mark))
 		require.Equal(t, []string{"k1", "l1"}, applied)
 		require.Empty(t, pendingOf(t, o))
 		require.Equal(t, []string{"k1.1", "k2.1"}, lettersOf(t, o))
-		parked, err := s.DLQ().ParkedKeys(t.Context(), []string{"k\x00", "l\x00"})
-		require.NoError(t, err)
-		require.Equal(t, []string{"k\x00"}, parked)
+		for branch, want := range map[string][]string{"bé": {"k\x00"}, "": nil} {
+			parked, err := s.DLQ().ParkedKeys(t.Context(), branch, []string{"k\x00", "l\x00"})
+			require.NoError(t, err)
+			require.Equal(t, want, parked, branch)
+		}
+	})
+}
+
+// A key whose letter is not committed yet is parked in the letter's branch alone.
+func TestAnUncommittedKeyIsParkedInItsBranchAlone(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, Message{ID: "a", Topic: "t", Key: "k"}, Message{ID: "b", Topic: "t", Key: ""})
+		s := o.Source()
+		for _, row := range take(t, s, 10) {
+			l := letterFor(row)
+			l.Branch = "search"
+			require.NoError(t, s.DLQ().Send(t.Context(), l))
+		}
+		for branch, want := range map[string][]string{"search": {"k"}, "": nil, "sea": nil} {
+			parked, err := s.DLQ().ParkedKeys(t.Context(), branch, []string{"k", ""})
+			require.NoError(t, err)
+			require.Equal(t, want, parked, branch)
+		}
 	})
 }
 
@@ -404,14 +424,14 @@ func TestAKeyIsFreeWithItsLetter(t *testing.T) {
 				require.NoError(t, s.DLQ().Send(t.Context(), letterFor(row)))
 				end(t, s, row)
 				require.Equal(t, []string{"k1.1"}, lettersOf(t, o))
-				parked, err := s.DLQ().ParkedKeys(t.Context(), []string{"k"})
+				parked, err := s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
 				require.NoError(t, err)
 				require.Equal(t, []string{"k"}, parked)
 
 				letters, err := o.DLQ().Receive(t.Context(), 10)
 				require.NoError(t, err)
 				require.NoError(t, o.DLQ().Delete(t.Context(), letters[0].ID))
-				parked, err = s.DLQ().ParkedKeys(t.Context(), []string{"k"})
+				parked, err = s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
 				require.NoError(t, err)
 				require.Empty(t, parked)
 			})

@@ -113,8 +113,8 @@ func postgresGrammar() grammar {
 			WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`,
 		failing: `SELECT id, attempts, last_error FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1`,
 
-		send: `INSERT INTO "{table}_dlq" AS d (id, outbox_seq, topic, key, payload, headers, trace, created_at,
-				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key)
+		send: `INSERT INTO "{table}_dlq" AS d (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
+				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, order_key)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 			ON CONFLICT (id) DO UPDATE SET version = d.version + 1,
 				outbox_seq = excluded.outbox_seq, topic = excluded.topic, key = excluded.key,
@@ -129,7 +129,7 @@ func postgresGrammar() grammar {
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
 			FROM "{table}_dlq" WHERE seq > $1 ORDER BY seq LIMIT $2`,
 		update: `UPDATE "{table}_dlq" SET version = version + 1, error = $3, error_type = $4, reason = $5, attempts = $6,
-				first_failed_at = $7, last_failed_at = $8, redriven = $9, branch = $10, order_key = $11
+				first_failed_at = $7, last_failed_at = $8, redriven = $9, order_key = $10
 			WHERE seq = $1 AND version = $2`,
 		remove: `DELETE FROM "{table}_dlq" WHERE ` + letters,
 		requeue: []string{
@@ -141,7 +141,7 @@ func postgresGrammar() grammar {
 				WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" t WHERE t.id = d.id) ORDER BY seq`,
 			`DELETE FROM "{table}_dlq" WHERE ` + letters,
 		},
-		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq" WHERE order_key <> '' AND order_key = ANY($1::text[])`,
+		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq" WHERE branch = $1 AND order_key <> '' AND order_key = ANY($2::text[])`,
 		parked:     `SELECT count(*) FROM "{table}_dlq"`,
 
 		int64s: func(n int, at func(int) int64) any {

@@ -89,8 +89,8 @@ func sqliteGrammar() grammar {
 			(SELECT seq FROM "{table}" WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`,
 		failing: `SELECT id, attempts, last_error FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?1`,
 
-		send: `INSERT INTO "{table}_dlq" (id, outbox_seq, topic, key, payload, headers, trace, created_at,
-				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key)
+		send: `INSERT INTO "{table}_dlq" (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
+				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, order_key)
 			VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
 			ON CONFLICT (id) DO UPDATE SET version = version + 1,
 				outbox_seq = excluded.outbox_seq, topic = excluded.topic, key = excluded.key,
@@ -105,7 +105,7 @@ func sqliteGrammar() grammar {
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
 			FROM "{table}_dlq" WHERE seq > ?1 ORDER BY seq LIMIT ?2`,
 		update: `UPDATE "{table}_dlq" SET version = version + 1, error = ?3, error_type = ?4, reason = ?5, attempts = ?6,
-				first_failed_at = ?7, last_failed_at = ?8, redriven = ?9, branch = ?10, order_key = ?11
+				first_failed_at = ?7, last_failed_at = ?8, redriven = ?9, order_key = ?10
 			WHERE seq = ?1 AND version = ?2`,
 		remove: `DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters,
 		requeue: []string{
@@ -117,7 +117,7 @@ func sqliteGrammar() grammar {
 			`DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters,
 		},
 		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq"
-			WHERE order_key <> '' AND order_key IN (SELECT value FROM json_each(?1))`,
+			WHERE branch = ?1 AND order_key <> '' AND order_key IN (SELECT value FROM json_each(?2))`,
 		parked: `SELECT count(*) FROM "{table}_dlq"`,
 
 		int64s:     sqliteInt64s,

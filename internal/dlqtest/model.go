@@ -21,7 +21,7 @@ type Queue[T any] struct {
 	// Capacity is how many letters it takes; 0 is no bound.
 	Capacity int
 
-	// Identity is that it keeps one letter of each name.
+	// Identity is that it keeps one letter of each branch and name.
 	Identity bool
 
 	// Record returns a record by its name and a number of its own, Number that
@@ -79,7 +79,7 @@ func (m *model[T]) byID(id string) int {
 func (m *model[T]) Send(ctx context.Context, sent courier.DeadLetter[T]) error {
 	err := m.DLQ.Send(ctx, sent)
 	name := m.names[m.Number(sent.Record)]
-	i := slices.IndexFunc(m.letters, func(l *letter[T]) bool { return m.Identity && l.name == name })
+	i := slices.IndexFunc(m.letters, func(l *letter[T]) bool { return m.Identity && l.name == name && l.Branch == sent.Branch })
 	sent.ID = ""
 	var want error
 	switch {
@@ -151,7 +151,7 @@ func (m *model[T]) Update(ctx context.Context, changed courier.DeadLetter[T]) er
 		m.t.Errorf("Update returned %v", err)
 	}
 	if i := m.byID(changed.ID); i >= 0 {
-		changed.ID, changed.Record = "", m.letters[i].Record
+		changed.ID, changed.Record, changed.Branch = "", m.letters[i].Record, m.letters[i].Branch
 		m.letters[i].DeadLetter = changed
 	}
 	return nil
@@ -181,11 +181,13 @@ func (m *model[T]) Count(ctx context.Context) (int, error) {
 func (m *model[T]) check(ctx context.Context) {
 	_, _ = m.Receive(ctx, len(m.letters)+1)
 	_, _ = m.Count(ctx)
-	parked, err := m.DLQ.(courier.KeyedDLQ).ParkedKeys(ctx, keys[1:])
-	for _, key := range keys[1:] {
-		want := slices.ContainsFunc(m.letters, func(l *letter[T]) bool { return l.Key == key })
-		if err != nil || slices.Contains(parked, key) != want {
-			m.t.Errorf("the parked keys are %q, error %v; %q is one: %v", parked, err, key, want)
+	for _, branch := range branches {
+		parked, err := m.DLQ.(courier.KeyedDLQ).ParkedKeys(ctx, branch, keys[1:])
+		for _, key := range keys[1:] {
+			want := slices.ContainsFunc(m.letters, func(l *letter[T]) bool { return lineOf(l.DeadLetter) == line{branch, key} })
+			if err != nil || slices.Contains(parked, key) != want {
+				m.t.Errorf("the parked keys of the branch %q are %q, error %v; %q is one: %v", branch, parked, err, key, want)
+			}
 		}
 	}
 }

@@ -147,5 +147,5 @@ var mutants = []mutant{
 	{"records that come with an error are dropped", "poll.go",
 		"	n := len(p.records)\n	p.phase = cutting\n", "	if p.fetchErr != nil {\n		p.records = nil\n	}\n	n := len(p.records)\n	p.phase = cutting\n"},
 	{"a queue is not asked which keys it has", "dlq_key.go",
-		"		found, err := d.keys.ParkedKeys(ctx, keys)\n", "		found, err := d.keys.ParkedKeys(ctx, nil)\n"},
+		"		found, err := d.keys.ParkedKeys(ctx, d.policy.Branch, keys)\n", "		found, err := d.keys.ParkedKeys(ctx, d.policy.Branch, nil)\n"},
 }
