@@ -68,7 +68,7 @@ type grammar struct {
 	failing  string // the ?1 rows with the most attempts
 
 	send       string
-	moved      string   // whether the row ?2 is pending no more, and a letter with the ID ?1 instead
+	moved      string   // whether the row ?3 is pending no more, and a letter with the ID ?1 of the branch ?2 instead
 	list       string   // up to ?2 with a seq above ?1
 	update     string   // the letter with seq ?1 and version ?2
 	remove     string   // letters

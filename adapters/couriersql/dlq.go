@@ -35,8 +35,9 @@ var (
 )
 
 // DLQ returns the queue of the outbox's dead letters, to look after them, and for
-// the branches of a fan-out. Its Send writes the letter alone: a relay that dies
-// before the mark parks the record once more.
+// the branches of a fan-out, which may share it, each with a name of its own
+// ([courier.DLQPolicy].Branch). Its Send writes the letter alone: a relay that
+// dies before the mark parks the record once more.
 func (o *Outbox) DLQ() *DLQ { return &DLQ{outbox: o} }
 
 // MarksRecords reports whether Send marks the row as well, which is so by
@@ -63,10 +64,11 @@ type StoredError struct {
 
 func (e *StoredError) Error() string { return e.Text }
 
-// Send stores a row as it is, with its last error. A message that is in the
-// queue already, by its ID, keeps its place, the time of its first failure and
-// the larger Redriven; all else is set anew, unless the letter says no more than
-// that the message's key is parked.
+// Send stores a row as it is, with its last error. Where the branch has a letter
+// of the message already, by its ID, that one keeps its place, the time of its
+// first failure and the larger Redriven; all else is set anew, unless the new
+// letter says no more than that the message's key is parked. Each branch of a
+// fan-out has a letter of its own.
 //
 // By [Source.DLQ] it marks the row in the same transaction, and refuses one that
 // the source does not hold.

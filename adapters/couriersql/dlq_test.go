@@ -230,50 +230,59 @@ func testDLQStoresAStoredErrorAsItIs(t *testing.T, newOutbox maker) {
 	require.Equal(t, &StoredError{Text: "open /x: gone", Type: "*fs.PathError"}, again[0].Error)
 }
 
-// Random calls against a model: no letter is lost, none is applied that is not
-// there, and what is out of date changes nothing. The core has the same for its
-// queue in memory.
+// Random calls by branches that share a queue, against a model: no letter is lost,
+// none is applied that is not there, and what is out of date changes nothing. The
+// core has the same for its queue in memory.
 func TestDLQAgainstAModel(t *testing.T) { inEach(t, testDLQAgainstAModel) }
 
 func testDLQAgainstAModel(t *testing.T, newOutbox maker) {
 	type known struct {
-		id, text string
-		redriven int
+		branch, id, text string
+		redriven         int
 	}
+	branches := []string{"", "1", "11"} // "11" and the message 1 look like "1" and the message 11
 	for seed := range uint64(4) {
 		random := rand.New(rand.NewPCG(seed, 0))
 		q := newOutbox(t).DLQ()
 		var model []known // in the order of the places
 		var old []string  // IDs that were
-		at := func(id string) int { return slices.IndexFunc(model, func(k known) bool { return k.id == id }) }
+		at := func(branch, id string) int {
+			return slices.IndexFunc(model, func(k known) bool { return k.branch == branch && k.id == id })
+		}
+		send := func(ctx context.Context, branch, id, text string) {
+			l := letter(id, errors.New(text))
+			l.Branch = branch
+			require.NoError(t, q.Send(ctx, l))
+			if i := at(branch, id); i >= 0 {
+				model[i].text = text
+			} else {
+				model = append(model, known{branch: branch, id: id, text: text})
+			}
+		}
 		for step := range 60 {
-			id := fmt.Sprint(random.IntN(12))
+			branch, id := branches[random.IntN(3)], fmt.Sprint(random.IntN(12))
 			text := fmt.Sprintf("step %d", step)
 			letters, err := q.Receive(t.Context(), 100)
 			require.NoError(t, err)
 			switch op := random.IntN(6); {
 			case op < 2:
-				require.NoError(t, q.Send(t.Context(), letter(id, errors.New(text))))
-				if i := at(id); i >= 0 {
-					model[i].text = text
-				} else {
-					model = append(model, known{id: id, text: text})
-				}
+				send(t.Context(), branch, id, text)
 			case op == 2 && len(old) > 0:
 				stale := old[random.IntN(len(old))]
 				require.NoError(t, q.Delete(t.Context(), stale))
-				require.NoError(t, q.Update(t.Context(), courier.DeadLetter[Row]{ID: stale, Redriven: 99}))
+				require.NoError(t, q.Update(t.Context(), courier.DeadLetter[Row]{ID: stale, Branch: branch, Redriven: 99}))
 			case op == 3 && len(letters) > 0:
 				gone := letters[random.IntN(len(letters))]
 				require.NoError(t, q.Delete(t.Context(), gone.ID))
-				model = slices.DeleteFunc(model, func(k known) bool { return k.id == gone.Record.ID })
-			default:
+				i := at(gone.Branch, gone.Record.ID)
+				model = slices.Delete(model, i, i+1)
+			default: // of a branch
 				total := len(model)
 				stopAt, newer := random.IntN(20), random.IntN(6)
 				n, succeeded, failed := 0, 0, 0
 				result, err := courier.Redrive(t.Context(), q, courier.ProcessFunc(func(ctx context.Context, r Row) error {
-					i := at(r.ID)
-					require.GreaterOrEqual(t, i, 0, "it was removed")
+					i := at(branch, r.ID)
+					require.GreaterOrEqual(t, i, 0, "it was removed, or is another branch's")
 					switch n++; {
 					case n == stopAt:
 						return &courier.OpenError{Until: start}
@@ -282,21 +291,20 @@ func testDLQAgainstAModel(t *testing.T, newOutbox maker) {
 						model[i].text, model[i].redriven = text, model[i].redriven+1
 						return errors.New(text)
 					case n == newer: // it fails in the pipeline meanwhile
-						model[i].text = "newer"
-						require.NoError(t, q.Send(ctx, letter(r.ID, errors.New("newer"))))
+						send(ctx, branch, r.ID, "newer")
 					default:
 						model = slices.Delete(model, i, i+1)
 					}
 					succeeded++
 					return nil
-				}), &courier.RedriveConfig[Row]{BatchSize: 3})
+				}), &courier.RedriveConfig[Row]{BatchSize: 3, Match: func(l courier.DeadLetter[Row]) bool { return l.Branch == branch }})
 				require.Equal(t, err != nil, n == stopAt && n > 0)
 				require.Equal(t, courier.RedriveResult{Redriven: succeeded + failed, Succeeded: succeeded, Failed: failed, Left: total - succeeded - failed}, result)
 			}
 			i := 0
 			for l, err := range courier.Letters(t.Context(), q) {
 				require.NoError(t, err)
-				require.Equal(t, model[i], known{l.Record.ID, l.Error.Error(), l.Redriven})
+				require.Equal(t, model[i], known{l.Branch, l.Record.ID, l.Error.Error(), l.Redriven})
 				i++
 			}
 			require.Len(t, model, i)

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
+	"io/fs"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -30,11 +32,19 @@ func versions(t *testing.T, o *Outbox) (list []int) {
 	return list
 }
 
+// upTo are the versions that a migration to the last one records.
+func upTo(last int) (list []int) {
+	for v := range last {
+		list = append(list, v+1)
+	}
+	return list
+}
+
 func TestMigrateTwice(t *testing.T) {
 	o := newOutbox(t)
 	write(t, o, named("a")...)
 	require.NoError(t, o.Migrate(t.Context()))
-	require.Equal(t, []int{1, 2, 3}, versions(t, o))
+	require.Equal(t, upTo(SchemaVersion(SQLite)), versions(t, o))
 	require.Len(t, fetch(t, o, 10), 1)
 }
 
@@ -62,7 +72,7 @@ func TestMigrateAtOnce(t *testing.T) {
 		for range pools {
 			require.NoError(t, <-errs)
 		}
-		require.Equal(t, []int{1, 2, 3}, versions(t, New(pools[0], SQLite, WithTable(table))))
+		require.Equal(t, upTo(SchemaVersion(SQLite)), versions(t, New(pools[0], SQLite, WithTable(table))))
 	}
 }
 
@@ -99,22 +109,38 @@ func TestMigrateStopsWaitingWithItsContext(t *testing.T) {
 	require.EqualValues(t, connectTries-1, f.failures.Load())
 }
 
-func script(t *testing.T, name string) []byte {
+// migrated makes a database as an earlier version of the package left it. What
+// its migrations created and this one's do not is in beside.
+func migrated(t *testing.T, dialect Dialect, version int, beside ...string) *sql.DB {
 	t.Helper()
-	text, err := sqliteMigrations.ReadFile("migrations/sqlite/" + name)
+	db := databaseOf(t, dialect)
+	o := New(db, dialect)
+	execute(t, db, o.grammar.createVersions)
+	files, err := fs.Glob(o.grammar.migrations, "*.sql")
 	require.NoError(t, err)
-	return text
+	for i, name := range files[:version] {
+		text, err := fs.ReadFile(o.grammar.migrations, name)
+		require.NoError(t, err)
+		execute(t, db, o.sql(string(text)))
+		execute(t, db, o.grammar.addVersion, o.table, i+1, o.grammar.time(0))
+	}
+	for _, text := range beside {
+		execute(t, db, text)
+	}
+	return db
 }
+
+// The indexes that the letters had before they were known by their branch.
+const (
+	onlyID  = `CREATE UNIQUE INDEX courier_outbox_dlq_id ON courier_outbox_dlq (id)`
+	onlyKey = `CREATE INDEX courier_outbox_dlq_order_key ON courier_outbox_dlq (order_key) WHERE order_key <> ''`
+)
 
 // version1 makes a database as the first version of the package left it, with
 // a dead letter.
 func version1(t *testing.T) *sql.DB {
 	t.Helper()
-	db := open(t, filepath.Join(t.TempDir(), "test.db"))
-	o := New(db, SQLite)
-	execute(t, db, o.grammar.createVersions)
-	execute(t, db, o.sql(string(script(t, "0001_outbox.sql"))))
-	execute(t, db, o.grammar.addVersion, o.table, 1, 0)
+	db := migrated(t, SQLite, 1, onlyID)
 	execute(t, db, `INSERT INTO courier_outbox_dlq (id, outbox_seq, topic, key, payload, headers, trace, created_at,
 		error, error_type, reason, attempts, first_failed_at, last_failed_at)
 		VALUES ('a', 7, 'orders', 'k', x'ff', '', '', 5, 'boom', '*fs.PathError', 'exhausted', 3, 1000, 2000)`)
@@ -123,7 +149,7 @@ func version1(t *testing.T) *sql.DB {
 
 func TestMigrateFromVersion1(t *testing.T) {
 	o := outboxIn(t, version1(t))
-	require.Equal(t, []int{1, 2, 3}, versions(t, o))
+	require.Equal(t, upTo(SchemaVersion(SQLite)), versions(t, o))
 	letters, err := o.DLQ().Receive(t.Context(), 10)
 	require.NoError(t, err)
 	require.Equal(t, []courier.DeadLetter[Row]{{
@@ -141,12 +167,71 @@ func TestMigrateFromVersion1(t *testing.T) {
 	require.Equal(t, "1.2", letters[0].ID)
 }
 
+// beforeBranches is the last version that knew a letter by its message alone.
+var beforeBranches = map[Dialect]int{SQLite: 3, Postgres: 1}
+
+// indexesOf are the definitions of the indexes of the outbox and of its letters.
+func indexesOf(t *testing.T, o *Outbox) (list []string) {
+	t.Helper()
+	text := `SELECT sql FROM sqlite_schema WHERE type = 'index' AND sql IS NOT NULL ORDER BY name`
+	if o.dialect == Postgres {
+		text = `SELECT replace(indexdef, schemaname || '.', '') FROM pg_indexes WHERE schemaname = current_schema() ORDER BY indexname`
+	}
+	rows, err := o.db.QueryContext(t.Context(), text)
+	require.NoError(t, err)
+	defer rows.Close()
+	for rows.Next() {
+		var definition string
+		require.NoError(t, rows.Scan(&definition))
+		list = append(list, definition)
+	}
+	require.NoError(t, rows.Err())
+	return list
+}
+
+// The letters of a database that knew them by their message stay as they are, and
+// another branch's letter of the message comes beside them.
+func TestMigrateLettersToBranches(t *testing.T) { inEach(t, testMigrateLettersToBranches) }
+
+func testMigrateLettersToBranches(t *testing.T, newOutbox maker) {
+	fresh := newOutbox(t)
+	db := migrated(t, fresh.dialect, beforeBranches[fresh.dialect], onlyID, onlyKey)
+	old := New(db, fresh.dialect)
+	insert := strings.Replace(old.sql(old.grammar.send), "ON CONFLICT (id, branch)", "ON CONFLICT (id)", 1)
+	var sent []courier.DeadLetter[Row]
+	for i, id := range []string{"a", "b", "c"} {
+		l := letter(id, &StoredError{Text: "boom", Type: "*fs.PathError"})
+		l.ID, l.FirstFailedAt, l.Branch, l.Key = fmt.Sprintf("%d.1", i+1), start.Add(-time.Minute), []string{"", "search", "mail"}[i], "k"
+		execute(t, db, insert, old.letterOf(l)...)
+		sent = append(sent, l)
+	}
+	require.ErrorContains(t, old.DLQ().Send(t.Context(), sent[0]), "the table is of an earlier version; call Migrate")
+
+	o := outboxIn(t, db)
+	require.Equal(t, upTo(SchemaVersion(o.dialect)), versions(t, o))
+	require.Equal(t, indexesOf(t, fresh), indexesOf(t, o))
+	letters, err := o.DLQ().Receive(t.Context(), 10)
+	require.NoError(t, err)
+	require.Equal(t, sent, letters)
+
+	other := sent[1]
+	other.Branch = "mail"
+	require.NoError(t, o.DLQ().Send(t.Context(), other))
+	require.NoError(t, o.DLQ().Send(t.Context(), sent[1]))
+	require.Equal(t, []string{"a.1", "b.2", "c.1", "b.1"}, lettersOf(t, o))
+
+	execute(t, db, `DELETE FROM courier_migrations`) // with letters that the first version would refuse
+	o = outboxIn(t, db)
+	require.Equal(t, indexesOf(t, fresh), indexesOf(t, o))
+	require.Equal(t, []string{"a.1", "b.2", "c.1", "b.1"}, lettersOf(t, o))
+}
+
 func TestMigrateATableWhoseVersionWasLost(t *testing.T) {
 	db := version1(t)
-	for range 2 { // of the first version, and of the second
+	for range 2 { // of the first version, and of the last
 		execute(t, db, `DELETE FROM courier_migrations`)
 		o := outboxIn(t, db)
-		require.Equal(t, []int{1, 2, 3}, versions(t, o))
+		require.Equal(t, upTo(SchemaVersion(SQLite)), versions(t, o))
 		n, err := o.DLQ().Count(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, 1, n)
@@ -156,12 +241,15 @@ func TestMigrateATableWhoseVersionWasLost(t *testing.T) {
 // withMigration adds a later version to an outbox.
 func withMigration(t *testing.T, o *Outbox, text string) *Outbox {
 	t.Helper()
-	o.grammar.migrations = fstest.MapFS{
-		"0001_outbox.sql":   {Data: script(t, "0001_outbox.sql")},
-		"0002_redrive.sql":  {Data: script(t, "0002_redrive.sql")},
-		"0003_schedule.sql": {Data: script(t, "0003_schedule.sql")},
-		"0004_later.sql":    {Data: []byte(text)},
+	later := fstest.MapFS{"9999_later.sql": {Data: []byte(text)}}
+	files, err := fs.Glob(o.grammar.migrations, "*.sql")
+	require.NoError(t, err)
+	for _, name := range files {
+		data, err := fs.ReadFile(o.grammar.migrations, name)
+		require.NoError(t, err)
+		later[name] = &fstest.MapFile{Data: data}
 	}
+	o.grammar.migrations = later
 	return o
 }
 
@@ -171,7 +259,7 @@ func TestMigrateFromAnOlderVersion(t *testing.T) {
 	later := withMigration(t, New(old.db, SQLite), `ALTER TABLE "{table}" ADD COLUMN later TEXT; CREATE TABLE "{table}_later" (a TEXT)`)
 	require.NoError(t, later.Migrate(t.Context()))
 	require.NoError(t, later.Migrate(t.Context()))
-	require.Equal(t, []int{1, 2, 3, 4}, versions(t, later))
+	require.Equal(t, upTo(SchemaVersion(SQLite)+1), versions(t, later))
 	require.Equal(t, 1, count(t, old.db, `SELECT count(*) FROM courier_outbox WHERE later IS NULL`))
 	require.Len(t, fetch(t, old, 10), 1)
 }
@@ -180,15 +268,15 @@ func TestMigrateIsOneTransaction(t *testing.T) {
 	db := open(t, filepath.Join(t.TempDir(), "test.db"))
 	o := withMigration(t, New(db, SQLite), `CREATE TABLE half (a TEXT); CREATE NONSENSE`)
 	err := o.Migrate(t.Context())
-	require.ErrorContains(t, err, "couriersql: migrating courier_outbox: 0004_later.sql: ")
+	require.ErrorContains(t, err, "couriersql: migrating courier_outbox: 9999_later.sql: ")
 	require.Zero(t, count(t, db, `SELECT count(*) FROM sqlite_schema`))
 	require.NoError(t, New(db, SQLite).Migrate(t.Context()), "the connection is usable")
 }
 
 func TestMigrateRefusesANewerVersion(t *testing.T) {
 	o := newOutbox(t)
-	execute(t, o.db, `INSERT INTO courier_migrations VALUES ('courier_outbox', 7, 0)`)
-	require.EqualError(t, o.Migrate(t.Context()), "couriersql: migrating courier_outbox: the database has schema version 7 and this program knows versions up to 3: run a program with a newer couriersql")
+	execute(t, o.db, `INSERT INTO courier_migrations VALUES ('courier_outbox', 77, 0)`)
+	require.EqualError(t, o.Migrate(t.Context()), fmt.Sprintf("couriersql: migrating courier_outbox: the database has schema version 77 and this program knows versions up to %d: run a program with a newer couriersql", SchemaVersion(SQLite)))
 }
 
 func TestMigrateRefusesATableOfAnotherShape(t *testing.T) {

@@ -52,7 +52,7 @@ func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLe
 	}
 	if n == 0 { // moved before, by who did not learn of it, or by who had it since; or not ours
 		var moved bool
-		err := tx.QueryRowContext(ctx, o.sql(o.grammar.moved), letter.Record.ID, letter.Record.Seq).Scan(&moved)
+		err := tx.QueryRowContext(ctx, o.sql(o.grammar.moved), letter.Record.ID, plain(letter.Branch), letter.Record.Seq).Scan(&moved)
 		if err == nil && !moved {
 			return ErrLeaseLost
 		}

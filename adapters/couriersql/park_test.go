@@ -491,6 +491,24 @@ func TestNothingIsParkedBehindALetterThatWasLost(t *testing.T) {
 	require.Equal(t, []string{"k1", "k2"}, pendingOf(t, o))
 }
 
+// A letter tells of the mark of its own branch alone.
+func TestALetterOfAnotherBranchIsNoMark(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, named("a")...)
+		s := o.Source()
+		s.RenewEvery()
+		l := letterFor(take(t, s, 10)[0])
+		l.Branch = "mail"
+		require.NoError(t, s.DLQ().Send(t.Context(), l))
+		require.NoError(t, s.DLQ().Send(t.Context(), l), "by who did not learn of it")
+		l.Branch = "search"
+		require.ErrorIs(t, s.DLQ().Send(t.Context(), l), ErrLeaseLost)
+		require.NoError(t, s.Mark(t.Context(), []Row{l.Record}))
+		require.Empty(t, pendingOf(t, o))
+		require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+	})
+}
+
 // The letter of a branch says nothing of the row, which the other branches need.
 func TestALetterOfABranchIsNoneOfTheRow(t *testing.T) {
 	for name, h := range holds {

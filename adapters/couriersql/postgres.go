@@ -116,15 +116,15 @@ func postgresGrammar() grammar {
 		send: `INSERT INTO "{table}_dlq" AS d (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, order_key)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
-			ON CONFLICT (id) DO UPDATE SET version = d.version + 1,
+			ON CONFLICT (id, branch) DO UPDATE SET version = d.version + 1,
 				outbox_seq = excluded.outbox_seq, topic = excluded.topic, key = excluded.key,
 				payload = excluded.payload, headers = excluded.headers, trace = excluded.trace, created_at = excluded.created_at,
 				error = excluded.error, error_type = excluded.error_type, reason = excluded.reason,
 				attempts = excluded.attempts, last_failed_at = excluded.last_failed_at,
-				redriven = greatest(d.redriven, excluded.redriven), branch = excluded.branch, order_key = excluded.order_key
+				redriven = greatest(d.redriven, excluded.redriven), order_key = excluded.order_key
 			WHERE excluded.reason <> 'key parked'`,
-		moved: `SELECT EXISTS (SELECT FROM "{table}_dlq" WHERE id = $1 AND outbox_seq = $2)
-			AND NOT EXISTS (SELECT FROM "{table}" WHERE seq = $2 AND processed_at IS NULL)`,
+		moved: `SELECT EXISTS (SELECT FROM "{table}_dlq" WHERE id = $1 AND branch = $2 AND outbox_seq = $3)
+			AND NOT EXISTS (SELECT FROM "{table}" WHERE seq = $3 AND processed_at IS NULL)`,
 		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
 			FROM "{table}_dlq" WHERE seq > $1 ORDER BY seq LIMIT $2`,
@@ -279,7 +279,8 @@ func postgresAdvice(err error) string {
 	for _, known := range [...]struct{ code, advice string }{
 		{"42P01", "call Migrate first, with the search_path that the relay has"},
 		{"42703", "the table has another shape; call Migrate, which names the columns"},
-		{"42501", "this role lacks a right: Migrate needs to create tables, a relay to select, update and delete, a writer to insert"},
+		{"42P10", "the table is of an earlier version; call Migrate"},
+		{"42501", "this role lacks a right: Migrate needs to create tables and to own those that there are, a relay to select, update and delete, a writer to insert"},
 		{"25006", "this is a read-only server, a standby perhaps: connect to the primary (target_session_attrs=read-write)"},
 		{"25P03", "idle_in_transaction_session_timeout ended the relay's transaction: raise it, make batches smaller, or use WithLease"},
 		{"53300", "the server has no connection left: a relay needs up to three (fetch, dead letters, wake-up)"},

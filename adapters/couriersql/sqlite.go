@@ -92,15 +92,15 @@ func sqliteGrammar() grammar {
 		send: `INSERT INTO "{table}_dlq" (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, order_key)
 			VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
-			ON CONFLICT (id) DO UPDATE SET version = version + 1,
+			ON CONFLICT (id, branch) DO UPDATE SET version = version + 1,
 				outbox_seq = excluded.outbox_seq, topic = excluded.topic, key = excluded.key,
 				payload = excluded.payload, headers = excluded.headers, trace = excluded.trace, created_at = excluded.created_at,
 				error = excluded.error, error_type = excluded.error_type, reason = excluded.reason,
 				attempts = excluded.attempts, last_failed_at = excluded.last_failed_at,
-				redriven = max(redriven, excluded.redriven), branch = excluded.branch, order_key = excluded.order_key
+				redriven = max(redriven, excluded.redriven), order_key = excluded.order_key
 			WHERE excluded.reason <> 'key parked'`,
-		moved: `SELECT EXISTS (SELECT 1 FROM "{table}_dlq" WHERE id = ?1 AND outbox_seq = ?2)
-			AND NOT EXISTS (SELECT 1 FROM "{table}" WHERE seq = ?2 AND processed_at IS NULL)`,
+		moved: `SELECT EXISTS (SELECT 1 FROM "{table}_dlq" WHERE id = ?1 AND branch = ?2 AND outbox_seq = ?3)
+			AND NOT EXISTS (SELECT 1 FROM "{table}" WHERE seq = ?3 AND processed_at IS NULL)`,
 		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
 			FROM "{table}_dlq" WHERE seq > ?1 ORDER BY seq LIMIT ?2`,
@@ -228,6 +228,7 @@ func sqliteAdvice(err error) string {
 		{"unable to open database file", "does the folder exist, and may this process write to it?"},
 		{"no such table", "call Migrate first"},
 		{"no such column", "the table has another shape; call Migrate, which names the columns"},
+		{"ON CONFLICT clause does not match", "the table is of an earlier version; call Migrate"},
 		{"has no column named", "the table has another shape; call Migrate, which names the columns"},
 		{"database is locked", "another connection held the write lock for longer than busy_timeout; look for a transaction left open"},
 		{"file is not a database", "the path is that of another kind of file"},

@@ -55,7 +55,3 @@ CREATE TABLE IF NOT EXISTS "{table}_dlq" (
 	order_key       text        NOT NULL,
 	PRIMARY KEY (seq)
 );
-
-CREATE UNIQUE INDEX IF NOT EXISTS "{table}_dlq_id" ON "{table}_dlq" (id);
-
-CREATE INDEX IF NOT EXISTS "{table}_dlq_order_key" ON "{table}_dlq" (order_key) WHERE order_key <> '';

@@ -37,5 +37,3 @@ CREATE TABLE IF NOT EXISTS "{table}_dlq" (
 	first_failed_at INTEGER NOT NULL,
 	last_failed_at  INTEGER NOT NULL
 ) STRICT;
-
-CREATE UNIQUE INDEX IF NOT EXISTS "{table}_dlq_id" ON "{table}_dlq" (id);

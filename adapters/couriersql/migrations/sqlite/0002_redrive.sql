@@ -4,5 +4,3 @@ ALTER TABLE "{table}_dlq" ADD COLUMN version INTEGER NOT NULL DEFAULT 1;
 ALTER TABLE "{table}_dlq" ADD COLUMN redriven INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE "{table}_dlq" ADD COLUMN branch TEXT NOT NULL DEFAULT '';
 ALTER TABLE "{table}_dlq" ADD COLUMN order_key TEXT NOT NULL DEFAULT '';
-
-CREATE INDEX IF NOT EXISTS "{table}_dlq_order_key" ON "{table}_dlq" (order_key) WHERE order_key <> '';
