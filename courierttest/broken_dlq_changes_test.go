@@ -90,6 +90,56 @@ var dlqChanges = []dlqDefect{
 			return q.DLQ.Update(ctx, l)
 		}
 	}},
+	{"one for all branches", "keeps the letters of branches apart", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		q.send = func(ctx context.Context, l letter) error {
+			for _, old := range q.Letters() {
+				if old.Record == l.Record {
+					l.ID = old.ID
+					return q.DLQ.Update(ctx, l)
+				}
+			}
+			return q.DLQ.Send(ctx, l)
+		}
+	}},
+	{"updates those of all branches", "keeps the letters of branches apart", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		q.update = func(ctx context.Context, l letter) (err error) {
+			for _, old := range q.Letters() {
+				l.ID = old.ID
+				err = errors.Join(err, q.DLQ.Update(ctx, l))
+			}
+			return err
+		}
+	}},
+	{"deletes those of all branches", "keeps the letters of branches apart", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		q.del = func(ctx context.Context, ids ...string) error {
+			letters := q.Letters()
+			for _, l := range letters {
+				if slices.Contains(ids, l.ID) {
+					for _, other := range letters {
+						if other.Record == l.Record {
+							ids = append(ids, other.ID)
+						}
+					}
+				}
+			}
+			return q.DLQ.Delete(ctx, ids...)
+		}
+	}},
+	{"knows a deleted branch's letter", "keeps the letters of branches apart", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		gone := make(map[string]bool)
+		q.del = func(ctx context.Context, ids ...string) error {
+			for _, l := range q.Letters() {
+				gone[l.Branch] = gone[l.Branch] || slices.Contains(ids, l.ID)
+			}
+			return q.DLQ.Delete(ctx, ids...)
+		}
+		q.send = func(ctx context.Context, l letter) error {
+			if gone[l.Branch] {
+				return nil
+			}
+			return q.DLQ.Send(ctx, l)
+		}
+	}},
 	{"does not delete", "redrives", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		q.del = func(context.Context, ...string) error { return nil }
 	}},
@@ -134,6 +184,54 @@ var dlqCapabilities = []dlqDefect{
 				}
 			}
 			return q.DLQ.Send(ctx, l)
+		}
+	}},
+	{"none that says less than another branch's", "keeps one letter of a record for each branch", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		q.send = func(ctx context.Context, l letter) error {
+			known := slices.ContainsFunc(q.Letters(), func(o letter) bool { return o.Record == l.Record })
+			if l.Reason == courier.KeyParked && known {
+				return nil
+			}
+			return q.DLQ.Send(ctx, l)
+		}
+	}},
+	{"replaces every branch's", "keeps one letter of a record for each branch", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		q.send = func(ctx context.Context, l letter) error {
+			err := q.DLQ.Send(ctx, l)
+			for _, old := range q.Letters() {
+				if old.Record == l.Record && old.Branch != l.Branch {
+					l.ID = old.ID
+					err = errors.Join(err, q.DLQ.Update(ctx, l))
+				}
+			}
+			return err
+		}
+	}},
+	{"two letters of a branch", "keeps one letter of a record for each branch", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		q.MemoryDLQ = courier.NewMemoryDLQ[int](0)
+	}},
+	{"those of all branches", "tells the parked keys of a branch", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		q.keys = func(ctx context.Context, _ string, keys []string) (parked []string, err error) {
+			for _, branch := range branches {
+				some, _ := q.DLQ.ParkedKeys(ctx, branch, keys)
+				parked = append(parked, some...)
+			}
+			return parked, nil
+		}
+	}},
+	{"those of no branch", "tells the parked keys of a branch", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		q.keys = func(ctx context.Context, _ string, keys []string) ([]string, error) {
+			return q.DLQ.ParkedKeys(ctx, "", keys)
+		}
+	}},
+	{"the branch and the key in one", "tells the parked keys of a branch", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
+		q.keys = func(_ context.Context, branch string, keys []string) (parked []string, err error) {
+			for _, key := range keys {
+				if slices.ContainsFunc(q.Letters(), func(l letter) bool { return l.Branch+l.Key == branch+key }) {
+					parked = append(parked, key)
+				}
+			}
+			return parked, nil
 		}
 	}},
 	{"every key that is asked", "tells parked keys", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {

@@ -6,9 +6,9 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// DLQ is a dead letter queue in memory that keeps one letter of a record, by its
-// name, records what is parked, and fails as it is told. It is made by
-// [Recorder.DLQ], and safe for concurrent use.
+// DLQ is a dead letter queue in memory that keeps one letter of a record for each
+// branch, by the record's name. It records what is parked, and fails as it is
+// told. [Recorder.DLQ] makes one. It is safe for concurrent use.
 type DLQ[T any] struct {
 	*courier.MemoryDLQ[T]
 

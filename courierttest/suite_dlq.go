@@ -41,8 +41,8 @@ type DLQFeatures struct {
 	// memory.
 	Bubble bool
 
-	// Identity is a queue that keeps one letter of a record, however often it is
-	// parked.
+	// Identity is a queue that keeps one letter of a record for each branch,
+	// however often it is parked.
 	Identity bool
 
 	// Keyed is a courier.KeyedDLQ, Shared a courier.SharedDLQ.
@@ -86,6 +86,7 @@ func dlqChecks[T any](f DLQFeatures) []check[dlqRun[T]] {
 		{"gives no ID twice", (*run).givesNoIDTwice},
 		{"updates a letter in its place", (*run).updates},
 		{"does nothing for an update out of date", (*run).updatesOutOfDate},
+		{"keeps the letters of branches apart", (*run).keepsApart},
 		{"takes letters at once", (*run).takesAtOnce},
 		{"tells the truth of a send whose context has ended", (*run).endedSend},
 		{"refuses when it fails", (*run).refusesWhenItFails},
@@ -99,7 +100,9 @@ func dlqChecks[T any](f DLQFeatures) []check[dlqRun[T]] {
 	}
 	add(f.Identity, "keeps one letter of a record", (*run).keepsOne)
 	add(f.Identity, "keeps what a parked key knows less of", (*run).keepsFailure)
+	add(f.Identity, "keeps one letter of a record for each branch", (*run).keepsOneEach)
 	add(f.Keyed, "tells parked keys", (*run).tellsKeys)
+	add(f.Keyed, "tells the parked keys of a branch", (*run).tellsKeysOfABranch)
 	add(f.Shared, "knows itself", (*run).knowsItself)
 	add(f.Capacity > 0, "refuses when it is full", (*run).refusesWhenFull)
 	add(f.Capacity > 0, "updates when it is full", (*run).updatesWhenFull)
@@ -133,6 +136,12 @@ func (s *dlqRun[T]) letter(n int, text string) courier.DeadLetter[T] {
 type textError string
 
 func (e textError) Error() string { return string(e) }
+
+// of makes it a branch's letter.
+func of[T any](branch string, l courier.DeadLetter[T]) courier.DeadLetter[T] {
+	l.Branch = branch
+	return l
+}
 
 func (s *dlqRun[T]) send(letters ...courier.DeadLetter[T]) {
 	s.tb.Helper()

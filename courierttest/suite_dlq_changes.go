@@ -126,18 +126,94 @@ func (s *dlqRun[T]) keepsFailure() {
 	s.expectSame(letters[0], s.letter(0, "its own"), "after its record was parked behind its key")
 }
 
+// branches of which two put together are a third.
+var branches = []string{"", "a", "aa"}
+
+// expectBranches checks the letters, all of one record, that are left of those
+// that each branch has sent.
+func (s *dlqRun[T]) expectBranches(when string, want ...courier.DeadLetter[T]) {
+	s.tb.Helper()
+	letters := s.receive(10)
+	if len(letters) != len(want) {
+		s.tb.Fatalf("%s there are %d letters, want %d", when, len(letters), len(want))
+	}
+	for i, l := range letters {
+		s.expectSame(l, want[i], when)
+	}
+}
+
+// keepsApart is about one record that several branches gave up.
+func (s *dlqRun[T]) keepsApart() {
+	s.tb.Helper()
+	var sent []courier.DeadLetter[T]
+	for _, branch := range branches {
+		sent = append(sent, of(branch, s.letter(0, "of "+branch)))
+	}
+	s.send(sent...)
+	s.expectBranches("after three branches sent one record", sent...)
+	changed := s.receive(10)[1]
+	changed.Error, changed.Redriven = textError("again"), 3
+	s.update(changed)
+	s.expectBranches("after the letter of one of three branches was updated", sent[0], changed, sent[2])
+	s.delete(s.receive(10)[2].ID)
+	s.expectBranches("after the letter of one of three branches was deleted", sent[0], changed)
+	s.send(sent[2])
+	s.expectBranches("after a branch whose letter was deleted sent the record again", sent[0], changed, sent[2])
+}
+
+func (s *dlqRun[T]) keepsOneEach() {
+	s.tb.Helper()
+	first := of("a", s.letter(0, "of a"))
+	behind := of("aa", s.letter(0, "behind another"))
+	behind.Reason, behind.Attempts = courier.KeyParked, 0
+	s.send(first, behind)
+	s.expectBranches("after a record of one branch was parked behind its key, which is there for another,", first, behind)
+	again := of("a", s.letter(0, "again"))
+	again.Attempts, again.FailedAt = 9, first.FailedAt.Add(time.Hour)
+	s.send(again)
+	s.expectBranches("after one of two branches sent the record again", again, behind)
+	own := of("aa", s.letter(0, "its own"))
+	s.send(own)
+	s.expectBranches("after the other of two branches sent the record again", again, own)
+}
+
+func (s *dlqRun[T]) parkedKeys(branch string, keys ...string) (parked []string) {
+	s.tb.Helper()
+	s.must("ParkedKeys", func(ctx context.Context) (err error) {
+		parked, err = s.DLQ.(courier.KeyedDLQ).ParkedKeys(ctx, branch, keys)
+		return err
+	})
+	slices.Sort(parked)
+	return slices.Compact(parked)
+}
+
+func (s *dlqRun[T]) tellsKeysOfABranch() {
+	s.tb.Helper()
+	for i, branch := range branches {
+		letter := of(branch, s.letter(i, "boom"))
+		letter.Key = []string{"b", "ab", "c"}[i]
+		s.send(letter)
+	}
+	expect := func(branch string, want ...string) {
+		s.tb.Helper()
+		if got := s.parkedKeys(branch, "b", "ab", "c"); !slices.Equal(got, want) {
+			s.tb.Errorf("the parked ones of the keys b, ab and c are %q for the branch %q, want %q", got, branch, want)
+		}
+	}
+	expect("", "b")
+	expect("a", "ab")
+	expect("aa", "c")
+	expect("aaa")
+	s.delete(s.receive(10)[1].ID)
+	expect("a")
+	expect("aa", "c")
+}
+
 func (s *dlqRun[T]) tellsKeys() {
 	s.tb.Helper()
-	keyed := s.DLQ.(courier.KeyedDLQ)
 	expect := func(when string, want ...string) {
 		s.tb.Helper()
-		var got []string
-		s.must("ParkedKeys", func(ctx context.Context) (err error) {
-			got, err = keyed.ParkedKeys(ctx, "", []string{"a", "b", "c"})
-			return err
-		})
-		slices.Sort(got)
-		if !slices.Equal(slices.Compact(got), want) {
+		if got := s.parkedKeys("", "a", "b", "c"); !slices.Equal(got, want) {
 			s.tb.Fatalf("%s the parked ones of the keys a, b and c are %q, want %q", when, got, want)
 		}
 	}
