@@ -276,6 +276,10 @@ type dlqApplier[T any] struct {
 func (*dlqApplier[T]) parks()   {}
 func (*dlqApplier[T]) catches() {}
 
+func (d *dlqApplier[T]) deadLetters() any       { return d.queue }
+func (d *dlqApplier[T]) branchName() string     { return d.policy.Branch }
+func (d *dlqApplier[T]) parksIn(queue any) bool { return sameQueue(d.queue, queue) }
+
 func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
 	switch {
 	case d.fault != nil:

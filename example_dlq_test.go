@@ -53,6 +53,39 @@ func ExampleRedrive() {
 	// -2 1 order -2 is refused <nil>
 }
 
+// Branches of a fan-out share a queue. Each owes the record to its destination,
+// and gets its own letters back.
+func ExampleDLQPolicy_branch() {
+	dlq := courier.NewMemoryDLQByIdentity(0, strconv.Itoa)
+	down := errors.New("410 Gone")
+	deliver := func(branch string) courier.Applier[int] {
+		return courier.ProcessFunc(func(_ context.Context, order int) error {
+			if down != nil {
+				return courier.Permanent(down)
+			}
+			fmt.Println(branch, "has", order)
+			return nil
+		})
+	}
+	var branches []courier.Branch[int]
+	for _, name := range []string{"mail", "search"} {
+		parking := courier.DLQPolicy[int]{Branch: name}
+		branches = append(branches, courier.Branch[int]{Name: name, Applier: courier.NewDLQApplierWith(deliver(name), courier.DLQ[int](dlq), parking)})
+	}
+	ctx := context.Background()
+	err := courier.NewFanOut(courier.FanOutConfig[int]{Branches: branches}).Apply(ctx, 7)
+	fmt.Println(dlq.Len(), "letters,", err)
+
+	down = nil
+	ofSearch := func(l courier.DeadLetter[int]) bool { return l.Branch == "search" }
+	_, err = courier.Redrive(ctx, courier.DLQ[int](dlq), deliver("search"), &courier.RedriveConfig[int]{Match: ofSearch})
+	fmt.Println(dlq.Len(), "letter,", err)
+	// Output:
+	// 2 letters, <nil>
+	// search has 7
+	// 1 letter, <nil>
+}
+
 // Letters walks through a queue of any size, and may delete as it goes.
 func ExampleLetters() {
 	applier, dlq := courier.WithDLQ(courier.ProcessFunc(func(_ context.Context, n int) error {

@@ -17,7 +17,8 @@ type Branch[T any] struct {
 	Name string
 
 	// Applier is best a stack of its own ([ResilientApplier]): a shared breaker
-	// would let one destination stop another.
+	// would let one destination stop another. Branches may share a dead letter
+	// queue if each gives its letters a name ([DLQPolicy].Branch).
 	Applier Applier[T]
 
 	// Optional says that records are applied without the branch if need be.
@@ -258,8 +259,28 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 		if c.Quorum == 0 && !b.Optional {
 			f.quorum++
 		}
+		if f.fault == nil {
+			f.fault = oneLetterFor(c.Branches[:i+1], fmt.Sprintf("%s[%d]", field, i))
+		}
 	}
 	return f
+}
+
+// oneLetterFor refuses the last of the branches if it parks in the queue of an
+// earlier one under the same name: their letters could not be told apart, and of
+// two letters of one record a queue by identity would keep one.
+func oneLetterFor[T any](branches []Branch[T], field string) error {
+	last := branches[len(branches)-1]
+	for _, p := range parkersOf(last.Applier) {
+		for _, other := range branches[:len(branches)-1] {
+			for _, o := range parkersOf(other.Applier) {
+				if p.branchName() == o.branchName() && p.parksIn(o.deadLetters()) {
+					return &ConfigError{field, fmt.Sprintf("parks in the dead letter queue of the branch %s, and both call their letters those of the branch %q: give each a DLQPolicy.Branch of its own, or a queue", other.Name, p.branchName())}
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // fault returns what is wrong with the branch's applier, and in which branch.
@@ -296,6 +317,13 @@ func (f *fanOutApplier[T]) Validate() error { return f.fault }
 func (f *fanOutApplier[T]) batches() bool { return f.batched }
 
 func (*fanOutApplier[T]) catches() {}
+
+func (f *fanOutApplier[T]) parkers() (found []parker) {
+	for i := range f.branches {
+		found = append(found, parkersOf(f.branches[i].inner)...)
+	}
+	return found
+}
 
 // needed returns the branches without each of which no record is applied.
 func (f *fanOutApplier[T]) needed() (branches []any) {

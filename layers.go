@@ -34,6 +34,30 @@ type (
 	parking  interface{ parks() }
 )
 
+// parker is a decorator that parks records.
+type parker interface {
+	deadLetters() any
+	branchName() string
+	parksIn(queue any) bool
+}
+
+// parkersOf returns those of a stack, fan-outs included.
+func parkersOf(applier any) (found []parker) {
+	for {
+		if p, ok := applier.(parker); ok {
+			found = append(found, p)
+		}
+		if f, ok := applier.(interface{ parkers() []parker }); ok {
+			found = append(found, f.parkers()...)
+		}
+		l, ok := applier.(layer)
+		if !ok {
+			return found
+		}
+		applier = l.inside()
+	}
+}
+
 // misplaced reports an order of decorators that does not do what it looks like.
 func misplaced(outer, inner any) error {
 	if b, ok := outer.(breakers); ok && slices.Contains(breakersOf(inner), b.breakerOf()) {

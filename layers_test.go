@@ -175,6 +175,55 @@ type marksToo struct {
 
 func (q marksToo) MarksRecords() bool { return q.marks }
 
+// Letters of two branches in one queue are told apart by the branches' names.
+func TestFanOut_BranchesThatParkInOneQueueUnderOneNameAreRefused(t *testing.T) {
+	q, other := courier.NewMemoryDLQ[int](0), courier.NewMemoryDLQ[int](0)
+	into := func(q courier.DLQ[int], branch string) courier.Applier[int] {
+		return courier.NewDLQApplierWith(courier.ProcessFunc(nop[int]), q, courier.DLQPolicy[int]{Branch: branch})
+	}
+	resilient := func(branch string) courier.Applier[int] {
+		a, _ := courier.ResilientApplier(courier.ProcessFunc(nop[int]), &courier.ResilientConfig[int]{DLQ: q, Parking: courier.DLQPolicy[int]{Branch: branch}})
+		return a
+	}
+	once := into(q, "a")
+	for name, branches := range map[string][]courier.Applier[int]{
+		"no name":                  {into(q, ""), into(q, "")},
+		"one name":                 {into(other, "a"), into(q, "a"), into(q, "a")},
+		"inside a decorator":       {into(q, "a"), courier.NewAttemptTimeoutApplier(into(q, "a"), time.Second, nil)},
+		"in a fan-out of a branch": {into(q, "a"), courier.NewFanOutApplier(into(other, "a"), into(q, "a"))},
+		"resilient":                {resilient(""), resilient("")},
+		"another of the store":     {into(twin{q, 1}, "a"), into(twin{q, 2}, "a")},
+		"one applier":              {once, once},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := courier.NewFanOutApplier(branches...).Apply(t.Context(), 1)
+			require.ErrorIs(t, err, courier.ErrConfig)
+			require.ErrorContains(t, err, "parks in the dead letter queue of the branch")
+			require.ErrorContains(t, err, "DLQPolicy.Branch")
+		})
+	}
+	for name, branches := range map[string][]courier.Applier[int]{
+		"names":      {into(q, "a"), into(q, "b"), resilient("")},
+		"queues":     {into(q, ""), into(other, "")},
+		"one of two": {into(q, ""), courier.ProcessFunc(nop[int])},
+	} {
+		t.Run(name, func(t *testing.T) {
+			require.NoError(t, courier.NewFanOutApplier(branches...).Apply(t.Context(), 1))
+		})
+	}
+}
+
+// twin is a queue over the store of others.
+type twin struct {
+	courier.DLQ[int]
+	number int
+}
+
+func (q twin) SameQueue(other courier.DLQ[int]) bool {
+	o, ok := other.(twin)
+	return ok && o.DLQ == q.DLQ
+}
+
 // A branch may not mark what the other branches have not got.
 func TestFanOut_ABranchThatWouldMarkTheRecordIsRefused(t *testing.T) {
 	process := courier.ProcessFunc(nop[int])

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"reflect"
+	"slices"
 	"time"
 )
 
@@ -389,29 +390,7 @@ func errRedriveLoop(cause error) error {
 // parksInto reports whether a decorator of a stack, fan-outs included, parks in a
 // queue that is wanted.
 func parksInto(applier any, wanted func(queue any) bool) bool {
-	for {
-		if p, ok := applier.(interface {
-			parksInto(wanted func(any) bool) bool
-		}); ok && p.parksInto(wanted) {
-			return true
-		}
-		l, ok := applier.(layer)
-		if !ok {
-			return false
-		}
-		applier = l.inside()
-	}
-}
-
-func (d *dlqApplier[T]) parksInto(wanted func(queue any) bool) bool { return wanted(d.queue) }
-
-func (f *fanOutApplier[T]) parksInto(wanted func(queue any) bool) bool {
-	for i := range f.branches {
-		if parksInto(f.branches[i].inner, wanted) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(parkersOf(applier), func(p parker) bool { return wanted(p.deadLetters()) })
 }
 
 // sameQueue reports whether two queues keep their letters in the same place.
