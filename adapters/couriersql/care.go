@@ -11,7 +11,8 @@ import (
 // This room is what an operator asks of an outbox.
 
 // Lag tells how many rows are due, and for how long the oldest of them has been
-// there. Rows that wait for a retry, or are leased, are not due. It counts them
+// there: since its message was created, or since it was put back by
+// [DLQ.Requeue]. Rows that wait for a retry, or are leased, are not due. It counts them
 // one by one: ask once a minute, not once a batch.
 func (o *Outbox) Lag(ctx context.Context) (courier.Lag, error) { return o.lagBut(ctx, 1, 0) }
 
@@ -49,7 +50,7 @@ type Status struct {
 	Version int           // of the schema; 0 before Migrate
 	Pending int           // rows to be delivered
 	Due     int           // of them, those that could be delivered now
-	Oldest  time.Duration // the age of the oldest row that is due
+	Oldest  time.Duration // the age of the oldest row that is due, as by [Outbox.Lag]
 	Failing []Failing     // the rows with the most attempts in vain, up to 10
 	Dead    int           // dead letters
 }

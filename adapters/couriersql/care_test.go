@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -116,36 +118,125 @@ func TestRequeue(t *testing.T) {
 }
 
 func testRequeue(t *testing.T, newOutbox maker, opts []Option) {
-	o := newOutbox(t, opts...)
+	clock := &fixed{start}
+	o := newOutbox(t, append(opts, WithClock(clock), WithBackoff(time.Hour, time.Hour))...)
 	write(t, o, Message{ID: "a", Topic: "t", Key: "k", Payload: []byte("x"), Headers: map[string]string{"h": "1"}}, Message{ID: "b", Topic: "t"}, Message{ID: "c", Topic: "t"})
 	s := o.Source()
 	before := take(t, s, 10)
 	for _, row := range before {
 		require.NoError(t, o.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: row, Error: errors.New("boom"), FailedAt: start}))
 	}
-	require.NoError(t, s.Mark(t.Context(), before[:2])) // the mark of c was lost
-	require.NoError(t, s.Release(t.Context(), before[2:], 0))
+	require.NoError(t, s.Mark(t.Context(), before[:2])) // the mark of c was lost, and its delivery failed again
+	require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), before[2])))
 	letters, err := o.DLQ().Receive(t.Context(), 10)
 	require.NoError(t, err)
-	n, err := o.DLQ().Requeue(t.Context(), letters[2].ID, "9.9", "nonsense", letters[0].ID)
-	require.NoError(t, err)
-	require.Equal(t, 2, n)
-	n, err = o.DLQ().Requeue(t.Context(), letters[0].ID)
-	require.NoError(t, err)
-	require.Zero(t, n, "it is gone")
-	n, err = o.DLQ().Requeue(t.Context())
-	require.NoError(t, err)
-	require.Zero(t, n)
-
-	after := fetch(t, o, 10)
-	require.ElementsMatch(t, []string{"a", "c"}, idsOf(after))
-	for _, row := range after {
-		if row.ID == "a" {
-			row.Seq = before[0].Seq
-			require.Equal(t, before[0], row)
-		}
+	requeue := func(ids ...string) []string {
+		requeued, err := o.DLQ().Requeue(t.Context(), ids...)
+		require.NoError(t, err)
+		return requeued
 	}
-	left, err := o.DLQ().Count(t.Context())
+	clock.now = start.Add(time.Hour)
+	a, c := letters[0].ID, letters[2].ID
+	require.Equal(t, []string{c, a}, requeue(c, "9.9", "nonsense", a, c))
+	require.Empty(t, requeue(a), "it is gone")
+	require.Empty(t, requeue())
+
+	clock.now = start.Add(time.Hour + time.Minute)
+	status, err := o.Status(t.Context())
 	require.NoError(t, err)
-	require.Equal(t, 1, left)
+	require.Equal(t, Status{Version: SchemaVersion(o.dialect), Pending: 2, Due: 2, Oldest: time.Minute, Dead: 1}, status, "their age and their attempts begin anew")
+	after := fetch(t, o, 10)
+	require.Equal(t, []string{"a", "c"}, idsOf(after), "in the order of the letters")
+	for i, row := range after {
+		was := before[2*i]
+		require.Greater(t, row.Seq, before[2].Seq, "they are other rows")
+		row.Seq, row.claim, was.claim = was.Seq, 0, 0
+		require.Equal(t, was, row)
+	}
+}
+
+// A row that was put back is another one to the marks of the one before: one that
+// comes late, or again as its answer was lost, takes nothing that nobody applied.
+func TestALateMarkTakesNoRequeuedRow(t *testing.T) {
+	for name, marked := range map[string]bool{"late": false, "again": true} {
+		t.Run(name, func(t *testing.T) {
+			inEachWay(t, func(t *testing.T, o *Outbox) {
+				write(t, o, named("a")...)
+				s := o.Source()
+				s.RenewEvery()
+				rows := take(t, s, 10)
+				require.NoError(t, o.DLQ().Send(t.Context(), letterFor(rows[0])))
+				if marked {
+					require.NoError(t, s.Mark(t.Context(), rows))
+				}
+				requeued, err := o.DLQ().Requeue(t.Context(), "1.1")
+				require.NoError(t, err)
+				require.NoError(t, s.Mark(t.Context(), rows))
+				if isLocked(s) && !marked { // and so the row was the relay's
+					require.Empty(t, requeued)
+					require.Empty(t, pendingOf(t, o))
+					require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+					return
+				}
+				require.Equal(t, []string{"1.1"}, requeued)
+				require.Equal(t, []string{"a"}, pendingOf(t, o))
+				require.Empty(t, lettersOf(t, o))
+			})
+		})
+	}
+}
+
+// A row goes to all branches, and the letter of one is owed to that one alone.
+func TestRequeueRefusesTheLetterOfABranch(t *testing.T) {
+	inEach(t, func(t *testing.T, newOutbox maker) {
+		o := newOutbox(t, WithKeep())
+		write(t, o, named("a", "b")...)
+		s := o.Source()
+		rows := take(t, s, 10)
+		var ids []string
+		for i, branch := range []string{"", "search", "mail", ""} {
+			l := letterFor(rows[i/2])
+			l.Branch = branch
+			require.NoError(t, o.DLQ().Send(t.Context(), l))
+			ids = append(ids, fmt.Sprintf("%d.1", i+1))
+		}
+		require.NoError(t, s.Mark(t.Context(), rows))
+		all := lettersOf(t, o)
+		_, err := o.DLQ().Requeue(t.Context(), ids...)
+		require.ErrorIs(t, err, ErrOfBranch)
+		require.EqualError(t, err, `couriersql: putting 4 dead letters of courier_outbox_dlq back into courier_outbox (none was): the letter 2.1 is of the branch "search": `+ErrOfBranch.Error())
+		require.Equal(t, all, lettersOf(t, o))
+		require.Empty(t, pendingOf(t, o))
+
+		requeued, err := o.DLQ().Requeue(t.Context(), ids[0], ids[3])
+		require.NoError(t, err)
+		require.Equal(t, []string{"1.1", "4.1"}, requeued)
+		require.Equal(t, []string{"a.1", "b.1"}, lettersOf(t, o), "of the branches")
+		require.Equal(t, []string{"a", "b"}, pendingOf(t, o))
+	})
+}
+
+// Of several operators who put the same letters back, each letter has one.
+func TestRequeueAtOnce(t *testing.T) {
+	inEach(t, func(t *testing.T, newOutbox maker) {
+		o := newOutbox(t)
+		var ids []string
+		for i := range 20 {
+			l := letter(fmt.Sprint(i), errors.New("boom"))
+			l.Record.Seq = int64(i)
+			require.NoError(t, o.DLQ().Send(t.Context(), l))
+			ids = append(ids, fmt.Sprintf("%d.1", i+1))
+		}
+		requeued := make([][]string, 4)
+		errs := make([]error, len(requeued))
+		var all sync.WaitGroup
+		for i := range requeued {
+			all.Go(func() { requeued[i], errs[i] = o.DLQ().Requeue(t.Context(), ids...) })
+		}
+		all.Wait()
+		require.NoError(t, errors.Join(errs...))
+		require.ElementsMatch(t, ids, slices.Concat(requeued...))
+		require.Len(t, pendingOf(t, o), len(ids))
+		require.Empty(t, lettersOf(t, o))
+	})
 }

@@ -62,7 +62,7 @@ type grammar struct {
 	freeClaimed string // the same, without an attempt
 
 	pending  string
-	lag      string // how many are due now but those from ?1 to ?2, and since when the oldest is there
+	lag      string // how many are due now but those from ?1 to ?2, and since when the oldest waits
 	prunable string // processed before ?1
 	prune    string // the same, ?2 at a time
 	failing  string // the ?1 rows with the most attempts
@@ -71,8 +71,10 @@ type grammar struct {
 	moved      string   // whether the row ?3 is pending no more, and a letter with the ID ?1 of the branch ?2 instead
 	list       string   // up to ?2 with a seq above ?1
 	update     string   // the letter with seq ?1 and version ?2
-	remove     string   // letters
-	requeue    []string // letters, back into the outbox; the last one removes them
+	remove     string   // letters: their IDs
+	replace    []string // removes the rows that letters have in the outbox, but those that somebody has locked
+	ofBranch   string   // the first of the letters that is a branch's: its ID and branch
+	requeue    string   // letters, into the outbox at the time ?n+1, but those that have a row there: their IDs
 	parked     string
 	parkedKeys string // of the branch ?1, of the list ?2
 

@@ -2,6 +2,7 @@ package couriersql
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"strconv"
@@ -196,55 +197,126 @@ func (q *DLQ) Update(ctx context.Context, letter courier.DeadLetter[Row]) error 
 // Delete removes letters by ID, all or none, in one statement. IDs that no
 // letter has, or none has any more, are passed over.
 func (q *DLQ) Delete(ctx context.Context, ids ...string) error {
+	_, err := q.Remove(ctx, ids...)
+	return err
+}
+
+// Remove is [DLQ.Delete] that returns the IDs of the letters it removed, in the
+// order given.
+func (q *DLQ) Remove(ctx context.Context, ids ...string) ([]string, error) {
 	o := q.outbox
 	if o.fault != nil {
-		return o.fault
+		return nil, o.fault
 	}
 	if len(ids) == 0 {
-		return nil
+		return nil, nil
 	}
-	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.remove), o.grammar.letters(ids)...); err != nil {
-		return o.failed(err, "deleting %d dead letters of %s_dlq", len(ids), o.table)
+	removed, err := returnedIDs(ctx, o.db, ids, o.sql(o.grammar.remove), o.grammar.letters(ids)...)
+	if err != nil {
+		return nil, o.failed(err, "deleting %d dead letters of %s_dlq", len(ids), o.table)
 	}
-	return nil
+	return removed, nil
 }
+
+// ErrOfBranch is the error, to errors.Is, of [DLQ.Requeue] for the letter of a
+// branch of a fan-out.
+var ErrOfBranch = errors.New("it is owed to one branch, and a row of the outbox goes to all: redrive it into that branch, by courier.Redrive with the branch's applier and a Match by the letter's Branch")
 
 // Requeue puts letters back into the outbox, in their order and in one
-// transaction, to be delivered by its relay as if they were new, and returns how
-// many there were. It is a redrive for those who have no applier at hand. IDs
-// that no letter has, or none has any more, are passed over.
-func (q *DLQ) Requeue(ctx context.Context, ids ...string) (int, error) {
+// transaction, for its relay to deliver as new rows, and returns the IDs of those
+// that it put back, in the order given. It is a redrive for those who have no
+// applier at hand.
+//
+// A message comes behind all that the outbox has, with no attempts, and its age
+// ([Outbox.Lag], [Outbox.Status]) counts from now on; CreatedAt stays. Its former
+// row goes, whether it is kept ([WithKeep]) or its mark was lost. IDs that no
+// letter has, or none has any more, are passed over, and so is a letter whose row
+// a relay has locked: that relay is about to mark the row, or to park it again.
+//
+// A letter of a branch is refused with [ErrOfBranch], and nothing is put back.
+func (q *DLQ) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 	o := q.outbox
 	if o.fault != nil {
-		return 0, o.fault
+		return nil, o.fault
 	}
 	if len(ids) == 0 {
-		return 0, nil
+		return nil, nil
 	}
-	n, err := o.requeue(ctx, ids)
+	requeued, err := o.requeue(ctx, ids)
 	if err != nil {
-		return 0, o.failed(err, "putting %d dead letters of %s_dlq back into %s", len(ids), o.table, o.table)
+		return nil, o.failed(err, "putting %d dead letters of %s_dlq back into %s (none was)", len(ids), o.table, o.table)
 	}
-	return n, nil
+	return requeued, nil
 }
 
-func (o *Outbox) requeue(ctx context.Context, ids []string) (int, error) {
+// requeue makes letters new rows. A former row is not used again: a mark of it
+// that comes late, or once more since its answer was lost, would take a row that
+// nobody has applied.
+func (o *Outbox) requeue(ctx context.Context, ids []string) ([]string, error) {
 	tx, err := o.db.BeginTx(ctx, nil)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
-	var n int64
-	for _, text := range o.grammar.requeue {
-		result, err := tx.ExecContext(ctx, o.sql(text), o.grammar.letters(ids)...)
-		if err != nil {
-			return 0, err
-		}
-		if n, err = result.RowsAffected(); err != nil {
-			return 0, err
+	letters := o.grammar.letters(ids)
+	for _, text := range o.grammar.replace {
+		if _, err := tx.ExecContext(ctx, o.sql(text), letters...); err != nil {
+			return nil, err
 		}
 	}
-	return int(n), tx.Commit()
+	var id, branch string
+	switch err := tx.QueryRowContext(ctx, o.sql(o.grammar.ofBranch), letters...).Scan(&id, &branch); {
+	case err == nil:
+		return nil, fmt.Errorf("the letter %s is of the branch %q: %w", id, branch, ErrOfBranch)
+	case !errors.Is(err, sql.ErrNoRows):
+		return nil, err
+	}
+	now := o.grammar.time(o.now().UnixMicro())
+	requeued, err := returnedIDs(ctx, tx, ids, o.sql(o.grammar.requeue), append(letters, now)...)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := tx.ExecContext(ctx, o.sql(o.grammar.remove), o.grammar.letters(requeued)...); err != nil {
+		return nil, err
+	}
+	return requeued, tx.Commit()
+}
+
+// returnedIDs are those of the IDs that a statement returns.
+func returnedIDs(ctx context.Context, on executor, ids []string, text string, args ...any) ([]string, error) {
+	found, err := texts(ctx, on, text, args...)
+	if err != nil {
+		return nil, err
+	}
+	has := make(map[string]bool, len(found))
+	for _, id := range found {
+		has[id] = true
+	}
+	list := make([]string, 0, len(found))
+	for _, id := range ids {
+		if has[id] {
+			list = append(list, id)
+			delete(has, id)
+		}
+	}
+	return list, nil
+}
+
+// texts reads what a statement returns, one text a row.
+func texts(ctx context.Context, on executor, text string, args ...any) (list []string, err error) {
+	rows, err := on.QueryContext(ctx, text, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			return nil, err
+		}
+		list = append(list, text)
+	}
+	return list, rows.Err()
 }
 
 // ParkedKeys returns those of the keys that letters of the branch have, for
@@ -268,7 +340,7 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 			delete(given, key)
 		}
 	}
-	parked, err := o.parkedKeys(ctx, branch, list)
+	parked, err := texts(ctx, o.db, o.sql(o.grammar.parkedKeys), branch, o.grammar.strings(list))
 	if err != nil {
 		return nil, o.failed(err, "looking for %d keys in %s_dlq", len(keys), o.table)
 	}
@@ -276,22 +348,6 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 		found = append(found, given[key]...)
 	}
 	return found, nil
-}
-
-func (o *Outbox) parkedKeys(ctx context.Context, branch string, keys []string) (parked []string, err error) {
-	rows, err := o.db.QueryContext(ctx, o.sql(o.grammar.parkedKeys), branch, o.grammar.strings(keys))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }() // what it has to say, Err said
-	for rows.Next() {
-		var key string
-		if err := rows.Scan(&key); err != nil {
-			return nil, err
-		}
-		parked = append(parked, key)
-	}
-	return parked, rows.Err()
 }
 
 // parseID splits an ID of the form seq.version.

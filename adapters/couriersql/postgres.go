@@ -107,7 +107,7 @@ func postgresGrammar() grammar {
 		freeClaimed: giveBack + failed(" AND l.owner = $6", ""),
 
 		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
-		lag:      `SELECT count(*), coalesce(min(created_at), 'epoch') FROM "{table}" WHERE ` + due + ` AND seq NOT BETWEEN $1 AND $2`,
+		lag:      `SELECT count(*), coalesce(min(coalesce(requeued_at, created_at)), 'epoch') FROM "{table}" WHERE ` + due + ` AND seq NOT BETWEEN $1 AND $2`,
 		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < $1`,
 		prune: `DELETE FROM "{table}" WHERE seq IN (SELECT seq FROM "{table}"
 			WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`,
@@ -131,16 +131,19 @@ func postgresGrammar() grammar {
 		update: `UPDATE "{table}_dlq" SET version = version + 1, error = $3, error_type = $4, reason = $5, attempts = $6,
 				first_failed_at = $7, last_failed_at = $8, redriven = $9, order_key = $10
 			WHERE seq = $1 AND version = $2`,
-		remove: `DELETE FROM "{table}_dlq" WHERE ` + letters,
-		requeue: []string{
+		remove: `DELETE FROM "{table}_dlq" WHERE ` + letters + ` RETURNING seq || '.' || version`,
+		replace: []string{
 			`SELECT 1 FROM "{table}_dlq" WHERE ` + letters + ` ORDER BY seq FOR UPDATE`,
-			`UPDATE "{table}" SET processed_at = NULL, available_at = 'epoch', attempts = 0, last_error = ''
-				WHERE processed_at IS NOT NULL AND id IN (SELECT id FROM "{table}_dlq" WHERE ` + letters + `)`,
-			`INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at)
-				SELECT id, topic, key, payload, headers, trace, created_at FROM "{table}_dlq" d
-				WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" t WHERE t.id = d.id) ORDER BY seq`,
-			`DELETE FROM "{table}_dlq" WHERE ` + letters,
+			// A row that a relay has locked is about to be marked, or to be parked
+			// again, which would wait for this transaction.
+			`DELETE FROM "{table}" WHERE seq IN (SELECT t.seq FROM "{table}" t
+				WHERE t.id IN (SELECT id FROM "{table}_dlq" WHERE ` + letters + `) FOR UPDATE SKIP LOCKED)`,
 		},
+		ofBranch: `SELECT seq || '.' || version, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + letters + ` ORDER BY seq LIMIT 1`,
+		requeue: `INSERT INTO "{table}" AS t (id, topic, key, payload, headers, trace, created_at, requeued_at)
+			SELECT id, topic, key, payload, headers, trace, created_at, $3 FROM "{table}_dlq" d
+			WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id) ORDER BY seq
+			RETURNING (SELECT d.seq || '.' || d.version FROM "{table}_dlq" d WHERE d.id = t.id AND d.branch = '')`,
 		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq" WHERE branch = $1 AND order_key <> '' AND order_key = ANY($2::text[])`,
 		parked:     `SELECT count(*) FROM "{table}_dlq"`,
 
@@ -184,6 +187,7 @@ func postgresShapes() []shape {
 			column{name: "claim", kind: "BIGINT"},
 			column{name: "owner", kind: "TEXT"},
 			column{name: "processed_at", kind: postgresTime, nullable: true},
+			column{name: "requeued_at", kind: postgresTime, nullable: true, since: 3},
 		)},
 		{"_dlq", append(slices.Clone(message),
 			column{name: "version", kind: "BIGINT"},

@@ -83,7 +83,7 @@ func sqliteGrammar() grammar {
 		freeClaimed: sqliteFree + sqliteFailed + ` AND owner = ?2`,
 
 		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
-		lag:      `SELECT count(*), coalesce(min(created_at), 0) FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2`,
+		lag:      `SELECT count(*), coalesce(min(coalesce(requeued_at, created_at)), 0) FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2`,
 		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < ?1`,
 		prune: `DELETE FROM "{table}" WHERE seq IN
 			(SELECT seq FROM "{table}" WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`,
@@ -107,15 +107,14 @@ func sqliteGrammar() grammar {
 		update: `UPDATE "{table}_dlq" SET version = version + 1, error = ?3, error_type = ?4, reason = ?5, attempts = ?6,
 				first_failed_at = ?7, last_failed_at = ?8, redriven = ?9, order_key = ?10
 			WHERE seq = ?1 AND version = ?2`,
-		remove: `DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters,
-		requeue: []string{
-			`UPDATE "{table}" SET processed_at = NULL, available_at = 0, attempts = 0, last_error = ''
-				WHERE processed_at IS NOT NULL AND id IN (SELECT id FROM "{table}_dlq" WHERE ` + sqliteLetters + `)`,
-			`INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at)
-				SELECT id, topic, key, payload, headers, trace, created_at FROM "{table}_dlq" d
-				WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM "{table}" t WHERE t.id = d.id) ORDER BY seq`,
-			`DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters,
+		remove: `DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters + ` RETURNING seq || '.' || version`,
+		replace: []string{
+			`DELETE FROM "{table}" WHERE id IN (SELECT id FROM "{table}_dlq" WHERE ` + sqliteLetters + `)`,
 		},
+		ofBranch: `SELECT seq || '.' || version, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + sqliteLetters + ` ORDER BY seq LIMIT 1`,
+		requeue: `INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at, requeued_at)
+			SELECT id, topic, key, payload, headers, trace, created_at, ?2 FROM "{table}_dlq" WHERE ` + sqliteLetters + ` ORDER BY seq
+			RETURNING (SELECT d.seq || '.' || d.version FROM "{table}_dlq" d WHERE d.id = "{table}".id AND d.branch = '')`,
 		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq"
 			WHERE branch = ?1 AND order_key <> '' AND order_key IN (SELECT value FROM json_each(?2))`,
 		parked: `SELECT count(*) FROM "{table}_dlq"`,
@@ -154,6 +153,7 @@ func sqliteShapes() []shape {
 			column{name: "last_error", kind: "TEXT", since: 3},
 			column{name: "claim", kind: "INTEGER", since: 3},
 			column{name: "owner", kind: "TEXT", since: 3},
+			column{name: "requeued_at", kind: "INTEGER", nullable: true, since: 5},
 		)},
 		{"_dlq", append(slices.Clone(message),
 			column{name: "outbox_seq", kind: "INTEGER"},

@@ -181,9 +181,9 @@ func changing(ctx context.Context, i *invocation, what string, change func(ctx c
 
 func redrive(ctx context.Context, i *invocation) error {
 	return changing(ctx, i, "put back into the outbox", func(ctx context.Context, dlq *couriersql.DLQ, ids []string) error {
-		n, err := dlq.Requeue(ctx, ids...)
-		if err == nil && n < len(ids) {
-			return finding("%d of %d letters were put back into the outbox; the others changed meanwhile", n, len(ids))
+		requeued, err := dlq.Requeue(ctx, ids...)
+		if err == nil && len(requeued) < len(ids) {
+			return finding("%d of %d letters were put back into the outbox; the others changed meanwhile", len(requeued), len(ids))
 		}
 		return err
 	})
