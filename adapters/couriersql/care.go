@@ -42,6 +42,28 @@ func SchemaVersion(dialect Dialect) int {
 	return len(files)
 }
 
+// Version returns the version of the outbox's schema in the database: 0 before
+// Migrate, and less than [SchemaVersion] where Migrate has something to do.
+func (o *Outbox) Version(ctx context.Context) (int, error) {
+	if o.fault != nil {
+		return 0, o.fault
+	}
+	version, err := o.schemaVersion(ctx)
+	if err != nil {
+		return 0, o.failed(err, "asking for the schema version of %s", o.table)
+	}
+	return version, nil
+}
+
+func (o *Outbox) schemaVersion(ctx context.Context) (version int, err error) {
+	var versions bool
+	if err := o.db.QueryRowContext(ctx, o.grammar.migrated).Scan(&versions); err != nil || !versions {
+		return 0, err
+	}
+	err = o.db.QueryRowContext(ctx, o.grammar.version, o.table).Scan(&version)
+	return version, err
+}
+
 // Dialect is the one that New was given.
 func (o *Outbox) Dialect() Dialect { return o.dialect }
 
@@ -79,11 +101,7 @@ func (o *Outbox) Status(ctx context.Context) (Status, error) {
 }
 
 func (o *Outbox) status(ctx context.Context, s *Status) (err error) {
-	var versions bool
-	if err := o.db.QueryRowContext(ctx, o.grammar.migrated).Scan(&versions); err != nil || !versions {
-		return err
-	}
-	if err := o.db.QueryRowContext(ctx, o.grammar.version, o.table).Scan(&s.Version); err != nil || s.Version == 0 {
+	if s.Version, err = o.schemaVersion(ctx); err != nil || s.Version == 0 {
 		return err
 	}
 	if s.Pending, err = o.Pending(ctx); err != nil {

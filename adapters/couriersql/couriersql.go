@@ -304,12 +304,25 @@ func (o *Outbox) sql(text string) string {
 	return strings.ReplaceAll(text, "{table}", o.table)
 }
 
+// ErrNotMigrated is the error, to errors.Is, of a call that finds no table of the
+// outbox, or one of an earlier version: call [Outbox.Migrate].
+var ErrNotMigrated = errors.New("couriersql: the tables are missing, or of an earlier version")
+
+type notMigrated struct{ error }
+
+func (e *notMigrated) Is(err error) bool { return err == ErrNotMigrated }
+func (e *notMigrated) Unwrap() error     { return e.error }
+
 // failed says what was being done when the database returned err and, where
 // that is known, what to do about it.
 func (o *Outbox) failed(err error, doing string, args ...any) error {
 	doing = fmt.Sprintf(doing, args...)
+	result := fmt.Errorf("couriersql: %s: %w", doing, err)
 	if advice := o.grammar.advice(err); advice != "" {
-		return fmt.Errorf("couriersql: %s: %w: %s", doing, err, advice)
+		result = fmt.Errorf("couriersql: %s: %w: %s", doing, err, advice)
 	}
-	return fmt.Errorf("couriersql: %s: %w", doing, err)
+	if o.grammar.outdated(err) {
+		return &notMigrated{result}
+	}
+	return result
 }

@@ -92,6 +92,7 @@ type grammar struct {
 	present     string             // else: one of the ids of the list ?1
 	addedTwice  func(error) bool   // a migration that adds a column that is there
 	busy        func(error) bool   // a connection that would open a moment later
+	outdated    func(error) bool   // what Migrate creates is missing
 	advice      func(error) string // what to do about an error, "" where unknown
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -23,6 +24,25 @@ func (o *Outbox) Migrate(ctx context.Context) error {
 	}
 	if err := o.exclusively(ctx, o.upgrade); err != nil {
 		return o.failed(err, "migrating %s", o.table)
+	}
+	return nil
+}
+
+// CheckMigrate does all that Migrate does and takes it back, and so returns the
+// error that Migrate would return. It takes the same locks as long as it runs.
+func (o *Outbox) CheckMigrate(ctx context.Context) error {
+	if o.fault != nil {
+		return o.fault
+	}
+	done := errors.New("it would succeed")
+	err := o.exclusively(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		if err := o.upgrade(ctx, conn); err != nil {
+			return err
+		}
+		return done
+	})
+	if !errors.Is(err, done) {
+		return o.failed(err, "trying to migrate %s", o.table)
 	}
 	return nil
 }

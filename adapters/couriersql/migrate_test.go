@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -312,6 +313,146 @@ func TestMigrateRefusesATableOfAnotherShape(t *testing.T) {
 			require.NoError(t, New(db, SQLite, WithTable("another")).Migrate(t.Context()), "the advice helps")
 		})
 	}
+}
+
+// schemaOf are the tables, columns, indexes and triggers of a database, and the
+// versions that it says it has.
+func schemaOf(t *testing.T, db *sql.DB) string {
+	t.Helper()
+	text := `SELECT coalesce(group_concat(coalesce(sql, name), '; '), '') FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'`
+	if dialectOf(db) == Postgres {
+		text = `SELECT coalesce(string_agg(line, '; ' ORDER BY line), '') FROM (
+			SELECT format('%s.%s %s', table_name, column_name, data_type) FROM information_schema.columns WHERE table_schema = current_schema()
+			UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()
+			UNION ALL SELECT trigger_name FROM information_schema.triggers WHERE trigger_schema = current_schema()) AS lines (line)`
+	}
+	var schema string
+	require.NoError(t, db.QueryRowContext(t.Context(), text).Scan(&schema))
+	if strings.Contains(schema, "courier_migrations") {
+		schema += fmt.Sprint(count(t, db, `SELECT count(*) FROM courier_migrations`))
+	}
+	return schema
+}
+
+// A check of a migration ends as the migration does, and leaves all as it was.
+func TestCheckMigrate(t *testing.T) { inEach(t, testCheckMigrate) }
+
+func testCheckMigrate(t *testing.T, newOutbox maker) {
+	dialect := newOutbox(t).dialect
+	into := func(texts ...string) func(t *testing.T) *sql.DB {
+		return func(t *testing.T) *sql.DB {
+			db := databaseOf(t, dialect)
+			for _, text := range texts {
+				execute(t, db, text)
+			}
+			return db
+		}
+	}
+	beside := func(texts ...string) func(t *testing.T) *sql.DB {
+		return func(t *testing.T) *sql.DB {
+			o := newOutbox(t)
+			for _, text := range texts {
+				execute(t, o.db, text)
+			}
+			return o.db
+		}
+	}
+	for name, c := range map[string]struct {
+		open func(t *testing.T) *sql.DB
+		opts []Option
+		want string // of the error
+	}{
+		"nothing is there":    {open: into()},
+		"a former version":    {open: func(t *testing.T) *sql.DB { return migrated(t, dialect, beforeBranches[dialect], onlyID, onlyKey) }},
+		"all is there":        {open: beside()},
+		"a newer version":     {beside(`UPDATE courier_migrations SET version = 77 WHERE version = 1`), nil, "run a program with a newer couriersql"},
+		"another's table":     {into(`CREATE TABLE courier_outbox (id INTEGER PRIMARY KEY, body TEXT NOT NULL)`), nil, "is not one of this package"},
+		"another's letters":   {into(`CREATE TABLE courier_outbox_dlq (a INTEGER)`), nil, "is not one of this package"},
+		"a table is missing":  {beside(`DROP TABLE courier_outbox`), nil, "is missing though its version is recorded"},
+		"a column is missing": {beside(`ALTER TABLE courier_outbox DROP COLUMN last_error`), nil, "column last_error TEXT is missing"},
+		"no right to write":   {withoutRights(dialect), nil, map[Dialect]string{SQLite: "readonly database", Postgres: "lacks a right"}[dialect]},
+		"bad options":         {into(), []Option{WithTable("Orders")}, "is not a plain name"},
+		"a trigger":           {into(), []Option{WithWakeUp()}, map[Dialect]string{SQLite: "is for PostgreSQL"}[dialect]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := c.open(t)
+			o := New(db, dialect, c.opts...)
+			before := schemaOf(t, db)
+			checked := o.CheckMigrate(t.Context())
+			require.Equal(t, before, schemaOf(t, db))
+			done := o.Migrate(t.Context())
+			if c.want == "" {
+				require.NoError(t, checked)
+				require.NoError(t, done)
+				require.NoError(t, o.CheckMigrate(t.Context()))
+				return
+			}
+			require.ErrorContains(t, checked, c.want)
+			require.EqualError(t, done, strings.Replace(checked.Error(), "trying to migrate", "migrating", 1))
+		})
+	}
+}
+
+// withoutRights opens a database that may be read alone.
+func withoutRights(dialect Dialect) func(t *testing.T) *sql.DB {
+	if dialect == SQLite {
+		return func(t *testing.T) *sql.DB {
+			path := filepath.Join(t.TempDir(), "test.db")
+			execute(t, open(t, path), `CREATE TABLE other (a TEXT)`)
+			return openDSN(t, SQLiteDSN(path)+"&mode=ro")
+		}
+	}
+	return func(t *testing.T) *sql.DB {
+		dsn := pgtest.Schema(t)
+		db := openPostgres(t, dsn)
+		var schema string
+		require.NoError(t, db.QueryRowContext(t.Context(), `SELECT current_schema()`).Scan(&schema))
+		role := schema + "_reader"
+		execute(t, db, `CREATE ROLE `+role)
+		t.Cleanup(func() {
+			_, err := db.ExecContext(context.Background(), `DROP OWNED BY `+role+`; DROP ROLE `+role)
+			require.NoError(t, err)
+		})
+		execute(t, db, `GRANT USAGE ON SCHEMA `+schema+` TO `+role)
+		return openPostgres(t, dsn+" role="+role)
+	}
+}
+
+func TestVersion(t *testing.T) { inEach(t, testVersion) }
+
+func testVersion(t *testing.T, newOutbox maker) {
+	o := newOutbox(t)
+	for table, want := range map[string]int{DefaultTable: SchemaVersion(o.dialect), "events": 0} {
+		version, err := New(o.db, o.dialect, WithTable(table)).Version(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, want, version)
+	}
+	version, err := New(migrated(t, o.dialect, 1), o.dialect).Version(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, version)
+	version, err = New(databaseOf(t, o.dialect), o.dialect).Version(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, version)
+	_, err = New(nil, o.dialect).Version(t.Context())
+	require.ErrorIs(t, err, courier.ErrConfig)
+}
+
+// What Migrate would mend says so, whatever is missing.
+func TestErrNotMigrated(t *testing.T) {
+	inEach(t, func(t *testing.T, newOutbox maker) {
+		o := newOutbox(t)
+		for name, db := range map[string]*sql.DB{"no table": databaseOf(t, o.dialect), "a former version": migrated(t, o.dialect, 1, onlyID)} {
+			old := New(db, o.dialect)
+			require.ErrorIs(t, old.DLQ().Send(t.Context(), letter("a", nil)), ErrNotMigrated, name)
+			_, err := old.Lag(t.Context())
+			require.ErrorIs(t, err, ErrNotMigrated, name)
+		}
+		require.NotErrorIs(t, New(nil, o.dialect).DLQ().Send(t.Context(), letter("a", nil)), ErrNotMigrated)
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err := o.Lag(ctx)
+		require.NotErrorIs(t, err, ErrNotMigrated)
+	})
 }
 
 func TestMigrateTakesAColumnOfTheUsers(t *testing.T) {

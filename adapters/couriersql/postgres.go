@@ -164,6 +164,7 @@ func postgresGrammar() grammar {
 		duplicateID: postgresDuplicateID,
 		addedTwice:  func(error) bool { return false },
 		busy:        func(err error) bool { return slices.Contains([]string{"57P03", "53300"}, postgresCode(err)) },
+		outdated:    func(err error) bool { return slices.Contains([]string{"42P01", "42703", "42P10"}, postgresCode(err)) },
 		advice:      postgresAdvice,
 	}
 }

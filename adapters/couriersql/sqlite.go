@@ -130,6 +130,7 @@ func sqliteGrammar() grammar {
 		duplicate:  sqliteDuplicate,
 		addedTwice: sqliteAddedTwice,
 		busy:       sqliteBusy,
+		outdated:   sqliteOutdated,
 		advice:     sqliteAdvice,
 	}
 }
@@ -220,6 +221,11 @@ func sqliteAddedTwice(err error) bool {
 
 func sqliteBusy(err error) bool {
 	return strings.Contains(err.Error(), "database is locked")
+}
+
+func sqliteOutdated(err error) bool {
+	return slices.ContainsFunc([]string{"no such table", "no such column", "has no column named", "ON CONFLICT clause does not match"},
+		func(text string) bool { return strings.Contains(err.Error(), text) })
 }
 
 func sqliteAdvice(err error) string {
