@@ -95,6 +95,7 @@ type poller[T any] struct {
 	stuck                         bool     // the probe is a record that a breaker opened over before
 	memory                        suspects // records that a breaker interrupted
 	identity                      identity[T]
+	misses                        int       // probes in a row that failed, and may not be known again
 	leaving                       bool      // RunOnce does not go on
 	patience                      time.Time // until when RunOnce waits for a breaker
 	fetchPace, markPace, restPace trouble
@@ -120,7 +121,6 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		isolate(&ignored, func() error { p.woken = w.Wake(); return nil })
 	}
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
-	p.identity = identityOf(c.source, &c.config, once)
 	p.life = beginLifecycle(ctx, c.watch, c.config.clock, c.config.drainTimeout)
 	p.work = withExits(p.life.work)
 	if r, ok := c.source.(Renewer[T]); ok {
@@ -129,6 +129,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 			p.lease.ctx, p.lease.cancel = context.WithCancelCause(p.life.settle)
 		}
 	}
+	p.identity = identityOf(c.source, &c.config, once, p.lease != nil)
 	if n := c.config.prefetch; n > 0 && !once {
 		p.ahead = newAhead(c, p.lease)
 	}
@@ -245,8 +246,8 @@ func (p *poller[T]) fetch() {
 	}
 	p.fetchErr = nil
 	limit := p.config.batchSize
-	past := 1 + len(p.memory.list)         // to see past the suspects
-	if p.keyOf != nil || len(p.kept) > 0 { // and past all that waits behind them, or cannot be told from them
+	past := 1 + len(p.memory.list)                         // to see past the suspects
+	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and past all that waits behind them, or cannot be told from them
 		past = max(p.config.batchSize, minWindow)
 	}
 	switch {
@@ -310,7 +311,7 @@ func (p *poller[T]) take() {
 	switch {
 	case len(p.records) == 0:
 	case p.probing:
-		i := p.memory.probe(p.ids, keys)
+		i := p.memory.probe(p.ids, keys, p.misses)
 		p.stuck = p.memory.find(p.ids[i]) >= 0
 		all := pendings(p.records, p.ids)
 		p.release = append(append(p.release, all[:i]...), all[i+1:]...)

@@ -130,7 +130,7 @@ func (p *poller[T]) looksPast() bool {
 	}
 	keys, _ := p.keysOf(nil, recordsOf(p.kept))
 	ids := keysIn(p.kept)
-	return p.memory.find(ids[p.memory.probe(ids, keys)]) >= 0
+	return p.memory.find(ids[p.memory.probe(ids, keys, 0)]) >= 0
 }
 
 // lookPast takes in hand what a fetch has brought beside the records that were kept,

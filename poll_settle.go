@@ -300,6 +300,12 @@ func (p *poller[T]) rest() {
 		p.watch.resumed(p.life.settle, false)
 	}
 	passed := p.probing && p.batch.begun.Load() && p.halted.err == nil // a probe went through
+	switch {
+	case passed:
+		p.misses = 0
+	case p.probing && p.halted.err != nil && p.identity.unsure:
+		p.misses++
+	}
 	if passed {
 		p.probing = false
 		p.spareUntil = p.config.clock.Now().Add(sparedFor)

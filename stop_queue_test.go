@@ -63,11 +63,11 @@ func (q *slowQueue) Send(ctx context.Context, l courier.DeadLetter[int]) error {
 	return q.MemoryDLQ.Send(ctx, l)
 }
 
-func (q *slowQueue) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {
+func (q *slowQueue) ParkedKeys(ctx context.Context, branch string, keys []string) ([]string, error) {
 	if err := q.log.call(ctx); err != nil {
 		return nil, err
 	}
-	return q.MemoryDLQ.ParkedKeys(ctx, keys)
+	return q.MemoryDLQ.ParkedKeys(ctx, branch, keys)
 }
 
 // batchOf applies a batch record by record.

@@ -130,10 +130,12 @@ func (s *suspects) all(ids []recordKey) bool {
 }
 
 // probe picks the record to try while the breaker may be probed: the first one
-// that is no suspect, else the one that has been suspect the longest. Where
-// there are keys, a record behind another of its key is out of question.
-func (s *suspects) probe(ids []recordKey, keys []string) int {
+// that is no suspect, or one after it where some are to be passed over, in turn;
+// else the one that has been suspect the longest. Where there are keys, a record
+// behind another of its key is out of question.
+func (s *suspects) probe(ids []recordKey, keys []string, pass int) int {
 	pick, oldest := 0, len(s.list)
+	var others []int
 	met := make(map[string]bool)
 	for i, id := range ids {
 		if keys != nil && met[keys[i]] {
@@ -144,11 +146,15 @@ func (s *suspects) probe(ids []recordKey, keys []string) int {
 		}
 		j := s.find(id)
 		if j < 0 {
-			return i
-		}
-		if j < oldest {
+			if others = append(others, i); len(others) > pass {
+				return i
+			}
+		} else if j < oldest {
 			pick, oldest = i, j
 		}
+	}
+	if len(others) > 0 {
+		return others[pass%len(others)]
 	}
 	return pick
 }
@@ -175,6 +181,7 @@ func (s *suspects) suspected(ids []recordKey, keys []string) []bool {
 type identity[T any] struct {
 	name    func(T) string // nil when nobody names them
 	byValue bool           // by its value
+	unsure  bool           // though that may be another one when it comes again
 
 	// comparable says that equal values are the same record, if they are equal.
 	comparable bool
@@ -187,10 +194,11 @@ type identity[T any] struct {
 }
 
 // identityOf says how records are known: as the user names them, or the source
-// does, or by their value. Only a number or a string is one: a handler may set a
-// field of a record, and a row that is claimed often has another time or count each
-// time.
-func identityOf[T any](source Source[T], c *config, once bool) identity[T] {
+// does; a number or a string by its value. Any other value is no name: a handler
+// may set a field of a record, and a row may have another time or count at each
+// fetch. It has to do for a source whose leases cannot be renewed, and so not held
+// over a pause.
+func identityOf[T any](source Source[T], c *config, once, renews bool) identity[T] {
 	id := identity[T]{byValue: scalar(reflect.TypeFor[T]()), comparable: strictlyComparable(reflect.TypeFor[T]())}
 	if named, ok := source.(Identifier[T]); ok {
 		id.name = named.Identity
@@ -198,7 +206,11 @@ func identityOf[T any](source Source[T], c *config, once bool) identity[T] {
 	if f, ok := c.identityOf.(func(T) string); ok {
 		id.name = f
 	}
-	id.inHand = once || id.name == nil && !id.byValue
+	_, leases := source.(Releaser[T])
+	if !once && id.name == nil && !id.byValue && leases && !renews {
+		id.unsure, id.byValue = true, id.comparable
+	}
+	id.inHand = once || id.name == nil && !id.byValue && !id.unsure
 	return id
 }
 

@@ -67,7 +67,7 @@ func TestSuspects(t *testing.T) {
 								t.Fatalf("record %d has used %d, want %d", record, got, want)
 							}
 						}
-						pick := s.probe(keys(records), nil)
+						pick := s.probe(keys(records), nil, 0)
 						wantPick, rank := 0, len(model)
 						for i, record := range records {
 							at := -1
