@@ -450,7 +450,8 @@ func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
 
 // Report gives a permit back with the result of its call, of which ctx is the
 // context. When the breaker is open because of it, the error returned is an
-// [*OpenError] that carries err; else it is err.
+// [*OpenError] that carries err, or a [*BatchError] of those where err is one;
+// else it is err.
 func (b *Breaker) Report(ctx context.Context, permit Permit, err error) error {
 	return b.report(ctx, permit, outcomeOf(ctx, err), true, err)
 }
@@ -493,11 +494,30 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	switch {
 	case outcome != breaker.Failure:
 	case !passing:
-		return &OpenError{Until: refusal.Until, Cause: err, Counted: counts && !permit.permit.Probe}
+		return (&OpenError{Until: refusal.Until, Cause: err, Counted: counts && !permit.permit.Probe}).each(ctx)
 	case permit.permit.Probe: // a late one: the breaker has closed without it
-		return &OpenError{Until: now, Cause: err}
+		return (&OpenError{Until: now, Cause: err}).each(ctx)
 	}
 	return err
+}
+
+// each gives each record of a batch that failed an error of its own, which
+// carries its own failure. The others keep theirs.
+func (e *OpenError) each(ctx context.Context) error {
+	list, ok := batchErrorIn(e.Cause)
+	if !ok || list == nil {
+		return e
+	}
+	all := new(BatchError)
+	for _, f := range list.Failures {
+		if cause := sound(f.Err); cause != nil && outcomeOf(ctx, cause) == breaker.Failure {
+			own := *e
+			own.Cause = cause
+			f.Err = &own
+		}
+		all.Add(f.Index, f.Err)
+	}
+	return all
 }
 
 // ErrSlow is the cause of a breaker that opened over calls that were slow, and

@@ -289,3 +289,34 @@ func TestWithCircuitBreaker_TheDefaultOpensAtFive(t *testing.T) {
 	}
 	require.Equal(t, 5, s.called())
 }
+
+// A batch over which a breaker opens tells of each record its own failure, and of
+// one that was refused further inside that it was.
+func TestBreaker_ABatchThatOpensItKeepsEachFailureApart(t *testing.T) {
+	refused := &courier.OpenError{Until: time.Now().Add(time.Hour), Cause: errors.New("another breaker's")}
+	failures := []error{errors.New("first"), refused, errors.New("third")}
+	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
+		var list courier.BatchError
+		for i, err := range failures {
+			list.Add(i, err)
+		}
+		return &list
+	}}
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1})
+	err := asBatch(courier.NewCircuitBreakerApplier(s, b)).ApplyBatch(t.Context(), []int{1, 2, 3})
+	var list *courier.BatchError
+	require.ErrorAs(t, err, &list)
+	require.Len(t, list.Failures, 3)
+	for i, f := range list.Failures {
+		require.Equal(t, i, f.Index)
+		var open *courier.OpenError
+		require.ErrorAs(t, f.Err, &open)
+		if i == 1 {
+			require.Same(t, refused, open)
+			continue
+		}
+		require.Equal(t, failures[i], open.Cause)
+		require.Equal(t, b.RetryAt(), open.Until)
+		require.True(t, open.Counted)
+	}
+}
