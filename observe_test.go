@@ -12,6 +12,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -225,6 +226,65 @@ func TestSlogObserver_RemembersABoundedNumber(t *testing.T) {
 		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: err})
 	}
 	require.Equal(t, 2000, strings.Count(log.String(), "\n"))
+}
+
+// What is said again and again among many errors that differ is not forgotten
+// for them: the one not said for the longest makes room.
+func TestSlogObserver_ForgetsTheOldest(t *testing.T) {
+	var log bytes.Buffer
+	o := courier.SlogObserver(timeless(&log))
+	differing := func(i int) {
+		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: errors.New(strings.Repeat("x", i))})
+	}
+	for i := range 1000 {
+		differing(i)
+		o.Fetched(t.Context(), courier.FetchEvent{Err: errors.New("gone")})
+	}
+	require.Equal(t, 4, strings.Count(log.String(), "error=gone"), "the 1st, 10th, 100th and 1000th time")
+	log.Reset()
+	differing(1000 - 255)
+	require.Empty(t, log.String(), "the latest are known")
+	differing(1000 - 256)
+	require.NotEmpty(t, log.String())
+}
+
+// However long the texts are, the observer remembers little of them and logs a
+// part, from which the error can still be got.
+func TestSlogObserver_LongTexts(t *testing.T) {
+	const size = 200_000
+	var log bytes.Buffer
+	var logged error
+	o := courier.SlogObserver(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if err, ok := a.Value.Any().(error); ok {
+			logged = err
+		}
+		return a
+	}})))
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	for i := range 300 {
+		log.Reset()
+		err := &courier.PanicError{Value: strings.Repeat(string(rune('a'+i%26))+string(rune('a'+i/26)), size/2), Stack: bytes.Repeat([]byte("s"), size)}
+		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: err, Record: strings.Repeat("é", size/2)})
+		require.Equal(t, 3, strings.Count(log.String(), " bytes left out)"), "of the error, the stack and the name")
+		require.Less(t, log.Len(), 3*(8<<10)+1000)
+		require.True(t, utf8.ValidString(log.String()))
+		require.ErrorIs(t, logged, courier.ErrPanic)
+		logged = nil
+	}
+	if after := heap(); after > before+2_000_000 {
+		t.Errorf("the log remembers %d bytes of 300 errors", after-before)
+	}
+	log.Reset()
+	o.Stopped(t.Context(), courier.StopEvent{Unsettled: 1, Err: errors.New(strings.Repeat("x", size))})
+	require.Contains(t, log.String(), fmt.Sprintf("… (%d bytes left out)", size-8<<10))
+	runtime.KeepAlive(o)
 }
 
 func TestSlogObserver_ANumberMakesNoNews(t *testing.T) {

@@ -3,10 +3,13 @@ package courier
 import (
 	"context"
 	"errors"
+	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode/utf8"
 )
 
 // SlogObserver returns an observer that logs what goes wrong, at Warn and Error,
@@ -14,7 +17,9 @@ import (
 //
 // What repeats is said once: a message with the same error, whatever numbers are
 // in it, again the 10th, 100th, 1000th time, with the count, and once more when
-// it is over. The pauses of an outage are one thing that repeats. It is what a
+// it is over. The pauses of an outage are one thing that repeats. Of many errors
+// that differ, the observer remembers the latest 256. It logs 8 kB of an error's
+// text, a stack or a record's name, and how many bytes it left out. It is what a
 // coordinator has by default, see [WithLogger].
 func SlogObserver(logger *slog.Logger) Observer {
 	if logger == nil {
@@ -28,15 +33,17 @@ func SlogObserver(logger *slog.Logger) Observer {
 }
 
 func newSlogObserver(logger *slog.Logger) *slogObserver {
-	return &slogObserver{logger: logger, said: make(map[saying]int)}
+	return &slogObserver{logger: logger, said: make(map[saying]said), seed: maphash.MakeSeed()}
 }
 
 // slogObserver costs nothing while all is well.
 type slogObserver struct {
 	logger *slog.Logger
 	some   atomic.Bool // something was said
+	seed   maphash.Seed
 	mu     sync.Mutex
-	said   map[saying]int
+	said   map[saying]said
+	turn   uint64 // counts the complaints
 }
 
 // say calls the logger, whose handler is the user's.
@@ -48,30 +55,37 @@ func (l *slogObserver) say(ctx context.Context, level slog.Level, message string
 	})
 }
 
-// saying is what makes two complaints the same.
-type saying struct{ message, err string }
+// saying is what makes two complaints the same. Of the error it has a hash, as
+// its text may be of any length.
+type saying struct {
+	message string
+	err     uint64
+}
 
-// maxSayings bounds what is remembered, for errors whose text is never the same.
-const maxSayings = 256
+// said is how often something was said, and its last turn.
+type said struct {
+	times int
+	turn  uint64
+}
+
+// maxSayings bounds what is remembered, for errors whose text is never the same,
+// and maxText what is logged of one text.
+const (
+	maxSayings = 256
+	maxText    = 8 << 10
+)
 
 // complain logs a message unless it was said before and is not worth saying
 // again.
 func (l *slogObserver) complain(ctx context.Context, level slog.Level, message string, err error, attrs ...any) {
 	key := saying{message: message}
 	if err != nil {
-		attrs = append(attrs, "error", err)
+		attrs = append(attrs, "error", brief(err))
 		if message != saidPause && message != saidStuck { // of which each has another time
-			key.err = numberless(err.Error())
+			key.err = l.digest(err.Error())
 		}
 	}
-	l.mu.Lock()
-	if len(l.said) >= maxSayings {
-		clear(l.said)
-	}
-	l.said[key]++
-	l.some.Store(true)
-	times := l.said[key]
-	l.mu.Unlock()
+	times := l.count(key)
 	if !tenfold(times) {
 		return
 	}
@@ -80,24 +94,83 @@ func (l *slogObserver) complain(ctx context.Context, level slog.Level, message s
 	}
 	var p *PanicError
 	if errors.As(err, &p) && times == 1 {
-		attrs = append(attrs, "stack", string(p.Stack))
+		attrs = append(attrs, "stack", cutText(string(p.Stack)))
 	}
 	l.say(ctx, level, message, attrs...)
 }
 
-// numberless returns a text with each number in it replaced.
-func numberless(text string) string {
-	var b strings.Builder
-	number := false
-	for _, r := range text {
-		if digit := '0' <= r && r <= '9'; !digit || !number {
-			if number = digit; digit {
-				r = '#'
+// count returns how often something was said, this time included. What was not
+// said for the longest makes room.
+func (l *slogObserver) count(key saying) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.turn++
+	now, known := l.said[key]
+	if !known && len(l.said) >= maxSayings {
+		oldest, since := key, l.turn
+		for k, s := range l.said {
+			if s.turn < since {
+				oldest, since = k, s.turn
 			}
-			b.WriteRune(r)
 		}
+		delete(l.said, oldest)
 	}
-	return b.String()
+	now.times++
+	now.turn = l.turn
+	l.said[key] = now
+	l.some.Store(true)
+	return now.times
+}
+
+// digest returns a hash of a text in which all numbers are the same.
+func (l *slogObserver) digest(text string) uint64 {
+	digit := func(r rune) bool { return '0' <= r && r <= '9' }
+	var h maphash.Hash
+	h.SetSeed(l.seed)
+	for text != "" {
+		i := strings.IndexFunc(text, digit)
+		if i < 0 {
+			_, _ = h.WriteString(text)
+			break
+		}
+		_, _ = h.WriteString(text[:i])
+		_ = h.WriteByte('#')
+		text = strings.TrimLeftFunc(text[i:], digit)
+	}
+	return h.Sum64()
+}
+
+// brief returns an error whose text is not too long for a log.
+func brief(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	if len(text) <= maxText {
+		return err
+	}
+	return &briefError{err, cutText(text)}
+}
+
+// briefError is an error with a part of its text.
+type briefError struct {
+	err  error
+	text string
+}
+
+func (e *briefError) Error() string { return e.text }
+func (e *briefError) Unwrap() error { return e.err }
+
+// cutText returns the beginning of a text that is too long for a log.
+func cutText(text string) string {
+	if len(text) <= maxText {
+		return text
+	}
+	n := maxText
+	for n > maxText-utf8.UTFMax && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return fmt.Sprintf("%s… (%d bytes left out)", text[:n], len(text)-n)
 }
 
 // tenfold reports whether n is 1, 10, 100 and so on.
@@ -115,10 +188,10 @@ func (l *slogObserver) over(ctx context.Context, message string, of ...string) {
 	}
 	times := 0
 	l.mu.Lock()
-	for key, n := range l.said {
+	for key, s := range l.said {
 		for _, m := range of {
 			if key.message == m {
-				times += n
+				times += s.times
 				delete(l.said, key)
 			}
 		}
@@ -153,9 +226,9 @@ func (l *slogObserver) applied(ctx context.Context, e ApplyEvent) {
 	}
 	switch {
 	case e.Failed > 0:
-		l.complain(ctx, slog.LevelWarn, saidFailed, e.Err, "record", e.Record, "failed", e.Failed, "refused", e.Refused, "batch", e.Records)
+		l.complain(ctx, slog.LevelWarn, saidFailed, e.Err, "record", cutText(e.Record), "failed", e.Failed, "refused", e.Refused, "batch", e.Records)
 	case e.Refused > 0:
-		l.complain(ctx, slog.LevelError, "courier: records were not settled and stay pending", e.Err, "record", e.Record, "refused", e.Refused, "batch", e.Records)
+		l.complain(ctx, slog.LevelError, "courier: records were not settled and stay pending", e.Err, "record", cutText(e.Record), "refused", e.Refused, "batch", e.Records)
 	}
 }
 
@@ -208,6 +281,6 @@ func (l *slogObserver) keeping(ctx context.Context, records int) {
 
 func (l *slogObserver) stopped(ctx context.Context, e StopEvent) {
 	if e.Unsettled > 0 {
-		l.say(ctx, slog.LevelError, "courier: records were not settled and cannot be given back: Start returns them", "records", e.Unsettled, "error", e.Err)
+		l.say(ctx, slog.LevelError, "courier: records were not settled and cannot be given back: Start returns them", "records", e.Unsettled, "error", brief(e.Err))
 	}
 }
