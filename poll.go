@@ -95,9 +95,11 @@ type poller[T any] struct {
 	stuck                         bool     // the probe is a record that a breaker opened over before
 	memory                        suspects // records that a breaker interrupted
 	identity                      identity[T]
-	misses                        int       // probes in a row that failed, and may not be known again
-	leaving                       bool      // RunOnce does not go on
-	patience                      time.Time // until when RunOnce waits for a breaker
+	waits                         waits         // of failed records of a source that takes nothing back
+	asked                         time.Duration // that the next fetch wait
+	misses                        int           // probes in a row that failed, and may not be known again
+	leaving                       bool          // RunOnce does not go on
+	patience                      time.Time     // until when RunOnce waits for a breaker
 	fetchPace, markPace, restPace trouble
 	unmarked                      error // a *MarkError
 	fatal                         error
@@ -202,7 +204,7 @@ func (p *poller[T]) loop() {
 func (p *poller[T]) fetch() {
 	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
 	p.full, p.progress, p.refused = false, false, false
-	p.halted = halt{}
+	p.halted, p.asked = halt{}, 0
 	if p.life.stop.Err() != nil {
 		p.finish()
 		return
@@ -265,6 +267,7 @@ func (p *poller[T]) fetch() {
 	}
 	select { // what woke this fetch, or would wake the next one for what it brings
 	case <-p.control.wake:
+		p.waits.lift()
 	default:
 	}
 	select {
@@ -296,6 +299,7 @@ func (p *poller[T]) take() {
 	}
 	if !p.handed {
 		p.tellFetched(n)
+		p.dropEarly()
 	}
 	if len(p.kept) > 0 {
 		gone := p.lookPast()

@@ -33,9 +33,12 @@ func (p *poller[T]) settle() {
 	} else {
 		p.mark = b.ledger.In(ledger.Settled)
 		p.report()
+		var failed []T
+		var errs []error
 		for i, record := range b.ledger.Records {
 			switch state := b.ledger.State(i); {
 			case state == ledger.Failed && p.failer == nil:
+				failed, errs = append(failed, record), append(errs, b.ledger.Err(i))
 				p.back = append(p.back, returned[T]{record, afterOf(b.ledger.Err(i))})
 			case state != ledger.Pending:
 			case b.isLost(i): // it is not ours to give back
@@ -46,6 +49,7 @@ func (p *poller[T]) settle() {
 				p.release = append(p.release, pending[T]{record, p.idOf(i)})
 			}
 		}
+		p.pace(failed, errs)
 	}
 	if p.halted.err != nil || p.life.stop.Err() != nil {
 		if p.ids == nil && p.identity.inHand {
@@ -333,6 +337,7 @@ func (p *poller[T]) rest() {
 		if p.config.fixed || !more {
 			delay = p.config.pace()
 		}
+		delay = max(delay, p.asked)
 	}
 	p.nap(delay)
 }
@@ -380,6 +385,7 @@ func (p *poller[T]) nap(d time.Duration) {
 			return
 		case <-p.control.wake:
 			if p.halted.err == nil || !gateOf(p.control.breakers).closed {
+				p.waits.lift()
 				return
 			}
 		case <-p.control.stirred:

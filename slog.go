@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unicode/utf8"
 )
 
@@ -273,6 +274,10 @@ func (l *slogObserver) paused(ctx context.Context, e PauseEvent) {
 func (l *slogObserver) resumed(ctx context.Context, e ResumeEvent) {
 	l.over(ctx, "", saidPause, saidStuck)
 	l.say(ctx, slog.LevelInfo, "courier: resumed", "pauses", e.Pauses)
+}
+
+func (l *slogObserver) waiting(ctx context.Context, d time.Duration) {
+	l.complain(ctx, slog.LevelInfo, "courier: nothing is fetched for a while, because a failed record asks to wait and could not be told from others: give the coordinator WithIdentity", nil, "wait", d)
 }
 
 func (l *slogObserver) keeping(ctx context.Context, records int) {

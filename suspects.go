@@ -199,7 +199,7 @@ type identity[T any] struct {
 // fetch. It has to do for a source whose leases cannot be renewed, and so not held
 // over a pause.
 func identityOf[T any](source Source[T], c *config, once, renews bool) identity[T] {
-	id := identity[T]{byValue: scalar(reflect.TypeFor[T]()), comparable: strictlyComparable(reflect.TypeFor[T]())}
+	id := identity[T]{byValue: scalar(reflect.TypeFor[T]()), comparable: comparableValue(reflect.TypeFor[T]())}
 	if named, ok := source.(Identifier[T]); ok {
 		id.name = named.Identity
 	}
@@ -243,6 +243,12 @@ func (d *identity[T]) keysOf(records []T) []recordKey {
 	return keys
 }
 
+// lasting returns how each record is known again when the source returns it anew.
+func (d *identity[T]) lasting(records []T) []recordKey {
+	known := identity[T]{name: d.name, byValue: d.comparable}
+	return known.keysOf(records)
+}
+
 // scalar reports whether a type's values are numbers or strings.
 func scalar(t reflect.Type) bool {
 	switch t.Kind() {
@@ -254,16 +260,20 @@ func scalar(t reflect.Type) bool {
 	return false
 }
 
-// strictlyComparable reports whether == of two values of the type cannot panic.
-func strictlyComparable(t reflect.Type) bool {
+// comparableValue reports whether two values of the type that are equal are the
+// same to everybody: they have nothing behind a pointer.
+func comparableValue(t reflect.Type) bool {
 	switch t.Kind() {
-	case reflect.Interface:
+	case reflect.Interface, reflect.Pointer, reflect.UnsafePointer, reflect.Chan:
 		return false
 	case reflect.Array:
-		return strictlyComparable(t.Elem())
+		return comparableValue(t.Elem())
 	case reflect.Struct:
+		if t == reflect.TypeFor[time.Time]() { // whose pointer is to a location
+			return true
+		}
 		for i := range t.NumField() {
-			if !strictlyComparable(t.Field(i).Type) {
+			if !comparableValue(t.Field(i).Type) {
 				return false
 			}
 		}
