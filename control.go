@@ -19,6 +19,9 @@ var (
 	ErrPaused = errors.New("courier: the coordinator is paused, until Resume is called")
 	// ErrNoLag is returned by Lag when the source is no [Lagger].
 	ErrNoLag = errors.New("courier: the source cannot tell how far behind it is")
+	// ErrFullHand is the reason of a pause in which every record that a streaming
+	// coordinator may have in hand has failed and waits to be tried again.
+	ErrFullHand = errors.New("courier: all records that may be in hand have failed and wait to be tried again, or wait for one of their key that has: park what never succeeds, or raise WithPrefetch")
 )
 
 // control is the part of a coordinator that outlives its runs. Its methods are
@@ -173,9 +176,11 @@ func nudge(ch chan<- struct{}) {
 }
 
 // Ready returns nil when the coordinator runs and nothing stands in its way,
-// else the reason: [ErrNotRunning], [ErrPaused], an [*OpenError] of a breaker,
-// or the error of the last fetch or mark, for as long as none has succeeded. It
-// is for a readiness probe, and never blocks.
+// else the reason: [ErrNotRunning], [ErrPaused], an [*OpenError] of a breaker, the
+// error over which the coordinator pauses or backs off (a dead letter queue that is
+// full or guards against too many letters, a breaker inside an applier of the
+// user's own, [ErrFullHand]), or the error of the last fetch or mark, for as long as
+// none has succeeded. It is for a readiness probe, and never blocks.
 func (c *control) Ready() error {
 	c.mu.Lock()
 	running, resumed := c.cancel != nil, c.resumed
@@ -188,6 +193,9 @@ func (c *control) Ready() error {
 	}
 	if g := gateOf(c.breakers); g.closed {
 		return g.cause
+	}
+	if err := c.watch.standstill(); err != nil {
+		return err
 	}
 	c.watch.mu.Lock()
 	defer c.watch.mu.Unlock()

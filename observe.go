@@ -93,7 +93,7 @@ type RenewEvent struct {
 
 // PauseEvent is a stop of the intake.
 type PauseEvent struct {
-	Until time.Time // zero: until Resume is called
+	Until time.Time // zero: not known, or until Resume is called
 	Err   error     // why; nil when Pause was called
 	Stuck bool      // every record at hand has failed as a probe before: a long outage, or poison that nothing can tell from one
 }

@@ -68,7 +68,7 @@ type poller[T any] struct {
 	full      bool          // the source may have more
 	progress  bool          // something was marked
 	failed    map[int]error // by index, in RunOnce
-	refused   bool          // a record stays pending that no time was told for
+	refused   error         // why a record stays pending that no time was told for; nil if none does
 	halted    halt
 	retryIn   time.Duration // after a fetch that failed
 	took      time.Duration // one that was made ahead
@@ -203,7 +203,7 @@ func (p *poller[T]) loop() {
 
 func (p *poller[T]) fetch() {
 	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
-	p.full, p.progress, p.refused = false, false, false
+	p.full, p.progress, p.refused = false, false, nil
 	p.halted, p.asked = halt{}, 0
 	if p.life.stop.Err() != nil {
 		p.finish()
@@ -212,7 +212,7 @@ func (p *poller[T]) fetch() {
 	if resumed := p.control.paused(); resumed != nil && !p.once {
 		if !p.paused {
 			p.paused = true
-			p.watch.paused(p.life.settle, PauseEvent{})
+			p.watch.paused(p.life.settle, PauseEvent{}, false)
 			if kept, ahead := p.letGo(), p.dropAhead(); kept || ahead {
 				p.phase = releasing
 				return
@@ -231,7 +231,7 @@ func (p *poller[T]) fetch() {
 	g := gateOf(p.control.breakers)
 	if g.closed && !p.once {
 		p.halted = halt{err: g.cause, until: g.until}
-		p.watch.paused(p.life.settle, PauseEvent{Until: g.until, Err: g.cause})
+		p.watch.paused(p.life.settle, PauseEvent{Until: g.until, Err: g.cause}, true)
 		if p.phase = resting; p.dropAhead() {
 			p.phase = releasing
 		}

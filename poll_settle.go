@@ -138,6 +138,9 @@ func (p *poller[T]) report() {
 			}
 		case p.halted.err == nil && p.life.stop.Err() == nil && err != errHeldBack && err != errLeaseLost:
 			event.Refused++
+			if p.refused == nil {
+				p.refused = err
+			}
 		default:
 			continue
 		}
@@ -148,10 +151,9 @@ func (p *poller[T]) report() {
 			p.watch.failed(p.life.work, FailEvent{Record: p.watch.describe(record, p.index(i)), Class: classOf(failed, err), Err: err})
 		}
 	}
-	p.refused = p.refused || event.Refused > 0
 	p.watch.applied(p.life.work, event)
 	if p.halted.err != nil {
-		p.watch.paused(p.life.settle, PauseEvent{Until: p.halted.until, Err: p.halted.err, Stuck: p.probing && p.stuck})
+		p.watch.paused(p.life.settle, PauseEvent{Until: p.halted.until, Err: p.halted.err, Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
 	}
 }
 
@@ -329,8 +331,9 @@ func (p *poller[T]) rest() {
 		}
 	case p.fetchErr != nil:
 		delay = p.retryIn
-	case p.refused:
+	case p.refused != nil:
 		delay = p.restPace.delay(p.config)
+		p.watch.stands(p.refused, p.config.clock.Now().Add(delay))
 	default:
 		p.restPace = trouble{}
 		more := passed || p.full && p.progress

@@ -60,6 +60,7 @@ type stream[T any] struct {
 	paused   bool // by Pause
 	stopping bool
 	shut     bool // a breaker of the stack is why pausedUntil is set
+	full     bool // of records that wait to be tried again
 	probing  bool // the breaker may be probed, with one record at a time
 	sparing  bool // suspects wait for others to close the breaker
 
@@ -321,6 +322,10 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.settle(now, closing || open)
 	}
 	s.renew()
+	if s.full && s.inHand <= s.limit/2 {
+		s.full = false
+		s.watch.resumed(s.life.settle, false)
+	}
 	if !s.asking && !s.eof && !closing && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
 		s.ask()
 	}
@@ -336,7 +341,7 @@ func (s *stream[T]) heed(closing bool) {
 	paused := s.control.paused() != nil && !closing
 	switch {
 	case paused && !s.paused:
-		s.watch.paused(s.life.settle, PauseEvent{})
+		s.watch.paused(s.life.settle, PauseEvent{}, false)
 		s.close(ErrPaused)
 	case !paused && s.paused && !closing:
 		s.watch.resumed(s.life.settle, true)
@@ -362,6 +367,11 @@ func (s *stream[T]) ask() {
 	if want > 0 {
 		s.asking = true
 		s.wanted <- request{s.intake, want}
+	} else if !s.probing && s.idle() && s.line.ready() == 0 && s.job == nil && len(s.back)+len(s.faulty) == 0 {
+		if !s.full { // until half of them are settled: not to tell of every single one
+			s.full = true
+			s.watch.paused(s.life.settle, PauseEvent{Err: ErrFullHand}, false)
+		}
 	}
 }
 

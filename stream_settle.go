@@ -122,7 +122,7 @@ func (s *stream[T]) finish(sh *share[T]) {
 	sh.event.DrainOver = sh.event.Applied < sh.event.Records && errors.Is(context.Cause(s.life.work), ErrDrainTimeout)
 	s.watch.applied(s.life.work, sh.event)
 	if sh.event.Refused > 0 && s.life.stop.Err() == nil {
-		s.refuse(now)
+		s.refuse(sh.event.Err, now)
 	}
 	s.closeIntake(sh.account.halted, sh.probe && sh.account.begun.Load(), now)
 	clear(sh.items)
@@ -436,12 +436,17 @@ const releasedFor = 5 * time.Second
 
 // refuse stops intake for a while that grows, because records can be settled
 // nowhere: a full dead letter queue must not have the source drained against it.
-func (s *stream[T]) refuse(now time.Time) {
+func (s *stream[T]) refuse(err error, now time.Time) {
 	if now.Sub(s.refusedAt) > time.Minute {
 		s.refusePace = trouble{}
 	}
 	s.refusedAt = now
 	s.fetchAt = now.Add(s.refusePace.delay(s.config))
+	until := now.Add(releasedFor) // when the records come again
+	if s.fetchAt.After(until) {
+		until = s.fetchAt
+	}
+	s.watch.stands(err, until)
 }
 
 // closeIntake stops intake while the destination takes nothing (D6), and lets it
@@ -461,7 +466,7 @@ func (s *stream[T]) closeIntake(h halt, probe bool, now time.Time) {
 		}
 		stuck := probe && s.probing && s.allSuspect()
 		s.probing = true
-		s.watch.paused(s.life.settle, PauseEvent{Until: s.pausedUntil, Err: h.err, Stuck: stuck})
+		s.watch.paused(s.life.settle, PauseEvent{Until: s.pausedUntil, Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
 	case probe:
 		s.probing = false
 		s.pausePace = trouble{}

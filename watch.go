@@ -24,8 +24,10 @@ type watch struct {
 	mu        sync.Mutex
 	lastErr   error
 	lastErrAt time.Time
-	fetchErr  error // of the last fetch
-	markErr   error // of the last mark
+	fetchErr  error     // of the last fetch
+	markErr   error     // of the last mark
+	still     error     // why nothing is fetched or settled for now
+	stillTo   time.Time // until then, or until stands changes it where that is zero
 }
 
 // counters are since the coordinator was made.
@@ -73,6 +75,27 @@ func (w *watch) well(slot *error) {
 	w.mu.Lock()
 	*slot = nil
 	w.mu.Unlock()
+}
+
+// stands notes why the coordinator stands still, and until when; moves, that it does
+// not any more.
+func (w *watch) stands(err error, until time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.still, w.stillTo = err, until
+}
+
+func (w *watch) moves() { w.stands(nil, time.Time{}) }
+
+// standstill returns why the coordinator stands still, nil if it does not.
+func (w *watch) standstill() error {
+	now := w.clock.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.still == nil || !w.stillTo.IsZero() && !now.Before(w.stillTo) {
+		return nil
+	}
+	return fmt.Errorf("courier: nothing is fetched for now: %w", w.still)
 }
 
 // fetched tells of a fetch. The error of one that was cancelled tells of that, and
@@ -143,12 +166,17 @@ func (w *watch) renewed(ctx context.Context, records, lost int, err error) {
 
 // paused tells of a stop of the intake, by Pause or by a breaker, and resumed of the
 // end of the last of them.
-func (w *watch) paused(ctx context.Context, event PauseEvent) {
+//
+// Of a breaker of the stack itself Ready asks that.
+func (w *watch) paused(ctx context.Context, event PauseEvent, breaker bool) {
 	w.pauses++
 	if event.Err == nil {
 		w.held = true
 	} else {
 		w.shut = true
+		if !breaker {
+			w.stands(event.Err, event.Until)
+		}
 	}
 	w.log.paused(ctx, event)
 	tell(ctx, w.observer.Paused, event)
@@ -159,6 +187,7 @@ func (w *watch) resumed(ctx context.Context, byHand bool) {
 		w.held = false
 	} else {
 		w.shut = false
+		w.moves()
 	}
 	if w.pauses == 0 || w.held || w.shut {
 		return
@@ -172,6 +201,7 @@ func (w *watch) resumed(ctx context.Context, byHand bool) {
 func (w *watch) stopped(ctx context.Context, event StopEvent) {
 	w.count.inHand.Store(0)
 	w.pauses, w.held, w.shut = 0, false, false
+	w.moves()
 	w.log.stopped(ctx, event)
 	tell(ctx, w.observer.Stopped, event)
 }

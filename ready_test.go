@@ -1,0 +1,160 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
+)
+
+// limited is a decorator of the user's own, which hides what is inside it.
+type limited struct{ inner courier.Applier[int] }
+
+func (l limited) Apply(ctx context.Context, record int) error { return l.inner.Apply(ctx, record) }
+
+// Ready gives the reason whenever nothing is settled for a while, and is nil again
+// once the reason is gone.
+func TestReady_TellsOfEveryStandstill(t *testing.T) {
+	type world struct {
+		down  atomic.Bool
+		queue *courier.MemoryDLQ[int]
+	}
+	bad := func(w *world) courier.Applier[int] {
+		return courier.ProcessFunc(func(context.Context, int) error {
+			if w.down.Load() {
+				return courier.Permanent(errTest)
+			}
+			return nil
+		})
+	}
+	stacks := map[string]struct {
+		make func(w *world) courier.Applier[int]
+		want error
+	}{
+		"the guard's pause": {func(w *world) courier.Applier[int] {
+			w.queue = courier.NewMemoryDLQ[int](0)
+			return courier.NewDLQApplier(bad(w), courier.DLQ[int](w.queue))
+		}, courier.ErrParkRate},
+		"a full queue": {func(w *world) courier.Applier[int] {
+			w.queue = courier.NewMemoryDLQ[int](1)
+			return courier.NewDLQApplier(bad(w), courier.DLQ[int](w.queue))
+		}, courier.ErrDLQFull},
+		"a breaker that is hidden": {func(w *world) courier.Applier[int] {
+			return limited{courier.WithCircuitBreaker(courier.ProcessFunc(func(context.Context, int) error {
+				if w.down.Load() {
+					return errTest
+				}
+				return nil
+			}))}
+		}, courier.ErrOpen},
+	}
+	for name, s := range stacks {
+		for _, streaming := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, streaming %v", name, streaming), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					var r courierttest.Recorder[int]
+					w := new(world)
+					w.down.Store(true)
+					a := s.make(w)
+					polled, streamed := r.Source(numbers(60)...), r.StreamSource(numbers(60)...)
+					var c pausable = courier.NewPollingCoordinator[int](polled, a, quiet)
+					if streaming {
+						c = courier.NewStreamingCoordinator[int](streamed, a, quiet)
+					}
+					run := courierttest.Start(t, c)
+					red := 0
+					for range 120 {
+						time.Sleep(500 * time.Millisecond)
+						if err := c.Ready(); err != nil {
+							require.ErrorIs(t, err, s.want)
+							red++
+						}
+					}
+					require.Greater(t, red, 90, "of 120 looks")
+					w.down.Store(false)
+					if w.queue != nil {
+						letters, _ := w.queue.Receive(t.Context(), 1000)
+						for _, l := range letters {
+							_ = w.queue.Delete(t.Context(), l.ID)
+						}
+					}
+					time.Sleep(3 * time.Minute)
+					require.NoError(t, c.Ready())
+					require.NoError(t, run.Stop())
+					require.ErrorIs(t, c.Ready(), courier.ErrNotRunning)
+				})
+			})
+		}
+	}
+}
+
+// A stream whose hand is full of records that wait to be tried again says so: by an
+// event, by Ready, and by the end of both.
+func TestReady_OfAStreamWhoseHandIsFull(t *testing.T) {
+	for _, workers := range []int{1, 4} {
+		for name, opt := range map[string]courier.Option{
+			"ordered marks": courier.WithOrderedMarks(),
+			"keys":          courier.WithOrderKey(func(n int) string { return fmt.Sprint(n % 3) }),
+			"one key":       courier.WithOrderKey(func(int) string { return "all" }),
+		} {
+			t.Run(fmt.Sprintf("%s, %d workers", name, workers), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					var r courierttest.Recorder[int]
+					var told courierttest.ObserverRecorder
+					var down atomic.Bool
+					down.Store(true)
+					source := r.StreamSource(numbers(50)...)
+					c := courier.NewStreamingCoordinator[int](source, courier.ProcessFunc(func(context.Context, int) error {
+						if down.Load() {
+							return errTest
+						}
+						return nil
+					}), quiet, opt, courier.WithStreamWorkers(workers), courier.WithBatchSize(5), courier.WithObserver(told.Observer()))
+					run := courierttest.Start(t, c)
+					time.Sleep(time.Minute)
+					require.ErrorIs(t, c.Ready(), courier.ErrFullHand)
+					pauses := courierttest.EventsOf[courier.PauseEvent](&told)
+					require.Len(t, pauses, 1)
+					require.ErrorIs(t, pauses[0].Err, courier.ErrFullHand)
+					down.Store(false)
+					time.Sleep(2 * time.Minute)
+					require.NoError(t, c.Ready())
+					// Each time that what is left fills the hand again.
+					pauses = courierttest.EventsOf[courier.PauseEvent](&told)
+					require.Less(t, len(pauses), 5)
+					require.Len(t, courierttest.EventsOf[courier.ResumeEvent](&told), len(pauses))
+					require.Empty(t, source.Pending())
+					require.NoError(t, run.Stop())
+				})
+			})
+		}
+	}
+}
+
+// A stream with room left, or with work under way, is no full one.
+func TestReady_OfAStreamThatIsBusy(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var r courierttest.Recorder[int]
+		source := r.StreamSource(numbers(50)...)
+		c := courier.NewStreamingCoordinator[int](source, courier.ProcessFunc(func(_ context.Context, n int) error {
+			time.Sleep(time.Second)
+			if n == 0 {
+				return errors.New("one that fails")
+			}
+			return nil
+		}), quiet, courier.WithOrderedMarks(), courier.WithBatchSize(50))
+		run := courierttest.Start(t, c)
+		for range 40 {
+			time.Sleep(time.Second)
+			require.NoError(t, c.Ready())
+		}
+		require.NoError(t, run.Stop())
+	})
+}
