@@ -18,54 +18,43 @@ import (
 
 // invocation is one command on one outbox.
 type invocation struct {
-	name   string
-	args   []string
-	stdout io.Writer
-
-	flags   *flag.FlagSet
-	db      string
-	table   string
-	json    bool
-	dryRun  bool
-	timeout time.Duration
-
+	stdout   io.Writer
 	operands []string
-	options  []couriersql.Option // of the command's own
-	create   bool                // a SQLite file that does not exist
+	flags    *flag.FlagSet
+
+	// What the flags say, of whichever command.
+	db, table string
+	json      bool
+	timeout   time.Duration
+	maxLag    time.Duration
+	maxDead   int
+	limit     int
+	after     string
+	all       bool
+	dryRun    bool
+	wakeUp    bool
+	olderThan time.Duration
+	create    bool                // a SQLite file that does not exist
+	options   []couriersql.Option // of the command's own
 }
 
-func (i *invocation) do(ctx context.Context, command func(context.Context, *invocation) error) error {
-	i.flags = flag.NewFlagSet(i.name, flag.ContinueOnError)
-	i.flags.SetOutput(io.Discard) // errors are printed by run
-	i.flags.StringVar(&i.db, "db", os.Getenv("COURIER_DB"), "the `DSN` of PostgreSQL, or the path of a SQLite file; $COURIER_DB without it")
-	i.flags.StringVar(&i.table, "table", couriersql.DefaultTable, "the outbox table")
+// common declares the flags of every command.
+func (i *invocation) common() {
+	i.flags.StringVar(&i.db, "db", "", "the `DSN` of PostgreSQL, or the path of a SQLite file; $COURIER_DB without it")
+	i.flags.StringVar(&i.table, "table", couriersql.DefaultTable, "the outbox table, by its `NAME`")
 	i.flags.BoolVar(&i.json, "json", false, "print one JSON value")
-	i.flags.DurationVar(&i.timeout, "timeout", 30*time.Second, "for all of it")
-	return command(ctx, i)
+	i.flags.DurationVar(&i.timeout, "timeout", 30*time.Second, "the `TIME` that all of it may take")
 }
 
-// parse takes the arguments once the command has declared its flags, which may
-// stand before, between or behind the operands. It returns false when it was
-// asked for help.
-func (i *invocation) parse(operands bool) (bool, error) {
-	args := i.args
-	for {
-		if err := i.flags.Parse(args); err != nil {
-			if errors.Is(err, flag.ErrHelp) {
-				return false, helpOf(i.name, i.flags, i.stdout)
-			}
-			return false, fmt.Errorf("%w: see courierctl %s -h", err, i.name)
-		}
-		if i.flags.NArg() == 0 {
-			break
-		}
-		i.operands = append(i.operands, i.flags.Arg(0))
-		args = i.flags.Args()[1:]
+// validate completes what the flags say.
+func (i *invocation) validate() error {
+	if i.db == "" {
+		i.db = os.Getenv("COURIER_DB")
 	}
-	if !operands && len(i.operands) > 0 {
-		return false, fmt.Errorf("unexpected argument %q: see courierctl %s -h", i.operands[0], i.name)
+	if i.timeout <= 0 {
+		return fmt.Errorf("-timeout: %v is no time to do it in", i.timeout)
 	}
-	return true, nil
+	return nil
 }
 
 // with opens the outbox for work.
@@ -82,9 +71,13 @@ func (i *invocation) with(ctx context.Context, work func(context.Context, *couri
 	db.SetMaxOpenConns(2)
 	outbox := couriersql.New(db, dialect, append(i.options, couriersql.WithTable(i.table))...)
 	defer func() { _ = outbox.Close() }()
-	ctx, cancel := context.WithTimeoutCause(ctx, i.timeout, fmt.Errorf("-timeout of %v has passed", i.timeout))
+	passed := fmt.Errorf("-timeout %v has passed", i.timeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, i.timeout, passed)
 	defer cancel()
-	return work(ctx, outbox)
+	if err = work(ctx, outbox); err != nil && errors.Is(context.Cause(ctx), passed) {
+		return fmt.Errorf("%w: %w", passed, err)
+	}
+	return err
 }
 
 // database tells which kind it is.

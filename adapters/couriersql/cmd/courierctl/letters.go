@@ -57,13 +57,13 @@ func reportOf(l courier.DeadLetter[couriersql.Row], whole bool) letterReport {
 	return report
 }
 
+func listFlags(i *invocation) {
+	i.flags.IntVar(&i.limit, "limit", 50, "show up to `N` letters")
+	i.flags.StringVar(&i.after, "after", "", "begin behind the letter with this `ID`")
+}
+
 func list(ctx context.Context, i *invocation) error {
-	limit := i.flags.Int("limit", 50, "show up to `N` letters")
-	after := i.flags.String("after", "", "begin behind the letter with this `ID`")
-	if ok, err := i.parse(false); !ok {
-		return err
-	}
-	if *limit < 1 {
+	if i.limit < 1 {
 		return errors.New("-limit: pass 1 or more")
 	}
 	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
@@ -71,7 +71,7 @@ func list(ctx context.Context, i *invocation) error {
 		if err != nil {
 			return err
 		}
-		letters, err := outbox.DLQ().List(ctx, *after, *limit)
+		letters, err := outbox.DLQ().List(ctx, i.after, i.limit)
 		if err != nil {
 			return err
 		}
@@ -92,14 +92,11 @@ func list(ctx context.Context, i *invocation) error {
 }
 
 func show(ctx context.Context, i *invocation) error {
-	if ok, err := i.parse(true); !ok {
-		return err
-	}
 	if len(i.operands) != 1 {
 		return errors.New("pass the ID of one letter: courierctl dlq list shows them")
 	}
 	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
-		found, err := find(ctx, outbox, i.operands)
+		found, err := lettersWith(ctx, outbox, i.operands)
 		if err != nil {
 			return err
 		}
@@ -118,8 +115,8 @@ func show(ctx context.Context, i *invocation) error {
 	})
 }
 
-// find returns the letters with the IDs, all or an error.
-func find(ctx context.Context, outbox *couriersql.Outbox, ids []string) (found []courier.DeadLetter[couriersql.Row], err error) {
+// lettersWith returns the letters with the IDs, all or an error.
+func lettersWith(ctx context.Context, outbox *couriersql.Outbox, ids []string) (found []courier.DeadLetter[couriersql.Row], err error) {
 	for l, err := range courier.Letters(ctx, outbox.DLQ()) {
 		if err != nil {
 			return nil, err
@@ -140,26 +137,26 @@ func find(ctx context.Context, outbox *couriersql.Outbox, ids []string) (found [
 	return found, nil
 }
 
+func changeFlags(i *invocation) {
+	i.dry()
+	i.flags.BoolVar(&i.all, "all", false, "all letters that there are now")
+}
+
 // changing is a command on chosen letters.
 func changing(ctx context.Context, i *invocation, what string, change func(ctx context.Context, dlq *couriersql.DLQ, ids []string) error) error {
-	i.dry(what)
-	all := i.flags.Bool("all", false, "all letters that there are now")
-	if ok, err := i.parse(true); !ok {
-		return err
-	}
-	if *all == (len(i.operands) > 0) {
+	if i.all == (len(i.operands) > 0) {
 		return errors.New("pass the IDs of letters, or -all: courierctl dlq list shows them")
 	}
 	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
 		ids := []string{}
-		if *all {
+		if i.all {
 			for l, err := range courier.Letters(ctx, outbox.DLQ()) {
 				if err != nil {
 					return err
 				}
 				ids = append(ids, l.ID)
 			}
-		} else if _, err := find(ctx, outbox, i.operands); err != nil {
+		} else if _, err := lettersWith(ctx, outbox, i.operands); err != nil {
 			return err
 		} else {
 			ids = i.operands

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -35,87 +36,220 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-const usage = `Courierctl looks after an outbox.
+// command is one thing that the program does.
+type command struct {
+	name     string // of a word or two
+	operands string // as the usage shows them, "" for none
+	about    string
+	flags    func(*invocation) // declares those of its own; nil for none
+	run      func(context.Context, *invocation) error
+}
 
-  courierctl status                          what waits, since when, what fails
-  courierctl dlq list                        dead letters, the oldest first
-  courierctl dlq show ID                     one of them, with its payload
-  courierctl dlq redrive ID… | -all          back into the outbox, to be delivered again
-  courierctl dlq delete ID… | -all           for good
-  courierctl migrate                         create or upgrade the tables
-  courierctl prune -older-than 168h          delete rows that were kept
+var commands = []command{
+	{"status", "", "tell what waits, since when, and what fails", statusFlags, status},
+	{"dlq list", "", "list the dead letters, the oldest first", listFlags, list},
+	{"dlq show", "ID", "show a dead letter with its payload", nil, show},
+	{"dlq redrive", "ID… | -all", "put dead letters back into the outbox, to be delivered again", changeFlags, redrive},
+	{"dlq delete", "ID… | -all", "delete dead letters for good", changeFlags, remove},
+	{"migrate", "", "create or upgrade the tables", migrateFlags, migrate},
+	{"prune", "-older-than TIME", "delete rows that were kept", pruneFlags, prune},
+}
 
-Each command takes:
+const (
+	usageHead = `Courierctl looks after an outbox.
+
+Usage: courierctl COMMAND [flags]
+
+`
+	usageTail = `
+"courierctl help COMMAND" and "courierctl COMMAND -h" tell of a command and its
+flags, which may stand before or after it. Those that every command takes:
 
   -db DSN        postgres://…, host=… dbname=…, or the path of a SQLite file;
                  $COURIER_DB without it
   -table NAME    the outbox table, courier_outbox
   -json          one JSON value instead of text
   -timeout TIME  for all of it, 30s
-  -dry-run       for dlq redrive, dlq delete, migrate, prune: what would happen
 
-and "courierctl COMMAND -h" tells of its own. Exit status: 0 all is well; 1 it ran
-and found that a limit is exceeded (status -max-lag, -max-dead) or a letter is not
-there; 2 it cannot run, and one line says why.
+Exit status: 0 all is well; 1 it ran and found that a limit is exceeded (status
+-max-lag, -max-dead) or a letter is not there; 2 it cannot run, and a line on
+stderr says why.
 `
+)
 
-var commands = map[string]func(context.Context, *invocation) error{
-	"status":      status,
-	"dlq list":    list,
-	"dlq show":    show,
-	"dlq redrive": redrive,
-	"dlq delete":  remove,
-	"migrate":     migrate,
-	"prune":       prune,
+// usage tells of the commands.
+func usage(w io.Writer) {
+	printf(w, "%s", usageHead)
+	describe(w, commands)
+	printf(w, "  %-26s print this text, or that of a command\n%s", "help [COMMAND]", usageTail)
+}
+
+func describe(w io.Writer, commands []command) {
+	for _, c := range commands {
+		printf(w, "  %-26s %s\n", strings.TrimSpace(c.name+" "+c.operands), c.about)
+	}
+}
+
+// usage tells of one command.
+func (c *command) usage(w io.Writer) {
+	printf(w, "Usage: courierctl %s [flags]\n\n  %s\n\n", strings.TrimSpace(c.name+" "+c.operands), c.about)
+	flags := c.flagSet(new(invocation))
+	flags.SetOutput(w)
+	flags.PrintDefaults()
+}
+
+// flagSet declares the flags of a command, whose values go to an invocation.
+func (c *command) flagSet(i *invocation) *flag.FlagSet {
+	i.flags = flag.NewFlagSet(c.name, flag.ContinueOnError)
+	i.flags.SetOutput(io.Discard) // run prints the errors
+	i.common()
+	if c.flags != nil {
+		c.flags(i)
+	}
+	return i.flags
+}
+
+// usageError is the error of who called the program wrongly.
+type usageError struct {
+	error
+	usage func(io.Writer)
 }
 
 // run is the program without the process around it.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	err := dispatch(ctx, args, stdout)
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
+	}
+	printf(stderr, "courierctl: %s\n", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+	var wrong *usageError
+	switch {
+	case errors.As(err, &wrong):
+		printf(stderr, "\n")
+		wrong.usage(stderr)
 	case errors.Is(err, errFinding):
-		_, _ = fmt.Fprint(stderr, prefixed(err))
 		return exitFinding
 	}
-	_, _ = fmt.Fprint(stderr, prefixed(err))
 	return exitCannotRun
 }
 
-// prefixed is an error as a line.
-func prefixed(err error) string {
-	return "courierctl: " + strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ") + "\n"
+// line is what a command line says.
+type line struct {
+	words   []string // a command and its operands
+	flags   []string // with their values
+	help    bool
+	unknown string // the first flag that no command has
+}
+
+// read takes a command line apart, in which flags may stand anywhere. What is
+// behind a -- is no flag.
+func read(args []string) (l line) {
+	for len(args) > 0 {
+		arg := args[0]
+		args = args[1:]
+		if arg == "--" {
+			l.words = append(l.words, args...)
+			return l
+		}
+		if len(arg) < 2 || arg[0] != '-' {
+			l.words = append(l.words, arg)
+			continue
+		}
+		name, _, valued := strings.Cut(strings.TrimPrefix(arg[1:], "-"), "=")
+		if name == "h" || name == "help" {
+			l.help = true
+			continue
+		}
+		l.flags = append(l.flags, arg)
+		switch f := lookUp(name); {
+		case f == nil:
+			if l.unknown == "" {
+				l.unknown = "-" + name
+			}
+		case !valued && !isSwitch(f) && len(args) > 0:
+			l.flags = append(l.flags, args[0])
+			args = args[1:]
+		}
+	}
+	return l
+}
+
+// lookUp finds a flag of any command. One name takes a value in all that have it,
+// or in none.
+func lookUp(name string) *flag.Flag {
+	for _, c := range commands {
+		if f := c.flagSet(new(invocation)).Lookup(name); f != nil {
+			return f
+		}
+	}
+	return nil
+}
+
+func isSwitch(f *flag.Flag) bool {
+	b, ok := f.Value.(interface{ IsBoolFlag() bool })
+	return ok && b.IsBoolFlag()
+}
+
+// find returns the command that words begin with, and its operands.
+func find(words []string) (*command, []string) {
+	for n := min(2, len(words)); n > 0; n-- {
+		name := strings.Join(words[:n], " ")
+		if i := slices.IndexFunc(commands, func(c command) bool { return c.name == name }); i >= 0 {
+			return &commands[i], words[n:]
+		}
+	}
+	return nil, words
 }
 
 func dispatch(ctx context.Context, args []string, stdout io.Writer) error {
-	if len(args) > 0 && (args[0] == "-h" || args[0] == "-help" || args[0] == "--help" || args[0] == "help") {
-		_, err := io.WriteString(stdout, usage)
+	l := read(args)
+	if len(l.words) > 0 && l.words[0] == "help" {
+		l.help, l.words = true, l.words[1:]
+	}
+	c, operands := find(l.words)
+	tell := usage
+	if c != nil {
+		tell = c.usage
+	}
+	var group []command // of the first word, where there is no second one
+	for _, other := range commands {
+		if len(l.words) == 1 && strings.HasPrefix(other.name, l.words[0]+" ") {
+			group = append(group, other)
+		}
+	}
+	if group != nil {
+		tell = func(w io.Writer) {
+			printf(w, "Usage: courierctl %s COMMAND [flags]\n\n", l.words[0])
+			describe(w, group)
+		}
+	}
+	switch {
+	case l.help && (c != nil || group != nil || len(l.words) == 0):
+		tell(stdout)
+		return nil
+	case l.unknown != "":
+		return &usageError{fmt.Errorf("there is no flag %s", l.unknown), tell}
+	case group != nil:
+		return &usageError{fmt.Errorf("%q needs one more word", l.words[0]), tell}
+	case c == nil && len(l.words) == 0:
+		return &usageError{errors.New("no command is given"), tell}
+	case c == nil:
+		return &usageError{fmt.Errorf("there is no command %q", strings.Join(l.words[:min(2, len(l.words))], " ")), tell}
+	}
+	i := &invocation{operands: operands, stdout: stdout}
+	if err := c.flagSet(i).Parse(l.flags); err != nil {
+		return &usageError{err, tell}
+	}
+	if c.operands == "" && len(operands) > 0 {
+		return &usageError{fmt.Errorf("unexpected argument %q", operands[0]), tell}
+	}
+	if err := i.validate(); err != nil {
 		return err
 	}
-	for words := 2; words > 0; words-- {
-		if len(args) < words {
-			continue
-		}
-		name := strings.Join(args[:words], " ")
-		if command, known := commands[name]; known {
-			return (&invocation{name: name, args: args[words:], stdout: stdout}).do(ctx, command)
-		}
-	}
-	if len(args) == 0 {
-		return errors.New("no command is given: see courierctl -h")
-	}
-	return fmt.Errorf("there is no command %q: see courierctl -h", strings.Join(args[:min(2, len(args))], " "))
+	return c.run(ctx, i)
 }
 
 // finding is an error that tells of what was found.
 func finding(format string, args ...any) error {
 	return fmt.Errorf("%w"+format, append([]any{errFinding}, args...)...)
-}
-
-func helpOf(name string, flags *flag.FlagSet, w io.Writer) error {
-	_, err := fmt.Fprintf(w, "courierctl %s\n\n", name)
-	flags.SetOutput(w)
-	flags.PrintDefaults()
-	return err
 }

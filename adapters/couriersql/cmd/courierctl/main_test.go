@@ -6,8 +6,10 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -60,12 +62,12 @@ func inEach(t *testing.T, test func(*bed)) {
 func (b *bed) run(status int, args ...string) (stdout string) {
 	b.t.Helper()
 	var out, errs bytes.Buffer
-	require.Equal(b.t, status, run(b.t.Context(), append(args, "-db", b.dsn), &out, &errs), "%s%s", &out, &errs)
+	require.Equal(b.t, status, run(b.t.Context(), append([]string{"-db", b.dsn}, args...), &out, &errs), "%s%s", &out, &errs)
 	if status == 0 {
 		require.Empty(b.t, errs.String())
 		return out.String()
 	}
-	require.Regexp(b.t, "^courierctl: .*\n$", errs.String())
+	require.Regexp(b.t, "^courierctl: .*\n(\nUsage: |$)", errs.String())
 	return out.String() + errs.String()
 }
 
@@ -209,36 +211,102 @@ func TestPrune(t *testing.T) {
 func TestWhatCannotRun(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing.db")
 	for want, args := range map[string][]string{
-		"no command is given":                  {},
-		`no command "dlq"`:                     {"dlq"},
-		`no command "sing loud"`:               {"sing", "loud", "x"},
-		"-db: pass the DSN":                    {"status"},
-		"there is no such file":                {"status", "-db", missing},
-		"flag provided but not defined: -nope": {"status", "-nope"},
-		`unexpected argument "x"`:              {"status", "x"},
-		"is not a plain name":                  {"status", "-db", "host=nowhere", "-table", "a b"},
-		"is the server up":                     {"status", "-db", "host=" + t.TempDir()},
-		"-limit: pass 1":                       {"dlq", "list", "-limit", "0"},
+		"-db: pass the DSN":       {"status"},
+		"there is no such file":   {"status", "-db", missing},
+		"is not a plain name":     {"status", "-db", "host=nowhere", "-table", "a b"},
+		"is the server up":        {"status", "-db", "host=" + t.TempDir()},
+		"-limit: pass 1":          {"dlq", "list", "-limit", "0"},
+		"-timeout: 0s is no":      {"status", "-timeout", "0s"},
+		"-timeout 1ns has passed": {"status", "-timeout", "1ns", "-db", "host=" + t.TempDir()},
 	} {
 		var out, errs bytes.Buffer
 		require.Equal(t, exitCannotRun, run(t.Context(), args, &out, &errs), want)
-		require.Contains(t, errs.String(), want)
+		require.Regexp(t, "^courierctl: .*"+want+".*\n$", errs.String())
 		require.Empty(t, out.String())
 	}
 	require.NoFileExists(t, missing)
 }
 
-func TestHelp(t *testing.T) {
-	for want, args := range map[string][]string{
-		"courierctl dlq redrive ID": {"-h"},
-		"Exit status":               {"help"},
-		"-max-lag":                  {"status", "-h"},
-		"-older-than time":          {"prune", "-h"},
+// Who calls the program wrongly is told how to call it.
+func TestWrongUse(t *testing.T) {
+	for _, c := range []struct {
+		args          []string
+		want, usageOf string
+	}{
+		{nil, "no command is given", "COMMAND"},
+		{[]string{"-json"}, "no command is given", "COMMAND"},
+		{[]string{"sing", "loud", "x"}, `there is no command "sing loud"`, "COMMAND"},
+		{[]string{"help", "sing"}, `there is no command "sing"`, "COMMAND"},
+		{[]string{"sing", "-h"}, `there is no command "sing"`, "COMMAND"},
+		{[]string{"-nope"}, "there is no flag -nope", "COMMAND"},
+		{[]string{"-nope", "status"}, "there is no flag -nope", "status"},
+		{[]string{"status", "--nope=1"}, "there is no flag -nope", "status"},
+		{[]string{"status", "-limit", "1"}, "flag provided but not defined: -limit", "status"},
+		{[]string{"status", "-db"}, "flag needs an argument: -db", "status"},
+		{[]string{"status", "-max-dead", "few"}, `invalid value "few" for flag -max-dead`, "status"},
+		{[]string{"status", "x"}, `unexpected argument "x"`, "status"},
+		{[]string{"status", "--", "-json"}, `unexpected argument "-json"`, "status"},
+		{[]string{"dlq"}, `"dlq" needs one more word`, "dlq COMMAND"},
+		{[]string{"dlq", "sing"}, `there is no command "dlq sing"`, "COMMAND"},
 	} {
 		var out, errs bytes.Buffer
-		require.Zero(t, run(t.Context(), args, &out, &errs))
-		require.Contains(t, out.String(), want)
-		require.Empty(t, errs.String())
+		require.Equal(t, exitCannotRun, run(t.Context(), c.args, &out, &errs), c.args)
+		require.Regexp(t, "^courierctl: "+c.want+".*\n\n", errs.String(), c.args)
+		require.Contains(t, errs.String(), "Usage: courierctl "+c.usageOf+" ", c.args)
+		require.Empty(t, out.String())
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for want, lines := range map[string][][]string{
+		"Usage: courierctl COMMAND [flags]\n":                 {{"-h"}, {"-help"}, {"--help"}, {"help"}, {"-json", "-h"}},
+		"Exit status: 0 all is well":                          {{"help"}, {"-h"}},
+		"Usage: courierctl status [flags]\n":                  {{"status", "-h"}, {"-h", "status"}, {"help", "status"}, {"status", "-json", "--help"}},
+		"-max-lag time":                                       {{"status", "-h"}},
+		"Usage: courierctl dlq redrive ID… | -all [flags]\n":  {{"help", "dlq", "redrive"}, {"dlq", "redrive", "1.1", "-h"}, {"dlq", "-h", "redrive"}},
+		"Usage: courierctl dlq COMMAND [flags]\n\n  dlq list": {{"dlq", "-h"}, {"help", "dlq"}},
+		"-older-than time":                                    {{"prune", "-h"}},
+	} {
+		for _, args := range lines {
+			var out, errs bytes.Buffer
+			require.Zero(t, run(t.Context(), args, &out, &errs), args)
+			require.Contains(t, out.String(), want, args)
+			require.Empty(t, errs.String())
+		}
+	}
+}
+
+// Flags are understood wherever they stand.
+func TestFlagsStandAnywhere(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.migrated()
+		want := b.run(0, "dlq", "list", "-limit", "1", "-json")
+		parts := [][]string{{"-json"}, {"-limit", "1"}, {"-db", b.dsn}}
+		for n := range 3 * 3 * 3 { // each before, between or behind the words
+			places := [3][]string{}
+			for i, part := range parts {
+				at := n / []int{1, 3, 9}[i] % 3
+				places[at] = append(places[at], part...)
+			}
+			args := slices.Concat(places[0], []string{"dlq"}, places[1], []string{"list"}, places[2])
+			var out, errs bytes.Buffer
+			require.Zero(b.t, run(b.t.Context(), args, &out, &errs), "%q: %s", args, &errs)
+			require.Equal(b.t, want, out.String(), args)
+		}
+		require.Equal(b.t, want, b.run(0, "--limit=1", "dlq", "--json=true", "list"))
+		require.Contains(b.t, b.run(exitFinding, "-dry-run", "dlq", "delete", "--", "-1.1"), "no dead letter has the ID -1.1")
+	})
+}
+
+// Before the command is known, a name tells whether a value follows.
+func TestAFlagTakesAValueInAllCommandsOrInNone(t *testing.T) {
+	switches := map[string]bool{}
+	for _, c := range commands {
+		c.flagSet(new(invocation)).VisitAll(func(f *flag.Flag) {
+			was, known := switches[f.Name]
+			require.True(t, !known || was == isSwitch(f), f.Name)
+			switches[f.Name] = isSwitch(f)
+		})
 	}
 }
 

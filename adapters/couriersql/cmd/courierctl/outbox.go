@@ -27,12 +27,12 @@ type failingReport struct {
 	Error    string `json:"error"`
 }
 
+func statusFlags(i *invocation) {
+	i.flags.DurationVar(&i.maxLag, "max-lag", 0, "exit with 1 when the oldest row that is due has waited for longer than this `time`; 0 is no limit")
+	i.flags.IntVar(&i.maxDead, "max-dead", -1, "exit with 1 when there are more than `N` dead letters; -1 is no limit")
+}
+
 func status(ctx context.Context, i *invocation) error {
-	maxLag := i.flags.Duration("max-lag", 0, "exit with 1 when the oldest row that is due is older; 0 is no limit")
-	maxDead := i.flags.Int("max-dead", -1, "exit with 1 when there are more dead letters; -1 is no limit")
-	if ok, err := i.parse(false); !ok {
-		return err
-	}
 	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
 		s, err := outbox.Status(ctx)
 		if err != nil {
@@ -58,26 +58,26 @@ func status(ctx context.Context, i *invocation) error {
 			return err
 		case s.Version == 0:
 			return finding("there is no outbox %s in this database: call courierctl migrate, or pass another -table", i.table)
-		case *maxLag > 0 && s.Oldest > *maxLag:
-			return finding("the oldest row has been due for %v, longer than -max-lag %v", s.Oldest.Round(time.Millisecond), *maxLag)
-		case *maxDead >= 0 && s.Dead > *maxDead:
-			return finding("there are %d dead letters, more than -max-dead %d", s.Dead, *maxDead)
+		case i.maxLag > 0 && s.Oldest > i.maxLag:
+			return finding("the oldest row has been due for %v, longer than -max-lag %v", s.Oldest.Round(time.Millisecond), i.maxLag)
+		case i.maxDead >= 0 && s.Dead > i.maxDead:
+			return finding("there are %d dead letters, more than -max-dead %d", s.Dead, i.maxDead)
 		}
 		return nil
 	})
 }
 
-func (i *invocation) dry(doing string) {
-	i.flags.BoolVar(&i.dryRun, "dry-run", false, "tell what would be "+doing+", and do nothing")
+func (i *invocation) dry() {
+	i.flags.BoolVar(&i.dryRun, "dry-run", false, "tell what would be done, and do nothing")
+}
+
+func migrateFlags(i *invocation) {
+	i.dry()
+	i.flags.BoolVar(&i.wakeUp, "wake-up", false, "add the trigger that wakes relays (PostgreSQL)")
 }
 
 func migrate(ctx context.Context, i *invocation) error {
-	i.dry("done")
-	wakeUp := i.flags.Bool("wake-up", false, "add the trigger that wakes relays (PostgreSQL)")
-	if ok, err := i.parse(false); !ok {
-		return err
-	}
-	if *wakeUp {
+	if i.wakeUp {
 		i.options = append(i.options, couriersql.WithWakeUp())
 	}
 	i.create = !i.dryRun
@@ -111,17 +111,17 @@ func migrate(ctx context.Context, i *invocation) error {
 	})
 }
 
+func pruneFlags(i *invocation) {
+	i.dry()
+	i.flags.DurationVar(&i.olderThan, "older-than", 0, "delete rows that were delivered longer ago than this `time`, such as 168h; required")
+}
+
 func prune(ctx context.Context, i *invocation) error {
-	i.dry("deleted")
-	older := i.flags.Duration("older-than", 0, "delete rows that were delivered longer ago than this `time`, such as 168h; required")
-	if ok, err := i.parse(false); !ok {
-		return err
-	}
-	if *older <= 0 {
+	if i.olderThan <= 0 {
 		return errors.New("-older-than: pass the time for which delivered rows are to be kept, such as 168h")
 	}
 	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
-		before := time.Now().Add(-*older)
+		before := time.Now().Add(-i.olderThan)
 		work := outbox.Prune
 		if i.dryRun {
 			work = outbox.Prunable
