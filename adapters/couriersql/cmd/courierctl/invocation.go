@@ -59,13 +59,9 @@ func (i *invocation) validate() error {
 
 // with opens the outbox for work.
 func (i *invocation) with(ctx context.Context, work func(context.Context, *couriersql.Outbox) error) error {
-	driver, dsn, dialect, err := i.database()
+	db, dialect, err := i.open()
 	if err != nil {
 		return err
-	}
-	db, err := sql.Open(driver, dsn)
-	if err != nil {
-		return fmt.Errorf("-db: %w", err)
 	}
 	defer func() { _ = db.Close() }()
 	db.SetMaxOpenConns(2)
@@ -80,20 +76,21 @@ func (i *invocation) with(ctx context.Context, work func(context.Context, *couri
 	return err
 }
 
-// database tells which kind it is.
-func (i *invocation) database() (driver, dsn string, dialect couriersql.Dialect, err error) {
-	switch {
-	case i.db == "":
-		return "", "", 0, errors.New("-db: pass the DSN of PostgreSQL or the path of a SQLite file, or set COURIER_DB")
-	case strings.HasPrefix(i.db, "postgres://"), strings.HasPrefix(i.db, "postgresql://"),
-		strings.Contains(i.db, "host="), strings.Contains(i.db, "dbname="), strings.Contains(i.db, "service="):
-		return "pgx", i.db, couriersql.Postgres, nil
+// open opens the database that -db names, which no connection is made to yet.
+func (i *invocation) open() (*sql.DB, couriersql.Dialect, error) {
+	d, err := databaseOf(i.db)
+	if err != nil {
+		return nil, 0, err
 	}
-	path := strings.TrimPrefix(i.db, "sqlite:")
-	if _, err := os.Stat(path); err != nil && !i.create { // the driver would make one
-		return "", "", 0, fmt.Errorf("-db %s: there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database", path)
+	if d.dialect == couriersql.Postgres {
+		db, err := sql.Open("pgx", d.dsn)
+		return db, d.dialect, err
 	}
-	return "sqlite", couriersql.SQLiteDSN(path), couriersql.SQLite, nil
+	if _, err := os.Stat(d.path); err != nil && !i.create { // the driver would make one
+		return nil, 0, fmt.Errorf("-db %s: there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database", d.path)
+	}
+	db, err := sql.Open("sqlite", couriersql.SQLiteDSN(d.path))
+	return db, d.dialect, err
 }
 
 // print writes a value as JSON, or as text.

@@ -121,7 +121,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	printf(stderr, "courierctl: %s\n", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+	text := hide(strings.TrimSpace(err.Error()), append(args, os.Getenv("COURIER_DB"))...)
+	printf(stderr, "courierctl: %s\n", strings.ReplaceAll(text, "\n", "; "))
 	var wrong *usageError
 	switch {
 	case errors.As(err, &wrong):

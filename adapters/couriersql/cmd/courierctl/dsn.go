@@ -1,0 +1,171 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/jackc/pgx/v5"
+)
+
+// database is what -db names. No part of a DSN of PostgreSQL is printed but what
+// surely is no password: an error of the parser may quote what stands where it did
+// not expect it, which is often the rest of a password.
+type database struct {
+	dialect couriersql.Dialect
+	dsn     string // of PostgreSQL
+	path    string // of a SQLite file
+}
+
+// keyword is a setting of a DSN of the form host=… dbname=….
+var keyword = regexp.MustCompile(`(?i)(?:^|\s)(?:host|hostaddr|port|dbname|database|user|password|passfile|service|servicefile|sslmode)\s*=`)
+
+func databaseOf(text string) (database, error) {
+	scheme, rest, hasScheme := strings.Cut(text, ":")
+	switch {
+	case text == "":
+		return database{}, errors.New("-db: pass the DSN of PostgreSQL or the path of a SQLite file, or set COURIER_DB")
+	case hasScheme && scheme == "sqlite":
+		return database{dialect: couriersql.SQLite, path: rest}, nil
+	case hasScheme && (scheme == "postgres" || scheme == "postgresql"):
+		return postgresOf(text, urlWithout)
+	case keyword.MatchString(text):
+		return postgresOf(text, keywordsWithout)
+	case strings.Contains(text, "://"):
+		return database{}, errors.New("-db: the DSN has a scheme that is not postgres://: pass one of PostgreSQL, or the path of a SQLite file")
+	}
+	return database{dialect: couriersql.SQLite, path: text}, nil
+}
+
+var errAmbiguous = errors.New("-db: the DSN is ambiguous or cannot be parsed: in a URL write @ : / ? # % and spaces of a user, password or database as %40 %3A %2F %3F %23 %25 %20, and in host=… dbname=… put values with spaces in single quotes")
+
+// postgresOf checks a DSN by the one that it is without its passwords, so that no
+// error can quote them.
+func postgresOf(dsn string, without func(dsn string) (string, bool)) (database, error) {
+	redacted, ok := without(dsn)
+	if !ok {
+		return database{}, errAmbiguous
+	}
+	if _, err := pgx.ParseConfig(dsn); err == nil {
+		return database{dialect: couriersql.Postgres, dsn: dsn}, nil
+	}
+	if _, err := pgx.ParseConfig(redacted); err != nil {
+		return database{}, fmt.Errorf("-db: %w", err)
+	}
+	return database{}, errAmbiguous
+}
+
+const redaction = "xxxxx"
+
+// public are the settings whose values may be shown. That of another one is a
+// password, or may be the rest of one that has a character of the DSN's own.
+var public = regexp.MustCompile(`^(?:host|hostaddr|port|dbname|database|user|passfile|service|servicefile|sslmode|connect_timeout|target_session_attrs)$`)
+
+// settingName is one that a setting of the server, or of the connection, may have.
+var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
+
+// plainHosts are hosts whose ports are numbers, and not what follows a user.
+var plainHosts = regexp.MustCompile(`^(?:(?:\[[^@\]]*\]|[^@:,\[\]]*)(?::\d*)?(?:,|$))*$`)
+
+// urlWithout is a URL without its passwords. It is false where a password may
+// stand at another place, as one with a character of the URL's own would.
+func urlWithout(dsn string) (string, bool) {
+	scheme, rest, ok := strings.Cut(dsn, "://")
+	if !ok || strings.Contains(rest, "#") {
+		return "", false
+	}
+	before, query, hasQuery := strings.Cut(rest, "?")
+	authority, path, hasPath := strings.Cut(before, "/")
+	userinfo, hosts, hasUser := strings.Cut(authority, "@")
+	if !hasUser {
+		userinfo, hosts = "", authority
+	}
+	user, _, hasPassword := strings.Cut(userinfo, ":")
+	if strings.Contains(path, "@") || !plainHosts.MatchString(hosts) {
+		return "", false
+	}
+	var b strings.Builder
+	b.WriteString(scheme + "://" + user)
+	if hasPassword {
+		b.WriteString(":" + redaction)
+	}
+	if hasUser {
+		b.WriteString("@")
+	}
+	b.WriteString(hosts)
+	if hasPath {
+		b.WriteString("/" + path)
+	}
+	if hasQuery {
+		settings, ok := queryWithout(query, !hasUser && !strings.Contains(hosts, ":"))
+		if !ok {
+			return "", false
+		}
+		b.WriteString("?" + settings)
+	}
+	return b.String(), true
+}
+
+// queryWithout is the part behind the ?, in which an @ is fine where what comes
+// before cannot be the beginning of a user's password.
+func queryWithout(query string, at bool) (string, bool) {
+	settings := strings.Split(query, "&")
+	for i, setting := range settings {
+		encoded, value, ok := strings.Cut(setting, "=")
+		name, err := url.QueryUnescape(encoded)
+		switch {
+		case !ok, err != nil, !settingName.MatchString(name), !at && strings.Contains(value, "@"):
+			return "", false
+		case !public.MatchString(name):
+			settings[i] = name + "=" + redaction
+		}
+	}
+	return strings.Join(settings, "&"), true
+}
+
+// setting is one of a DSN of the form name=value, as the parser reads it.
+var setting = regexp.MustCompile(`^\s*([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*|)(\s+|$)`)
+
+// keywordsWithout is a DSN of the form name=value without its passwords.
+func keywordsWithout(dsn string) (string, bool) {
+	var settings []string
+	for rest := strings.TrimSpace(dsn); rest != ""; {
+		m := setting.FindStringSubmatch(rest)
+		if m == nil {
+			return "", false
+		}
+		name, value := m[1], m[2]
+		if !settingName.MatchString(name) {
+			return "", false
+		}
+		if !public.MatchString(name) {
+			value = redaction
+		}
+		settings = append(settings, name+"="+value)
+		rest = rest[len(m[0]):]
+	}
+	return strings.Join(settings, " "), true
+}
+
+// secretive is what looks like a DSN that may have a password.
+var secretive = regexp.MustCompile(`(?i)@|[a-z]://|pass\w*\s*=`)
+
+// hide removes arguments that look like a DSN from a text that quotes them, such
+// as one that was not passed with -db.
+func hide(text string, args ...string) string {
+	for _, arg := range args {
+		_, value, _ := strings.Cut(arg, "=")
+		for _, secret := range []string{arg, value} {
+			if secretive.MatchString(secret) {
+				quoted := strconv.Quote(secret)
+				text = strings.ReplaceAll(text, secret, redaction)
+				text = strings.ReplaceAll(text, quoted[1:len(quoted)-1], redaction)
+			}
+		}
+	}
+	return text
+}
