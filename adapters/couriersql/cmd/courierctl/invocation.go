@@ -9,8 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
@@ -87,32 +85,25 @@ func (i *invocation) open() (*sql.DB, couriersql.Dialect, error) {
 		return db, d.dialect, err
 	}
 	if _, err := os.Stat(d.path); err != nil && !i.create { // the driver would make one
-		return nil, 0, fmt.Errorf("-db %s: there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database", d.path)
+		return nil, 0, fmt.Errorf("-db %s: there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database", visible(d.path))
 	}
 	db, err := sql.Open("sqlite", couriersql.SQLiteDSN(d.path))
 	return db, d.dialect, err
 }
 
 // print writes a value as JSON, or as text.
-func (i *invocation) print(value any, text func(w io.Writer)) error {
+func (i *invocation) print(value any, text func(t *table)) error {
 	if i.json {
-		encoder := json.NewEncoder(i.stdout)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(value)
+		encoded, err := json.MarshalIndent(value, "", "  ")
+		if err != nil {
+			return err
+		}
+		_, err = i.stdout.Write(append(escapedJSON(encoded), '\n'))
+		return err
 	}
-	table := tabwriter.NewWriter(i.stdout, 0, 0, 2, ' ', 0)
-	text(table)
-	return table.Flush()
+	t := new(table)
+	text(t)
+	return t.print(i.stdout)
 }
 
 func printf(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
-
-// oneLine is a text that fits into a table.
-func oneLine(text string) string {
-	const longest = 100
-	text = strings.Join(strings.Fields(text), " ")
-	if runes := []rune(text); len(runes) > longest {
-		return string(runes[:longest-1]) + "…"
-	}
-	return text
-}

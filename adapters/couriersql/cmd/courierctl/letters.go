@@ -3,7 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -79,14 +79,14 @@ func list(ctx context.Context, i *invocation) error {
 		for _, l := range letters {
 			reports = append(reports, reportOf(l, false))
 		}
-		return i.print(reports, func(w io.Writer) {
+		return i.print(reports, func(t *table) {
 			if len(reports) > 0 {
-				printf(w, "ID\tMESSAGE\tTOPIC\tKEY\tFAILED AT\tATTEMPTS\tREASON\tERROR\n")
+				t.row("ID", "MESSAGE", "TOPIC", "KEY", "FAILED AT", "ATTEMPTS", "REASON", "ERROR")
 			}
 			for _, r := range reports {
-				printf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", r.ID, r.MessageID, r.Topic, oneLine(r.Key), r.LastFailed.Format(time.RFC3339), r.Attempts, r.Reason, oneLine(r.Error))
+				t.row(r.ID, visible(r.MessageID), short(r.Topic), short(r.Key), r.LastFailed.Format(time.RFC3339), r.Attempts, short(r.Reason), oneLine(r.Error))
 			}
-			printf(w, "%d of %d dead letters\n", len(reports), total)
+			t.row(fmt.Sprintf("%d of %d dead letters", len(reports), total))
 		})
 	})
 }
@@ -101,16 +101,23 @@ func show(ctx context.Context, i *invocation) error {
 			return err
 		}
 		r := reportOf(found[0], true)
-		return i.print(r, func(w io.Writer) {
-			printf(w, "letter\t%s\nmessage\t%s\ntopic\t%s\nkey\t%s\n", r.ID, r.MessageID, r.Topic, r.Key)
-			printf(w, "reason\t%s\nerror\t%s\ntype\t%s\nattempts\t%d\nredriven\t%d\nbranch\t%s\n", r.Reason, r.Error, r.ErrorType, r.Attempts, r.Redriven, r.Branch)
-			printf(w, "written\t%s\nfirst failed\t%s\nlast failed\t%s\n", r.CreatedAt.Format(time.RFC3339), r.FirstFailed.Format(time.RFC3339), r.LastFailed.Format(time.RFC3339))
-			printf(w, "headers\t%s\ntrace\t%s\n", r.Headers, r.Trace)
-			if r.Bytes != nil {
-				printf(w, "payload\t%q\n", r.Bytes)
-			} else {
-				printf(w, "payload\t%s\n", r.Payload)
-			}
+		return i.print(r, func(t *table) {
+			t.row("letter", r.ID)
+			t.row("branch", visible(r.Branch))
+			t.row("message", visible(r.MessageID))
+			t.row("topic", visible(r.Topic))
+			t.row("key", visible(r.Key))
+			t.row("reason", visible(r.Reason))
+			t.row("error", visible(r.Error))
+			t.row("type", visible(r.ErrorType))
+			t.row("attempts", r.Attempts)
+			t.row("redriven", r.Redriven)
+			t.row("written", r.CreatedAt.Format(time.RFC3339))
+			t.row("first failed", r.FirstFailed.Format(time.RFC3339))
+			t.row("last failed", r.LastFailed.Format(time.RFC3339))
+			t.row("headers", visible(r.Headers))
+			t.row("trace", visible(r.Trace))
+			t.row("payload", visible(string(found[0].Record.Payload)))
 		})
 	})
 }
@@ -170,8 +177,8 @@ func changing(ctx context.Context, i *invocation, what string, change func(ctx c
 			Letters []string `json:"letters"`
 			DryRun  bool     `json:"dry_run"`
 		}{ids, i.dryRun}
-		return i.print(report, func(w io.Writer) {
-			printf(w, "%d dead letters %s\n", len(ids), done(what, i.dryRun))
+		return i.print(report, func(t *table) {
+			t.row(fmt.Sprintf("%d dead letters %s", len(ids), done(what, i.dryRun)))
 		})
 	})
 }

@@ -121,8 +121,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	text := hide(strings.TrimSpace(err.Error()), append(args, os.Getenv("COURIER_DB"))...)
-	printf(stderr, "courierctl: %s\n", strings.ReplaceAll(text, "\n", "; "))
+	printf(stderr, "courierctl: %s\n", escaped(hide(err.Error(), append(args, os.Getenv("COURIER_DB"))...)))
 	var wrong *usageError
 	switch {
 	case errors.As(err, &wrong):

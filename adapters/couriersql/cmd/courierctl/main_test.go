@@ -67,7 +67,7 @@ func (b *bed) run(status int, args ...string) (stdout string) {
 		require.Empty(b.t, errs.String())
 		return out.String()
 	}
-	require.Regexp(b.t, "^courierctl: .*\n(\nUsage: |$)", errs.String())
+	require.Regexp(b.t, "^courierctl: .*\n(\n|$)", errs.String())
 	return out.String() + errs.String()
 }
 
@@ -76,18 +76,24 @@ func (b *bed) json(into any, args ...string) {
 	require.NoError(b.t, json.Unmarshal([]byte(b.run(0, append(args, "-json")...)), into))
 }
 
+// write commits messages.
+func write(b *bed, messages ...couriersql.Message) {
+	b.t.Helper()
+	tx, err := b.db.BeginTx(b.t.Context(), nil)
+	require.NoError(b.t, err)
+	require.NoError(b.t, b.outbox.Write(b.t.Context(), tx, messages...))
+	require.NoError(b.t, tx.Commit())
+}
+
 // migrated has tables, two pending rows, of which one failed, a kept one, and
 // two dead letters.
 func (b *bed) migrated() {
 	b.t.Helper()
 	b.run(0, "migrate")
-	tx, err := b.db.BeginTx(b.t.Context(), nil)
-	require.NoError(b.t, err)
 	message := func(id string) couriersql.Message {
 		return couriersql.Message{ID: id, Topic: "orders", Key: "k", Payload: []byte("payload of " + id), CreatedAt: time.Now().Add(-time.Hour)}
 	}
-	require.NoError(b.t, b.outbox.Write(b.t.Context(), tx, message("kept"), message("dead"), message("bytes"), message("failing"), message("fresh")))
-	require.NoError(b.t, tx.Commit())
+	write(b, message("kept"), message("dead"), message("bytes"), message("failing"), message("fresh"))
 	source := b.outbox.Source()
 	rows, err := source.Fetch(b.t.Context(), 10)
 	require.NoError(b.t, err)

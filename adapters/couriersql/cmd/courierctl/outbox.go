@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
@@ -42,15 +41,15 @@ func status(ctx context.Context, i *invocation) error {
 		for _, f := range s.Failing {
 			report.Failing = append(report.Failing, failingReport(f))
 		}
-		err = i.print(report, func(w io.Writer) {
-			printf(w, "table\t%s\n", report.Table)
-			printf(w, "schema version\t%d\n", report.SchemaVersion)
-			printf(w, "pending\t%d\trows to be delivered\n", report.Pending)
-			printf(w, "due\t%d\tof them, to be had now\n", report.Due)
-			printf(w, "oldest\t%v\tthe age of the oldest that is due\n", s.Oldest.Round(time.Millisecond))
-			printf(w, "dead letters\t%d\n", report.DeadLetters)
+		err = i.print(report, func(t *table) {
+			t.row("table", report.Table)
+			t.row("schema version", report.SchemaVersion)
+			t.row("pending", report.Pending, "rows to be delivered")
+			t.row("due", report.Due, "of them, to be had now")
+			t.row("oldest", s.Oldest.Round(time.Millisecond), "the age of the oldest that is due")
+			t.row("dead letters", report.DeadLetters)
 			for _, f := range report.Failing {
-				printf(w, "failing\t%s\t%d attempts: %s\n", f.ID, f.Attempts, oneLine(f.Error))
+				t.row("failing", visible(f.ID), fmt.Sprintf("%d attempts: %s", f.Attempts, oneLine(f.Error)))
 			}
 		})
 		switch {
@@ -98,14 +97,14 @@ func migrate(ctx context.Context, i *invocation) error {
 			To     int    `json:"to"`
 			DryRun bool   `json:"dry_run"`
 		}{i.table, before.Version, after, i.dryRun}
-		return i.print(report, func(w io.Writer) {
+		return i.print(report, func(t *table) {
 			switch {
 			case before.Version == after:
-				printf(w, "%s has schema version %d already\n", i.table, after)
+				t.row(fmt.Sprintf("%s has schema version %d already", i.table, after))
 			case i.dryRun:
-				printf(w, "%s would go from schema version %d to %d\n", i.table, before.Version, after)
+				t.row(fmt.Sprintf("%s would go from schema version %d to %d", i.table, before.Version, after))
 			default:
-				printf(w, "%s went from schema version %d to %d\n", i.table, before.Version, after)
+				t.row(fmt.Sprintf("%s went from schema version %d to %d", i.table, before.Version, after))
 			}
 		})
 	})
@@ -136,8 +135,8 @@ func prune(ctx context.Context, i *invocation) error {
 			Rows   int       `json:"rows"`
 			DryRun bool      `json:"dry_run"`
 		}{i.table, before, n, i.dryRun}
-		return i.print(report, func(w io.Writer) {
-			printf(w, "%d rows of %s delivered before %s %s\n", n, i.table, before.Format(time.RFC3339), done("deleted", i.dryRun))
+		return i.print(report, func(t *table) {
+			t.row(fmt.Sprintf("%d rows of %s delivered before %s %s", n, i.table, before.Format(time.RFC3339), done("deleted", i.dryRun)))
 		})
 	})
 }
