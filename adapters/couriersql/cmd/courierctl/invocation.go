@@ -8,7 +8,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
@@ -33,6 +35,7 @@ type invocation struct {
 	wakeUp    bool
 	olderThan time.Duration
 	create    bool                // a SQLite file that does not exist
+	created   string              // that file
 	options   []couriersql.Option // of the command's own
 }
 
@@ -55,15 +58,54 @@ func (i *invocation) validate() error {
 	return nil
 }
 
-// with opens the outbox for work.
+// with opens the outbox for work, once it is there and of this program's version.
 func (i *invocation) with(ctx context.Context, work func(context.Context, *couriersql.Outbox) error) error {
-	db, dialect, err := i.open()
+	return i.withAny(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
+		have, err := outbox.Version(ctx)
+		want := couriersql.SchemaVersion(outbox.Dialect())
+		switch {
+		case err != nil:
+			return err
+		case have == 0:
+			return i.missing()
+		case have < want:
+			return fmt.Errorf("the outbox %s has schema version %d, and this program works with version %d: run courierctl migrate", i.table, have, want)
+		case have > want:
+			return fmt.Errorf("the outbox %s has schema version %d, and this program works with version %d: run a newer courierctl", i.table, have, want)
+		}
+		if err = work(ctx, outbox); errors.Is(err, couriersql.ErrNotMigrated) {
+			return i.missing()
+		}
+		return err
+	})
+}
+
+func (i *invocation) missing() error {
+	return fmt.Errorf("there is no outbox %s in this database: run courierctl migrate, or pass another -table or -db", i.table)
+}
+
+// withAny opens the outbox for work, whether it is there or not.
+func (i *invocation) withAny(ctx context.Context, work func(context.Context, *couriersql.Outbox) error) (err error) {
+	d, err := databaseOf(i.db)
+	if err != nil {
+		return err
+	}
+	driver, dsn := "pgx", d.dsn
+	if d.dialect == couriersql.SQLite {
+		path, done, err := i.file(d.path)
+		if err != nil {
+			return fmt.Errorf("-db %s: %w", visible(d.path), err)
+		}
+		defer done()
+		driver, dsn = "sqlite", couriersql.SQLiteDSN(path)
+	}
+	db, err := sql.Open(driver, dsn)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = db.Close() }()
 	db.SetMaxOpenConns(2)
-	outbox := couriersql.New(db, dialect, append(i.options, couriersql.WithTable(i.table))...)
+	outbox := couriersql.New(db, d.dialect, append(i.options, couriersql.WithTable(i.table))...)
 	defer func() { _ = outbox.Close() }()
 	passed := fmt.Errorf("-timeout %v has passed", i.timeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, i.timeout, passed)
@@ -74,21 +116,39 @@ func (i *invocation) with(ctx context.Context, work func(context.Context, *couri
 	return err
 }
 
-// open opens the database that -db names, which no connection is made to yet.
-func (i *invocation) open() (*sql.DB, couriersql.Dialect, error) {
-	d, err := databaseOf(i.db)
+// file returns the SQLite file to open, which the driver creates where it is not
+// there: the one that is named, or for a trial one beside it, that goes when it is
+// done.
+func (i *invocation) file(path string) (open string, done func(), err error) {
+	info, err := os.Stat(path)
+	switch {
+	case err == nil && info.IsDir():
+		return "", nil, errors.New("this is a folder: pass the path of a SQLite file")
+	case err == nil:
+		return path, func() {}, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return "", nil, withoutPath(err)
+	case !i.create:
+		return "", nil, errors.New("there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database; courierctl migrate creates a file")
+	}
+	i.created = path
+	if !i.dryRun {
+		return path, func() {}, nil
+	}
+	folder, err := os.MkdirTemp(filepath.Dir(path), ".courierctl-*")
 	if err != nil {
-		return nil, 0, err
+		return "", nil, fmt.Errorf("the file could not be created: %w", withoutPath(err))
 	}
-	if d.dialect == couriersql.Postgres {
-		db, err := sql.Open("pgx", d.dsn)
-		return db, d.dialect, err
+	return filepath.Join(folder, "trial.db"), func() { _ = os.RemoveAll(folder) }, nil
+}
+
+// withoutPath is the error of a file whose path is told already.
+func withoutPath(err error) error {
+	var of *fs.PathError
+	if errors.As(err, &of) {
+		return of.Err
 	}
-	if _, err := os.Stat(d.path); err != nil && !i.create { // the driver would make one
-		return nil, 0, fmt.Errorf("-db %s: there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database", visible(d.path))
-	}
-	db, err := sql.Open("sqlite", couriersql.SQLiteDSN(d.path))
-	return db, d.dialect, err
+	return err
 }
 
 // print writes a value as JSON, or as text.

@@ -178,7 +178,7 @@ func changing(ctx context.Context, i *invocation, what string, change func(ctx c
 			DryRun  bool     `json:"dry_run"`
 		}{ids, i.dryRun}
 		return i.print(report, func(t *table) {
-			t.row(fmt.Sprintf("%d dead letters %s", len(ids), done(what, i.dryRun)))
+			t.row(fmt.Sprintf("%d dead letters %s", len(ids), did("were", what, i.dryRun)))
 		})
 	})
 }

@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -110,19 +112,116 @@ func (b *bed) migrated() {
 
 func TestMigrate(t *testing.T) {
 	inEach(t, func(b *bed) {
-		b.run(exitCannotRun, "dlq", "list")
-		if b.outbox.Dialect() == couriersql.Postgres {
-			require.Contains(t, b.run(0, "migrate", "-dry-run"), "courier_outbox would go from schema version 0 to")
-			require.Contains(t, b.run(exitFinding, "status"), "there is no outbox courier_outbox in this database: call courierctl migrate")
+		latest := couriersql.SchemaVersion(b.outbox.Dialect())
+		sqlite := b.outbox.Dialect() == couriersql.SQLite
+		file := ""
+		if sqlite {
+			file = b.dsn + " would be created\n"
 		}
-		require.Contains(t, b.run(0, "migrate"), "courier_outbox went from schema version 0 to")
-		require.Contains(t, b.run(0, "migrate"), "already")
+		require.Equal(t, fmt.Sprintf("%scourier_outbox would go from schema version 0 to %d\n", file, latest), b.run(0, "migrate", "-dry-run"))
+		if sqlite {
+			left, err := os.ReadDir(filepath.Dir(b.dsn))
+			require.NoError(t, err)
+			require.Empty(t, left, "of the trial")
+		}
+		file = strings.Replace(file, "would be", "was", 1)
+		require.Equal(t, fmt.Sprintf("%scourier_outbox went from schema version 0 to %d\n", file, latest), b.run(0, "migrate"))
+		for _, args := range [][]string{{"migrate"}, {"migrate", "-dry-run"}} {
+			require.Equal(t, fmt.Sprintf("courier_outbox has schema version %d already\n", latest), b.run(0, args...))
+		}
+		require.Contains(t, b.run(0, "migrate", "-table", "events", "-dry-run"), "events would go from")
 		require.Contains(t, b.run(0, "migrate", "-table", "events"), "events went from")
-		if b.outbox.Dialect() == couriersql.Postgres {
-			b.run(0, "migrate", "-wake-up")
-		} else {
-			require.Contains(t, b.run(exitCannotRun, "migrate", "-wake-up"), "WithWakeUp is for PostgreSQL")
+		for _, args := range [][]string{{"migrate", "-wake-up", "-dry-run"}, {"migrate", "-wake-up"}} {
+			if sqlite {
+				require.Contains(t, b.run(exitCannotRun, args...), "WithWakeUp is for PostgreSQL")
+			} else {
+				require.Contains(t, b.run(0, args...), "the trigger that wakes relays ")
+			}
 		}
+	})
+}
+
+// A trial refuses what the migration refuses, in the same words.
+func TestMigrateDryRunPromisesNothing(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.run(0, "migrate")
+		for _, text := range []string{
+			`UPDATE courier_migrations SET version = 77 WHERE version = 1`,
+			`UPDATE courier_migrations SET version = 1 WHERE version = 77; DROP TABLE courier_outbox`,
+			`DELETE FROM courier_migrations; CREATE TABLE courier_outbox (id INTEGER PRIMARY KEY, body TEXT NOT NULL)`,
+		} {
+			_, err := b.db.ExecContext(t.Context(), text)
+			require.NoError(t, err)
+			trial := b.run(exitCannotRun, "migrate", "-dry-run")
+			require.Equal(t, strings.Replace(trial, "trying to migrate", "migrating", 1), b.run(exitCannotRun, "migrate"))
+		}
+	})
+	nowhere := filepath.Join(t.TempDir(), "missing", "orders.db")
+	b := &bed{t: t, dsn: nowhere}
+	require.Contains(t, b.run(exitCannotRun, "migrate", "-dry-run"), "the file could not be created")
+	require.Contains(t, b.run(exitCannotRun, "migrate"), "does the folder exist")
+	b.dsn = t.TempDir()
+	require.Contains(t, b.run(exitCannotRun, "migrate", "-dry-run"), "this is a folder")
+	require.Contains(t, b.run(exitCannotRun, "migrate"), "this is a folder")
+}
+
+// everyCommand is one call of each command that needs an outbox.
+var everyCommand = [][]string{
+	{"status"}, {"dlq", "list"}, {"dlq", "show", "1.1"}, {"dlq", "redrive", "1.1"}, {"dlq", "redrive", "-all"}, {"dlq", "delete", "1.1"},
+	{"dlq", "delete", "-all", "-dry-run"}, {"prune", "-older-than", "1h"}, {"prune", "-older-than", "1h", "-dry-run"},
+}
+
+// A missing outbox is told in one way, and so is one of another version.
+func TestAMissingOutbox(t *testing.T) {
+	inEach(t, func(b *bed) {
+		each := func(want string, flags ...string) {
+			t.Helper()
+			for _, args := range everyCommand {
+				require.Equal(t, "courierctl: "+want+"\n", b.run(exitCannotRun, append(flags, args...)...), args)
+			}
+		}
+		missing := func(table string) string {
+			return "there is no outbox " + table + " in this database: run courierctl migrate, or pass another -table or -db"
+		}
+		if b.outbox.Dialect() == couriersql.SQLite {
+			each("-db " + b.dsn + ": there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database; courierctl migrate creates a file")
+			require.NoError(t, b.db.PingContext(t.Context())) // creates it
+		}
+		each(missing("courier_outbox"))
+		b.run(0, "migrate")
+		each(missing("events"), "-table", "events")
+
+		version := func(text string) {
+			_, err := b.db.ExecContext(t.Context(), text)
+			require.NoError(t, err)
+		}
+		latest := couriersql.SchemaVersion(b.outbox.Dialect())
+		version(fmt.Sprintf(`DELETE FROM courier_migrations WHERE version = %d`, latest))
+		each(fmt.Sprintf("the outbox courier_outbox has schema version %d, and this program works with version %d: run courierctl migrate", latest-1, latest))
+		version(`UPDATE courier_migrations SET version = 77 WHERE version = 1`)
+		each(fmt.Sprintf("the outbox courier_outbox has schema version 77, and this program works with version %d: run a newer courierctl", latest))
+		version(fmt.Sprintf(`UPDATE courier_migrations SET version = %d WHERE version = 77; DROP TABLE courier_outbox_dlq; DROP TABLE courier_outbox`, latest))
+		for _, args := range everyCommand {
+			require.Equal(t, "courierctl: "+missing("courier_outbox")+"\n", b.run(exitCannotRun, args...), args)
+		}
+	})
+}
+
+// A database of a former version, with letters, is upgraded.
+func TestMigrateFromAFormerVersion(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.migrated()
+		latest := couriersql.SchemaVersion(b.outbox.Dialect())
+		for _, text := range []string{
+			fmt.Sprintf(`DELETE FROM courier_migrations WHERE version = %d`, latest), `ALTER TABLE courier_outbox DROP COLUMN requeued_at`,
+		} {
+			_, err := b.db.ExecContext(t.Context(), text)
+			require.NoError(t, err)
+		}
+		require.Contains(t, b.run(exitCannotRun, "status"), "run courierctl migrate")
+		require.Equal(t, fmt.Sprintf("courier_outbox would go from schema version %d to %d\n", latest-1, latest), b.run(0, "migrate", "-dry-run"))
+		require.Equal(t, fmt.Sprintf("courier_outbox went from schema version %d to %d\n", latest-1, latest), b.run(0, "migrate"))
+		require.Contains(t, b.run(0, "dlq", "list"), "2 of 2 dead letters")
 	})
 }
 
@@ -140,7 +239,6 @@ func TestStatus(t *testing.T) {
 		require.Contains(t, text, "1 attempts: refused")
 		require.Contains(t, b.run(exitFinding, "status", "-max-lag", "1m"), "longer than -max-lag 1m0s")
 		require.Contains(t, b.run(exitFinding, "status", "-max-dead", "1"), "there are 2 dead letters, more than -max-dead 1")
-		require.Contains(t, b.run(exitFinding, "status", "-table", "events"), "there is no outbox events")
 	})
 }
 

@@ -55,8 +55,6 @@ func status(ctx context.Context, i *invocation) error {
 		switch {
 		case err != nil:
 			return err
-		case s.Version == 0:
-			return finding("there is no outbox %s in this database: call courierctl migrate, or pass another -table", i.table)
 		case i.maxLag > 0 && s.Oldest > i.maxLag:
 			return finding("the oldest row has been due for %v, longer than -max-lag %v", s.Oldest.Round(time.Millisecond), i.maxLag)
 		case i.maxDead >= 0 && s.Dead > i.maxDead:
@@ -79,32 +77,41 @@ func migrate(ctx context.Context, i *invocation) error {
 	if i.wakeUp {
 		i.options = append(i.options, couriersql.WithWakeUp())
 	}
-	i.create = !i.dryRun
-	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
-		before, err := outbox.Status(ctx)
+	i.create = true
+	return i.withAny(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
+		before, err := outbox.Version(ctx)
 		if err != nil {
 			return err
 		}
 		after := couriersql.SchemaVersion(outbox.Dialect())
-		if !i.dryRun {
-			if err := outbox.Migrate(ctx); err != nil {
-				return err
-			}
+		work := outbox.Migrate
+		if i.dryRun {
+			work = outbox.CheckMigrate
+		}
+		if err := work(ctx); err != nil {
+			return err
 		}
 		report := struct {
-			Table  string `json:"table"`
-			From   int    `json:"from"`
-			To     int    `json:"to"`
-			DryRun bool   `json:"dry_run"`
-		}{i.table, before.Version, after, i.dryRun}
+			Table   string `json:"table"`
+			From    int    `json:"from"`
+			To      int    `json:"to"`
+			Created string `json:"created,omitempty"` // a file
+			DryRun  bool   `json:"dry_run"`
+		}{i.table, before, after, i.created, i.dryRun}
 		return i.print(report, func(t *table) {
+			if i.created != "" {
+				t.row(fmt.Sprintf("%s %s", visible(i.created), did("was", "created", i.dryRun)))
+			}
 			switch {
-			case before.Version == after:
+			case before == after:
 				t.row(fmt.Sprintf("%s has schema version %d already", i.table, after))
 			case i.dryRun:
-				t.row(fmt.Sprintf("%s would go from schema version %d to %d", i.table, before.Version, after))
+				t.row(fmt.Sprintf("%s would go from schema version %d to %d", i.table, before, after))
 			default:
-				t.row(fmt.Sprintf("%s went from schema version %d to %d", i.table, before.Version, after))
+				t.row(fmt.Sprintf("%s went from schema version %d to %d", i.table, before, after))
+			}
+			if i.wakeUp {
+				t.row(fmt.Sprintf("the trigger that wakes relays %s", did("is", "there", i.dryRun)))
 			}
 		})
 	})
@@ -136,14 +143,15 @@ func prune(ctx context.Context, i *invocation) error {
 			DryRun bool      `json:"dry_run"`
 		}{i.table, before, n, i.dryRun}
 		return i.print(report, func(t *table) {
-			t.row(fmt.Sprintf("%d rows of %s delivered before %s %s", n, i.table, before.Format(time.RFC3339), done("deleted", i.dryRun)))
+			t.row(fmt.Sprintf("%d rows of %s delivered before %s %s", n, i.table, before.Format(time.RFC3339), did("were", "deleted", i.dryRun)))
 		})
 	})
 }
 
-func done(what string, dryRun bool) string {
+// did says what happened, or would happen.
+func did(was, what string, dryRun bool) string {
 	if dryRun {
-		return fmt.Sprintf("would be %s", what)
+		was = "would be"
 	}
-	return "were " + what
+	return was + " " + what
 }
