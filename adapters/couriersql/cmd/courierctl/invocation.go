@@ -44,7 +44,13 @@ func (i *invocation) common() {
 	i.flags.StringVar(&i.db, "db", "", "the `DSN` of PostgreSQL, or the path of a SQLite file; $COURIER_DB without it")
 	i.flags.StringVar(&i.table, "table", couriersql.DefaultTable, "the outbox table, by its `NAME`")
 	i.flags.BoolVar(&i.json, "json", false, "print one JSON value")
-	i.flags.DurationVar(&i.timeout, "timeout", 30*time.Second, "the `TIME` that all of it may take")
+	i.timeout = 30 * time.Second
+	i.duration(&i.timeout, "timeout", "the `TIME` that all of it may take")
+}
+
+// duration declares a flag for a time, of which the default is there.
+func (i *invocation) duration(d *time.Duration, name, usage string) {
+	i.flags.Var((*duration)(d), name, usage)
 }
 
 // validate completes what the flags say.
@@ -53,7 +59,7 @@ func (i *invocation) validate() error {
 		i.db = os.Getenv("COURIER_DB")
 	}
 	if i.timeout <= 0 {
-		return fmt.Errorf("-timeout: %v is no time to do it in", i.timeout)
+		return errors.New("-timeout: pass a time above 0, such as 30s")
 	}
 	return nil
 }
@@ -107,7 +113,7 @@ func (i *invocation) withAny(ctx context.Context, work func(context.Context, *co
 	db.SetMaxOpenConns(2)
 	outbox := couriersql.New(db, d.dialect, append(i.options, couriersql.WithTable(i.table))...)
 	defer func() { _ = outbox.Close() }()
-	passed := fmt.Errorf("-timeout %v has passed", i.timeout)
+	passed := fmt.Errorf("-timeout %s has passed", inDays(i.timeout))
 	ctx, cancel := context.WithTimeoutCause(ctx, i.timeout, passed)
 	defer cancel()
 	if err = work(ctx, outbox); err != nil && errors.Is(context.Cause(ctx), passed) {

@@ -71,6 +71,8 @@ flags, which may stand before or after it. Those that every command takes:
   -json          one JSON value instead of text
   -timeout TIME  for all of it, 30s
 
+A TIME is such as 90s, 5m, 1d12h or 7d.
+
 Exit status: 0 all is well; 1 it ran and found that a limit is exceeded (status
 -max-lag, -max-dead) or a letter is not there; 2 it cannot run, and a line on
 stderr says why.

@@ -238,6 +238,7 @@ func TestStatus(t *testing.T) {
 		require.Contains(t, text, "failing         failing")
 		require.Contains(t, text, "1 attempts: refused")
 		require.Contains(t, b.run(exitFinding, "status", "-max-lag", "1m"), "longer than -max-lag 1m0s")
+		require.Contains(t, b.run(0, "status", "-max-lag", "1d"), "the age of the oldest")
 		require.Contains(t, b.run(exitFinding, "status", "-max-dead", "1"), "there are 2 dead letters, more than -max-dead 1")
 	})
 }
@@ -320,7 +321,7 @@ func TestWhatCannotRun(t *testing.T) {
 		"is not a plain name":     {"status", "-db", "host=nowhere", "-table", "a b"},
 		"is the server up":        {"status", "-db", "host=" + t.TempDir()},
 		"-limit: pass 1":          {"dlq", "list", "-limit", "0"},
-		"-timeout: 0s is no":      {"status", "-timeout", "0s"},
+		"-timeout: pass a time":   {"status", "-timeout", "0s"},
 		"-timeout 1ns has passed": {"status", "-timeout", "1ns", "-db", "host=" + t.TempDir()},
 	} {
 		var out, errs bytes.Buffer
@@ -348,6 +349,7 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"status", "-limit", "1"}, "flag provided but not defined: -limit", "status"},
 		{[]string{"status", "-db"}, "flag needs an argument: -db", "status"},
 		{[]string{"status", "-max-dead", "few"}, `invalid value "few" for flag -max-dead`, "status"},
+		{[]string{"prune", "-older-than", "1w"}, `invalid value "1w" for flag -older-than: want a time of 0 or more, such as 7d, 1d12h or 90s`, "prune"},
 		{[]string{"status", "x"}, `unexpected argument "x"`, "status"},
 		{[]string{"status", "--", "-json"}, `unexpected argument "-json"`, "status"},
 		{[]string{"dlq"}, `"dlq" needs one more word`, "dlq COMMAND"},
@@ -366,10 +368,10 @@ func TestHelp(t *testing.T) {
 		"Usage: courierctl COMMAND [flags]\n":                 {{"-h"}, {"-help"}, {"--help"}, {"help"}, {"-json", "-h"}},
 		"Exit status: 0 all is well":                          {{"help"}, {"-h"}},
 		"Usage: courierctl status [flags]\n":                  {{"status", "-h"}, {"-h", "status"}, {"help", "status"}, {"status", "-json", "--help"}},
-		"-max-lag time":                                       {{"status", "-h"}},
+		"-max-lag TIME":                                       {{"status", "-h"}},
 		"Usage: courierctl dlq redrive ID… | -all [flags]\n":  {{"help", "dlq", "redrive"}, {"dlq", "redrive", "1.1", "-h"}, {"dlq", "-h", "redrive"}},
 		"Usage: courierctl dlq COMMAND [flags]\n\n  dlq list": {{"dlq", "-h"}, {"help", "dlq"}},
-		"-older-than time":                                    {{"prune", "-h"}},
+		"-older-than TIME":                                    {{"prune", "-h"}},
 	} {
 		for _, args := range lines {
 			var out, errs bytes.Buffer

@@ -27,7 +27,7 @@ type failingReport struct {
 }
 
 func statusFlags(i *invocation) {
-	i.flags.DurationVar(&i.maxLag, "max-lag", 0, "exit with 1 when the oldest row that is due has waited for longer than this `time`; 0 is no limit")
+	i.duration(&i.maxLag, "max-lag", "exit with 1 when the oldest row that is due has waited for longer than this `TIME`; 0 is no limit")
 	i.flags.IntVar(&i.maxDead, "max-dead", -1, "exit with 1 when there are more than `N` dead letters; -1 is no limit")
 }
 
@@ -46,7 +46,7 @@ func status(ctx context.Context, i *invocation) error {
 			t.row("schema version", report.SchemaVersion)
 			t.row("pending", report.Pending, "rows to be delivered")
 			t.row("due", report.Due, "of them, to be had now")
-			t.row("oldest", s.Oldest.Round(time.Millisecond), "the age of the oldest that is due")
+			t.row("oldest", inDays(s.Oldest.Round(time.Millisecond)), "the age of the oldest that is due")
 			t.row("dead letters", report.DeadLetters)
 			for _, f := range report.Failing {
 				t.row("failing", visible(f.ID), fmt.Sprintf("%d attempts: %s", f.Attempts, oneLine(f.Error)))
@@ -56,7 +56,7 @@ func status(ctx context.Context, i *invocation) error {
 		case err != nil:
 			return err
 		case i.maxLag > 0 && s.Oldest > i.maxLag:
-			return finding("the oldest row has been due for %v, longer than -max-lag %v", s.Oldest.Round(time.Millisecond), i.maxLag)
+			return finding("the oldest row has been due for %s, longer than -max-lag %s", inDays(s.Oldest.Round(time.Millisecond)), inDays(i.maxLag))
 		case i.maxDead >= 0 && s.Dead > i.maxDead:
 			return finding("there are %d dead letters, more than -max-dead %d", s.Dead, i.maxDead)
 		}
@@ -119,12 +119,12 @@ func migrate(ctx context.Context, i *invocation) error {
 
 func pruneFlags(i *invocation) {
 	i.dry()
-	i.flags.DurationVar(&i.olderThan, "older-than", 0, "delete rows that were delivered longer ago than this `time`, such as 168h; required")
+	i.duration(&i.olderThan, "older-than", "delete rows that were delivered longer ago than this `TIME`, such as 7d; required")
 }
 
 func prune(ctx context.Context, i *invocation) error {
 	if i.olderThan <= 0 {
-		return errors.New("-older-than: pass the time for which delivered rows are to be kept, such as 168h")
+		return errors.New("-older-than: pass the time for which delivered rows are to be kept, such as 7d")
 	}
 	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
 		before := time.Now().Add(-i.olderThan)
