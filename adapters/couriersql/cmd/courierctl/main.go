@@ -53,6 +53,7 @@ var commands = []command{
 	{"dlq delete", "ID… | -all", "delete dead letters for good", changeFlags, remove},
 	{"migrate", "", "create or upgrade the tables", migrateFlags, migrate},
 	{"prune", "-older-than TIME", "delete rows that were kept", pruneFlags, prune},
+	{"version", "", "tell the versions of this program and of its schema", nil, version},
 }
 
 const (

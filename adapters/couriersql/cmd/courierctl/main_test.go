@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -414,6 +416,25 @@ func TestAFlagTakesAValueInAllCommandsOrInNone(t *testing.T) {
 			switches[f.Name] = isSwitch(f)
 		})
 	}
+}
+
+// The version is that of the module that the program was built from.
+func TestVersion(t *testing.T) {
+	info, ok := debug.ReadBuildInfo()
+	require.True(t, ok)
+	var out, errs bytes.Buffer
+	require.Zero(t, run(t.Context(), []string{"version"}, &out, &errs), &errs)
+	require.Equal(t, fmt.Sprintf("courierctl %s (%s), schema version %d in PostgreSQL and %d in SQLite\n", cmp.Or(info.Main.Version, "(devel)"), info.GoVersion,
+		couriersql.SchemaVersion(couriersql.Postgres), couriersql.SchemaVersion(couriersql.SQLite)), out.String())
+	out.Reset()
+	require.Zero(t, run(t.Context(), []string{"version", "-json"}, &out, &errs), &errs)
+	var report struct {
+		Version string
+		Schema  map[string]int
+	}
+	require.NoError(t, json.Unmarshal(out.Bytes(), &report))
+	require.Equal(t, couriersql.SchemaVersion(couriersql.SQLite), report.Schema["sqlite"])
+	require.NotEmpty(t, report.Version)
 }
 
 func TestTheEnvironmentNamesTheDatabase(t *testing.T) {
