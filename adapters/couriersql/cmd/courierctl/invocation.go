@@ -30,6 +30,7 @@ type invocation struct {
 	maxDead   int
 	limit     int
 	after     string
+	branch    *string // nil is all
 	all       bool
 	dryRun    bool
 	wakeUp    bool

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -59,7 +60,21 @@ func reportOf(l courier.DeadLetter[couriersql.Row], whole bool) letterReport {
 
 func listFlags(i *invocation) {
 	i.flags.IntVar(&i.limit, "limit", 50, "show up to `N` letters")
-	i.flags.StringVar(&i.after, "after", "", "begin behind the letter with this `ID`")
+	i.flags.StringVar(&i.after, "after", "", "begin after the letter with this `ID`")
+	i.ofBranch()
+}
+
+// ofBranch declares the flag that chooses the letters of a branch.
+func (i *invocation) ofBranch() {
+	i.flags.Func("branch", "only the letters of the branch of this `NAME`; '' is those of none", func(name string) error {
+		i.branch = &name
+		return nil
+	})
+}
+
+// chooses reports whether a letter is of the branch that is asked for.
+func (i *invocation) chooses(l courier.DeadLetter[couriersql.Row]) bool {
+	return i.branch == nil || *i.branch == l.Branch
 }
 
 func list(ctx context.Context, i *invocation) error {
@@ -71,24 +86,46 @@ func list(ctx context.Context, i *invocation) error {
 		if err != nil {
 			return err
 		}
-		letters, err := outbox.DLQ().List(ctx, i.after, i.limit)
-		if err != nil {
-			return err
-		}
 		reports := []letterReport{}
-		for _, l := range letters {
-			reports = append(reports, reportOf(l, false))
+		for after := i.after; len(reports) < i.limit; {
+			page, err := outbox.DLQ().List(ctx, after, i.limit)
+			if err != nil {
+				return err
+			}
+			if len(page) == 0 {
+				break
+			}
+			after = page[len(page)-1].ID
+			for _, l := range page {
+				if i.chooses(l) && len(reports) < i.limit {
+					reports = append(reports, reportOf(l, false))
+				}
+			}
 		}
 		return i.print(reports, func(t *table) {
 			if len(reports) > 0 {
-				t.row("ID", "MESSAGE", "TOPIC", "KEY", "FAILED AT", "ATTEMPTS", "REASON", "ERROR")
+				t.row("ID", "BRANCH", "MESSAGE", "TOPIC", "KEY", "FAILED AT", "ATTEMPTS", "REASON", "ERROR")
 			}
 			for _, r := range reports {
-				t.row(r.ID, visible(r.MessageID), short(r.Topic), short(r.Key), r.LastFailed.Format(time.RFC3339), r.Attempts, short(r.Reason), oneLine(r.Error))
+				t.row(r.ID, short(r.Branch), visible(r.MessageID), short(r.Topic), short(r.Key), r.LastFailed.Format(time.RFC3339), r.Attempts, short(r.Reason), oneLine(r.Error))
 			}
-			t.row(fmt.Sprintf("%d of %d dead letters", len(reports), total))
+			switch {
+			case i.branch == nil:
+				t.row(fmt.Sprintf("%d of %s", len(reports), letters(total)))
+			case *i.branch == "":
+				t.row(fmt.Sprintf("%s of no branch, of %d in all", letters(len(reports)), total))
+			default:
+				t.row(fmt.Sprintf("%s of the branch %s, of %d in all", letters(len(reports)), short(*i.branch), total))
+			}
 		})
 	})
+}
+
+func letters(n int) string {
+	if n == 1 {
+		return "1 dead letter"
+	}
+	return fmt.Sprintf("%d dead letters", n)
 }
 
 func show(ctx context.Context, i *invocation) error {
@@ -124,18 +161,24 @@ func show(ctx context.Context, i *invocation) error {
 
 // lettersWith returns the letters with the IDs, all or an error.
 func lettersWith(ctx context.Context, outbox *couriersql.Outbox, ids []string) (found []courier.DeadLetter[couriersql.Row], err error) {
-	for l, err := range courier.Letters(ctx, outbox.DLQ()) {
-		if err != nil {
-			return nil, err
-		}
-		if slices.Contains(ids, l.ID) {
-			found = append(found, l)
-		}
-	}
 	var missing []string
-	for _, id := range ids {
-		if !slices.ContainsFunc(found, func(l courier.DeadLetter[couriersql.Row]) bool { return l.ID == id }) {
-			missing = append(missing, id)
+	for n, id := range ids {
+		if slices.Contains(ids[:n], id) {
+			continue
+		}
+		// The place before its own names no letter, and need not.
+		place, _, _ := strings.Cut(id, ".")
+		seq, err := strconv.ParseInt(place, 10, 64)
+		var at []courier.DeadLetter[couriersql.Row]
+		if err == nil && seq > 0 {
+			if at, err = outbox.DLQ().List(ctx, fmt.Sprintf("%d.1", seq-1), 1); err != nil {
+				return nil, err
+			}
+		}
+		if len(at) == 1 && at[0].ID == id {
+			found = append(found, at[0])
+		} else {
+			missing = append(missing, visible(id))
 		}
 	}
 	if len(missing) > 0 {
@@ -147,54 +190,111 @@ func lettersWith(ctx context.Context, outbox *couriersql.Outbox, ids []string) (
 func changeFlags(i *invocation) {
 	i.dry()
 	i.flags.BoolVar(&i.all, "all", false, "all letters that there are now")
+	i.ofBranch()
 }
 
-// changing is a command on chosen letters.
-func changing(ctx context.Context, i *invocation, what string, change func(ctx context.Context, dlq *couriersql.DLQ, ids []string) error) error {
-	if i.all == (len(i.operands) > 0) {
+// chosen returns the letters that a command is for.
+func (i *invocation) chosen(ctx context.Context, outbox *couriersql.Outbox) (chosen []courier.DeadLetter[couriersql.Row], err error) {
+	if !i.all {
+		return lettersWith(ctx, outbox, i.operands)
+	}
+	for l, err := range courier.Letters(ctx, outbox.DLQ()) {
+		if err != nil {
+			return nil, err
+		}
+		if i.chooses(l) {
+			l.Record = couriersql.Row{} // of which there may be many
+			chosen = append(chosen, l)
+		}
+	}
+	return chosen, nil
+}
+
+// changeReport is what became of chosen letters, or would.
+type changeReport struct {
+	Letters []string  `json:"letters"`           // that were changed
+	Refused []refusal `json:"refused,omitempty"` // of branches
+	Left    []string  `json:"left,omitempty"`    // that were others meanwhile
+	DryRun  bool      `json:"dry_run"`
+}
+
+type refusal struct {
+	ID     string `json:"id"`
+	Branch string `json:"branch"`
+}
+
+// changing is a command on chosen letters, of which change says what it changed.
+func changing(ctx context.Context, i *invocation, what string, branches bool, change func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error)) error {
+	switch {
+	case i.all == (len(i.operands) > 0):
 		return errors.New("pass the IDs of letters, or -all: courierctl dlq list shows them")
+	case i.branch != nil && !i.all:
+		return errors.New("-branch: goes with -all")
 	}
 	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
-		ids := []string{}
-		if i.all {
-			for l, err := range courier.Letters(ctx, outbox.DLQ()) {
-				if err != nil {
-					return err
-				}
-				ids = append(ids, l.ID)
-			}
-		} else if _, err := lettersWith(ctx, outbox, i.operands); err != nil {
+		chosen, err := i.chosen(ctx, outbox)
+		if err != nil {
 			return err
-		} else {
-			ids = i.operands
 		}
-		if !i.dryRun {
-			if err := change(ctx, outbox.DLQ(), ids); err != nil {
+		report := changeReport{Letters: []string{}, DryRun: i.dryRun}
+		for _, l := range chosen {
+			if l.Branch == "" || branches {
+				report.Letters = append(report.Letters, l.ID)
+			} else {
+				report.Refused = append(report.Refused, refusal{l.ID, l.Branch})
+			}
+		}
+		if !i.dryRun && len(report.Letters) > 0 {
+			changed, err := change(ctx, outbox.DLQ(), report.Letters)
+			if err != nil {
 				return err
 			}
+			report.Left = slices.DeleteFunc(report.Letters, func(id string) bool { return slices.Contains(changed, id) })
+			report.Letters = changed
 		}
-		report := struct {
-			Letters []string `json:"letters"`
-			DryRun  bool     `json:"dry_run"`
-		}{ids, i.dryRun}
-		return i.print(report, func(t *table) {
-			t.row(fmt.Sprintf("%d dead letters %s", len(ids), did("were", what, i.dryRun)))
-		})
+		n := len(report.Letters)
+		err = i.print(report, func(t *table) { t.row(letters(n) + " " + did(n, what, i.dryRun)) })
+		if err != nil {
+			return err
+		}
+		return report.verdict(len(chosen), what)
 	})
 }
 
-func redrive(ctx context.Context, i *invocation) error {
-	return changing(ctx, i, "put back into the outbox", func(ctx context.Context, dlq *couriersql.DLQ, ids []string) error {
-		requeued, err := dlq.Requeue(ctx, ids...)
-		if err == nil && len(requeued) < len(ids) {
-			return finding("%d of %d letters were put back into the outbox; the others changed meanwhile", len(requeued), len(ids))
+// verdict is nil when all that was chosen was changed.
+func (r *changeReport) verdict(chosen int, what string) error {
+	var why []string
+	if n := len(r.Refused); n > 0 {
+		var names []string
+		for _, refused := range r.Refused {
+			if name := strconv.Quote(refused.Branch); !slices.Contains(names, name) {
+				names = append(names, name)
+			}
 		}
-		return err
+		slices.Sort(names)
+		why = append(why, fmt.Sprintf("%s of a branch (%s) %s, as a row of the outbox goes to all branches: redrive each into its own, by courier.Redrive with the branch's applier and a Match by Branch",
+			letters(n), strings.Join(names, ", "), did(n, "refused", r.DryRun)))
+	}
+	if n := len(r.Left); n > 0 {
+		why = append(why, fmt.Sprintf("%s changed meanwhile, or a relay has the row in hand (%s)", letters(n), strings.Join(r.Left, ", ")))
+	}
+	switch {
+	case why == nil:
+		return nil
+	case len(r.Letters) == 0:
+		return finding("no dead letter %s: %s", did(1, what, r.DryRun), strings.Join(why, "; "))
+	}
+	return partly("%d of %s %s: %s", len(r.Letters), letters(chosen), did(len(r.Letters), what, r.DryRun), strings.Join(why, "; "))
+}
+
+func redrive(ctx context.Context, i *invocation) error {
+	return changing(ctx, i, "put back into the outbox", false, func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error) {
+		return dlq.Requeue(ctx, ids...)
 	})
 }
 
 func remove(ctx context.Context, i *invocation) error {
-	return changing(ctx, i, "deleted", func(ctx context.Context, dlq *couriersql.DLQ, ids []string) error {
-		return dlq.Delete(ctx, ids...)
+	return changing(ctx, i, "deleted", true, func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error) {
+		return dlq.Remove(ctx, ids...)
 	})
 }

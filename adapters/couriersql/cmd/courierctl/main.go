@@ -24,11 +24,12 @@ import (
 const (
 	exitFinding   = 1 // what was asked about is not well, or not there
 	exitCannotRun = 2
+	exitPartly    = 3 // some of it is done
 )
 
 // errFinding is the error, to errors.Is, of a command that ran, and found
-// something that a script wants to know of.
-var errFinding = errors.New("")
+// something that a script wants to know of; errPartly that of one that did a part.
+var errFinding, errPartly = errors.New(""), errors.New("")
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -74,9 +75,14 @@ flags, which may stand before or after it. Those that every command takes:
 
 A TIME is such as 90s, 5m, 1d12h or 7d.
 
-Exit status: 0 all is well; 1 it ran and found that a limit is exceeded (status
--max-lag, -max-dead) or a letter is not there; 2 it cannot run, and a line on
-stderr says why.
+Exit status, and a line on stderr for all but 0:
+
+  0  done, or all is well
+  1  nothing was done: a limit is exceeded (status -max-lag, -max-dead), a letter
+     is not there, or all that was chosen is refused
+  2  it cannot run, or failed
+  3  a part was done: letters that changed meanwhile or are refused were left, or
+     it failed after some of the rows
 `
 )
 
@@ -130,6 +136,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case errors.As(err, &wrong):
 		printf(stderr, "\n")
 		wrong.usage(stderr)
+	case errors.Is(err, errPartly):
+		return exitPartly
 	case errors.Is(err, errFinding):
 		return exitFinding
 	}
@@ -255,4 +263,9 @@ func dispatch(ctx context.Context, args []string, stdout io.Writer) error {
 // finding is an error that tells of what was found.
 func finding(format string, args ...any) error {
 	return fmt.Errorf("%w"+format, append([]any{errFinding}, args...)...)
+}
+
+// partly is one that tells of what was not done.
+func partly(format string, args ...any) error {
+	return fmt.Errorf("%w"+format, append([]any{errPartly}, args...)...)
 }

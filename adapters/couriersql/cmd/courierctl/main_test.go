@@ -167,6 +167,43 @@ func TestMigrateDryRunPromisesNothing(t *testing.T) {
 	require.Contains(t, b.run(exitCannotRun, "migrate"), "this is a folder")
 }
 
+// A prune that fails says how far it came.
+func TestAPruneThatFails(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.run(0, "migrate")
+		source := b.outbox.Source()
+		settle := func(ids ...string) {
+			var messages []couriersql.Message
+			for _, id := range ids {
+				messages = append(messages, couriersql.Message{ID: id, Topic: "t"})
+			}
+			write(b, messages...)
+			rows, err := source.Fetch(t.Context(), len(ids))
+			require.NoError(t, err)
+			require.NoError(t, source.Mark(t.Context(), rows))
+		}
+		var ids []string
+		for i := range 1000 { // in a transaction
+			ids = append(ids, fmt.Sprint(i))
+		}
+		settle(ids...)
+		settle("kept for ever")
+		refuse := []string{`CREATE TRIGGER refuse BEFORE DELETE ON courier_outbox WHEN old.id = 'kept for ever' BEGIN SELECT raise(ABORT, 'refused'); END`}
+		if b.outbox.Dialect() == couriersql.Postgres {
+			refuse = []string{
+				`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$`,
+				`CREATE TRIGGER refuse BEFORE DELETE ON courier_outbox FOR EACH ROW WHEN (OLD.id = 'kept for ever') EXECUTE FUNCTION refuse()`,
+			}
+		}
+		for _, text := range refuse {
+			_, err := b.db.ExecContext(t.Context(), text)
+			require.NoError(t, err)
+		}
+		require.Regexp(t, `^1000 rows of courier_outbox delivered before .* were deleted\ncourierctl: not all of them: .*refused`, b.run(exitPartly, "prune", "-older-than", "1ns"))
+		require.Regexp(t, `^courierctl: couriersql: pruning courier_outbox .*refused`, b.run(exitCannotRun, "prune", "-older-than", "1ns"))
+	})
+}
+
 // everyCommand is one call of each command that needs an outbox.
 var everyCommand = [][]string{
 	{"status"}, {"dlq", "list"}, {"dlq", "show", "1.1"}, {"dlq", "redrive", "1.1"}, {"dlq", "redrive", "-all"}, {"dlq", "delete", "1.1"},
@@ -281,20 +318,113 @@ func TestRedriveAndDelete(t *testing.T) {
 		for _, command := range []string{"redrive", "delete"} {
 			require.Contains(t, b.run(exitCannotRun, "dlq", command), "pass the IDs of letters, or -all")
 			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-all"), "pass the IDs of letters, or -all")
-			require.Contains(t, b.run(exitFinding, "dlq", command, "1.1", "7.7"), "no dead letter has the ID 7.7")
+			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-branch", "x"), "-branch: goes with -all")
+			for _, id := range []string{"7.7", "1.2", "0.1", "-1.1", "x", "1", "", "01.1"} {
+				require.Contains(t, b.run(exitFinding, "dlq", command, "--", "1.1", id), "no dead letter has the ID "+id)
+			}
 			require.Contains(t, b.run(0, "dlq", command, "-all", "-dry-run"), "2 dead letters would be ")
+			require.Contains(t, b.run(0, "dlq", command, "1.1", "1.1", "-dry-run"), "1 dead letter would be ")
 			require.Equal(t, 2, left())
 		}
-		require.Equal(t, "1 dead letters were put back into the outbox\n", b.run(0, "dlq", "redrive", "1.1"))
-		var report struct{ Letters []string }
-		b.json(&report, "dlq", "delete", "-all")
+		require.Equal(t, "1 dead letter was put back into the outbox\n", b.run(0, "dlq", "redrive", "1.1", "1.1"))
+		var report changeReport
+		b.json(&report, "dlq", "delete", "2.1", "2.1")
 		require.Equal(t, []string{"2.1"}, report.Letters)
 		require.Zero(t, left())
-		b.json(&report, "dlq", "redrive", "-all")
-		require.Empty(t, report.Letters)
+		require.Equal(t, "0 dead letters were put back into the outbox\n", b.run(0, "dlq", "redrive", "-all"))
 		pending, err := b.outbox.Pending(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, 3, pending)
+		var status statusReport
+		b.json(&status, "status")
+		require.InDelta(t, 3600, status.OldestSeconds, 300, "of the row that was never a letter")
+		require.Equal(t, []failingReport{{"failing", 1, "refused"}}, status.Failing)
+	})
+}
+
+// What was a dead letter for a week is not a week late once it is put back.
+func TestARequeuedRowIsNew(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.run(0, "migrate")
+		write(b, couriersql.Message{ID: "old", Topic: "t", CreatedAt: time.Now().Add(-7 * day)})
+		source := b.outbox.Source()
+		rows, err := source.Fetch(t.Context(), 1)
+		require.NoError(t, err)
+		require.NoError(t, b.outbox.DLQ().Send(t.Context(), courier.DeadLetter[couriersql.Row]{Record: rows[0], Error: errors.New("boom"), Attempts: 5, FailedAt: time.Now()}))
+		require.NoError(t, source.Mark(t.Context(), rows))
+		b.run(0, "dlq", "redrive", "1.1")
+		require.NotContains(t, b.run(0, "status", "-max-lag", "1h", "-max-dead", "0"), "failing")
+	})
+}
+
+// branched has letters of the branches: 1.1 of none, 2.1 and 3.1 of search and
+// mail, all of one message, 4.1 of mail.
+func (b *bed) branched() {
+	b.t.Helper()
+	b.run(0, "migrate")
+	for i, branch := range []string{"", "search", "mail", "mail"} {
+		row := couriersql.Row{Seq: int64(i), ID: []string{"a", "a", "a", "b"}[i], Topic: "orders", CreatedAt: time.Now().UnixMicro()}
+		require.NoError(b.t, b.outbox.DLQ().Send(b.t.Context(), courier.DeadLetter[couriersql.Row]{
+			Record: row, Branch: branch, Error: errors.New("boom"), Reason: courier.Exhausted, FailedAt: time.Now(),
+		}))
+	}
+}
+
+func TestLettersOfBranches(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.branched()
+		require.Regexp(t, `^ID +BRANCH +MESSAGE .*\n1.1 +a .*\n2.1 +search +a .*\n3.1 +mail +a .*\n4.1 +mail +b .*\n4 of 4 dead letters\n$`, b.run(0, "dlq", "list"))
+		require.Regexp(t, `^ID .*\n3.1 .*\n4.1 .*\n2 dead letters of the branch mail, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch", "mail"))
+		require.Regexp(t, `^ID .*\n3.1 .*\n1 dead letter of the branch mail, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch", "mail", "-limit", "1"))
+		require.Regexp(t, `^ID .*\n4.1 .*\n1 dead letter of the branch mail, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch=mail", "-after", "3.1", "-limit", "1"))
+		require.Regexp(t, `^ID .*\n1.1 .*\n1 dead letter of no branch, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch", ""))
+		require.Equal(t, "0 dead letters of the branch sea, of 4 in all\n", b.run(0, "dlq", "list", "-branch", "sea"))
+		require.Contains(t, b.run(0, "dlq", "show", "2.1"), "branch        search\n")
+
+		const advice = ", as a row of the outbox goes to all branches: redrive each into its own, by courier.Redrive with the branch's applier and a Match by Branch"
+		require.Equal(t, `0 dead letters were put back into the outbox
+courierctl: no dead letter was put back into the outbox: 2 dead letters of a branch ("mail", "search") were refused`+advice+"\n",
+			b.run(exitFinding, "dlq", "redrive", "2.1", "4.1"))
+		for _, dry := range []bool{true, false} {
+			were, was := "were", "was"
+			args := []string{"dlq", "redrive", "-all"}
+			if dry {
+				were, was = "would be", "would be"
+				args = append(args, "-dry-run")
+			}
+			require.Equal(t, "1 dead letter "+was+" put back into the outbox\ncourierctl: 1 of 4 dead letters "+was+
+				` put back into the outbox: 3 dead letters of a branch ("mail", "search") `+were+" refused"+advice+"\n", b.run(exitPartly, args...))
+		}
+		require.Contains(t, b.run(0, "dlq", "delete", "-all", "-branch", "mail", "-dry-run"), "2 dead letters would be deleted")
+		require.Equal(t, "2 dead letters were deleted\n", b.run(0, "dlq", "delete", "-all", "-branch", "mail"))
+		require.Equal(t, "1 dead letter was deleted\n", b.run(0, "dlq", "delete", "2.1"))
+		require.Equal(t, "0 dead letters were put back into the outbox\n", b.run(0, "dlq", "redrive", "-all", "-branch", ""))
+	})
+}
+
+// What happens to letters between the look at them and the change is told.
+func TestLettersThatChangeMeanwhile(t *testing.T) {
+	inEach(t, func(b *bed) {
+		b.migrated()
+		change := func(i *invocation, meanwhile func(ids []string)) error {
+			return changing(t.Context(), i, "deleted", true, func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error) {
+				meanwhile(ids)
+				return dlq.Remove(ctx, ids...)
+			})
+		}
+		var out bytes.Buffer
+		all := &invocation{db: b.dsn, table: couriersql.DefaultTable, timeout: time.Minute, all: true, json: true, stdout: &out}
+		err := change(all, func(ids []string) { require.NoError(t, b.outbox.DLQ().Delete(t.Context(), ids[0])) })
+		require.ErrorIs(t, err, errPartly)
+		require.EqualError(t, err, "1 of 2 dead letters was deleted: 1 dead letter changed meanwhile, or a relay has the row in hand (1.1)")
+		var report changeReport
+		require.NoError(t, json.Unmarshal(out.Bytes(), &report))
+		require.Equal(t, changeReport{Letters: []string{"2.1"}, Left: []string{"1.1"}}, report)
+
+		require.NoError(t, b.outbox.DLQ().Send(t.Context(), courier.DeadLetter[couriersql.Row]{Record: couriersql.Row{ID: "x", Topic: "t"}, FailedAt: time.Now()}))
+		err = change(all, func(ids []string) { require.NoError(t, b.outbox.DLQ().Delete(t.Context(), ids...)) })
+		require.ErrorIs(t, err, errFinding)
+		require.EqualError(t, err, "no dead letter was deleted: 1 dead letter changed meanwhile, or a relay has the row in hand (3.1)")
 	})
 }
 
@@ -368,7 +498,7 @@ func TestWrongUse(t *testing.T) {
 func TestHelp(t *testing.T) {
 	for want, lines := range map[string][][]string{
 		"Usage: courierctl COMMAND [flags]\n":                 {{"-h"}, {"-help"}, {"--help"}, {"help"}, {"-json", "-h"}},
-		"Exit status: 0 all is well":                          {{"help"}, {"-h"}},
+		"Exit status, and a line on stderr":                   {{"help"}, {"-h"}},
 		"Usage: courierctl status [flags]\n":                  {{"status", "-h"}, {"-h", "status"}, {"help", "status"}, {"status", "-json", "--help"}},
 		"-max-lag TIME":                                       {{"status", "-h"}},
 		"Usage: courierctl dlq redrive ID… | -all [flags]\n":  {{"help", "dlq", "redrive"}, {"dlq", "redrive", "1.1", "-h"}, {"dlq", "-h", "redrive"}},

@@ -100,7 +100,7 @@ func migrate(ctx context.Context, i *invocation) error {
 		}{i.table, before, after, i.created, i.dryRun}
 		return i.print(report, func(t *table) {
 			if i.created != "" {
-				t.row(fmt.Sprintf("%s %s", visible(i.created), did("was", "created", i.dryRun)))
+				t.row(fmt.Sprintf("%s %s", visible(i.created), did(1, "created", i.dryRun)))
 			}
 			switch {
 			case before == after:
@@ -111,7 +111,7 @@ func migrate(ctx context.Context, i *invocation) error {
 				t.row(fmt.Sprintf("%s went from schema version %d to %d", i.table, before, after))
 			}
 			if i.wakeUp {
-				t.row(fmt.Sprintf("the trigger that wakes relays %s", did("is", "there", i.dryRun)))
+				t.row("the trigger that wakes relays " + did(1, "added", i.dryRun) + " unless it was there")
 			}
 		})
 	})
@@ -132,9 +132,9 @@ func prune(ctx context.Context, i *invocation) error {
 		if i.dryRun {
 			work = outbox.Prunable
 		}
-		n, err := work(ctx, before)
-		if err != nil {
-			return err
+		n, failed := work(ctx, before)
+		if failed != nil && n == 0 {
+			return failed
 		}
 		report := struct {
 			Table  string    `json:"table"`
@@ -142,16 +142,23 @@ func prune(ctx context.Context, i *invocation) error {
 			Rows   int       `json:"rows"`
 			DryRun bool      `json:"dry_run"`
 		}{i.table, before, n, i.dryRun}
-		return i.print(report, func(t *table) {
-			t.row(fmt.Sprintf("%d rows of %s delivered before %s %s", n, i.table, before.Format(time.RFC3339), did("were", "deleted", i.dryRun)))
+		err := i.print(report, func(t *table) {
+			t.row(fmt.Sprintf("%d rows of %s delivered before %s %s", n, i.table, before.Format(time.RFC3339), did(n, "deleted", i.dryRun)))
 		})
+		if failed != nil {
+			return partly("not all of them: %w", failed)
+		}
+		return err
 	})
 }
 
-// did says what happened, or would happen.
-func did(was, what string, dryRun bool) string {
-	if dryRun {
-		was = "would be"
+// did says what was done to n of something, or would be.
+func did(n int, what string, dryRun bool) string {
+	switch {
+	case dryRun:
+		return "would be " + what
+	case n == 1:
+		return "was " + what
 	}
-	return was + " " + what
+	return "were " + what
 }
