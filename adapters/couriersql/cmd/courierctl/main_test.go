@@ -37,7 +37,7 @@ type bed struct {
 	outbox *couriersql.Outbox
 }
 
-func inEach(t *testing.T, test func(*bed)) {
+func inEach(t *testing.T, test func(*testing.T, *bed)) {
 	for name, make := range map[string]func(*testing.T) (driver, dsn, open string, dialect couriersql.Dialect){
 		"sqlite": func(t *testing.T) (string, string, string, couriersql.Dialect) {
 			path := filepath.Join(t.TempDir(), "orders.db")
@@ -52,12 +52,12 @@ func inEach(t *testing.T, test func(*bed)) {
 			driver, dsn, open, dialect := make(t)
 			db, err := sql.Open(driver, open)
 			require.NoError(t, err)
-			outbox := couriersql.New(db, dialect, couriersql.WithKeep())
+			outbox := couriersql.New(db, dialect, couriersql.WithKeep(), couriersql.WithBackoff(time.Hour, time.Hour))
 			t.Cleanup(func() {
 				require.NoError(t, outbox.Close())
 				require.NoError(t, db.Close())
 			})
-			test(&bed{t, dsn, db, outbox})
+			test(t, &bed{t, dsn, db, outbox})
 		})
 	}
 }
@@ -113,7 +113,7 @@ func (b *bed) migrated() {
 }
 
 func TestMigrate(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		latest := couriersql.SchemaVersion(b.outbox.Dialect())
 		sqlite := b.outbox.Dialect() == couriersql.SQLite
 		file := ""
@@ -145,7 +145,7 @@ func TestMigrate(t *testing.T) {
 
 // A trial refuses what the migration refuses, in the same words.
 func TestMigrateDryRunPromisesNothing(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.run(0, "migrate")
 		for _, text := range []string{
 			`UPDATE courier_migrations SET version = 77 WHERE version = 1`,
@@ -169,7 +169,7 @@ func TestMigrateDryRunPromisesNothing(t *testing.T) {
 
 // A prune that fails says how far it came.
 func TestAPruneThatFails(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.run(0, "migrate")
 		source := b.outbox.Source()
 		settle := func(ids ...string) {
@@ -212,7 +212,7 @@ var everyCommand = [][]string{
 
 // A missing outbox is told in one way, and so is one of another version.
 func TestAMissingOutbox(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		each := func(want string, flags ...string) {
 			t.Helper()
 			for _, args := range everyCommand {
@@ -248,7 +248,7 @@ func TestAMissingOutbox(t *testing.T) {
 
 // A database of a former version, with letters, is upgraded.
 func TestMigrateFromAFormerVersion(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		latest := couriersql.SchemaVersion(b.outbox.Dialect())
 		for _, text := range []string{
@@ -265,7 +265,7 @@ func TestMigrateFromAFormerVersion(t *testing.T) {
 }
 
 func TestStatus(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		var report statusReport
 		b.json(&report, "status")
@@ -283,7 +283,7 @@ func TestStatus(t *testing.T) {
 }
 
 func TestDeadLetters(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		var letters []letterReport
 		b.json(&letters, "dlq", "list")
@@ -308,7 +308,7 @@ func TestDeadLetters(t *testing.T) {
 }
 
 func TestRedriveAndDelete(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		left := func() int {
 			n, err := b.outbox.DLQ().Count(t.Context())
@@ -344,7 +344,7 @@ func TestRedriveAndDelete(t *testing.T) {
 
 // What was a dead letter for a week is not a week late once it is put back.
 func TestARequeuedRowIsNew(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.run(0, "migrate")
 		write(b, couriersql.Message{ID: "old", Topic: "t", CreatedAt: time.Now().Add(-7 * day)})
 		source := b.outbox.Source()
@@ -371,7 +371,7 @@ func (b *bed) branched() {
 }
 
 func TestLettersOfBranches(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.branched()
 		require.Regexp(t, `^ID +BRANCH +MESSAGE .*\n1.1 +a .*\n2.1 +search +a .*\n3.1 +mail +a .*\n4.1 +mail +b .*\n4 of 4 dead letters\n$`, b.run(0, "dlq", "list"))
 		require.Regexp(t, `^ID .*\n3.1 .*\n4.1 .*\n2 dead letters of the branch mail, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch", "mail"))
@@ -404,7 +404,7 @@ courierctl: no dead letter was put back into the outbox: 2 dead letters of a bra
 
 // What happens to letters between the look at them and the change is told.
 func TestLettersThatChangeMeanwhile(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		change := func(i *invocation, meanwhile func(ids []string)) error {
 			return changing(t.Context(), i, "deleted", true, func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error) {
@@ -429,7 +429,7 @@ func TestLettersThatChangeMeanwhile(t *testing.T) {
 }
 
 func TestPrune(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		require.Contains(t, b.run(exitCannotRun, "prune"), "-older-than: pass the time")
 		require.Contains(t, b.run(0, "prune", "-older-than", "1h"), "0 rows of courier_outbox delivered before ")
@@ -516,7 +516,7 @@ func TestHelp(t *testing.T) {
 
 // Flags are understood wherever they stand.
 func TestFlagsStandAnywhere(t *testing.T) {
-	inEach(t, func(b *bed) {
+	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		want := b.run(0, "dlq", "list", "-limit", "1", "-json")
 		parts := [][]string{{"-json"}, {"-limit", "1"}, {"-db", b.dsn}}

@@ -99,14 +99,13 @@ func TestTablesAreAligned(t *testing.T) {
 // Whatever is in the database, a terminal has nothing to obey, and JSON is what it
 // was.
 func TestNothingOfTheDatabaseIsObeyed(t *testing.T) {
-	inEach(t, func(b *bed) {
-		t := b.t
+	inEach(t, func(t *testing.T, b *bed) {
 		b.run(0, "migrate")
 		postgres := b.outbox.Dialect() == couriersql.Postgres
 		var want []string
 		for i, text := range hostile {
-			if postgres && strings.ContainsAny(text, "\x00\xff") {
-				text = strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "?") // which it does not take
+			if postgres { // which takes neither
+				text = strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "?")
 			}
 			row := couriersql.Row{Seq: int64(i), ID: text + strconv.Itoa(i), Topic: text, Key: text, Payload: []byte(text), Headers: text, Trace: text}
 			letter := courier.DeadLetter[couriersql.Row]{
