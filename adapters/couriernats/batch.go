@@ -2,6 +2,8 @@ package couriernats
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -65,6 +67,9 @@ func (b *batch[T]) publish(ctx context.Context, index int, record T) *nats.Msg {
 	if err = b.inbox.send(m, index); err == nil {
 		return m
 	}
+	if errors.Is(err, nats.ErrMaxPayload) {
+		err = fmt.Errorf("%w: it has %d bytes, and the server takes %d", err, len(m.Data)+headerSize(m.Header), s.conn.MaxPayload())
+	}
 	err = publishFailure(m, err)
 	b.failed.Add(index, err)
 	if courier.Classify(ctx, err) != courier.PermanentClass {
@@ -86,6 +91,9 @@ func (s *Sink[T]) prepare(record T) (*nats.Msg, error) {
 		return nil, publishFailure(m, jetstream.ErrAsyncPublishReplySubjectSet)
 	}
 	if err := validSubject(m.Subject); err != nil {
+		return nil, publishFailure(m, err)
+	}
+	if err := validHeaders(m.Header); err != nil {
 		return nil, publishFailure(m, err)
 	}
 	if s.config.stream != "" {

@@ -18,7 +18,16 @@ type publishError struct {
 }
 
 func (e *publishError) Error() string {
-	return fmt.Sprintf("couriernats: publish to %q (message id %q): %v%s", e.subject, e.id, e.err, advice(e.err))
+	return fmt.Sprintf("couriernats: publish to %q (message id %q): %v%s", clip(e.subject), clip(e.id), e.err, advice(e.err))
+}
+
+// clip shortens a record's own text for an error, which is logged.
+func clip(text string) string {
+	const enough = 200
+	if len(text) <= enough {
+		return text
+	}
+	return text[:enough] + "…"
 }
 
 func (e *publishError) Unwrap() error { return e.err }
@@ -46,11 +55,15 @@ func publishFailure(m *nats.Msg, err error) error {
 // client has no name for it.
 var headerTooLarge = &jetstream.APIError{ErrorCode: 10097}
 
+var errHeaderTooLarge = errors.New("the header is too large")
+
 func permanent(err error) bool {
 	for _, target := range [...]error{
 		nats.ErrMaxPayload,
 		nats.ErrBadSubject,
 		nats.ErrBadHeaderMsg,
+		errLineBreak,
+		errHeaderTooLarge,
 		jetstream.ErrAsyncPublishReplySubjectSet,
 		jetstream.ErrStreamMessageExceedsMaximum,
 		headerTooLarge,

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -29,13 +31,13 @@ import (
 // Make the [nats.Msg] by hand where such a header is wanted.
 func NewMsg(subject, id string, payload []byte, headers ...map[string]string) (*nats.Msg, error) {
 	if err := validID(id); err != nil {
-		return nil, fmt.Errorf("message id %q for %q: %w", id, subject, err)
+		return nil, fmt.Errorf("message id %q for %q: %w", clip(id), clip(subject), err)
 	}
 	m := &nats.Msg{Subject: subject, Data: payload, Header: nats.Header{jetstream.MsgIDHeader: {id}}}
 	for _, carried := range headers {
 		for key, value := range carried {
 			if err := validHeader(key, value, payload); err != nil {
-				return nil, fmt.Errorf("header %q for %q (message id %q): %w", key, subject, id, err)
+				return nil, fmt.Errorf("header %q for %q (message id %q): %w", clip(key), clip(subject), clip(id), err)
 			}
 			m.Header.Set(key, value)
 		}
@@ -78,14 +80,70 @@ func unfitForKey(r rune) bool {
 	return r <= ' ' || r > '~' || strings.ContainsRune(`"()/,:;<=>?@[\]{}`, r)
 }
 
+// maxSubject keeps the line of protocol that a subject is part of below the 4,096
+// bytes that servers take by default, with room for what consumers and other
+// clients add to it. A longer line is not refused: the server ends the connection.
+const maxSubject = 2000
+
 // validSubject is stricter than the client, which looks for white space only:
 // the server would take an empty token or a wildcard for part of a name that
 // no consumer can ask for.
 func validSubject(subject string) error {
+	switch {
+	case subject == "":
+		return badSubject("it is empty")
+	case len(subject) > maxSubject:
+		return badSubject(fmt.Sprintf("it has %d bytes, and %d are the most", len(subject), maxSubject))
+	case !utf8.ValidString(subject):
+		return badSubject("it is not valid UTF-8")
+	case strings.ContainsFunc(subject, unfitForSubject):
+		return badSubject("it holds white space or a control character")
+	}
 	for token := range strings.SplitSeq(subject, ".") {
-		if token == "" || token == "*" || token == ">" || strings.ContainsAny(token, " \t\r\n\x00") {
-			return nats.ErrBadSubject
+		switch token {
+		case "":
+			return badSubject("a token between its dots is empty")
+		case "*", ">":
+			return badSubject("it holds a wildcard")
 		}
 	}
 	return nil
+}
+
+func unfitForSubject(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }
+
+func badSubject(problem string) error { return fmt.Errorf("%w: %s", nats.ErrBadSubject, problem) }
+
+// maxHeader is the most that a stream stores of a message's header.
+const maxHeader = 1<<16 - 1
+
+// validHeaders looks at what NewMsg need not have made. The client would turn a
+// line break into spaces, which is to change the data, and the server would
+// refuse a large header only once it has it.
+func validHeaders(header nats.Header) error {
+	for key, values := range header {
+		for _, value := range values {
+			if strings.ContainsAny(value, lineBreaks) {
+				return fmt.Errorf("header %q: %w", clip(key), errLineBreak)
+			}
+		}
+	}
+	if size := headerSize(header); size > maxHeader {
+		return fmt.Errorf("%w: it has %d bytes, and a stream takes %d", errHeaderTooLarge, size, maxHeader)
+	}
+	return nil
+}
+
+// headerSize returns how many bytes a header has on its way, at most.
+func headerSize(header nats.Header) int {
+	if len(header) == 0 {
+		return 0
+	}
+	size := len("NATS/1.0\r\n\r\n")
+	for key, values := range header {
+		for _, value := range values {
+			size += len(key) + len(": \r\n") + len(value)
+		}
+	}
+	return size
 }

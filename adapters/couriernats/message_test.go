@@ -1,7 +1,6 @@
 package couriernats_test
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/nats-io/nats.go"
@@ -75,23 +74,4 @@ func TestHeaderInjection(t *testing.T) {
 	requireClass(t, courier.PermanentClass, byIndex[3])
 	require.ErrorContains(t, byIndex[3], "id-00003")
 	require.Equal(t, idsOf(all[:2]), b.ids(t))
-}
-
-// In a message made by hand the client turns line breaks into spaces, and
-// refuses a key that it cannot send.
-func TestHeadersMadeByHand(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t, jetstream.StreamConfig{AllowRollup: true})
-	sink := couriernats.NewSink(b.js, func(h nats.Header) (*nats.Msg, error) {
-		return &nats.Msg{Subject: "orders.placed", Header: h}, nil
-	})
-	require.NoError(t, sink.Apply(t.Context(), nats.Header{"A": {"b"}}))
-	require.NoError(t, sink.Apply(t.Context(), nats.Header{"A": {"b\r\nNats-Rollup: all"}}))
-	stored := b.stored(t)
-	require.Len(t, stored, 2, "no rollup")
-	require.Equal(t, "b  Nats-Rollup: all", stored[1].Header.Get("A"))
-	require.Empty(t, stored[1].Header.Get("Nats-Rollup"))
-
-	requireClass(t, courier.PermanentClass, sink.Apply(t.Context(), nats.Header{"A: b\r\nC": {"d"}}))
-	requireClass(t, courier.PermanentClass, sink.Apply(t.Context(), nats.Header{"A": {strings.Repeat("b", 65<<10)}}))
 }

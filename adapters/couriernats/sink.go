@@ -92,9 +92,11 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // records which have no ack, or another error when nothing was published:
 // there is no connection, ctx has ended, or the sink is misconfigured.
 //
-// Permanent are the errors of the message function and what no retry can mend:
-// a subject that is not valid, a header that cannot be sent, a message or
-// header larger than the server or the stream takes. Any other failure of a
+// Permanent are the errors of the message function and failures that no retry
+// can mend: a subject that is not valid, has a wildcard or is longer than 2,000
+// bytes, a header with a line break or of more than 64 KiB, a message larger
+// than the connection's server takes at the time. Such a message is not sent.
+// Larger than the stream takes is permanent too. Any other failure of a
 // published message is retryable: no stream for the subject, a full stream, a
 // timeout, a lost connection. When the server has fallen silent or the
 // connection is down, the records not yet published are not attempted.

@@ -134,7 +134,7 @@ func TestEachRecordHasItsOwnResult(t *testing.T) {
 		8:  nats.ErrBadSubject.Error(),
 		9:  nats.ErrBadSubject.Error(),
 		10: nats.ErrBadSubject.Error(),
-		11: "exceeds maximum allowed",
+		11: "the header is too large",
 	} {
 		requireClass(t, courier.PermanentClass, byIndex[index])
 		require.ErrorContains(t, byIndex[index], want)
