@@ -93,6 +93,9 @@ func (s *Sink[T]) prepare(record T) (*nats.Msg, error) {
 	if err := validSubject(m.Subject); err != nil {
 		return nil, publishFailure(m, err)
 	}
+	if s.config.reserved(m.Subject) {
+		return nil, publishFailure(m, errReserved)
+	}
 	if err := validHeaders(m.Header); err != nil {
 		return nil, publishFailure(m, err)
 	}

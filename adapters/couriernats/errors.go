@@ -36,6 +36,8 @@ func advice(err error) string {
 	switch {
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
 		return ": no stream takes this subject; create one, or add the subject to a stream"
+	case errors.Is(err, errReserved):
+		return "; if such messages are meant, see WithReservedSubjects"
 	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
 		return ": the message may have been stored; is the server overloaded, the subject one that no stream takes, or the inbox of the acks one that this user may not subscribe to?"
 	}
@@ -55,6 +57,8 @@ func publishFailure(m *nats.Msg, err error) error {
 // client has no name for it.
 var headerTooLarge = &jetstream.APIError{ErrorCode: 10097}
 
+var errReserved = errors.New("the subject is reserved for the servers and the answers of the client")
+
 var errHeaderTooLarge = errors.New("the header is too large")
 
 func permanent(err error) bool {
@@ -62,6 +66,7 @@ func permanent(err error) bool {
 		nats.ErrMaxPayload,
 		nats.ErrBadSubject,
 		nats.ErrBadHeaderMsg,
+		errReserved,
 		errLineBreak,
 		errHeaderTooLarge,
 		jetstream.ErrAsyncPublishReplySubjectSet,

@@ -3,6 +3,7 @@ package couriernats
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -25,6 +26,7 @@ import (
 //   - a value, or the id, holds a line break, which would start a new header;
 //   - a key begins with "Nats-", in any case: those are instructions to the
 //     server, such as to purge the subject, and not for a row's data to give;
+//   - the key is "KV-Operation", which deletes a key of a bucket;
 //   - the key is "Status" and the payload is empty, which consumers take for
 //     a word of the server.
 //
@@ -68,6 +70,8 @@ func validHeader(key, value string, payload []byte) error {
 		return errors.New("the key may hold letters, digits and !#$%&'*+-.^_`|~ only")
 	case len(key) >= len(reserved) && strings.EqualFold(key[:len(reserved)], reserved):
 		return errors.New("keys that begin with Nats- are instructions to the server")
+	case strings.EqualFold(key, "KV-Operation"):
+		return errors.New("it is an instruction to the readers of a bucket")
 	case key == "Status" && len(payload) == 0:
 		return errors.New("with an empty payload, consumers take a Status for one of the server's")
 	case strings.ContainsAny(value, lineBreaks):
@@ -108,6 +112,23 @@ func validSubject(subject string) error {
 		}
 	}
 	return nil
+}
+
+// reserved reports whether a subject begins with a name that the servers or the
+// client keep for themselves: a message to it is an order, or somebody's answer.
+func (c *config) reserved(subject string) bool {
+	first, _, _ := strings.Cut(subject, ".")
+	switch {
+	case strings.HasPrefix(first, "$"), first == "_INBOX", first == "_R_", first == "_GR_", within(subject, c.inboxes):
+		return !slices.ContainsFunc(c.allowed, func(prefix string) bool { return within(subject, prefix) })
+	}
+	return false
+}
+
+// within reports whether a subject begins with the tokens of a prefix.
+func within(subject, prefix string) bool {
+	rest, ok := strings.CutPrefix(subject, prefix)
+	return ok && prefix != "" && (rest == "" || rest[0] == '.')
 }
 
 func unfitForSubject(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }

@@ -30,6 +30,7 @@ func TestNewMsgRefuses(t *testing.T) {
 		"other message id":          {id: "id-1", key: "Nats-Msg-Id", value: "id-2", problem: "instructions"},
 		"rollup":                    {id: "id-1", key: "Nats-Rollup", value: "all", problem: "instructions"},
 		"expectation in lower case": {id: "id-1", key: "nats-expected-last-sequence", value: "7", problem: "instructions"},
+		"deletion of a key":         {id: "id-1", key: "kv-operation", value: "PURGE", problem: "instruction"},
 		"status of the server":      {id: "id-1", key: "Status", value: "404", problem: "empty payload"},
 	} {
 		t.Run(name, func(t *testing.T) {

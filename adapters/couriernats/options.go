@@ -15,6 +15,8 @@ type config struct {
 	ackTimeout time.Duration
 	maxPending int
 	stream     string
+	allowed    []string // reserved subjects that messages may go to, without a dot at the end
+	inboxes    string   // where the connection takes answers
 	fault      error
 }
 
@@ -70,5 +72,25 @@ func WithExpectStream(name string) Option {
 			c.reject("WithExpectStream", "is not the name of a stream")
 		}
 		c.stream = name
+	}
+}
+
+// WithReservedSubjects lets messages go to subjects that begin with one of the
+// prefixes although they are reserved, such as "$KV.prices." for the keys of a
+// bucket. Reserved are the subjects whose first token begins with a dollar sign,
+// which are the interface of the servers, those of inboxes ("_INBOX" and the
+// connection's own prefix), and "_R_" and "_GR_". By default a message to any of
+// them is a permanent failure, because a subject that comes from a record could
+// give the server orders, such as to delete a stream. A prefix ends with a whole
+// token, with or without the dot after it.
+func WithReservedSubjects(prefixes ...string) Option {
+	return func(c *config) {
+		for _, prefix := range prefixes {
+			prefix = strings.TrimSuffix(prefix, ".")
+			if validSubject(prefix) != nil {
+				c.reject("WithReservedSubjects", "holds a prefix that is not a subject, such as \"$KV.prices.\"")
+			}
+			c.allowed = append(c.allowed, prefix)
+		}
 	}
 }

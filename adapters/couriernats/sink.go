@@ -72,6 +72,7 @@ func NewSink[T any](js jetstream.JetStream, message func(T) (*nats.Msg, error), 
 		s.fault = s.config.fault
 	default:
 		s.conn = js.Conn()
+		s.config.inboxes = s.conn.Opts.InboxPrefix
 	}
 	return s
 }

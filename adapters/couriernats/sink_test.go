@@ -320,12 +320,14 @@ func TestConfigErrors(t *testing.T) {
 		sink  *couriernats.Sink[order]
 		field string
 	}{
-		"zero sink":     {new(couriernats.Sink[order]), "Sink"},
-		"nil js":        {couriernats.NewSink(nil, message), "js"},
-		"nil message":   {couriernats.NewSink[order](js, nil), "message"},
-		"ack timeout":   {couriernats.NewSink(js, message, couriernats.WithAckTimeout(0)), "WithAckTimeout"},
-		"max pending":   {couriernats.NewSink(js, message, couriernats.WithMaxPending(0)), "WithMaxPending"},
-		"expect stream": {couriernats.NewSink(js, message, couriernats.WithExpectStream("a.b")), "WithExpectStream"},
+		"zero sink":         {new(couriernats.Sink[order]), "Sink"},
+		"nil js":            {couriernats.NewSink(nil, message), "js"},
+		"nil message":       {couriernats.NewSink[order](js, nil), "message"},
+		"ack timeout":       {couriernats.NewSink(js, message, couriernats.WithAckTimeout(0)), "WithAckTimeout"},
+		"max pending":       {couriernats.NewSink(js, message, couriernats.WithMaxPending(0)), "WithMaxPending"},
+		"expect stream":     {couriernats.NewSink(js, message, couriernats.WithExpectStream("a.b")), "WithExpectStream"},
+		"reserved subjects": {couriernats.NewSink(js, message, couriernats.WithReservedSubjects("$KV.prices.>")), "WithReservedSubjects"},
+		"empty prefix":      {couriernats.NewSink(js, message, couriernats.WithReservedSubjects("")), "WithReservedSubjects"},
 		"the first of several": {couriernats.NewSink(js, message,
 			couriernats.WithMaxPending(-1), couriernats.WithAckTimeout(-1)), "WithMaxPending"},
 	} {
