@@ -20,19 +20,26 @@ type batch[T any] struct {
 	done    int // records of the chunks before this one
 	stop    error
 	failed  courier.BatchError
-	sent    []*nats.Msg // of this chunk; nil where no answer is waited for
-	waiting int         // for so many
-	silent  bool        // nothing of this chunk was answered
+	sent    []*nats.Msg    // of this chunk; nil where no answer is waited for
+	waiting int            // for so many
+	silent  bool           // nothing of this chunk was answered
+	strange map[int]string // by index of this chunk, what somebody else answered
 }
 
 // apply publishes a chunk and settles it. A server that answered nothing of a
 // chunk is not sent another one: it would cost the ack timeout once more.
 func (b *batch[T]) apply(ctx context.Context, chunk []T) {
 	b.sent = slices.Grow(b.sent[:0], len(chunk))[:len(chunk)]
+	clear(b.sent)
+	clear(b.strange)
+	b.silent = true
 	listed := len(b.failed.Failures)
 	for i, record := range chunk {
 		if b.sent[i] = b.publish(ctx, b.done+i, record); b.sent[i] != nil {
 			b.waiting++
+		}
+		if len(b.inbox.answers) > cap(b.inbox.answers)/2 { // beyond its room they are lost
+			b.receiveAll()
 		}
 	}
 	b.settle(ctx)
@@ -110,7 +117,6 @@ func (s *Sink[T]) prepare(record T) (*nats.Msg, error) {
 
 // settle waits for the answers to what was sent of a chunk.
 func (b *batch[T]) settle(ctx context.Context) {
-	b.silent = true
 	timeout := time.NewTimer(b.sink.config.ackTimeout)
 	defer timeout.Stop()
 	for b.waiting > 0 {
@@ -129,32 +135,48 @@ func (b *batch[T]) settle(ctx context.Context) {
 
 // receive settles the record that was answered. A late answer, to a message
 // that was given up, is none.
-func (b *batch[T]) receive(answer *nats.Msg) {
-	number, duplicate, err := b.inbox.read(answer)
-	i := number - b.done
+func (b *batch[T]) receive(m *nats.Msg) {
+	answer, ok := b.inbox.read(m)
+	i := answer.number - b.done
 	if i < 0 || i >= len(b.sent) || b.sent[i] == nil {
 		return
 	}
-	if duplicate {
+	if !ok {
+		if b.strange == nil {
+			b.strange = make(map[int]string)
+		}
+		b.strange[i] = clip(string(m.Data))
+		return
+	}
+	if answer.duplicate {
 		b.sink.duplicates.Add(1)
 	}
-	if err != nil {
-		b.failed.Add(number, publishFailure(b.sent[i], err))
+	if answer.err != nil {
+		b.failed.Add(answer.number, publishFailure(b.sent[i], answer.err))
 	}
 	b.sent[i], b.silent = nil, false
 	b.waiting--
 }
 
-// giveUp waits no longer. An ack that has arrived counts.
-func (b *batch[T]) giveUp(err error) {
+// receiveAll receives what has arrived.
+func (b *batch[T]) receiveAll() {
 	for len(b.inbox.answers) > 0 {
 		b.receive(<-b.inbox.answers)
 	}
+}
+
+// giveUp waits no longer. An ack that has arrived counts.
+func (b *batch[T]) giveUp(err error) {
+	b.receiveAll()
 	for i, m := range b.sent {
 		if m == nil {
 			continue
 		}
-		failure := publishFailure(m, err)
+		cause := err
+		if said, ok := b.strange[i]; ok {
+			cause = &strangeError{err, said}
+		}
+		failure := publishFailure(m, cause)
 		b.failed.Add(b.done+i, failure)
 		if b.silent && b.stop == nil && unanswered(err) {
 			b.stop = failure

@@ -86,6 +86,18 @@ func unanswered(err error) bool {
 	return errors.Is(err, jetstream.ErrAsyncPublishTimeout) || errors.Is(err, nats.ErrDisconnected)
 }
 
+// strangeError is the error of a message that only others than JetStream have
+// answered.
+type strangeError struct {
+	err  error
+	said string
+}
+
+func (e *strangeError) Error() string {
+	return fmt.Sprintf("%v; a subscriber that is no stream answered %q, which was passed over", e.err, e.said)
+}
+func (e *strangeError) Unwrap() error { return e.err }
+
 // messageError is a record that no message could be made of.
 type messageError struct{ err error }
 

@@ -18,13 +18,14 @@ type inbox struct {
 	conn    *nats.Conn
 	sub     *nats.Subscription
 	prefix  string           // of the reply subjects, which end in the number of a message
-	answers chan *nats.Msg   // has room for one to each message that waits, and as many late ones
+	stream  string           // the only one whose acks count, where it is named
+	answers chan *nats.Msg   // has room for several to each message that waits: others may answer too
 	broken  chan nats.Status // the connection broke, and what was on its way with it
 	usual   []byte           // how an ack begins, up to its number
 }
 
-func openInbox(conn *nats.Conn, waiting int) (*inbox, error) {
-	in := &inbox{conn: conn, prefix: conn.NewInbox() + ".", answers: make(chan *nats.Msg, 2*waiting)}
+func openInbox(conn *nats.Conn, waiting int, stream string) (*inbox, error) {
+	in := &inbox{conn: conn, prefix: conn.NewInbox() + ".", stream: stream, answers: make(chan *nats.Msg, max(64, 4*waiting))}
 	in.broken = conn.StatusChanged(nats.RECONNECTING, nats.CLOSED)
 	var err error
 	if in.sub, err = conn.ChanSubscribe(in.prefix+"*", in.answers); err != nil {
@@ -49,43 +50,55 @@ func (in *inbox) send(m *nats.Msg, number int) error {
 	})
 }
 
-// read returns which message is answered, and the error that the answer is, nil
-// for an ack.
-func (in *inbox) read(m *nats.Msg) (number int, duplicate bool, err error) {
-	number, err = strconv.Atoi(m.Subject[len(in.prefix):])
+// answer is what JetStream says of a message.
+type answer struct {
+	number    int // the message
+	duplicate bool
+	err       error // nil for an ack
+}
+
+// read takes a message apart that came to the inbox. It is not an answer when
+// somebody else sent it: any subscriber to the subject can reply, and may be
+// faster than the stream.
+func (in *inbox) read(m *nats.Msg) (a answer, ok bool) {
+	number, err := strconv.Atoi(m.Subject[len(in.prefix):])
 	if err != nil {
-		return -1, false, nil
+		return answer{number: -1}, false
 	}
+	a.number = number
 	// The server fills the number into a template: to decode each ack would be a
 	// sixth of what a message costs.
 	begin, numbered := beforeNumber(m.Data)
 	if numbered && bytes.Equal(begin, in.usual) {
-		return number, false, nil
+		return a, true
 	}
-	var answer struct {
+	var said struct {
 		Error *jetstream.APIError `json:"error"`
 		jetstream.PubAck
 	}
 	switch {
 	case len(m.Data) == 0 && m.Header.Get("Status") == "503":
-		return number, false, jetstream.ErrNoStreamResponse
-	case json.Unmarshal(m.Data, &answer) != nil:
-		return number, false, jetstream.ErrInvalidJSAck
-	case answer.Error != nil:
-		return number, false, answer.Error
-	case answer.Stream == "":
-		return number, false, jetstream.ErrInvalidJSAck
+		a.err = jetstream.ErrNoStreamResponse
+		return a, true
+	case json.Unmarshal(m.Data, &said) != nil:
+		return a, false
+	case said.Error != nil:
+		a.err = said.Error
+		return a, said.Error.ErrorCode != 0
+	case said.Stream == "" || said.Sequence == 0 || in.stream != "" && said.Stream != in.stream:
+		return a, false
 	}
-	if numbered && !answer.Duplicate {
+	a.duplicate = said.Duplicate
+	if numbered && !said.Duplicate {
 		in.usual = begin
 	}
-	return number, answer.Duplicate, nil
+	return a, true
 }
 
-// beforeNumber cuts off the number that an object ends with, if it does. Of two
-// that are the same up to there, both are acks or none.
+// beforeNumber cuts off the number that an object ends with, if it does and is
+// not 0. Of two that are the same up to there, both are acks or none.
 func beforeNumber(object []byte) (begin []byte, ok bool) {
 	open, closed := bytes.CutSuffix(object, []byte("}"))
 	begin = bytes.TrimRight(open, "0123456789")
-	return begin, closed && 0 < len(begin) && len(begin) < len(open)
+	return begin, closed && 0 < len(begin) && len(begin) < len(open) && open[len(begin)] != '0'
 }

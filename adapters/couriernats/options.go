@@ -64,8 +64,9 @@ func WithMaxPending(n int) Option {
 }
 
 // WithExpectStream makes the server refuse a message that would be stored in
-// any other stream than the named one; such a refusal is retryable. By default
-// a message goes to whichever stream takes its subject.
+// any other stream than the named one; such a refusal is retryable. The acks of
+// other streams do not count. By default a message goes to whichever stream takes
+// its subject.
 func WithExpectStream(name string) Option {
 	return func(c *config) {
 		if name == "" || strings.ContainsAny(name, " \t\r\n.*>/\\") {

@@ -109,7 +109,7 @@ func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if err := s.refuse(ctx); err != nil || len(records) == 0 {
 		return err
 	}
-	in, err := openInbox(s.conn, min(len(records), s.config.maxPending))
+	in, err := openInbox(s.conn, min(len(records), s.config.maxPending), s.config.stream)
 	if err != nil {
 		return err
 	}
