@@ -46,7 +46,7 @@ func advice(err error) string {
 
 // publishFailure puts an error of the client or the server in its class.
 func publishFailure(m *nats.Msg, err error) error {
-	failure := &publishError{m.Subject, m.Header.Get(jetstream.MsgIDHeader), err}
+	failure := &publishError{m.Subject, strings.TrimPrefix(m.Header.Get(jetstream.MsgIDHeader), m.Subject+" "), err}
 	if permanent(err) {
 		return courier.Permanent(failure)
 	}

@@ -12,12 +12,14 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 )
 
-// NewMsg makes the message of an outbox row. The id becomes the message id by
-// which the server recognises a second delivery: it must be the row's own,
-// unique among all that the stream holds, and the same at each attempt. The
-// header maps are carried over, a key in a later one replacing the same key in
-// an earlier one; white space around a value is lost on the way. The payload
-// is not copied.
+// NewMsg makes the message of an outbox row. The id is the row's own: unique
+// among all that go to the subject, and the same at each attempt. The message id
+// by which the server recognises a second delivery is made of the subject and the
+// id, because a stream looks for it among the messages of all its subjects: a row
+// that a fan-out sends to two of them is two messages. [RecordID] is how a consumer
+// gets the id back. The header maps are carried over, a key in a later one
+// replacing the same key in an earlier one; white space around a value is lost on
+// the way. The payload is not copied.
 //
 // It is an error, and so a permanent one of the record, when
 //   - the id is empty or has white space around it, which would be lost and
@@ -35,7 +37,7 @@ func NewMsg(subject, id string, payload []byte, headers ...map[string]string) (*
 	if err := validID(id); err != nil {
 		return nil, fmt.Errorf("message id %q for %q: %w", clip(id), clip(subject), err)
 	}
-	m := &nats.Msg{Subject: subject, Data: payload, Header: nats.Header{jetstream.MsgIDHeader: {id}}}
+	m := &nats.Msg{Subject: subject, Data: payload, Header: nats.Header{jetstream.MsgIDHeader: {subject + " " + id}}}
 	for _, carried := range headers {
 		for key, value := range carried {
 			if err := validHeader(key, value, payload); err != nil {
@@ -45,6 +47,17 @@ func NewMsg(subject, id string, payload []byte, headers ...map[string]string) (*
 		}
 	}
 	return m, nil
+}
+
+// RecordID returns the id that [NewMsg] was given, from the header of the message
+// that it made: what follows the first space of the message id. A message id that
+// holds none is returned as it is, and "" where there is none.
+func RecordID(header nats.Header) string {
+	id := header.Get(jetstream.MsgIDHeader)
+	if _, own, ok := strings.Cut(id, " "); ok { // no subject holds a space
+		return own
+	}
+	return id
 }
 
 const lineBreaks = "\r\n"

@@ -58,7 +58,7 @@ func TestNewMsgCarries(t *testing.T) {
 
 	without, err := couriernats.NewMsg("orders.placed", "id-2", nil, nil, nil)
 	require.NoError(t, err)
-	require.Equal(t, nats.Header{jetstream.MsgIDHeader: {"id-2"}}, without.Header)
+	require.Equal(t, nats.Header{jetstream.MsgIDHeader: {"orders.placed id-2"}}, without.Header)
 }
 
 // A row whose header is an attack fails for good, and by itself.
@@ -75,4 +75,48 @@ func TestHeaderInjection(t *testing.T) {
 	requireClass(t, courier.PermanentClass, byIndex[3])
 	require.ErrorContains(t, byIndex[3], "id-00003")
 	require.Equal(t, idsOf(all[:2]), b.ids(t))
+}
+
+// The message id is another one for each pair of subject and id, and the id can
+// be told from it.
+func TestMessageIDs(t *testing.T) {
+	t.Parallel()
+	seen := make(map[string]string)
+	for _, subject := range []string{"a", "a.b", "a.b.c", "é"} {
+		for _, id := range []string{"1", "a", "b 1", "b  1", "a.b 1", ".b", "c", "42 a"} {
+			m, err := couriernats.NewMsg(subject, id, nil)
+			require.NoError(t, err)
+			require.Equal(t, id, couriernats.RecordID(m.Header))
+			made := m.Header.Get(jetstream.MsgIDHeader)
+			require.NotContains(t, seen, made, "%s %s", subject, id)
+			seen[made] = subject
+		}
+	}
+	require.Equal(t, "by-hand", couriernats.RecordID(nats.Header{jetstream.MsgIDHeader: {"by-hand"}}))
+	require.Empty(t, couriernats.RecordID(nil))
+}
+
+// The duplicate window is the stream's: a row that goes to two of its subjects
+// arrives at both, and at each once.
+func TestFanOutToTwoSubjectsOfOneStream(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	to := func(subject string) *couriernats.Sink[order] {
+		return couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
+			return couriernats.NewMsg(subject, o.id, o.payload)
+		})
+	}
+	left, right, again := to("orders.left"), to("orders.right"), to("orders.right")
+	fan := courier.NewFanOutApplier[order](left, right, again)
+	all := orders(10)
+	for range 2 {
+		require.NoError(t, fan.(courier.BatchApplier[order]).ApplyBatch(t.Context(), all))
+	}
+	stream, err := b.js.Stream(t.Context(), "ORDERS")
+	require.NoError(t, err)
+	info, err := stream.Info(t.Context(), jetstream.WithSubjectFilter("orders.*"))
+	require.NoError(t, err)
+	require.Equal(t, map[string]uint64{"orders.left": 10, "orders.right": 10}, info.State.Subjects)
+	require.Equal(t, uint64(10), left.Duplicates())
+	require.Equal(t, uint64(30), right.Duplicates()+again.Duplicates())
 }

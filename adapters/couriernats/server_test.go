@@ -97,7 +97,7 @@ func (b *broker) ids(tb testing.TB) []string {
 	tb.Helper()
 	var ids []string
 	for _, m := range b.stored(tb) {
-		ids = append(ids, m.Header.Get(jetstream.MsgIDHeader))
+		ids = append(ids, couriernats.RecordID(m.Header))
 	}
 	return ids
 }

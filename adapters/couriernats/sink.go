@@ -11,7 +11,7 @@
 // At least once: a record counts as applied only when the server has sent an
 // ack for its own message. A record whose ack got lost is published again, and
 // within the stream's duplicate window (StreamConfig.Duplicates, two minutes
-// unless set) the server recognises it by its message id and stores it once;
+// unless set) the server recognises it by its message id and stores it once ([NewMsg]);
 // after that it is stored twice.
 //
 // An ack is as durable as the stream. JetStream writes a message to its file

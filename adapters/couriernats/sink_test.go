@@ -53,7 +53,7 @@ func TestApplyStoresTheMessageWithIDAndHeaders(t *testing.T) {
 	require.Equal(t, "orders.placed", stored[0].Subject)
 	require.Equal(t, "hello", string(stored[0].Data))
 	require.Equal(t, nats.Header{
-		"Nats-Msg-Id":  {"id-1"},
+		"Nats-Msg-Id":  {"orders.placed id-1"},
 		"Content-Type": {"text/plain"},
 		"traceparent":  {"00-abc"},
 		"Origin":       {"second"},

@@ -14,6 +14,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/mattn/go-isatty"
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/erfanmomeniii/courier/adapters/couriernats"
 )
 
 // errVerdict is the error, to errors.Is, of a run that lost an order, or whose
@@ -64,7 +66,7 @@ func (b *board) read(ctx context.Context, js jetstream.JetStream) (jetstream.Con
 		return nil, err
 	}
 	return consumer.Consume(func(m jetstream.Msg) {
-		b.note(m.Headers().Get(relayHeader), m.Headers().Get(jetstream.MsgIDHeader))
+		b.note(m.Headers().Get(relayHeader), couriernats.RecordID(m.Headers()))
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriernats"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
 	"github.com/nats-io/nats.go/jetstream"
 )
@@ -77,7 +78,7 @@ func readBack(ctx context.Context, conn *sql.Conn, stream jetstream.Stream) erro
 		if err != nil {
 			return err
 		}
-		if _, err := add.ExecContext(ctx, m.Headers().Get(jetstream.MsgIDHeader)); err != nil {
+		if _, err := add.ExecContext(ctx, couriernats.RecordID(m.Headers())); err != nil {
 			return err
 		}
 		about, err := m.Metadata()

@@ -9,10 +9,10 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriernats"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
 	"github.com/jackc/pgx/v5"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 )
 
@@ -37,7 +37,7 @@ func latency(b *testing.B, opts []couriersql.Option, relay func(*bed, context.Co
 			now := time.Now()
 			mu.Lock()
 			defer mu.Unlock()
-			arrived[m.Header.Get(jetstream.MsgIDHeader)] = now
+			arrived[couriernats.RecordID(m.Header)] = now
 		})
 		require.NoError(b, err)
 		ctx, stop := context.WithCancel(context.Background())
