@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -16,6 +18,7 @@ import (
 // records.
 type batch[T any] struct {
 	sink    *Sink[T]
+	conn    *nats.Conn
 	inbox   *inbox
 	done    int // records of the chunks before this one
 	stop    error
@@ -57,7 +60,7 @@ func (b *batch[T]) publish(ctx context.Context, index int, record T) *nats.Msg {
 	if b.stop == nil {
 		// While it reconnects the client would take messages into a buffer
 		// and send them long after they were given up.
-		b.stop = disconnected(s.conn)
+		b.stop = disconnected(b.conn)
 	}
 	if b.stop != nil {
 		b.failed.Add(index, &unpublishedError{b.stop})
@@ -75,7 +78,7 @@ func (b *batch[T]) publish(ctx context.Context, index int, record T) *nats.Msg {
 		return m
 	}
 	if errors.Is(err, nats.ErrMaxPayload) {
-		err = fmt.Errorf("%w: it has %d bytes, and the server takes %d", err, len(m.Data)+headerSize(m.Header), s.conn.MaxPayload())
+		err = fmt.Errorf("%w: it has %d bytes, and the server takes %d", err, len(m.Data)+headerSize(m.Header), b.conn.MaxPayload())
 	}
 	err = publishFailure(m, err)
 	b.failed.Add(index, err)
@@ -124,7 +127,7 @@ func (b *batch[T]) settle(ctx context.Context) {
 		case m := <-b.inbox.answers:
 			b.receive(m)
 		case <-b.inbox.broken:
-			b.giveUp(nats.ErrDisconnected)
+			b.giveUp(lostTo(b.conn))
 		case <-timeout.C:
 			b.giveUp(jetstream.ErrAsyncPublishTimeout)
 		case <-ctx.Done():
@@ -168,6 +171,7 @@ func (b *batch[T]) receiveAll() {
 // giveUp waits no longer. An ack that has arrived counts.
 func (b *batch[T]) giveUp(err error) {
 	b.receiveAll()
+	tooLong := b.tooLong(err)
 	for i, m := range b.sent {
 		if m == nil {
 			continue
@@ -176,6 +180,9 @@ func (b *batch[T]) giveUp(err error) {
 		if said, ok := b.strange[i]; ok {
 			cause = &strangeError{err, said}
 		}
+		if i == tooLong {
+			cause = errLine
+		}
 		failure := publishFailure(m, cause)
 		b.failed.Add(b.done+i, failure)
 		if b.silent && b.stop == nil && unanswered(err) {
@@ -183,4 +190,28 @@ func (b *batch[T]) giveUp(err error) {
 		}
 	}
 	b.waiting = 0
+}
+
+// tooLong returns which message the server has ended the connection over, -1 if
+// none: no server tells how long a line of protocol may be, and some take less
+// than a usual one. It is the longest of those that wait, because the culprit is
+// among them and no longer than that. A line that every server takes was not the
+// reason: the connection may be others' too.
+func (b *batch[T]) tooLong(err error) (index int) {
+	index = -1
+	if !errors.Is(err, nats.ErrConnectionClosed) || !strings.Contains(err.Error(), "maximum control line") {
+		return index
+	}
+	longest := 256
+	for i, m := range b.sent {
+		if m == nil {
+			continue
+		}
+		header := headerSize(m.Header)
+		numbers := strconv.Itoa(b.done+i) + strconv.Itoa(header) + strconv.Itoa(header+len(m.Data))
+		if line := len(m.Subject) + len(numbers); line > longest {
+			index, longest = i, line
+		}
+	}
+	return index
 }

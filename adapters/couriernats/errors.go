@@ -59,6 +59,9 @@ var headerTooLarge = &jetstream.APIError{ErrorCode: 10097}
 
 var errReserved = errors.New("the subject is reserved for the servers and the answers of the client")
 
+// errLine is a subject that is too long for the one server that there is.
+var errLine = errors.New("the server ended the connection over it: the subject is too long (max_control_line)")
+
 var errHeaderTooLarge = errors.New("the header is too large")
 
 func permanent(err error) bool {
@@ -67,6 +70,7 @@ func permanent(err error) bool {
 		nats.ErrBadSubject,
 		nats.ErrBadHeaderMsg,
 		errReserved,
+		errLine,
 		errLineBreak,
 		errHeaderTooLarge,
 		jetstream.ErrAsyncPublishReplySubjectSet,
@@ -83,7 +87,8 @@ func permanent(err error) bool {
 // unanswered says that an error tells of the server's silence, not of an
 // answer that it gave.
 func unanswered(err error) bool {
-	return errors.Is(err, jetstream.ErrAsyncPublishTimeout) || errors.Is(err, nats.ErrDisconnected)
+	return errors.Is(err, jetstream.ErrAsyncPublishTimeout) || errors.Is(err, nats.ErrDisconnected) ||
+		errors.Is(err, nats.ErrConnectionClosed)
 }
 
 // strangeError is the error of a message that only others than JetStream have
@@ -113,12 +118,3 @@ type unpublishedError struct{ err error }
 func (e *unpublishedError) Error() string      { return "couriernats: not published: " + e.err.Error() }
 func (e *unpublishedError) Unwrap() error      { return e.err }
 func (e *unpublishedError) NotAttempted() bool { return true }
-
-// disconnected returns nil while there is a connection.
-func disconnected(conn *nats.Conn) error {
-	if conn.IsConnected() {
-		return nil
-	}
-	return fmt.Errorf("couriernats: no connection to %s (%v): %w",
-		strings.Join(conn.Servers(), ", "), conn.Status(), nats.ErrDisconnected)
-}

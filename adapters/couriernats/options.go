@@ -1,10 +1,12 @@
 package couriernats
 
 import (
+	"context"
 	"strings"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/nats-io/nats.go"
 )
 
 // Option configures a [Sink]. A value that makes no sense is a
@@ -16,7 +18,8 @@ type config struct {
 	maxPending int
 	stream     string
 	allowed    []string // reserved subjects that messages may go to, without a dot at the end
-	inboxes    string   // where the connection takes answers
+	connect    func(context.Context) (*nats.Conn, error)
+	inboxes    string // where the connection takes answers
 	fault      error
 }
 
@@ -93,5 +96,27 @@ func WithReservedSubjects(prefixes ...string) Option {
 			}
 			c.allowed = append(c.allowed, prefix)
 		}
+	}
+}
+
+// WithConnect sets how the sink gets another connection after the client has closed
+// the last one for good. The client does so when it gives up reconnecting
+// (nats.MaxReconnects), when a server refuses its user twice
+// (nats.IgnoreAuthErrorAbort), and over a message that is beyond a limit which the
+// server has lowered. By default the sink connects with the options of the
+// connection that it was given, handlers included, and with the two named ones set
+// so that this client never gives up.
+//
+// The sink calls connect from the goroutine that applies, one call at a time, with
+// a context that also ends after the ack timeout. The connection that it returns is
+// the sink's, see [Sink.Close]. Its error fails the call of Apply or ApplyBatch,
+// and the next call tries again; a [*courier.ConfigError] ends the run of the
+// coordinator.
+func WithConnect(connect func(ctx context.Context) (*nats.Conn, error)) Option {
+	return func(c *config) {
+		if connect == nil {
+			c.reject("WithConnect", "is nil: pass a function that connects, or leave the option out")
+		}
+		c.connect = connect
 	}
 }

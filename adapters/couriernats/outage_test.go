@@ -45,15 +45,6 @@ func TestDisconnectedFailsAtOnce(t *testing.T) {
 	require.Equal(t, idsOf(orders(10)), b.ids(t))
 }
 
-func TestClosedConnection(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t, jetstream.StreamConfig{})
-	sink := couriernats.NewSink(b.js, message)
-	require.NoError(t, sink.Apply(t.Context(), orders(1)[0]))
-	b.conn.Close()
-	requireClass(t, courier.Retryable, sink.Apply(t.Context(), orders(1)[0]))
-}
-
 func TestServerLostInMidBatch(t *testing.T) {
 	t.Parallel()
 	for name, window := range map[string]int{"in the first window": 1000, "in a later window": 30} {

@@ -28,15 +28,28 @@ type broker struct {
 
 func startBroker(tb testing.TB, stream jetstream.StreamConfig) *broker {
 	tb.Helper()
+	return startBrokerWith(tb, stream, nil)
+}
+
+// startBrokerWith changes the server's options before it starts. The broker's own
+// connection is of the last user, where there are some.
+func startBrokerWith(tb testing.TB, stream jetstream.StreamConfig, change func(*server.Options)) *broker {
+	tb.Helper()
 	b := &broker{opts: &server.Options{
 		Host: "127.0.0.1", Port: -1, JetStream: true, StoreDir: tb.TempDir(), NoLog: true, NoSigs: true,
 	}}
+	if change != nil {
+		change(b.opts)
+	}
 	b.start(tb)
 	b.opts.Port = b.port()
 	tb.Cleanup(b.shutdown)
 	var err error
-	b.conn, err = nats.Connect(b.server.ClientURL(),
-		nats.ReconnectWait(5*time.Millisecond), nats.MaxReconnects(-1))
+	options := []nats.Option{nats.ReconnectWait(5 * time.Millisecond), nats.MaxReconnects(-1)}
+	if n := len(b.opts.Users); n > 0 {
+		options = append(options, nats.UserInfo(b.opts.Users[n-1].Username, b.opts.Users[n-1].Password))
+	}
+	b.conn, err = nats.Connect(b.server.ClientURL(), options...)
 	require.NoError(tb, err)
 	tb.Cleanup(b.conn.Close)
 	b.js, err = jetstream.New(b.conn)
@@ -53,7 +66,7 @@ func startBroker(tb testing.TB, stream jetstream.StreamConfig) *broker {
 func (b *broker) start(tb testing.TB) {
 	tb.Helper()
 	var err error
-	b.server, err = server.NewServer(b.opts)
+	b.server, err = server.NewServer(b.opts.Clone())
 	require.NoError(tb, err)
 	b.server.Start()
 	require.True(tb, b.server.ReadyForConnections(10*time.Second))

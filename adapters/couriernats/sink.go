@@ -38,7 +38,7 @@ import (
 // and is made by [NewSink]; the zero Sink applies nothing. It is safe for
 // concurrent use.
 type Sink[T any] struct {
-	conn       *nats.Conn
+	link       *link
 	message    func(T) (*nats.Msg, error)
 	config     config
 	fault      error
@@ -46,8 +46,9 @@ type Sink[T any] struct {
 }
 
 // NewSink makes a sink that publishes what message makes of a record over the
-// connection of js, which stays the caller's to close. [NewMsg] makes the
-// message of an outbox row.
+// connection of js, which stays the caller's to close. Make it with [ConnOptions].
+// Where the client closes it for good, the sink goes on over a connection of its
+// own ([WithConnect], [Sink.Close]). [NewMsg] makes the message of an outbox row.
 //
 // message is called once for each attempt, from the goroutine that applies. An
 // error of it is permanent, unless it is a [courier.Skip]. The message belongs
@@ -71,8 +72,8 @@ func NewSink[T any](js jetstream.JetStream, message func(T) (*nats.Msg, error), 
 	case s.config.fault != nil:
 		s.fault = s.config.fault
 	default:
-		s.conn = js.Conn()
-		s.config.inboxes = s.conn.Opts.InboxPrefix
+		s.config.inboxes = js.Conn().Opts.InboxPrefix
+		s.link = newLink(js.Conn(), s.config)
 	}
 	return s
 }
@@ -91,7 +92,8 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // ApplyBatch publishes the records in their order and blocks until each is
 // acked or has failed. It returns nil, a [*courier.BatchError] that lists the
 // records which have no ack, or another error when nothing was published:
-// there is no connection, ctx has ended, or the sink is misconfigured.
+// there is no connection, ctx has ended, the sink is misconfigured, or nothing can
+// be published any more ([ErrClosed]).
 //
 // Permanent are the errors of the message function and failures that no retry
 // can mend: a subject that is not valid, has a wildcard or is longer than 2,000
@@ -106,15 +108,16 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // stored. A write that the network does not take blocks for up to
 // nats.FlusherTimeout of the connection, ctx and ack timeout notwithstanding.
 func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
-	if err := s.refuse(ctx); err != nil || len(records) == 0 {
+	conn, err := s.open(ctx)
+	if err != nil || len(records) == 0 {
 		return err
 	}
-	in, err := openInbox(s.conn, min(len(records), s.config.maxPending), s.config.stream)
+	in, err := openInbox(conn, min(len(records), s.config.maxPending), s.config.stream)
 	if err != nil {
 		return err
 	}
 	defer in.close()
-	b := batch[T]{sink: s, inbox: in}
+	b := batch[T]{sink: s, conn: conn, inbox: in}
 	for chunk := range slices.Chunk(records, s.config.maxPending) {
 		b.apply(ctx, chunk)
 	}
@@ -125,21 +128,36 @@ func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
 // deliveries that were repeated, or ids that are not unique.
 func (s *Sink[T]) Duplicates() uint64 { return s.duplicates.Load() }
 
-// Validate reports what the sink was misconfigured with.
+// Validate reports what the sink was misconfigured with, or [ErrClosed].
 func (s *Sink[T]) Validate() error {
-	if s.fault == nil && s.conn == nil {
+	switch {
+	case s.fault != nil:
+		return s.fault
+	case s.link == nil:
 		return &courier.ConfigError{Field: "Sink", Problem: "is the zero value: make it with NewSink"}
 	}
-	return s.fault
+	return s.link.ended()
 }
 
-// refuse says why there is no point in publishing anything.
-func (s *Sink[T]) refuse(ctx context.Context) error {
-	switch {
-	case s.Validate() != nil:
-		return s.Validate()
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
+// Close ends the sink: Apply and ApplyBatch return [ErrClosed] from then on, and
+// the connection that the sink has made itself is closed, if there is one. The
+// connection that [NewSink] was given stays open. Close the sink when its
+// coordinator has ended: records that are being applied fail. It does not block,
+// and may be called more than once.
+func (s *Sink[T]) Close() {
+	if s.link != nil {
+		s.link.close()
 	}
-	return disconnected(s.conn)
+}
+
+// open returns the connection to publish over, or says why there is no point in
+// publishing anything.
+func (s *Sink[T]) open(ctx context.Context) (*nats.Conn, error) {
+	switch err := s.Validate(); {
+	case err != nil:
+		return nil, err
+	case ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	}
+	return s.link.open(ctx)
 }

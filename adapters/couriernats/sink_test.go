@@ -284,7 +284,7 @@ func TestAckTimeout(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, jetstream.StreamConfig{})
 	silent(t, b, "silence", func() {})
-	const timeout = 50 * time.Millisecond
+	const timeout = 300 * time.Millisecond
 	sink := couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(timeout), couriernats.WithMaxPending(2))
 
 	t.Run("of one record", func(t *testing.T) {
