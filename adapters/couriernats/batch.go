@@ -25,6 +25,7 @@ type batch[T any] struct {
 	failed  courier.BatchError
 	sent    []*nats.Msg    // of this chunk; nil where no answer is waited for
 	waiting int            // for so many
+	got     int            // messages that were acked, of all chunks
 	silent  bool           // nothing of this chunk was answered
 	strange map[int]string // by index of this chunk, what somebody else answered
 }
@@ -46,6 +47,7 @@ func (b *batch[T]) apply(ctx context.Context, chunk []T) {
 		}
 	}
 	b.settle(ctx)
+	b.giveWay(b.failed.Failures[listed:])
 	// Publishing and settling each list in the order of events.
 	slices.SortFunc(b.failed.Failures[listed:], func(x, y courier.Failure) int { return x.Index - y.Index })
 	b.done += len(chunk)
@@ -156,6 +158,8 @@ func (b *batch[T]) receive(m *nats.Msg) {
 	}
 	if answer.err != nil {
 		b.failed.Add(answer.number, publishFailure(b.sent[i], answer.err))
+	} else {
+		b.got++
 	}
 	b.sent[i], b.silent = nil, false
 	b.waiting--
@@ -190,6 +194,35 @@ func (b *batch[T]) giveUp(err error) {
 		}
 	}
 	b.waiting = 0
+}
+
+// giveWay stops the call when a server had no room for anything of a chunk.
+func (b *batch[T]) giveWay(failures []courier.Failure) {
+	if b.stop != nil || len(failures) < len(b.sent) {
+		return
+	}
+	for _, f := range failures {
+		if !blameless(f.Err, false) {
+			return
+		}
+	}
+	b.stop = failures[0].Err
+}
+
+// outcome is the result of the call.
+func (b *batch[T]) outcome() error {
+	var until time.Time
+	for i := range b.failed.Failures {
+		f := &b.failed.Failures[i]
+		if !blameless(f.Err, b.got > 0) {
+			continue
+		}
+		if until.IsZero() {
+			until = time.Now().Add(restFor)
+		}
+		f.Err = &restError{f.Err, until}
+	}
+	return b.failed.ErrorOrNil()
 }
 
 // tooLong returns which message the server has ended the connection over, -1 if

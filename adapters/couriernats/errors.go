@@ -3,7 +3,9 @@ package couriernats
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/nats-io/nats.go"
@@ -83,6 +85,59 @@ func permanent(err error) bool {
 	}
 	return false
 }
+
+// noRoom are the answers of a server that can store nothing for now, whatever the
+// message: of the stream or the account that is full, of JetStream without disk,
+// memory or a leader, or of one that is switched off.
+var noRoom = [...]jetstream.ErrorCode{
+	10002, // resource limits exceeded for account
+	10008, // JetStream system temporarily unavailable
+	10023, // insufficient resources
+	10028, // insufficient memory resources
+	10039, // JetStream not enabled for account
+	10047, // insufficient storage resources
+	10076, // JetStream not enabled
+	10077, // maximum messages or bytes exceeded, and what the disk says
+	10109, // sealed stream
+	10118, // stream is offline
+	10167, // too many requests
+	10194, // stream is offline, with a reason
+}
+
+// blameless says that a failure tells of the server and nothing of the record.
+// With others of the same call that got through, a lost connection is that: the
+// breaker counts such a call as a success, and a record whose attempts it counted
+// would be given up before the breaker opens. A full subject is one record's
+// matter where others get through, as a subject may be full for ever.
+func blameless(err error, othersGotThrough bool) bool {
+	var said *jetstream.APIError
+	switch {
+	case errors.Is(err, errLine):
+		return false
+	case errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionClosed):
+		return othersGotThrough
+	case !errors.As(err, &said) || !slices.Contains(noRoom[:], said.ErrorCode):
+		return false
+	case strings.Contains(said.Description, "per subject"):
+		return !othersGotThrough
+	}
+	return true
+}
+
+// restFor is how long the sink asks not to be called after a server had no room.
+const restFor = time.Second
+
+// restError is the error of a record that nothing is held against. It makes a
+// coordinator pause.
+type restError struct {
+	err   error
+	until time.Time
+}
+
+func (e *restError) Error() string      { return e.err.Error() }
+func (e *restError) Unwrap() error      { return e.err }
+func (e *restError) NotAttempted() bool { return true }
+func (e *restError) RetryAt() time.Time { return e.until }
 
 // unanswered says that an error tells of the server's silence, not of an
 // answer that it gave.

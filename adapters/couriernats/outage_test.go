@@ -68,6 +68,10 @@ func TestServerLostInMidBatch(t *testing.T) {
 				require.Contains(t, byIndex, index, "no ack, not applied")
 			}
 			for _, err := range byIndex {
+				if len(byIndex) < len(all) { // which the breaker takes for a success
+					requireClass(t, courier.NotAttempted, err)
+					require.NotZero(t, retryAt(err))
+				}
 				require.NotEqual(t, courier.PermanentClass, courier.Classify(t.Context(), err), "%v", err)
 			}
 

@@ -96,13 +96,21 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // be published any more ([ErrClosed]).
 //
 // Permanent are the errors of the message function and failures that no retry
-// can mend: a subject that is not valid, has a wildcard or is longer than 2,000
-// bytes, a header with a line break or of more than 64 KiB, a message larger
+// can mend: a subject that is not valid, is reserved ([WithReservedSubjects]), has
+// a wildcard or is longer than 2,000 bytes, a header with a line break or of more than 64 KiB, a message larger
 // than the connection's server takes at the time. Such a message is not sent.
-// Larger than the stream takes is permanent too. Any other failure of a
-// published message is retryable: no stream for the subject, a full stream, a
-// timeout, a lost connection. When the server has fallen silent or the
-// connection is down, the records not yet published are not attempted.
+// Larger than the stream takes is permanent too.
+//
+// Not attempted, with a method RetryAt that makes a coordinator pause for a second,
+// are messages that a server has no room for, which says nothing of the record: the
+// stream or the account is full, or JetStream has no disk or leader. So is what a
+// lost connection took of a call of which other records got through. A full subject
+// is retryable where other records of the call get through.
+//
+// Any other failure of a published message is retryable: no stream for the subject,
+// a timeout, a lost connection. When the server has fallen silent or has no room
+// for a whole part ([WithMaxPending]), or the connection is down, the records not
+// yet published are not attempted.
 //
 // Where ctx ends first, the error is its cause: the record may have been
 // stored. A write that the network does not take blocks for up to
@@ -121,7 +129,7 @@ func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
 	for chunk := range slices.Chunk(records, s.config.maxPending) {
 		b.apply(ctx, chunk)
 	}
-	return b.failed.ErrorOrNil()
+	return b.outcome()
 }
 
 // Duplicates returns how many messages the server has acked as stored before:

@@ -178,23 +178,6 @@ func TestNoStreamForTheSubjectIsRetryable(t *testing.T) {
 	require.Equal(t, []string{"id-1"}, b.ids(t))
 }
 
-func TestFullStreamIsRetryable(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t, jetstream.StreamConfig{MaxMsgs: 3, Discard: jetstream.DiscardNew})
-	sink := couriernats.NewSink(b.js, message)
-	all := orders(5)
-	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
-	require.Len(t, byIndex, 2)
-	for _, index := range []int{3, 4} {
-		requireClass(t, courier.Retryable, byIndex[index])
-		require.ErrorContains(t, byIndex[index], "maximum messages exceeded")
-	}
-	stream, err := b.js.Stream(t.Context(), "ORDERS")
-	require.NoError(t, err)
-	require.NoError(t, stream.Purge(t.Context()))
-	require.NoError(t, sink.ApplyBatch(t.Context(), all[3:]))
-}
-
 func TestExpectStream(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, jetstream.StreamConfig{})
