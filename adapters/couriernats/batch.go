@@ -25,8 +25,10 @@ type batch[T any] struct {
 	failed  courier.BatchError
 	sent    []*nats.Msg    // of this chunk; nil where no answer is waited for
 	waiting int            // for so many
-	got     int            // messages that were acked, of all chunks
+	got     got            // messages that were acked, of all chunks
 	silent  bool           // nothing of this chunk was answered
+	heard   bool           // something was, since it was last asked
+	before  error          // the connection's last error when the call began
 	strange map[int]string // by index of this chunk, what somebody else answered
 }
 
@@ -120,27 +122,98 @@ func (s *Sink[T]) prepare(record T) (*nats.Msg, error) {
 	return m, nil
 }
 
-// settle waits for the answers to what was sent of a chunk.
+// settle waits for the answers to what was sent of a chunk. When they take long it
+// asks the server for a sign of life: a pong comes after what the server had to say
+// about the messages, so that a refusal is known before the ack timeout.
 func (b *batch[T]) settle(ctx context.Context) {
-	timeout := time.NewTimer(b.sink.config.ackTimeout)
+	if b.waiting == 0 {
+		return
+	}
+	sent := time.Now()
+	deadline := sent.Add(b.sink.config.ackTimeout)
+	timeout := time.NewTimer(min(b.sink.config.ackTimeout/5, time.Second))
 	defer timeout.Stop()
-	for b.waiting > 0 {
+	for asked := false; b.waiting > 0; {
 		select {
 		case m := <-b.inbox.answers:
 			b.receive(m)
 		case <-b.inbox.broken:
 			b.giveUp(lostTo(b.conn))
 		case <-timeout.C:
-			b.giveUp(jetstream.ErrAsyncPublishTimeout)
+			if asked {
+				b.giveUp(b.timeout())
+				break
+			}
+			asked = true
+			b.ask(ctx, sent, deadline)
+			timeout.Reset(time.Until(deadline))
 		case <-ctx.Done():
 			b.giveUp(context.Cause(ctx))
 		}
 	}
+	if b.heard {
+		b.sink.link.heard()
+	}
+}
+
+// ask waits for the server's pong. A connection on which nothing at all comes is
+// dead, whatever the operating system thinks of it, and thrown away.
+func (b *batch[T]) ask(ctx context.Context, sent, deadline time.Time) {
+	b.receiveAll()
+	b.heard = false
+	waiting, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
+	err := b.conn.FlushWithContext(waiting)
+	b.receiveAll()
+	switch {
+	case err == nil:
+		b.heard = true
+		b.refused()
+	case b.heard, ctx.Err() != nil, !errors.Is(err, context.DeadlineExceeded):
+	case b.sink.link.dead(sent):
+		_ = b.conn.ForceReconnect() // fails where it is closed
+		b.giveUp(errMute)
+	}
+}
+
+// refused fails the messages that the server says the user may not publish. It says
+// so to the connection, not to the message.
+func (b *batch[T]) refused() {
+	said := b.conn.LastError()
+	if said == b.before || !errors.Is(said, nats.ErrPermissionViolation) {
+		return
+	}
+	text := said.Error()
+	if strings.Contains(text, b.inbox.prefix) {
+		b.giveUp(said)
+		return
+	}
+	for i, m := range b.sent {
+		if m == nil || !strings.Contains(text, "Publish to "+strconv.Quote(m.Subject)) {
+			continue
+		}
+		failure := publishFailure(m, said)
+		b.failed.Add(b.done+i, failure)
+		b.sent[i] = nil
+		if b.waiting--; b.waiting == 0 && b.silent && b.stop == nil {
+			b.stop = failure
+		}
+	}
+}
+
+// timeout is the error of what went unanswered. What else the server said to the
+// connection meanwhile may be the reason.
+func (b *batch[T]) timeout() error {
+	if said := b.conn.LastError(); said != nil && said != b.before {
+		return fmt.Errorf("%w; the connection's last error is: %w", jetstream.ErrAsyncPublishTimeout, said)
+	}
+	return jetstream.ErrAsyncPublishTimeout
 }
 
 // receive settles the record that was answered. A late answer, to a message
 // that was given up, is none.
 func (b *batch[T]) receive(m *nats.Msg) {
+	b.heard = true
 	answer, ok := b.inbox.read(m)
 	i := answer.number - b.done
 	if i < 0 || i >= len(b.sent) || b.sent[i] == nil {
@@ -159,7 +232,7 @@ func (b *batch[T]) receive(m *nats.Msg) {
 	if answer.err != nil {
 		b.failed.Add(answer.number, publishFailure(b.sent[i], answer.err))
 	} else {
-		b.got++
+		b.got.add(b.sent[i].Subject)
 	}
 	b.sent[i], b.silent = nil, false
 	b.waiting--
@@ -202,7 +275,7 @@ func (b *batch[T]) giveWay(failures []courier.Failure) {
 		return
 	}
 	for _, f := range failures {
-		if !blameless(f.Err, false) {
+		if !blameless(f.Err, got{}) {
 			return
 		}
 	}
@@ -214,7 +287,7 @@ func (b *batch[T]) outcome() error {
 	var until time.Time
 	for i := range b.failed.Failures {
 		f := &b.failed.Failures[i]
-		if !blameless(f.Err, b.got > 0) {
+		if !blameless(f.Err, b.got) {
 			continue
 		}
 		if until.IsZero() {

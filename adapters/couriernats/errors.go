@@ -40,8 +40,12 @@ func advice(err error) string {
 		return ": no stream takes this subject; create one, or add the subject to a stream"
 	case errors.Is(err, errReserved):
 		return "; if such messages are meant, see WithReservedSubjects"
+	case errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), "Subscription"):
+		return ": the acks come to an inbox that this user may not subscribe to; grant it, or set nats.CustomInboxPrefix"
+	case errors.Is(err, nats.ErrPermissionViolation):
+		return ": this user may not publish there; grant it"
 	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
-		return ": the message may have been stored; is the server overloaded, the subject one that no stream takes, or the inbox of the acks one that this user may not subscribe to?"
+		return ": the message may have been stored; is the server overloaded, or the subject one that no stream takes and somebody else subscribes to?"
 	}
 	return ""
 }
@@ -58,6 +62,9 @@ func publishFailure(m *nats.Msg, err error) error {
 // headerTooLarge is the server's answer to a header of more than 64 KiB. The
 // client has no name for it.
 var headerTooLarge = &jetstream.APIError{ErrorCode: 10097}
+
+// errMute is a connection that was thrown away.
+var errMute = fmt.Errorf("%w: nothing came from the server, not even the answer to a ping; the client was told to reconnect", nats.ErrDisconnected)
 
 var errReserved = errors.New("the subject is reserved for the servers and the answers of the client")
 
@@ -104,24 +111,47 @@ var noRoom = [...]jetstream.ErrorCode{
 	10194, // stream is offline, with a reason
 }
 
-// blameless says that a failure tells of the server and nothing of the record.
-// With others of the same call that got through, a lost connection is that: the
-// breaker counts such a call as a success, and a record whose attempts it counted
-// would be given up before the breaker opens. A full subject is one record's
-// matter where others get through, as a subject may be full for ever.
-func blameless(err error, othersGotThrough bool) bool {
+// got is what a call has got through.
+type got struct {
+	last     string
+	subjects map[string]bool // some of them, where there are many
+}
+
+func (g *got) add(subject string) {
+	if subject == g.last || len(g.subjects) >= 64 {
+		return
+	}
+	if g.subjects == nil {
+		g.subjects = make(map[string]bool)
+	}
+	g.last, g.subjects[subject] = subject, true
+}
+
+func (g *got) any() bool { return len(g.subjects) > 0 }
+
+// blameless says that a failure tells of the server and nothing of the record, as
+// far as what else the call got through shows. To the breaker such a call is a
+// success: a record whose attempts it counted would be given up before the breaker
+// opens. So a lost connection is blameless where others got through; silence, a
+// stream that is gone and a right that was taken away, where others of the same
+// subject did. A full subject is its record's matter where others get through, as
+// it may be full for ever.
+func blameless(err error, others got) bool {
 	var said *jetstream.APIError
 	switch {
 	case errors.Is(err, errLine):
 		return false
 	case errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionClosed):
-		return othersGotThrough
-	case !errors.As(err, &said) || !slices.Contains(noRoom[:], said.ErrorCode):
-		return false
-	case strings.Contains(said.Description, "per subject"):
-		return !othersGotThrough
+		return others.any()
+	case errors.As(err, &said):
+		if slices.Contains(noRoom[:], said.ErrorCode) {
+			return !others.any() || !strings.Contains(said.Description, "per subject")
+		}
+	case unanswered(err), errors.Is(err, jetstream.ErrNoStreamResponse):
+		var failed *publishError
+		return errors.As(err, &failed) && others.subjects[failed.subject]
 	}
-	return true
+	return false
 }
 
 // restFor is how long the sink asks not to be called after a server had no room.
@@ -140,10 +170,10 @@ func (e *restError) NotAttempted() bool { return true }
 func (e *restError) RetryAt() time.Time { return e.until }
 
 // unanswered says that an error tells of the server's silence, not of an
-// answer that it gave.
+// answer that it gave to the message.
 func unanswered(err error) bool {
 	return errors.Is(err, jetstream.ErrAsyncPublishTimeout) || errors.Is(err, nats.ErrDisconnected) ||
-		errors.Is(err, nats.ErrConnectionClosed)
+		errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrPermissionViolation)
 }
 
 // strangeError is the error of a message that only others than JetStream have

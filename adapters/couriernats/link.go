@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,10 +56,14 @@ type link struct {
 	conn    atomic.Pointer[nats.Conn]
 	busy    atomic.Bool // somebody connects
 	closed  atomic.Bool // the sink was
+
+	patience time.Duration // with a connection on which nothing comes
+	mu       sync.Mutex
+	mute     time.Time // since when nothing has come; zero once something did
 }
 
 func newLink(given *nats.Conn, c config) *link {
-	l := &link{given: given, connect: c.connect, timeout: c.ackTimeout}
+	l := &link{given: given, connect: c.connect, timeout: c.ackTimeout, patience: c.patience}
 	if l.connect == nil {
 		l.connect = l.again
 	}
@@ -128,6 +133,28 @@ func (l *link) replace(ctx context.Context, dead *nats.Conn) (*nats.Conn, error)
 	return conn, disconnected(conn)
 }
 
+// heard notes that the server lives.
+func (l *link) heard() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.mute = time.Time{}
+}
+
+// dead notes that nothing has come since a time, and reports whether that is too
+// long. It then starts anew, with another connection.
+func (l *link) dead(since time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.mute.IsZero() {
+		l.mute = since
+	}
+	if time.Since(l.mute) < l.patience {
+		return false
+	}
+	l.mute = time.Time{}
+	return true
+}
+
 // close closes what the sink has opened.
 func (l *link) close() {
 	l.closed.Store(true)
@@ -175,11 +202,11 @@ func disconnected(conn *nats.Conn) error {
 			servers[i] = u.String()
 		}
 	}
-	return fmt.Errorf("couriernats: no connection to %s (%v%s): %w", strings.Join(servers, ", "), conn.Status(), patience(conn), nats.ErrDisconnected)
+	return fmt.Errorf("couriernats: no connection to %s (%v%s): %w", strings.Join(servers, ", "), conn.Status(), givesUp(conn), nats.ErrDisconnected)
 }
 
-// patience tells of a client that will not reconnect for as long as it takes.
-func patience(conn *nats.Conn) string {
+// givesUp tells of a client that will not reconnect for as long as it takes.
+func givesUp(conn *nats.Conn) string {
 	if conn.Opts.MaxReconnect < 0 {
 		return ""
 	}

@@ -15,6 +15,7 @@ type Option func(*config)
 
 type config struct {
 	ackTimeout time.Duration
+	patience   time.Duration // with a connection on which nothing comes
 	maxPending int
 	stream     string
 	allowed    []string // reserved subjects that messages may go to, without a dot at the end
@@ -24,7 +25,7 @@ type config struct {
 }
 
 func newConfig(opts []Option) config {
-	c := config{ackTimeout: 5 * time.Second, maxPending: 1000}
+	c := config{ackTimeout: 5 * time.Second, patience: 4 * time.Second, maxPending: 1000}
 	for _, opt := range opts {
 		if opt != nil {
 			opt(&c)
@@ -42,7 +43,9 @@ func (c *config) reject(option, problem string) {
 
 // WithAckTimeout sets how long a message may go without an ack, counted from the
 // last one that was sent together with it, see [WithMaxPending]. The default is
-// 5 s; it must be positive.
+// 5 s; it must be positive. After a fifth of it, or a second, the sink pings the
+// server. A connection on which nothing comes for at least 4 s, and no pong, is dead:
+// the sink makes the client reconnect.
 func WithAckTimeout(d time.Duration) Option {
 	return func(c *config) {
 		if d <= 0 {

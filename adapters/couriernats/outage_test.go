@@ -2,6 +2,10 @@ package couriernats_test
 
 import (
 	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -195,8 +199,220 @@ func TestAnInboxThatIsDenied(t *testing.T) {
 	denied := couriernats.NewSink(connect(nats.UserInfo("relay", "relay")), message, couriernats.WithAckTimeout(ackTimeout))
 	err = denied.Apply(t.Context(), orders(1)[0])
 	requireClass(t, courier.Retryable, err)
-	require.ErrorIs(t, err, jetstream.ErrAsyncPublishTimeout)
+	require.ErrorIs(t, err, nats.ErrPermissionViolation)
 	require.ErrorContains(t, err, "may not subscribe")
 	granted := couriernats.NewSink(connect(nats.UserInfo("relay", "relay"), nats.CustomInboxPrefix("relay.inbox")), message)
 	require.NoError(t, granted.Apply(t.Context(), orders(2)[1]))
+}
+
+// A user who may not publish to a subject is told so, before the ack timeout, and
+// of that subject only.
+func TestADeniedPublish(t *testing.T) {
+	t.Parallel()
+	users := func(denied ...string) []*server.User {
+		return []*server.User{
+			{Username: "relay", Password: "relay", Permissions: &server.Permissions{Publish: &server.SubjectPermission{Deny: denied}}},
+			{Username: "admin", Password: "admin"},
+		}
+	}
+	b := startBrokerWith(t, jetstream.StreamConfig{}, func(o *server.Options) { o.Users = users("secret.>") })
+	conn, js := b.connect(t, nats.UserInfo("relay", "relay"))
+	sink := couriernats.NewSink(js, message, couriernats.WithAckTimeout(time.Minute/2))
+	all := orders(6)
+	require.NoError(t, sink.ApplyBatch(t.Context(), all[:2]))
+	reload := func(denied ...string) {
+		b.opts.Users = users(denied...)
+		require.NoError(t, b.server.ReloadOptions(b.opts.Clone()))
+		require.Eventually(t, conn.IsConnected, 5*time.Second, time.Millisecond)
+	}
+	reload("orders.denied")
+	for i := range all {
+		if i%2 == 0 {
+			all[i].subject = "orders.denied"
+		}
+	}
+	start := time.Now()
+	var byIndex map[int]error
+	require.Eventually(t, func() bool { // the reload may cut the connection once more
+		byIndex = failures(t, sink.ApplyBatch(t.Context(), all))
+		return errors.Is(byIndex[0], nats.ErrPermissionViolation)
+	}, 20*time.Second, 50*time.Millisecond)
+	require.Less(t, time.Since(start), 15*time.Second)
+	require.Len(t, byIndex, 3)
+	for i := 0; i < len(all); i += 2 {
+		requireClass(t, courier.Retryable, byIndex[i])
+		require.ErrorContains(t, byIndex[i], `Publish to "orders.denied"`)
+		require.ErrorContains(t, byIndex[i], "may not publish")
+	}
+	reload()
+	require.Empty(t, delivered(t, sink, all))
+	require.Len(t, b.ids(t), 7, "one of them at both subjects")
+}
+
+// An outage that begins within a batch is held against no record whose subject has
+// just been acked; it is against one whose subject was not.
+func TestOutageWithinABatch(t *testing.T) {
+	t.Parallel()
+	for name, begin := range map[string]func(*testing.T, *broker){
+		"the stream is deleted": func(t *testing.T, b *broker) {
+			require.NoError(t, b.js.DeleteStream(t.Context(), "ORDERS"))
+		},
+		"the stream falls silent": func(t *testing.T, b *broker) {
+			_, err := b.js.UpdateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}, NoAck: true})
+			require.NoError(t, err)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b := startBroker(t, jetstream.StreamConfig{})
+			all := orders(20)
+			all[15].subject = "orders.other"
+			sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
+				if o.id == all[10].id {
+					begin(t, b)
+				}
+				return o.msg()
+			}, couriernats.WithAckTimeout(time.Second), couriernats.WithMaxPending(10))
+			byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+			require.Len(t, byIndex, 10)
+			for index, err := range byIndex {
+				if index == 15 {
+					requireClass(t, courier.Retryable, err)
+					continue
+				}
+				requireClass(t, courier.NotAttempted, err)
+				require.NotZero(t, retryAt(err))
+			}
+			// From then on it is an outage for the breaker to count.
+			begin = func(*testing.T, *broker) {}
+			for _, err := range failures(t, sink.ApplyBatch(t.Context(), all[10:])) {
+				requireClass(t, courier.Retryable, err)
+			}
+		})
+	}
+}
+
+// hole forwards TCP connections to a server until it is told to swallow all that
+// comes, as a firewall does that has forgotten them. Those that there are then stay
+// swallowed.
+type hole struct {
+	listener net.Listener
+	target   string
+	mu       sync.Mutex
+	dark     bool
+	conns    map[net.Conn]bool // true is a dark one
+	wg       sync.WaitGroup
+}
+
+func startHole(tb testing.TB, target string) *hole {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(tb, err)
+	h := &hole{listener: l, target: target, conns: make(map[net.Conn]bool)}
+	h.wg.Go(h.accept)
+	tb.Cleanup(func() {
+		_ = l.Close()
+		h.mu.Lock()
+		for c := range h.conns {
+			_ = c.Close()
+		}
+		h.mu.Unlock()
+		h.wg.Wait()
+	})
+	return h
+}
+
+func (h *hole) swallow(on bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.dark = on
+	for c := range h.conns {
+		h.conns[c] = h.conns[c] || on
+	}
+}
+
+func (h *hole) accept() {
+	for {
+		near, err := h.listener.Accept()
+		if err != nil {
+			return
+		}
+		far, err := net.Dial("tcp", h.target)
+		if err != nil {
+			_ = near.Close()
+			continue
+		}
+		h.mu.Lock()
+		h.conns[near], h.conns[far] = h.dark, h.dark
+		h.mu.Unlock()
+		h.wg.Go(func() { h.pump(near, far) })
+		h.wg.Go(func() { h.pump(far, near) })
+	}
+}
+
+func (h *hole) pump(from, to net.Conn) {
+	buffer := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(buffer)
+		h.mu.Lock()
+		dark := h.conns[from]
+		h.mu.Unlock()
+		if !dark && n > 0 {
+			if _, err := to.Write(buffer[:n]); err != nil {
+				break
+			}
+		}
+		if err != nil {
+			break
+		}
+	}
+	_ = from.Close()
+	h.mu.Lock()
+	dark := h.conns[from]
+	h.mu.Unlock()
+	if !dark { // nobody hears of the end of a dark one
+		_ = to.Close()
+	}
+}
+
+// A connection that died in silence is found dead by the sink, minutes before the
+// client's own pings would find out, and thrown away.
+func TestSilentConnection(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	h := startHole(t, strings.TrimPrefix(b.server.ClientURL(), "nats://"))
+	conn, err := nats.Connect("nats://"+h.listener.Addr().String(), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(100*time.Millisecond))
+	require.NoError(t, err)
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	require.NoError(t, err)
+	sink := couriernats.NewSink(js, message, couriernats.WithAckTimeout(ackTimeout), couriernats.WithPatience(3*ackTimeout/2))
+	all := orders(20)
+	require.NoError(t, sink.ApplyBatch(t.Context(), all[:5]))
+
+	h.swallow(true)
+	start := time.Now()
+	for conn.IsConnected() {
+		err = sink.ApplyBatch(t.Context(), all)
+		require.Error(t, err)
+		require.Less(t, time.Since(start), bounded)
+	}
+	require.Greater(t, time.Since(start), ackTimeout, "one silence is not enough")
+	require.ErrorIs(t, failures(t, err)[0], nats.ErrDisconnected)
+	require.ErrorContains(t, err, "not even the answer to a ping")
+
+	h.swallow(false)
+	require.Empty(t, delivered(t, sink, all))
+	require.ElementsMatch(t, idsOf(all), b.ids(t))
+}
+
+// A server that answers pings is not left because of a stream that does not ack.
+func TestSilentStreamKeepsTheConnection(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{NoAck: true})
+	sink := couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(2*time.Second), couriernats.WithPatience(time.Nanosecond))
+	for range 2 {
+		require.ErrorIs(t, failures(t, sink.ApplyBatch(t.Context(), orders(3)))[0], jetstream.ErrAsyncPublishTimeout)
+	}
+	require.Zero(t, b.conn.Stats().Reconnects)
 }

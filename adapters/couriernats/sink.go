@@ -103,9 +103,10 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 //
 // Not attempted, with a method RetryAt that makes a coordinator pause for a second,
 // are messages that a server has no room for, which says nothing of the record: the
-// stream or the account is full, or JetStream has no disk or leader. So is what a
-// lost connection took of a call of which other records got through. A full subject
-// is retryable where other records of the call get through.
+// stream or the account is full, or JetStream has no disk or leader. So is what an
+// outage took of a call that got others through before: a lost connection, or a
+// silence or a missing stream after an ack for the same subject. A full subject is
+// retryable where other records of the call get through.
 //
 // Any other failure of a published message is retryable: no stream for the subject,
 // a timeout, a lost connection. When the server has fallen silent or has no room
@@ -120,12 +121,13 @@ func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if err != nil || len(records) == 0 {
 		return err
 	}
+	before := conn.LastError()
 	in, err := openInbox(conn, min(len(records), s.config.maxPending), s.config.stream)
 	if err != nil {
 		return err
 	}
 	defer in.close()
-	b := batch[T]{sink: s, conn: conn, inbox: in}
+	b := batch[T]{sink: s, conn: conn, inbox: in, before: before}
 	for chunk := range slices.Chunk(records, s.config.maxPending) {
 		b.apply(ctx, chunk)
 	}
