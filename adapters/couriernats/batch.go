@@ -15,7 +15,7 @@ import (
 )
 
 // batch is one call of ApplyBatch, worked off in chunks of at most maxPending
-// records.
+// records and maxBytes.
 type batch[T any] struct {
 	sink    *Sink[T]
 	conn    *nats.Conn
@@ -23,6 +23,7 @@ type batch[T any] struct {
 	done    int // records of the chunks before this one
 	stop    error
 	failed  courier.BatchError
+	next    *nats.Msg      // was made, and did not go into the chunk before
 	sent    []*nats.Msg    // of this chunk; nil where no answer is waited for
 	waiting int            // for so many
 	got     got            // messages that were acked, of all chunks
@@ -32,32 +33,47 @@ type batch[T any] struct {
 	strange map[int]string // by index of this chunk, what somebody else answered
 }
 
-// apply publishes a chunk and settles it. A server that answered nothing of a
-// chunk is not sent another one: it would cost the ack timeout once more.
-func (b *batch[T]) apply(ctx context.Context, chunk []T) {
-	b.sent = slices.Grow(b.sent[:0], len(chunk))[:len(chunk)]
+// apply publishes a chunk from the beginning of the records and settles it. A
+// server that answered nothing of a chunk is not sent another one: it would cost the
+// ack timeout once more.
+func (b *batch[T]) apply(ctx context.Context, records []T) {
+	n := min(len(records), b.sink.config.maxPending)
+	b.sent = slices.Grow(b.sent[:0], n)[:n]
 	clear(b.sent)
 	clear(b.strange)
 	b.silent = true
+	for len(b.inbox.broken) > 0 { // that was before
+		<-b.inbox.broken
+	}
 	listed := len(b.failed.Failures)
-	for i, record := range chunk {
-		if b.sent[i] = b.publish(ctx, b.done+i, record); b.sent[i] != nil {
-			b.waiting++
+	i, size := 0, 0
+	for ; i < n; i++ {
+		m := b.make(ctx, b.done+i, records[i])
+		if m == nil {
+			continue
 		}
+		if size += messageSize(m); size > b.sink.config.maxBytes && b.waiting > 0 {
+			b.next = m
+			break
+		}
+		b.publish(ctx, i, m)
 		if len(b.inbox.answers) > cap(b.inbox.answers)/2 { // beyond its room they are lost
 			b.receiveAll()
 		}
 	}
+	b.sent = b.sent[:i]
 	b.settle(ctx)
 	b.giveWay(b.failed.Failures[listed:])
 	// Publishing and settling each list in the order of events.
 	slices.SortFunc(b.failed.Failures[listed:], func(x, y courier.Failure) int { return x.Index - y.Index })
-	b.done += len(chunk)
+	b.done += i
 }
 
-// publish sends a record, or lists it as failed and returns nil.
-func (b *batch[T]) publish(ctx context.Context, index int, record T) *nats.Msg {
-	s := b.sink
+// make returns the message of a record, or lists the record as failed and returns
+// nil.
+func (b *batch[T]) make(ctx context.Context, index int, record T) *nats.Msg {
+	m := b.next
+	b.next = nil
 	if b.stop == nil && ctx.Err() != nil {
 		b.stop = context.Cause(ctx)
 	}
@@ -70,7 +86,10 @@ func (b *batch[T]) publish(ctx context.Context, index int, record T) *nats.Msg {
 		b.failed.Add(index, &unpublishedError{b.stop})
 		return nil
 	}
-	m, err := s.prepare(record)
+	if m != nil {
+		return m
+	}
+	m, err := b.sink.prepare(record)
 	if err != nil {
 		if courier.Classify(ctx, err) == courier.Retryable {
 			err = courier.Permanent(err)
@@ -78,18 +97,25 @@ func (b *batch[T]) publish(ctx context.Context, index int, record T) *nats.Msg {
 		b.failed.Add(index, err)
 		return nil
 	}
-	if err = b.inbox.send(m, index); err == nil {
-		return m
+	return m
+}
+
+// publish sends the message of a record of the chunk, or lists it as failed.
+func (b *batch[T]) publish(ctx context.Context, i int, m *nats.Msg) {
+	err := b.inbox.send(m, b.done+i)
+	if err == nil {
+		b.sent[i] = m
+		b.waiting++
+		return
 	}
 	if errors.Is(err, nats.ErrMaxPayload) {
 		err = fmt.Errorf("%w: it has %d bytes, and the server takes %d", err, len(m.Data)+headerSize(m.Header), b.conn.MaxPayload())
 	}
 	err = publishFailure(m, err)
-	b.failed.Add(index, err)
+	b.failed.Add(b.done+i, err)
 	if courier.Classify(ctx, err) != courier.PermanentClass {
 		b.stop = err
 	}
-	return nil
 }
 
 // prepare makes the message of a record.

@@ -168,6 +168,10 @@ func validHeaders(header nats.Header) error {
 	return nil
 }
 
+// messageSize returns how many bytes a message has on its way, but for the line of
+// protocol around them.
+func messageSize(m *nats.Msg) int { return len(m.Subject) + headerSize(m.Header) + len(m.Data) }
+
 // headerSize returns how many bytes a header has on its way, at most.
 func headerSize(header nats.Header) int {
 	if len(header) == 0 {

@@ -17,6 +17,7 @@ type config struct {
 	ackTimeout time.Duration
 	patience   time.Duration // with a connection on which nothing comes
 	maxPending int
+	maxBytes   int
 	stream     string
 	allowed    []string // reserved subjects that messages may go to, without a dot at the end
 	connect    func(context.Context) (*nats.Conn, error)
@@ -25,7 +26,7 @@ type config struct {
 }
 
 func newConfig(opts []Option) config {
-	c := config{ackTimeout: 5 * time.Second, patience: 4 * time.Second, maxPending: 1000}
+	c := config{ackTimeout: 5 * time.Second, patience: 4 * time.Second, maxPending: 1000, maxBytes: 8 << 20}
 	for _, opt := range opts {
 		if opt != nil {
 			opt(&c)
@@ -66,6 +67,19 @@ func WithMaxPending(n int) Option {
 			c.reject("WithMaxPending", "must be at least 1")
 		}
 		c.maxPending = n
+	}
+}
+
+// WithMaxPendingBytes sets how many bytes of messages, with their subjects and
+// headers, one call may have sent and not yet seen acked. The default is 8 MiB; it
+// must be at least 1. What is beyond that is sent in parts, as by [WithMaxPending]; a
+// larger message is sent by itself. One message more than that may have been made.
+func WithMaxPendingBytes(n int) Option {
+	return func(c *config) {
+		if n < 1 {
+			c.reject("WithMaxPendingBytes", "must be at least 1")
+		}
+		c.maxBytes = n
 	}
 }
 

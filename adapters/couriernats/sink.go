@@ -26,7 +26,6 @@ package couriernats
 
 import (
 	"context"
-	"slices"
 	"sync/atomic"
 
 	"github.com/erfanmomeniii/courier"
@@ -128,8 +127,8 @@ func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
 	}
 	defer in.close()
 	b := batch[T]{sink: s, conn: conn, inbox: in, before: before}
-	for chunk := range slices.Chunk(records, s.config.maxPending) {
-		b.apply(ctx, chunk)
+	for b.done < len(records) {
+		b.apply(ctx, records[b.done:])
 	}
 	return b.outcome()
 }

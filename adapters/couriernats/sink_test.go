@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -82,6 +83,68 @@ func TestWindowIsTheSinksOwn(t *testing.T) {
 	all := orders(500)
 	require.NoError(t, couriernats.NewSink(narrow, message).ApplyBatch(t.Context(), all))
 	require.Equal(t, idsOf(all), b.ids(t))
+}
+
+// The messages that wait for their acks have a bound in bytes too.
+func TestPendingBytesAreBounded(t *testing.T) {
+	t.Parallel()
+	const each, parts = 3, 4
+	b := startBroker(t, jetstream.StreamConfig{})
+	sizes := make([]int, each*parts)
+	for i := range sizes {
+		sizes[i] = 300
+	}
+	sizes = append(sizes, 5000, 1, 5000) // each by itself
+	var acked atomic.Int64
+	var waiting []*nats.Msg // a played stream, which acks a part as a whole
+	_, err := b.conn.Subscribe("played", func(m *nats.Msg) {
+		waiting = append(waiting, m)
+		if len(waiting) < each && len(m.Data) == 300 {
+			return
+		}
+		for _, m := range waiting {
+			acked.Add(1)
+			_ = m.Respond([]byte(`{"stream":"ORDERS","seq":1}`))
+		}
+		waiting = nil
+	})
+	require.NoError(t, err)
+	require.NoError(t, b.conn.Flush())
+	made := 0
+	sink := couriernats.NewSink(b.js, func(size int) (*nats.Msg, error) {
+		// One message is made ahead of the part before.
+		settled := int64(min(max(0, made-1)/each*each, each*parts))
+		if made > each*parts+1 {
+			settled = int64(made - 1)
+		}
+		require.GreaterOrEqual(t, acked.Load(), settled, "message %d", made)
+		made++
+		return &nats.Msg{Subject: "played", Data: make([]byte, size)}, nil
+	}, couriernats.WithMaxPendingBytes(each*310))
+	require.NoError(t, sink.ApplyBatch(t.Context(), sizes))
+	require.Equal(t, len(sizes), made, "each is made once")
+	require.Equal(t, int64(len(sizes)), acked.Load())
+}
+
+// What is made and not sent any more is listed with the others.
+func TestServerLostBetweenParts(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	all := orders(10)
+	var made []string
+	sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
+		if made = append(made, o.id); len(made) == 6 {
+			b.shutdown()
+			b.await(t, false)
+		}
+		return o.msg()
+	}, couriernats.WithMaxPendingBytes(1))
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	require.Equal(t, idsOf(all[:6]), made)
+	for index := 5; index < 10; index++ {
+		requireClass(t, courier.NotAttempted, byIndex[index])
+		require.ErrorIs(t, byIndex[index], nats.ErrDisconnected)
+	}
 }
 
 func TestEmptyBatch(t *testing.T) {
@@ -308,6 +371,7 @@ func TestConfigErrors(t *testing.T) {
 		"nil message":       {couriernats.NewSink[order](js, nil), "message"},
 		"ack timeout":       {couriernats.NewSink(js, message, couriernats.WithAckTimeout(0)), "WithAckTimeout"},
 		"max pending":       {couriernats.NewSink(js, message, couriernats.WithMaxPending(0)), "WithMaxPending"},
+		"max pending bytes": {couriernats.NewSink(js, message, couriernats.WithMaxPendingBytes(0)), "WithMaxPendingBytes"},
 		"expect stream":     {couriernats.NewSink(js, message, couriernats.WithExpectStream("a.b")), "WithExpectStream"},
 		"reserved subjects": {couriernats.NewSink(js, message, couriernats.WithReservedSubjects("$KV.prices.>")), "WithReservedSubjects"},
 		"empty prefix":      {couriernats.NewSink(js, message, couriernats.WithReservedSubjects("")), "WithReservedSubjects"},
