@@ -21,12 +21,12 @@ type batch[T any] struct {
 	conn    *nats.Conn
 	inbox   *inbox
 	done    int // records of the chunks before this one
+	last    int // the last record that got through, -1 if none
 	stop    error
 	failed  courier.BatchError
 	next    *nats.Msg      // was made, and did not go into the chunk before
 	sent    []*nats.Msg    // of this chunk; nil where no answer is waited for
 	waiting int            // for so many
-	got     got            // messages that were acked, of all chunks
 	silent  bool           // nothing of this chunk was answered
 	heard   bool           // something was, since it was last asked
 	before  error          // the connection's last error when the call began
@@ -111,11 +111,11 @@ func (b *batch[T]) publish(ctx context.Context, i int, m *nats.Msg) {
 	if errors.Is(err, nats.ErrMaxPayload) {
 		err = fmt.Errorf("%w: it has %d bytes, and the server takes %d", err, len(m.Data)+headerSize(m.Header), b.conn.MaxPayload())
 	}
-	err = publishFailure(m, err)
-	b.failed.Add(b.done+i, err)
-	if courier.Classify(ctx, err) != courier.PermanentClass {
-		b.stop = err
+	if !permanent(err) { // the client could not take it: it has no server, or no longer
+		err = fmt.Errorf("%w: %w", nats.ErrDisconnected, err)
+		b.stop = publishFailure(m, err)
 	}
+	b.failed.Add(b.done+i, publishFailure(m, err))
 }
 
 // prepare makes the message of a record.
@@ -258,7 +258,7 @@ func (b *batch[T]) receive(m *nats.Msg) {
 	if answer.err != nil {
 		b.failed.Add(answer.number, publishFailure(b.sent[i], answer.err))
 	} else {
-		b.got.add(b.sent[i].Subject)
+		b.last = max(b.last, answer.number)
 	}
 	b.sent[i], b.silent = nil, false
 	b.waiting--
@@ -301,19 +301,24 @@ func (b *batch[T]) giveWay(failures []courier.Failure) {
 		return
 	}
 	for _, f := range failures {
-		if !blameless(f.Err, got{}) {
+		if !blameless(f.Err, false, false) {
 			return
 		}
 	}
 	b.stop = failures[0].Err
 }
 
-// outcome is the result of the call.
+// outcome is the result of the call. What a breaker takes for a success is anything
+// that was settled.
 func (b *batch[T]) outcome() error {
+	success := b.last >= 0 || slices.ContainsFunc(b.failed.Failures, func(f courier.Failure) bool {
+		class := courier.Classify(context.Background(), f.Err)
+		return class == courier.PermanentClass || class == courier.Skipped
+	})
 	var until time.Time
 	for i := range b.failed.Failures {
 		f := &b.failed.Failures[i]
-		if !blameless(f.Err, b.got) {
+		if !blameless(f.Err, success, b.last > f.Index) {
 			continue
 		}
 		if until.IsZero() {

@@ -111,45 +111,23 @@ var noRoom = [...]jetstream.ErrorCode{
 	10194, // stream is offline, with a reason
 }
 
-// got is what a call has got through.
-type got struct {
-	last     string
-	subjects map[string]bool // some of them, where there are many
-}
-
-func (g *got) add(subject string) {
-	if subject == g.last || len(g.subjects) >= 64 {
-		return
-	}
-	if g.subjects == nil {
-		g.subjects = make(map[string]bool)
-	}
-	g.last, g.subjects[subject] = subject, true
-}
-
-func (g *got) any() bool { return len(g.subjects) > 0 }
-
-// blameless says that a failure tells of the server and nothing of the record, as
-// far as what else the call got through shows. To the breaker such a call is a
-// success: a record whose attempts it counted would be given up before the breaker
-// opens. So a lost connection is blameless where others got through; silence, a
-// stream that is gone and a right that was taken away, where others of the same
-// subject did. A full subject is its record's matter where others get through, as
-// it may be full for ever.
-func blameless(err error, others got) bool {
+// blameless says that a failure tells of the server and nothing of the record. An
+// outage that begins within a call leaves the last ones behind; to the breaker such
+// a call is a success, by what else the call settled, and a record whose attempts it
+// counted would be given up before the breaker opens. Where a later one got through
+// it is the record's own matter: its subject may have no stream, or be full for ever.
+func blameless(err error, success, laterOne bool) bool {
 	var said *jetstream.APIError
 	switch {
 	case errors.Is(err, errLine):
 		return false
 	case errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionClosed):
-		return others.any()
+		return success
 	case errors.As(err, &said):
-		if slices.Contains(noRoom[:], said.ErrorCode) {
-			return !others.any() || !strings.Contains(said.Description, "per subject")
-		}
+		subject := strings.Contains(said.Description, "per subject")
+		return slices.Contains(noRoom[:], said.ErrorCode) && (!subject || !laterOne)
 	case unanswered(err), errors.Is(err, jetstream.ErrNoStreamResponse):
-		var failed *publishError
-		return errors.As(err, &failed) && others.subjects[failed.subject]
+		return success && !laterOne
 	}
 	return false
 }

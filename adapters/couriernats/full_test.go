@@ -79,6 +79,8 @@ func TestFullSubject(t *testing.T) {
 	require.Len(t, byIndex, 1)
 	requireClass(t, courier.Retryable, byIndex[0])
 	require.ErrorContains(t, byIndex[0], "per subject")
+	byIndex = failures(t, sink.ApplyBatch(t.Context(), []order{{id: "4", subject: "orders.another"}, once}))
+	requireClass(t, courier.NotAttempted, byIndex[1]) // nothing tells it from a full stream
 	err := sink.Apply(t.Context(), once)
 	requireClass(t, courier.NotAttempted, err)
 	require.NotZero(t, retryAt(err))
@@ -179,7 +181,7 @@ func TestRelayOutlastsAFullStream(t *testing.T) {
 				return len(arrived) == records && len(pending()) == 0
 			}, 60*time.Second, 20*time.Millisecond)
 			cancel()
-			<-ended
+			require.NoError(t, <-ended)
 			n, err := dlq.Count(t.Context())
 			require.NoError(t, err)
 			require.Zero(t, n, "no healthy record is parked")

@@ -3,9 +3,6 @@ package couriernats_test
 import (
 	"context"
 	"errors"
-	"net"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -249,8 +246,9 @@ func TestADeniedPublish(t *testing.T) {
 	require.Len(t, b.ids(t), 7, "one of them at both subjects")
 }
 
-// An outage that begins within a batch is held against no record whose subject has
-// just been acked; it is against one whose subject was not.
+// An outage that begins within a batch leaves the last records behind, and nothing
+// is held against them. The next call, which gets nothing through, is for the breaker
+// and the attempts to count.
 func TestOutageWithinABatch(t *testing.T) {
 	t.Parallel()
 	for name, begin := range map[string]func(*testing.T, *broker){
@@ -266,25 +264,23 @@ func TestOutageWithinABatch(t *testing.T) {
 			t.Parallel()
 			b := startBroker(t, jetstream.StreamConfig{})
 			all := orders(20)
-			all[15].subject = "orders.other"
+			for i := 10; i < 20; i++ {
+				all[i].subject = "orders." + all[i].id // of which none was acked before
+			}
+			begun := false
 			sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
-				if o.id == all[10].id {
+				if o.id == all[10].id && !begun {
+					begun = true
 					begin(t, b)
 				}
 				return o.msg()
 			}, couriernats.WithAckTimeout(time.Second), couriernats.WithMaxPending(10))
 			byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 			require.Len(t, byIndex, 10)
-			for index, err := range byIndex {
-				if index == 15 {
-					requireClass(t, courier.Retryable, err)
-					continue
-				}
-				requireClass(t, courier.NotAttempted, err)
-				require.NotZero(t, retryAt(err))
+			for index := 10; index < 20; index++ {
+				requireClass(t, courier.NotAttempted, byIndex[index])
+				require.NotZero(t, retryAt(byIndex[index]))
 			}
-			// From then on it is an outage for the breaker to count.
-			begin = func(*testing.T, *broker) {}
 			for _, err := range failures(t, sink.ApplyBatch(t.Context(), all[10:])) {
 				requireClass(t, courier.Retryable, err)
 			}
@@ -292,87 +288,42 @@ func TestOutageWithinABatch(t *testing.T) {
 	}
 }
 
-// hole forwards TCP connections to a server until it is told to swallow all that
-// comes, as a firewall does that has forgotten them. Those that there are then stay
-// swallowed.
-type hole struct {
-	listener net.Listener
-	target   string
-	mu       sync.Mutex
-	dark     bool
-	conns    map[net.Conn]bool // true is a dark one
-	wg       sync.WaitGroup
-}
-
-func startHole(tb testing.TB, target string) *hole {
-	tb.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(tb, err)
-	h := &hole{listener: l, target: target, conns: make(map[net.Conn]bool)}
-	h.wg.Go(h.accept)
-	tb.Cleanup(func() {
-		_ = l.Close()
-		h.mu.Lock()
-		for c := range h.conns {
-			_ = c.Close()
-		}
-		h.mu.Unlock()
-		h.wg.Wait()
-	})
-	return h
-}
-
-func (h *hole) swallow(on bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.dark = on
-	for c := range h.conns {
-		h.conns[c] = h.conns[c] || on
+// A record that is bad by itself says nothing of the destination, and yet a breaker
+// takes its call for a success.
+func TestBadRecordInAnOutage(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	sink := couriernats.NewSink(b.js, message)
+	all := orders(4)
+	all[2].subject = "$JS.API.STREAM.PURGE.ORDERS"
+	require.NoError(t, b.js.DeleteStream(t.Context(), "ORDERS"))
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	require.Len(t, byIndex, 4)
+	requireClass(t, courier.PermanentClass, byIndex[2])
+	for _, index := range []int{0, 1, 3} {
+		requireClass(t, courier.NotAttempted, byIndex[index])
+		require.NotZero(t, retryAt(byIndex[index]))
+	}
+	for _, err := range failures(t, sink.ApplyBatch(t.Context(), all[:2])) {
+		requireClass(t, courier.Retryable, err)
 	}
 }
 
-func (h *hole) accept() {
-	for {
-		near, err := h.listener.Accept()
-		if err != nil {
-			return
-		}
-		far, err := net.Dial("tcp", h.target)
-		if err != nil {
-			_ = near.Close()
-			continue
-		}
-		h.mu.Lock()
-		h.conns[near], h.conns[far] = h.dark, h.dark
-		h.mu.Unlock()
-		h.wg.Go(func() { h.pump(near, far) })
-		h.wg.Go(func() { h.pump(far, near) })
-	}
-}
-
-func (h *hole) pump(from, to net.Conn) {
-	buffer := make([]byte, 64<<10)
-	for {
-		n, err := from.Read(buffer)
-		h.mu.Lock()
-		dark := h.conns[from]
-		h.mu.Unlock()
-		if !dark && n > 0 {
-			if _, err := to.Write(buffer[:n]); err != nil {
-				break
-			}
-		}
-		if err != nil {
-			break
-		}
-	}
-	_ = from.Close()
-	h.mu.Lock()
-	dark := h.conns[from]
-	h.mu.Unlock()
-	if !dark { // nobody hears of the end of a dark one
-		_ = to.Close()
-	}
+// A record whose subject has no stream, or whose stream does not answer, is at fault
+// itself where later ones get through.
+func TestBadSubjectWithinABatch(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	silent(t, b, "silence", func() {})
+	sink := couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(time.Second))
+	all := orders(6)
+	all[1].subject, all[3].subject, all[5].subject = "nowhere", "silence", "nowhere"
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	require.Len(t, byIndex, 3)
+	requireClass(t, courier.Retryable, byIndex[1])
+	requireClass(t, courier.Retryable, byIndex[3])
+	requireClass(t, courier.NotAttempted, byIndex[5]) // nothing tells it from an outage
+	requireClass(t, courier.Retryable, sink.Apply(t.Context(), all[5]))
 }
 
 // A connection that died in silence is found dead by the sink, minutes before the
@@ -380,8 +331,8 @@ func (h *hole) pump(from, to net.Conn) {
 func TestSilentConnection(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, jetstream.StreamConfig{})
-	h := startHole(t, strings.TrimPrefix(b.server.ClientURL(), "nats://"))
-	conn, err := nats.Connect("nats://"+h.listener.Addr().String(), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(100*time.Millisecond))
+	h := startHole(t, b.address())
+	conn, err := nats.Connect(h.url(), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(100*time.Millisecond))
 	require.NoError(t, err)
 	t.Cleanup(conn.Close)
 	js, err := jetstream.New(conn)

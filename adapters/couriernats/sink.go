@@ -103,9 +103,9 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // Not attempted, with a method RetryAt that makes a coordinator pause for a second,
 // are messages that a server has no room for, which says nothing of the record: the
 // stream or the account is full, or JetStream has no disk or leader. So is what an
-// outage took of a call that got others through before: a lost connection, or a
-// silence or a missing stream after an ack for the same subject. A full subject is
-// retryable where other records of the call get through.
+// outage took of a call that settled other records, by an ack or as permanent: a lost
+// connection, and a silence, a missing stream or a denied publish after which nothing
+// got through. A full subject is retryable where a later record gets through.
 //
 // Any other failure of a published message is retryable: no stream for the subject,
 // a timeout, a lost connection. When the server has fallen silent or has no room
@@ -126,7 +126,7 @@ func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
 		return err
 	}
 	defer in.close()
-	b := batch[T]{sink: s, conn: conn, inbox: in, before: before}
+	b := batch[T]{sink: s, conn: conn, inbox: in, before: before, last: -1}
 	for b.done < len(records) {
 		b.apply(ctx, records[b.done:])
 	}
