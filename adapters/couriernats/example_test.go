@@ -2,6 +2,7 @@ package couriernats_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"os"
@@ -18,7 +19,7 @@ import (
 func ExampleNewSink() {
 	url, stop := localServer()
 	defer stop()
-	conn, err := nats.Connect(url)
+	conn, err := nats.Connect(url, couriernats.ConnOptions()...)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -41,6 +42,7 @@ func ExampleNewSink() {
 	sink := couriernats.NewSink(js, func(r row) (*nats.Msg, error) {
 		return couriernats.NewMsg(r.Topic, r.ID, r.Payload, r.Headers)
 	})
+	defer sink.Close()
 	applier := courier.WithRetry[row](sink)
 
 	placed := row{ID: "42", Topic: "orders.placed", Payload: []byte(`{"total":7}`), Headers: map[string]string{"Tenant": "acme"}}
@@ -58,11 +60,41 @@ func ExampleNewSink() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(m.Subject, string(m.Data), m.Header.Get("Tenant"))
+	fmt.Println(m.Subject, couriernats.RecordID(m.Header), string(m.Data), m.Header.Get("Tenant"))
 	fmt.Println("stored:", info.State.Msgs, "repeated:", sink.Duplicates())
 	// Output:
-	// orders.placed {"total":7} acme
+	// orders.placed 42 {"total":7} acme
 	// stored: 1 repeated: 1
+}
+
+// A sink whose credentials are read anew whenever the client has closed its
+// connection for good.
+func ExampleWithConnect() {
+	url, stop := localServer()
+	defer stop()
+	connect := func(context.Context) (*nats.Conn, error) {
+		return nats.Connect(url, append(couriernats.ConnOptions(), nats.Token(os.Getenv("NATS_TOKEN")))...)
+	}
+	conn, err := connect(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		log.Fatal(err)
+	}
+	sink := couriernats.NewSink(js, func(id string) (*nats.Msg, error) {
+		return couriernats.NewMsg("orders.placed", id, nil)
+	}, couriernats.WithConnect(connect))
+	defer sink.Close() // closes a connection that connect made for it
+
+	fmt.Println(sink.Validate())
+	conn.Close() // by the program: that is no reason to connect again
+	fmt.Println(errors.Is(sink.Apply(context.Background(), "42"), couriernats.ErrClosed))
+	// Output:
+	// <nil>
+	// true
 }
 
 // localServer starts a server in this process.

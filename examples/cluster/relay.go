@@ -72,7 +72,7 @@ func connectAndRelay(ctx context.Context, config relayConfig) error {
 		return err
 	}
 	defer func() { _ = db.Close() }()
-	conn, err := nats.Connect(config.NATS, nats.MaxReconnects(-1))
+	conn, err := nats.Connect(config.NATS, couriernats.ConnOptions()...)
 	if err != nil {
 		return err
 	}
@@ -84,6 +84,7 @@ func connectAndRelay(ctx context.Context, config relayConfig) error {
 	sink := couriernats.NewSink(js, func(m couriersql.Message) (*nats.Msg, error) {
 		return couriernats.NewMsg(subject, m.ID, m.Payload, map[string]string{relayHeader: config.Name})
 	})
+	defer sink.Close()
 	outbox := outboxOf(db, config.Strict)
 	defer func() { _ = outbox.Close() }()
 	return relay(ctx, outbox, sink, config.Batch)

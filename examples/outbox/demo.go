@@ -78,6 +78,7 @@ func open(ctx context.Context, o options, console *console) (_ *demo, err error)
 		return nil, err
 	}
 	d.sink = couriernats.NewSink(d.js, message, couriernats.WithExpectStream(streamName))
+	d.atClose(d.sink.Close)
 	return d, nil
 }
 
