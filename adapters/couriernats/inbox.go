@@ -95,10 +95,13 @@ func (in *inbox) read(m *nats.Msg) (a answer, ok bool) {
 	return a, true
 }
 
-// beforeNumber cuts off the number that an object ends with, if it does and is
-// not 0. Of two that are the same up to there, both are acks or none.
+// beforeNumber cuts off the number that an object ends with, if it does and the
+// number is one that a message of a stream can have. Of two that are the same up to
+// there, both are acks or none.
 func beforeNumber(object []byte) (begin []byte, ok bool) {
+	const most = 19 // digits, of which every number fits
 	open, closed := bytes.CutSuffix(object, []byte("}"))
 	begin = bytes.TrimRight(open, "0123456789")
-	return begin, closed && 0 < len(begin) && len(begin) < len(open) && open[len(begin)] != '0'
+	number := open[len(begin):]
+	return begin, closed && len(begin) > 0 && 0 < len(number) && len(number) <= most && number[0] != '0'
 }
