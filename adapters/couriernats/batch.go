@@ -21,7 +21,7 @@ type batch[T any] struct {
 	conn    *nats.Conn
 	inbox   *inbox
 	done    int // records of the chunks before this one
-	last    int // the last record that got through, -1 if none
+	got     got
 	stop    error
 	failed  courier.BatchError
 	next    *nats.Msg      // was made, and did not go into the chunk before
@@ -258,7 +258,7 @@ func (b *batch[T]) receive(m *nats.Msg) {
 	if answer.err != nil {
 		b.failed.Add(answer.number, publishFailure(b.sent[i], answer.err))
 	} else {
-		b.last = max(b.last, answer.number)
+		b.got.add(answer.number, b.sent[i].Subject)
 	}
 	b.sent[i], b.silent = nil, false
 	b.waiting--
@@ -301,7 +301,7 @@ func (b *batch[T]) giveWay(failures []courier.Failure) {
 		return
 	}
 	for _, f := range failures {
-		if !blameless(f.Err, false, false) {
+		if !blameless(f, false, got{}) {
 			return
 		}
 	}
@@ -311,14 +311,14 @@ func (b *batch[T]) giveWay(failures []courier.Failure) {
 // outcome is the result of the call. What a breaker takes for a success is anything
 // that was settled.
 func (b *batch[T]) outcome() error {
-	success := b.last >= 0 || slices.ContainsFunc(b.failed.Failures, func(f courier.Failure) bool {
+	success := b.got.last >= 0 || slices.ContainsFunc(b.failed.Failures, func(f courier.Failure) bool {
 		class := courier.Classify(context.Background(), f.Err)
 		return class == courier.PermanentClass || class == courier.Skipped
 	})
 	var until time.Time
 	for i := range b.failed.Failures {
 		f := &b.failed.Failures[i]
-		if !blameless(f.Err, success, b.last > f.Index) {
+		if !blameless(*f, success, b.got) {
 			continue
 		}
 		if until.IsZero() {

@@ -111,25 +111,54 @@ var noRoom = [...]jetstream.ErrorCode{
 	10194, // stream is offline, with a reason
 }
 
-// blameless says that a failure tells of the server and nothing of the record. An
-// outage that begins within a call leaves the last ones behind; to the breaker such
-// a call is a success, by what else the call settled, and a record whose attempts it
-// counted would be given up before the breaker opens. Where a later one got through
-// it is the record's own matter: its subject may have no stream, or be full for ever.
-func blameless(err error, success, laterOne bool) bool {
+// got is what a call has got through.
+type got struct {
+	subjects map[string]bool // some of them, where there are many
+	subject  string          // the last one added
+	last     int             // the index of the last record, -1 if there is none
+}
+
+func (g *got) add(index int, subject string) {
+	g.last = max(g.last, index)
+	if subject == g.subject || len(g.subjects) >= 64 {
+		return
+	}
+	if g.subjects == nil {
+		g.subjects = make(map[string]bool)
+	}
+	g.subject, g.subjects[subject] = subject, true
+}
+
+// blameless says that a failure tells of the server and nothing of the record. To
+// the breaker a call is a success that settled anything, and a record whose attempts
+// it counted would be given up before the breaker opens. So an outage that begins or
+// ends within a call is held against no record: one that begins leaves the last ones
+// behind, and any that got through shows that its subject is well. Where only later
+// ones of other subjects got through it is the record's own matter: its subject may
+// have no stream, or be full for ever.
+func blameless(f courier.Failure, success bool, others got) bool {
 	var said *jetstream.APIError
+	outage := success && (others.last < f.Index || others.subjects[subjectOf(f.Err)])
 	switch {
-	case errors.Is(err, errLine):
+	case errors.Is(f.Err, errLine):
 		return false
-	case errors.Is(err, nats.ErrDisconnected), errors.Is(err, nats.ErrConnectionClosed):
+	case errors.Is(f.Err, nats.ErrDisconnected), errors.Is(f.Err, nats.ErrConnectionClosed):
 		return success
-	case errors.As(err, &said):
-		subject := strings.Contains(said.Description, "per subject")
-		return slices.Contains(noRoom[:], said.ErrorCode) && (!subject || !laterOne)
-	case unanswered(err), errors.Is(err, jetstream.ErrNoStreamResponse):
-		return success && !laterOne
+	case errors.As(f.Err, &said):
+		full := slices.Contains(noRoom[:], said.ErrorCode)
+		return full && (outage || !success || !strings.Contains(said.Description, "per subject"))
+	case unanswered(f.Err), errors.Is(f.Err, jetstream.ErrNoStreamResponse):
+		return outage
 	}
 	return false
+}
+
+func subjectOf(err error) string {
+	var failed *publishError
+	if errors.As(err, &failed) {
+		return failed.subject
+	}
+	return ""
 }
 
 // restFor is how long the sink asks not to be called after a server had no room.

@@ -288,6 +288,32 @@ func TestOutageWithinABatch(t *testing.T) {
 	}
 }
 
+// An outage that ends within a batch is held against nobody whose subject another
+// record got through to, and not against the last.
+func TestOutageEndsWithinABatch(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	require.NoError(t, b.js.DeleteStream(t.Context(), "ORDERS"))
+	all := orders(20)
+	all[3].subject = "orders.other"
+	sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
+		if o.id == all[10].id {
+			_, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}})
+			require.NoError(t, err)
+		}
+		return o.msg()
+	}, couriernats.WithMaxPending(10))
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	require.Len(t, byIndex, 10)
+	for index := range 10 {
+		want := courier.NotAttempted
+		if index == 3 {
+			want = courier.Retryable
+		}
+		requireClass(t, want, byIndex[index])
+	}
+}
+
 // A record that is bad by itself says nothing of the destination, and yet a breaker
 // takes its call for a success.
 func TestBadRecordInAnOutage(t *testing.T) {

@@ -105,7 +105,8 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // stream or the account is full, or JetStream has no disk or leader. So is what an
 // outage took of a call that settled other records, by an ack or as permanent: a lost
 // connection, and a silence, a missing stream or a denied publish after which nothing
-// got through. A full subject is retryable where a later record gets through.
+// got through, or of whose subject another record did. A full subject is retryable
+// where only later records of others get through.
 //
 // Any other failure of a published message is retryable: no stream for the subject,
 // a timeout, a lost connection. When the server has fallen silent or has no room
@@ -126,7 +127,7 @@ func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
 		return err
 	}
 	defer in.close()
-	b := batch[T]{sink: s, conn: conn, inbox: in, before: before, last: -1}
+	b := batch[T]{sink: s, conn: conn, inbox: in, before: before, got: got{last: -1}}
 	for b.done < len(records) {
 		b.apply(ctx, records[b.done:])
 	}
