@@ -383,6 +383,36 @@ func TestSilentConnection(t *testing.T) {
 	require.ElementsMatch(t, idsOf(all), b.ids(t))
 }
 
+// A network that takes nothing blocks a write within the client, for as long as the
+// connection says, and not for ever.
+func TestNetworkTakesNothing(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	h := startHole(t, b.address())
+	conn, err := nats.Connect(h.url(), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.FlusherTimeout(300*time.Millisecond),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	require.NoError(t, err)
+	t.Cleanup(conn.Close)
+	js, err := jetstream.New(conn)
+	require.NoError(t, err)
+	sink := couriernats.NewSink(js, message, couriernats.WithAckTimeout(time.Second), couriernats.WithMaxPendingBytes(32<<20))
+	all := orders(30)
+	require.NoError(t, sink.ApplyBatch(t.Context(), all[:5]))
+	for i := range all[5:] {
+		all[5+i].payload = make([]byte, 1<<20-100) // more than the buffers on the way
+	}
+	h.freeze(true)
+	start := time.Now()
+	err = sink.ApplyBatch(t.Context(), all[5:])
+	require.Less(t, time.Since(start), bounded)
+	for _, err := range failures(t, err) {
+		require.NotEqual(t, courier.PermanentClass, courier.Classify(t.Context(), err), "%v", err)
+	}
+	h.freeze(false)
+	require.Empty(t, delivered(t, sink, all))
+	require.ElementsMatch(t, idsOf(all), b.ids(t))
+}
+
 // A server that answers pings is not left because of a stream that does not ack.
 func TestSilentStreamKeepsTheConnection(t *testing.T) {
 	t.Parallel()
