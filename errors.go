@@ -148,8 +148,9 @@ func (e *skipError) Unwrap() error { return e.err }
 
 // RetryAfter asks that the record not be tried again before d has passed, as
 // an HTTP Retry-After header does. It is a minimum: the policy's own delay
-// applies where it is longer. A negative d counts as 0, and
-// RetryPolicy.MaxRetryAfter caps it. RetryAfter(nil, d) is nil.
+// applies where it is longer, and of several errors in a tree the longest does. A
+// negative d counts as 0. RetryPolicy.MaxRetryAfter caps it; without a retry a
+// coordinator obeys up to 24 hours. RetryAfter(nil, d) is nil.
 func RetryAfter(err error, d time.Duration) error {
 	if err == nil {
 		return nil

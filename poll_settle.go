@@ -134,7 +134,7 @@ func (p *poller[T]) report() {
 		case failed:
 			event.Failed++
 			if p.failer != nil {
-				p.faulty = append(p.faulty, FailedRecord[T]{record, err, afterOf(err)})
+				p.faulty = append(p.faulty, FailedRecord[T]{record, err, afterOf(err, maxAfter)})
 			}
 		case p.halted.err == nil && p.life.stop.Err() == nil && err != errHeldBack && err != errLeaseLost:
 			event.Refused++

@@ -48,7 +48,8 @@ type RetryPolicy struct {
 	Jitter Jitter
 
 	// MaxRetryAfter caps the minimum delay that an error asks for with
-	// [RetryAfter]. 0 is MaxDelay.
+	// [RetryAfter]: between the attempts, and where the coordinator delivers a
+	// record again that was given up here. 0 is MaxDelay.
 	MaxRetryAfter time.Duration
 
 	// MaxElapsed ends the retries of a delivery: the record stays pending when
@@ -156,6 +157,8 @@ type RetryError struct {
 	Elapsed  time.Duration // from the first failure seen by this call
 	Last     error         // the last attempt's
 	Cause    error         // why it was interrupted, else nil
+
+	maxAfter time.Duration // the policy's MaxRetryAfter
 }
 
 func (e *RetryError) Error() string {
@@ -403,7 +406,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 				}
 				if results[i] = run.judge(Classify(ctx, errs[j]), errs[j], &used[i]); results[i] == nil {
 					still = append(still, i)
-					if delayBy == nil || afterOf(errs[j]) > afterOf(delayBy) {
+					if delayBy == nil || afterOf(errs[j], math.MaxInt64) > afterOf(delayBy, math.MaxInt64) {
 						delayBy = errs[j]
 					}
 				}
@@ -488,7 +491,7 @@ func (r *retryRun) judge(class Class, err error, used *int) error {
 }
 
 func (r *retryRun) giveUp(reason Reason, attempts int, last, cause error) error {
-	err := &RetryError{Reason: reason, Attempts: attempts, Elapsed: r.policy.Clock.Now().Sub(r.start), Last: last, Cause: cause}
+	err := &RetryError{Reason: reason, Attempts: attempts, Elapsed: r.policy.Clock.Now().Sub(r.start), Last: last, Cause: cause, maxAfter: r.policy.MaxRetryAfter}
 	tell(r.ctx, r.policy.OnGiveUp, err)
 	return err
 }
@@ -505,7 +508,8 @@ type cut struct {
 func (r *retryRun) wait(last error, n int) *cut {
 	r.waits++
 	r.delay = r.backoff.Delay(r.waits, r.delay, r.policy.Random())
-	delay := max(r.delay, min(afterOf(last), r.policy.MaxRetryAfter))
+	most := r.policy.MaxRetryAfter
+	delay := max(r.delay, min(afterOf(last, most), most))
 	stop := r.passage.stop
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
@@ -547,21 +551,30 @@ func (r *retryRun) wait(last error, n int) *cut {
 	return nil
 }
 
-// afterOf returns the minimum delay that an error asks for, 0 if none.
-func afterOf(err error) time.Duration {
+// maxAfter is the longest delay that a coordinator obeys of those that the errors
+// of records ask for, where no retry has capped it.
+const maxAfter = 24 * time.Hour
+
+// afterOf returns the minimum delay that an error asks for, up to a limit, and 0
+// if none: of several errors the longest. What a retry was given up with is capped
+// by the policy of that, and not by the limit.
+func afterOf(err error, limit time.Duration) (after time.Duration) {
 	for err != nil { // by hand: errors.As allocates, for every failure
 		switch e := err.(type) {
 		case *retryAfterError:
-			return e.after
+			return min(e.after, limit)
+		case *RetryError:
+			if e.maxAfter > 0 {
+				limit = e.maxAfter
+			}
+			err = e.Last
 		case interface{ Unwrap() error }:
 			err = e.Unwrap()
 		case interface{ Unwrap() []error }:
 			for _, child := range e.Unwrap() {
-				if after := afterOf(child); after > 0 {
-					return after
-				}
+				after = max(after, afterOf(child, limit))
 			}
-			return 0
+			return after
 		default:
 			return 0
 		}

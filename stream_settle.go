@@ -215,7 +215,7 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 	if s.givesBack() {
 		delay = releasedFor // what is given back takes no count along
 	}
-	p.due = now.Add(max(delay, afterOf(err)))
+	p.due = now.Add(max(delay, afterOf(err, maxAfter)))
 	switch {
 	case !s.givesBack() && sh.account.isLost(sh.taken): // it is another's to try again
 		s.drop(&it)
@@ -258,7 +258,7 @@ func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
 			s.giveBack(it, 0)
 			continue
 		case s.givesBack() && s.failer != nil && !it.past.refused:
-			s.faulty = append(s.faulty, FailedRecord[T]{it.record, it.past.err, afterOf(it.past.err)})
+			s.faulty = append(s.faulty, FailedRecord[T]{it.record, it.past.err, afterOf(it.past.err, maxAfter)})
 			continue
 		case s.givesBack():
 			s.giveBack(it, it.past.due.Sub(now))
