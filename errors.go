@@ -151,6 +151,12 @@ func (e *skipError) Unwrap() error { return e.err }
 // applies where it is longer, and of several errors in a tree the longest does. A
 // negative d counts as 0. RetryPolicy.MaxRetryAfter caps it; without a retry a
 // coordinator obeys up to 24 hours. RetryAfter(nil, d) is nil.
+//
+// [Source.Fetch] and [Source.Mark] may return it too: the coordinator makes the
+// next call of that kind no sooner, and obeys at most an hour. Wake ends the wait
+// for a fetch. A stop ends that for a mark, which is tried once more at once, as
+// its records would be applied again otherwise; and RunOnce gives a mark up that
+// asks for more than the drain timeout.
 func RetryAfter(err error, d time.Duration) error {
 	if err == nil {
 		return nil

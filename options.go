@@ -305,6 +305,15 @@ func (t *trouble) delay(c *config) time.Duration {
 	return p.Delay(t.tries, 0, c.random())
 }
 
+// maxCallAfter is the longest delay that a coordinator obeys of those that the
+// errors of Fetch and Mark ask for.
+const maxCallAfter = time.Hour
+
+// after is delay, or what the error asks for where that is longer.
+func (t *trouble) after(c *config, err error) time.Duration {
+	return max(t.delay(c), afterOf(err, maxCallAfter))
+}
+
 // or returns v, or the default where v is zero.
 func or[V int | float64 | time.Duration](v, def V) V {
 	if v == 0 {

@@ -359,7 +359,7 @@ func (p *poller[T]) tellFetched(n int) {
 	case cancelled:
 		p.retryIn = 0
 	default:
-		p.retryIn = p.fetchPace.delay(p.config)
+		p.retryIn = p.fetchPace.after(p.config, p.fetchErr)
 		event.RetryIn = p.retryIn
 	}
 	p.watch.fetched(p.life.settle, event, cancelled)
@@ -421,7 +421,7 @@ func (p *poller[T]) cut() {
 
 func (p *poller[T]) apply() {
 	p.life.applying.Store(true)
-	if p.full && !p.probing && !p.sparing {
+	if p.full && p.fetchErr == nil && !p.probing && !p.sparing {
 		p.ahead.ask(p.config.batchSize)
 	}
 	if p.crew.todo == nil {

@@ -50,7 +50,7 @@ func (p *poller[T]) pace(failed []T, errs []error) {
 		p.waits = make(waits)
 	}
 	for i, key := range p.identity.lasting(failed) {
-		asked := afterOf(errs[i])
+		asked := afterOf(errs[i], maxAfter)
 		p.waits.note(key, now.Add(max(asked, p.config.interval/10*9)), asked > 0, now)
 		if key == (recordKey{}) && asked > 0 {
 			p.asked = max(p.asked, min(asked, maxStill))

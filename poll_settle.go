@@ -39,7 +39,7 @@ func (p *poller[T]) settle() {
 			switch state := b.ledger.State(i); {
 			case state == ledger.Failed && p.failer == nil:
 				failed, errs = append(failed, record), append(errs, b.ledger.Err(i))
-				p.back = append(p.back, returned[T]{record, afterOf(b.ledger.Err(i))})
+				p.back = append(p.back, returned[T]{record, afterOf(b.ledger.Err(i), maxAfter)})
 			case state != ledger.Pending:
 			case b.isLost(i): // it is not ours to give back
 				p.watch.count.inHand.Add(-1)
@@ -166,14 +166,14 @@ func (p *poller[T]) afterMark() {
 			p.watch.marked(p.life.settle, event, p.markPace.tries)
 		}
 		p.markPace = trouble{}
-	case p.life.settle.Err() != nil || p.once && p.markPace.tries >= onceMarkRetries:
+	case p.life.settle.Err() != nil || p.once && (p.markPace.tries >= onceMarkRetries || afterOf(p.markErr, maxCallAfter) > p.config.drainTimeout):
 		p.unmarked = &MarkError{len(p.mark), p.markErr}
 		p.watch.marked(p.life.settle, event, 0)
 		p.watch.count.inHand.Add(-int64(len(p.mark)))
 		p.release = append(p.release, pendings(p.records, p.ids)...)
 		p.records, p.ids = nil, nil
 	default:
-		event.RetryIn = p.markPace.delay(p.config)
+		event.RetryIn = p.markPace.after(p.config, p.markErr)
 		p.watch.marked(p.life.settle, event, 0)
 		// A stop shortens the delay, so that its own time begins to run.
 		if p.life.stop.Err() == nil {
@@ -329,6 +329,9 @@ func (p *poller[T]) rest() {
 		if delay <= 0 { // somebody else's probe is out
 			delay = p.restPace.delay(p.config)
 		}
+		if p.fetchErr != nil {
+			delay = max(delay, p.retryIn)
+		}
 	case p.fetchErr != nil:
 		delay = p.retryIn
 	case p.refused != nil:
@@ -375,7 +378,7 @@ func (p *poller[T]) nap(d time.Duration) {
 		return
 	}
 	woken := p.woken
-	if p.halted.err != nil {
+	if p.halted.err != nil || afterOf(p.fetchErr, maxCallAfter) > 0 { // there may be work, but the source is not to be asked
 		woken = nil
 	}
 	shut := p.halted.err != nil && gateOf(p.control.breakers).closed

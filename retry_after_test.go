@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -128,5 +129,195 @@ func (w waiting) Fetch(ctx context.Context, limit int) ([]int, error) {
 			return nil, ctx.Err()
 		case <-time.After(30 * time.Second):
 		}
+	}
+}
+
+// asking is a source whose Fetch and Mark ask for time as they are told to, and
+// note when they are called.
+type asking struct {
+	*leasing[int]
+	some bool // records come with the error of Fetch
+
+	mu          sync.Mutex
+	fetch, mark time.Duration // 0 is no error
+	calls       map[string][]time.Time
+}
+
+func (a *asking) call(kind string, asked *time.Duration) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.calls == nil {
+		a.calls = map[string][]time.Time{}
+	}
+	a.calls[kind] = append(a.calls[kind], time.Now())
+	return *asked
+}
+
+func (a *asking) at(kind string) []time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.calls[kind])
+}
+
+func (a *asking) ask(fetch, mark time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.fetch, a.mark = fetch, mark
+}
+
+func (a *asking) Fetch(ctx context.Context, limit int) ([]int, error) {
+	asked := a.call("fetch", &a.fetch)
+	if asked == 0 {
+		return a.leasing.Fetch(ctx, limit)
+	}
+	var records []int
+	if a.some {
+		records, _ = a.leasing.Fetch(ctx, limit)
+	}
+	return records, fmt.Errorf("source: %w", courier.RetryAfter(errTest, asked))
+}
+
+func (a *asking) Mark(ctx context.Context, records []int) error {
+	if asked := a.call("mark", &a.mark); asked != 0 {
+		return fmt.Errorf("source: %w", courier.RetryAfter(errTest, asked))
+	}
+	return a.leasing.Mark(ctx, records)
+}
+
+// Wake tells of work at any time.
+func (a *asking) Wake() <-chan struct{} {
+	always := make(chan struct{}, 100)
+	for range 100 {
+		always <- struct{}{}
+	}
+	return always
+}
+
+var askingShapes = map[string]func(a *asking, applier courier.Applier[int]) running{
+	"polling": func(a *asking, applier courier.Applier[int]) running {
+		return courier.NewPollingCoordinator(a, applier, quiet, courier.WithBatchSize(2))
+	},
+	"polling, by key": func(a *asking, applier courier.Applier[int]) running {
+		return courier.NewPollingCoordinator(a, applier, quiet, courier.WithBatchSize(2), courier.WithOrderKey(func(int) string { return "k" }))
+	},
+	"fetching ahead": func(a *asking, applier courier.Applier[int]) running {
+		return courier.NewPollingCoordinator(a, applier, quiet, courier.WithBatchSize(2), courier.WithPrefetch(2))
+	},
+	"stream": func(a *asking, applier courier.Applier[int]) running {
+		a.wait = true
+		return courier.NewStreamingCoordinator(a, applier, quiet, courier.WithBatchSize(2))
+	},
+	"stream, marks in order": func(a *asking, applier courier.Applier[int]) running {
+		a.wait = true
+		return courier.NewStreamingCoordinator(a, applier, quiet, courier.WithBatchSize(2), courier.WithOrderedMarks())
+	},
+}
+
+// spaced checks that calls are as far apart as was asked for, or as the pace of
+// failures is where that is longer.
+func spaced(t *testing.T, at []time.Time, asked time.Duration) {
+	t.Helper()
+	require.GreaterOrEqual(t, len(at), 3)
+	least := min(max(0, asked), time.Hour)
+	for i := 1; i < len(at); i++ {
+		require.GreaterOrEqual(t, at[i].Sub(at[i-1]), least, "call %d", i)
+		require.LessOrEqual(t, at[i].Sub(at[i-1]), max(least, 30*time.Second)+100*time.Millisecond, "call %d", i)
+	}
+}
+
+func TestRetryAfter_OfASource(t *testing.T) {
+	for shape, build := range askingShapes {
+		for _, asked := range []time.Duration{-1, time.Second, time.Minute, time.Hour, year, math.MaxInt64} {
+			for _, some := range []bool{false, true} {
+				t.Run(fmt.Sprintf("fetch/%s/%v/records %v", shape, asked, some), func(t *testing.T) {
+					courierttest.Bubble(t, func(t *testing.T) {
+						a := &asking{leasing: newLeasing(numbers(100)...), fetch: asked, some: some}
+						s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(10 * time.Millisecond); return nil }}
+						stop := start(t, build(a, s))
+						time.Sleep(4*min(asked, time.Hour) + 5*time.Minute)
+						require.NoError(t, stop())
+						spaced(t, a.at("fetch"), asked)
+						require.Equal(t, some, len(s.got()) > 0)
+					})
+				})
+			}
+			t.Run(fmt.Sprintf("mark/%s/%v", shape, asked), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					a := &asking{leasing: newLeasing(1, 2), mark: asked}
+					stop := start(t, build(a, &sink[int]{}))
+					time.Sleep(4*min(asked, time.Hour) + 5*time.Minute + time.Millisecond)
+					marked := len(a.at("mark"))
+					stopped := time.Now()
+					require.ErrorIs(t, stop(), courier.ErrMark)
+					spaced(t, a.at("mark")[:marked], asked)
+					require.Equal(t, stopped, a.at("mark")[marked], "a stop has it tried once more at once")
+				})
+			})
+		}
+	}
+}
+
+// A wake-up by hand ends the wait for a fetch, and none for a mark.
+func TestRetryAfter_AndAWakeUp(t *testing.T) {
+	for shape, build := range askingShapes {
+		t.Run(shape, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				a := &asking{leasing: newLeasing(1), fetch: time.Minute}
+				c := build(a, &sink[int]{})
+				stop := start(t, c)
+				time.Sleep(10 * time.Second)
+				c.Wake()
+				time.Sleep(time.Second)
+				fetched := a.at("fetch")
+				require.Len(t, fetched, 2)
+				require.Equal(t, 10*time.Second, fetched[1].Sub(fetched[0]))
+				a.ask(0, time.Minute)
+				c.Wake()
+				time.Sleep(time.Second)
+				require.Len(t, a.at("mark"), 1)
+				c.Wake()
+				time.Sleep(50 * time.Second)
+				require.Len(t, a.at("mark"), 1)
+				a.ask(0, 0)
+				time.Sleep(10 * time.Second)
+				require.Len(t, a.at("mark"), 2)
+				require.NoError(t, stop())
+			})
+		})
+	}
+}
+
+// A pause over a breaker is no shorter than a fetch that failed with it asks for.
+func TestRetryAfter_OfAFetchWithRecordsThatABreakerRefuses(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		a := &asking{leasing: newLeasing(numbers(4)...), fetch: time.Minute, some: true}
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1})
+		stop := start(t, courier.NewPollingCoordinator(a, courier.NewCircuitBreakerApplier(always(errTest), b), quiet))
+		time.Sleep(10 * time.Minute)
+		require.NoError(t, stop())
+		at := a.at("fetch")
+		require.Greater(t, len(at), 5)
+		for i := 1; i < len(at); i++ {
+			require.GreaterOrEqual(t, at[i].Sub(at[i-1]), time.Minute)
+		}
+	})
+}
+
+// RunOnce waits for a mark up to the drain timeout at a time, and does not sit out
+// an hour.
+func TestRetryAfter_OfAMarkInRunOnce(t *testing.T) {
+	for asked, want := range map[time.Duration]time.Duration{time.Second: 5 * time.Second, 10 * time.Second: 50 * time.Second, 11 * time.Second: 0, year: 0} {
+		courierttest.Bubble(t, func(t *testing.T) {
+			a := &asking{leasing: newLeasing(1), mark: asked}
+			began := time.Now()
+			err := courier.NewPollingCoordinator(a, &sink[int]{}, quiet).RunOnce(t.Context())
+			require.ErrorIs(t, err, courier.ErrMark)
+			require.InDelta(t, want, time.Since(began), float64(5*time.Second))
+			if want > 0 {
+				require.Len(t, a.at("mark"), 6)
+			} else {
+				require.Len(t, a.at("mark"), 1)
+			}
+		})
 	}
 }

@@ -222,7 +222,9 @@ func (s *stream[T]) direct() {
 	var alarm <-chan time.Time
 	var alarmAt time.Time
 	for {
-		s.stopping = s.life.stop.Err() != nil
+		if s.life.stop.Err() != nil && !s.stopping {
+			s.stopping, s.markAt = true, time.Time{} // the time of marks is short
+		}
 		now := s.config.clock.Now()
 		if s.act(now) {
 			return
@@ -468,7 +470,7 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 	case s.intake.Err() == nil:
 		// Nothing without an error is a source that does not block; it would
 		// keep a processor busy.
-		event.RetryIn = s.fetchPace.delay(s.config)
+		event.RetryIn = s.fetchPace.after(s.config, r.err)
 		s.fetchAt = s.config.clock.Now().Add(event.RetryIn)
 	default:
 		cancelled = true

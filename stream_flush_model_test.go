@@ -238,8 +238,11 @@ func (m *flushed) take(t *rapid.T, e flushEvent) {
 		m.enter(e.records[0], e.at)
 	case "told":
 		m.told += e.n
-	case "stopped":
+	case "stopped": // which ends the wait for the next try
 		m.stopped = true
+		if m.calling == nil {
+			m.free = e.at
+		}
 	case "marking":
 		m.takeCall(t, e)
 	case "marked":

@@ -424,7 +424,7 @@ func (s *stream[T]) finishJob(err error) {
 		event.Records = s.line.ready()
 	default:
 		s.line.putBack(j.records)
-		event.RetryIn = s.markPace.delay(s.config)
+		event.RetryIn = s.markPace.after(s.config, err)
 		s.markAt = s.config.clock.Now().Add(event.RetryIn)
 		s.flushAt = time.Time{} // they have waited
 	}
@@ -441,7 +441,9 @@ func (s *stream[T]) refuse(err error, now time.Time) {
 		s.refusePace = trouble{}
 	}
 	s.refusedAt = now
-	s.fetchAt = now.Add(s.refusePace.delay(s.config))
+	if at := now.Add(s.refusePace.delay(s.config)); at.After(s.fetchAt) {
+		s.fetchAt = at
+	}
 	until := now.Add(releasedFor) // when the records come again
 	if s.fetchAt.After(until) {
 		until = s.fetchAt
