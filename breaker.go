@@ -49,7 +49,9 @@ type BreakerPolicy struct {
 	// through. 0 is one second: a poison record that looks transient costs the
 	// others that long, an outage soon more. Each failed probe makes it longer by
 	// OpenMultiplier (0 is 2, 1 is not at all), up to MaxOpenFor, of which 0 is
-	// one minute, or OpenFor where that is longer.
+	// one minute, or OpenFor where that is longer. Where the failure that opens it
+	// asks for more with [RetryAfter], it stays open for that long, up to
+	// MaxOpenFor.
 	OpenFor, MaxOpenFor time.Duration
 	OpenMultiplier      float64
 
@@ -462,14 +464,14 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	if outcome == breaker.Success && b.calm.Load() == permit.permit.Gen {
 		return err
 	}
-	now, random := b.policy.Clock.Now(), 0.5
+	now, random, after := b.policy.Clock.Now(), 0.5, time.Duration(0)
 	slow := b.policy.SlowCall > 0 && now.Sub(permit.start) >= b.policy.SlowCall
 	if outcome == breaker.Failure || slow { // what may open it
-		random = b.policy.Random()
+		random, after = b.policy.Random(), afterOf(err, b.policy.MaxOpenFor)
 	}
 	b.mu.Lock()
 	from, gen := b.state.Phase, b.state.Gen
-	if b.state.Report(&b.kernel, permit.permit, outcome, slow, now, random) {
+	if b.state.Report(&b.kernel, permit.permit, outcome, slow, after, now, random) {
 		b.stale++
 	}
 	b.settled()

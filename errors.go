@@ -150,7 +150,9 @@ func (e *skipError) Unwrap() error { return e.err }
 // an HTTP Retry-After header does. It is a minimum: the policy's own delay
 // applies where it is longer, and of several errors in a tree the longest does. A
 // negative d counts as 0. RetryPolicy.MaxRetryAfter caps it; without a retry a
-// coordinator obeys up to 24 hours. RetryAfter(nil, d) is nil.
+// coordinator obeys up to 24 hours. A breaker that opens over the error, or stays
+// open over that of a probe, lets no other call through before, see
+// BreakerPolicy.OpenFor. RetryAfter(nil, d) is nil.
 //
 // [Source.Fetch] and [Source.Mark] may return it too: the coordinator makes the
 // next call of that kind no sooner, and obeys at most an hour. Wake ends the wait

@@ -321,3 +321,99 @@ func TestRetryAfter_OfAMarkInRunOnce(t *testing.T) {
 		})
 	}
 }
+
+// A breaker stays open for as long as the failure asks that opened it, or that of
+// the probe, up to its longest open period.
+func TestRetryAfter_OfABreaker(t *testing.T) { // B-1, B-14
+	const first, most = 10 * time.Second, time.Hour
+	record := func(asked time.Duration) error {
+		return fmt.Errorf("order 1: %w", courier.RetryAfter(errTest, asked))
+	}
+	ways := map[string]func(b *courier.Breaker, asked time.Duration) error{
+		"Apply": func(b *courier.Breaker, asked time.Duration) error {
+			return courier.NewCircuitBreakerApplier(always(record(asked)), b).Apply(context.Background(), 1)
+		},
+		"ApplyBatch, as one": func(b *courier.Breaker, asked time.Duration) error {
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return record(asked) }}
+			return asBatch(courier.NewCircuitBreakerApplier[int](s, b)).ApplyBatch(context.Background(), numbers(2))
+		},
+		"ApplyBatch, listed": func(b *courier.Breaker, asked time.Duration) error {
+			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
+				return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: record(asked / 2)}, {Index: 1, Err: record(asked)}, {Index: 2, Err: errTest}}}
+			}}
+			return asBatch(courier.NewCircuitBreakerApplier[int](s, b)).ApplyBatch(context.Background(), numbers(3))
+		},
+		"Report": func(b *courier.Breaker, asked time.Duration) error {
+			permit, err := b.Acquire(context.Background())
+			if err != nil {
+				return err
+			}
+			return b.Report(context.Background(), permit, record(asked))
+		},
+	}
+	for way, call := range ways {
+		for _, asked := range []time.Duration{0, first - 1, first + 1, 15 * time.Second, time.Minute, most, most + 1, math.MaxInt64} {
+			for _, random := range []float64{0, 0.5, math.Nextafter(1, 0)} {
+				t.Run(fmt.Sprintf("%s/%v/random %v", way, asked, random), func(t *testing.T) {
+					courierttest.Bubble(t, func(t *testing.T) {
+						var told courier.BreakerChange
+						b := courier.NewBreaker(courier.BreakerPolicy{
+							FailureThreshold: 1, OpenFor: first, MaxOpenFor: most, Random: func() float64 { return random },
+							OnStateChange: func(_ context.Context, change courier.BreakerChange) { told = change },
+						})
+						for _, own := range []time.Duration{first, 2 * first, 4 * first} { // of failed probes, the later two
+							began := time.Now()
+							var open *courier.OpenError
+							require.ErrorAs(t, call(b, asked), &open)
+							spread := time.Duration(float64(own) * (0.8 + 0.4*random))
+							period := open.Until.Sub(began)
+							require.InDelta(t, max(spread, min(asked, most)), period, 2)
+							require.GreaterOrEqual(t, period, min(asked, most))
+							for _, until := range []time.Time{open.RetryAt(), b.RetryAt(), b.Metrics().Until, told.Until} {
+								require.Equal(t, open.Until, until)
+							}
+							time.Sleep(period - 1)
+							require.False(t, b.Ready())
+							time.Sleep(time.Nanosecond)
+							require.True(t, b.Ready())
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+// So a coordinator leaves a destination alone for as long as it asks, whoever reads
+// the source.
+func TestRetryAfter_OfADestinationBehindABreaker(t *testing.T) {
+	for _, stack := range []string{"breaker", "resilient", "fan-out"} {
+		for shape, build := range askingShapes {
+			t.Run(stack+"/"+shape, func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					const asked = 10 * time.Minute
+					var at []time.Time
+					a := courier.ProcessFunc(func(context.Context, int) error {
+						at = append(at, time.Now())
+						return courier.RetryAfter(errTest, asked)
+					})
+					policy := courier.BreakerPolicy{FailureThreshold: 2, MaxOpenFor: time.Hour}
+					resilient, _ := courier.ResilientApplier(a, &courier.ResilientConfig[int]{Breaker: policy})
+					applier := map[string]courier.Applier[int]{
+						"breaker":   courier.NewCircuitBreakerApplier(a, courier.NewBreaker(policy)),
+						"resilient": resilient,
+						"fan-out":   courier.NewFanOutApplier(resilient, &sink[int]{}),
+					}[stack]
+					stop := start(t, build(&asking{leasing: newLeasing(numbers(10)...)}, applier))
+					time.Sleep(time.Hour)
+					require.NoError(t, stop())
+					require.GreaterOrEqual(t, len(at), 5)
+					for i := 2; i < len(at); i++ { // the first two open it
+						require.GreaterOrEqual(t, at[i].Sub(at[i-1]), asked)
+						require.LessOrEqual(t, at[i].Sub(at[i-1]), asked+time.Second)
+					}
+				})
+			})
+		}
+	}
+}

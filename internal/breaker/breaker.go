@@ -11,6 +11,8 @@ package breaker
 import (
 	"math"
 	"time"
+
+	"github.com/erfanmomeniii/courier/internal/backoff"
 )
 
 // Phase is what the breaker does with calls.
@@ -105,7 +107,7 @@ func (s *State) Acquire(p *Policy, now time.Time, random float64) (permit Permit
 			if now.Sub(s.progress) < p.ProbeTimeout {
 				return Permit{}, false, false
 			}
-			s.open(p, now, random)
+			s.open(p, 0, now, random)
 			return Permit{}, false, true
 		}
 	}
@@ -129,8 +131,9 @@ func (s *State) Ready(p *Policy, now time.Time) bool {
 }
 
 // Report gives the result of a permitted call and reports whether it was stale:
-// then it has changed nothing.
-func (s *State) Report(p *Policy, permit Permit, outcome Outcome, slow bool, now time.Time, random float64) (stale bool) {
+// then it has changed nothing. after is how long the destination asked to be left
+// alone.
+func (s *State) Report(p *Policy, permit Permit, outcome Outcome, slow bool, after time.Duration, now time.Time, random float64) (stale bool) {
 	if permit.Gen != s.Gen {
 		return true
 	}
@@ -138,20 +141,20 @@ func (s *State) Report(p *Policy, permit Permit, outcome Outcome, slow bool, now
 	case HalfOpen:
 		s.inflight = max(0, s.inflight-1) // a permit reported twice frees no other's slot
 		s.progress = now
-		s.probed(p, outcome, slow, now, random)
+		s.probed(p, outcome, slow, after, now, random)
 	case Closed:
-		s.counted(p, outcome, slow, now, random)
+		s.counted(p, outcome, slow, after, now, random)
 	}
 	return false
 }
 
 // probed takes the verdict of a probe. One that was slow failed, where slow
 // calls are what opens the breaker.
-func (s *State) probed(p *Policy, outcome Outcome, slow bool, now time.Time, random float64) {
+func (s *State) probed(p *Policy, outcome Outcome, slow bool, after time.Duration, now time.Time, random float64) {
 	switch {
 	case outcome == Ignored:
 	case outcome == Failure, slow && p.SlowCallRate > 0:
-		s.open(p, now, random)
+		s.open(p, after, now, random)
 	default:
 		if s.good++; s.good >= p.Successes {
 			s.enter(Closed)
@@ -160,7 +163,7 @@ func (s *State) probed(p *Policy, outcome Outcome, slow bool, now time.Time, ran
 	}
 }
 
-func (s *State) counted(p *Policy, outcome Outcome, slow bool, now time.Time, random float64) {
+func (s *State) counted(p *Policy, outcome Outcome, slow bool, after time.Duration, now time.Time, random float64) {
 	if outcome == Ignored {
 		return
 	}
@@ -179,7 +182,7 @@ func (s *State) counted(p *Policy, outcome Outcome, slow bool, now time.Time, ra
 	case failed && p.FailureThreshold > 0 && s.failures >= p.FailureThreshold,
 		failed && enough && reaches(w.failures, w.calls, p.FailureRate),
 		slow && enough && reaches(w.slow, w.calls, p.SlowCallRate):
-		s.open(p, now, random)
+		s.open(p, after, now, random)
 	}
 }
 
@@ -206,15 +209,11 @@ func (s *State) enter(phase Phase) {
 	s.window.clear()
 }
 
-func (s *State) open(p *Policy, now time.Time, random float64) {
+func (s *State) open(p *Policy, after time.Duration, now time.Time, random float64) {
 	s.enter(Open)
-	// The jitter is inside the cap: MaxOpenFor is never passed.
 	d := float64(p.OpenFor) * math.Pow(p.OpenMultiplier, float64(s.opens))
 	d = min(d, float64(p.MaxOpenFor)) * (1 + p.Jitter*(2*random-1))
-	open := p.MaxOpenFor
-	if d < float64(p.MaxOpenFor) {
-		open = time.Duration(d)
-	}
-	s.Until = now.Add(open)
+	// The jitter, and what was asked for, are inside the cap: it is never passed.
+	s.Until = now.Add(max(backoff.Within(d, p.MaxOpenFor), min(after, p.MaxOpenFor)))
 	s.opens = min(s.opens+1, 1<<20)
 }

@@ -26,7 +26,7 @@ func open(t *testing.T, s *breaker.State, p *breaker.Policy, now time.Time) {
 	for s.Phase == breaker.Closed {
 		permit, ok, _ := s.Acquire(p, now, 0.5)
 		require.True(t, ok)
-		s.Report(p, permit, breaker.Failure, false, now, 0.5)
+		s.Report(p, permit, breaker.Failure, false, 0, now, 0.5)
 	}
 }
 
@@ -54,13 +54,13 @@ func TestB3_AStaleResultChangesNothing(t *testing.T) {
 		slow, _, _ := s.Acquire(p, epoch, 0.5)
 		open(t, &s, p, epoch)
 		before := s
-		s.Report(p, slow, late, false, epoch, 0.5)
+		s.Report(p, slow, late, false, 0, epoch, 0.5)
 		require.Equal(t, before, s)
 
 		_, ok, _ := s.Acquire(p, s.Until, 0.5) // half-open now
 		require.True(t, ok)
 		before = s
-		s.Report(p, slow, late, false, s.Until, 0.5)
+		s.Report(p, slow, late, false, 0, s.Until, 0.5)
 		require.Equal(t, before, s)
 	}
 }
@@ -74,7 +74,7 @@ func TestB4_AnIgnoredProbeFreesItsSlot(t *testing.T) {
 		permit, ok, _ := s.Acquire(p, s.Until, 0.5)
 		require.True(t, ok)
 		require.True(t, permit.Probe)
-		s.Report(p, permit, breaker.Ignored, false, s.Until, 0.5)
+		s.Report(p, permit, breaker.Ignored, false, 0, s.Until, 0.5)
 	}
 }
 
@@ -91,14 +91,14 @@ func TestB14_OpenPeriodsGrowToTheCap(t *testing.T) {
 		now = s.Until
 		permit, ok, _ := s.Acquire(p, now, 0.5)
 		require.True(t, ok)
-		s.Report(p, permit, breaker.Failure, false, now, 0.5)
+		s.Report(p, permit, breaker.Failure, false, 0, now, 0.5)
 	}
 	require.Equal(t, []time.Duration{10 * time.Second, 20 * time.Second, 40 * time.Second, time.Minute}, periods[:4])
 	for _, period := range periods[4:] {
 		require.Equal(t, time.Minute, period)
 	}
 	permit, _, _ := s.Acquire(p, s.Until, 0.5)
-	s.Report(p, permit, breaker.Success, false, s.Until, 0.5)
+	s.Report(p, permit, breaker.Success, false, 0, s.Until, 0.5)
 	require.Equal(t, breaker.Closed, s.Phase)
 	open(t, &s, p, s.Until)
 	require.Equal(t, 10*time.Second, s.Until.Sub(now.Add(time.Minute)), "a recovery resets the periods")
@@ -111,11 +111,36 @@ func TestB14_JitterNeverPassesTheCap(t *testing.T) {
 		p.Jitter, p.MaxOpenFor = 0.2, p.OpenFor
 		for s.Phase == breaker.Closed {
 			permit, _, _ := s.Acquire(p, epoch, random)
-			s.Report(p, permit, breaker.Failure, false, epoch, random)
+			s.Report(p, permit, breaker.Failure, false, 0, epoch, random)
 		}
 		require.LessOrEqual(t, s.Until.Sub(epoch), p.MaxOpenFor)
 		require.GreaterOrEqual(t, s.Until.Sub(epoch), 8*time.Second)
 	}
+}
+
+// B-14: an open period is as long as was asked for at the least, within the cap.
+func TestB14_AnOpenPeriodIsAsLongAsWasAskedFor(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		d := rapid.SampledFrom([]time.Duration{0, 1, time.Second, time.Minute, time.Hour, math.MaxInt64 - 1, math.MaxInt64})
+		p := policy()
+		p.FailureThreshold, p.Jitter = 1, rapid.Float64Range(0, 0.999).Draw(t, "jitter")
+		p.OpenFor = max(1, d.Draw(t, "OpenFor"))
+		p.MaxOpenFor = max(p.OpenFor, d.Draw(t, "MaxOpenFor"))
+		var s breaker.State
+		now := epoch
+		for range rapid.IntRange(1, 4).Draw(t, "periods") {
+			permit, ok, _ := s.Acquire(p, now, 0.5)
+			after := d.Draw(t, "after")
+			s.Report(p, permit, breaker.Failure, false, after, now, rapid.Float64Range(0, 0.999).Draw(t, "random"))
+			if period := s.Until.Sub(now); !ok || period < min(after, p.MaxOpenFor) || period > p.MaxOpenFor {
+				t.Fatalf("open for %v, with %v asked for and at most %v", period, after, p.MaxOpenFor)
+			}
+			if s.Until.After(epoch.Add(math.MaxInt64 / 2)) {
+				return // the end of what times can be told apart by
+			}
+			now = s.Until
+		}
+	})
 }
 
 // B-15: probes that hang do not wedge it.
@@ -133,7 +158,7 @@ func TestB15_HungProbesOpenItAgain(t *testing.T) {
 	require.True(t, timedOut)
 	require.Equal(t, breaker.Open, s.Phase)
 	before := s
-	s.Report(p, hung, breaker.Success, false, s.Until, 0.5)
+	s.Report(p, hung, breaker.Success, false, 0, s.Until, 0.5)
 	require.Equal(t, before, s, "the late result is stale")
 	_, ok, _ = s.Acquire(p, s.Until, 0.5)
 	require.True(t, ok)
@@ -174,7 +199,7 @@ func TestB11_TheRateIsExact(t *testing.T) {
 		report := func(o breaker.Outcome) {
 			permit, ok, _ := s.Acquire(p, epoch, 0.5)
 			require.True(t, ok)
-			s.Report(p, permit, o, false, epoch, 0.5)
+			s.Report(p, permit, o, false, 0, epoch, 0.5)
 		}
 		for range test.calls - test.failures {
 			report(breaker.Success)
@@ -195,7 +220,7 @@ func TestB12_ATimeWindowForgets(t *testing.T) {
 	p.FailureThreshold, p.FailureRate, p.MinCalls, p.Window = 0, 0.5, 20, 10*time.Second
 	for i := range 10 {
 		permit, _, _ := s.Acquire(p, epoch, 0.5)
-		s.Report(p, permit, breaker.Failure, false, epoch.Add(time.Duration(i)*time.Second), 0.5)
+		s.Report(p, permit, breaker.Failure, false, 0, epoch.Add(time.Duration(i)*time.Second), 0.5)
 	}
 	calls, failures, _ := s.Counts(p, epoch.Add(9*time.Second))
 	require.Equal(t, 10, calls)
@@ -224,7 +249,7 @@ func TestB13_ASlowOutageTrips(t *testing.T) {
 		flight = append(flight, permit)
 		if len(flight) == 40 { // all started long ago, and end together
 			for _, permit := range flight {
-				s.Report(p, permit, breaker.Failure, false, now, 0.5)
+				s.Report(p, permit, breaker.Failure, false, 0, now, 0.5)
 			}
 			flight = nil
 		}
@@ -239,7 +264,7 @@ func TestSlowCalls(t *testing.T) {
 	report := func(slow bool) {
 		permit, ok, _ := s.Acquire(p, epoch, 0.5)
 		require.True(t, ok)
-		s.Report(p, permit, breaker.Success, slow, epoch, 0.5)
+		s.Report(p, permit, breaker.Success, slow, 0, epoch, 0.5)
 	}
 	for range 10 {
 		report(false)
@@ -250,7 +275,7 @@ func TestSlowCalls(t *testing.T) {
 	require.Equal(t, breaker.Open, s.Phase, "two of the last four")
 	permit, ok, _ := s.Acquire(p, s.Until, 0.5)
 	require.True(t, ok)
-	s.Report(p, permit, breaker.Success, true, s.Until, 0.5)
+	s.Report(p, permit, breaker.Success, true, 0, s.Until, 0.5)
 	require.Equal(t, breaker.Open, s.Phase, "a slow probe has failed")
 }
 
@@ -264,12 +289,12 @@ func TestB18_ForcedPhasesStay(t *testing.T) {
 	_, ok, _ := s.Acquire(p, year, 0.5)
 	require.False(t, ok)
 	require.False(t, s.Ready(p, year))
-	require.True(t, s.Report(p, slow, breaker.Failure, false, year, 0.5), "of an older generation")
+	require.True(t, s.Report(p, slow, breaker.Failure, false, 0, year, 0.5), "of an older generation")
 	s.Force(breaker.ForcedClosed)
 	for range 100 {
 		permit, ok, _ := s.Acquire(p, year, 0.5)
 		require.True(t, ok)
-		s.Report(p, permit, breaker.Failure, false, year, 0.5)
+		s.Report(p, permit, breaker.Failure, false, 0, year, 0.5)
 	}
 	require.Equal(t, breaker.ForcedClosed, s.Phase)
 	s.Force(breaker.Closed)
@@ -303,7 +328,7 @@ func TestWindowModel(t *testing.T) {
 				outcome = breaker.Failure
 			}
 			permit, _, _ := s.Acquire(p, now, 0.5)
-			s.Report(p, permit, outcome, e.slow, now, 0.5)
+			s.Report(p, permit, outcome, e.slow, 0, now, 0.5)
 			all = append(all, e)
 			calls, failures, slow := s.Counts(p, now)
 			atLeast, atMost := 0, 0
@@ -385,7 +410,7 @@ func TestModel(t *testing.T) {
 				flight = append(flight[:i], flight[i+1:]...)
 				outcome := breaker.Outcome(rapid.IntRange(0, 2).Draw(t, "outcome"))
 				before := s
-				s.Report(p, permit, outcome, false, now, 0.5)
+				s.Report(p, permit, outcome, false, 0, now, 0.5)
 				switch {
 				case permit.Gen != before.Gen:
 					if s.Phase != before.Phase || s.Gen != before.Gen || s.Streak() != before.Streak() {

@@ -68,7 +68,7 @@ var mutants = []mutant{
 	{"a probe that was cancelled keeps its slot", "internal/breaker/breaker.go",
 		"		s.inflight = max(0, s.inflight-1) // a permit", "		if outcome != Ignored {\n			s.inflight = max(0, s.inflight-1)\n		} // a permit"},
 	{"the jitter passes the cap", "internal/breaker/breaker.go",
-		"	open := p.MaxOpenFor\n	if d < float64(p.MaxOpenFor) {\n		open = time.Duration(d)\n	}\n", "	open := time.Duration(d)\n"},
+		"backoff.Within(d, p.MaxOpenFor)", "backoff.Within(d, 2*p.MaxOpenFor)"},
 	{"the first probe that succeeds closes", "internal/breaker/breaker.go",
 		"s.good >= p.Successes {", "s.good >= 1 {"},
 	{"an open breaker does not stop the fetches", "poll.go",
