@@ -55,11 +55,7 @@ func historyOf(err error) history {
 			}
 			return found
 		}
-		u, ok := err.(interface{ Unwrap() error })
-		if !ok {
-			return found
-		}
-		err = u.Unwrap()
+		_, err = wrappedIn(err)
 	}
 	return found
 }
@@ -77,11 +73,7 @@ func countedIn(err error) int {
 			}
 			return 0
 		}
-		u, ok := err.(interface{ Unwrap() error })
-		if !ok {
-			return 0
-		}
-		err = u.Unwrap()
+		_, err = wrappedIn(err)
 	}
 	return 0
 }

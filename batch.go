@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -72,7 +73,7 @@ func (e *BatchError) Unwrap() []error {
 // nor errors that tell of something else than this batch's attempt and may carry
 // the list of another one: the cause that a breaker opened by, say.
 func batchErrorIn(err error) (*BatchError, bool) {
-	var marks []func(error) error // around the list: they are meant for all that it lists
+	var marks []func(error) error // around the list, the outermost first: they are meant for all that it lists
 	for err != nil {
 		switch e := err.(type) {
 		case *BatchError:
@@ -83,14 +84,12 @@ func batchErrorIn(err error) (*BatchError, bool) {
 			marks = append(marks, Skip)
 		case *retryAfterError:
 			marks = append(marks, func(err error) error { return RetryAfter(err, e.after) })
-		case *PanicError:
-			return nil, false
 		case interface{ NotAttempted() bool }:
 			if e.NotAttempted() {
 				return nil, false
 			}
 		}
-		err = errors.Unwrap(err)
+		_, err = wrappedIn(err)
 	}
 	return nil, false
 }
@@ -102,7 +101,7 @@ func (e *BatchError) marked(marks []func(error) error) *BatchError {
 	}
 	all := &BatchError{make([]Failure, len(e.Failures))}
 	for i, f := range e.Failures {
-		for _, mark := range marks {
+		for _, mark := range slices.Backward(marks) {
 			f.Err = mark(f.Err)
 		}
 		all.Failures[i] = f

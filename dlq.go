@@ -395,14 +395,31 @@ func (l *DeadLetter[T]) failed(ctx context.Context, err error, now time.Time) {
 		l.Reason = PermanentFailure
 	}
 	first := now
-	var retried *RetryError
-	if errors.As(err, &retried) {
+	if retried := retriesIn(err); retried != nil {
 		l.Attempts = retried.Attempts
 		first = now.Add(-max(0, retried.Elapsed))
 	}
 	if l.FirstFailedAt.IsZero() {
 		l.FirstFailedAt = first
 	}
+}
+
+// retriesIn returns the end of the retries that an error tells of, nil when it
+// tells of none.
+func retriesIn(err error) *RetryError {
+	if e, ok := err.(*RetryError); ok {
+		return e
+	}
+	several, one := wrappedIn(err)
+	if one != nil {
+		return retriesIn(one)
+	}
+	for _, child := range several {
+		if e := retriesIn(child); e != nil {
+			return e
+		}
+	}
+	return nil
 }
 
 // park hands a letter over.

@@ -47,12 +47,23 @@ func (c Class) String() string {
 // Classify says which class a non-nil error is of. Every decorator and both
 // coordinators decide by it.
 //
-// What the error says of itself, anywhere in its tree, comes first: a method
-// NotAttempted() bool that returns true, then what [Permanent] and [Skip]
-// wrapped. Otherwise an error that arrived after ctx, the context that the
-// applier was given, had ended is NotAttempted: it tells of the stop, not of
-// the record. Everything else is Retryable, a context.Canceled or
-// DeadlineExceeded while ctx lives included: that is the applier's own.
+// A class that the error names itself comes first:
+//
+//   - An error with a method NotAttempted() bool that returns true is
+//     NotAttempted, and so is everything around it.
+//   - [Permanent] and [Skip] decide for everything inside them: of two, one
+//     around the other, the outer one counts.
+//   - Of errors side by side (errors.Join, several %w, a [*BatchError]),
+//     NotAttempted counts before permanent, permanent before retryable, and
+//     retryable before skipped: a Skip counts only when nothing beside it failed.
+//     A [*FanOutError] differs in one point: a branch that may be retried counts
+//     before one that failed for good.
+//   - A [*PanicError] has no class of its own, whatever the panic was called with.
+//
+// Otherwise an error that arrived after ctx, the context that the applier was
+// given, had ended is NotAttempted: it tells of the stop, not of the record.
+// Everything else is Retryable, a context.Canceled or DeadlineExceeded while ctx
+// lives included: that is the applier's own.
 //
 // It is safe for concurrent use and never blocks.
 func Classify(ctx context.Context, err error) Class {
@@ -69,29 +80,51 @@ func Classify(ctx context.Context, err error) Class {
 // there is no mark. It walks the tree by hand because errors.As would stop at
 // the first error that has a NotAttempted method, whatever that returns.
 func markedClass(ctx context.Context, err error) Class {
+	mark := Retryable
 	switch e := err.(type) {
 	case *FanOutError: // several records' worth of marks below it: it decides
 		return e.class(ctx)
 	case *permanentError:
-		return strongest(PermanentClass, markedClass(ctx, e.err))
+		mark = PermanentClass
 	case *skipError:
-		return strongest(Skipped, markedClass(ctx, e.err))
+		mark = Skipped
 	case interface{ NotAttempted() bool }:
 		if e.NotAttempted() {
 			return NotAttempted
 		}
 	}
-	switch e := err.(type) {
-	case interface{ Unwrap() error }:
-		return markedClass(ctx, e.Unwrap())
-	case interface{ Unwrap() []error }:
-		class := Retryable
-		for _, child := range e.Unwrap() {
+	class, found := Retryable, false
+	several, one := wrappedIn(err)
+	if one != nil {
+		class = markedClass(ctx, one)
+	}
+	for _, child := range several {
+		switch {
+		case child == nil:
+		case !found:
+			class, found = markedClass(ctx, child), true
+		default:
 			class = strongest(class, markedClass(ctx, child))
 		}
-		return class
 	}
-	return Retryable
+	if mark != Retryable && class != NotAttempted {
+		return mark
+	}
+	return class
+}
+
+// wrappedIn returns what an error wraps, by the one method or the other. The value
+// of a panic is not among it: that says how the call ended, and not what became of
+// the record.
+func wrappedIn(err error) (several []error, one error) {
+	switch e := err.(type) {
+	case *PanicError:
+	case interface{ Unwrap() error }:
+		one = e.Unwrap()
+	case interface{ Unwrap() []error }:
+		several = e.Unwrap()
+	}
+	return several, one
 }
 
 // classOf is the class of a failed record's error, whatever has become of its
@@ -106,14 +139,14 @@ func classOf(failed bool, err error) Class {
 	return Retryable
 }
 
-// strongest lets the class win that does the least with the record.
+// strongest is the class of two errors side by side.
 func strongest(a, b Class) Class {
-	for _, class := range [...]Class{NotAttempted, PermanentClass, Skipped} {
+	for _, class := range [...]Class{NotAttempted, PermanentClass, Retryable} {
 		if a == class || b == class {
 			return class
 		}
 	}
-	return Retryable
+	return Skipped
 }
 
 // Permanent marks err as one that no retry can mend: the record is parked at
@@ -132,8 +165,9 @@ func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
 // Skip says that there is nothing to do for the record, for the reason given:
-// it is marked as done without having been applied. Skip(nil) is nil, which
-// marks the record as well.
+// it is marked as done without having been applied. Beside an error that is not
+// skipped it has no effect, see [Classify]. Skip(nil) is nil, which marks the
+// record as well.
 func Skip(reason error) error {
 	if reason == nil {
 		return nil
@@ -211,7 +245,8 @@ func configErrorOf(field string, v any) (fault error) {
 var ErrPanic = errors.New("courier: user code panicked")
 
 // PanicError is a panic, or a call of runtime.Goexit, in a user's function. It
-// is that record's failure, and retryable as any other.
+// is that record's failure, and retryable as any other, also where the panic was
+// called with an error of another class or with a [RetryAfter].
 type PanicError struct {
 	Value any    // what was passed to panic; nil for Goexit
 	Stack []byte // of the goroutine, from where it panicked
@@ -294,14 +329,13 @@ func pauseOf(err error) (until time.Time, paused bool) {
 			return e.RetryAt(), true
 		}
 	}
-	switch e := err.(type) {
-	case interface{ Unwrap() error }:
-		return pauseOf(e.Unwrap())
-	case interface{ Unwrap() []error }:
-		for _, child := range e.Unwrap() {
-			if until, paused := pauseOf(child); paused {
-				return until, true
-			}
+	several, one := wrappedIn(err)
+	if one != nil {
+		return pauseOf(one)
+	}
+	for _, child := range several {
+		if until, paused := pauseOf(child); paused {
+			return until, true
 		}
 	}
 	return time.Time{}, false

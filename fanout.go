@@ -154,6 +154,9 @@ func (e *FanOutError) Unwrap() []error {
 }
 
 func (e *FanOutError) class(ctx context.Context) Class {
+	if len(e.Failures) == 0 { // of somebody's own making
+		return Retryable
+	}
 	result := Skipped
 	for _, f := range e.Failures {
 		switch class := Classify(ctx, f.Err); {

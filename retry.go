@@ -568,16 +568,16 @@ func afterOf(err error, limit time.Duration) (after time.Duration) {
 				limit = e.maxAfter
 			}
 			err = e.Last
-		case interface{ Unwrap() error }:
-			err = e.Unwrap()
-		case interface{ Unwrap() []error }:
-			for _, child := range e.Unwrap() {
-				after = max(after, afterOf(child, limit))
-			}
-			return after
-		default:
-			return 0
+			continue
 		}
+		several, one := wrappedIn(err)
+		for _, child := range several {
+			after = max(after, afterOf(child, limit))
+		}
+		if several != nil {
+			return after
+		}
+		err = one
 	}
 	return 0
 }
