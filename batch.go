@@ -305,18 +305,16 @@ func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 }
 
 // applyIsolated calls ApplyBatch and, when the batch fails as one by an attempt
-// that was made, applies its records one by one: the failure may be a single
-// record's (D3), and none may be parked or failed for another's.
+// that was made or with a list that does not fit it, applies its records one by one:
+// the failure may be a single record's (D3), and none may be parked or failed for
+// another's.
 func applyIsolated[T any](ctx context.Context, a BatchApplier[T], records []T) error {
 	var err error
 	isolate(&err, func() error { return a.ApplyBatch(ctx, records) })
 	if err == nil {
 		return nil
 	}
-	if _, listed := batchErrorIn(err); listed {
-		return err
-	}
-	if Classify(ctx, err) == NotAttempted {
+	if whole := spread(err, make([]error, len(records))); !whole || Classify(ctx, err) == NotAttempted {
 		return err
 	}
 	return applyEach(ctx, Applier[T](a), records)

@@ -67,11 +67,26 @@ func TestD2_BatchError_InDoubtEachRecordIsAppliedOnItsOwn(t *testing.T) {
 		"panicked":     &courier.PanicError{Value: failures(0)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			source := newShelf(numbers(4)...)
 			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return err }}
-			_ = courier.NewPollingCoordinator(source, s, quiet).RunOnce(t.Context())
-			require.Equal(t, 4, s.called())
-			require.Empty(t, source.left())
+			shapes := stacks(s)
+			shapes["fan-out"] = courier.NewFanOutApplier[int](s, courier.ProcessFunc(nop[int]))
+			for shape, stack := range shapes {
+				synctest.Test(t, func(t *testing.T) {
+					s.calls, s.applied = 0, nil
+					source := newShelf(numbers(4)...)
+					c := courier.NewPollingCoordinator(source, stack, quiet)
+					require.NoError(t, c.RunOnce(t.Context()), shape)
+					require.Equal(t, 4, s.called(), shape)
+					require.Empty(t, source.left(), shape)
+					require.Zero(t, c.Stats().Parked, shape)
+				})
+			}
+			s.calls, s.applied = 0, nil
+			q := queueOf(numbers(4)...)
+			result, problem := courier.Redrive(t.Context(), q, courier.Applier[int](s), nil)
+			require.NoError(t, problem)
+			require.Equal(t, 4, result.Succeeded, "redriven")
+			require.Equal(t, 4, s.called(), "redriven")
 		})
 	}
 }
