@@ -64,9 +64,27 @@ func (e *BatchError) Unwrap() []error {
 	}
 	errs := make([]error, len(e.Failures))
 	for i, f := range e.Failures {
-		errs[i] = sound(f.Err)
+		errs[i] = f.Err
 	}
 	return errs
+}
+
+// tested returns a list whose errors can be looked into, itself where they can.
+func (e *BatchError) tested() *BatchError {
+	if e == nil {
+		return nil
+	}
+	list := e
+	for i, f := range e.Failures {
+		if f.Err == nil || unsound(f.Err, false) == "" {
+			continue
+		}
+		if list == e {
+			list = &BatchError{slices.Clone(e.Failures)}
+		}
+		list.Failures[i].Err = tested(f.Err)
+	}
+	return list
 }
 
 // batchErrorIn finds a BatchError below wrappers. Joins it does not look into,
@@ -141,9 +159,9 @@ func (e *BatchError) fill(errs []error) error {
 		case f.Err == nil:
 			errs[f.Index] = errors.New("courier: listed as failed in a BatchError, without an error")
 		case errs[f.Index] != nil: // listed twice
-			errs[f.Index] = errors.Join(errs[f.Index], sound(f.Err))
+			errs[f.Index] = errors.Join(errs[f.Index], f.Err)
 		default:
-			errs[f.Index] = sound(f.Err)
+			errs[f.Index] = f.Err
 		}
 	}
 	return nil
@@ -218,7 +236,7 @@ func (s *stage[T]) refuse(ctx context.Context) error {
 	if s.fault != nil {
 		return s.fault
 	}
-	return unattempted(context.Cause(ctx))
+	return unattempted(causeOf(ctx))
 }
 
 // attempt is apply with a panic as an error.
@@ -294,11 +312,13 @@ func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 			guard(&errs[i], func() error { return a.Apply(one, records[i]) })
 		}
 	})
-	for i := next; i < len(records); i++ {
-		if ctx.Err() != nil {
-			errs[i] = unattempted(context.Cause(ctx))
-		} else {
-			errs[i] = unattempted(errs[next-1])
+	if next < len(records) {
+		why := causeOf(ctx)
+		if why == nil {
+			why = errs[next-1]
+		}
+		for i := next; i < len(records); i++ {
+			errs[i] = unattempted(why)
 		}
 	}
 	return gather(errs)
@@ -314,7 +334,7 @@ func applyIsolated[T any](ctx context.Context, a BatchApplier[T], records []T) e
 	if err == nil {
 		return nil
 	}
-	if whole := spread(err, make([]error, len(records))); !whole || Classify(ctx, err) == NotAttempted {
+	if whole := spread(err, make([]error, len(records))); !whole || classify(ctx, err) == NotAttempted {
 		return err
 	}
 	return applyEach(ctx, Applier[T](a), records)

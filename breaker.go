@@ -409,7 +409,7 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 		return Permit{}, b.fault
 	}
 	if ctx.Err() != nil {
-		return Permit{}, unattempted(context.Cause(ctx))
+		return Permit{}, unattempted(causeOf(ctx))
 	}
 	return b.acquire(ctx)
 }
@@ -452,9 +452,11 @@ func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
 
 // Report gives a permit back with the result of its call, of which ctx is the
 // context. When the breaker is open because of it, the error returned is an
-// [*OpenError] that carries err, or a [*BatchError] of those where err is one;
-// else it is err.
+// [*OpenError] that carries err, or a [*BatchError] of those where err is one; else
+// it is err. An err that cannot be used, such as a nil pointer, is a failure, and
+// another error takes its place that says so.
 func (b *Breaker) Report(ctx context.Context, permit Permit, err error) error {
+	err = sound(err)
 	return b.report(ctx, permit, outcomeOf(ctx, err), true, err)
 }
 

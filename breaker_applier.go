@@ -129,7 +129,7 @@ func outcomeOf(ctx context.Context, err error) breaker.Outcome {
 	if err == nil {
 		return breaker.Success
 	}
-	switch Classify(ctx, err) {
+	switch classify(ctx, err) {
 	case PermanentClass, Skipped:
 		return breaker.Success
 	case NotAttempted:

@@ -116,7 +116,7 @@ func (c *control) Stop(ctx context.Context) error {
 	case <-ended:
 		return nil
 	default:
-		return fmt.Errorf("courier: the coordinator has not ended yet: %w", context.Cause(ctx))
+		return fmt.Errorf("courier: the coordinator has not ended yet: %w", causeOf(ctx))
 	}
 }
 

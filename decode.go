@@ -3,6 +3,7 @@ package courier
 import (
 	"context"
 	"errors"
+	"fmt"
 )
 
 // ErrDecode is what every [*DecodeError] is, to errors.Is.
@@ -12,7 +13,9 @@ var ErrDecode = errors.New("courier: a record cannot be decoded")
 // it is parked, with its bytes as the source gave them.
 type DecodeError struct{ Err error }
 
-func (e *DecodeError) Error() string { return "courier: a record cannot be decoded: " + e.Err.Error() }
+func (e *DecodeError) Error() string {
+	return fmt.Sprintf("courier: a record cannot be decoded: %v", e.Err)
+}
 
 // Is reports whether err is [ErrDecode].
 func (e *DecodeError) Is(err error) bool { return err == ErrDecode }

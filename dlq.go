@@ -296,7 +296,7 @@ func (d *dlqApplier[T]) deliver(ctx context.Context, record T, key string) error
 }
 
 func (d *dlqApplier[T]) delivered(ctx context.Context, record T, key string, err error) error {
-	if err == nil || Classify(ctx, err) == Skipped {
+	if err == nil || classify(ctx, err) == Skipped {
 		d.guard.applied(1)
 		return err
 	}
@@ -361,7 +361,7 @@ func (h *hungQueue) settle(ctx context.Context, err error, settle func() error) 
 // settledIn counts the records of a batch that are applied or skipped.
 func settledIn(ctx context.Context, errs []error) (n int) {
 	for _, err := range errs {
-		if err == nil || Classify(ctx, err) == Skipped {
+		if err == nil || classify(ctx, err) == Skipped {
 			n++
 		}
 	}
@@ -370,7 +370,7 @@ func settledIn(ctx context.Context, errs []error) (n int) {
 
 // parks reports whether a failed record is the queue's.
 func parks(ctx context.Context, err error) bool {
-	class := Classify(ctx, err)
+	class := classify(ctx, err)
 	return class == Retryable || class == PermanentClass
 }
 
@@ -391,7 +391,7 @@ func (d *dlqApplier[T]) settle(ctx context.Context, record T, key string, err er
 // already stays.
 func (l *DeadLetter[T]) failed(ctx context.Context, err error, now time.Time) {
 	l.Error, l.Reason, l.Attempts, l.FailedAt = err, Exhausted, 1, now
-	if Classify(ctx, err) == PermanentClass {
+	if classify(ctx, err) == PermanentClass {
 		l.Reason = PermanentFailure
 	}
 	first := now

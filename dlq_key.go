@@ -85,7 +85,7 @@ func (d *dlqApplier[T]) applyBatchKeyed(ctx context.Context, records []T) error 
 			if err == nil {
 				continue
 			}
-			skipped := Classify(ctx, err) == Skipped
+			skipped := classify(ctx, err) == Skipped
 			errs[i] = hung.settle(ctx, err, func() error { return d.settle(ctx, records[i], keys[i], err) })
 			switch {
 			case keys[i] == "" || skipped:

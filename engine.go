@@ -155,7 +155,7 @@ func (b *batch[T]) complete() bool {
 
 // note enters the verdict of a record that returned an error.
 func (b *batch[T]) note(ctx context.Context, i int, err error) {
-	class := Classify(ctx, err)
+	class := classify(ctx, err)
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch class {
@@ -519,7 +519,7 @@ func (h *hand[T]) settleTogether(ctx context.Context) {
 	for j, i := range index {
 		h.tellEnded(ctx, i, errs[j])
 	}
-	if whole && len(records) > 1 && Classify(ctx, err) != NotAttempted {
+	if whole && len(records) > 1 && classify(ctx, err) != NotAttempted {
 		return
 	}
 	for j, err := range errs {

@@ -63,10 +63,14 @@ func (c Class) String() string {
 // Otherwise an error that arrived after ctx, the context that the applier was
 // given, had ended is NotAttempted: it tells of the stop, not of the record.
 // Everything else is Retryable, a context.Canceled or DeadlineExceeded while ctx
-// lives included: that is the applier's own.
+// lives included: that is the applier's own. So is an error that cannot be looked
+// into, a nil pointer, say, or that holds such a one: what it says is not believed.
 //
 // It is safe for concurrent use and never blocks.
-func Classify(ctx context.Context, err error) Class {
+func Classify(ctx context.Context, err error) Class { return classify(ctx, sound(err)) }
+
+// classify is Classify of an error that is sound.
+func classify(ctx context.Context, err error) Class {
 	if class := markedClass(ctx, err); class != Retryable {
 		return class
 	}
@@ -256,6 +260,9 @@ func (e *PanicError) Error() string {
 	if e.Goexit() {
 		return "courier: user code called runtime.Goexit (does it use a testing.T's FailNow?)"
 	}
+	if why, _ := e.cause(); why != "" {
+		return "courier: user code panicked with an error that cannot be used: " + why
+	}
 	return fmt.Sprintf("courier: user code panicked: %v", e.Value)
 }
 
@@ -265,10 +272,22 @@ func (e *PanicError) Goexit() bool { return e.Value == nil }
 // Is reports whether err is [ErrPanic].
 func (e *PanicError) Is(err error) bool { return err == ErrPanic }
 
-// Unwrap returns the value passed to panic where that is an error.
+// Unwrap returns the value passed to panic where that is an error, nil where it is
+// one that cannot be used, such as a nil pointer.
 func (e *PanicError) Unwrap() error {
-	err, _ := e.Value.(error)
-	return err
+	if why, err := e.cause(); why == "" {
+		return err
+	}
+	return nil
+}
+
+// cause returns the value passed to panic where that is an error, and why it cannot
+// be used where that is so.
+func (e *PanicError) cause() (why string, err error) {
+	if err, _ = e.Value.(error); err != nil {
+		why = unsound(err, true)
+	}
+	return why, err
 }
 
 func newPanicError(value any) *PanicError {
@@ -343,16 +362,17 @@ func pauseOf(err error) (until time.Time, paused bool) {
 
 // pauses reports whether an error leaves the records behind it unattempted.
 func pauses(ctx context.Context, err error) bool {
-	if err == nil || Classify(ctx, err) != NotAttempted {
+	if err == nil || classify(ctx, err) != NotAttempted {
 		return false
 	}
 	_, paused := pauseOf(err)
 	return paused
 }
 
-// sound returns an error of user code that can be looked into. The classic
-// nil pointer returned as an error is not nil, and panics when it is asked for
-// its text or for what it wraps, far from where it came from.
+// sound returns an error of user code that can be looked into. It is called where
+// user code ends, once, so that no walk over an error has to fear for itself: a nil
+// pointer returned as an error is not nil, and panics when it is asked for its text
+// or for what it wraps; an error that wraps itself has no end.
 func sound(err error) error {
 	if err == nil { // apart, for the compiler to see how little that is
 		return nil
@@ -360,18 +380,124 @@ func sound(err error) error {
 	return tested(err)
 }
 
-func tested(err error) (result error) {
-	switch err.(type) {
-	case *BatchError, *OpenError, *RetryError, *ParkError, *FanOutError, *pendingError, *unattemptedError: // of this package, and sound inside
-		return err
+func tested(err error) error {
+	if list, ok := err.(*BatchError); ok { // of several records: one takes no other along
+		return list.tested()
 	}
+	if why := unsound(err, false); why != "" {
+		return errors.New("courier: user code returned an error that cannot be used: " + why)
+	}
+	return err
+}
+
+// causeOf returns why a context has ended, nil while it lives. The cause is the
+// user's, as any error of user code, and may be compared with others.
+func causeOf(ctx context.Context) error {
+	cause := sound(context.Cause(ctx))
+	if cause != nil && !reflect.ValueOf(cause).Comparable() {
+		return fmt.Errorf("%w", cause)
+	}
+	return cause
+}
+
+// maxErrors is how many errors one may hold, itself included: more than anybody
+// reads, and few enough for every walk.
+const maxErrors = 10_000
+
+// unsound returns why an error cannot be looked into, "" when it can. Of a panic
+// inside it the value is left out, which [PanicError.Unwrap] looks at itself, unless
+// it is that which asks.
+func unsound(err error, panics bool) (why string) {
+	l := look{left: maxErrors, panics: panics}
 	defer func() {
-		if recover() != nil {
-			result = fmt.Errorf("courier: user code returned an error of type %T that cannot be used (a nil pointer? return nil itself)", err)
+		if value := recover(); value != nil {
+			why = l.fault(err, value)
 		}
 	}()
-	_ = err.Error()
-	_ = markedClass(context.Background(), err)
-	_, _ = pauseOf(err)
-	return err
+	if l.into(err, true); l.left < 0 {
+		return fmt.Sprintf("a %T, which holds itself or more than %d errors", err, maxErrors)
+	}
+	return ""
+}
+
+// look is one walk through an error and all that it holds, which calls every method
+// that is called later on.
+type look struct {
+	left   int   // how many errors it may still meet; below 0 it has ended
+	panics bool  // the values of panics are looked into
+	at     error // whose methods are called
+}
+
+// into looks at an error after what it holds. told says that its text is asked for:
+// that of an error inside another one is the other's to ask for.
+func (l *look) into(err error, told bool) {
+	if l.left--; l.left < 0 {
+		return
+	}
+	l.at = err
+	ours := false
+	switch e := err.(type) {
+	case *BatchError:
+		if e != nil {
+			l.all(e.Unwrap(), true) // each may be asked for by itself
+		}
+		return
+	case *PanicError:
+		if value, ok := e.Value.(error); ok && l.panics {
+			l.into(value, told)
+		}
+		return
+	case *ParkRateError:
+		_ = e.Until
+		return
+	case *permanentError, *skipError, *retryAfterError, *unattemptedError, *pendingError, *OpenError, *RetryError,
+		*AttemptTimeoutError, *ParkError, *FanOutError, *DecodeError, *MarkError, *RedriveError:
+		ours = true // with methods that are sound if what they wrap is
+	}
+	several, one := wrappedIn(err)
+	if one != nil {
+		l.into(one, told && ours)
+	}
+	l.all(several, told && ours)
+	if ours || l.left < 0 {
+		return
+	}
+	l.at = err
+	if told || one == nil && len(several) == 0 {
+		_ = err.Error()
+	}
+	if e, ok := err.(interface{ Is(error) bool }); ok {
+		e.Is(ErrPanic)
+	}
+	if e, ok := err.(interface{ As(any) bool }); ok {
+		if p := (*PanicError)(nil); e.As(&p) {
+			_ = p.Value
+		}
+	}
+	if e, ok := err.(interface{ NotAttempted() bool }); ok {
+		e.NotAttempted()
+	}
+	if e, ok := err.(interface{ RetryAt() time.Time }); ok {
+		e.RetryAt()
+	}
+}
+
+func (l *look) all(errs []error, told bool) {
+	for _, err := range errs {
+		if err != nil && l.left >= 0 {
+			l.into(err, told)
+		}
+	}
+}
+
+// fault says what was wrong when a look ended with a panic.
+func (l *look) fault(err error, value any) string {
+	what := fmt.Sprintf("a %T", err)
+	if reflect.TypeOf(l.at) != reflect.TypeOf(err) {
+		what = fmt.Sprintf("%s (%v), in which there is a %T", what, err, l.at)
+	}
+	if v := reflect.ValueOf(l.at); v.Kind() == reflect.Pointer && v.IsNil() {
+		return what + " that is a nil pointer: return nil itself"
+	}
+	return fmt.Sprintf("%s with a method that panics: %v", what, value)
 }

@@ -159,7 +159,7 @@ func (e *FanOutError) class(ctx context.Context) Class {
 	}
 	result := Skipped
 	for _, f := range e.Failures {
-		switch class := Classify(ctx, f.Err); {
+		switch class := classify(ctx, f.Err); {
 		case class == NotAttempted:
 			return NotAttempted
 		case class == Retryable || result == Skipped:
@@ -509,7 +509,7 @@ func (f *fanOutApplier[T]) judge(ctx context.Context, i int, errs [][]error) ver
 	for b := range f.branches {
 		switch {
 		case errs[b] == nil || errs[b][i] == nil:
-		case Classify(ctx, errs[b][i]) != Skipped:
+		case classify(ctx, errs[b][i]) != Skipped:
 			failed = append(failed, b)
 			continue
 		case !f.branches[b].optional:

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math"
 	"runtime"
 	"slices"
@@ -167,47 +166,6 @@ func TestD3_ARetryableErrorWithATimePausesNothing(t *testing.T) {
 		time.Sleep(time.Hour)
 		require.NoError(t, stop())
 		require.Equal(t, []int{0}, source.left())
-	})
-}
-
-func TestD9_AnErrorThatCannotBeLookedInto(t *testing.T) {
-	typedNil := func() error {
-		var e *fs.PathError
-		return e
-	}
-	for name, err := range map[string]error{
-		"typed nil":         typedNil(),
-		"wrapped typed nil": fmt.Errorf("open: %w", typedNil()),
-		"in a list":         &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: typedNil()}}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			for shape, stack := range stacks(courier.ProcessFunc(func(context.Context, int) error { return err })) {
-				t.Run(shape, func(t *testing.T) {
-					synctest.Test(t, func(t *testing.T) {
-						source := newShelf(1)
-						err := courier.NewPollingCoordinator(source, stack, quiet).RunOnce(t.Context())
-						parks := shape == "dlq" // the others leave it pending
-						require.Equal(t, parks, err == nil, "%v", err)
-						require.Equal(t, parks, len(source.left()) == 0)
-					})
-				})
-			}
-		})
-	}
-	synctest.Test(t, func(t *testing.T) { // of the source
-		source := newLeasing(1)
-		source.wait = true
-		fetches := 0
-		wrapped := &fetchFunc[int]{Source: source, fetch: func(ctx context.Context, limit int) ([]int, error) {
-			if fetches++; fetches == 1 {
-				return nil, typedNil()
-			}
-			return source.Fetch(ctx, limit)
-		}}
-		stop := start(t, courier.NewStreamingCoordinator(wrapped, &sink[int]{}, quiet))
-		time.Sleep(time.Minute)
-		require.NoError(t, stop())
-		require.Equal(t, []int{1}, source.marked())
 	})
 }
 

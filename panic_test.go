@@ -27,8 +27,8 @@ var abruptEnds = map[string]func(){
 	"Goexit":        runtime.Goexit,
 }
 
-// endings is a destination with a script: what the n-th call on a record does.
-type endings struct {
+// screenplay is a destination with a script: what the n-th call on a record does.
+type screenplay struct {
 	script map[string][]string // by branch and record; "" succeeds, and so does the end of the script
 	plain  bool                // every failure is an error that is returned
 	began  time.Time
@@ -38,7 +38,7 @@ type endings struct {
 	calls []string
 }
 
-func (e *endings) call(branch string, records ...int) error {
+func (e *screenplay) call(branch string, records ...int) error {
 	e.mu.Lock()
 	kind := ""
 	for _, r := range records {
@@ -60,7 +60,7 @@ func (e *endings) call(branch string, records ...int) error {
 	return errTest
 }
 
-func (e *endings) applier(branch string, batches bool) courier.Applier[int] {
+func (e *screenplay) applier(branch string, batches bool) courier.Applier[int] {
 	one := courier.ProcessFunc(func(_ context.Context, r int) error { return e.call(branch, r) })
 	if !batches {
 		return one
@@ -135,7 +135,7 @@ func TestD9_APanicIsTriedAgainAsAnErrorIs(t *testing.T) {
 		}
 		run := func(plain bool) (told []string) {
 			rapid.SyncTest(t, func(t *rapid.T) {
-				e := &endings{script: script, plain: plain, began: time.Now(), made: map[string]int{}}
+				e := &screenplay{script: script, plain: plain, began: time.Now(), made: map[string]int{}}
 				q := courier.NewMemoryDLQ[int](0)
 				a := stacks[name](e.applier("", batches), courier.DLQ[int](q))
 				if second {

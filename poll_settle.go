@@ -417,7 +417,7 @@ func (p *poller[T]) outcome() error {
 	}
 	var stopped error
 	if p.life.stop.Err() != nil {
-		stopped = context.Cause(p.life.stop)
+		stopped = causeOf(p.life.stop)
 	}
 	if p.fetchErr != nil && stopped != nil && errors.Is(p.fetchErr, stopped) {
 		stopped = nil // said already

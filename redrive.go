@@ -47,7 +47,7 @@ func Letters[T any](ctx context.Context, queue DLQ[T]) iter.Seq2[DeadLetter[T], 
 // from one that has no end.
 func listAfter[T any](ctx context.Context, queue DLQ[T], after string, max int) (page []DeadLetter[T], err error) {
 	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
+		return nil, causeOf(ctx)
 	}
 	isolate(&err, func() (err error) {
 		page, err = queue.List(ctx, after, max)
@@ -105,7 +105,7 @@ func (e *RedriveError) Error() string {
 	if !e.Until.IsZero() {
 		text += ", to go on from " + e.Until.Format(time.RFC3339)
 	}
-	return text + ": " + e.Err.Error()
+	return fmt.Sprintf("%s: %v", text, e.Err)
 }
 
 // Is reports whether err is [ErrRedrive].
@@ -195,7 +195,7 @@ func (r *redrive[T]) run(ctx context.Context) (total int, err error) {
 		return 0, fmt.Errorf("courier: counting dead letters: %w", err)
 	}
 	if ctx.Err() != nil {
-		return total, context.Cause(ctx)
+		return total, causeOf(ctx)
 	}
 	after, seen := "", 0
 	for seen < total {
@@ -363,9 +363,9 @@ func verdictOf(ctx context.Context, err error) (Class, error) {
 	if err == nil {
 		return Skipped, nil
 	}
-	class := Classify(ctx, err)
-	if class == NotAttempted && Classify(context.WithoutCancel(ctx), err) != NotAttempted {
-		err = unattempted(fmt.Errorf("%w, and what was under way then failed: %w", context.Cause(ctx), err))
+	class := classify(ctx, err)
+	if class == NotAttempted && classify(context.WithoutCancel(ctx), err) != NotAttempted {
+		err = unattempted(fmt.Errorf("%w, and what was under way then failed: %w", causeOf(ctx), err))
 	}
 	return class, err
 }

@@ -271,7 +271,7 @@ func (r *retryApplier[T]) resume(ctx context.Context, record T, exit error) erro
 // again is the rest of Apply once the first attempt has failed.
 func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, err error) error {
 	past := historiesIn(ctx, 1)
-	class := Classify(ctx, err)
+	class := classify(ctx, err)
 	if past == nil && class == NotAttempted && countedIn(err) == 0 {
 		return err // it was not attempted, as any record while a breaker is open: without an allocation
 	}
@@ -292,7 +292,7 @@ func (r *retryApplier[T]) loop(ctx context.Context, record T, run retryRun, used
 		}
 	}()
 	for {
-		if final := run.judge(Classify(ctx, err), err, &used); final != nil {
+		if final := run.judge(classify(ctx, err), err, &used); final != nil {
 			err = final
 			break
 		}
@@ -327,7 +327,7 @@ func (r *retryApplier[T]) goOn(ctx context.Context, record T, run retryRun, used
 // has nothing to add to the error: the case of every record while a breaker is
 // open, and so without an allocation.
 func untouched(ctx context.Context, err error) bool {
-	return Classify(ctx, err) == NotAttempted && countedIn(err) == 0
+	return classify(ctx, err) == NotAttempted && countedIn(err) == 0
 }
 
 // retry makes one further attempt. What it took from the budget comes back unless
@@ -395,7 +395,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 			lasts[i] = errs[j]
 		}
 		delayBy := err // the failure that asks for the longest delay
-		if class := Classify(ctx, err); whole && len(open) > 1 && (class == Retryable || class == PermanentClass) {
+		if class := classify(ctx, err); whole && len(open) > 1 && (class == Retryable || class == PermanentClass) {
 			alone = true
 		} else {
 			still := open[:0]
@@ -404,7 +404,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 				if errs[j] == nil {
 					continue
 				}
-				if results[i] = run.judge(Classify(ctx, errs[j]), errs[j], &used[i]); results[i] == nil {
+				if results[i] = run.judge(classify(ctx, errs[j]), errs[j], &used[i]); results[i] == nil {
 					still = append(still, i)
 					if delayBy == nil || afterOf(errs[j], math.MaxInt64) > afterOf(delayBy, math.MaxInt64) {
 						delayBy = errs[j]
@@ -513,7 +513,7 @@ func (r *retryRun) wait(last error, n int) *cut {
 	stop := r.passage.stop
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
-			return &cut{Interrupted, context.Cause(ctx)}
+			return &cut{Interrupted, causeOf(ctx)}
 		}
 		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.policy.Clock.Now()) <= delay {
 			return &cut{DeadlineTooClose, nil}
@@ -545,7 +545,7 @@ func (r *retryRun) wait(last error, n int) *cut {
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
 			r.policy.Budget.refund(n)
-			return &cut{Interrupted, context.Cause(ctx)}
+			return &cut{Interrupted, causeOf(ctx)}
 		}
 	}
 	return nil
