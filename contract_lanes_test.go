@@ -92,24 +92,6 @@ func TestD4_NothingIsTakenBackFromABatchInWork(t *testing.T) {
 	})
 }
 
-func TestD12_AStreamEndsOverAPipelineThatIsMisconfigured(t *testing.T) {
-	courierttest.Bubble(t, func(t *testing.T) {
-		var records courierttest.Recorder[int]
-		source := records.StreamSource(numbers(10)...)
-		bad := &courier.ConfigError{Field: "sink", Problem: "has no address"}
-		run := courierttest.Start(t, courier.NewStreamingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
-			if r == 3 {
-				return bad
-			}
-			return nil
-		}), quiet))
-		<-run.Ended()
-		require.ErrorIs(t, run.Stop(), bad)
-		require.Empty(t, source.InHand())
-		require.Equal(t, []int{0, 1, 2}, records.Records(courierttest.Marked), "what was applied before")
-	})
-}
-
 // Leases of batches that were fetched ahead are renewed with those in work.
 func TestRenewer_LeasesOfWhatIsFetchedAheadAreRenewed(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {

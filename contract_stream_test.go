@@ -388,19 +388,6 @@ func TestD12_Stream_ASourceThatDoesNotBlockKeepsNoProcessorBusy(t *testing.T) {
 	})
 }
 
-func TestD12_Stream_AFaultDeepInsideEndsTheRun(t *testing.T) {
-	ch := make(chan int, 2)
-	ch <- 1
-	ch <- 2
-	bad := courier.NewRetryableApplier(courier.ProcessFunc(nop[int]), courier.RetryPolicy{MaxAttempts: -1})
-	own := courier.ProcessFunc(func(ctx context.Context, r int) error { return bad.Apply(ctx, r) })
-	err := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, nop[[]int]), own, quiet).Start(t.Context())
-	require.ErrorIs(t, err, courier.ErrConfig)
-	var left *courier.UnsettledError[int]
-	require.ErrorAs(t, err, &left)
-	require.ElementsMatch(t, []int{1, 2}, left.Records)
-}
-
 func TestStream_TheEndHandsBackWhatKeepsFailing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var marked collector

@@ -531,21 +531,6 @@ func policyOver(a courier.Applier[int], fetch func(context.Context) ([]int, erro
 	return courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.WithRetry(a))
 }
 
-// A configuration fault that only shows when a record is applied, inside an
-// applier of the user's own, ends the run with nothing lost.
-func TestD12_AFaultDeepInsideEndsTheRun(t *testing.T) {
-	source := newLeasing(1, 2)
-	bad := courier.NewRetryableApplier(courier.ProcessFunc(nop[int]), courier.RetryPolicy{MaxAttempts: -1})
-	own := courier.ProcessFunc(func(ctx context.Context, r int) error { return bad.Apply(ctx, r) })
-	applier, dlq := courier.WithDLQ(own)
-	err := courier.NewPollingCoordinator(source, applier, quiet).Start(t.Context())
-	require.ErrorIs(t, err, courier.ErrConfig)
-	parked, _ := dlq.Receive(t.Context(), 10)
-	require.Empty(t, parked)
-	require.Equal(t, []int{1, 2}, source.left())
-	require.Equal(t, [][]int{{1, 2}}, source.released)
-}
-
 func TestD12_RecordsTogetherWithAnErrorAreWorkedOff(t *testing.T) {
 	cause := errors.New("the second page failed")
 	var marked []int

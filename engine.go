@@ -94,7 +94,6 @@ type halt struct {
 	err   error     // nil when it was not
 	at    int       // the first record over which
 	until time.Time // when it is worth going on
-	fatal bool      // never: the pipeline is misconfigured
 }
 
 // reset begins a new batch, to be shared by some hands. Where an order was asked
@@ -165,10 +164,8 @@ func (b *batch[T]) note(ctx context.Context, i int, err error) {
 		return
 	case NotAttempted:
 		b.ledger.Leave(i, err)
-		until, paused := pauseOf(err)
-		fatal := !paused && errors.Is(err, ErrConfig)
-		if (paused || fatal) && (b.halted.err == nil || i < b.halted.at) {
-			b.halted = halt{err: err, at: i, until: until, fatal: fatal}
+		if until, paused := pauseOf(err); paused && (b.halted.err == nil || i < b.halted.at) {
+			b.halted = halt{err: err, at: i, until: until}
 			b.alert.Store(true)
 		}
 	default:

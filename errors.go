@@ -217,7 +217,9 @@ var ErrConfig = errors.New("courier: invalid configuration")
 
 // ConfigError is a value that Courier cannot work with. Constructors that
 // return no error keep it, and Start, RunOnce or Apply returns it before
-// anything was fetched or applied. Its class is NotAttempted.
+// anything was fetched or applied. Its class is NotAttempted: one that an applier
+// returns while a coordinator runs, of a pipeline of its own, leaves the record
+// pending and stops no other.
 type ConfigError struct {
 	Field   string // the parameter, option or policy field
 	Problem string // what is wrong with it and what to do

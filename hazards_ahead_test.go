@@ -4,7 +4,6 @@ package courier_test
 
 import (
 	"context"
-	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -127,39 +126,6 @@ func TestHazard_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
 			})
 		})
 	}
-}
-
-// Start returns when the pipeline is misconfigured, whatever a fetch ahead waits
-// for.
-func TestHazard_AFaultEndsAFetchAhead(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1)}
-		fetches := 0
-		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
-			if fetches++; fetches > 1 {
-				<-ctx.Done() // until there is a record
-				return nil, ctx.Err()
-			}
-			return source.leasing.Fetch(ctx, limit)
-		}
-		s := courier.ProcessFunc(func(ctx context.Context, r int) error {
-			return courier.ProcessFunc[int](nil).Apply(ctx, r)
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		var ended atomic.Bool
-		var err error
-		go func() {
-			err = courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithPrefetch(1)).Start(ctx)
-			ended.Store(true)
-		}()
-		time.Sleep(time.Hour)
-		ok := ended.Load()
-		cancel()
-		synctest.Wait()
-		require.True(t, errors.Is(err, courier.ErrConfig), "%v", err)
-		require.True(t, ok, "an hour later")
-	})
 }
 
 // FetchEvent.Took of a batch fetched ahead is its own.

@@ -102,7 +102,6 @@ type poller[T any] struct {
 	patience                      time.Time     // until when RunOnce waits for a breaker
 	fetchPace, markPace, restPace trouble
 	unmarked                      error // a *MarkError
-	fatal                         error
 }
 
 func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) *poller[T] {

@@ -46,7 +46,7 @@ func pendings[T any](records []T, ids []recordKey) []pending[T] {
 
 // keeps reports whether the records that the pass leaves unsettled stay in hand.
 func (p *poller[T]) keeps() bool {
-	if !p.identity.inHand || p.paused || p.leaving || p.unmarked != nil || p.fatal != nil || p.life.stop.Err() != nil {
+	if !p.identity.inHand || p.paused || p.leaving || p.unmarked != nil || p.life.stop.Err() != nil {
 		return false
 	}
 	return p.halted.err != nil || p.probing || p.sparing

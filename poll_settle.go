@@ -18,9 +18,6 @@ func (p *poller[T]) settle() {
 	b := &p.batch
 	p.lease.finish()
 	p.halted = b.halted
-	if p.halted.fatal {
-		p.fatal = p.halted.err
-	}
 	if len(p.memory.list) > 0 || p.halted.err != nil {
 		p.remember()
 	}
@@ -295,7 +292,7 @@ func (p *poller[T]) nextBehind(now time.Time) (records []T, after time.Duration)
 // rest ends the pass: it waits as long as the pass calls for.
 func (p *poller[T]) rest() {
 	p.phase = fetching
-	if p.once && !p.goesOn() || p.fatal != nil || p.unmarked != nil || p.life.stop.Err() != nil {
+	if p.once && !p.goesOn() || p.unmarked != nil || p.life.stop.Err() != nil {
 		p.finish()
 		return
 	}
@@ -409,9 +406,6 @@ func (p *poller[T]) nap(d time.Duration) {
 
 // outcome is what the run returns.
 func (p *poller[T]) outcome() error {
-	if p.fatal != nil {
-		return p.fatal
-	}
 	if !p.once {
 		return p.unmarked
 	}

@@ -500,11 +500,11 @@ func (q *oddQueue) Count(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-func (q *oddQueue) ParkedKeys(ctx context.Context, keys []string) ([]string, error) {
+func (q *oddQueue) ParkedKeys(ctx context.Context, branch string, keys []string) ([]string, error) {
 	if err := q.failing("ParkedKeys"); err != nil {
 		return nil, err
 	}
-	return q.DLQ.(courier.KeyedDLQ).ParkedKeys(ctx, keys)
+	return q.DLQ.(courier.KeyedDLQ).ParkedKeys(ctx, branch, keys)
 }
 
 func firstOf(err error, call func() error) error {

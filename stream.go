@@ -72,7 +72,6 @@ type stream[T any] struct {
 	renewal    <-chan time.Time // the next one
 	renewalDue bool
 
-	fatal    error
 	markLost error
 }
 
@@ -211,7 +210,7 @@ func (s *stream[T]) run() error {
 	if n := len(s.line.waiting()); n > 0 && s.markLost == nil {
 		s.markLost = &MarkError{n, errHeldUp}
 	}
-	err := errors.Join(s.fatal, s.markLost, unsettled)
+	err := errors.Join(s.markLost, unsettled)
 	s.watch.stopped(s.life.settle, StopEvent{Unsettled: len(left), Err: err})
 	return err
 }
@@ -282,7 +281,6 @@ func (s *stream[T]) finishAll() {
 
 // act starts whatever may start, and reports whether nothing is left to do.
 func (s *stream[T]) act(now time.Time) (finished bool) {
-	closing := s.stopping || s.fatal != nil
 	s.sparing = false
 	g := gateOf(s.control.breakers)
 	if s.shut && !g.closed { // by its time, or by hand before that
@@ -295,14 +293,14 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 			s.pausedUntil = g.until
 		}
 	}
-	s.heed(closing)
+	s.heed()
 	open := now.Before(s.pausedUntil) // a breaker is
 	// A queue is worked off unless nobody will take it any more: a stop does not
 	// wait for a breaker to close (C-5).
-	over := s.leave.Err() != nil || s.fatal != nil || closing && open || s.eof && len(s.out) == 0 && s.hopeless()
+	over := s.leave.Err() != nil || s.stopping && open || s.eof && len(s.out) == 0 && s.hopeless()
 
 	s.look(now)
-	s.wakeHeld(now, closing)
+	s.wakeHeld(now, s.stopping)
 	if over && s.releaser != nil {
 		s.giveBackAll()
 	}
@@ -314,43 +312,43 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.wakeHeld(now, true) // nothing of it will be tried again
 		s.giveBackAll()
 	}
-	if (closing || s.eof) && !s.asking && s.releaser != nil && len(s.out)+s.queued()+len(s.held) == 0 {
+	if (s.stopping || s.eof) && !s.asking && s.releaser != nil && len(s.out)+s.queued()+len(s.held) == 0 {
 		s.giveBackWaiting()
 	}
 	if s.stopping && !s.asking && len(s.out) == 0 && (over || s.queued() == 0) {
 		s.life.lastApplied()
 	}
 	if s.job == nil {
-		s.settle(now, closing || open)
+		s.settle(now, s.stopping || open)
 	}
 	s.renew()
 	if s.full && s.inHand <= s.limit/2 {
 		s.full = false
 		s.watch.resumed(s.life.settle, false)
 	}
-	if !s.asking && !s.eof && !closing && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
+	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
 		s.ask()
 	}
 	if s.asking || len(s.out) > 0 || s.job != nil || s.line.ready() > 0 || len(s.back)+len(s.faulty) > 0 {
 		return false
 	}
-	return over || (closing || s.eof && !s.retrying()) && s.queued() == 0
+	return over || (s.stopping || s.eof && !s.retrying()) && s.queued() == 0
 }
 
 // heed follows Pause and Resume. A fetch that blocks is called back, for its
 // records would otherwise be taken in during the pause.
-func (s *stream[T]) heed(closing bool) {
-	paused := s.control.paused() != nil && !closing
+func (s *stream[T]) heed() {
+	paused := s.control.paused() != nil && !s.stopping
 	switch {
 	case paused && !s.paused:
 		s.watch.paused(s.life.settle, PauseEvent{}, false)
 		s.close(ErrPaused)
-	case !paused && s.paused && !closing:
+	case !paused && s.paused && !s.stopping:
 		s.watch.resumed(s.life.settle, true)
 		s.fetchAt = time.Time{}
 	}
 	s.paused = paused
-	if !paused && !s.asking && s.intake.Err() != nil && !closing {
+	if !paused && !s.asking && s.intake.Err() != nil && !s.stopping {
 		s.intake, s.close = context.WithCancelCause(s.life.stop)
 	}
 }

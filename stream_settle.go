@@ -455,9 +455,6 @@ func (s *stream[T]) refuse(err error, now time.Time) {
 // go on after a probe that was not refused.
 func (s *stream[T]) closeIntake(h halt, probe bool, now time.Time) {
 	switch {
-	case h.fatal:
-		s.fatal = h.err
-		s.close(h.err)
 	case h.err != nil:
 		until := h.until
 		if !until.After(now) { // somebody else's probe is out

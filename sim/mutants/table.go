@@ -48,7 +48,7 @@ var mutants = []mutant{
 	{"a stop never ends the work in flight", "lifecycle.go",
 		"		l.cancelWork(ErrDrainTimeout)\n", "		<-l.applied\n"},
 	{"a stream fetches on after a stop", "stream.go",
-		"!s.asking && !s.eof && !closing && !open", "!s.asking && !s.eof && !open"},
+		"!s.asking && !s.eof && !s.stopping && !open", "!s.asking && !s.eof && !open"},
 	{"a stop finds a stream's queue and drops it", "stream_settle.go",
 		"	for _, it := range left {\n		s.giveBack(it, 0)\n	}\n", "	for _, it := range left {\n		s.line.leave(&it, gone)\n	}\n"},
 	{"a retry sleeps through a stop", "retry.go",
