@@ -20,11 +20,13 @@ import (
 
 // abruptEnds are the ways for a call to fail without returning an error.
 var abruptEnds = map[string]func(){
-	"panic":         func() { panic("boom") },
-	"panic(nil)":    func() { panic(nil) }, //nolint:govet // a user may
-	"panic(error)":  func() { panic(errTest) },
-	"runtime error": func() { var m map[int]int; m[1] = 1 },
-	"Goexit":        runtime.Goexit,
+	"panic":            func() { panic("boom") },
+	"panic(nil)":       func() { panic(nil) }, //nolint:govet // a user may
+	"panic(error)":     func() { panic(errTest) },
+	"runtime error":    func() { var m map[int]int; m[1] = 1 },
+	"panic(Skip)":      func() { panic(courier.Skip(errTest)) },
+	"panic(Permanent)": func() { panic(courier.Permanent(errTest)) },
+	"Goexit":           runtime.Goexit,
 }
 
 // screenplay is a destination with a script: what the n-th call on a record does.
