@@ -223,6 +223,7 @@ const instances = 3
 // row is what the world knows of one record.
 type row struct {
 	arrived, marked bool
+	fed             bool // one of the further records, that are to come
 	applied, parked int
 	second          int                 // applied by the second branch
 	told            [instances]*Process // which process of each instance was told that it is applied or parked
@@ -370,8 +371,9 @@ func (m *model) arrive(n int) (woke bool) {
 // extras is how many more records come at most.
 const extras = 4000
 
-// feed has another healthy record come for as long as a poison one is pending:
-// alone it cannot be told from an outage (C-1).
+// feed has further healthy records come for as long as a poison record is pending:
+// alone it cannot be told from an outage (C-1). It waits until those that it sent are
+// applied, since records that come faster than they are taken are never all marked.
 func (m *model) feed() (woke bool) {
 	for n := range m.poison {
 		if r := &m.rows[n]; r.marked && (!r.twice || m.left == 0) {
@@ -385,8 +387,14 @@ func (m *model) feed() (woke bool) {
 			every += 2 * m.Interval
 		}
 		m.later(every, m.feed)
+		for n := m.Records; n < m.more; n++ {
+			if r := &m.rows[n]; r.fed && r.applied == 0 && !m.stuck(n) {
+				return false
+			}
+		}
 		for ; m.more < len(m.rows) && wanted > 0; m.more++ {
-			if n := m.more; m.Keys == 0 || m.shape >= journal || !m.stuckKeys[m.key(n)] {
+			if n := m.more; m.shape >= journal || !m.stuck(n) {
+				m.rows[n].fed = true
 				m.left++
 				m.later(time.Duration(n), func() bool { return m.arrive(n) }) // one by one, for who waits goes on meanwhile
 				wanted--
@@ -396,6 +404,9 @@ func (m *model) feed() (woke bool) {
 	}
 	return false
 }
+
+// stuck reports whether a record has the key of a poison one.
+func (m *model) stuck(n int) bool { return m.Keys > 0 && m.stuckKeys[m.key(n)] }
 
 // live is one process of the pipeline.
 func (m *model) live(ctx context.Context) error {
