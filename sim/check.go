@@ -138,7 +138,7 @@ func Run(t *testing.T, options Options, setup func(w *World)) Report {
 	}
 	began := time.Now() //nolint:forbidigo // the time of the wall
 	report := Report{Reached: map[string]int{}}
-	defer watch(t.Name())()
+	defer watch(t.Name(), patience)()
 	for {
 		//nolint:forbidigo // the time of the wall
 		if report.Wall = time.Since(began); o.For > 0 && report.Wall >= o.For || o.For == 0 && report.Episodes >= o.Episodes {
@@ -184,9 +184,9 @@ var at struct{ seed, since atomic.Int64 }
 // patience is how long an episode may take, in real time.
 var patience = time.Minute
 
-// watch has the process end, with the seed, when an episode hangs: it is outside
-// of the bubble, where time passes.
-func watch(name string) (stop func()) {
+// watch has the process end, with the seed, when an episode takes longer than that:
+// it is outside of the bubble, where time passes.
+func watch(name string, patience time.Duration) (stop func()) {
 	ended := make(chan struct{})
 	at.since.Store(0)
 	go func() {

@@ -16,9 +16,8 @@ var (
 // TestHunt counts the seeds until an episode fails, for sim/mutants. A bug may end
 // the process, so it says before each episode where it is.
 func TestHunt(t *testing.T) {
-	patience = 5 * time.Second
 	o := swept.withDefaults()
-	defer watch(t.Name())()
+	defer watch(t.Name(), 5*time.Second)()
 	for hunt := *firstFlag; hunt < *huntsFlag; hunt++ {
 		fmt.Println("hunt", hunt)
 		missed := true
