@@ -33,9 +33,9 @@ func (m *model) come(c *call) {
 			}
 		}
 	case Batch:
-		for _, o := range c.data.(*verdicts).records {
-			if m.comeApply(l, c, o.N); !m.Yield {
-				m.comeFirst(l, o.N)
+		for _, n := range c.data.(*verdicts).records {
+			if m.comeApply(l, c, n); !m.Yield {
+				m.comeFirst(l, n)
 			}
 		}
 		m.comeBreaker(l, c)
@@ -108,7 +108,7 @@ func (m *model) room() int {
 // nobody sees.
 func (m *model) comeQueued(l *life, n int) {
 	sent := m.rows[n].sent
-	switch hand := l.sent - len(l.queued) - l.done; {
+	switch hand := l.sent - l.line.waiting() - l.done; {
 	case hand > m.room():
 		m.Fail("D11: process %d has %d records in hand, more than %d", l.p.number, hand, m.room())
 	case l.p.stopping && sent > l.p.askedAt:
@@ -130,7 +130,7 @@ func (m *model) comeFirst(l *life, n int) {
 // destination, and none before it was left out (D4).
 func (m *model) comeApply(l *life, c *call, n int) {
 	r := &m.rows[n]
-	if l.queued != nil {
+	if l.line != nil {
 		m.comeQueued(l, n)
 	}
 	if m.Stack < 2 || m.Batches || l.breaker == courier.BreakerClosed { // a probe does not count
@@ -164,12 +164,12 @@ func (m *model) comeApply(l *life, c *call, n int) {
 func (m *model) comeKeyed(l *life, n int) {
 	for _, letter := range m.letters() {
 		switch {
-		case letter.Key != m.keyOf(order{n}):
+		case letter.key != m.keyName(n):
 			continue
 		case !l.redrives():
-			m.Fail("D4: %s is applied, with %s of its key in the queue", names[n], names[letter.Record.N])
-		case letter.Record.N != n:
-			m.Fail("D4: %s is redriven before %s", names[n], names[letter.Record.N])
+			m.Fail("D4: %s is applied, with %s of its key in the queue", names[n], names[letter.n])
+		case letter.n != n:
+			m.Fail("D4: %s is redriven before %s", names[n], names[letter.n])
 		}
 		return
 	}
@@ -203,8 +203,8 @@ func (m *model) take(c *call) {
 		case try:
 			m.meetsOutage(data.n)
 		case *verdicts:
-			for _, o := range data.records {
-				m.meetsOutage(o.N)
+			for _, n := range data.records {
+				m.meetsOutage(n)
 			}
 		}
 	}
@@ -259,8 +259,8 @@ func (m *model) answer(c *call) {
 		if c.fault == Partly {
 			m.Sometimes("records and an error")
 		}
-		s := c.data.(*source)
-		for _, n := range s.handing {
+		handing := c.data.(*[]int)
+		for _, n := range *handing {
 			switch {
 			case c.err == nil || c.fault == Partly:
 				l.inHand[n] = true
@@ -271,7 +271,7 @@ func (m *model) answer(c *call) {
 				l.at = min(l.at, n)
 			}
 		}
-		s.handing = s.handing[:0]
+		*handing = (*handing)[:0]
 	case Apply:
 		if t, first := c.data.(try); first {
 			n := t.n
@@ -285,11 +285,11 @@ func (m *model) answer(c *call) {
 	case Batch:
 		v := c.data.(*verdicts)
 		failed := c.err != nil
-		for i, o := range v.records {
+		for i, n := range v.records {
 			failed = failed || v.errs[i] != nil
-			m.leave(c, o.N)
-			if c.err == nil && (v.errs[i] == nil || m.skipped[o.N] && courier.Classify(context.Background(), v.errs[i]) == courier.Skipped) {
-				l.told(o.N)
+			m.leave(c, n)
+			if c.err == nil && (v.errs[i] == nil || m.skipped[n] && courier.Classify(context.Background(), v.errs[i]) == courier.Skipped) {
+				l.told(n)
 			}
 		}
 		m.probed(l, c, failed)
@@ -319,9 +319,9 @@ func (m *model) answer(c *call) {
 		}
 	case Release, Fail:
 		m.Sometimes(map[Kind]string{Release: "given back", Fail: "reported as failed"}[c.kind])
-		for _, o := range c.data.([]order) {
-			delete(l.inHand, o.N)
-			if r := &m.rows[o.N]; c.err != nil && r.lessee == l.p && !r.put { // it comes again when the source finds out
+		for _, n := range c.data.([]int) {
+			delete(l.inHand, n)
+			if r := &m.rows[n]; c.err != nil && r.lessee == l.p && !r.put { // it comes again when the source finds out
 				r.put, r.until = true, m.now.Load()+int64(time.Minute)
 				m.later(time.Minute, func() bool { m.kick(); return false })
 			}
@@ -331,7 +331,7 @@ func (m *model) answer(c *call) {
 
 func (m *model) hasLetter(n int) bool {
 	for _, letter := range m.letters() {
-		if letter.Record.N == n {
+		if letter.n == n {
 			return true
 		}
 	}

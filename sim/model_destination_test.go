@@ -9,29 +9,30 @@ import (
 )
 
 // destination is the model's destination as one process sees it.
-type destination struct{ *life }
+type destination[T record] struct{ *life }
 
 // destination returns it with or without batches.
-func (l *life) destination() courier.Applier[order] {
-	if l.m.Batches {
-		return &batches{destination{l}}
+func (x *pipe[T]) destination(l *life) courier.Applier[T] {
+	if x.Batches {
+		return &batches[T]{destination[T]{l}}
 	}
-	return &destination{l}
+	return &destination[T]{l}
 }
 
-func (d *destination) Apply(ctx context.Context, o order) error {
-	if n := courier.AttemptFrom(ctx); d.m.Stack > 0 && !d.m.Batches && n > d.m.Attempts {
-		d.m.Fail("R-1: %v is attempted for the %dth time, with %d at most", o, n, d.m.Attempts)
+func (d *destination[T]) Apply(ctx context.Context, record T) error {
+	n, attempt := record.number(), courier.AttemptFrom(ctx)
+	if d.m.Stack > 0 && !d.m.Batches && attempt > d.m.Attempts {
+		d.m.Fail("R-1: %v is attempted for the %dth time, with %d at most", record, attempt, d.m.Attempts)
 	}
-	return d.p.await(ctx, Apply, uint64(o.N+1), names[o.N], try{o.N, courier.AttemptFrom(ctx)}, func(c *call) { c.err = d.apply(o.N) })
+	return d.p.await(ctx, Apply, uint64(n+1), names[n], try{n, attempt}, func(c *call) { c.err = d.apply(n) })
 }
 
 // try is one attempt at a record.
 type try struct{ n, attempt int }
 
 // apply is the effect of applying one record.
-func (d *destination) apply(n int) error {
-	m, r := d.m, &d.m.rows[n]
+func (l *life) apply(n int) error {
+	m, r := l.m, &l.m.rows[n]
 	switch {
 	case m.poison[n] && !m.mended(), m.stubborn[n]:
 		return &callError{uint64(n + 1), names[n] + " is poison", ErrInjected}
@@ -41,12 +42,12 @@ func (d *destination) apply(n int) error {
 	}
 	r.applied++
 	m.fold(uint64(n), 19)
-	if r.sure[d.p.instance] != d.p || m.FanOut == 2 || r.twice {
+	if r.sure[l.p.instance] != l.p || m.FanOut == 2 || r.twice {
 		return nil
 	}
-	r.sure[d.p.instance] = nil // from here on it is another delivery
+	r.sure[l.p.instance] = nil // from here on it is another delivery
 	if r.excuses--; r.excuses < 0 {
-		m.Fail("D7: %s is applied again by process %d, which was told that it is applied", names[n], d.p.number)
+		m.Fail("D7: %s is applied again by process %d, which was told that it is applied", names[n], l.p.number)
 	}
 	return nil
 }
@@ -58,35 +59,36 @@ func (l *life) told(n int) {
 }
 
 // batches is a destination that takes batches.
-type batches struct{ destination }
+type batches[T record] struct{ destination[T] }
 
 // verdicts are the results of a batch.
 type verdicts struct {
-	records []order
+	records []int
 	errs    []error
 }
 
-func (b *batches) ApplyBatch(ctx context.Context, records []order) error {
-	v := &verdicts{records: records}
-	err := b.p.await(ctx, Batch, uint64(records[0].N+1), names[records[0].N], v, func(c *call) {
+func (b *batches[T]) ApplyBatch(ctx context.Context, records []T) error {
+	v := &verdicts{records: numbersOf(records)}
+	first := v.records[0]
+	err := b.p.await(ctx, Batch, uint64(first+1), names[first], v, func(c *call) {
 		m := b.m
 		if m.tracing {
 			c.detail += fmt.Sprint(records)
 		}
 		v.errs = make([]error, len(records))
-		for i, o := range records {
-			switch fault := m.within(c, Apply, uint64(o.N+1), names[o.N]); fault {
+		for i, n := range v.records {
+			switch fault := m.within(c, Apply, uint64(n+1), names[n]); fault {
 			case None, Slow, Hang:
-				v.errs[i] = b.apply(o.N)
+				v.errs[i] = b.apply(n)
 			case Lost:
-				if v.errs[i] = b.apply(o.N); v.errs[i] == nil {
-					v.errs[i] = &callError{uint64(o.N + 1), names[o.N] + ": lost", ErrInjected}
+				if v.errs[i] = b.apply(n); v.errs[i] == nil {
+					v.errs[i] = &callError{uint64(n + 1), names[n] + ": lost", ErrInjected}
 				}
 			case Down:
-				m.meetsOutage(o.N)
-				v.errs[i] = fault.injected(uint64(o.N+1), names[o.N]+": down")
+				m.meetsOutage(n)
+				v.errs[i] = fault.injected(uint64(n+1), names[n]+": down")
 			default:
-				v.errs[i] = fault.injected(uint64(o.N+1), names[o.N]+": "+fault.String())
+				v.errs[i] = fault.injected(uint64(n+1), names[n]+": "+fault.String())
 			}
 		}
 	})
@@ -106,31 +108,30 @@ func (b *batches) ApplyBatch(ctx context.Context, records []order) error {
 }
 
 // branch is a second destination.
-type branch struct{ *life }
+type branch[T record] struct{ *life }
 
 // beside keeps the calls of the second branch apart from those of the first.
 const beside = 1 << 32
 
-func (b *branch) Apply(ctx context.Context, o order) error {
-	return b.p.await(ctx, Apply, uint64(o.N+1)|beside, names[o.N], nil, func(c *call) {
-		b.m.rows[o.N].second++
-	})
+func (b *branch[T]) Apply(ctx context.Context, record T) error {
+	n := record.number()
+	return b.p.await(ctx, Apply, uint64(n+1)|beside, names[n], nil, func(c *call) { b.m.rows[n].second++ })
 }
 
 // count is a second branch that never fails.
-func (l *life) count(_ context.Context, o order) error {
-	l.m.rows[o.N].second++
+func (x *pipe[T]) count(_ context.Context, record T) error {
+	x.rows[record.number()].second++
 	return nil
 }
 
 // parkingLot is the model's dead letter queue as one process sees it.
-type parkingLot struct {
-	*courier.MemoryDLQ[order]
+type parkingLot[T record] struct {
+	*courier.MemoryDLQ[T]
 	*life
 }
 
-func (q *parkingLot) Send(ctx context.Context, letter courier.DeadLetter[order]) error {
-	n := letter.Record.N
+func (q *parkingLot[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) error {
+	n := letter.Record.number()
 	return q.p.await(ctx, Send, uint64(n+1), names[n], n, func(c *call) {
 		if q.Len() >= q.m.Capacity && q.m.rows[n].parked == 0 && !q.m.Calm() {
 			q.m.Sometimes("the queue is full")
@@ -145,7 +146,7 @@ func (q *parkingLot) Send(ctx context.Context, letter courier.DeadLetter[order])
 	})
 }
 
-func (q *parkingLot) ParkedKeys(ctx context.Context, branch string, keys []string) (parked []string, err error) {
+func (q *parkingLot[T]) ParkedKeys(ctx context.Context, branch string, keys []string) (parked []string, err error) {
 	err = q.p.await(ctx, Keys, digest(fmt.Sprint(keys)), fmt.Sprint(keys), nil, func(c *call) {
 		parked, c.err = q.MemoryDLQ.ParkedKeys(ctx, branch, keys)
 	})
@@ -153,35 +154,40 @@ func (q *parkingLot) ParkedKeys(ctx context.Context, branch string, keys []strin
 }
 
 // parkedBy is what Courier says of a record that the queue has taken.
-func (l *life) parkedBy(_ context.Context, letter courier.DeadLetter[order]) {
-	m, n := l.m, letter.Record.N
-	if l.p.dead {
-		return
+func parkedBy[T record](l *life) func(context.Context, courier.DeadLetter[T]) {
+	return func(_ context.Context, letter courier.DeadLetter[T]) {
+		if !l.p.dead {
+			l.parked(letter.Record.number(), letter.Reason, letter.Attempts, letter.Error)
+		}
 	}
+}
+
+func (l *life) parked(n int, reason courier.Reason, attempts int, err error) {
+	m := l.m
 	if m.Memory {
-		if r := &m.rows[n]; letter.Reason == courier.KeyParked && r.parked > 0 { // the letter that was there may be there still
+		if r := &m.rows[n]; reason == courier.KeyParked && r.parked > 0 { // the letter that was there may be there still
 			r.excuses++
 		} else {
 			m.park(n)
 		}
 		l.told(n)
 	}
-	if letter.Reason == courier.KeyParked {
+	if reason == courier.KeyParked {
 		m.Sometimes("parked behind its key")
 		return
 	}
-	if errors.Is(letter.Error, courier.ErrOpen) || errors.Is(letter.Error, context.Canceled) {
-		m.Fail("D5: %s is parked with %v", names[n], letter.Error)
+	if errors.Is(err, courier.ErrOpen) || errors.Is(err, context.Canceled) {
+		m.Fail("D5: %s is parked with %v", names[n], err)
 	}
 	// One outage takes too few attempts to give a record up, several may.
 	if m.healthyOnly && !m.poison[n] && len(m.rows[n].outages) < 2 && !m.flickers() {
-		m.Fail("D6: %s is healthy, and was parked with %v", names[n], letter.Error)
+		m.Fail("D6: %s is healthy, and was parked with %v", names[n], err)
 	}
 	made := m.rows[n].calls[l.p.instance]
 	switch {
-	case letter.Reason == courier.Exhausted && letter.Attempts < m.Attempts:
-		m.Fail("R-2: %s is parked as exhausted after %d of %d attempts", names[n], letter.Attempts, m.Attempts)
-	case letter.Attempts > made && letter.Reason == courier.Exhausted:
-		m.Fail("D5: %s is parked after %d attempts, of which %d were made", names[n], letter.Attempts, made)
+	case reason == courier.Exhausted && attempts < m.Attempts:
+		m.Fail("R-2: %s is parked as exhausted after %d of %d attempts", names[n], attempts, m.Attempts)
+	case attempts > made && reason == courier.Exhausted:
+		m.Fail("D5: %s is parked after %d attempts, of which %d were made", names[n], attempts, made)
 	}
 }

@@ -19,10 +19,10 @@ type coordinator interface {
 }
 
 // start runs the coordinators of a process, where an operator can get at them.
-func (l *life) start(ctx context.Context, coordinate func(*source) coordinator) error {
-	l.running = append(l.running, coordinate(&source{life: l}))
-	if l.m.Twins {
-		l.running = append(l.running, coordinate(&source{life: l, number: 1}))
+func (x *pipe[T]) start(ctx context.Context, l *life, coordinate func(*source[T]) coordinator) error {
+	l.running = append(l.running, coordinate(&source[T]{life: l, pipe: x}))
+	if x.Twins {
+		l.running = append(l.running, coordinate(&source[T]{life: l, pipe: x, number: 1}))
 	}
 	var runs sync.WaitGroup
 	errs := make([]error, len(l.running))
@@ -67,14 +67,14 @@ func (m *model) pause(paused bool) (woke bool) {
 
 // redrive is a process of an operator's, who empties the queue now and then. By
 // and by what made records poison is mended.
-func (m *model) redrive(ctx context.Context) error {
-	p := processOf(ctx)
+func (x *pipe[T]) redrive(ctx context.Context) error {
+	p, m := processOf(ctx), x.model
 	l := m.lives[p.number]
-	applier := l.destination()
+	applier := x.destination(l)
 	applier = courier.NewRetryableApplier(applier, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
-	config := courier.RedriveConfig[order]{Clock: &p.clock, BatchSize: 1 + m.Pick("redriven at a time", 10)}
+	config := courier.RedriveConfig[T]{Clock: &p.clock, BatchSize: 1 + m.Pick("redriven at a time", 10)}
 	for ctx.Err() == nil {
-		result, err := courier.Redrive(ctx, &letters{parkingLot{m.queue, l}, map[string]int{}}, applier, &config)
+		result, err := courier.Redrive(ctx, &letters[T]{parkingLot[T]{x.queue, l}, map[string]int{}}, applier, &config)
 		if result.Succeeded > 0 {
 			m.Sometimes("redriven")
 		}
@@ -105,23 +105,17 @@ func (m *model) park(n int) {
 	r.told[m.Instances], r.sure[m.Instances] = nil, nil
 }
 
-// letters are those in the queue, oldest first.
-func (m *model) letters() []courier.DeadLetter[order] {
-	list, _ := m.queue.Receive(context.Background(), len(m.rows)) // a MemoryDLQ always can
-	return list
-}
-
 // letters is the queue as the process that redrives it sees it.
-type letters struct {
-	parkingLot
+type letters[T record] struct {
+	parkingLot[T]
 	of map[string]int // the record of each letter that it was told of
 }
 
-func (q *letters) read(ctx context.Context, what string, effect func() error) error {
+func (q *letters[T]) read(ctx context.Context, what string, effect func() error) error {
 	return q.p.await(ctx, Read, digest(what), what, nil, func(c *call) { c.err = effect() })
 }
 
-func (q *letters) Count(ctx context.Context) (n int, err error) {
+func (q *letters[T]) Count(ctx context.Context) (n int, err error) {
 	err = q.read(ctx, "count", func() (err error) {
 		n, err = q.MemoryDLQ.Count(ctx)
 		return err
@@ -129,19 +123,19 @@ func (q *letters) Count(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-func (q *letters) List(ctx context.Context, after string, limit int) (page []courier.DeadLetter[order], err error) {
+func (q *letters[T]) List(ctx context.Context, after string, limit int) (page []courier.DeadLetter[T], err error) {
 	err = q.read(ctx, "list", func() (err error) {
 		page, err = q.MemoryDLQ.List(ctx, after, limit)
 		for _, letter := range page {
-			q.of[letter.ID] = letter.Record.N
+			q.of[letter.ID] = letter.Record.number()
 		}
 		return err
 	})
 	return page, err
 }
 
-func (q *letters) Update(ctx context.Context, letter courier.DeadLetter[order]) error {
-	n := letter.Record.N
+func (q *letters[T]) Update(ctx context.Context, letter courier.DeadLetter[T]) error {
+	n := letter.Record.number()
 	return q.p.await(ctx, Edit, uint64(n+1), names[n], []int(nil), func(c *call) {
 		c.err = q.MemoryDLQ.Update(ctx, letter)
 	})
@@ -149,14 +143,14 @@ func (q *letters) Update(ctx context.Context, letter courier.DeadLetter[order]) 
 
 // Delete removes letters, whose records must have been applied since they were
 // parked.
-func (q *letters) Delete(ctx context.Context, ids ...string) error {
+func (q *letters[T]) Delete(ctx context.Context, ids ...string) error {
 	var records []int
 	for _, id := range ids {
 		records = append(records, q.of[id])
 	}
 	return q.p.await(ctx, Edit, digest(fmt.Sprint(ids)), "some letters", records, func(c *call) {
 		for _, letter := range q.m.letters() {
-			if n := letter.Record.N; slices.Contains(ids, letter.ID) && q.m.rows[n].told[q.p.instance] != q.p {
+			if n := letter.n; slices.Contains(ids, letter.id) && q.m.rows[n].told[q.p.instance] != q.p {
 				q.m.Fail("D1: the letter of %s is removed, and process %d was not told that it is applied", names[n], q.p.number)
 			}
 		}

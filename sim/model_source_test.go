@@ -11,37 +11,38 @@ import (
 )
 
 // source is the model's source as one coordinator of a process sees it.
-type source struct {
+type source[T record] struct {
 	*life
+	pipe    *pipe[T]
 	number  int   // of the coordinators that share a process
 	handing []int // by a fetch that has not returned
 }
 
 // capable returns the source with the capabilities that its shape has.
-func (s *source) capable() courier.Source[order] {
-	back := releasing{s}
+func (s *source[T]) capable() courier.Source[T] {
+	back := releasing[T]{s}
 	switch m := s.m; {
 	case m.shape == channel:
-		return courier.NewChannelSource(s.queued, s.Mark)
+		return courier.NewChannelSource(s.line.(*line[T]).queued, s.Mark)
 	case m.shape < leasing && m.Waking:
-		return waking{s}
+		return waking[T]{s}
 	case m.shape < leasing || m.shape == journal:
 		return s
 	case m.Failing && m.Renewing:
-		return failingRenewing{failing{back}, renewing{back}}
+		return failingRenewing[T]{failing[T]{back}, renewing[T]{back}}
 	case m.Failing:
-		return failing{back}
+		return failing[T]{back}
 	case m.Renewing:
-		return renewing{back}
+		return renewing[T]{back}
 	case m.Waking:
-		return releasingWaking{back, waking{s}}
+		return releasingWaking[T]{back, waking[T]{s}}
 	}
 	return back
 }
 
-func (s *source) Fetch(ctx context.Context, limit int) (records []order, err error) {
+func (s *source[T]) Fetch(ctx context.Context, limit int) (records []T, err error) {
 	partly := false
-	err = s.p.await(ctx, Fetch, uint64(s.p.instance+instances*s.number), "the source", s, func(c *call) {
+	err = s.p.await(ctx, Fetch, uint64(s.p.instance+instances*s.number), "the source", &s.handing, func(c *call) {
 		records = s.fetch(c, limit)
 		partly = c.fault == Partly
 	})
@@ -51,7 +52,7 @@ func (s *source) Fetch(ctx context.Context, limit int) (records []order, err err
 	return records, err
 }
 
-func (s *source) fetch(c *call, limit int) (records []order) {
+func (s *source[T]) fetch(c *call, limit int) (records []T) {
 	m, now := s.m, s.m.now.Load()
 	if m.shape == limitless {
 		limit = len(m.rows)
@@ -79,7 +80,7 @@ func (s *source) fetch(c *call, limit int) (records []order) {
 				continue
 			}
 		}
-		records = append(records, order{n})
+		records = append(records, s.pipe.read(n))
 		m.fold(uint64(n), 7)
 	}
 	if m.streaming() && len(records) == 0 {
@@ -88,12 +89,12 @@ func (s *source) fetch(c *call, limit int) (records []order) {
 	}
 	s.handing = s.handing[:0]
 	for _, o := range records {
-		s.handing = append(s.handing, o.N)
+		s.handing = append(s.handing, o.number())
 	}
 	if n := len(records); c.fault == Twice && n > 0 && (m.Workers == 1 || m.Keys > 0) { // two at once could not be told apart
-		if again := records[int(uniform(hash(m.seed, forFault, uint64(c.n), 7))*float64(n))]; !m.poison[again.N] {
+		if again := records[int(uniform(hash(m.seed, forFault, uint64(c.n), 7))*float64(n))]; !m.poison[again.number()] {
 			records = append(records, again)
-			m.rows[again.N].twice = true
+			m.rows[again.number()].twice = true
 			m.Sometimes("the same record twice")
 		}
 	}
@@ -104,7 +105,7 @@ func (s *source) fetch(c *call, limit int) (records []order) {
 }
 
 // take leases a row to the process, if it is to be had.
-func (s *source) take(n int, r *row, now int64, behind *map[int]bool) bool {
+func (s *source[T]) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	m := s.m
 	free := r.lessee == nil
 	if m.shape == leasing || m.Renewing || r.put {
@@ -141,7 +142,7 @@ func (s *source) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	return true
 }
 
-func (s *source) lease(r *row) {
+func (s *source[T]) lease(r *row) {
 	m := s.m
 	r.until = m.now.Load() + int64(m.Lease)
 	if m.streaming() {
@@ -149,45 +150,46 @@ func (s *source) lease(r *row) {
 	}
 }
 
-func (s *source) Mark(ctx context.Context, records []order) error {
+func (s *source[T]) Mark(ctx context.Context, records []T) error {
 	if len(records) == 0 {
 		s.m.Fail("a mark of nothing")
 		return nil
 	}
-	return s.p.await(ctx, Mark, uint64(records[0].N+1), names[records[0].N], records, func(c *call) {
+	marked := numbersOf(records)
+	return s.p.await(ctx, Mark, uint64(marked[0]+1), names[marked[0]], marked, func(c *call) {
 		m := s.m
 		if m.tracing {
 			c.detail = fmt.Sprint(records)
 		}
-		for _, o := range records {
-			r := &m.rows[o.N]
-			m.fold(uint64(o.N), 11)
+		for _, n := range marked {
+			r := &m.rows[n]
+			m.fold(uint64(n), 11)
 			if told := r.told[s.p.instance]; told != s.p {
-				m.Fail("D2: %v is marked, and process %d was not told that it is applied or parked", o, s.p.number)
+				m.Fail("D2: %s is marked, and process %d was not told that it is applied or parked", names[n], s.p.number)
 			}
-			if m.FanOut > 0 && r.second == 0 && !m.skipped[o.N] {
-				m.Fail("F-1: %v is marked, and one branch never had it", o)
+			if m.FanOut > 0 && r.second == 0 && !m.skipped[n] {
+				m.Fail("F-1: %s is marked, and one branch never had it", names[n])
 			}
 			if r.lessee != nil && r.lessee != s.p {
 				m.Sometimes("a mark by who has the lease no more")
 			}
-			if !r.marked && !m.stubborn[o.N] {
+			if !r.marked && !m.stubborn[n] {
 				m.left--
 				s.done++
 			}
 			r.marked = true
-			delete(s.inHand, o.N)
+			delete(s.inHand, n)
 			if m.shape == journal {
-				if o.N < m.position-1 {
+				if n < m.position-1 {
 					m.Sometimes("a position marked again")
-				} else if o.N > m.position {
-					for n := m.position; n < o.N; n++ {
-						if !m.rows[n].marked {
-							m.Fail("D1: the position goes past %s, which is not settled", names[n])
+				} else if n > m.position {
+					for before := m.position; before < n; before++ {
+						if !m.rows[before].marked {
+							m.Fail("D1: the position goes past %s, which is not settled", names[before])
 						}
 					}
 				}
-				m.position = max(m.position, o.N+1)
+				m.position = max(m.position, n+1)
 			}
 		}
 	})
@@ -195,25 +197,26 @@ func (s *source) Mark(ctx context.Context, records []order) error {
 
 // send puts a record into the channel.
 func (l *life) send(n int) {
-	l.queued <- order{n}
+	l.line.send(n)
 	l.sent++
 	l.m.rows[n].sent = l.m.now.Load()
 }
 
 // releasing is a source that takes records back.
-type releasing struct{ *source }
+type releasing[T record] struct{ *source[T] }
 
-func (s releasing) Release(ctx context.Context, records []order, after time.Duration) error {
+func (s releasing[T]) Release(ctx context.Context, records []T, after time.Duration) error {
 	if len(records) == 0 {
 		s.m.Fail("a release of nothing")
 		return nil
 	}
-	return s.p.await(ctx, Release, uint64(records[0].N+1), names[records[0].N], records, func(c *call) {
+	back := numbersOf(records)
+	return s.p.await(ctx, Release, uint64(back[0]+1), names[back[0]], back, func(c *call) {
 		if s.m.tracing {
 			c.detail = fmt.Sprintf("%v for %v", records, after)
 		}
-		for _, o := range records {
-			s.putBack(o.N, after)
+		for _, n := range back {
+			s.putBack(n, after)
 		}
 	})
 }
@@ -230,45 +233,46 @@ func (l *life) putBack(n int, after time.Duration) {
 }
 
 // failing is a source that keeps a schedule of what failed.
-type failing struct{ releasing }
+type failing[T record] struct{ releasing[T] }
 
-func (s failing) Fail(ctx context.Context, failed []courier.FailedRecord[order]) error {
-	var records []order
+func (s failing[T]) Fail(ctx context.Context, failed []courier.FailedRecord[T]) error {
+	var back []int
 	for _, f := range failed {
-		records = append(records, f.Record)
+		back = append(back, f.Record.number())
 		if f.Error == nil || errors.Is(f.Error, courier.ErrOpen) {
 			s.m.Fail("D5: %v is reported as failed with %v", f.Record, f.Error)
 		}
 	}
-	return s.p.await(ctx, Fail, uint64(records[0].N+1), names[records[0].N], records, func(c *call) {
-		for _, o := range records {
-			u := uniform(hash(s.m.seed, forDelay, uint64(o.N), 99))
-			s.putBack(o.N, time.Duration(u*float64(20*time.Second)))
+	return s.p.await(ctx, Fail, uint64(back[0]+1), names[back[0]], back, func(c *call) {
+		for _, n := range back {
+			u := uniform(hash(s.m.seed, forDelay, uint64(n), 99))
+			s.putBack(n, time.Duration(u*float64(20*time.Second)))
 		}
 	})
 }
 
 // renewing is a source whose leases want to be renewed.
-type renewing struct{ releasing }
+type renewing[T record] struct{ releasing[T] }
 
-func (s renewing) RenewEvery() time.Duration { return s.m.Lease / 3 }
+func (s renewing[T]) RenewEvery() time.Duration { return s.m.Lease / 3 }
 
-func (s renewing) Renew(ctx context.Context, records []order) error {
+func (s renewing[T]) Renew(ctx context.Context, records []T) error {
 	var lost courier.BatchError
-	err := s.p.await(ctx, Renew, uint64(records[0].N+1), names[records[0].N], records, func(c *call) {
+	held := numbersOf(records)
+	err := s.p.await(ctx, Renew, uint64(held[0]+1), names[held[0]], held, func(c *call) {
 		m := s.m
 		m.Sometimes("renewed")
 		if m.tracing {
 			c.detail = fmt.Sprint(records)
 		}
 		gone := map[int]bool{} // which may be in hand twice
-		for i, o := range records {
-			r := &m.rows[o.N]
-			m.fold(uint64(o.N), 17)
-			if gone[o.N] {
+		for i, n := range held {
+			r := &m.rows[n]
+			m.fold(uint64(n), 17)
+			if gone[n] {
 				lost.Add(i, errors.New("somebody else has it"))
 			}
-			if r.marked || r.put || !s.inHand[o.N] {
+			if r.marked || r.put || !s.inHand[n] {
 				continue
 			}
 			if c.fault == LeaseLost && r.lessee == s.p {
@@ -278,11 +282,11 @@ func (s renewing) Renew(ctx context.Context, records []order) error {
 				m.Sometimes("stale lease")
 				lost.Add(i, errors.New("somebody else has it"))
 				if r.given <= s.renewAt {
-					s.losing = append(s.losing, o.N)
+					s.losing = append(s.losing, n)
 				}
 				r.excuses++
-				gone[o.N] = true
-				delete(s.inHand, o.N)
+				gone[n] = true
+				delete(s.inHand, n)
 				continue
 			}
 			s.lease(r)
@@ -294,24 +298,24 @@ func (s renewing) Renew(ctx context.Context, records []order) error {
 	return lost.ErrorOrNil()
 }
 
-type failingRenewing struct {
-	failing
-	renew renewing
+type failingRenewing[T record] struct {
+	failing[T]
+	renew renewing[T]
 }
 
-func (s failingRenewing) RenewEvery() time.Duration { return s.renew.RenewEvery() }
-func (s failingRenewing) Renew(ctx context.Context, records []order) error {
+func (s failingRenewing[T]) RenewEvery() time.Duration { return s.renew.RenewEvery() }
+func (s failingRenewing[T]) Renew(ctx context.Context, records []T) error {
 	return s.renew.Renew(ctx, records)
 }
 
 // waking is a source that tells when there is work.
-type waking struct{ *source }
+type waking[T record] struct{ *source[T] }
 
-func (s waking) Wake() <-chan struct{} { return s.wake }
+func (s waking[T]) Wake() <-chan struct{} { return s.wake }
 
-type releasingWaking struct {
-	releasing
-	waking waking
+type releasingWaking[T record] struct {
+	releasing[T]
+	waking waking[T]
 }
 
-func (s releasingWaking) Wake() <-chan struct{} { return s.waking.Wake() }
+func (s releasingWaking[T]) Wake() <-chan struct{} { return s.waking.Wake() }

@@ -13,11 +13,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// order is what the model moves. Its number is its identity.
-type order struct{ N int }
-
-func (o order) String() string { return "r" + strconv.Itoa(o.N) }
-
 // shape is the source that a coordinator reads, and which coordinator that is.
 type shape int
 
@@ -253,7 +248,12 @@ type model struct {
 	position int   // of the journal: all before it are marked
 	busy     map[int]*call
 	lives    []*life // by process
-	queue    *courier.MemoryDLQ[order]
+
+	// Of the type of the records, see pipe.
+	live, redrive func(ctx context.Context) error
+	open          func() stream
+	letters       func() []letter
+	inQueue       func() int
 }
 
 // life is what the model knows of a process.
@@ -270,9 +270,9 @@ type life struct {
 	paused     bool
 	pausedAt   int64
 	wake       chan struct{}
-	at         int        // the journal's, where it reads
-	queued     chan order // the channel
-	sent, done int        // records that went into it, and that came out and are marked
+	at         int    // the journal's, where it reads
+	line       stream // the channel
+	sent, done int    // records that went into it, and that came out and are marked
 
 	breaker    courier.BreakerState
 	until      time.Time
@@ -286,19 +286,12 @@ type life struct {
 	permanent  map[int]bool // records whose last attempt failed for good
 }
 
-var names = func() (names [120 + extras]string) {
-	for n := range names {
-		names[n] = "r" + strconv.Itoa(n)
-	}
-	return names
-}()
-
 // modelled sets the model up in a world.
 func modelled(fixed func(s *settings)) func(w *World) {
 	return func(w *World) {
 		m := &model{World: w, settings: draw(w, fixed), busy: map[int]*call{}}
 		m.rows = make([]row, m.Records+extras)
-		m.queue = courier.NewMemoryDLQByIdentity(len(m.rows), func(o order) string { return names[o.N] })
+		lay(m, func(n int) order { return order{n} })
 		m.tune()
 		w.Note("%+v", m.settings)
 		w.early = true
@@ -320,7 +313,7 @@ func modelled(fixed func(s *settings)) func(w *World) {
 		}
 		if m.Redriving {
 			w.Run(m.redrive)
-			w.Eventually(func() bool { return m.queue.Len() == 0 })
+			w.Eventually(func() bool { return m.inQueue() == 0 })
 		}
 	}
 }
@@ -353,7 +346,7 @@ func (m *model) arrive(n int) (woke bool) {
 	m.rows[n].arrived = true
 	m.kick()
 	for _, l := range m.lives {
-		if l.queued != nil && !l.p.ended {
+		if l.line != nil && !l.p.ended {
 			l.send(n)
 			woke = true
 		}
@@ -409,10 +402,10 @@ func (m *model) feed() (woke bool) {
 func (m *model) stuck(n int) bool { return m.Keys > 0 && m.stuckKeys[m.key(n)] }
 
 // live is one process of the pipeline.
-func (m *model) live(ctx context.Context) error {
-	p := processOf(ctx)
+func (x *pipe[T]) live(ctx context.Context) error {
+	p, m := processOf(ctx), x.model
 	l := m.lives[p.number]
-	applier := l.destination()
+	applier := x.destination(l)
 	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay})
 	switch m.Stack {
 	case 1:
@@ -424,25 +417,25 @@ func (m *model) live(ctx context.Context) error {
 		if m.Rate > 0 {
 			breaker.FailureRate, breaker.MinCalls = m.Rate, 5
 		}
-		queue := courier.DLQ[order](&parkingLot{m.queue, l})
+		queue := courier.DLQ[T](&parkingLot[T]{x.queue, l})
 		if m.Memory {
-			queue = m.queue
+			queue = x.queue
 		}
-		policy := courier.DLQPolicy[order]{MaxParkRate: courier.AnyParkRate, OnPark: l.parkedBy}
+		policy := courier.DLQPolicy[T]{MaxParkRate: courier.AnyParkRate, OnPark: parkedBy[T](l)}
 		if m.KeyedQueue {
-			policy.Key = m.keyOf
+			policy.Key = x.keyOf
 		}
-		applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[order]{Retry: retry, Breaker: breaker, DLQ: queue, Parking: policy, Clock: &p.clock})
+		applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[T]{Retry: retry, Breaker: breaker, DLQ: queue, Parking: policy, Clock: &p.clock})
 	}
 	if m.FanOut > 0 {
-		second := courier.ProcessFunc(l.count)
+		second := courier.ProcessFunc(x.count)
 		if m.FanOut > 1 {
-			second = &branch{l}
+			second = &branch[T]{l}
 			second = courier.NewRetryableApplier(second, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
 		}
-		fan := courier.FanOutConfig[order]{Branches: []courier.Branch[order]{{Name: "first", Applier: applier}, {Name: "second", Applier: second}}}
+		fan := courier.FanOutConfig[T]{Branches: []courier.Branch[T]{{Name: "first", Applier: applier}, {Name: "second", Applier: second}}}
 		if m.FanOut == 3 {
-			fan.Identity = func(o order) string { return names[o.N] }
+			fan.Identity = func(r T) string { return names[r.number()] }
 		}
 		applier = courier.NewFanOut(fan)
 	}
@@ -461,7 +454,7 @@ func (m *model) live(ctx context.Context) error {
 	}
 	opts = append(opts, courier.WithObserver(watch))
 	if m.Keys > 0 {
-		opts = append(opts, courier.WithOrderKey(m.keyOf))
+		opts = append(opts, courier.WithOrderKey(x.keyOf))
 	}
 	if m.Portion > 0 {
 		opts = append(opts, courier.WithApplyBatchSize(m.Portion))
@@ -474,7 +467,7 @@ func (m *model) live(ctx context.Context) error {
 		if m.Ordered {
 			opts = append(opts, courier.WithOrderedMarks())
 		}
-		return l.start(ctx, func(s *source) coordinator {
+		return x.start(ctx, l, func(s *source[T]) coordinator {
 			return courier.NewStreamingCoordinator(s.capable(), applier, opts...)
 		})
 	}
@@ -482,12 +475,14 @@ func (m *model) live(ctx context.Context) error {
 	if m.Fixed {
 		opts = append(opts, courier.WithFixedInterval())
 	}
-	return l.start(ctx, func(s *source) coordinator { return courier.NewPollingCoordinator(s.capable(), applier, opts...) })
+	return x.start(ctx, l, func(s *source[T]) coordinator { return courier.NewPollingCoordinator(s.capable(), applier, opts...) })
 }
 
 func (m *model) key(n int) int { return n % max(1, m.Keys) }
 
-func (m *model) keyOf(o order) string { return strconv.Itoa(m.key(o.N)) }
+func (m *model) keyName(n int) string { return strconv.Itoa(m.key(n)) }
+
+func (x *pipe[T]) keyOf(record T) string { return x.keyName(record.number()) }
 
 // begin, die and end are the ends of a process.
 func (m *model) begin(p *Process) {
@@ -497,11 +492,11 @@ func (m *model) begin(p *Process) {
 	}
 	m.lives = append(m.lives, l)
 	if m.shape == channel && !l.redrives() {
-		l.queued = make(chan order, len(m.rows))
+		l.line = m.open()
 	}
 	for n := range m.rows {
 		r := &m.rows[n]
-		if r.calls[p.instance] = 0; l.queued != nil && r.arrived && !r.marked {
+		if r.calls[p.instance] = 0; l.line != nil && r.arrived && !r.marked {
 			l.send(n)
 		}
 	}
