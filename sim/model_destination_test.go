@@ -20,6 +20,7 @@ func (x *pipe[T]) destination(l *life) courier.Applier[T] {
 }
 
 func (d *destination[T]) Apply(ctx context.Context, record T) error {
+	handle(ctx, record)
 	n, attempt := record.number(), courier.AttemptFrom(ctx)
 	if d.m.Stack > 0 && !d.m.Batches && attempt > d.m.Attempts {
 		d.m.Fail("R-1: %v is attempted for the %dth time, with %d at most", record, attempt, d.m.Attempts)
@@ -68,6 +69,9 @@ type verdicts struct {
 }
 
 func (b *batches[T]) ApplyBatch(ctx context.Context, records []T) error {
+	for _, record := range records {
+		handle(ctx, record)
+	}
 	v := &verdicts{records: numbersOf(records)}
 	first := v.records[0]
 	err := b.p.await(ctx, Batch, uint64(first+1), names[first], v, func(c *call) {

@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 
 	"github.com/erfanmomeniii/courier"
@@ -14,11 +15,47 @@ type record interface {
 	number() int
 }
 
-// order is a record that is alike at each fetch.
+// form is the type of the records.
+type form int
+
+const (
+	orders    form = iota // values, alike at each fetch
+	versions              // values that no two fetches return alike
+	documents             // pointers, to what a handler changes
+)
+
+var formNames = []string{"orders", "versions", "documents"}
+
 type order struct{ N int }
 
-func (o order) String() string { return names[o.N] }
-func (o order) number() int    { return o.N }
+// version has a column that counts its fetches.
+type version struct{ N, Fetches int }
+
+type document struct {
+	N      int
+	Status string
+	Lines  []string
+}
+
+func (o order) String() string     { return names[o.N] }
+func (o order) number() int        { return o.N }
+func (v version) String() string   { return names[v.N] }
+func (v version) number() int      { return v.N }
+func (d *document) String() string { return names[d.N] }
+func (d *document) number() int    { return d.N }
+
+// handle is what a handler does to its record.
+func (d *document) handle(ctx context.Context) {
+	d.Status = fmt.Sprintf("attempt %d since %v", courier.AttemptFrom(ctx), processOf(ctx).w.Now())
+	slices.Reverse(d.Lines)
+}
+
+// handle lets a handler change its record, if the form allows that.
+func handle[T record](ctx context.Context, record T) {
+	if d, ok := any(record).(*document); ok {
+		d.handle(ctx)
+	}
+}
 
 var names = func() (names [120 + extras]string) {
 	for n := range names {
@@ -27,10 +64,30 @@ var names = func() (names [120 + extras]string) {
 	return names
 }()
 
+// lay has the model move records of the form that was drawn.
+func (m *model) lay() {
+	switch m.form {
+	case versions:
+		lay(m, func(n int) version {
+			m.rows[n].fetches++
+			return version{n, m.rows[n].fetches}
+		}, nil)
+	case documents:
+		lay(m, func(n int) *document { return &document{n, "new", []string{"first", "second"}} }, func(d *document) *document {
+			again := *d
+			again.Lines = slices.Clone(d.Lines)
+			return &again
+		})
+	default:
+		lay(m, func(n int) order { return order{n} }, nil)
+	}
+}
+
 // pipe is what a model does with records of one type.
 type pipe[T record] struct {
 	*model
 	read  func(n int) T // what a fetch returns
+	clone func(T) T     // nil where nobody changes a record
 	queue *courier.MemoryDLQ[T]
 }
 
@@ -40,9 +97,9 @@ type letter struct {
 	n       int
 }
 
-// lay has the model move records of one type.
-func lay[T record](m *model, read func(n int) T) {
-	x := &pipe[T]{m, read, courier.NewMemoryDLQByIdentity(len(m.rows), func(record T) string { return names[record.number()] })}
+func lay[T record](m *model, read func(n int) T, clone func(T) T) {
+	queue := courier.NewMemoryDLQByIdentity(len(m.rows), func(record T) string { return names[record.number()] })
+	x := &pipe[T]{m, read, clone, queue}
 	m.inQueue, m.letters = x.queue.Len, x.letters
 	m.live, m.redrive, m.open = x.live, x.redrive, x.open
 }

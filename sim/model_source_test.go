@@ -20,25 +20,118 @@ type source[T record] struct {
 
 // capable returns the source with the capabilities that its shape has.
 func (s *source[T]) capable() courier.Source[T] {
-	back := releasing[T]{s}
-	switch m := s.m; {
-	case m.shape == channel:
+	m := s.m
+	if m.shape == channel {
 		return courier.NewChannelSource(s.line.(*line[T]).queued, s.Mark)
-	case m.shape < leasing && m.Waking:
-		return waking[T]{s}
-	case m.shape < leasing || m.shape == journal:
-		return s
-	case m.Failing && m.Renewing:
-		return failingRenewing[T]{failing[T]{back}, renewing[T]{back}}
-	case m.Failing:
-		return failing[T]{back}
-	case m.Renewing:
-		return renewing[T]{back}
-	case m.Waking:
-		return releasingWaking[T]{back, waking[T]{s}}
 	}
-	return back
+	type (
+		source   = courier.Source[T]
+		releaser = courier.Releaser[T]
+		failer   = courier.Failer[T]
+		renewer  = courier.Renewer[T]
+		waker    = courier.Waker
+		named    = courier.Identifier[T]
+	)
+	can := ""
+	for _, c := range [...]struct {
+		name string
+		has  bool
+	}{
+		{"release ", m.shape == leasing || m.shape == broker}, {"fail ", m.Failing}, {"renew ", m.Renewing},
+		{"wake ", m.Waking && !m.Failing && !m.Renewing}, {"name", m.Named},
+	} {
+		if c.has {
+			can += c.name
+		}
+	}
+	switch can {
+	case "name":
+		return struct {
+			source
+			named
+		}{s, s}
+	case "wake ":
+		return struct {
+			source
+			waker
+		}{s, s}
+	case "wake name":
+		return struct {
+			source
+			waker
+			named
+		}{s, s, s}
+	case "release ":
+		return struct {
+			source
+			releaser
+		}{s, s}
+	case "release name":
+		return struct {
+			source
+			releaser
+			named
+		}{s, s, s}
+	case "release wake ":
+		return struct {
+			source
+			releaser
+			waker
+		}{s, s, s}
+	case "release wake name":
+		return struct {
+			source
+			releaser
+			waker
+			named
+		}{s, s, s, s}
+	case "release fail ":
+		return struct {
+			source
+			releaser
+			failer
+		}{s, s, s}
+	case "release fail name":
+		return struct {
+			source
+			releaser
+			failer
+			named
+		}{s, s, s, s}
+	case "release renew ":
+		return struct {
+			source
+			releaser
+			renewer
+		}{s, s, s}
+	case "release renew name":
+		return struct {
+			source
+			releaser
+			renewer
+			named
+		}{s, s, s, s}
+	case "release fail renew ":
+		return struct {
+			source
+			releaser
+			failer
+			renewer
+		}{s, s, s, s}
+	case "release fail renew name":
+		return struct {
+			source
+			releaser
+			failer
+			renewer
+			named
+		}{s, s, s, s, s}
+	}
+	return struct{ source }{s}
 }
+
+// Identity is asked where the source can tell.
+func (s *source[T]) Identity(record T) string { return record.String() }
 
 func (s *source[T]) Fetch(ctx context.Context, limit int) (records []T, err error) {
 	partly := false
@@ -93,7 +186,7 @@ func (s *source[T]) fetch(c *call, limit int) (records []T) {
 	}
 	if n := len(records); c.fault == Twice && n > 0 && (m.Workers == 1 || m.Keys > 0) { // two at once could not be told apart
 		if again := records[int(uniform(hash(m.seed, forFault, uint64(c.n), 7))*float64(n))]; !m.poison[again.number()] {
-			records = append(records, again)
+			records = append(records, s.pipe.read(again.number()))
 			m.rows[again.number()].twice = true
 			m.Sometimes("the same record twice")
 		}
@@ -202,10 +295,8 @@ func (l *life) send(n int) {
 	l.m.rows[n].sent = l.m.now.Load()
 }
 
-// releasing is a source that takes records back.
-type releasing[T record] struct{ *source[T] }
-
-func (s releasing[T]) Release(ctx context.Context, records []T, after time.Duration) error {
+// Release takes records back.
+func (s *source[T]) Release(ctx context.Context, records []T, after time.Duration) error {
 	if len(records) == 0 {
 		s.m.Fail("a release of nothing")
 		return nil
@@ -232,10 +323,8 @@ func (l *life) putBack(n int, after time.Duration) {
 	m.later(after, func() bool { m.kick(); return false })
 }
 
-// failing is a source that keeps a schedule of what failed.
-type failing[T record] struct{ releasing[T] }
-
-func (s failing[T]) Fail(ctx context.Context, failed []courier.FailedRecord[T]) error {
+// Fail keeps a schedule of what failed.
+func (s *source[T]) Fail(ctx context.Context, failed []courier.FailedRecord[T]) error {
 	var back []int
 	for _, f := range failed {
 		back = append(back, f.Record.number())
@@ -251,12 +340,11 @@ func (s failing[T]) Fail(ctx context.Context, failed []courier.FailedRecord[T]) 
 	})
 }
 
-// renewing is a source whose leases want to be renewed.
-type renewing[T record] struct{ releasing[T] }
+// RenewEvery is a third of a lease.
+func (s *source[T]) RenewEvery() time.Duration { return s.m.Lease / 3 }
 
-func (s renewing[T]) RenewEvery() time.Duration { return s.m.Lease / 3 }
-
-func (s renewing[T]) Renew(ctx context.Context, records []T) error {
+// Renew extends leases.
+func (s *source[T]) Renew(ctx context.Context, records []T) error {
 	var lost courier.BatchError
 	held := numbersOf(records)
 	err := s.p.await(ctx, Renew, uint64(held[0]+1), names[held[0]], held, func(c *call) {
@@ -298,24 +386,5 @@ func (s renewing[T]) Renew(ctx context.Context, records []T) error {
 	return lost.ErrorOrNil()
 }
 
-type failingRenewing[T record] struct {
-	failing[T]
-	renew renewing[T]
-}
-
-func (s failingRenewing[T]) RenewEvery() time.Duration { return s.renew.RenewEvery() }
-func (s failingRenewing[T]) Renew(ctx context.Context, records []T) error {
-	return s.renew.Renew(ctx, records)
-}
-
-// waking is a source that tells when there is work.
-type waking[T record] struct{ *source[T] }
-
-func (s waking[T]) Wake() <-chan struct{} { return s.wake }
-
-type releasingWaking[T record] struct {
-	releasing[T]
-	waking waking[T]
-}
-
-func (s releasingWaking[T]) Wake() <-chan struct{} { return s.waking.Wake() }
+// Wake tells when there is work.
+func (s *source[T]) Wake() <-chan struct{} { return s.wake }

@@ -32,6 +32,9 @@ var shapeNames = []string{"rereading", "pruning", "limitless", "leasing", "broke
 type settings struct {
 	Source                     string
 	shape                      shape
+	Form                       string
+	form                       form
+	Named                      bool // the source tells what a record is called
 	Records, Batch             int
 	Workers, Portion, Prefetch int
 	Keys                       int  // 0 asks for no order
@@ -78,6 +81,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		Flush:    []time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[w.Pick("flush", 3)],
 		Drain:    []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second}[w.Pick("drain", 3)],
 		Lease:    []time.Duration{2 * time.Second, 2 * time.Second, 20 * time.Second}[w.Pick("lease", 3)], Instances: 1,
+		form: []form{orders, orders, orders, versions, documents, documents}[w.Pick("form", 6)], Named: maybe("named", 0.3),
 	}
 	s.Stack = min(s.Stack, 2)
 	if s.shape == journal && maybe("channel", 0.5) {
@@ -152,7 +156,8 @@ func (s *settings) agree() {
 	if s.shape == leasing && s.Keys > 0 {
 		s.Prefetch = -1
 	}
-	s.Source = shapeNames[s.shape]
+	s.Source, s.Form = shapeNames[s.shape], formNames[s.form]
+	s.Named = s.Named || s.Stack == 2 && s.form != orders // nothing else would tell a suspect from another record
 	if s.shape < leasing {
 		s.Failing, s.Renewing, s.Prefetch = false, false, -1
 	}
@@ -219,6 +224,7 @@ const instances = 3
 type row struct {
 	arrived, marked bool
 	fed             bool // one of the further records, that are to come
+	fetches         int
 	applied, parked int
 	second          int                 // applied by the second branch
 	told            [instances]*Process // which process of each instance was told that it is applied or parked
@@ -291,7 +297,7 @@ func modelled(fixed func(s *settings)) func(w *World) {
 	return func(w *World) {
 		m := &model{World: w, settings: draw(w, fixed), busy: map[int]*call{}}
 		m.rows = make([]row, m.Records+extras)
-		lay(m, func(n int) order { return order{n} })
+		m.lay()
 		m.tune()
 		w.Note("%+v", m.settings)
 		w.early = true
@@ -437,6 +443,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		if m.FanOut == 3 {
 			fan.Identity = func(r T) string { return names[r.number()] }
 		}
+		fan.Clone = x.clone
 		applier = courier.NewFanOut(fan)
 	}
 	opts := []courier.Option{
