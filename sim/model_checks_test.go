@@ -45,10 +45,55 @@ func (m *model) come(c *call) {
 		}
 	case Renew:
 		l.renewAt = m.now.Load()
-	case Mark, Release:
-		if c.ctx.Err() != nil && l.inTime() {
+	}
+	m.comeContext(l, c)
+}
+
+// comeContext looks at the context of a call that begins.
+func (m *model) comeContext(l *life, c *call) {
+	switch c.kind {
+	case Fetch:
+		if c.ctx.Err() != nil && !l.p.stopping && !l.paused {
+			m.Fail("D8: a fetch of process %d with a context that has ended, before any stop", l.p.number)
+		}
+	case Apply, Batch, Mark, Release, Fail, Renew, Send, Keys:
+		if c.ctx.Err() != nil && (l.inTime() || !l.p.stopping) {
 			m.Fail("D8: a %s of process %d with a context that has ended, within the drain timeout", c.kind, l.p.number)
 		}
+	}
+}
+
+// ctxSlack is how long calls go on, in all, that were ended by their contexts when
+// they had had their effect.
+const ctxSlack = 5 * time.Second
+
+// answerContext looks at the context of a call that returns.
+func (m *model) answerContext(l *life, c *call) {
+	if !l.p.stopping || l.redrives() {
+		return
+	}
+	since := time.Duration(m.now.Load() - l.p.stoppedAt)
+	lives := !c.gone && c.ctx.Err() == nil
+	switch c.kind {
+	case Fetch:
+		if lives {
+			m.Fail("D8: a fetch of process %d has a context that lives, %v after the stop", l.p.number, since)
+		}
+		return
+	case Apply, Batch:
+		if lives && since > m.Drain {
+			m.Fail("D8: a %s of process %d has a context that lives, %v after the stop, with a drain timeout of %v", c.kind, l.p.number, since, m.Drain)
+		}
+	case Mark, Release, Fail, Renew:
+		if lives && since > 2*m.Drain+ctxSlack {
+			m.Fail("D8: a %s of process %d has a context that lives, %v after the stop, with a drain timeout of %v", c.kind, l.p.number, since, m.Drain)
+		}
+	}
+	if c.kind == Renew && (m.Twins || !m.works(l)) { // which ends the renewals; of twins one may be at its end
+		return
+	}
+	if c.gone && l.inTime() && !errors.Is(c.err, context.DeadlineExceeded) {
+		m.Fail("D8: a %s of process %d is cut short within the drain timeout: %v", c.kind, l.p.number, c.err)
 	}
 }
 
@@ -196,6 +241,13 @@ func (m *model) comeBreaker(l *life, c *call) {
 	}
 }
 
+// works reports whether a process has records in hand that it is at.
+func (m *model) works(l *life) bool {
+	return slices.ContainsFunc(m.parked, func(c *call) bool {
+		return c.p == l.p && (c.kind == Apply || c.kind == Batch || c.kind == Mark || c.kind == Release || c.kind == Fail)
+	})
+}
+
 // take looks at a call that has had its effect, or a failure in its place.
 func (m *model) take(c *call) {
 	if c.fault == Down {
@@ -248,12 +300,7 @@ func (m *model) answer(c *call) {
 		return
 	}
 	l := m.lives[c.p.number]
-	if cut := c.kind == Apply || c.kind == Batch || c.kind == Mark || c.kind == Release; cut && c.gone && l.inTime() && !errors.Is(c.err, context.DeadlineExceeded) {
-		m.Fail("D8: a %s of process %d is cut short within the drain timeout: %v", c.kind, l.p.number, c.err)
-	}
-	if late := m.now.Load() - l.p.askedAt - int64(m.Drain); l.p.stopping && late > 0 && !l.redrives() && !c.gone && (c.kind == Apply || c.kind == Batch) && c.ctx.Err() == nil {
-		m.Fail("D8: a %s of process %d has a context that lives, %v after the drain timeout", c.kind, l.p.number, time.Duration(late))
-	}
+	m.answerContext(l, c)
 	switch c.kind {
 	case Fetch:
 		if c.fault == Partly {
@@ -276,6 +323,7 @@ func (m *model) answer(c *call) {
 		if t, first := c.data.(try); first {
 			n := t.n
 			m.leave(c, n)
+			m.lapses(l, n)
 			l.permanent[n] = c.err != nil && c.fault == Permanent
 			if c.err == nil || m.skipped[n] && courier.Classify(context.Background(), c.err) == courier.Skipped {
 				l.told(n)
@@ -288,6 +336,7 @@ func (m *model) answer(c *call) {
 		for i, n := range v.records {
 			failed = failed || v.errs[i] != nil
 			m.leave(c, n)
+			m.lapses(l, n)
 			if c.err == nil && (v.errs[i] == nil || m.skipped[n] && courier.Classify(context.Background(), v.errs[i]) == courier.Skipped) {
 				l.told(n)
 			}

@@ -218,12 +218,7 @@ func (s *source[T]) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	}
 	if r.lessee != nil && !r.put {
 		m.Sometimes("a lease ran out")
-		by := r.lessee
-		held := m.lives[by.number]
-		well := m.rates[Renew] == [faults]float64{} || !m.Twins && held.renewAt < r.given && r.given < math.MaxInt64 // of twins nobody knows which renews
-		if m.Renewing && well && !r.seized && !by.dead && !by.ended && !by.stopping && by.still == 0 && held.inHand[n] {
-			m.Fail("D11: the lease of %s ran out while process %d had it in hand", names[n], by.number)
-		}
+		m.lapses(m.lives[r.lessee.number], n)
 		r.excuses++
 		r.twice = r.twice || r.lessee == s.p
 	}
@@ -233,6 +228,19 @@ func (s *source[T]) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	r.lessee, r.put, r.seized, r.given = s.p, false, false, math.MaxInt64
 	s.lease(r)
 	return true
+}
+
+// lapses looks whether a lease ran out that was to be renewed.
+func (m *model) lapses(l *life, n int) {
+	r := &m.rows[n]
+	if !m.Renewing || r.lessee != l.p || r.put || r.marked || m.now.Load() < r.until || !l.inHand[n] {
+		return
+	}
+	// Of twins nobody knows which renews.
+	well := m.rates[Renew] == [faults]float64{} || !m.Twins && l.renewAt < r.given && r.given < math.MaxInt64
+	if well && !r.seized && !l.p.dead && !l.p.ended && (!l.p.stopping || l.inTime()) && l.p.still == 0 {
+		m.Fail("D11: the lease of %s ran out while process %d had it in hand", names[n], l.p.number)
+	}
 }
 
 func (s *source[T]) lease(r *row) {

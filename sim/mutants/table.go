@@ -17,6 +17,14 @@ var mutants = []mutant{
 		"return p.source.Mark(p.life.settle, p.mark)", "return p.source.Mark(p.life.stop, p.mark)"},
 	{"a stream's marks have the context that a stop ends", "stream_calls.go",
 		"return s.source.Mark(s.life.settle, j.records)", "return s.source.Mark(s.life.stop, j.records)"},
+	{"failures are told with the context that a stop ends", "poll_settle.go",
+		"p.failer.Fail(p.life.settle, failed)", "p.failer.Fail(p.life.stop, failed)"},
+	{"records are given back with the context that a stop ends", "poll_settle.go",
+		"p.releaser.Release(p.life.settle, records, after)", "p.releaser.Release(p.life.stop, records, after)"},
+	{"leases are renewed with the context that a stop ends", "poll.go",
+		"p.lease.ctx, p.lease.cancel = context.WithCancelCause(p.life.settle)", "p.lease.ctx, p.lease.cancel = context.WithCancelCause(p.life.stop)"},
+	{"a fetch goes on after a stop", "poll.go",
+		"p.records, err = p.source.Fetch(p.life.stop, limit)", "p.records, err = p.source.Fetch(p.life.settle, limit)"},
 	{"a failed mark is forgotten", "poll_settle.go",
 		"		p.phase = marking\n		return\n", "		p.phase = reporting\n		return\n"},
 	{"a stream's failed mark is forgotten", "stream_settle.go",
@@ -109,6 +117,8 @@ var mutants = []mutant{
 		"		case !at.After(now):\n", "		default:\n"},
 
 	// Leases, fan-out, memory.
+	{"a source is not asked what a record is called", "poll.go",
+		"		p.memory.identity = named.Identity\n", "		_ = named\n"},
 	{"a lease that is lost is applied", "engine.go",
 		"	case b.isLost(i):\n		return errLeaseLost\n	case b.keys == nil:", "	case b.keys == nil:"},
 	{"nothing is renewed", "lease.go",
