@@ -198,7 +198,7 @@ func (m *model) comeApply(l *life, c *call, n int) {
 	}
 	m.busy[m.key(n)] = c
 	for before := m.key(n); before < n; before += m.Keys {
-		if r := &m.rows[before]; r.applied == 0 && r.parked == 0 && !m.skipped[before] {
+		if r := &m.rows[before]; r.applied == 0 && r.parked == 0 && !m.skipped[before] && !r.strayed {
 			m.Fail("D4: %s is applied before %s", names[n], names[before])
 		}
 	}

@@ -220,6 +220,7 @@ func (s *source[T]) take(n int, r *row, now int64, behind *map[int]bool) bool {
 		m.Sometimes("a lease ran out")
 		m.lapses(m.lives[r.lessee.number], n)
 		r.excuses++
+		r.strayed = true
 		r.twice = r.twice || r.lessee == s.p
 	}
 	if r.lostBy == s.p {
@@ -381,6 +382,7 @@ func (s *source[T]) Renew(ctx context.Context, records []T) error {
 					s.losing = append(s.losing, n)
 				}
 				r.excuses++
+				r.strayed = true
 				gone[n] = true
 				delete(s.inHand, n)
 				continue

@@ -175,8 +175,6 @@ func (s *settings) agree() {
 	s.Renewing = s.Renewing && (s.shape == leasing || s.shape == broker)
 	s.Waking = s.Waking && !s.streaming()
 	switch {
-	case s.Renewing && s.Keys > 0:
-		s.Lease = 5 * time.Minute // longer than any pause
 	case s.Renewing:
 	case s.Keys > 0:
 		s.Lease = 10 * time.Minute // so that none runs out
@@ -236,6 +234,7 @@ type row struct {
 	until           int64               // the end of its lease
 	put             bool                // the source keeps it back by itself until then
 	seized          bool                // somebody else got its lease
+	strayed         bool                // somebody else may be before or behind the others of its key
 	calls           [instances]int      // attempts by the process that each instance is at
 	outages         map[int]bool        // of the destination that it met
 	twice           bool                // a process had it as two records
@@ -334,7 +333,6 @@ func (m *model) tune() {
 		r[Fetch][Lost] = 0.2 * m.Draw("fetch lost rate")
 	}
 	if m.Keys > 0 {
-		r[Renew] = [faults]float64{}
 		r[Fetch][Lost] = 0 // a key that waits ten minutes for a lease outlasts the records to come
 	}
 	if m.Blind { // what it does not hear of, it cannot hand out in order

@@ -121,6 +121,8 @@ var mutants = []mutant{
 		"		p.memory.identity = named.Identity\n", "		_ = named\n"},
 	{"a lease that is lost is applied", "engine.go",
 		"	case b.isLost(i):\n		return errLeaseLost\n	case b.keys == nil:", "	case b.keys == nil:"},
+	{"a key stays shut whose failed record has lost its lease", "lease.go",
+		"		if s.lanes != nil && lost[it.number] {\n", "		if false {\n"},
 	{"nothing is renewed", "lease.go",
 		"		l.renew()\n", ""},
 	{"what was fetched ahead is dropped at a pause", "poll.go",
