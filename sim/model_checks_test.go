@@ -144,7 +144,9 @@ func (m *model) room() int {
 		room = max(room, 100) // while the breaker is probed
 	}
 	if m.Twins {
-		room *= 2
+		if room *= 2; m.Beyond { // the other may have had more than it asked for
+			room += 2 * m.Batch
+		}
 	}
 	return room
 }

@@ -147,8 +147,12 @@ func (s *source[T]) Fetch(ctx context.Context, limit int) (records []T, err erro
 
 func (s *source[T]) fetch(c *call, limit int) (records []T) {
 	m, now := s.m, s.m.now.Load()
-	if m.shape == limitless {
+	switch {
+	case m.shape == limitless:
 		limit = len(m.rows)
+	case m.Beyond:
+		limit += int(uniform(hash(m.seed, forFault, uint64(c.n), 8)) * 2 * float64(m.Batch))
+		m.Sometimes("beyond the limit")
 	}
 	var behind map[int]bool // keys of which a record is with another process, or put off
 	from := 0

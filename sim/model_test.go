@@ -40,6 +40,7 @@ type settings struct {
 	Keys                       int  // 0 asks for no order
 	Blind                      bool // the source knows nothing of them, and hands out what is free
 	Batches                    bool
+	Beyond                     bool // fetches that lease return more than the limit
 	Stack                      int // 0 plain, 1 retry, 2 resilient
 	Attempts, Threshold        int
 	Successes, Probes          int
@@ -117,6 +118,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 	if maybe("prefetched", 0.4) {
 		s.Prefetch = w.Pick("prefetch", 4)
 	}
+	s.Beyond = maybe("beyond", 0.2)
 	s.Waking, s.Ordered = maybe("waking", 0.3), maybe("ordered", 0.3)
 	s.Failing, s.Renewing = maybe("failing", 0.3), maybe("renewing", 0.6)
 	s.Threshold = 2 + w.Pick("threshold", s.Attempts-1)
@@ -170,6 +172,7 @@ func (s *settings) agree() {
 	}
 	s.Ordered = s.Ordered || s.shape == journal
 	s.Blind = s.Blind && s.shape == leasing
+	s.Beyond = s.Beyond && (s.shape == leasing || s.shape == broker)
 	s.Ordered = s.Ordered && s.streaming()
 	s.Failing = s.Failing && s.Keys == 0
 	s.Renewing = s.Renewing && (s.shape == leasing || s.shape == broker)

@@ -123,6 +123,8 @@ var mutants = []mutant{
 		"	case b.isLost(i):\n		return errLeaseLost\n	case b.keys == nil:", "	case b.keys == nil:"},
 	{"a key stays shut whose failed record has lost its lease", "lease.go",
 		"		if s.lanes != nil && lost[it.number] {\n", "		if false {\n"},
+	{"a lost lease is looked up by its place in a part of the fetch", "lease.go",
+		"		if l.fetch.lost[l.base+i] {\n", "		if l.fetch.lost[i] {\n"},
 	{"nothing is renewed", "lease.go",
 		"		l.renew()\n", ""},
 	{"what was fetched ahead is dropped at a pause", "poll.go",
