@@ -1,6 +1,9 @@
 package courier
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // ahead fetches the next batches of a source that leases while one is applied.
 // Its methods but loop are the poller's; a nil one fetches nothing.
@@ -18,7 +21,8 @@ type ahead[T any] struct {
 
 	taken  bool // the poller has the last batch that was asked for in hand
 	busy   bool
-	dry    bool // the last fetch was not full: those that were asked for behind it are not made
+	began  time.Time // of the fetch
+	dry    bool      // the last fetch was not full: those that were asked for behind it are not made
 	result fetchResult[T]
 }
 
@@ -85,6 +89,7 @@ func (a *ahead[T]) loop() {
 	for {
 		if a.busy {
 			a.busy = false
+			a.result.took = a.watch.clock.Now().Sub(a.began)
 			a.lease.addAhead(a.result.records)
 			a.fetched <- a.result
 		}
@@ -99,10 +104,9 @@ func (a *ahead[T]) loop() {
 		}
 		a.busy, a.dry = true, true
 		a.result = fetchResult[T]{}
-		began := a.watch.clock.Now()
+		a.began = a.watch.clock.Now()
 		guard(&a.result.err, func() (err error) {
 			a.result.records, err = a.source.Fetch(r.ctx, r.limit)
-			a.result.took = a.watch.clock.Now().Sub(began)
 			a.dry = err != nil || len(a.result.records) < r.limit
 			return err
 		})

@@ -316,3 +316,60 @@ func TestSlogObserver_AnOutageIsAFewLines(t *testing.T) {
 		require.Contains(t, log.String(), "courier: resumed")
 	})
 }
+
+// What a call took is told though it ended its goroutine, or panicked.
+func TestObserver_TellsHowLongACallTookThatDidNotReturn(t *testing.T) {
+	for name, end := range map[string]func(){"goexit": runtime.Goexit, "panic": func() { panic("on purpose") }} {
+		for _, shape := range []string{"polling", "fetched ahead", "streaming"} {
+			t.Run(name+", "+shape, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var told courierttest.ObserverRecorder
+					source := abruptSource{newLeasing(1, 2, 3), end}
+					applier := courier.ProcessFunc(func(context.Context, int) error {
+						time.Sleep(time.Second)
+						end()
+						return nil
+					})
+					opts := []courier.Option{quiet, unspread, courier.WithBatchSize(1), courier.WithObserver(told.Observer())}
+					var c running = courier.NewPollingCoordinator(source, applier, append(opts, courier.WithPrefetch(map[string]int{"fetched ahead": 1}[shape]))...)
+					if shape == "streaming" {
+						c = courier.NewStreamingCoordinator(source, applier, opts...)
+					}
+					stop := start(t, c)
+					time.Sleep(20 * time.Second)
+					require.NoError(t, stop())
+					fetches, applies := 0, 0
+					for _, e := range told.Events() {
+						switch e := e.(type) {
+						case courier.FetchEvent:
+							fetches++
+							require.Equal(t, time.Second, e.Took)
+						case courier.ApplyEvent:
+							applies++
+							require.Equal(t, time.Duration(e.Records)*time.Second, e.Took)
+						}
+					}
+					require.Positive(t, fetches)
+					require.Positive(t, applies)
+				})
+			})
+		}
+	}
+}
+
+// abruptSource takes a second for a fetch, and ends every second one otherwise than by
+// returning.
+type abruptSource struct {
+	*leasing[int]
+	end func()
+}
+
+func (s abruptSource) Fetch(ctx context.Context, limit int) ([]int, error) {
+	records, err := s.leasing.Fetch(ctx, limit)
+	time.Sleep(time.Second)
+	if s.fetchCount()%2 == 0 {
+		_ = s.Release(ctx, records, 0)
+		s.end()
+	}
+	return records, err
+}

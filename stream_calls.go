@@ -1,11 +1,14 @@
 package courier
 
+import "time"
+
 // The goroutines of a stream that call its source. Each notes what it is at
 // before it calls, so that its loop can be called again after a Goexit.
 
 type fetcher[T any] struct {
 	*stream[T]
 	busy   bool
+	began  time.Time // of the call, where its duration is asked for
 	result fetchResult[T]
 }
 
@@ -13,6 +16,7 @@ func (f *fetcher[T]) loop() {
 	for {
 		if f.busy {
 			f.busy = false
+			f.result.took = f.watch.since(f.watch.observer.Fetched != nil, f.began)
 			f.result.keys, f.result.unkeyed = f.keysOf(nil, f.result.records)
 			f.fetched <- f.result
 			f.result = fetchResult[T]{}
@@ -22,12 +26,11 @@ func (f *fetcher[T]) loop() {
 			return
 		}
 		f.busy = true
-		began := f.watch.now(f.watch.observer.Fetched != nil)
+		f.began = f.watch.now(f.watch.observer.Fetched != nil)
 		guard(&f.result.err, func() (err error) {
 			f.result.records, err = f.source.Fetch(r.ctx, r.limit)
 			return err
 		})
-		f.result.took = f.watch.since(f.watch.observer.Fetched != nil, began)
 	}
 }
 

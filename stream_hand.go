@@ -36,8 +36,8 @@ type share[T any] struct {
 func (sh *share[T]) run(stop, ctx context.Context) {
 	clock := sh.stream.config.clock
 	began := clock.Now()
+	defer func() { sh.took += clock.Now().Sub(began) }() // a Goexit of user code ends this call, and another goes on
 	sh.hand.run(stop, ctx)
-	sh.took = clock.Now().Sub(began)
 }
 
 // done gives the share back.
@@ -317,7 +317,7 @@ func (s *stream[T]) newShare() *share[T] {
 func (s *stream[T]) launch(sh *share[T], now time.Time) {
 	n := len(sh.account.ledger.Records)
 	sh.reset(&sh.account, nil)
-	sh.taken, sh.end, sh.seen, sh.since, sh.ended, sh.event = 0, n, -1, now, false, ApplyEvent{Records: n}
+	sh.taken, sh.end, sh.seen, sh.since, sh.ended, sh.event, sh.took = 0, n, -1, now, false, ApplyEvent{Records: n}, 0
 	s.out = append(s.out, sh)
 	s.todo <- sh
 }
