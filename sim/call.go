@@ -75,6 +75,7 @@ type call struct {
 	era    uint64 // the model's: the generation of the breaker that let it through
 	probe  bool   // likewise: while that was half-open
 	stamp  uint64
+	came   int64 // when
 	wake   chan struct{}
 }
 

@@ -308,8 +308,12 @@ func (m *model) answer(c *call) {
 		if c.fault == Partly {
 			m.Sometimes("records and an error")
 		}
-		handing := c.data.(*[]int)
-		for _, n := range *handing {
+		handing := c.data.(*handing)
+		if c.err != nil && c.fault != Partly {
+			handing.all = 0
+		}
+		l.watcher.returns(c, handing.all, 0)
+		for _, n := range handing.list {
 			switch {
 			case c.err == nil || c.fault == Partly:
 				l.inHand[n] = true
@@ -320,7 +324,7 @@ func (m *model) answer(c *call) {
 				l.at = min(l.at, n)
 			}
 		}
-		*handing = (*handing)[:0]
+		handing.list, handing.all = handing.list[:0], 0
 	case Apply:
 		if t, first := c.data.(try); first {
 			n := t.n
@@ -352,6 +356,7 @@ func (m *model) answer(c *call) {
 			m.Sometimes("the queue refused")
 		}
 	case Renew:
+		l.watcher.returns(c, len(c.data.([]int)), 0)
 		for _, n := range l.losing {
 			if r := &m.rows[n]; c.err == nil && r.given <= l.renewAt { // not handed out again since
 				r.lostBy = l.p
@@ -359,6 +364,7 @@ func (m *model) answer(c *call) {
 		}
 		l.losing = l.losing[:0]
 	case Mark:
+		l.watcher.returns(c, len(c.data.([]int)), 0)
 		if l.markFailed = c.err != nil; l.markFailed {
 			m.Sometimes("a mark failed")
 		}
@@ -370,7 +376,9 @@ func (m *model) answer(c *call) {
 		}
 	case Release, Fail:
 		m.Sometimes(map[Kind]string{Release: "given back", Fail: "reported as failed"}[c.kind])
-		for _, n := range c.data.([]int) {
+		back := c.data.(given)
+		l.watcher.returns(c, len(back.list), back.after)
+		for _, n := range back.list {
 			delete(l.inHand, n)
 			if r := &m.rows[n]; c.err != nil && r.lessee == l.p && !r.put { // it comes again when the source finds out
 				r.put, r.until = true, m.now.Load()+int64(time.Minute)

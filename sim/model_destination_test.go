@@ -161,6 +161,9 @@ func (q *parkingLot[T]) ParkedKeys(ctx context.Context, branch string, keys []st
 func parkedBy[T record](l *life) func(context.Context, courier.DeadLetter[T]) {
 	return func(_ context.Context, letter courier.DeadLetter[T]) {
 		if !l.p.dead {
+			if l.watcher != nil {
+				l.watcher.parked++
+			}
 			l.parked(letter.Record.number(), letter.Reason, letter.Attempts, letter.Error)
 		}
 	}

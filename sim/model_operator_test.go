@@ -16,6 +16,7 @@ type coordinator interface {
 	Start(ctx context.Context) error
 	Pause()
 	Resume()
+	Stats() courier.Stats
 }
 
 // start runs the coordinators of a process, where an operator can get at them.
@@ -52,6 +53,9 @@ func (m *model) pause(paused bool) (woke bool) {
 			continue
 		}
 		l.paused, l.pausedAt = paused, m.now.Load()
+		if l.watcher != nil && !paused {
+			l.watcher.held = false
+		}
 		for _, c := range l.running {
 			if paused {
 				c.Pause()

@@ -14,8 +14,20 @@ import (
 type source[T record] struct {
 	*life
 	pipe    *pipe[T]
-	number  int   // of the coordinators that share a process
-	handing []int // by a fetch that has not returned
+	number  int // of the coordinators that share a process
+	handing handing
+}
+
+// handing is the records of a fetch that has not returned.
+type handing struct {
+	list []int
+	all  int // with what is in it twice
+}
+
+// given is records that are given back.
+type given struct {
+	list  []int
+	after time.Duration
 }
 
 // capable returns the source with the capabilities that its shape has.
@@ -184,9 +196,9 @@ func (s *source[T]) fetch(c *call, limit int) (records []T) {
 		c.wait = true
 		return nil
 	}
-	s.handing = s.handing[:0]
+	s.handing.list = s.handing.list[:0]
 	for _, o := range records {
-		s.handing = append(s.handing, o.number())
+		s.handing.list = append(s.handing.list, o.number())
 	}
 	if n := len(records); c.fault == Twice && n > 0 && (m.Workers == 1 || m.Keys > 0) { // two at once could not be told apart
 		if again := records[int(uniform(hash(m.seed, forFault, uint64(c.n), 7))*float64(n))]; !m.poison[again.number()] {
@@ -195,6 +207,7 @@ func (s *source[T]) fetch(c *call, limit int) (records []T) {
 			m.Sometimes("the same record twice")
 		}
 	}
+	s.handing.all = len(records)
 	if m.tracing {
 		c.detail = fmt.Sprintf("(%d) %v", limit, records)
 	}
@@ -315,7 +328,7 @@ func (s *source[T]) Release(ctx context.Context, records []T, after time.Duratio
 		return nil
 	}
 	back := numbersOf(records)
-	return s.p.await(ctx, Release, uint64(back[0]+1), names[back[0]], back, func(c *call) {
+	return s.p.await(ctx, Release, uint64(back[0]+1), names[back[0]], given{back, after}, func(c *call) {
 		if s.m.tracing {
 			c.detail = fmt.Sprintf("%v for %v", records, after)
 		}
@@ -345,7 +358,7 @@ func (s *source[T]) Fail(ctx context.Context, failed []courier.FailedRecord[T]) 
 			s.m.Fail("D5: %v is reported as failed with %v", f.Record, f.Error)
 		}
 	}
-	return s.p.await(ctx, Fail, uint64(back[0]+1), names[back[0]], back, func(c *call) {
+	return s.p.await(ctx, Fail, uint64(back[0]+1), names[back[0]], given{back, 0}, func(c *call) {
 		for _, n := range back {
 			u := uniform(hash(s.m.seed, forDelay, uint64(n), 99))
 			s.putBack(n, time.Duration(u*float64(20*time.Second)))

@@ -41,7 +41,7 @@ type settings struct {
 	Blind                      bool // the source knows nothing of them, and hands out what is free
 	Batches                    bool
 	Beyond                     bool // fetches that lease return more than the limit
-	Stack                      int // 0 plain, 1 retry, 2 resilient
+	Stack                      int  // 0 plain, 1 retry, 2 resilient
 	Attempts, Threshold        int
 	Successes, Probes          int
 	Rate                       float64
@@ -54,7 +54,8 @@ type settings struct {
 	KeyedQueue, Redriving      bool
 	Ordered, Failing, Renewing bool
 	Waking, Fixed, Yield       bool
-	Pauses                     int // by an operator
+	Watched                    bool // what the coordinator tells is compared with what it does
+	Pauses                     int  // by an operator
 	Instances                  int
 	Twins                      bool // two coordinators share the stack
 	Interval, Flush, Drain     time.Duration
@@ -130,6 +131,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		s.Rate = 0.2 + 0.8*w.Draw("rate")
 	}
 	s.KeyedQueue = maybe("keyed queue", 0.3)
+	s.Watched = maybe("watched", 0.3)
 	s.Redriving = maybe("redriving", 0.3)
 	s.Twins = maybe("twins", 0.2)
 	if maybe("paused", 0.3) {
@@ -167,6 +169,7 @@ func (s *settings) agree() {
 		s.Instances = 1
 	}
 	s.Twins = s.Twins && (s.shape == leasing || s.shape == broker) && s.Keys == 0 && s.Instances == 1
+	s.Watched = s.Watched && !s.Twins // of which each would have to be told from the other
 	if s.shape >= journal {
 		s.Failing, s.Renewing = false, false
 	}
@@ -278,9 +281,10 @@ type life struct {
 	paused     bool
 	pausedAt   int64
 	wake       chan struct{}
-	at         int    // the journal's, where it reads
-	line       stream // the channel
-	sent, done int    // records that went into it, and that came out and are marked
+	watcher    *watcher // nil where nobody watches
+	at         int      // the journal's, where it reads
+	line       stream   // the channel
+	sent, done int      // records that went into it, and that came out and are marked
 
 	breaker    courier.BreakerState
 	until      time.Time
@@ -413,7 +417,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	p, m := processOf(ctx), x.model
 	l := m.lives[p.number]
 	applier := x.destination(l)
-	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay})
+	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay, OnRetry: l.retried})
 	switch m.Stack {
 	case 1:
 		applier = courier.NewRetryableApplier(applier, retry)
@@ -438,7 +442,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		second := courier.ProcessFunc(x.count)
 		if m.FanOut > 1 {
 			second = &branch[T]{l}
-			second = courier.NewRetryableApplier(second, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
+			second = courier.NewRetryableApplier(second, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2, OnRetry: l.retried}))
 		}
 		fan := courier.FanOutConfig[T]{Branches: []courier.Branch[T]{{Name: "first", Applier: applier}, {Name: "second", Applier: second}}}
 		if m.FanOut == 3 {
@@ -461,6 +465,9 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		}
 	}
 	opts = append(opts, courier.WithObserver(watch))
+	if l.watcher != nil {
+		opts = append(opts, courier.WithObserver(l.watcher.observer()))
+	}
 	if m.Keys > 0 {
 		opts = append(opts, courier.WithOrderKey(x.keyOf))
 	}
@@ -486,6 +493,13 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	return x.start(ctx, l, func(s *source[T]) coordinator { return courier.NewPollingCoordinator(s.capable(), applier, opts...) })
 }
 
+// retried counts the retries of a process.
+func (l *life) retried(context.Context, courier.RetryEvent) {
+	if l.watcher != nil {
+		l.watcher.retried++
+	}
+}
+
 func (m *model) key(n int) int { return n % max(1, m.Keys) }
 
 func (m *model) keyName(n int) string { return strconv.Itoa(m.key(n)) }
@@ -497,6 +511,9 @@ func (m *model) begin(p *Process) {
 	l := &life{m: m, p: p, inHand: map[int]bool{}, permanent: map[int]bool{}, breaker: courier.BreakerClosed, generation: 1, at: m.position}
 	if m.Waking {
 		l.wake = make(chan struct{}, 1)
+	}
+	if m.Watched && !l.redrives() {
+		l.watcher = &watcher{l: l}
 	}
 	m.lives = append(m.lives, l)
 	if m.shape == channel && !l.redrives() {
@@ -553,6 +570,9 @@ func (m *model) end(p *Process) {
 	}
 	if len(l.inHand) > 0 && (m.shape == leasing || m.shape == broker) && p.err == nil {
 		m.Fail("D8: process %d was stopped and gave these not back: %v", p.number, numbers(l.inHand))
+	}
+	if l.watcher != nil && len(l.running) > 0 {
+		l.watcher.end(l.running[0].Stats())
 	}
 	m.cutOff(p)
 }

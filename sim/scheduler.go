@@ -196,6 +196,7 @@ func (w *World) admit(c *call) {
 		return
 	}
 	w.number(&c.callID)
+	c.came = now
 	c.p.calls++
 	if c.p.calls > mostCalls {
 		w.Fail("D6: busy loop: process %d has made %d calls in %v", c.p.number, c.p.calls, time.Duration(now-c.p.began))

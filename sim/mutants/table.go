@@ -144,6 +144,16 @@ var mutants = []mutant{
 	{"a stream has more in hand than it may", "stream.go",
 		"want := min(s.limit-s.inHand, s.config.batchSize)", "want := s.config.batchSize"},
 
+	// What is told.
+	{"a fetch tells that it took no time", "poll.go",
+		"		event.Took = p.watch.clock.Now().Sub(p.began)\n", "		event.Took = 0\n"},
+	{"a panic is not told as the end of its record", "engine.go",
+		"h.opened(newPanicError(recover()))\n		h.tellEnded(ctx, i, err)\n", "h.opened(newPanicError(recover()))\n"},
+	{"a resume tells of one pause", "watch.go",
+		"event := ResumeEvent{w.pauses}", "event := ResumeEvent{1}"},
+	{"records that failed are not counted", "watch.go",
+		"	w.count.failed.Add(int64(event.Failed))\n", ""},
+
 	// Operators.
 	{"a redrive removes before it applies", "redrive.go",
 		"	errs, classes := r.apply(ctx, letters)\n", "	for _, letter := range letters {\n		_ = r.queue.Delete(ctx, letter.ID)\n	}\n	errs, classes := r.apply(ctx, letters)\n"},
