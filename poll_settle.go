@@ -198,7 +198,7 @@ func (p *poller[T]) tellFailed() {
 		return
 	}
 	var err error
-	guard(&err, func() error { return p.failer.Fail(p.life.settle, failed) })
+	isolate(&err, func() error { return p.failer.Fail(p.life.settle, failed) })
 	p.watch.released(p.life.settle, ReleaseEvent{Records: len(failed), Failed: true, Err: err})
 }
 
@@ -246,7 +246,7 @@ func (p *poller[T]) giveBack() {
 		}
 	}
 	var err error
-	guard(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
+	isolate(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
 	p.holdBack(records, after)
 	p.watch.released(p.life.settle, ReleaseEvent{Records: len(records), After: after, Err: err})
 }

@@ -2,6 +2,7 @@ package courier_test
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -111,3 +112,34 @@ func TestD12_TheRestOfAFetchIsGivenBack(t *testing.T) {
 type beyond struct{ *leasing[int] }
 
 func (s beyond) Fetch(ctx context.Context, _ int) ([]int, error) { return s.leasing.Fetch(ctx, 100) }
+
+// A release that ends its goroutine is told as one that failed, and what it was to give
+// back is not in hand any more.
+func TestObserver_IsToldOfAReleaseThatEndsItsGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		source := goneRelease{newLeasing(1)}
+		c := courier.NewPollingCoordinator(source, courier.ProcessFunc(func(context.Context, int) error { return errTest }),
+			quiet, unspread, courier.WithObserver(told.Observer()))
+		stop := start(t, c)
+		time.Sleep(time.Minute)
+		require.Zero(t, c.Stats().InHand)
+		require.NoError(t, stop())
+		var events []courier.ReleaseEvent
+		for _, e := range told.Events() {
+			if e, ok := e.(courier.ReleaseEvent); ok {
+				events = append(events, e)
+			}
+		}
+		require.Len(t, events, 1)
+		require.Equal(t, 1, events[0].Records)
+		require.ErrorIs(t, events[0].Err, courier.ErrPanic)
+	})
+}
+
+type goneRelease struct{ *leasing[int] }
+
+func (goneRelease) Release(context.Context, []int, time.Duration) error {
+	runtime.Goexit()
+	return nil
+}
