@@ -45,6 +45,10 @@ func (m *model) come(c *call) {
 		}
 	case Renew:
 		l.renewAt = m.now.Load()
+	case Release, Fail:
+		for _, n := range c.data.(given).list {
+			m.rows[n].leaving = true
+		}
 	}
 	m.comeContext(l, c)
 }
@@ -379,6 +383,7 @@ func (m *model) answer(c *call) {
 		back := c.data.(given)
 		l.watcher.returns(c, len(back.list), back.after)
 		for _, n := range back.list {
+			m.rows[n].leaving = false
 			delete(l.inHand, n)
 			if r := &m.rows[n]; c.err != nil && r.lessee == l.p && !r.put { // it comes again when the source finds out
 				r.put, r.until = true, m.now.Load()+int64(time.Minute)

@@ -85,7 +85,7 @@ func (x *pipe[T]) redrive(ctx context.Context) error {
 		if result.Failed > 0 {
 			m.Sometimes("redriven in vain")
 		}
-		if err != nil && ctx.Err() == nil && !errors.Is(err, ErrInjected) {
+		if err != nil && ctx.Err() == nil && !errors.Is(err, ErrInjected) && !errors.Is(err, courier.ErrPanic) {
 			m.Fail("a redrive failed: %v", err)
 		}
 		select {

@@ -235,7 +235,9 @@ func (s *source[T]) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	}
 	if r.lessee != nil && !r.put {
 		m.Sometimes("a lease ran out")
-		m.lapses(m.lives[r.lessee.number], n)
+		if !m.Beyond { // of which the earlier parts wait for the later ones, and their leases are not renewed
+			m.lapses(m.lives[r.lessee.number], n)
+		}
 		r.excuses++
 		r.strayed = true
 		r.twice = r.twice || r.lessee == s.p
@@ -243,7 +245,7 @@ func (s *source[T]) take(n int, r *row, now int64, behind *map[int]bool) bool {
 	if r.lostBy == s.p {
 		r.lostBy = nil
 	}
-	r.lessee, r.put, r.seized, r.given = s.p, false, false, math.MaxInt64
+	r.lessee, r.put, r.seized, r.leaving, r.given = s.p, false, false, false, math.MaxInt64
 	s.lease(r)
 	return true
 }
@@ -251,11 +253,11 @@ func (s *source[T]) take(n int, r *row, now int64, behind *map[int]bool) bool {
 // lapses looks whether a lease ran out that was to be renewed.
 func (m *model) lapses(l *life, n int) {
 	r := &m.rows[n]
-	if !m.Renewing || r.lessee != l.p || r.put || r.marked || m.now.Load() < r.until || !l.inHand[n] {
+	if !m.Renewing || r.lessee != l.p || r.put || r.leaving || r.marked || m.now.Load() < r.until || !l.inHand[n] {
 		return
 	}
 	// Of twins nobody knows which renews.
-	well := m.rates[Renew] == [faults]float64{} || !m.Twins && l.renewAt < r.given && r.given < math.MaxInt64
+	well := m.rates[Renew] == [faults]float64{} || !m.Twins && m.rates[Renew][Hang] == 0 && l.renewAt < r.given && r.given < math.MaxInt64
 	if well && !r.seized && !l.p.dead && !l.p.ended && (!l.p.stopping || l.inTime()) && l.p.still == 0 {
 		m.Fail("D11: the lease of %s ran out while process %d had it in hand", names[n], l.p.number)
 	}

@@ -240,6 +240,7 @@ type row struct {
 	until           int64               // the end of its lease
 	put             bool                // the source keeps it back by itself until then
 	seized          bool                // somebody else got its lease
+	leaving         bool                // it is being given back
 	strayed         bool                // somebody else may be before or behind the others of its key
 	calls           [instances]int      // attempts by the process that each instance is at
 	outages         map[int]bool        // of the destination that it met
@@ -558,7 +559,8 @@ func (m *model) end(p *Process) {
 		return
 	}
 	troubled := m.rates[Mark] != [faults]float64{} || len(m.outages[0]) > 0 || m.script != nil || m.stepped > 0 || m.Drain < time.Second ||
-		p.still > 0 && p.still >= p.stoppedAt // it stood still beyond its time for marks
+		p.still > 0 && p.still >= p.stoppedAt || // it stood still beyond its time for marks
+		m.streaming() && m.rates[Release][Hang]+m.rates[Fail][Hang] > 0 // which has one goroutine for these and for marks
 	if took := time.Duration(m.now.Load() - p.stoppedAt); p.stopping && !l.redrives() && took > 2*m.Drain+unheeded {
 		m.Fail("D8: process %d took %v to stop, with a drain timeout of %v", p.number, took, m.Drain)
 	}
