@@ -167,6 +167,8 @@ type OpenError struct {
 	Until   time.Time // when a probe may go; past when all probe slots are taken, zero when forced open
 	Cause   error     // the failure that opened the breaker
 	Counted bool      // the call was made while the breaker was closed, and counts as an attempt
+
+	called bool // the call was made, and Cause is its own failure
 }
 
 func (e *OpenError) Error() string {
@@ -498,9 +500,9 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	switch {
 	case outcome != breaker.Failure:
 	case !passing:
-		return (&OpenError{Until: refusal.Until, Cause: err, Counted: counts && !permit.permit.Probe}).each(ctx)
+		return (&OpenError{Until: refusal.Until, Cause: err, called: counts, Counted: counts && !permit.permit.Probe}).each(ctx)
 	case permit.permit.Probe: // a late one: the breaker has closed without it
-		return (&OpenError{Until: now, Cause: err}).each(ctx)
+		return (&OpenError{Until: now, Cause: err, called: counts}).each(ctx)
 	}
 	return err
 }

@@ -76,10 +76,11 @@ func (a *breakerApplier[T]) abrupt(ctx context.Context, permit Permit, returned 
 	*err = a.reportPanic(ctx, permit, recover())
 }
 
-// reportPanic reports a panic with the value that recover returned, which is nil
+// reportPanic reports a panic, with the value that recover returned, which is nil
 // for a Goexit: the goroutine ends then, and nobody gets what is returned.
 func (a *breakerApplier[T]) reportPanic(ctx context.Context, permit Permit, value any) error {
-	err := a.breaker.report(ctx, permit, breaker.Failure, true, newPanicError(value))
+	var err error = newPanicError(value)
+	err = a.breaker.report(ctx, permit, outcomeOf(ctx, err), true, err)
 	if value == nil {
 		leaveVerdict(ctx, a, err)
 	}

@@ -390,13 +390,12 @@ func (d *dlqApplier[T]) settle(ctx context.Context, record T, key string, err er
 // failed enters what a failed delivery says. A first failure that is known
 // already stays.
 func (l *DeadLetter[T]) failed(ctx context.Context, err error, now time.Time) {
-	l.Error, l.Reason, l.Attempts, l.FailedAt = err, Exhausted, 1, now
+	l.Error, l.Reason, l.Attempts, l.FailedAt = err, Exhausted, attemptsOf(err), now
 	if classify(ctx, err) == PermanentClass {
 		l.Reason = PermanentFailure
 	}
 	first := now
 	if retried := retriesIn(err); retried != nil {
-		l.Attempts = retried.Attempts
 		first = now.Add(-max(0, retried.Elapsed))
 	}
 	if l.FirstFailedAt.IsZero() {
@@ -420,6 +419,14 @@ func retriesIn(err error) *RetryError {
 		}
 	}
 	return nil
+}
+
+// attemptsOf returns how many attempts a failure is the end of.
+func attemptsOf(err error) int {
+	if retried := retriesIn(err); retried != nil {
+		return retried.Attempts
+	}
+	return 1
 }
 
 // park hands a letter over.

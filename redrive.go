@@ -65,7 +65,8 @@ func listAfter[T any](ctx context.Context, queue DLQ[T], after string, max int) 
 // RedriveConfig configures [Redrive]. The zero value is the default.
 type RedriveConfig[T any] struct {
 	// Match says which letters are redriven, such as those of one Branch, or
-	// those whose Redriven is below some limit. nil is all.
+	// those whose Redriven is below some limit. nil is all. It may be called more
+	// than once for a letter.
 	Match func(letter DeadLetter[T]) bool
 
 	// Limit is how many letters are redriven at most. 0 is no limit but that of
@@ -73,7 +74,7 @@ type RedriveConfig[T any] struct {
 	Limit int
 
 	// BatchSize is how many letters are read at a time, and applied at a time by
-	// a [BatchApplier]. 0 is 100.
+	// a [BatchApplier] once a first record has gone well alone. 0 is 100.
 	BatchSize int
 
 	// Clock is nil for the system's clock.
@@ -114,30 +115,42 @@ func (e *RedriveError) Is(err error) bool { return err == ErrRedrive }
 // Unwrap returns Err.
 func (e *RedriveError) Unwrap() error { return e.Err }
 
-// Redrive applies the records of a queue again, oldest first, and removes those
-// that were applied. nil is the default config. Pass the applier that the queue
-// was put around, with its retry and breaker if it has them.
+// Redrive applies the records of a queue again and removes the letters of those
+// that succeed. A nil config is the default. Pass the applier that the queue was
+// put around, with its retry and breaker if it has them.
 //
-// A letter is removed only after its apply returned nil, so that a crash at any
-// point loses none; one that was applied and not yet removed is applied again by
-// the next redrive. A record that fails stays, in its place, with the new error,
-// time and attempts, and Redriven one higher. Should a newer failure of a record
-// be parked while it is redriven, that letter stays whatever the outcome. Where
-// letters have a Key, those behind one of their key and Branch that stays are
-// left, so that their order is kept.
+// Redrive removes a letter only after its apply returned nil, so a crash at any
+// point loses none. A record that was applied, and whose letter was not removed
+// yet, is applied again by the next redrive. A letter that fails again stays, in
+// its place, with the new error, time and attempts, and Redriven one higher. If
+// the pipeline parks a record anew while it is redriven, the newer letter stays
+// whatever the outcome.
 //
-// The redrive stops, with a [*RedriveError], when ctx ends, when a record was
-// not attempted (an open breaker, say; the letter stays as it is), and when the
-// queue fails. It attempts no letter twice and no more letters than there were
-// at its beginning, so that it ends even if they are parked anew as fast as it
-// goes. A record's failure is no error of the redrive: see RedriveResult.Failed.
+// The letters that failed the fewest redrives go first, and the oldest of these
+// before the others, so that letters which keep failing hold up no other.
+// Letters that have the same Key and Branch keep their order: the later ones wait
+// for one that stays. Redrive attempts no letter twice, and no more letters than there
+// were at its beginning, so it ends even if records are parked as fast as it
+// goes.
+//
+// When a breaker opens over a letter, Redrive notes the letter's failure, waits
+// until the breaker admits a probe, and goes on with the next letter. A letter
+// that fails as the probe keeps its Attempts, which count while the breaker is
+// closed. Redrive waits 10 seconds at most between one success and the next.
+//
+// Redrive stops with a [*RedriveError] when it would have to wait longer, as in
+// an outage or with a breaker that is forced open; when ctx ends; when a record
+// is refused for another reason than a breaker; when a dead letter queue inside
+// the applier refuses one; and when the queue fails. A letter whose record was
+// not applied is unchanged. A record's failure is no error of the redrive: see
+// RedriveResult.Failed.
 //
 // An applier that parks in the same queue, by itself or by a decorator inside
 // it, would make a loop and is refused with a [*ConfigError]; one that hides it
 // behind a function is found out at the first record that fails there. Run one
 // redrive of a queue at a time: two lose nothing, but may apply a record twice.
 func Redrive[T any](ctx context.Context, queue DLQ[T], applier Applier[T], config *RedriveConfig[T]) (RedriveResult, error) {
-	r := redrive[T]{queue: queue, applier: applier, held: make(map[string]bool)}
+	r := redrive[T]{queue: queue, applier: applier, held: make(map[string]bool), waits: make(map[string]bool), left: make(map[string]bool)}
 	if config != nil {
 		r.config = *config
 	}
@@ -145,7 +158,7 @@ func Redrive[T any](ctx context.Context, queue DLQ[T], applier Applier[T], confi
 		return RedriveResult{}, fault
 	}
 	total, err := r.run(ctx)
-	r.result.Redriven = r.result.Succeeded + r.result.Failed
+	r.result.Redriven = r.attempted()
 	r.result.Left = max(0, total-r.result.Redriven)
 	if err != nil {
 		until, _ := pauseOf(err)
@@ -154,13 +167,31 @@ func Redrive[T any](ctx context.Context, queue DLQ[T], applier Applier[T], confi
 	return r.result, nil
 }
 
+const (
+	// redrivePatience is how long a redrive waits for breakers between one
+	// success and the next: as long as for a call of the queue.
+	redrivePatience = sendTimeout
+
+	// probeWait is the shortest wait for a breaker that was to admit a probe by
+	// now: the probe of somebody else is under way.
+	probeWait = 100 * time.Millisecond
+)
+
 type redrive[T any] struct {
 	queue   DLQ[T]
 	applier Applier[T]
 	batch   BatchApplier[T]
 	config  RedriveConfig[T]
-	held    map[string]bool // keys, by lineOf, of which a letter stays
 	result  RedriveResult
+
+	level int             // letters that failed more redrives than this are for a later walk
+	next  int             // the lowest count among those, 0 without one
+	left  map[string]bool // the IDs of all letters that the first walk has left for later
+	held  map[string]bool // keys, by lineOf, of letters that failed
+	waits map[string]bool // likewise, of letters that stay for this walk
+
+	waited time.Duration // since the last success
+	proven bool          // a record was applied since a breaker last refused one
 }
 
 // prepare sets the defaults, or returns what is wrong.
@@ -185,6 +216,8 @@ func (r *redrive[T]) prepare() error {
 	return nil
 }
 
+func (r *redrive[T]) attempted() int { return r.result.Succeeded + r.result.Failed }
+
 func (r *redrive[T]) run(ctx context.Context) (total int, err error) {
 	// Counted even when ctx has ended, so that the result says what is left.
 	err = detached(ctx, r.config.Clock, func(ctx context.Context) (err error) {
@@ -197,53 +230,55 @@ func (r *redrive[T]) run(ctx context.Context) (total int, err error) {
 	if ctx.Err() != nil {
 		return total, causeOf(ctx)
 	}
-	after, seen := "", 0
-	for seen < total {
-		page, err := listAfter(ctx, r.queue, after, min(r.config.BatchSize, total-seen))
-		if err != nil || len(page) == 0 {
+	r.config.Limit = min(or(r.config.Limit, total), total)
+	for {
+		if err := r.walk(ctx, total); err != nil || r.next == 0 {
 			return total, err
 		}
-		page, err = r.page(ctx, page)
-		if err != nil {
-			return total, err
+		r.level = r.next
+	}
+}
+
+// walk goes through the letters once, which in most redrives is all.
+func (r *redrive[T]) walk(ctx context.Context, total int) error {
+	r.next = 0
+	clear(r.waits)
+	after, seen := "", 0
+	for seen < total && r.attempted() < r.config.Limit {
+		page, err := listAfter(ctx, r.queue, after, min(r.config.BatchSize, total-seen))
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		if page, err = r.page(ctx, page); err != nil {
+			return err
 		}
 		seen += len(page)
 		after = page[len(page)-1].ID
-		if r.config.Limit > 0 && r.result.Succeeded+r.result.Failed >= r.config.Limit {
-			return total, nil
-		}
 	}
-	return total, nil
+	return nil
 }
 
-// page redrives the letters of a page that are to be, in rounds that hold one of
-// each key, and returns how far that is: what the limit leaves is the next
+// page redrives the letters of a page that are for this walk, in rounds that hold
+// one of each key, and returns how far that is: what the limit leaves is the next
 // page's, should others of this one be held back.
 func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) ([]DeadLetter[T], error) {
 	var chosen []DeadLetter[T]
 	var keys []string
-	left := len(page)
-	if r.config.Limit > 0 {
-		left = r.config.Limit - r.result.Succeeded - r.result.Failed
-	}
-	held := make(map[string]bool) // from here on in the page
+	left := r.config.Limit - r.attempted()
 	for i, letter := range page {
 		if len(chosen) == left {
 			page = page[:i]
 			break
 		}
-		key := lineOf(letter)
-		if held[key] || r.held[key] {
-			continue
-		}
-		matched, err := r.matches(letter)
-		if err != nil {
+		take, err := r.takes(letter)
+		switch {
+		case err != nil:
 			return page, err
-		}
-		if matched {
-			chosen, keys = append(chosen, letter), append(keys, key)
-		} else if key != "" {
-			held[key] = true
+		case take:
+			chosen, keys = append(chosen, letter), append(keys, lineOf(letter))
+			continue
+		case letter.Key != "":
+			r.waits[lineOf(letter)] = true
 		}
 	}
 	for _, round := range roundsOf(keys) {
@@ -257,9 +292,6 @@ func (r *redrive[T]) page(ctx context.Context, page []DeadLetter[T]) ([]DeadLett
 			return page, err
 		}
 	}
-	for key := range held {
-		r.held[key] = true
-	}
 	return page, nil
 }
 
@@ -270,6 +302,30 @@ func lineOf[T any](letter DeadLetter[T]) string {
 		return ""
 	}
 	return fmt.Sprintf("%d:%s%s", len(letter.Branch), letter.Branch, letter.Key)
+}
+
+// takes reports whether a letter is for this walk. A later walk takes only what
+// the first has left for it: a letter that was attempted, or that the pipeline
+// has parked anew since, has another ID.
+func (r *redrive[T]) takes(letter DeadLetter[T]) (bool, error) {
+	line := lineOf(letter)
+	if r.held[line] || r.level > 0 && !r.left[letter.ID] {
+		return false, nil
+	}
+	if matched, err := r.matches(letter); err != nil || !matched {
+		return false, err
+	}
+	behind := r.waits[line]
+	if !behind && letter.Redriven <= r.level {
+		return true, nil
+	}
+	if !behind && (r.next == 0 || letter.Redriven < r.next) {
+		r.next = letter.Redriven
+	}
+	if r.level == 0 {
+		r.left[letter.ID] = true
+	}
+	return false, nil
 }
 
 func (r *redrive[T]) matches(letter DeadLetter[T]) (matched bool, err error) {
@@ -286,36 +342,60 @@ func (r *redrive[T]) matches(letter DeadLetter[T]) (matched bool, err error) {
 	return matched, nil
 }
 
-// round applies the records of letters, and then removes or updates these.
+// round applies the records of letters, and again those that were refused, until
+// each is applied or has failed. Records go together only once one has gone well
+// alone: a batch that fails as one, and opens the breaker, tells of none of them,
+// and the next redrive would begin with the same. What was refused goes on alone.
 func (r *redrive[T]) round(ctx context.Context, letters []DeadLetter[T]) error {
-	if len(letters) == 0 {
-		return nil
+	for apart := false; len(letters) > 0; {
+		now := letters
+		if r.batch != nil && (apart || !r.proven) {
+			now = letters[:1]
+		}
+		trials := r.apply(ctx, now)
+		refused, err := r.settle(ctx, now, trials)
+		if err != nil {
+			return err
+		}
+		apart = apart || len(refused) > 0
+		letters = append(refused, letters[len(now):]...)
+		if err := r.wait(ctx, trials, len(letters) > 0); err != nil {
+			return err
+		}
 	}
-	errs, classes := r.apply(ctx, letters)
+	return nil
+}
+
+// settle removes the letters whose records were applied and updates those that
+// failed. It returns the others.
+func (r *redrive[T]) settle(ctx context.Context, letters []DeadLetter[T], trials []trial) (refused []DeadLetter[T], stop error) {
 	var done []string
 	var failed []DeadLetter[T]
-	var stop error
 	now := r.config.Clock.Now()
-	for i, err := range errs {
+	for i, t := range trials {
 		letter := letters[i]
-		switch classes[i] {
-		case Skipped:
-			done = append(done, letter.ID)
-			continue
-		case NotAttempted:
-			stop = firstFault(stop, err)
-		default:
+		switch {
+		case t.failure != nil:
+			attempts := letter.Attempts
 			letter.Redriven++
-			letter.failed(context.WithoutCancel(ctx), err, now)
+			letter.failed(context.WithoutCancel(ctx), t.failure, now)
+			if letter.Attempts = t.attempts; t.attempts == 0 {
+				letter.Attempts = attempts
+			}
 			failed = append(failed, letter)
-		}
-		if key := lineOf(letter); key != "" {
-			r.held[key] = true
+			if key := lineOf(letter); key != "" {
+				r.held[key] = true
+			}
+		case t.refusal != nil:
+			refused = append(refused, letter)
+		default:
+			done = append(done, letter.ID)
 		}
 	}
 	r.result.Succeeded += len(done)
 	r.result.Failed += len(failed)
 	if len(done) > 0 {
+		r.waited, r.proven = 0, true
 		err := detached(ctx, r.config.Clock, func(ctx context.Context) error { return r.queue.Delete(ctx, done...) })
 		if err != nil {
 			stop = fmt.Errorf("courier: %d dead letters were applied and could not be removed, so that a redrive will apply them again: %w", len(done), err)
@@ -324,50 +404,168 @@ func (r *redrive[T]) round(ctx context.Context, letters []DeadLetter[T]) error {
 	for _, letter := range failed {
 		err := detached(ctx, r.config.Clock, func(ctx context.Context) error { return r.queue.Update(ctx, letter) })
 		if err != nil { // a queue that does not answer is not asked for every letter
-			return errors.Join(stop, fmt.Errorf("courier: the dead letter %q failed again (%w) and could not be updated with it: %w", letter.ID, letter.Error, err))
+			return refused, errors.Join(stop, fmt.Errorf("courier: the dead letter %q failed again (%w) and could not be updated with it: %w", letter.ID, letter.Error, err))
 		}
 	}
-	return stop
+	return refused, stop
 }
 
-// apply returns an error for each letter, and its class as it arrived: an end of
-// ctx later on takes no verdict back.
-func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) ([]error, []Class) {
+// wait waits until the breakers that refused a letter, or opened over one, admit
+// a probe, if more letters are to be applied. It returns why the redrive stops.
+func (r *redrive[T]) wait(ctx context.Context, trials []trial, more bool) error {
+	var halted *trial // over which the wait is the longest
+	for i := range trials {
+		t := &trials[i]
+		switch {
+		case !t.halts():
+		case !t.paused || t.until.IsZero():
+			return t.refusal
+		case halted == nil || t.until.After(halted.until):
+			halted = t
+		}
+	}
+	if halted == nil {
+		return nil
+	}
+	if r.proven = false; !more {
+		return nil
+	}
+	left := halted.until.Sub(r.config.Clock.Now())
+	pause := max(left, probeWait, r.waited/4)
+	if r.waited+pause > redrivePatience || left < -redrivePatience {
+		return halted.refusal
+	}
+	r.waited += pause
+	sleep(ctx, r.config.Clock, pause)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w, while the redrive waited for a breaker: %w", causeOf(ctx), halted.refusal)
+	}
+	return nil
+}
+
+// trial is what became of a letter when its record was applied, or was refused:
+// the zero value is success.
+type trial struct {
+	failure  error // of the record
+	attempts int   // that it made while the breaker was closed
+
+	refusal error     // NotAttempted; a failure beside it is the one over which a breaker opened
+	until   time.Time // when a record is worth applying again, where
+	paused  bool      // the refusal tells
+}
+
+// halts reports whether no further record is worth applying for now. The retries
+// of one record may have ended for its own sake, by their budget, say.
+func (t *trial) halts() bool {
+	return t.refusal != nil && (t.failure == nil || t.paused || errors.Is(t.refusal, ErrPark))
+}
+
+// trialOf judges a result as it arrives: an end of ctx later on changes nothing.
+func trialOf(ctx context.Context, err error) (t trial) {
+	if err == nil {
+		return t
+	}
+	switch classify(ctx, err) {
+	case Skipped:
+	case NotAttempted:
+		if Classify(context.WithoutCancel(ctx), err) != NotAttempted {
+			err = unattempted(fmt.Errorf("%w, and what was under way then failed: %w", causeOf(ctx), err))
+		}
+		t.refusal = err
+		t.failure, t.attempts = failureIn(ctx, err)
+		t.until, t.paused = pauseOf(err)
+	default:
+		t.failure, t.attempts = err, attemptsOf(err)
+	}
+	return t
+}
+
+// apply applies the records of letters until the destination takes nothing for
+// now, together where they may be.
+func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) []trial {
 	ctx = context.WithValue(ctx, redriveKey{}, func(other any) bool { return sameQueue(r.queue, other) })
 	records := make([]T, len(letters))
 	for i, letter := range letters {
 		records[i] = letter.Record
 	}
-	errs, classes := make([]error, len(records)), make([]Class, len(records))
+	trials, errs := make([]trial, len(records)), make([]error, len(records))
 	if r.batch != nil && len(records) > 1 {
 		spread(applyIsolated(ctx, r.batch, records), errs)
-		for i := range errs {
-			classes[i], errs[i] = verdictOf(ctx, errs[i])
+		for i, err := range errs {
+			trials[i] = trialOf(ctx, err)
 		}
-		return errs, classes
+		return trials
 	}
 	for i := range records {
-		if i > 0 && classes[i-1] == NotAttempted {
-			classes[i], errs[i] = NotAttempted, errs[i-1]
+		if i > 0 && trials[i-1].halts() {
+			trials[i] = trials[i-1]
+			trials[i].failure = nil
 			continue
 		}
 		spread(applyEach(ctx, r.applier, records[i:i+1]), errs[i:i+1])
-		classes[i], errs[i] = verdictOf(ctx, errs[i])
+		trials[i] = trialOf(ctx, errs[i])
 	}
-	return errs, classes
+	return trials
 }
 
-// verdictOf is the class of a result, Skipped for a success, and an error that
-// names the end of ctx where it is for that.
-func verdictOf(ctx context.Context, err error) (Class, error) {
-	if err == nil {
-		return Skipped, nil
+// failureIn returns the failure that an error of class NotAttempted tells of, and
+// how many attempts it counts for, 0 for a probe: that over which a breaker
+// opened, or after which the retries were cut short. It is nil where no call was
+// made.
+func failureIn(ctx context.Context, err error) (failure error, attempts int) {
+	switch e := err.(type) {
+	case *OpenError:
+		switch {
+		case !e.called:
+			return nil, 0
+		case e.Counted:
+			return e.Cause, attemptsOf(e.Cause)
+		}
+		return e.Cause, 0
+	case *pendingError:
+		if failure, _ = failureIn(ctx, e.err); failure == nil {
+			failure = fmt.Errorf("courier: the record failed %d times, and was not tried again because a breaker refused it: %w", e.usage.used, e.err)
+		}
+		return failure, e.usage.used
+	case *RetryError:
+		if e.Attempts == 0 {
+			return nil, 0
+		}
+		return e, e.Attempts
+	case *ParkError:
+		if e.Err == ErrKeyParked {
+			return nil, 0
+		}
+		return e, attemptsOf(e.Err)
+	case *FanOutError:
+		for _, f := range e.Failures {
+			cause, n := f.Err, attemptsOf(f.Err)
+			if classify(ctx, f.Err) == NotAttempted {
+				cause, n = failureIn(ctx, f.Err)
+			}
+			if cause != nil {
+				failure, attempts = err, max(attempts, n)
+			}
+		}
+		return failure, attempts
+	case interface{ NotAttempted() bool }:
+		if e.NotAttempted() {
+			return nil, 0
+		}
 	}
-	class := classify(ctx, err)
-	if class == NotAttempted && classify(context.WithoutCancel(ctx), err) != NotAttempted {
-		err = unattempted(fmt.Errorf("%w, and what was under way then failed: %w", causeOf(ctx), err))
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		if cause, n := failureIn(ctx, e.Unwrap()); cause != nil {
+			return err, n
+		}
+	case interface{ Unwrap() []error }:
+		for _, child := range e.Unwrap() {
+			if cause, n := failureIn(ctx, child); cause != nil {
+				return err, n
+			}
+		}
 	}
-	return class, err
+	return nil, 0
 }
 
 type redriveKey struct{}

@@ -17,7 +17,8 @@ import (
 // FuzzRedrive: a string of sends by three branches, redrives of one or of all
 // with any outcome, crashes, deletes and walks on a queue, two bytes each. No
 // letter is lost, none is applied after it was removed or in another branch's
-// redrive, and the counts are right.
+// redrive, and the counts are right. Then some records are poison, and the
+// redrives have a retry and a breaker: the others leave the queue all the same.
 func FuzzRedrive(f *testing.F) {
 	f.Add([]byte("\x00\x01\x00\x02\x01\x00"), uint8(10), false)
 	f.Add([]byte("\x00\x01\x00\x02\x00\x03\x01\x55\x01\x02\x03\x00\x02\x01\x01\x99"), uint8(2), true)
@@ -27,7 +28,7 @@ func FuzzRedrive(f *testing.F) {
 		if len(ops) > 400 {
 			t.Skip("long enough")
 		}
-		w := &parkedWorld{T: t, capacity: int(capacity%20) + 1, byIdentity: byIdentity, letters: map[letterOf]int{}}
+		w := &parkedWorld{T: t, now: time.Unix(1_000_000, 0), capacity: int(capacity%20) + 1, byIdentity: byIdentity, letters: map[letterOf]int{}}
 		var identity func(int) string
 		if byIdentity {
 			identity = strconv.Itoa
@@ -48,6 +49,8 @@ func FuzzRedrive(f *testing.F) {
 			}
 			w.check()
 		}
+		w.outlast(capacity)
+		w.check()
 		// In the end the destination is well, and everything parked gets there.
 		w.redrive(0, 0, false, nil)
 		w.check()
@@ -75,6 +78,21 @@ type parkedWorld struct {
 	byIdentity bool
 	letters    map[letterOf]int // how many
 	step       int
+	now        time.Time
+}
+
+// Now and After make the world a courier.Clock. Each wait passes at once, but
+// for the timeout of a call of the queue, which never does.
+func (w *parkedWorld) Now() time.Time { return w.now }
+
+func (w *parkedWorld) After(d time.Duration) <-chan time.Time {
+	if d == 10*time.Second {
+		return nil
+	}
+	w.now = w.now.Add(d)
+	over := make(chan time.Time, 1)
+	over <- w.now
+	return over
 }
 
 func (w *parkedWorld) count() (n int) {
@@ -216,7 +234,7 @@ func (w *parkedWorld) redrive(whose, arg byte, batches bool, crash error) {
 	if batches {
 		applier = batchFunc{apply}
 	}
-	result, err := courier.Redrive[int](w.Context(), queue, applier, &courier.RedriveConfig[int]{Match: chosen, BatchSize: int(arg%4) + 1})
+	result, err := courier.Redrive[int](w.Context(), queue, applier, &courier.RedriveConfig[int]{Match: chosen, BatchSize: int(arg%4) + 1, Clock: w})
 
 	attempted := 0
 	for record, n := range succeeded {
@@ -254,6 +272,82 @@ func (w *parkedWorld) redrive(whose, arg byte, batches bool, crash error) {
 				w.Fatalf("%+v was redriven %d times", l, n)
 			}
 		}
+	}
+}
+
+// outlast redrives, with a retry and a breaker, while every third record is
+// poison. One redrive may end at as few as one letter, so each letter may take
+// one, and the healthy ones leave by then.
+func (w *parkedWorld) outlast(arg byte) {
+	poison := func(record int) bool { return record%3 == int(arg)%3 }
+	tried := map[int]int{} // in this redrive, by record
+	apply := func(_ context.Context, record int) error {
+		if tried[record]++; poison(record) {
+			return errFailed
+		}
+		return nil
+	}
+	applier := courier.ProcessFunc(apply)
+	if arg%2 == 1 {
+		applier = batchFunc{apply}
+	}
+	policy := courier.BreakerPolicy{FailureThreshold: int(arg%5) + 1, OpenFor: 1001 * time.Millisecond, Jitter: courier.NoOpenJitter, Clock: w}
+	breaking := courier.NewCircuitBreakerApplier(applier, courier.NewBreaker(policy))
+	retrying := courier.NewRetryableApplier(breaking, courier.RetryPolicy{MaxAttempts: 5, Jitter: courier.NoJitter, Clock: w})
+	most := w.count() + 1
+	for range most {
+		clear(tried)
+		before := w.count()
+		_, err := courier.Redrive[int](w.Context(), w.queue, retrying, &courier.RedriveConfig[int]{Clock: w})
+		var stopped *courier.RedriveError
+		if errors.As(err, &stopped) && stopped.Until.After(w.now) {
+			w.now = stopped.Until
+		}
+		if len(tried) == 0 && before > 0 && err == nil {
+			w.Fatalf("a redrive of %v attempted nothing", w.letters)
+		}
+		for record, n := range tried {
+			switch letters := w.of(record); {
+			case !poison(record):
+				w.removed(record, n)
+			case n > 5*letters:
+				w.Fatalf("record %d was applied %d times in one redrive, with 5 attempts for each of %d letters", record, n, letters)
+			}
+		}
+		w.check()
+	}
+	for _, letter := range w.all() {
+		if !poison(letter.Record) || letter.Redriven == 0 {
+			w.Fatalf("%d redrives have left %+v, poison: %v", most, letter, poison(letter.Record))
+		}
+	}
+}
+
+// of returns how many letters a record has in all branches.
+func (w *parkedWorld) of(record int) (n int) {
+	for l, letters := range w.letters {
+		if l.record == record {
+			n += letters
+		}
+	}
+	return n
+}
+
+// removed enters that so many letters of a record are gone, of whichever branches.
+func (w *parkedWorld) removed(record, n int) {
+	want := w.of(record) - n
+	for l := range w.letters {
+		if l.record == record {
+			w.letters[l] = 0
+		}
+	}
+	for _, letter := range w.all() {
+		if letter.Record == record {
+			w.letters[letterOf{letter.Branch, record}]++
+		}
+	}
+	if left := w.of(record); left != want {
+		w.Fatalf("record %d was applied %d times, and %d letters of it are left, want %d", record, n, left, want)
 	}
 }
 

@@ -74,9 +74,12 @@ func (m *model) pause(paused bool) (woke bool) {
 func (x *pipe[T]) redrive(ctx context.Context) error {
 	p, m := processOf(ctx), x.model
 	l := m.lives[p.number]
-	applier := x.destination(l)
-	applier = courier.NewRetryableApplier(applier, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
 	config := courier.RedriveConfig[T]{Clock: &p.clock, BatchSize: 1 + m.Pick("redriven at a time", 10)}
+	applier := x.destination(l)
+	if m.Pick("a redrive has a breaker", 2) == 1 {
+		applier = courier.NewCircuitBreakerApplier(applier, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, Clock: &p.clock, Random: p.random}))
+	}
+	applier = courier.NewRetryableApplier(applier, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
 	for ctx.Err() == nil {
 		result, err := courier.Redrive(ctx, &letters[T]{parkingLot[T]{x.queue, l}, map[string]int{}}, applier, &config)
 		if result.Succeeded > 0 {
@@ -85,7 +88,9 @@ func (x *pipe[T]) redrive(ctx context.Context) error {
 		if result.Failed > 0 {
 			m.Sometimes("redriven in vain")
 		}
-		if err != nil && ctx.Err() == nil && !errors.Is(err, ErrInjected) && !errors.Is(err, courier.ErrPanic) {
+		if errors.Is(err, courier.ErrOpen) {
+			m.Sometimes("a redrive does not wait longer for a breaker")
+		} else if err != nil && ctx.Err() == nil && !errors.Is(err, ErrInjected) && !errors.Is(err, courier.ErrPanic) {
 			m.Fail("a redrive failed: %v", err)
 		}
 		select {

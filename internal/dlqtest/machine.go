@@ -15,6 +15,7 @@ import (
 func Check[T any](t *testing.T, open func(t *rapid.T) Queue[T]) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := &machine[T]{model: model[T]{Queue: open(t), t: t, places: map[string]int{}, now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)}}
+		m.breaker = newBreaker(&m.now)
 		defer m.endWalk()
 		t.Repeat(map[string]func(*rapid.T){
 			"park":    m.park,
@@ -35,6 +36,8 @@ type machine[T any] struct {
 	next func() (courier.DeadLetter[T], error, bool) // of the walk; nil without one
 	stop func()
 	met  int // the place of the last letter met in the walk
+
+	breaker *courier.Breaker // of the redrives that have one
 }
 
 func anyName(t *rapid.T) int      { return rapid.IntRange(0, 9).Draw(t, "name") }

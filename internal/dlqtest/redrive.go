@@ -1,9 +1,11 @@
 package dlqtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"runtime"
 	"slices"
 	"time"
@@ -27,14 +29,17 @@ type drive[T any] struct {
 	breaks  int          // the call of the queue from which on it fails; 0 is none
 	lost    bool         // that one is made all the same
 	batches bool
+	breaker *courier.Breaker                 // nil for none
 	match   func(courier.DeadLetter[T]) bool // as the redrive's, or nil
 	limit   int
 	cancel  context.CancelCauseFunc
 
 	calls     int
-	began     int                           // the last place at the beginning
+	began     time.Time
+	last      int                           // place at the beginning
 	total     int                           // letters at the beginning
 	read      map[int]courier.DeadLetter[T] // by place, as they were read last
+	keys      map[int][]line                // by place, that they had whenever they were read
 	tried     []*attempt[T]
 	cancelled bool
 }
@@ -48,18 +53,24 @@ type attempt[T any] struct {
 	class   courier.Class // Skipped where it succeeds
 	err     error
 	settled bool // removed or updated
+	probe   bool // of the breaker
 }
 
+func (a *attempt[T]) refused() bool { return a.class == courier.NotAttempted }
+
 var (
-	outcomes   = []string{"succeeds", "is skipped", "fails", "fails for good", "fails after retries", "panics", "ends its goroutine", "is refused"}
+	outcomes   = []string{"succeeds", "is skipped", "fails", "fails for good", "fails after retries", "panics", "ends its goroutine", "is refused", "is refused for a while"}
 	meanwhiles = []string{"nothing", "it is parked anew", "another branch parks it", "another is parked", "it is changed", "it is deleted", "the last is deleted", "the redrive is cancelled"}
 )
 
 func (m *machine[T]) redrive(t *rapid.T) {
-	d := &drive[T]{model: &m.model, plan: map[int]step{}, read: map[int]courier.DeadLetter[T]{}, total: len(m.letters), began: m.last}
+	d := &drive[T]{model: &m.model, plan: map[int]step{}, read: map[int]courier.DeadLetter[T]{}, keys: map[int][]line{}, total: len(m.letters), last: m.last, began: m.now}
 	for range rapid.IntRange(0, 8).Draw(t, "steps") {
 		i := rapid.IntRange(0, 10).Draw(t, "attempt")
 		d.plan[i] = step{rapid.SampledFrom(outcomes).Draw(t, "it"), rapid.SampledFrom(meanwhiles).Draw(t, "meanwhile")}
+	}
+	for i := range rapid.SampledFrom([]int{0, 0, 3, 12}).Draw(t, "failures in a row") {
+		d.plan[i] = step{"fails", "nothing"}
 	}
 	if rapid.IntRange(0, 4).Draw(t, "the queue breaks") == 0 {
 		d.breaks, d.lost = rapid.IntRange(1, 6).Draw(t, "at call"), rapid.Bool().Draw(t, "after it was made")
@@ -79,6 +90,15 @@ func (m *machine[T]) redrive(t *rapid.T) {
 	if d.batches = rapid.Bool().Draw(t, "batches"); d.batches {
 		applier = d
 	}
+	switch rapid.SampledFrom([]string{"none", "a breaker", "one that is forced open"}).Draw(t, "breaker") {
+	case "one that is forced open":
+		m.breaker.ForceOpen()
+		defer m.breaker.Auto()
+		fallthrough
+	case "a breaker":
+		d.breaker = m.breaker
+		applier = courier.NewCircuitBreakerApplier(applier, d.breaker)
+	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
 	d.cancel = cancel
@@ -86,11 +106,25 @@ func (m *machine[T]) redrive(t *rapid.T) {
 	d.check(t, result, err)
 }
 
-// clock is the model's.
+// clock is the model's. It goes on by each wait, but for the timeout of a call of
+// the queue, which is longer than any wait for the breaker and never passes.
 type clock struct{ now *time.Time }
 
-func (c *clock) Now() time.Time                       { return *c.now }
-func (c *clock) After(time.Duration) <-chan time.Time { return nil }
+func (c *clock) Now() time.Time { return *c.now }
+
+func (c *clock) After(d time.Duration) <-chan time.Time {
+	if d >= 10*time.Second {
+		return nil
+	}
+	*c.now = c.now.Add(d)
+	over := make(chan time.Time, 1)
+	over <- *c.now
+	return over
+}
+
+func newBreaker(now *time.Time) *courier.Breaker {
+	return courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: 1001 * time.Millisecond, Jitter: courier.NoOpenJitter, Clock: &clock{now}})
+}
 
 // call makes a call of the queue, unless that is broken.
 func (d *drive[T]) call(call func()) error {
@@ -117,7 +151,9 @@ func (d *drive[T]) List(ctx context.Context, after string, most int) (page []cou
 		return nil, broken
 	}
 	for _, l := range page {
-		d.read[d.places[l.ID]] = l
+		place := d.places[l.ID]
+		d.read[place] = l
+		d.keys[place] = append(d.keys[place], lineOf(l))
 	}
 	return page, err
 }
@@ -156,6 +192,9 @@ func (d *drive[T]) Update(ctx context.Context, l courier.DeadLetter[T]) error {
 		var retried *courier.RetryError
 		if errors.As(a.err, &retried) {
 			want.Attempts = retried.Attempts
+		}
+		if a.probe && l.Attempts == a.Attempts {
+			want.Attempts = a.Attempts // it counts for none, unless the breaker closed all the same
 		}
 		if got, want := d.text(l), d.text(want); got != want || !errors.Is(l.Error, a.err) {
 			d.t.Errorf("a letter that failed with %v is updated to\n%s, want\n%s", a.err, got, want)
@@ -199,7 +238,7 @@ func (d *drive[T]) ApplyBatch(ctx context.Context, records []T) error {
 func (d *drive[T]) attempt(record T) (a *attempt[T], outcome string) {
 	n := len(d.tried)
 	s := d.plan[n]
-	a = &attempt[T]{err: errorOf(s.outcome, n)}
+	a = &attempt[T]{err: d.errorOf(s.outcome, n), probe: d.breaker != nil && d.breaker.State() == courier.BreakerHalfOpen}
 	d.tried = append(d.tried, a)
 	for place, l := range d.read {
 		if d.Number(l.Record) == d.Number(record) {
@@ -210,7 +249,7 @@ func (d *drive[T]) attempt(record T) (a *attempt[T], outcome string) {
 	return a, s.outcome
 }
 
-func errorOf(outcome string, n int) error {
+func (d *drive[T]) errorOf(outcome string, n int) error {
 	switch err := fmt.Errorf("attempt %d: %w", n, errRecord); outcome {
 	case "is skipped":
 		return courier.Skip(err)
@@ -224,11 +263,13 @@ func errorOf(outcome string, n int) error {
 		return courier.ErrPanic
 	case "is refused":
 		return &courier.OpenError{Until: until, Cause: err}
+	case "is refused for a while":
+		return &courier.OpenError{Until: d.now.Add(time.Second), Cause: err}
 	}
 	return nil
 }
 
-var until = time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
+var until = time.Date(2046, 5, 1, 12, 0, 0, 0, time.UTC)
 
 func (a *attempt[T]) judge(ctx context.Context) {
 	if a.class = courier.Skipped; a.err != nil {
@@ -267,28 +308,36 @@ func (d *drive[T]) meanwhile(what string, a *attempt[T]) {
 func (d *drive[T]) check(t *rapid.T, result courier.RedriveResult, err error) {
 	broken := d.breaks > 0 && d.calls >= d.breaks
 	var want courier.RedriveResult
-	places := map[int]*attempt[T]{}
-	refused := false
-	last := map[line]int{}
+	settled := map[int]*attempt[T]{} // by place
+	refused := map[int]bool{}        // by place, the last time
+	last := map[line]int{}           // place of a key
+	failed := map[line]bool{}        // keys
+	highest := 0                     // Redriven of an attempt
 	for _, a := range d.tried {
 		switch {
 		case a.place == 0:
 			t.Errorf("a record was applied whose letter was not read")
-		case places[a.place] != nil:
+		case settled[a.place] != nil:
 			t.Errorf("the letter at place %d was attempted twice", a.place)
-		case last[lineOf(a.DeadLetter)] > a.place:
+		case a.Key != "" && last[lineOf(a.DeadLetter)] > a.place:
 			t.Errorf("the letter at place %d was attempted before that at place %d, of the same key %q in the branch %q", last[lineOf(a.DeadLetter)], a.place, a.Key, a.Branch)
+		case failed[lineOf(a.DeadLetter)]:
+			t.Errorf("the letter at place %d was attempted, which is behind one of its key %q that failed", a.place, a.Key)
+		case a.Key == "" && a.Redriven < highest:
+			t.Errorf("the letter at place %d was redriven %d times before, and was attempted after one that was %d times", a.place, a.Redriven, highest)
 		}
-		places[a.place] = a
 		last[lineOf(a.DeadLetter)] = a.place
-		switch a.class {
-		case courier.Skipped:
-			want.Succeeded++
-		case courier.NotAttempted:
-			refused = true
+		highest = max(highest, a.Redriven)
+		refused[a.place] = a.refused()
+		if a.refused() {
 			continue
-		default:
+		}
+		settled[a.place] = a
+		if a.class == courier.Skipped {
+			want.Succeeded++
+		} else {
 			want.Failed++
+			failed[lineOf(a.DeadLetter)] = a.Key != ""
 		}
 		if !a.settled && !broken {
 			t.Errorf("the letter at place %d was applied with %v, and is neither removed nor updated", a.place, a.err)
@@ -301,73 +350,72 @@ func (d *drive[T]) check(t *rapid.T, result courier.RedriveResult, err error) {
 	if result != want {
 		t.Errorf("the redrive of %d letters returned %+v, want %+v", d.total, result, want)
 	}
-	if len(d.tried) > d.total || d.limit > 0 && len(d.tried) > d.limit {
-		t.Errorf("%d of %d letters were attempted, with a limit of %d", len(d.tried), d.total, d.limit)
+	if most := cmp.Or(d.limit, d.total); len(settled) > min(most, d.total) {
+		t.Errorf("%d of %d letters were attempted, with a limit of %d", len(settled), d.total, d.limit)
 	}
-	missing := d.checkChoice(t, places, refused || broken || d.cancelled)
-	d.checkError(t, err, refused, broken, missing)
+	d.checkChoice(t, settled, refused, err != nil)
+	d.checkError(t, err, broken, slices.Contains(slices.Collect(maps.Values(refused)), true))
 }
 
-// checkChoice checks which letters were attempted, and reports whether any was
-// not that should have been, which is right for a redrive that stopped.
-func (d *drive[T]) checkChoice(t *rapid.T, places map[int]*attempt[T], stopped bool) (missing bool) {
-	if !stopped && (d.limit == 0 || len(d.tried) < d.limit) {
-		for _, l := range d.letters {
-			if _, read := d.read[l.place]; !read && l.place <= d.began {
-				t.Errorf("the letter at place %d was there all the time, and was not read", l.place)
-			}
+// checkChoice checks which letters were attempted, by the order in which they
+// have their turn.
+func (d *drive[T]) checkChoice(t *rapid.T, settled map[int]*attempt[T], refused map[int]bool, stopped bool) {
+	ended := stopped || d.limit > 0 && len(settled) >= d.limit || len(settled) >= d.total
+	stays, unsure := map[line]bool{}, map[line]bool{} // keys
+	var last *attempt[T]                              // of those without a key, in their order
+	for _, a := range settled {
+		if a.Key == "" && (last == nil || cmp.Or(a.Redriven-last.Redriven, a.place-last.place) > 0) {
+			last = a
 		}
 	}
-	stays := map[line]bool{} // a letter of it
-	n := 0
 	for place := range d.last + 1 {
 		l, read := d.read[place]
-		a := places[place]
-		switch {
-		case !read || d.limit > 0 && n == d.limit:
-			if a != nil {
-				t.Errorf("the letter at place %d was attempted beyond the limit of %d", place, d.limit)
+		a := settled[place]
+		now := slices.IndexFunc(d.letters, func(l *letter[T]) bool { return l.place == place })
+		there := now >= 0
+		changed := there && d.letters[now].FailedAt.After(d.began) // or parked anew
+		if changed || !there && a == nil {
+			for _, key := range d.keys[place] {
+				unsure[key] = key.key != ""
 			}
+		}
+		if a != nil {
+			l = a.DeadLetter
+		}
+		switch {
+		case !read:
+			if there && !ended {
+				t.Errorf("the letter at place %d was there all the time, and was not read", place)
+			}
+		case a != nil && (stays[lineOf(l)] || d.match != nil && !d.match(l)):
+			t.Errorf("the letter at place %d was attempted, which does not match or is behind one of its key %q that stays", place, l.Key)
+		case a != nil:
+			stays[lineOf(l)] = l.Key != "" && a.class != courier.Skipped
+		case !there || changed:
 		case d.match != nil && !d.match(l) || stays[lineOf(l)]:
 			stays[lineOf(l)] = l.Key != ""
-			if a != nil {
-				t.Errorf("the letter at place %d was attempted, which does not match or is behind one of its key %q that stays in the branch %q", place, l.Key, l.Branch)
-			}
-		case a == nil && d.limit > 0 && !d.has(place): // gone before the limit let it be read again
-		case a == nil:
-			missing = true
-			if stays[lineOf(l)] = l.Key != ""; !stopped {
-				t.Errorf("the letter at place %d was not attempted", place)
-			}
-		default:
-			n++
-			stays[lineOf(l)] = l.Key != "" && a.class != courier.Skipped
+		case unsure[lineOf(l)]:
+		case !ended:
+			t.Errorf("the letter at place %d was not attempted", place)
+		case l.Key == "" && !refused[place] && last != nil && cmp.Or(l.Redriven-last.Redriven, place-last.place) < 0:
+			t.Errorf("the letter at place %d, redriven %d times, was not attempted, and that at place %d was, redriven %d times", place, l.Redriven, last.place, last.Redriven)
 		}
 	}
-	return missing
 }
 
-func (d *drive[T]) has(place int) bool {
-	return slices.ContainsFunc(d.letters, func(l *letter[T]) bool { return l.place == place })
-}
-
-func (d *drive[T]) checkError(t *rapid.T, err error, refused, broken, missing bool) {
+func (d *drive[T]) checkError(t *rapid.T, err error, broken, refused bool) {
 	var stopped *courier.RedriveError
-	if err != nil && !errors.As(err, &stopped) {
-		t.Errorf("the redrive returned %v, want a RedriveError", err)
-		return
-	}
 	switch {
-	case broken && !errors.Is(err, errBroken):
-		t.Errorf("the queue is broken, and the redrive returned %v", err)
-	case broken:
-	case refused && !d.cancelled && (!errors.Is(err, courier.ErrOpen) || !stopped.Until.Equal(until)):
-		t.Errorf("a letter was refused, and the redrive returned %v", err)
-	case (refused || missing) && err == nil:
+	case err != nil && !errors.As(err, &stopped):
+		t.Errorf("the redrive returned %v, want a RedriveError", err)
+	case err == nil && (broken || refused):
 		t.Errorf("the redrive stopped before its end, and returned nil")
-	case !refused && !d.cancelled && err != nil:
-		t.Errorf("nothing stands in its way, and the redrive returned %v", err)
-	case !refused && err != nil && !errors.Is(err, errCancelled):
-		t.Errorf("the redrive was cancelled, and returned %v", err)
+	case err == nil || broken && errors.Is(err, errBroken) || d.cancelled && errors.Is(err, errCancelled):
+	case broken || !errors.Is(err, courier.ErrOpen) || !refused && d.breaker == nil:
+		t.Errorf("the redrive returned %v, of a queue that is broken: %v; of a record that was refused: %v", err, broken, refused)
+	case d.breaker == nil && !stopped.Until.After(d.now):
+		t.Errorf("a letter was refused until some time, and the redrive returned %v", err)
+	case d.breaker != nil && d.breaker.State() == courier.BreakerForcedOpen && (len(d.tried) > 0 || !stopped.Until.IsZero()):
+		t.Errorf("the breaker is forced open, %d letters were applied, and the redrive returned %v", len(d.tried), err)
 	}
 }
