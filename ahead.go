@@ -21,8 +21,9 @@ type ahead[T any] struct {
 
 	taken  bool // the poller has the last batch that was asked for in hand
 	busy   bool
-	began  time.Time // of the fetch
-	dry    bool      // the last fetch was not full: those that were asked for behind it are not made
+	began  time.Time       // of the fetch
+	dry    bool            // the last fetch was not full: those that were asked for behind it are not made
+	under  context.Context // the fetch is made
 	result fetchResult[T]
 }
 
@@ -89,6 +90,7 @@ func (a *ahead[T]) loop() {
 	for {
 		if a.busy {
 			a.busy = false
+			a.result.cancelled = a.under.Err() != nil
 			a.result.took = a.watch.clock.Now().Sub(a.began)
 			a.lease.addAhead(a.result.records)
 			a.fetched <- a.result
@@ -103,13 +105,12 @@ func (a *ahead[T]) loop() {
 			continue
 		}
 		a.busy, a.dry = true, true
-		a.result = fetchResult[T]{}
+		a.result, a.under = fetchResult[T]{}, r.ctx
 		a.began = a.watch.clock.Now()
 		guard(&a.result.err, func() (err error) {
 			a.result.records, err = a.source.Fetch(r.ctx, r.limit)
 			a.dry = err != nil || len(a.result.records) < r.limit
 			return err
 		})
-		a.result.cancelled = r.ctx.Err() != nil
 	}
 }

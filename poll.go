@@ -70,9 +70,10 @@ type poller[T any] struct {
 	failed    map[int]error // by index, in RunOnce
 	refused   error         // why a record stays pending that no time was told for; nil if none does
 	halted    halt
-	retryIn   time.Duration // after a fetch that failed
-	took      time.Duration // one that was made ahead
-	cancelled bool          // the fetch, by a stop or a pause
+	retryIn   time.Duration   // after a fetch that failed
+	took      time.Duration   // one that was made ahead
+	intake    context.Context // of the fetch, unless it was made ahead; a stop ends it, and a pause
+	cancelled bool            // of one that was made ahead
 
 	// The batch.
 	keys    []string
@@ -259,7 +260,7 @@ func (p *poller[T]) fetch() {
 	}
 	p.life.applying.Store(true) // what comes after a stop is given back under a live context
 	if r, ok := p.ahead.take(); ok {
-		p.records, p.fetchErr, p.cancelled = r.records, r.err, r.cancelled
+		p.records, p.fetchErr, p.intake, p.cancelled = r.records, r.err, nil, r.cancelled
 		p.began, p.took = time.Time{}, r.took
 		p.phase = fetched
 		return
@@ -276,17 +277,16 @@ func (p *poller[T]) fetch() {
 		}
 	default:
 	}
-	intake := p.life.stop
+	p.intake = p.life.stop
 	if !p.once {
-		intake = p.control.intake()
+		p.intake = p.control.intake()
 	}
 	p.phase = fetched
 	p.began = p.watch.now(p.watch.observer.Fetched != nil)
 	guard(&p.fetchErr, func() (err error) {
-		p.records, err = p.source.Fetch(intake, limit)
+		p.records, err = p.source.Fetch(p.intake, limit)
 		return err
 	})
-	p.cancelled = intake.Err() != nil
 }
 
 func (p *poller[T]) take() {
@@ -351,7 +351,7 @@ func (p *poller[T]) tellFetched(n int) {
 	if p.took = 0; !p.began.IsZero() {
 		event.Took = p.watch.clock.Now().Sub(p.began)
 	}
-	cancelled := p.fetchErr != nil && p.cancelled
+	cancelled := p.fetchErr != nil && (p.intake == nil && p.cancelled || p.intake != nil && p.intake.Err() != nil)
 	switch {
 	case p.fetchErr == nil:
 		p.fetchPace = trouble{}
