@@ -278,7 +278,7 @@ func oneLetterFor[T any](branches []Branch[T], field string) error {
 		for _, other := range branches[:len(branches)-1] {
 			for _, o := range parkersOf(other.Applier) {
 				if p.branchName() == o.branchName() && p.parksIn(o.deadLetters()) {
-					return &ConfigError{field, fmt.Sprintf("parks in the dead letter queue of the branch %s, and both call their letters those of the branch %q: give each a DLQPolicy.Branch of its own, or a queue", other.Name, p.branchName())}
+					return &ConfigError{field, fmt.Sprintf("parks in the same dead letter queue as the branch %s, and both have the DLQPolicy.Branch %q, so that their letters cannot be told apart: give each branch a DLQPolicy.Branch of its own", other.Name, p.branchName())}
 				}
 			}
 		}

@@ -198,7 +198,7 @@ func TestFanOut_BranchesThatParkInOneQueueUnderOneNameAreRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			err := courier.NewFanOutApplier(branches...).Apply(t.Context(), 1)
 			require.ErrorIs(t, err, courier.ErrConfig)
-			require.ErrorContains(t, err, "parks in the dead letter queue of the branch")
+			require.ErrorContains(t, err, "parks in the same dead letter queue as the branch")
 			require.ErrorContains(t, err, "DLQPolicy.Branch")
 		})
 	}

@@ -65,11 +65,11 @@ type StoredError struct {
 
 func (e *StoredError) Error() string { return e.Text }
 
-// Send stores a row as it is, with its last error. Where the branch has a letter
-// of the message already, by its ID, that one keeps its place, the time of its
-// first failure and the larger Redriven; all else is set anew, unless the new
-// letter says no more than that the message's key is parked. Each branch of a
-// fan-out has a letter of its own.
+// Send stores a row as it is, with its last error. If the branch has a letter of
+// the message already, by its ID, Send replaces that letter: it keeps its place,
+// the time of its first failure and the larger Redriven. A letter that only says
+// that the message's key is parked replaces none. Each branch of a fan-out has a
+// letter of its own.
 //
 // By [Source.DLQ] it marks the row in the same transaction, and refuses one that
 // the source does not hold.
@@ -220,20 +220,20 @@ func (q *DLQ) Remove(ctx context.Context, ids ...string) ([]string, error) {
 
 // ErrOfBranch is the error, to errors.Is, of [DLQ.Requeue] for the letter of a
 // branch of a fan-out.
-var ErrOfBranch = errors.New("it is owed to one branch, and a row of the outbox goes to all: redrive it into that branch, by courier.Redrive with the branch's applier and a Match by the letter's Branch")
+var ErrOfBranch = errors.New("a row of the outbox goes to all branches, and this letter is owed to one: redrive it with courier.Redrive, the applier of its branch and a Match by Branch")
 
 // Requeue puts letters back into the outbox, in their order and in one
-// transaction, for its relay to deliver as new rows, and returns the IDs of those
-// that it put back, in the order given. It is a redrive for those who have no
-// applier at hand.
+// transaction, and the relay delivers them as new rows. It returns the IDs of the
+// letters that it put back, in the order given. Unlike [courier.Redrive] it needs
+// no applier.
 //
-// A message comes behind all that the outbox has, with no attempts, and its age
-// ([Outbox.Lag], [Outbox.Status]) counts from now on; CreatedAt stays. Its former
-// row goes, whether it is kept ([WithKeep]) or its mark was lost. IDs that no
-// letter has, or none has any more, are passed over, and so is a letter whose row
-// a relay has locked: that relay is about to mark the row, or to park it again.
+// A new row comes after all rows of the outbox and has no attempts. Its age
+// ([Outbox.Lag], [Outbox.Status]) counts from the requeue; CreatedAt stays. Requeue
+// deletes the message's former row, which was kept ([WithKeep]) or is pending. It
+// passes over IDs that no letter has, and letters whose row a relay has locked:
+// that relay is about to mark the row or to park it again.
 //
-// A letter of a branch is refused with [ErrOfBranch], and nothing is put back.
+// Requeue refuses the letter of a branch with [ErrOfBranch], and puts nothing back.
 func (q *DLQ) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 	o := q.outbox
 	if o.fault != nil {
@@ -249,9 +249,9 @@ func (q *DLQ) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 	return requeued, nil
 }
 
-// requeue makes letters new rows. A former row is not used again: a mark of it
-// that comes late, or once more since its answer was lost, would take a row that
-// nobody has applied.
+// requeue makes letters new rows. It does not use the former row again: a mark of
+// that row that comes late, or is repeated because its answer was lost, would take
+// a row that nobody has applied.
 func (o *Outbox) requeue(ctx context.Context, ids []string) ([]string, error) {
 	tx, err := o.db.BeginTx(ctx, nil)
 	if err != nil {

@@ -285,7 +285,7 @@ func postgresAdvice(err error) string {
 		{"42P01", "call Migrate first, with the search_path that the relay has"},
 		{"42703", "the table has another shape; call Migrate, which names the columns"},
 		{"42P10", "the table is of an earlier version; call Migrate"},
-		{"42501", "this role lacks a right: Migrate needs to create tables and to own those that there are, a relay to select, update and delete, a writer to insert"},
+		{"42501", "this role lacks a right: Migrate needs to create tables and to own the existing ones, a relay to select, update and delete, a writer to insert"},
 		{"25006", "this is a read-only server, a standby perhaps: connect to the primary (target_session_attrs=read-write)"},
 		{"25P03", "idle_in_transaction_session_timeout ended the relay's transaction: raise it, make batches smaller, or use WithLease"},
 		{"53300", "the server has no connection left: a relay needs up to three (fetch, dead letters, wake-up)"},

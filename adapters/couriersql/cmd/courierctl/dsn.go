@@ -12,9 +12,9 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// database is what -db names. No part of a DSN of PostgreSQL is printed but what
-// surely is no password: an error of the parser may quote what stands where it did
-// not expect it, which is often the rest of a password.
+// database is the database that -db names. courierctl prints no part of a DSN of
+// PostgreSQL that may be a password: a parser's error quotes text at a place where
+// the parser did not expect it, and such text is often the rest of a password.
 type database struct {
 	dialect couriersql.Dialect
 	dsn     string // of PostgreSQL
@@ -43,8 +43,8 @@ func databaseOf(text string) (database, error) {
 
 var errAmbiguous = errors.New("-db: the DSN is ambiguous or cannot be parsed: in a URL write @ : / ? # % and spaces of a user, password or database as %40 %3A %2F %3F %23 %25 %20, and in host=… dbname=… put values with spaces in single quotes")
 
-// postgresOf checks a DSN by the one that it is without its passwords, so that no
-// error can quote them.
+// postgresOf checks a DSN. The errors it returns are about a copy of the DSN
+// without its passwords, and so cannot quote them.
 func postgresOf(dsn string, without func(dsn string) (string, bool)) (database, error) {
 	redacted, ok := without(dsn)
 	if !ok {
@@ -61,18 +61,19 @@ func postgresOf(dsn string, without func(dsn string) (string, bool)) (database, 
 
 const redaction = "xxxxx"
 
-// public are the settings whose values may be shown. That of another one is a
-// password, or may be the rest of one that has a character of the DSN's own.
+// public are the settings whose values may be shown. The value of any other
+// setting may be a password, or the rest of a password that contains an &.
 var public = regexp.MustCompile(`^(?:host|hostaddr|port|dbname|database|user|passfile|service|servicefile|sslmode|connect_timeout|target_session_attrs)$`)
 
-// settingName is one that a setting of the server, or of the connection, may have.
+// settingName matches the name of a setting of the server or of the connection.
 var settingName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*$`)
 
-// plainHosts are hosts whose ports are numbers, and not what follows a user.
+// plainHosts matches hosts whose ports are numbers. Another port may be a password:
+// that of a URL with a user and without a host.
 var plainHosts = regexp.MustCompile(`^(?:(?:\[[^@\]]*\]|[^@:,\[\]]*)(?::\d*)?(?:,|$))*$`)
 
-// urlWithout is a URL without its passwords. It is false where a password may
-// stand at another place, as one with a character of the URL's own would.
+// urlWithout returns a URL without its passwords. It returns false where a password
+// may stand at another place, because it contains an unescaped @, /, ? or #.
 func urlWithout(dsn string) (string, bool) {
 	scheme, rest, ok := strings.Cut(dsn, "://")
 	if !ok || strings.Contains(rest, "#") {
@@ -110,8 +111,8 @@ func urlWithout(dsn string) (string, bool) {
 	return b.String(), true
 }
 
-// queryWithout is the part behind the ?, in which an @ is fine where what comes
-// before cannot be the beginning of a user's password.
+// queryWithout does the same for the part after the ?. An @ is allowed there only
+// if the part before the ? cannot contain the beginning of a password.
 func queryWithout(query string, at bool) (string, bool) {
 	settings := strings.Split(query, "&")
 	for i, setting := range settings {
@@ -130,7 +131,7 @@ func queryWithout(query string, at bool) (string, bool) {
 // setting is one of a DSN of the form name=value, as the parser reads it.
 var setting = regexp.MustCompile(`^\s*([^\s=]+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)(?:[^\s\\]|\\.)*|)(\s+|$)`)
 
-// keywordsWithout is a DSN of the form name=value without its passwords.
+// keywordsWithout returns a DSN of the form name=value without its passwords.
 func keywordsWithout(dsn string) (string, bool) {
 	var settings []string
 	for rest := strings.TrimSpace(dsn); rest != ""; {
@@ -151,11 +152,11 @@ func keywordsWithout(dsn string) (string, bool) {
 	return strings.Join(settings, " "), true
 }
 
-// secretive is what looks like a DSN that may have a password.
+// secretive matches text that looks like a DSN, which may contain a password.
 var secretive = regexp.MustCompile(`(?i)@|[a-z]://|pass\w*\s*=`)
 
-// hide removes arguments that look like a DSN from a text that quotes them, such
-// as one that was not passed with -db.
+// hide masks arguments that look like a DSN in a text that quotes them, such as a
+// DSN that was passed without -db.
 func hide(text string, args ...string) string {
 	for _, arg := range args {
 		_, value, _ := strings.Cut(arg, "=")

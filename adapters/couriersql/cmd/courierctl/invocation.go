@@ -22,7 +22,7 @@ type invocation struct {
 	operands []string
 	flags    *flag.FlagSet
 
-	// What the flags say, of whichever command.
+	// The values of the flags of all commands.
 	db, table string
 	json      bool
 	timeout   time.Duration
@@ -54,7 +54,7 @@ func (i *invocation) duration(d *time.Duration, name, usage string) {
 	i.flags.Var((*duration)(d), name, usage)
 }
 
-// validate completes what the flags say.
+// validate checks the flags, and takes the database from the environment.
 func (i *invocation) validate() error {
 	if i.db == "" {
 		i.db = os.Getenv("COURIER_DB")
@@ -123,9 +123,9 @@ func (i *invocation) withAny(ctx context.Context, work func(context.Context, *co
 	return err
 }
 
-// file returns the SQLite file to open, which the driver creates where it is not
-// there: the one that is named, or for a trial one beside it, that goes when it is
-// done.
+// file returns the SQLite file to open; the driver creates a missing file. The
+// trial of a migration gets a temporary file in the same folder instead, which
+// done removes.
 func (i *invocation) file(path string) (open string, done func(), err error) {
 	info, err := os.Stat(path)
 	switch {

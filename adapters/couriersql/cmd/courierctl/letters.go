@@ -64,9 +64,9 @@ func listFlags(i *invocation) {
 	i.ofBranch()
 }
 
-// ofBranch declares the flag that chooses the letters of a branch.
+// ofBranch declares the flag that chooses letters by their branch.
 func (i *invocation) ofBranch() {
-	i.flags.Func("branch", "only the letters of the branch of this `NAME`; '' is those of none", func(name string) error {
+	i.flags.Func("branch", "only letters of the branch `NAME`; '' chooses letters without a branch", func(name string) error {
 		i.branch = &name
 		return nil
 	})
@@ -210,11 +210,11 @@ func (i *invocation) chosen(ctx context.Context, outbox *couriersql.Outbox) (cho
 	return chosen, nil
 }
 
-// changeReport is what became of chosen letters, or would.
+// changeReport says what happened to the chosen letters, or would happen.
 type changeReport struct {
 	Letters []string  `json:"letters"`           // that were changed
 	Refused []refusal `json:"refused,omitempty"` // of branches
-	Left    []string  `json:"left,omitempty"`    // that were others meanwhile
+	Left    []string  `json:"left,omitempty"`    // that changed meanwhile
 	DryRun  bool      `json:"dry_run"`
 }
 
@@ -223,7 +223,8 @@ type refusal struct {
 	Branch string `json:"branch"`
 }
 
-// changing is a command on chosen letters, of which change says what it changed.
+// changing runs a command on the chosen letters. change returns the IDs of the
+// letters that it changed.
 func changing(ctx context.Context, i *invocation, what string, branches bool, change func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error)) error {
 	switch {
 	case i.all == (len(i.operands) > 0):
@@ -272,7 +273,7 @@ func (r *changeReport) verdict(chosen int, what string) error {
 			}
 		}
 		slices.Sort(names)
-		why = append(why, fmt.Sprintf("%s of a branch (%s) %s, as a row of the outbox goes to all branches: redrive each into its own, by courier.Redrive with the branch's applier and a Match by Branch",
+		why = append(why, fmt.Sprintf("%s of a branch (%s) %s, because a row of the outbox goes to all branches: redrive each letter with courier.Redrive, the applier of its branch and a Match by Branch",
 			letters(n), strings.Join(names, ", "), did(n, "refused", r.DryRun)))
 	}
 	if n := len(r.Left); n > 0 {

@@ -27,8 +27,8 @@ const (
 	exitPartly    = 3 // some of it is done
 )
 
-// errFinding is the error, to errors.Is, of a command that ran, and found
-// something that a script wants to know of; errPartly that of one that did a part.
+// errFinding is, to errors.Is, the error of a command that ran and found something
+// that a script wants to know. errPartly is the error of a command that did a part.
 var errFinding, errPartly = errors.New(""), errors.New("")
 
 func main() {
@@ -42,7 +42,7 @@ type command struct {
 	name     string // of a word or two
 	operands string // as the usage shows them, "" for none
 	about    string
-	flags    func(*invocation) // declares those of its own; nil for none
+	flags    func(*invocation) // declares the command's own flags; nil for none
 	run      func(context.Context, *invocation) error
 }
 
@@ -64,8 +64,8 @@ Usage: courierctl COMMAND [flags]
 
 `
 	usageTail = `
-"courierctl help COMMAND" and "courierctl COMMAND -h" tell of a command and its
-flags, which may stand before or after it. Those that every command takes:
+"courierctl help COMMAND" and "courierctl COMMAND -h" describe a command and its
+flags. Flags may stand before or after the command. Every command takes:
 
   -db DSN        postgres://…, host=… dbname=…, or the path of a SQLite file;
                  $COURIER_DB without it
@@ -144,7 +144,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitCannotRun
 }
 
-// line is what a command line says.
+// line is a parsed command line.
 type line struct {
 	words   []string // a command and its operands
 	flags   []string // with their values
@@ -152,8 +152,7 @@ type line struct {
 	unknown string // the first flag that no command has
 }
 
-// read takes a command line apart, in which flags may stand anywhere. What is
-// behind a -- is no flag.
+// read parses a command line. Flags may stand anywhere; after a -- there are none.
 func read(args []string) (l line) {
 	for len(args) > 0 {
 		arg := args[0]
@@ -185,8 +184,8 @@ func read(args []string) (l line) {
 	return l
 }
 
-// lookUp finds a flag of any command. One name takes a value in all that have it,
-// or in none.
+// lookUp finds a flag of any command. A flag takes a value in all commands that
+// have it, or in none.
 func lookUp(name string) *flag.Flag {
 	for _, c := range commands {
 		if f := c.flagSet(new(invocation)).Lookup(name); f != nil {
@@ -265,7 +264,7 @@ func finding(format string, args ...any) error {
 	return fmt.Errorf("%w"+format, append([]any{errFinding}, args...)...)
 }
 
-// partly is one that tells of what was not done.
+// partly is an error that tells why not all was done.
 func partly(format string, args ...any) error {
 	return fmt.Errorf("%w"+format, append([]any{errPartly}, args...)...)
 }

@@ -381,7 +381,7 @@ func TestLettersOfBranches(t *testing.T) {
 		require.Equal(t, "0 dead letters of the branch sea, of 4 in all\n", b.run(0, "dlq", "list", "-branch", "sea"))
 		require.Contains(t, b.run(0, "dlq", "show", "2.1"), "branch        search\n")
 
-		const advice = ", as a row of the outbox goes to all branches: redrive each into its own, by courier.Redrive with the branch's applier and a Match by Branch"
+		const advice = ", because a row of the outbox goes to all branches: redrive each letter with courier.Redrive, the applier of its branch and a Match by Branch"
 		require.Equal(t, `0 dead letters were put back into the outbox
 courierctl: no dead letter was put back into the outbox: 2 dead letters of a branch ("mail", "search") were refused`+advice+"\n",
 			b.run(exitFinding, "dlq", "redrive", "2.1", "4.1"))

@@ -152,7 +152,7 @@ func prune(ctx context.Context, i *invocation) error {
 	})
 }
 
-// did says what was done to n of something, or would be.
+// did says that n things were deleted, say, or would be.
 func did(n int, what string, dryRun bool) string {
 	switch {
 	case dryRun:

@@ -12,12 +12,12 @@ import (
 	"golang.org/x/text/width"
 )
 
-// What comes from the database is data: a terminal must not obey it, and a reader
-// must not take it for something else.
+// Text from the database is data: a terminal must not obey it, and a reader must
+// not mistake it.
 
-// visible is a text in which every character can be seen: as it is, or quoted
-// where it has control characters, escapes, invalid bytes, characters that turn
-// the direction of the text or have no width, or spaces that would be lost.
+// visible returns a text in which every character can be seen. It quotes a text
+// that has control characters, escapes, invalid bytes, characters that turn the
+// direction of the text or have no width, or spaces that would be lost.
 func visible(text string) string {
 	plain := utf8.ValidString(text) && !strings.HasPrefix(text, `"`) &&
 		strings.TrimSpace(text) == text && !strings.Contains(text, "  ")
@@ -41,8 +41,8 @@ func short(text string) string {
 // oneLine is a text of several lines for a table.
 func oneLine(text string) string { return short(strings.Join(strings.Fields(text), " ")) }
 
-// escaped is an error in a line: what it quotes and cannot be seen is escaped in
-// its place.
+// escaped returns an error's text as one line, with the characters escaped that
+// cannot be seen.
 func escaped(text string) string {
 	var b strings.Builder
 	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\t' }), "; ")
@@ -62,8 +62,8 @@ func escaped(text string) string {
 	return b.String()
 }
 
-// escapedJSON is JSON without characters that a terminal would obey: those of
-// ASCII, json.Marshal has escaped.
+// escapedJSON escapes the characters of JSON that a terminal would obey.
+// json.Marshal has escaped the ASCII ones.
 func escapedJSON(text []byte) []byte {
 	var b bytes.Buffer
 	for _, r := range string(text) {
