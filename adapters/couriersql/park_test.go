@@ -297,6 +297,49 @@ func TestABranchParksTheLetterAlone(t *testing.T) {
 	})
 }
 
+// Two branches that share the queue and give one message up each get it later, and
+// each keeps the order of a key by itself.
+func TestTwoBranchesParkOneMessageInOneQueue(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, Message{ID: "1", Topic: "t", Key: "k"}, Message{ID: "2", Topic: "t", Key: "k"}, Message{ID: "3", Topic: "t", Key: "k"})
+		var mu sync.Mutex
+		got := map[string][]string{}
+		bad := map[string]string{"mail": "1 2", "search": "2"} // messages that a branch refuses
+		deliver := func(branch string) courier.Applier[Row] {
+			return courier.ProcessFunc(func(_ context.Context, r Row) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if strings.Contains(bad[branch], r.ID) {
+					return courier.Permanent(errors.New("refused"))
+				}
+				got[branch] = append(got[branch], r.ID)
+				return nil
+			})
+		}
+		var branches []courier.Branch[Row]
+		for _, name := range []string{"mail", "search"} {
+			policy := courier.DLQPolicy[Row]{Branch: name, Key: func(r Row) string { return r.Key }}
+			branches = append(branches, courier.Branch[Row]{Name: name, Applier: courier.NewDLQApplierWith(deliver(name), o.DLQ(), policy)})
+		}
+		fan := courier.NewFanOut(courier.FanOutConfig[Row]{Branches: branches})
+		s := o.Source()
+		require.NoError(t, courier.RunOnce(t.Context(),
+			func(ctx context.Context) ([]Row, error) { return s.Fetch(ctx, 10) }, fan.Apply, s.Mark, silent))
+		require.Empty(t, pendingOf(t, o))
+		require.Equal(t, map[string][]string{"search": {"1"}}, got)
+		require.ElementsMatch(t, []string{"1.1", "2.1", "3.1", "2.1", "3.1"}, lettersOf(t, o))
+
+		clear(bad)
+		for _, name := range []string{"search", "mail"} {
+			mine := func(l courier.DeadLetter[Row]) bool { return l.Branch == name }
+			_, err := courier.Redrive(t.Context(), o.DLQ(), deliver(name), &courier.RedriveConfig[Row]{Match: mine})
+			require.NoError(t, err)
+		}
+		require.Equal(t, map[string][]string{"search": {"1", "2", "3"}, "mail": {"1", "2", "3"}}, got)
+		require.Empty(t, lettersOf(t, o))
+	})
+}
+
 // The keys of letters that are not committed yet are parked.
 func TestAKeyIsParkedWithItsFirstRow(t *testing.T) {
 	inEachWay(t, func(t *testing.T, o *Outbox) {
