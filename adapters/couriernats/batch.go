@@ -311,14 +311,15 @@ func (b *batch[T]) giveWay(failures []courier.Failure) {
 // outcome is the result of the call. What a breaker takes for a success is anything
 // that was settled.
 func (b *batch[T]) outcome() error {
-	success := b.got.last >= 0 || slices.ContainsFunc(b.failed.Failures, func(f courier.Failure) bool {
-		class := courier.Classify(context.Background(), f.Err)
+	settled := func(err error) bool {
+		class := courier.Classify(context.Background(), err)
 		return class == courier.PermanentClass || class == courier.Skipped
-	})
+	}
+	success := b.got.last >= 0 || slices.ContainsFunc(b.failed.Failures, func(f courier.Failure) bool { return settled(f.Err) })
 	var until time.Time
 	for i := range b.failed.Failures {
 		f := &b.failed.Failures[i]
-		if !blameless(*f, success, b.got) {
+		if settled(f.Err) || !blameless(*f, success, b.got) {
 			continue
 		}
 		if until.IsZero() {

@@ -135,13 +135,11 @@ func (g *got) add(index int, subject string) {
 // ends within a call is held against no record: one that begins leaves the last ones
 // behind, and any that got through shows that its subject is well. Where only later
 // ones of other subjects got through it is the record's own matter: its subject may
-// have no stream, or be full for ever.
+// have no stream, or be full for good.
 func blameless(f courier.Failure, success bool, others got) bool {
 	var said *jetstream.APIError
 	outage := success && (others.last < f.Index || others.subjects[subjectOf(f.Err)])
 	switch {
-	case errors.Is(f.Err, errLine):
-		return false
 	case errors.Is(f.Err, nats.ErrDisconnected), errors.Is(f.Err, nats.ErrConnectionClosed):
 		return success
 	case errors.As(f.Err, &said):

@@ -227,6 +227,20 @@ func TestMessageFunctionMaySkip(t *testing.T) {
 	require.Equal(t, []string{"id-00000", "id-00002"}, b.ids(t))
 }
 
+// What the message function returns is the record's, also where it looks like an
+// outage.
+func TestMessageFunctionThatUsesNATS(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
+		if o.id == "id-00001" {
+			return nil, nats.ErrDisconnected
+		}
+		return o.msg()
+	})
+	requireClass(t, courier.PermanentClass, failures(t, sink.ApplyBatch(t.Context(), orders(3)))[1])
+}
+
 func TestNoStreamForTheSubjectIsRetryable(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, jetstream.StreamConfig{})
