@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
 
@@ -63,6 +64,29 @@ func TestFullStreamIsNoRecordsFault(t *testing.T) {
 			require.NoError(t, sink.Apply(t.Context(), all[got]))
 		})
 	}
+}
+
+// A server without room says nothing of the records either.
+func TestServerWithoutRoomIsNoRecordsFault(t *testing.T) {
+	t.Parallel()
+	b := startBrokerWith(t, jetstream.StreamConfig{}, func(o *server.Options) { o.JetStreamMaxStore = 200_000 })
+	sink := couriernats.NewSink(b.js, message)
+	all := orders(20)
+	for i := range all {
+		all[i].payload = make([]byte, 20_000)
+	}
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	got := len(all) - len(byIndex)
+	require.Positive(t, got)
+	for _, err := range append([]error{sink.Apply(t.Context(), all[got])}, byIndex[got], byIndex[len(all)-1]) {
+		requireClass(t, courier.NotAttempted, err)
+		require.ErrorContains(t, err, "resource")
+		require.NotZero(t, retryAt(err))
+	}
+	stream, err := b.js.Stream(t.Context(), "ORDERS")
+	require.NoError(t, err)
+	require.NoError(t, stream.Purge(t.Context()))
+	require.NoError(t, sink.ApplyBatch(t.Context(), all[got:got+5]))
 }
 
 // One subject may be full for ever: where others get through it is its record's
