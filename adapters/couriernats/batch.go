@@ -25,6 +25,8 @@ type batch[T any] struct {
 	stop    error
 	failed  courier.BatchError
 	next    *nats.Msg      // was made, and did not go into the chunk before
+	header  int            // how many bytes the header of the message made last has
+	subject string         // the last one that was found valid
 	sent    []*nats.Msg    // of this chunk; nil where no answer is waited for
 	waiting int            // for so many
 	silent  bool           // nothing of this chunk was answered
@@ -52,7 +54,7 @@ func (b *batch[T]) apply(ctx context.Context, records []T) {
 		if m == nil {
 			continue
 		}
-		if size += messageSize(m); size > b.sink.config.maxBytes && b.waiting > 0 {
+		if size += len(m.Subject) + b.header + len(m.Data); size > b.sink.config.maxBytes && b.waiting > 0 {
 			b.next = m
 			break
 		}
@@ -89,7 +91,7 @@ func (b *batch[T]) make(ctx context.Context, index int, record T) *nats.Msg {
 	if m != nil {
 		return m
 	}
-	m, err := b.sink.prepare(record)
+	m, err := b.prepare(record)
 	if err != nil {
 		if courier.Classify(ctx, err) == courier.Retryable {
 			err = courier.Permanent(err)
@@ -109,7 +111,7 @@ func (b *batch[T]) publish(ctx context.Context, i int, m *nats.Msg) {
 		return
 	}
 	if errors.Is(err, nats.ErrMaxPayload) {
-		err = fmt.Errorf("%w: it has %d bytes, and the server takes %d", err, len(m.Data)+headerSize(m.Header), b.conn.MaxPayload())
+		err = fmt.Errorf("%w: it has %d bytes, and the server takes %d", err, len(m.Data)+b.header, b.conn.MaxPayload())
 	}
 	if !permanent(err) { // the client could not take it: it has no server, or no longer
 		err = fmt.Errorf("%w: %w", nats.ErrDisconnected, err)
@@ -119,8 +121,9 @@ func (b *batch[T]) publish(ctx context.Context, i int, m *nats.Msg) {
 }
 
 // prepare makes the message of a record.
-func (s *Sink[T]) prepare(record T) (*nats.Msg, error) {
-	m, err := s.message(record)
+func (b *batch[T]) prepare(record T) (*nats.Msg, error) {
+	c := &b.sink.config
+	m, err := b.sink.message(record)
 	if err != nil {
 		return nil, &messageError{err}
 	}
@@ -130,20 +133,23 @@ func (s *Sink[T]) prepare(record T) (*nats.Msg, error) {
 	if m.Reply != "" {
 		return nil, publishFailure(m, jetstream.ErrAsyncPublishReplySubjectSet)
 	}
-	if err := validSubject(m.Subject); err != nil {
-		return nil, publishFailure(m, err)
+	if m.Subject == "" || m.Subject != b.subject {
+		if err := validSubject(m.Subject); err != nil {
+			return nil, publishFailure(m, err)
+		}
+		if c.reserved(m.Subject) {
+			return nil, publishFailure(m, errReserved)
+		}
+		b.subject = m.Subject
 	}
-	if s.config.reserved(m.Subject) {
-		return nil, publishFailure(m, errReserved)
-	}
-	if err := validHeaders(m.Header); err != nil {
-		return nil, publishFailure(m, err)
-	}
-	if s.config.stream != "" {
+	if c.stream != "" {
 		if m.Header == nil {
 			m.Header = nats.Header{}
 		}
-		m.Header.Set(jetstream.ExpectedStreamHeader, s.config.stream)
+		m.Header.Set(jetstream.ExpectedStreamHeader, c.stream)
+	}
+	if b.header, err = validHeaders(m.Header); err != nil {
+		return nil, publishFailure(m, err)
 	}
 	return m, nil
 }
@@ -345,7 +351,7 @@ func (b *batch[T]) tooLong(err error) (index int) {
 		if m == nil {
 			continue
 		}
-		header := headerSize(m.Header)
+		header, _ := validHeaders(m.Header)
 		numbers := strconv.Itoa(b.done+i) + strconv.Itoa(header) + strconv.Itoa(header+len(m.Data))
 		if line := len(m.Subject) + len(numbers); line > longest {
 			index, longest = i, line

@@ -151,37 +151,24 @@ func badSubject(problem string) error { return fmt.Errorf("%w: %s", nats.ErrBadS
 // maxHeader is the most that a stream stores of a message's header.
 const maxHeader = 1<<16 - 1
 
-// validHeaders looks at what NewMsg need not have made. The client would turn a
-// line break into spaces, which is to change the data, and the server would
-// refuse a large header only once it has it.
-func validHeaders(header nats.Header) error {
+// validHeaders looks at what NewMsg need not have made, and returns how many bytes it
+// has on its way, at most. The client would turn a line break into spaces, which is
+// to change the data, and the server would refuse a large header only once it has it.
+func validHeaders(header nats.Header) (size int, err error) {
+	if len(header) == 0 {
+		return 0, nil
+	}
+	size = len("NATS/1.0\r\n\r\n")
 	for key, values := range header {
 		for _, value := range values {
 			if strings.ContainsAny(value, lineBreaks) {
-				return fmt.Errorf("header %q: %w", clip(key), errLineBreak)
+				return 0, fmt.Errorf("header %q: %w", clip(key), errLineBreak)
 			}
-		}
-	}
-	if size := headerSize(header); size > maxHeader {
-		return fmt.Errorf("%w: it has %d bytes, and a stream takes %d", errHeaderTooLarge, size, maxHeader)
-	}
-	return nil
-}
-
-// messageSize returns how many bytes a message has on its way, but for the line of
-// protocol around them.
-func messageSize(m *nats.Msg) int { return len(m.Subject) + headerSize(m.Header) + len(m.Data) }
-
-// headerSize returns how many bytes a header has on its way, at most.
-func headerSize(header nats.Header) int {
-	if len(header) == 0 {
-		return 0
-	}
-	size := len("NATS/1.0\r\n\r\n")
-	for key, values := range header {
-		for _, value := range values {
 			size += len(key) + len(": \r\n") + len(value)
 		}
 	}
-	return size
+	if size > maxHeader {
+		return 0, fmt.Errorf("%w: it has %d bytes, and a stream takes %d", errHeaderTooLarge, size, maxHeader)
+	}
+	return size, nil
 }
