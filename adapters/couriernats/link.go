@@ -34,7 +34,7 @@ var (
 // [nats.Connect]: the client reconnects until the program closes the connection,
 // whatever the servers answer it; it keeps no message back while it has no server,
 // which it would send long after the sink gave the message up; it finds out within
-// 40 seconds that an idle connection is dead; and a write that the network does
+// a minute that an idle connection is dead; and a write that the network does
 // not take fails after 5 seconds. The result is the caller's to change.
 func ConnOptions() []nats.Option {
 	return []nats.Option{
