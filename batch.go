@@ -199,6 +199,7 @@ func asBatch[T any](a Applier[T]) BatchApplier[T] {
 // stage is what every decorator is made of: the applier inside it, the batch
 // form of that where there is one, and what is wrong with the configuration.
 type stage[T any] struct {
+	what  kind
 	inner Applier[T]
 	batch BatchApplier[T]
 	fault error
@@ -206,18 +207,13 @@ type stage[T any] struct {
 	safe  bool // and lets no panic through
 }
 
-// catcher is a decorator that turns a panic of what is inside it into an error.
-type catcher interface{ catches() }
-
-func newStage[T any](inner Applier[T], fault error) stage[T] {
-	if f := configErrorOf("applier", inner); f != nil {
-		fault = f
-	}
-	s := stage[T]{inner: inner, fault: fault}
+func newStage[T any](what kind, inner Applier[T], fault error) stage[T] {
+	fault = firstFault(configErrorOf("applier", inner), fault, misplaced("applier", what, inner))
+	s := stage[T]{what: what, inner: inner, fault: fault}
 	if inner != nil {
 		s.batch = asBatch(inner)
-		_, s.ours = inner.(layer)
-		_, s.safe = inner.(catcher)
+		l, ours := inner.(layer)
+		s.ours, s.safe = ours, ours && l.kind().catches()
 	}
 	return s
 }
@@ -227,8 +223,8 @@ func (s *stage[T]) Validate() error { return s.fault }
 
 func (s *stage[T]) batches() bool { return s.batch != nil }
 
-// inside returns what is decorated, see layers.
-func (s *stage[T]) inside() any { return s.inner }
+func (s *stage[T]) kind() kind    { return s.what }
+func (s *stage[T]) inside() []any { return []any{s.inner} }
 
 // refuse returns why there is no call to be made: there is a fault, or ctx has
 // ended.

@@ -16,6 +16,7 @@ func WithCircuitBreaker[T any](applier Applier[T]) Applier[T] {
 // NewCircuitBreakerApplier puts an applier behind a breaker. While that is
 // open, Apply returns an [*OpenError] without a call, or an allocation. A call
 // of ApplyBatch is one call to the breaker, and fails when all its records do.
+// Around a retry or a dead letter queue, and twice in one stack, it is refused.
 //
 // Retryable errors and panics are failures of the destination; a permanent
 // error is an answer, hence a success; what is NotAttempted says nothing. The
@@ -29,23 +30,19 @@ func newBreakerApplier[T any](applier Applier[T], b *Breaker, fault error) *brea
 		b = NewBreaker(BreakerPolicy{})
 		b.fault = &ConfigError{"breaker", "is nil or the zero value: pass the result of NewBreaker"}
 	}
-	a := &breakerApplier[T]{breaker: b}
 	if fault == nil {
 		fault = b.fault
 	}
-	if f := misplaced(a, applier); f != nil {
-		fault = f
+	if fault == nil && within(applier, false, func(l layer, _ bool) bool { return breakerIn(l) == b }) {
+		fault = &ConfigError{"breaker", "is in the stack twice, and its own probe would find it half-open"}
 	}
-	a.stage = newStage(applier, fault)
-	return a
+	return &breakerApplier[T]{stage: newStage(breaking, applier, fault), breaker: b}
 }
 
 type breakerApplier[T any] struct {
 	stage[T]
 	breaker *Breaker
 }
-
-func (*breakerApplier[T]) catches() {}
 
 func (a *breakerApplier[T]) breakerOf() *Breaker { return a.breaker }
 

@@ -40,7 +40,15 @@
 // the attempt timeout is inside it because a timeout is the commonest sign of a
 // destination that is down; a rate limit of one's own goes between retry and
 // breaker, so that every attempt is charged. A fan-out is outside all of it,
-// with one such stack for each branch.
+// with one such stack for each branch. A decoder ([NewDecodingApplier]) is anywhere
+// inside the queue.
+//
+// Each constructor refuses the orders that do not do what they look like, with a
+// [*ConfigError] that says what to do instead: a retry inside another retry, a breaker
+// or an attempt timeout; a dead letter queue inside a retry, a breaker, an attempt
+// timeout, a decoder or another queue; a breaker inside an attempt timeout, and one
+// breaker twice. Decorators between the two make no difference, nor does a fan-out, but
+// that a queue may be around one whose branches park. All other orders are allowed.
 //
 // # Errors
 //

@@ -28,6 +28,10 @@ func (e *DecodeError) Unwrap() error { return e.Err }
 // and lets a row that cannot be decoded be parked as it is instead of failing
 // the fetch of all the others.
 //
+// The dead letter queue belongs around the result, since one inside never sees the
+// rows that cannot be decoded, and is refused. Retries and a breaker may be on either
+// side: such a row is not tried again.
+//
 // decode must be safe for concurrent use; an error of it becomes a permanent
 // [*DecodeError].
 func NewDecodingApplier[R, T any](applier Applier[T], decode func(row R) (T, error)) Applier[R] {
@@ -35,7 +39,7 @@ func NewDecodingApplier[R, T any](applier Applier[T], decode func(row R) (T, err
 	if decode == nil {
 		fault = &ConfigError{Field: "decode", Problem: "is nil: pass the function that makes a record of a row"}
 	}
-	return &decodingApplier[R, T]{newStage(applier, fault), decode}
+	return &decodingApplier[R, T]{newStage(decoding, applier, fault), decode}
 }
 
 type decodingApplier[R, T any] struct {

@@ -245,7 +245,8 @@ func WithDLQ[T any](applier Applier[T]) (Applier[T], DLQ[T]) {
 // default [DLQPolicy]. Apply returns nil when the record is applied or parked,
 // so that it is marked, and a [*ParkError] when it was not taken. What is
 // NotAttempted is never parked and returned as it came. A panic of the applier
-// is a failure as any other. The result is as safe for concurrent use as the
+// is a failure as any other. Around another dead letter queue it is refused, unless
+// that is in a branch of a fan-out. The result is as safe for concurrent use as the
 // applier.
 func NewDLQApplier[T any](applier Applier[T], queue DLQ[T]) Applier[T] {
 	return NewDLQApplierWith(applier, queue, DLQPolicy[T]{})
@@ -258,7 +259,7 @@ func NewDLQApplierWith[T any](applier Applier[T], queue DLQ[T], policy DLQPolicy
 		fault = policy.validate(queue)
 	}
 	p := policy.withDefaults()
-	d := &dlqApplier[T]{stage: newStage(applier, fault), queue: queue, policy: p, guard: newParkGuard(&p)}
+	d := &dlqApplier[T]{stage: newStage(parking, applier, fault), queue: queue, policy: p, guard: newParkGuard(&p)}
 	if p.Key != nil {
 		d.keys, _ = queue.(KeyedDLQ)
 	}
@@ -272,9 +273,6 @@ type dlqApplier[T any] struct {
 	guard  *parkGuard
 	keys   KeyedDLQ // nil without a Key
 }
-
-func (*dlqApplier[T]) parks()   {}
-func (*dlqApplier[T]) catches() {}
 
 func (d *dlqApplier[T]) deadLetters() any       { return d.queue }
 func (d *dlqApplier[T]) branchName() string     { return d.policy.Branch }

@@ -255,9 +255,9 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 			f.fault = b.fault(fmt.Sprintf("%s[%d]", field, i))
 		}
 		if c.Clone != nil && b.Applier != nil {
-			b.Applier = &cloneApplier[T]{newStage(b.Applier, nil), c.Clone}
+			b.Applier = &cloneApplier[T]{newStage(cloning, b.Applier, nil), c.Clone}
 		}
-		f.branches[i] = branch[T]{newStage(b.Applier, nil), b.Name, b.Optional}
+		f.branches[i] = branch[T]{newStage(branching, b.Applier, nil), b.Name, b.Optional}
 		f.batched = f.batched || f.branches[i].batch != nil
 		if c.Quorum == 0 && !b.Optional {
 			f.quorum++
@@ -319,13 +319,14 @@ func (f *fanOutApplier[T]) Validate() error { return f.fault }
 
 func (f *fanOutApplier[T]) batches() bool { return f.batched }
 
-func (*fanOutApplier[T]) catches() {}
+func (f *fanOutApplier[T]) kind() kind { return branching }
 
-func (f *fanOutApplier[T]) parkers() (found []parker) {
+func (f *fanOutApplier[T]) inside() []any {
+	branches := make([]any, len(f.branches))
 	for i := range f.branches {
-		found = append(found, parkersOf(f.branches[i].inner)...)
+		branches[i] = f.branches[i].inner
 	}
-	return found
+	return branches
 }
 
 // needed returns the branches without each of which no record is applied.

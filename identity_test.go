@@ -207,7 +207,7 @@ func TestD3_RunOnceGoesOnBehindAPoisonRecord(t *testing.T) {
 								})
 								var inner courier.Applier[int] = apply
 								if batches {
-									inner = together{apply, func(records []int) error {
+									inner = inBatches{apply, func(records []int) error {
 										var failed courier.BatchError
 										for i, n := range records {
 											if n < 2 {

@@ -2,7 +2,6 @@ package courier
 
 import (
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -10,29 +9,88 @@ import (
 // whether a stack lets calls through at all. A decorator tells what it is and
 // what is inside it; at an applier of the user's the view ends.
 
+// layer is a decorator.
 type layer interface {
-	inside() any
+	kind() kind
+	inside() []any // what it decorates: one applier, or the branches of a fan-out
 }
 
-// layersOf returns the decorators of a stack, outermost first.
-func layersOf(applier any) (layers []layer) {
-	for {
-		l, ok := applier.(layer)
-		if !ok {
-			return layers
-		}
-		layers = append(layers, l)
-		applier = l.inside()
-	}
-}
+type kind int
 
-// Each kind of decorator has a method of its own, which is how one that decorates
-// rows tells another that decorates records apart without naming their types.
-type (
-	retries  interface{ retries() }
-	breakers interface{ breakerOf() *Breaker }
-	parking  interface{ parks() }
+const (
+	retrying kind = iota
+	breaking
+	timing
+	parking
+	branching
+	decoding
+	cloning
+	resilient // all that ResilientApplier puts around an applier
 )
+
+func (k kind) String() string {
+	return [...]string{"a retry", "a breaker", "an attempt timeout", "a dead letter queue", "a fan-out", "a decoder", "a clone", "ResilientApplier"}[k]
+}
+
+// catches reports whether a decorator turns a panic of what is inside it into an
+// error.
+func (k kind) catches() bool { return k != timing && k != decoding && k != cloning }
+
+// misplacements says of two decorators, the second anywhere inside the first, why
+// they do not do what they look like, and what does. All other orders are allowed.
+var misplacements = map[[2]kind]string{
+	{retrying, retrying}:  "which multiplies the attempts: leave one of the two out",
+	{retrying, parking}:   "so that the retry sees no failure: put the retry inside the queue, or use ResilientApplier",
+	{breaking, retrying}:  "to which all attempts on a record are one call: put the retry around the breaker, or use ResilientApplier",
+	{breaking, parking}:   "so that the breaker sees no failure: put the breaker inside the queue, or use ResilientApplier",
+	{timing, retrying}:    "which would end all attempts together, and no record would be given up: put the timeout inside the retry, and bound all attempts by RetryPolicy.MaxElapsed",
+	{timing, breaking}:    "which has to see what times out: put the timeout inside the breaker, or use ResilientApplier with RetryPolicy.AttemptTimeout",
+	{timing, parking}:     "so that a record which always times out is never parked: put the timeout inside the queue",
+	{parking, parking}:    "so that the outer queue never gets a letter: leave one of the two out",
+	{decoding, parking}:   "so that a row which cannot be decoded is never parked, and comes back without end: put the queue around the decoder",
+	{resilient, retrying}: "which has a retry of its own: leave the other one out",
+	{resilient, parking}:  "which has a dead letter queue of its own: leave the other one out",
+}
+
+// misplaced reports an order of decorators that does not do what it looks like. The
+// field is what put the outer one there.
+func misplaced(field string, outer kind, applier any) (fault error) {
+	within(applier, false, func(l layer, branch bool) bool {
+		inner := l.kind()
+		why := misplacements[[2]kind{outer, inner}]
+		if why == "" || branch && outer == parking && inner == parking { // it gets what the branches do not park
+			return false
+		}
+		problem := fmt.Sprintf("has %v inside %v, %s", inner, outer, why)
+		if field != "applier" {
+			problem = fmt.Sprintf("is around %v, %s", inner, why)
+		}
+		if branch {
+			problem += " (it is in a branch of a fan-out, which goes around all else, with a stack for each branch)"
+		}
+		fault = &ConfigError{field, problem}
+		return true
+	})
+	return fault
+}
+
+// within shows every decorator of a stack, outermost first, and whether it is in a
+// branch, until it is the one looked for.
+func within(applier any, branch bool, found func(l layer, branch bool) bool) bool {
+	l, ok := applier.(layer)
+	if !ok {
+		return false
+	}
+	if found(l, branch) {
+		return true
+	}
+	for _, inner := range l.inside() {
+		if within(inner, branch || l.kind() == branching, found) {
+			return true
+		}
+	}
+	return false
+}
 
 // parker is a decorator that parks records.
 type parker interface {
@@ -43,40 +101,19 @@ type parker interface {
 
 // parkersOf returns those of a stack, fan-outs included.
 func parkersOf(applier any) (found []parker) {
-	for {
-		if p, ok := applier.(parker); ok {
+	within(applier, false, func(l layer, _ bool) bool {
+		if p, ok := l.(parker); ok {
 			found = append(found, p)
 		}
-		if f, ok := applier.(interface{ parkers() []parker }); ok {
-			found = append(found, f.parkers()...)
-		}
-		l, ok := applier.(layer)
-		if !ok {
-			return found
-		}
-		applier = l.inside()
-	}
+		return false
+	})
+	return found
 }
 
-// misplaced reports an order of decorators that does not do what it looks like.
-func misplaced(outer, inner any) error {
-	if b, ok := outer.(breakers); ok && slices.Contains(breakersOf(inner), b.breakerOf()) {
-		return &ConfigError{"breaker", "is in the stack twice, and its own probe would find it half-open"}
-	}
-	for _, l := range layersOf(inner) {
-		switch l.(type) {
-		case parking:
-			switch outer.(type) {
-			case retries:
-				return &ConfigError{"applier", "has a dead letter queue inside a retry, which never sees a failure then: use ResilientApplier, or put the retry inside"}
-			case breakers:
-				return &ConfigError{"applier", "has a dead letter queue inside a breaker, which never sees a failure then: use ResilientApplier, or put the breaker inside"}
-			}
-		case retries:
-			if _, ok := outer.(breakers); ok {
-				return &ConfigError{"applier", "has a retry inside a breaker, to which several attempts are one call then: use ResilientApplier, or put the breaker inside"}
-			}
-		}
+// breakerIn returns the breaker of a decorator, nil when it is none.
+func breakerIn(l layer) *Breaker {
+	if b, ok := l.(interface{ breakerOf() *Breaker }); ok {
+		return b.breakerOf()
 	}
 	return nil
 }
@@ -91,21 +128,21 @@ type gate struct {
 
 // breakersOf returns the breakers that every call through a stack passes.
 func breakersOf(applier any) (found []*Breaker) {
-	for {
-		if b, ok := applier.(breakers); ok {
-			found = append(found, b.breakerOf())
-		}
-		if f, ok := applier.(interface{ needed() []any }); ok {
-			for _, branch := range f.needed() {
-				found = append(found, breakersOf(branch)...)
-			}
-		}
-		l, ok := applier.(layer)
-		if !ok {
-			return found
-		}
-		applier = l.inside()
+	l, ok := applier.(layer)
+	if !ok {
+		return nil
 	}
+	if b := breakerIn(l); b != nil {
+		found = append(found, b)
+	}
+	passed := l.inside()
+	if f, ok := l.(interface{ needed() []any }); ok {
+		passed = f.needed()
+	}
+	for _, inner := range passed {
+		found = append(found, breakersOf(inner)...)
+	}
+	return found
 }
 
 // gateOf asks the breakers of a stack, without taking a permit. All must let a

@@ -2,6 +2,9 @@ package courier_test
 
 import (
 	"context"
+	"fmt"
+	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -10,54 +13,304 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
-// An order of decorators that cannot do what it looks like is refused.
-func TestComposition_AWrongOrderIsAConfigError(t *testing.T) {
-	process := courier.ProcessFunc(nop[int])
-	dlq, _ := courier.WithDLQ(process)
-	b := newBreaker(3)
-	rows := func(a courier.Applier[int]) courier.Applier[string] {
-		return courier.NewDecodingApplier(a, func(string) (int, error) { return 0, nil })
-	}
-	for name, stack := range map[string]interface {
-		courier.Applier[int]
-		courier.Validator
-	}{
-		"breaker outside retry":               courier.WithCircuitBreaker(courier.WithRetry(process)).(validated),
-		"DLQ inside retry":                    courier.WithRetry(dlq).(validated),
-		"DLQ inside breaker":                  courier.WithCircuitBreaker(dlq).(validated),
-		"DLQ deep inside retry":               courier.WithRetry(courier.WithCircuitBreaker(dlq)).(validated),
-		"retry inside timeout inside breaker": courier.WithCircuitBreaker(courier.NewAttemptTimeoutApplier(courier.WithRetry(process), 1, nil)).(validated),
-		"the same breaker twice":              courier.NewCircuitBreakerApplier(courier.NewCircuitBreakerApplier(process, b), b).(validated),
-	} {
-		t.Run(name, func(t *testing.T) {
-			require.ErrorIs(t, stack.Validate(), courier.ErrConfig)
-			require.ErrorIs(t, stack.Apply(t.Context(), 1), courier.ErrConfig)
-			source := newShelf(1)
-			require.ErrorIs(t, courier.NewPollingCoordinator[int](source, stack).Start(t.Context()), courier.ErrConfig)
-			require.Zero(t, source.fetchCount())
+// decorators are all that may be around an applier, each with what it has to be given.
+var decorators = []struct {
+	name string
+	wrap func(courier.Applier[string]) courier.Applier[string]
+}{
+	{"retry", courier.WithRetry[string]},
+	{"breaker", courier.WithCircuitBreaker[string]},
+	{"timeout", func(a courier.Applier[string]) courier.Applier[string] {
+		return courier.NewAttemptTimeoutApplier(a, time.Second, nil)
+	}},
+	{"DLQ", func(a courier.Applier[string]) courier.Applier[string] {
+		return courier.NewDLQApplierWith(a, courier.DLQ[string](lot), anyRate)
+	}},
+	{"fan-out", func(a courier.Applier[string]) courier.Applier[string] {
+		return courier.NewFanOutApplier(courier.ProcessFunc(nop[string]), a)
+	}},
+	{"cloning fan-out", func(a courier.Applier[string]) courier.Applier[string] {
+		return courier.NewFanOut(courier.FanOutConfig[string]{
+			Branches: []courier.Branch[string]{{Name: "a", Applier: a}, {Name: "b", Applier: courier.ProcessFunc(nop[string]), Optional: true}},
+			Clone:    strings.Clone, OnBranchFailure: func(context.Context, string, string, error) {},
 		})
-	}
-	require.ErrorIs(t, courier.WithCircuitBreaker(rows(courier.WithRetry(process))).(courier.Validator).Validate(), courier.ErrConfig, "through a decoder")
+	}},
+	{"decoder", func(a courier.Applier[string]) courier.Applier[string] {
+		return courier.NewDecodingApplier(a, func(row string) (string, error) {
+			if strings.HasPrefix(row, "undecodable") {
+				return "", errTest
+			}
+			return row, nil
+		})
+	}},
+	{"resilient", func(a courier.Applier[string]) courier.Applier[string] {
+		a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[string]{DLQ: lot, Parking: anyRate})
+		return a
+	}},
+	{"resilient with a timeout", func(a courier.Applier[string]) courier.Applier[string] {
+		a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[string]{DLQ: lot, Parking: anyRate, Retry: courier.RetryPolicy{AttemptTimeout: time.Second}})
+		return a
+	}},
+	{"retry with a timeout", func(a courier.Applier[string]) courier.Applier[string] {
+		return courier.NewRetryableApplier(a, courier.RetryPolicy{AttemptTimeout: time.Second})
+	}},
+}
 
-	for name, stack := range map[string]any{
-		"resilient": func() any { a, _ := courier.ResilientApplier(process, nil); return a }(),
-		"by hand":   func() any { a, _ := courier.WithDLQ(courier.WithRetry(courier.WithCircuitBreaker(process))); return a }(),
-		"resilient in a fan-out": func() any {
-			a, _ := courier.ResilientApplier(process, nil)
-			return courier.NewFanOutApplier(a, process)
-		}(),
-		"two breakers":                    courier.NewCircuitBreakerApplier(courier.NewCircuitBreakerApplier(process, b), newBreaker(1)),
-		"a retry of one's own in a retry": courier.WithRetry(courier.WithRetry(process)),
-	} {
-		require.NoError(t, stack.(courier.Validator).Validate(), name)
+// lot is where the decorators park, and anyRate has no guard against parking much.
+var (
+	lot     = courier.NewMemoryDLQ[string](0)
+	anyRate = courier.DLQPolicy[string]{MaxParkRate: courier.AnyParkRate}
+)
+
+// orders is every pair of decorators, the row around the column: "" is allowed, else
+// what the error says besides the two.
+var orders = map[string]map[string]string{
+	"retry": {
+		"retry": twice, "retry with a timeout": twice, "breaker": "", "timeout": "", "DLQ": unseen, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"resilient": unseen, "resilient with a timeout": unseen,
+	},
+	"breaker": {
+		"retry": oneCall, "retry with a timeout": oneCall, "breaker": "", "timeout": "", "DLQ": unseen, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"resilient": unseen, "resilient with a timeout": unseen,
+	},
+	"timeout": {
+		"retry": together, "retry with a timeout": together, "breaker": blind, "timeout": "", "DLQ": hung, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"resilient": hung, "resilient with a timeout": hung,
+	},
+	"DLQ": {
+		"retry": "", "retry with a timeout": "", "breaker": "", "timeout": "", "DLQ": empty, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"resilient": empty, "resilient with a timeout": empty,
+	},
+	"fan-out":         allowedAll,
+	"cloning fan-out": allowedAll,
+	"decoder": {
+		"retry": "", "retry with a timeout": "", "breaker": "", "timeout": "", "DLQ": undecoded, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"resilient": undecoded, "resilient with a timeout": undecoded,
+	},
+	"resilient": {
+		"retry": brought, "retry with a timeout": brought, "breaker": "", "timeout": "", "DLQ": brought, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"resilient": brought, "resilient with a timeout": brought,
+	},
+	"resilient with a timeout": {
+		"retry": brought, "retry with a timeout": brought, "breaker": blind, "timeout": "", "DLQ": brought, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"resilient": brought, "resilient with a timeout": brought,
+	},
+	"retry with a timeout": {
+		"retry": twice, "retry with a timeout": twice, "breaker": blind, "timeout": "", "DLQ": unseen, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"resilient": unseen, "resilient with a timeout": unseen,
+	},
+}
+
+var allowedAll = map[string]string{
+	"retry": "", "retry with a timeout": "", "breaker": "", "timeout": "", "DLQ": "", "fan-out": "", "cloning fan-out": "", "decoder": "",
+	"resilient": "", "resilient with a timeout": "",
+}
+
+// What the errors say.
+const (
+	twice     = "leave one of the two out"
+	unseen    = "sees no failure: put the"
+	oneCall   = "put the retry around the breaker"
+	together  = "put the timeout inside the retry"
+	blind     = "put the timeout inside the breaker"
+	hung      = "put the timeout inside the queue"
+	empty     = "leave one of the two out"
+	undecoded = "put the queue around the decoder"
+	brought   = "leave the other one out"
+)
+
+// Every order of two decorators is allowed, and then loses nothing, or is refused
+// before anything is fetched with an error that says how to mend it.
+func TestComposition_EveryPair(t *testing.T) {
+	for _, outer := range decorators {
+		for _, inner := range decorators {
+			t.Run(outer.name+" around "+inner.name, func(t *testing.T) {
+				want, known := orders[outer.name][inner.name]
+				require.True(t, known)
+				if want == "" {
+					for _, batches := range []bool{false, true} {
+						for _, stream := range []bool{false, true} {
+							deliversOrParks(t, outer.name+" "+inner.name, func(a courier.Applier[string]) courier.Applier[string] { return outer.wrap(inner.wrap(a)) }, batches, stream)
+						}
+					}
+					return
+				}
+				refuses(t, outer.wrap(inner.wrap(courier.ProcessFunc(nop[string]))), want)
+			})
+		}
 	}
 }
 
-type validated interface {
-	courier.Applier[int]
-	courier.Validator
+// refuses checks that a stack is refused, by everybody who is asked.
+func refuses(t *testing.T, stack courier.Applier[string], want string) {
+	t.Helper()
+	err := stack.(courier.Validator).Validate()
+	require.ErrorIs(t, err, courier.ErrConfig)
+	require.ErrorContains(t, err, want)
+	require.Equal(t, err, stack.Apply(t.Context(), "1"))
+	source := newShelf("1")
+	require.Equal(t, err, courier.NewPollingCoordinator(source, stack).Start(t.Context()))
+	require.Zero(t, source.fetchCount())
+}
+
+// What two decorators may not do together they may not do with a third between
+// them, nor in the branch of a fan-out: but for a queue around a fan-out, which gets
+// what the branches do not park.
+func TestComposition_EveryPairWithAnotherBetween(t *testing.T) {
+	for _, outer := range decorators {
+		for _, between := range decorators {
+			for _, inner := range decorators {
+				wrong := orders[outer.name][between.name] != "" || orders[between.name][inner.name] != "" || orders[outer.name][inner.name] != ""
+				if outer.name == "DLQ" && strings.HasSuffix(between.name, "fan-out") {
+					wrong = false
+				}
+				stack := outer.wrap(between.wrap(inner.wrap(courier.ProcessFunc(nop[string]))))
+				err := stack.(courier.Validator).Validate()
+				require.Equal(t, wrong, err != nil, "%s around %s around %s: %v", outer.name, between.name, inner.name, err)
+			}
+		}
+	}
+}
+
+// deliversOrParks runs a stack over records of all kinds, and the dead letter queue
+// around it where it has none.
+func deliversOrParks(t *testing.T, names string, wrap func(courier.Applier[string]) courier.Applier[string], batches, stream bool) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var mu sync.Mutex
+		calls, applied := map[string]int{}, map[string]int{}
+		apply := func(ctx context.Context, record string) error {
+			kind, _, _ := strings.Cut(record, " ")
+			mu.Lock()
+			calls[record]++
+			n := calls[record]
+			mu.Unlock()
+			switch {
+			case kind == "permanent":
+				return courier.Permanent(errTest)
+			case kind == "poison", kind == "flaky" && n == 1:
+				return errTest
+			case kind == "hanging":
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			applied[record]++
+			return nil
+		}
+		a := courier.ProcessFunc(apply)
+		if batches {
+			a = eachOf(apply)
+		}
+		stack := wrap(a)
+		parks := strings.Contains(names, "DLQ") || strings.Contains(names, "resilient")
+		if !parks {
+			stack = courier.NewDLQApplierWith(stack, courier.DLQ[string](lot), anyRate)
+		}
+		require.NoError(t, stack.(courier.Validator).Validate())
+		for _, letter := range letters(t, lot) {
+			require.NoError(t, lot.Delete(t.Context(), letter.ID))
+		}
+
+		records := []string{"ok 1", "permanent 1", "ok 2", "poison 1", "flaky 1", "ok 3", "permanent 2"}
+		if strings.Contains(names, "decoder") {
+			records = append(records, "undecodable 1", "ok 4", "undecodable 2")
+		}
+		if strings.Contains(names, "timeout") {
+			records = append(records, "hanging 1")
+		}
+		var r courierttest.Recorder[string]
+		var source interface {
+			Add(...string)
+			Pending() []string
+		}
+		var run *courierttest.Running
+		if stream {
+			s := r.StreamSource(records...)
+			source, run = s, courierttest.Start(t, courier.NewStreamingCoordinator(s, stack, quiet))
+		} else {
+			s := r.Source(records...)
+			source, run = s, courierttest.Start(t, courier.NewPollingCoordinator(s, stack, quiet))
+		}
+		for n := range 20 { // others, without which a breaker could not tell poison from an outage
+			time.Sleep(time.Minute)
+			more := fmt.Sprint("ok 1", n)
+			source.Add(more)
+			records = append(records, more)
+		}
+		time.Sleep(10 * time.Minute)
+		require.NoError(t, run.Stop())
+		require.Empty(t, source.Pending())
+
+		parked := map[string]bool{}
+		for _, letter := range letters(t, lot) {
+			parked[letter.Record] = true
+		}
+		for _, record := range records {
+			kind, _, _ := strings.Cut(record, " ")
+			switch kind {
+			case "ok":
+				require.Positive(t, applied[record], record)
+				require.False(t, parked[record], record)
+			case "flaky": // without a retry the queue has the last word
+				require.True(t, parked[record] != (applied[record] > 0), record)
+				if strings.Contains(names, "retry") || strings.Contains(names, "resilient") {
+					require.Positive(t, applied[record], record)
+				}
+			default:
+				require.True(t, parked[record], record)
+				require.Zero(t, applied[record], record)
+			}
+		}
+	})
+}
+
+// eachOf is a batch applier that lists what fails.
+type eachOf func(context.Context, string) error
+
+func (f eachOf) Apply(ctx context.Context, record string) error { return f(ctx, record) }
+
+func (f eachOf) ApplyBatch(ctx context.Context, records []string) error {
+	var failed courier.BatchError
+	for i, record := range records {
+		if err := f(ctx, record); err != nil {
+			failed.Add(i, err)
+		}
+	}
+	return failed.ErrorOrNil()
+}
+
+func letters(t *testing.T, q courier.DLQ[string]) []courier.DeadLetter[string] {
+	letters, err := q.Receive(t.Context(), 1000)
+	require.NoError(t, err)
+	return letters
+}
+
+// B-10: the same breaker twice would find itself half-open; two are two.
+func TestComposition_TheSameBreakerTwice(t *testing.T) {
+	process := courier.ProcessFunc(nop[string])
+	b := newBreaker(3)
+	once := courier.NewCircuitBreakerApplier(process, b)
+	optional := courier.NewFanOut(courier.FanOutConfig[string]{
+		Branches:        []courier.Branch[string]{{Name: "a", Applier: process}, {Name: "b", Applier: once, Optional: true}},
+		OnBranchFailure: func(context.Context, string, string, error) {},
+	})
+	for name, inner := range map[string]courier.Applier[string]{"directly": once, "in a branch": courier.NewFanOutApplier(process, once), "in a branch that may do without": optional} {
+		t.Run(name, func(t *testing.T) {
+			refuses(t, courier.NewCircuitBreakerApplier(inner, b), "is in the stack twice")
+			require.NoError(t, courier.NewCircuitBreakerApplier(inner, newBreaker(1)).(courier.Validator).Validate())
+		})
+	}
+}
+
+// The decorators of an applier of the user's own are its own affair.
+func TestComposition_WhatIsHiddenIsAllowed(t *testing.T) {
+	inside := courier.WithRetry(courier.ProcessFunc(nop[string]))
+	stack := courier.WithRetry(courier.ProcessFunc(func(ctx context.Context, r string) error { return inside.Apply(ctx, r) }))
+	require.NoError(t, stack.(courier.Validator).Validate())
 }
 
 // C-2: a coordinator asks a breaker that it shares before it fetches.
@@ -189,7 +442,6 @@ func TestFanOut_BranchesThatParkInOneQueueUnderOneNameAreRefused(t *testing.T) {
 	for name, branches := range map[string][]courier.Applier[int]{
 		"no name":                  {into(q, ""), into(q, "")},
 		"one name":                 {into(other, "a"), into(q, "a"), into(q, "a")},
-		"inside a decorator":       {into(q, "a"), courier.NewAttemptTimeoutApplier(into(q, "a"), time.Second, nil)},
 		"in a fan-out of a branch": {into(q, "a"), courier.NewFanOutApplier(into(other, "a"), into(q, "a"))},
 		"resilient":                {resilient(""), resilient("")},
 		"another of the store":     {into(twin{q, 1}, "a"), into(twin{q, 2}, "a")},

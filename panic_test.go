@@ -67,15 +67,15 @@ func (e *screenplay) applier(branch string, batches bool) courier.Applier[int] {
 	if !batches {
 		return one
 	}
-	return together{one, func(records []int) error { return e.call(branch, records...) }}
+	return inBatches{one, func(records []int) error { return e.call(branch, records...) }}
 }
 
-type together struct {
+type inBatches struct {
 	courier.Applier[int]
 	apply func([]int) error
 }
 
-func (b together) ApplyBatch(_ context.Context, records []int) error { return b.apply(records) }
+func (b inBatches) ApplyBatch(_ context.Context, records []int) error { return b.apply(records) }
 
 // However a call fails, it is one failed attempt in every stack and every shape:
 // the calls, their times, and what becomes of the records are those of a script in

@@ -337,14 +337,14 @@ func TestDeadLetter_D7_ARedriveIntoItsOwnQueueIsRefused(t *testing.T) {
 	other := courier.NewMemoryDLQ[int](0)
 	parking := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q))
 	plainSink := &sink[int]{}
-	decoding := courier.NewDecodingApplier(parking, func(r int) (int, error) { return r, nil })
+	decoding := courier.NewDLQApplier(courier.NewDecodingApplier(always(errTest), func(r int) (int, error) { return r, nil }), courier.DLQ[int](q))
 	resilient, _ := courier.ResilientApplier(always(errTest), &courier.ResilientConfig[int]{DLQ: q})
 	for name, applier := range map[string]courier.Applier[int]{
 		"itself":    parking,
 		"resilient": resilient,
 		"branch":    courier.NewFanOutApplier[int](plainSink, parking),
 		"decoding":  decoding,
-		"nested":    courier.NewDLQApplier(parking, courier.DLQ[int](other)),
+		"nested":    courier.NewDLQApplier(courier.NewFanOutApplier[int](plainSink, parking), courier.DLQ[int](other)),
 		"shared":    courier.NewDLQApplier(always(errTest), courier.DLQ[int](&sharing{DLQ: q})),
 	} {
 		t.Run(name, func(t *testing.T) {

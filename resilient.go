@@ -34,7 +34,8 @@ type ResilientConfig[T any] struct {
 // the open period; and if it is alone it stays pending until another record
 // comes, since only that can tell. So return Permanent where it is known. A
 // panic in the applier is a failure as any other. A success allocates nothing.
-// The result is as safe for concurrent use as the applier.
+// An applier with a retry or a dead letter queue of its own is refused. The result
+// is as safe for concurrent use as the applier.
 func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Applier[T], DLQ[T]) {
 	var c ResilientConfig[T]
 	if config != nil {
@@ -57,13 +58,11 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		c.Breaker.FailureThreshold = min(5, attempts)
 	}
 
-	fault := configErrorOf("applier", applier)
-	if fault == nil {
-		fault = c.validate(attempts)
-	}
+	fault := firstFault(configErrorOf("applier", applier), misplaced("applier", resilient, applier), c.validate(attempts))
 	sink := applier
 	if timeout := c.Retry.AttemptTimeout; timeout > 0 {
-		sink = newTimeoutApplier(sink, timeout, c.Retry.Clock, nil)
+		fault = firstFault(fault, misplaced("RetryPolicy.AttemptTimeout", timing, applier))
+		sink = newTimeoutApplier(sink, timeout, c.Retry.Clock, fault)
 		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
 	}
 	guarded := newBreakerApplier(sink, NewBreaker(c.Breaker), fault)

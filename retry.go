@@ -200,25 +200,20 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 // pending, when the context's deadline is nearer than the next attempt, and
 // when its coordinator stops. In a batch only what failed is applied again; a
 // batch that failed as one is applied again record by record, and only then do
-// failures count.
+// failures count. Around another retry, or a dead letter queue, it is refused.
 //
 // A success costs no allocation, no clock read and no timer. The result is as
 // safe for concurrent use as the applier. A panic, or a call of runtime.Goexit, is
 // a failed attempt as any other.
 func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[T] {
 	p := policy.withDefaults()
-	fault := policy.validate()
-	if f := misplaced((*retryApplier[T])(nil), applier); f != nil {
-		fault = f
-	}
-	if p.AttemptTimeout > 0 && len(breakersOf(applier)) > 0 && fault == nil {
-		fault = &ConfigError{"RetryPolicy.AttemptTimeout", "would be outside the breaker, which could not see it: use ResilientApplier, or NewAttemptTimeoutApplier inside the breaker"}
-	}
+	fault := firstFault(policy.validate(), misplaced("applier", retrying, applier))
 	if p.AttemptTimeout > 0 && applier != nil {
-		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, nil)
+		fault = firstFault(fault, misplaced("RetryPolicy.AttemptTimeout", timing, applier))
+		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, fault)
 	}
 	_, refuses := applier.(*breakerApplier[T])
-	return &retryApplier[T]{newStage(applier, fault), p, backoff.Policy{
+	return &retryApplier[T]{newStage(retrying, applier, fault), p, backoff.Policy{
 		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
 	}, p.MaxElapsed > 0 || p.Budget != nil, refuses}
 }
@@ -230,9 +225,6 @@ type retryApplier[T any] struct {
 	metered bool // there is a budget or a MaxElapsed
 	refuses bool // what is inside refuses an ended context by itself
 }
-
-func (*retryApplier[T]) retries() {}
-func (*retryApplier[T]) catches() {}
 
 func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 	if r.fault != nil || !r.refuses && ctx.Err() != nil {

@@ -37,7 +37,8 @@ func (e *AttemptTimeoutError) Unwrap() error { return e.Err }
 // [*AttemptTimeoutError], unless the caller's own context ended as well.
 //
 // It belongs innermost, inside a breaker, to which a timeout is the commonest
-// sign of a destination that is down; [ResilientApplier] puts it there.
+// sign of a destination that is down; [ResilientApplier] puts it there. Around a
+// breaker, a retry or a dead letter queue it is refused.
 // The result is as safe for concurrent use as the applier. A nil clock is the
 // system's.
 func NewAttemptTimeoutApplier[T any](applier Applier[T], d time.Duration, clock Clock) Applier[T] {
@@ -52,7 +53,7 @@ func newTimeoutApplier[T any](applier Applier[T], d time.Duration, clock Clock, 
 	if clock == nil {
 		clock = systemClock{}
 	}
-	return &timeoutApplier[T]{newStage(applier, fault), d, clock}
+	return &timeoutApplier[T]{newStage(timing, applier, fault), d, clock}
 }
 
 type timeoutApplier[T any] struct {
