@@ -19,8 +19,9 @@ func WithCircuitBreaker[T any](applier Applier[T]) Applier[T] {
 // Around a retry or a dead letter queue, and twice in one stack, it is refused.
 //
 // Retryable errors and panics are failures of the destination; a permanent
-// error is an answer, hence a success; what is NotAttempted says nothing. The
-// result is as safe for concurrent use as the applier.
+// error is an answer, hence a success; what is NotAttempted or skipped, and a
+// [*DecodeError], says nothing. The result is as safe for concurrent use as the
+// applier.
 func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] {
 	return newBreakerApplier(applier, b, nil)
 }
@@ -128,8 +129,13 @@ func outcomeOf(ctx context.Context, err error) breaker.Outcome {
 		return breaker.Success
 	}
 	switch classify(ctx, err) {
-	case PermanentClass, Skipped:
+	case PermanentClass:
+		if errors.Is(err, ErrDecode) { // nobody was asked
+			return breaker.Ignored
+		}
 		return breaker.Success
+	case Skipped: // nobody had to be asked
+		return breaker.Ignored
 	case NotAttempted:
 		// A destination that was not fast enough for the caller's deadline has
 		// failed; the caller's cancel says nothing of it.

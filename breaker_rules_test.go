@@ -305,7 +305,7 @@ func TestBreaker_Model(t *testing.T) {
 					continue
 				}
 				switch kind {
-				case 4:
+				case 3, 4:
 				case 1:
 					streak++
 				default:
@@ -319,7 +319,7 @@ func TestBreaker_Model(t *testing.T) {
 				switch {
 				case open:
 					want = courier.BreakerOpen
-				case kind == 4 && before != courier.BreakerClosed:
+				case kind >= 3 && before != courier.BreakerClosed:
 					want = courier.BreakerHalfOpen
 				}
 				if b.State() != want {

@@ -10,7 +10,8 @@ import (
 var ErrDecode = errors.New("courier: a record cannot be decoded")
 
 // DecodeError is a record that could not be decoded. Its class is permanent:
-// it is parked, with its bytes as the source gave them.
+// it is parked, with its bytes as the source gave them. It says nothing of the
+// destination, so that a breaker counts it neither as a failure nor as a success.
 type DecodeError struct{ Err error }
 
 func (e *DecodeError) Error() string {

@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // destination is a sink that is down for a while, and never takes poison.
@@ -325,4 +326,60 @@ func TestP2_WhatWasUsedOnEveryRecordCounts(t *testing.T) {
 		require.Equal(t, 3, calls[1], "the attempt before the outage, and two behind it")
 		require.Equal(t, 3, letters[0].Attempts)
 	})
+}
+
+// C-6: a row that cannot be decoded, and a record that there is nothing to do for, say
+// nothing of the destination. They open no way for the others while that is down.
+func TestC6_AnOutageAmongRecordsThatAreNotForTheDestination(t *testing.T) {
+	for n := range 8 {
+		stream, batches, skips := n&1 > 0, n&2 > 0, n&4 > 0
+		t.Run(fmt.Sprintf("stream %v, batches %v, skips %v", stream, batches, skips), func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				began := time.Now()
+				apply := func(_ context.Context, row string) error {
+					if strings.HasPrefix(row, "bad") {
+						return courier.Skip(errTest)
+					}
+					if time.Since(began) < time.Hour {
+						return errTest
+					}
+					return nil
+				}
+				a := courier.ProcessFunc(apply)
+				if batches {
+					a = eachOf(apply)
+				}
+				stack, q := courier.ResilientApplier(courier.NewDecodingApplier(a, func(row string) (string, error) {
+					if strings.HasPrefix(row, "bad") && !skips {
+						return "", errTest
+					}
+					return row, nil
+				}), &courier.ResilientConfig[string]{Parking: anyRate})
+				var rows []string
+				for n := range 100 {
+					rows = append(rows, fmt.Sprint("ok ", n), fmt.Sprint("bad ", n))
+				}
+				var r courierttest.Recorder[string]
+				var pending func() []string
+				if stream {
+					s := r.StreamSource(rows...)
+					pending = s.Pending
+					courierttest.RunFor(t, courier.NewStreamingCoordinator(s, stack, quiet), 3*time.Hour)
+				} else {
+					s := r.Source(rows...)
+					pending = s.Pending
+					courierttest.RunFor(t, courier.NewPollingCoordinator(s, stack, quiet), 3*time.Hour)
+				}
+				require.Empty(t, pending())
+				want := 100
+				if skips {
+					want = 0
+				}
+				require.Len(t, letters(t, q), want)
+				for _, letter := range letters(t, q) {
+					require.Contains(t, letter.Record, "bad", "a healthy record is parked")
+				}
+			})
+		})
+	}
 }
