@@ -226,11 +226,14 @@ func (s *stage[T]) batches() bool { return s.batch != nil }
 func (s *stage[T]) kind() kind    { return s.what }
 func (s *stage[T]) inside() []any { return []any{s.inner} }
 
-// refuse returns why there is no call to be made: there is a fault, or ctx has
-// ended.
+// refuse returns why there is no call to be made: there is a fault, or ctx is nil or
+// has ended.
 func (s *stage[T]) refuse(ctx context.Context) error {
-	if s.fault != nil {
+	switch {
+	case s.fault != nil:
 		return s.fault
+	case ctx == nil:
+		return errNoContext
 	}
 	return unattempted(causeOf(ctx))
 }
@@ -288,6 +291,9 @@ func (s *stage[T]) sound(err error) error {
 // are applied on a goroutine that user code may end without taking the verdicts
 // of the others along.
 func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
+	if ctx == nil {
+		return errNoContext
+	}
 	errs := make([]error, len(records))
 	past := historiesIn(ctx, len(records))
 	ctx = withExits(ctx)

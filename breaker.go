@@ -101,9 +101,7 @@ func (p BreakerPolicy) withDefaults() BreakerPolicy {
 	p.Probes = or(p.Probes, 1)
 	p.Successes = or(p.Successes, 1)
 	p.ProbeTimeout = or(p.ProbeTimeout, max(time.Minute, p.OpenFor))
-	if p.Clock == nil {
-		p.Clock = systemClock{}
-	}
+	p.Clock = clockOr(p.Clock)
 	if p.Random == nil {
 		p.Random = rand.Float64
 	}
@@ -154,7 +152,7 @@ func (p BreakerPolicy) validate() error {
 	case p.ProbeTimeout < 0:
 		return bad("ProbeTimeout", "is %v: want more than 0, or 0 for the default", p.ProbeTimeout)
 	}
-	return nil
+	return clockFault("BreakerPolicy.Clock", p.Clock)
 }
 
 // ErrOpen is what every [*OpenError] is, to errors.Is.
@@ -285,7 +283,10 @@ func NewBreaker(policy BreakerPolicy) *Breaker {
 	return b
 }
 
-var errZeroBreaker = &ConfigError{"breaker", "is the zero value: make it with NewBreaker"}
+var errZeroBreaker = &ConfigError{"breaker", "is nil or the zero value: make it with NewBreaker"}
+
+// zero reports whether there is nothing to ask.
+func (b *Breaker) zero() bool { return b == nil || b.policy.Clock == nil }
 
 // now reads the clock; the zero Breaker, which guards nothing, has none.
 func (b *Breaker) now() time.Time {
@@ -401,16 +402,17 @@ type Permit struct {
 
 // Acquire asks to make a call, for code that is no [Applier]. It returns a
 // permit, or an [*OpenError]; or, when ctx has ended, its cause as an error that
-// is NotAttempted. Every permit must be given back with Report of this breaker,
+// is NotAttempted; or a [*ConfigError]. Every permit must be given back with Report of this breaker,
 // once, whatever becomes of the call.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
-	if b.policy.Clock == nil {
+	switch {
+	case b.zero():
 		return Permit{}, errZeroBreaker
-	}
-	if b.fault != nil {
+	case b.fault != nil:
 		return Permit{}, b.fault
-	}
-	if ctx.Err() != nil {
+	case ctx == nil:
+		return Permit{}, errNoContext
+	case ctx.Err() != nil:
 		return Permit{}, unattempted(causeOf(ctx))
 	}
 	return b.acquire(ctx)
@@ -459,6 +461,12 @@ func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
 // another error takes its place that says so.
 func (b *Breaker) Report(ctx context.Context, permit Permit, err error) error {
 	err = sound(err)
+	if ctx == nil { // the permit is to be given back all the same
+		ctx = context.Background()
+	}
+	if b.zero() {
+		return err
+	}
 	return b.report(ctx, permit, outcomeOf(ctx, err), true, err)
 }
 

@@ -27,9 +27,9 @@ func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] 
 }
 
 func newBreakerApplier[T any](applier Applier[T], b *Breaker, fault error) *breakerApplier[T] {
-	if b == nil || b.policy.Clock == nil {
+	if b.zero() {
 		b = NewBreaker(BreakerPolicy{})
-		b.fault = &ConfigError{"breaker", "is nil or the zero value: pass the result of NewBreaker"}
+		b.fault = errZeroBreaker
 	}
 	if fault == nil {
 		fault = b.fault
@@ -48,7 +48,7 @@ type breakerApplier[T any] struct {
 func (a *breakerApplier[T]) breakerOf() *Breaker { return a.breaker }
 
 func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
-	if a.fault != nil || ctx.Err() != nil {
+	if a.fault != nil || ctx == nil || ctx.Err() != nil {
 		return a.refuse(ctx)
 	}
 	if gen := a.breaker.calm.Load(); gen != 0 {
@@ -112,7 +112,7 @@ func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err er
 	if a.batch == nil {
 		return applyEach(ctx, Applier[T](a), records)
 	}
-	if a.fault != nil || ctx.Err() != nil {
+	if a.fault != nil || ctx == nil || ctx.Err() != nil {
 		return a.refuse(ctx)
 	}
 	permit, err := a.breaker.acquire(ctx)

@@ -29,9 +29,7 @@ func (p BudgetPolicy) withDefaults() BudgetPolicy {
 	p.Ratio = or(p.Ratio, 0.2)
 	p.Floor = or(p.Floor, 1)
 	p.Burst = or(p.Burst, 100)
-	if p.Clock == nil {
-		p.Clock = systemClock{}
-	}
+	p.Clock = clockOr(p.Clock)
 	return p
 }
 
@@ -48,7 +46,7 @@ func (p BudgetPolicy) validate() error {
 	if p.withDefaults().Burst < 1 {
 		return &ConfigError{"BudgetPolicy.Burst", fmt.Sprintf("is %v: less than one retry", p.Burst)}
 	}
-	return nil
+	return clockFault("BudgetPolicy.Clock", p.Clock)
 }
 
 // RetryBudget bounds the retries of everything that shares it to a part of the

@@ -94,8 +94,8 @@ type Identifier[T any] interface {
 
 // Validator is an optional capability of a [Source] or an [Applier]: it tells
 // before anything is fetched that it cannot work, with an error that should be
-// a [*ConfigError]. Start and RunOnce return that error. The decorators of this
-// package pass the question on to what they decorate.
+// a [*ConfigError]. Start and RunOnce return that error; a panic in Validate becomes
+// one. The decorators of this package pass the question on to what they decorate.
 type Validator interface {
 	Validate() error
 }

@@ -100,6 +100,9 @@ func (c *control) intake() context.Context {
 // timeout. It must not be called by what the coordinator itself calls, which it
 // would wait for.
 func (c *control) Stop(ctx context.Context) error {
+	if fault := contextFault(ctx); fault != nil {
+		return fault
+	}
 	c.mu.Lock()
 	cancel, ended := c.cancel, c.ended
 	c.mu.Unlock()

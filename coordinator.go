@@ -78,11 +78,14 @@ func (c *PollingCoordinator[T]) Start(ctx context.Context) error { return c.run(
 func (c *PollingCoordinator[T]) RunOnce(ctx context.Context) error { return c.run(ctx, true) }
 
 func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
-	if c.control == nil {
-		return &ConfigError{"coordinator", "is the zero value: make it with NewPollingCoordinator"}
+	if c == nil || c.control == nil {
+		return &ConfigError{"coordinator", "is nil or the zero value: make it with NewPollingCoordinator"}
 	}
 	if c.fault != nil {
 		return c.fault
+	}
+	if fault := contextFault(ctx); fault != nil {
+		return fault
 	}
 	ctx, err := c.begin(ctx)
 	if err != nil {

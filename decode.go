@@ -49,8 +49,8 @@ type decodingApplier[R, T any] struct {
 }
 
 func (d *decodingApplier[R, T]) Apply(ctx context.Context, row R) error {
-	if d.fault != nil {
-		return d.fault
+	if d.fault != nil || ctx == nil {
+		return d.refuse(ctx)
 	}
 	record, err := d.decode(row)
 	if err != nil {
@@ -68,8 +68,8 @@ func (d *decodingApplier[R, T]) resume(ctx context.Context, row R, exit error) e
 }
 
 func (d *decodingApplier[R, T]) ApplyBatch(ctx context.Context, rows []R) error {
-	if d.fault != nil {
-		return d.fault
+	if d.fault != nil || ctx == nil {
+		return d.refuse(ctx)
 	}
 	if d.batch == nil {
 		return applyEach(ctx, Applier[R](d), rows)

@@ -116,9 +116,15 @@ type MarkingDLQ interface {
 	MarksRecords() bool
 }
 
-func marksRecords(queue any) bool {
+func marksRecords(queue any) (marks bool) {
 	m, ok := queue.(MarkingDLQ)
-	return ok && m.MarksRecords()
+	if !ok || isNil(queue) {
+		return false
+	}
+	marks = true // what does not say so may
+	var ignored error
+	isolate(&ignored, func() error { marks = m.MarksRecords(); return nil })
+	return marks
 }
 
 // ErrDLQFull is what a full queue refuses with.
@@ -202,9 +208,7 @@ func (p DLQPolicy[T]) withDefaults() DLQPolicy[T] {
 	p.ParkWindow = or(p.ParkWindow, 100)
 	p.MinParked = or(p.MinParked, min(20, p.ParkWindow))
 	p.ParkPause = or(p.ParkPause, time.Minute)
-	if p.Clock == nil {
-		p.Clock = systemClock{}
-	}
+	p.Clock = clockOr(p.Clock)
 	return p
 }
 
@@ -225,7 +229,7 @@ func (p DLQPolicy[T]) validate(queue DLQ[T]) error {
 	if _, keyed := queue.(KeyedDLQ); p.Key != nil && !keyed {
 		return &ConfigError{"DLQPolicy.Key", fmt.Sprintf("cannot be used with a %T, which does not tell what keys it holds: give the queue the method ParkedKeys of courier.KeyedDLQ", queue)}
 	}
-	return nil
+	return clockFault("DLQPolicy.Clock", p.Clock)
 }
 
 // sendTimeout bounds a call of the dead letter queue, which does not end with
@@ -280,8 +284,8 @@ func (d *dlqApplier[T]) parksIn(queue any) bool { return sameQueue(d.queue, queu
 
 func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
 	switch {
-	case d.fault != nil:
-		return d.fault
+	case d.fault != nil || ctx == nil:
+		return d.refuse(ctx)
 	case d.keys != nil:
 		return d.applyKeyed(ctx, record)
 	}
@@ -315,8 +319,8 @@ func (d *dlqApplier[T]) resume(ctx context.Context, record T, exit error) error 
 
 func (d *dlqApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	switch {
-	case d.fault != nil:
-		return d.fault
+	case d.fault != nil || ctx == nil:
+		return d.refuse(ctx)
 	case d.batch == nil:
 		return applyEach(ctx, Applier[T](d), records)
 	case d.keys != nil:

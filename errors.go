@@ -65,6 +65,7 @@ func (c Class) String() string {
 // Everything else is Retryable, a context.Canceled or DeadlineExceeded while ctx
 // lives included: that is the applier's own. So is an error that cannot be looked
 // into, a nil pointer, say, or that holds such a one: what it says is not believed.
+// A nil ctx counts as one that lives.
 //
 // It is safe for concurrent use and never blocks.
 func Classify(ctx context.Context, err error) Class { return classify(ctx, sound(err)) }
@@ -74,7 +75,7 @@ func classify(ctx context.Context, err error) Class {
 	if class := markedClass(ctx, err); class != Retryable {
 		return class
 	}
-	if ctx.Err() != nil {
+	if ctx != nil && ctx.Err() != nil {
 		return NotAttempted
 	}
 	return Retryable
@@ -233,18 +234,60 @@ func (e *ConfigError) Is(err error) bool { return err == ErrConfig }
 // NotAttempted reports true.
 func (e *ConfigError) NotAttempted() bool { return true }
 
-// configErrorOf returns what is wrong with a source or an applier.
+// configErrorOf returns what is wrong with a source, an applier or a queue.
 func configErrorOf(field string, v any) (fault error) {
 	if v == nil {
 		return &ConfigError{Field: field, Problem: "is nil: it is required"}
 	}
-	if r := reflect.ValueOf(v); r.Kind() == reflect.Pointer && r.IsNil() {
+	if reflect.ValueOf(v).Kind() == reflect.Pointer && isNil(v) {
 		return &ConfigError{Field: field, Problem: fmt.Sprintf("is a nil %T", v)}
 	}
 	if c, ok := v.(Validator); ok {
-		guard(&fault, c.Validate)
+		isolate(&fault, c.Validate)
+	}
+	if p, ok := fault.(*PanicError); ok {
+		return &ConfigError{Field: field, Problem: fmt.Sprintf("cannot tell what is wrong with it: Validate of the %T did not return (%v)", v, p)}
+	}
+	if fault == nil && isNil(v) {
+		return &ConfigError{Field: field, Problem: fmt.Sprintf("is a nil %T", v)}
 	}
 	return fault
+}
+
+// isNil reports whether there is a nil pointer, function or channel behind an
+// interface, which is not nil by itself. A nil map or slice can be worked with.
+func isNil(v any) bool {
+	switch r := reflect.ValueOf(v); r.Kind() {
+	case reflect.Pointer, reflect.Func, reflect.Chan:
+		return r.IsNil()
+	}
+	return false
+}
+
+// clockFault reports a clock that is none, though the interface is not nil.
+func clockFault(field string, clock Clock) error {
+	if isNil(clock) {
+		return &ConfigError{field, fmt.Sprintf("is a nil %T: leave it nil for the system's clock", clock)}
+	}
+	return nil
+}
+
+// clockOr returns a clock that can be asked, the system's where there is none.
+func clockOr(clock Clock) Clock {
+	if clock == nil || isNil(clock) {
+		return systemClock{}
+	}
+	return clock
+}
+
+var errNoContext = &ConfigError{"ctx", "is nil: pass context.Background() where there is no other"}
+
+// contextFault reports a context that is none, where there is time to look closely.
+func contextFault(ctx context.Context) error {
+	if ctx == nil || isNil(ctx) {
+		return errNoContext
+	}
+	return nil
 }
 
 // ErrPanic is what every [*PanicError] is, to errors.Is.

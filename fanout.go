@@ -343,8 +343,11 @@ func (f *fanOutApplier[T]) needed() (branches []any) {
 }
 
 func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
-	if f.fault != nil {
+	switch {
+	case f.fault != nil:
 		return f.fault
+	case ctx == nil:
+		return errNoContext
 	}
 	var names []string
 	var skip []bool
@@ -383,8 +386,11 @@ func (f *fanOutApplier[T]) conclude(ctx context.Context, record T, names []strin
 }
 
 func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
-	if f.fault != nil {
+	switch {
+	case f.fault != nil:
 		return f.fault
+	case ctx == nil:
+		return errNoContext
 	}
 	var names []string
 	var skip []bool

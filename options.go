@@ -251,6 +251,10 @@ func WithClock(clock Clock) Option {
 			c.refuse("WithClock", "is nil")
 			return
 		}
+		if isNil(clock) {
+			c.refuse("WithClock", "is a nil %T", clock)
+			return
+		}
 		c.clock = clock
 	}
 }

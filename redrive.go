@@ -20,7 +20,7 @@ const pageSize = 100
 // iteration, the end of ctx included, and is its last pair.
 func Letters[T any](ctx context.Context, queue DLQ[T]) iter.Seq2[DeadLetter[T], error] {
 	return func(yield func(DeadLetter[T], error) bool) {
-		if fault := configErrorOf("queue", queue); fault != nil {
+		if fault := firstFault(contextFault(ctx), configErrorOf("queue", queue)); fault != nil {
 			yield(DeadLetter[T]{}, fault)
 			return
 		}
@@ -154,7 +154,7 @@ func Redrive[T any](ctx context.Context, queue DLQ[T], applier Applier[T], confi
 	if config != nil {
 		r.config = *config
 	}
-	if fault := r.prepare(); fault != nil {
+	if fault := firstFault(contextFault(ctx), r.prepare()); fault != nil {
 		return RedriveResult{}, fault
 	}
 	total, err := r.run(ctx)
@@ -197,7 +197,7 @@ type redrive[T any] struct {
 // prepare sets the defaults, or returns what is wrong.
 func (r *redrive[T]) prepare() error {
 	c := &r.config
-	if fault := firstFault(configErrorOf("queue", r.queue), configErrorOf("applier", r.applier)); fault != nil {
+	if fault := firstFault(configErrorOf("queue", r.queue), configErrorOf("applier", r.applier), clockFault("RedriveConfig.Clock", c.Clock)); fault != nil {
 		return fault
 	}
 	switch {
@@ -209,9 +209,7 @@ func (r *redrive[T]) prepare() error {
 		return errRedriveLoop(nil)
 	}
 	c.BatchSize = or(c.BatchSize, pageSize)
-	if c.Clock == nil {
-		c.Clock = systemClock{}
-	}
+	c.Clock = clockOr(c.Clock)
 	r.batch = asBatch(r.applier)
 	return nil
 }

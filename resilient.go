@@ -58,7 +58,7 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		c.Breaker.FailureThreshold = min(5, attempts)
 	}
 
-	fault := firstFault(configErrorOf("applier", applier), misplaced("applier", resilient, applier), c.validate(attempts))
+	fault := firstFault(configErrorOf("applier", applier), configErrorOf("ResilientConfig.DLQ", c.DLQ), clockFault("ResilientConfig.Clock", c.Clock), misplaced("applier", resilient, applier), c.validate(attempts))
 	sink := applier
 	if timeout := c.Retry.AttemptTimeout; timeout > 0 {
 		fault = firstFault(fault, misplaced("RetryPolicy.AttemptTimeout", timing, applier))

@@ -93,9 +93,7 @@ func (p RetryPolicy) withDefaults() RetryPolicy {
 	p.MaxDelay = or(p.MaxDelay, max(30*time.Second, p.InitialDelay))
 	p.Multiplier = or(p.Multiplier, 2)
 	p.MaxRetryAfter = or(p.MaxRetryAfter, p.MaxDelay)
-	if p.Clock == nil {
-		p.Clock = systemClock{}
-	}
+	p.Clock = clockOr(p.Clock)
 	if p.Random == nil {
 		p.Random = rand.Float64
 	}
@@ -125,10 +123,10 @@ func (p RetryPolicy) validate() error {
 		return &ConfigError{"RetryPolicy.AttemptTimeout", fmt.Sprintf("is %v: want more than 0, or 0 for off", p.AttemptTimeout)}
 	case p.Budget != nil && p.Budget.clock == nil:
 		return &ConfigError{"RetryPolicy.Budget", "is the zero value: make it with NewRetryBudget"}
-	case p.Budget != nil:
+	case p.Budget != nil && p.Budget.fault != nil:
 		return p.Budget.fault
 	}
-	return nil
+	return clockFault("RetryPolicy.Clock", p.Clock)
 }
 
 // Reason is why a record was given up.
@@ -227,7 +225,7 @@ type retryApplier[T any] struct {
 }
 
 func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
-	if r.fault != nil || !r.refuses && ctx.Err() != nil {
+	if r.fault != nil || ctx == nil || !r.refuses && ctx.Err() != nil {
 		return r.refuse(ctx)
 	}
 	if r.metered {
@@ -344,7 +342,7 @@ func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if r.batch == nil {
 		return applyEach(ctx, Applier[T](r), records)
 	}
-	if r.fault != nil || ctx.Err() != nil {
+	if r.fault != nil || ctx == nil || ctx.Err() != nil {
 		return r.refuse(ctx)
 	}
 	entry := r.entry()

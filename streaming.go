@@ -52,11 +52,14 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 // end ([*MarkError]), or when records are left that the source does not take
 // back ([*UnsettledError]).
 func (c *StreamingCoordinator[T]) Start(ctx context.Context) error {
-	if c.control == nil {
-		return &ConfigError{"coordinator", "is the zero value: make it with NewStreamingCoordinator"}
+	if c == nil || c.control == nil {
+		return &ConfigError{"coordinator", "is nil or the zero value: make it with NewStreamingCoordinator"}
 	}
 	if c.fault != nil {
 		return c.fault
+	}
+	if fault := contextFault(ctx); fault != nil {
+		return fault
 	}
 	ctx, err := c.begin(ctx)
 	if err != nil {

@@ -50,10 +50,8 @@ func NewAttemptTimeoutApplier[T any](applier Applier[T], d time.Duration, clock 
 }
 
 func newTimeoutApplier[T any](applier Applier[T], d time.Duration, clock Clock, fault error) Applier[T] {
-	if clock == nil {
-		clock = systemClock{}
-	}
-	return &timeoutApplier[T]{newStage(timing, applier, fault), d, clock}
+	fault = firstFault(fault, clockFault("clock", clock))
+	return &timeoutApplier[T]{newStage(timing, applier, fault), d, clockOr(clock)}
 }
 
 type timeoutApplier[T any] struct {
@@ -63,8 +61,8 @@ type timeoutApplier[T any] struct {
 }
 
 func (a *timeoutApplier[T]) Apply(ctx context.Context, record T) error {
-	if a.fault != nil {
-		return a.fault
+	if a.fault != nil || ctx == nil {
+		return a.refuse(ctx)
 	}
 	child, cancel := withTimeout(ctx, a.clock, a.timeout, ErrAttemptTimeout)
 	defer cancel()
@@ -72,8 +70,8 @@ func (a *timeoutApplier[T]) Apply(ctx context.Context, record T) error {
 }
 
 func (a *timeoutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
-	if a.fault != nil {
-		return a.fault
+	if a.fault != nil || ctx == nil {
+		return a.refuse(ctx)
 	}
 	if a.batch == nil {
 		return applyEach(ctx, Applier[T](a), records)
