@@ -23,9 +23,11 @@ var shapes = []struct {
 	{"a journal", func(s *settings) { s.shape, s.Workers = journal, 4 }},
 	{"a channel", func(s *settings) { s.shape, s.Workers = channel, 4 }},
 	{"two coordinators", func(s *settings) {
-		s.shape, s.Stack, s.Twins, s.Keys, s.Instances, s.Workers = broker, 2, true, 0, 1, 4
+		s.shape, s.Stack, s.Twins, s.Keys, s.Instances, s.Workers = broker, resilient, true, 0, 1, 4
 	}},
-	{"an operator", func(s *settings) { s.Stack, s.Pauses, s.Redriving, s.Workers = 2, 3, true, 4 }},
+	{"an operator", func(s *settings) { s.Stack, s.Pauses, s.Redriving, s.Workers = resilient, 3, true, 4 }},
+	{"an operator at a breaker", func(s *settings) { s.Stack, s.ByHand, s.Hands, s.Workers, s.FanOut = resilient, true, 3, 4, 0 }},
+	{"a queue without a breaker", func(s *settings) { s.Stack, s.Workers = unbroken, 4 }},
 	{"order by key, polling", func(s *settings) { s.shape, s.Workers, s.Keys = leasing, 4, 5 }},
 	{"order by key, streaming", func(s *settings) { s.shape, s.Workers, s.Keys = broker, 4, 5 }},
 	{"order by key, streaming, leases", func(s *settings) { s.shape, s.Workers, s.Keys, s.Renewing, s.Batches = broker, 4, 3, true, false }},
@@ -34,13 +36,13 @@ var shapes = []struct {
 	{"fan-out", func(s *settings) { s.FanOut, s.Workers = 3, 4 }},
 	{"leasing, two instances", func(s *settings) { s.shape, s.Instances, s.Keys, s.Renewing = leasing, 2, 0, true }},
 	{"prefetch", func(s *settings) { s.shape, s.Prefetch, s.Workers = leasing, 2, 4 }},
-	{"breaker, durable queue", func(s *settings) { s.Stack, s.Memory, s.Workers = 2, false, 4 }},
-	{"breaker, queue in memory", func(s *settings) { s.Stack, s.Memory, s.Workers = 2, true, 4 }},
-	{"breaker, fast path", func(s *settings) { s.Stack, s.Workers, s.Yield, s.Batches = 2, 8, false, false }},
+	{"breaker, durable queue", func(s *settings) { s.Stack, s.Memory, s.Workers = resilient, false, 4 }},
+	{"breaker, queue in memory", func(s *settings) { s.Stack, s.Memory, s.Workers = resilient, true, 4 }},
+	{"breaker, fast path", func(s *settings) { s.Stack, s.Workers, s.Yield, s.Batches = resilient, 8, false, false }},
 	{"large batches, fast path", func(s *settings) {
 		s.shape, s.Workers, s.Yield, s.Records, s.Batch, s.Batches, s.Keys = pruning, 4, false, 120, 100, false, 0
 	}},
-	{"attempt timeouts", func(s *settings) { s.Stack, s.Workers, s.FanOut, s.Timeout = 2, 8, 3, s.Timeout+1e8 }},
+	{"attempt timeouts", func(s *settings) { s.Stack, s.Workers, s.FanOut, s.Timeout = resilient, 8, 3, s.Timeout+1e8 }},
 }
 
 // The same seed is the same run: event by event, whatever the number of

@@ -122,6 +122,8 @@ func (m *model) comeFetch(l *life) {
 		m.Fail("D8: process %d fetches after it was told to stop", l.p.number)
 	case l.markFailed && !m.Twins: // whose mark it was nobody knows
 		m.Fail("D7: process %d fetches before it has marked what it applied", l.p.number)
+	case m.FanOut == 0 && !m.streaming() && l.breaker == courier.BreakerForcedOpen && l.changedAt < m.now.Load():
+		m.Fail("D6: process %d fetches while its breaker is forced open", l.p.number)
 	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.changedAt < m.now.Load() && l.p.clock.Now().Before(l.until):
 		m.Fail("D6: process %d fetches while its breaker is open", l.p.number)
 	}
@@ -144,7 +146,7 @@ func (m *model) room() int {
 	if m.Prefetch >= 0 {
 		room = (1 + m.Prefetch) * m.Batch
 	}
-	if m.Stack == 2 {
+	if m.breaks() {
 		room = max(room, 100) // while the breaker is probed
 	}
 	if m.Twins {
@@ -172,7 +174,7 @@ func (m *model) comeQueued(l *life, n int) {
 // comeFirst looks at a record that a worker begins with. Decorators that are given
 // a batch may take it apart by themselves, and a keyed queue is asked in between.
 func (m *model) comeFirst(l *life, n int) {
-	if r := &m.rows[n]; r.lostBy == l.p && !r.twice && !m.Twins && !m.KeyedQueue && (!m.Batches || m.Stack == 0 && m.FanOut == 0) {
+	if r := &m.rows[n]; r.lostBy == l.p && !r.twice && !m.Twins && !m.KeyedQueue && (!m.Batches || m.Stack == plain && m.FanOut == 0) {
 		m.Fail("D5: %s is begun by process %d, which was told that its lease is lost", names[n], l.p.number)
 	}
 }
@@ -184,7 +186,7 @@ func (m *model) comeApply(l *life, c *call, n int) {
 	if l.line != nil {
 		m.comeQueued(l, n)
 	}
-	if m.Stack < 2 || m.Batches || l.breaker == courier.BreakerClosed { // a probe does not count
+	if !m.breaks() || m.Batches || l.breaker == courier.BreakerClosed || l.breaker == courier.BreakerForcedClosed { // a probe does not count
 		r.calls[l.p.instance]++
 	}
 	if r.applied > 0 && !r.marked && r.told[l.p.instance] != l.p && m.lives[0] != l {
@@ -234,11 +236,15 @@ func (m *model) comeBreaker(l *life, c *call) {
 	}
 	switch l.breaker {
 	case courier.BreakerClosed:
-		if m.Stack == 2 && !l.redrives() && l.surely >= m.Threshold {
+		if m.breaks() && !l.redrives() && l.surely >= m.Threshold {
 			m.Fail("B-1: a call behind %d failures in a row, of which %d open the breaker: %s", l.surely, m.Threshold, c.name)
 		}
 	case courier.BreakerOpen:
 		m.Fail("B-1: a call while the breaker is open: %s", c.name)
+	case courier.BreakerForcedOpen:
+		m.Fail("B-18: a call while the breaker is forced open: %s", c.name)
+	case courier.BreakerForcedClosed:
+		m.Sometimes("a call through a breaker that is forced closed")
 	case courier.BreakerHalfOpen:
 		m.Sometimes("half-open")
 		if l.probes++; l.probes > m.Probes {
@@ -448,6 +454,14 @@ func (l *life) breakerChanged(_ context.Context, change courier.BreakerChange) {
 	}
 	if change.From != l.breaker || change.Generation != l.generation+1 {
 		m.Fail("B-3: a breaker that is %s goes from %s, generation %d after %d", l.breaker, change.From, change.Generation, l.generation)
+	}
+	if l.forced != "" {
+		if change.To != l.forced {
+			m.Fail("B-18: a breaker that is to be %s is %s", l.forced, change.To)
+		}
+		l.breaker, l.until, l.generation = change.To, change.Until, change.Generation
+		l.failures, l.surely, l.changedAt, l.probes = 0, 0, m.now.Load(), 0
+		return
 	}
 	switch fmt.Sprintf("%s to %s", change.From, change.To) {
 	case "closed to open", "half-open to open":

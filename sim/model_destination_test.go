@@ -22,7 +22,7 @@ func (x *pipe[T]) destination(l *life) courier.Applier[T] {
 func (d *destination[T]) Apply(ctx context.Context, record T) error {
 	handle(ctx, record)
 	n, attempt := record.number(), courier.AttemptFrom(ctx)
-	if d.m.Stack > 0 && !d.m.Batches && attempt > d.m.Attempts {
+	if d.m.Stack > plain && !d.m.Batches && attempt > d.m.Attempts {
 		d.m.Fail("R-1: %v is attempted for the %dth time, with %d at most", record, attempt, d.m.Attempts)
 	}
 	return d.p.await(ctx, Apply, uint64(n+1), names[n], try{n, attempt}, func(c *call) { c.err = d.apply(n) })

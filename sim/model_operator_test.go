@@ -69,6 +69,44 @@ func (m *model) pause(paused bool) (woke bool) {
 	return woke
 }
 
+// planHands draws when an operator forces the breakers, and how. In the end they are
+// left to themselves.
+func (m *model) planHands() {
+	for i := range m.Hands {
+		u := func(what string) float64 {
+			return uniform(hash(m.seed, forSwarm, digest(what), uint64(i)))
+		}
+		to := []courier.BreakerState{courier.BreakerForcedOpen, courier.BreakerForcedOpen, courier.BreakerForcedClosed, courier.BreakerClosed}[int(u("a hand")*4)]
+		m.later(time.Duration(u("a hand comes")*float64(m.lengths)), func() bool { return m.force(to) })
+	}
+	if m.Hands > 0 {
+		m.later(m.lengths+time.Second, func() bool { return m.force(courier.BreakerClosed) })
+	}
+}
+
+// force has an operator force the breakers of the processes that run now.
+func (m *model) force(to courier.BreakerState) (woke bool) {
+	for _, l := range m.lives {
+		if l.p.ended || l.p.dead || l.switches == nil {
+			continue
+		}
+		if m.tracing {
+			m.note(entry{p: l.p, text: fmt.Sprintf("an operator has the breaker %s", to)})
+		}
+		switch l.forced = to; to {
+		case courier.BreakerForcedOpen:
+			l.switches.ForceOpen()
+		case courier.BreakerForcedClosed:
+			l.switches.ForceClosed()
+		default:
+			l.switches.Auto()
+		}
+		l.forced = ""
+		m.Sometimes("the breaker is " + string(to) + " by an operator")
+	}
+	return false
+}
+
 // redrive is a process of an operator's, who empties the queue now and then. By
 // and by what made records poison is mended.
 func (x *pipe[T]) redrive(ctx context.Context) error {

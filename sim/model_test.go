@@ -28,6 +28,16 @@ const (
 
 var shapeNames = []string{"rereading", "pruning", "limitless", "leasing", "broker", "journal", "channel"}
 
+// stack is the decorators around the destination.
+type stack int
+
+const (
+	plain stack = iota
+	retrying
+	resilient // DLQ(Retry(Breaker))
+	unbroken  // DLQ(Retry)
+)
+
 // settings are what the seed has drawn of the pipeline and its surroundings.
 type settings struct {
 	Source                     string
@@ -41,7 +51,9 @@ type settings struct {
 	Blind                      bool // the source knows nothing of them, and hands out what is free
 	Batches                    bool
 	Beyond                     bool // fetches that lease return more than the limit
-	Stack                      int  // 0 plain, 1 retry, 2 resilient
+	Stack                      stack
+	ByHand                     bool // the resilient stack is put together from its parts
+	Hands                      int  // of an operator on its breaker
 	Attempts, Threshold        int
 	Successes, Probes          int
 	Rate                       float64
@@ -67,6 +79,8 @@ type settings struct {
 }
 
 func (s *settings) streaming() bool { return s.shape >= broker }
+func (s *settings) parks() bool     { return s.Stack >= resilient }
+func (s *settings) breaks() bool    { return s.Stack == resilient }
 
 // draw draws the settings; fixed overrides some of them.
 func draw(w *World, fixed func(s *settings)) settings {
@@ -74,7 +88,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 	s := settings{
 		shape:   []shape{rereading, pruning, limitless, leasing, leasing, broker, broker, journal}[w.Pick("shape", 8)],
 		Records: 1 + w.Pick("records", 60), Batch: 1 + w.Pick("batch", 20), Workers: 1,
-		Prefetch: -1, Batches: maybe("batches", 0.4), Stack: w.Pick("stack", 4), Attempts: 2 + w.Pick("attempts", 5),
+		Prefetch: -1, Batches: maybe("batches", 0.4), Stack: []stack{plain, retrying, resilient, resilient}[w.Pick("stack", 4)], Attempts: 2 + w.Pick("attempts", 5),
 		Successes: 1, Probes: 1, MaxOpenFor: time.Minute,
 		RetryDelay:   []time.Duration{0, 0, 10 * time.Millisecond, time.Second}[w.Pick("retry delay", 4)],
 		ProbeTimeout: []time.Duration{0, 0, time.Second}[w.Pick("probe timeout", 3)],
@@ -85,7 +99,12 @@ func draw(w *World, fixed func(s *settings)) settings {
 		Lease:    []time.Duration{2 * time.Second, 2 * time.Second, 20 * time.Second}[w.Pick("lease", 3)], Instances: 1,
 		form: []form{orders, orders, orders, versions, documents, documents}[w.Pick("form", 6)], Named: maybe("named", 0.3),
 	}
-	s.Stack = min(s.Stack, 2)
+	if s.Stack == retrying && maybe("parking", 0.4) {
+		s.Stack = unbroken
+	}
+	if s.ByHand = maybe("by hand", 0.3); maybe("hands", 0.5) {
+		s.Hands = 1 + w.Pick("how many hands", 3)
+	}
 	if s.shape == journal && maybe("channel", 0.5) {
 		s.shape = channel
 	}
@@ -140,7 +159,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 	for n := range s.Records {
 		u := uniform(hash(w.seed, forSwarm, digest("nature"), uint64(n)))
 		switch {
-		case u < 0.05 && s.Stack == 2:
+		case u < 0.05 && s.parks():
 			s.Poison = append(s.Poison, n)
 		case u < 0.03 && len(s.Stubborn) < s.Batch-1:
 			s.Stubborn = append(s.Stubborn, n)
@@ -160,8 +179,12 @@ func (s *settings) agree() {
 	if s.shape == leasing && s.Keys > 0 {
 		s.Prefetch = -1
 	}
+	s.ByHand = s.ByHand && s.breaks()
+	if !s.ByHand {
+		s.Hands = 0
+	}
 	s.Source, s.Form = shapeNames[s.shape], formNames[s.form]
-	s.Named = s.Named || s.Stack == 2 && s.form != orders // nothing else would tell a suspect from another record
+	s.Named = s.Named || s.breaks() && s.form != orders // nothing else would tell a suspect from another record
 	if s.shape < leasing {
 		s.Failing, s.Renewing, s.Prefetch = false, false, -1
 	}
@@ -187,8 +210,8 @@ func (s *settings) agree() {
 	default:
 		s.Lease = time.Minute
 	}
-	s.KeyedQueue = s.KeyedQueue && s.Keys > 0 && s.Stack == 2 && s.FanOut == 0
-	s.Redriving = s.KeyedQueue || s.Redriving && s.Stack == 2 // keys go on only when the queue is empty
+	s.KeyedQueue = s.KeyedQueue && s.Keys > 0 && s.parks() && s.FanOut == 0
+	s.Redriving = s.KeyedQueue || s.Redriving && s.parks() // keys go on only when the queue is empty
 	if s.Keys > 0 || s.streaming() {
 		s.Stubborn = nil
 	}
@@ -196,7 +219,7 @@ func (s *settings) agree() {
 	// alone with the poison.
 	// With ordered marks, all that is in hand may wait behind poison, and no room
 	// be left for a record that tells it from an outage.
-	if s.Stack != 2 || s.Instances > 1 || s.Twins || s.Ordered && (s.Prefetch == 0 || s.Keys > 0 || s.Batch < s.Records) {
+	if !s.parks() || s.Instances > 1 || s.Twins || s.Ordered && (s.Prefetch == 0 || s.Keys > 0 || s.Batch < s.Records) {
 		s.Poison = nil
 	}
 	// The breaker may have to close again within a minute, see Successes.
@@ -287,6 +310,8 @@ type life struct {
 	line       stream   // the channel
 	sent, done int      // records that went into it, and that came out and are marked
 
+	switches   *courier.Breaker // where an operator can get at it
+	forced     courier.BreakerState
 	breaker    courier.BreakerState
 	until      time.Time
 	generation uint64
@@ -321,6 +346,7 @@ func modelled(fixed func(s *settings)) func(w *World) {
 			w.later(max(w.lengths, at)+time.Second, m.feed)
 		}
 		m.planPauses()
+		m.planHands()
 		for range m.Instances {
 			w.Run(m.live)
 		}
@@ -334,8 +360,11 @@ func modelled(fixed func(s *settings)) func(w *World) {
 // tune fits the faults to the settings.
 func (m *model) tune() {
 	r := &m.rates
-	if m.Workers > 1 && (m.Stack > 0 || m.FanOut > 1) {
+	if m.Workers > 1 && (m.Stack > plain || m.FanOut > 1) || m.Stack == unbroken || m.ByHand {
 		r[Apply][Goexit] = 0 // the error of which does not tell one retry from another
+	}
+	if m.Stack == unbroken || m.ByHand {
+		r[Apply][Panic], r[Batch][Panic] = 0, 0
 	}
 	if m.shape == leasing && m.Draw("fetch lost") < 0.2 {
 		r[Fetch][Lost] = 0.2 * m.Draw("fetch lost rate")
@@ -351,7 +380,7 @@ func (m *model) tune() {
 	failing[Slow], failing[Refused] = 0, 0
 	whole := r[Batch]
 	whole[Slow], whole[Refused] = 0, 0
-	m.healthyOnly = failing == [faults]float64{} && (!m.Batches || whole == [faults]float64{}) && m.Timeout == 0
+	m.healthyOnly = m.breaks() && m.Hands == 0 && failing == [faults]float64{} && (!m.Batches || whole == [faults]float64{}) && m.Timeout == 0
 }
 
 func (m *model) arrive(n int) (woke bool) {
@@ -419,25 +448,37 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	l := m.lives[p.number]
 	applier := x.destination(l)
 	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay, OnRetry: l.retried})
+	queue := courier.DLQ[T](&parkingLot[T]{x.queue, l})
+	if m.Memory {
+		queue = x.queue
+	}
+	policy := courier.DLQPolicy[T]{MaxParkRate: courier.AnyParkRate, OnPark: parkedBy[T](l), Clock: &p.clock}
+	if m.KeyedQueue {
+		policy.Key = x.keyOf
+	}
 	switch m.Stack {
-	case 1:
+	case retrying:
 		applier = courier.NewRetryableApplier(applier, retry)
-	case 2:
+	case unbroken:
+		applier = courier.NewDLQApplierWith(courier.NewRetryableApplier(applier, retry), queue, policy)
+	case resilient:
 		breaker := courier.BreakerPolicy{
-			FailureThreshold: m.Threshold, Successes: m.Successes, Probes: m.Probes, OpenFor: m.OpenFor, MaxOpenFor: m.MaxOpenFor, ProbeTimeout: m.ProbeTimeout, Random: p.random, OnStateChange: l.breakerChanged,
+			FailureThreshold: m.Threshold, Successes: m.Successes, Probes: m.Probes, OpenFor: m.OpenFor, MaxOpenFor: m.MaxOpenFor, ProbeTimeout: m.ProbeTimeout,
+			Clock: &p.clock, Random: p.random, OnStateChange: l.breakerChanged,
 		}
 		if m.Rate > 0 {
 			breaker.FailureRate, breaker.MinCalls = m.Rate, 5
 		}
-		queue := courier.DLQ[T](&parkingLot[T]{x.queue, l})
-		if m.Memory {
-			queue = x.queue
+		if m.ByHand {
+			l.switches = courier.NewBreaker(breaker)
+			if retry.AttemptTimeout = 0; m.Timeout > 0 {
+				applier = courier.NewAttemptTimeoutApplier(applier, m.Timeout, &p.clock)
+			}
+			applier = courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(applier, l.switches), retry)
+			applier = courier.NewDLQApplierWith(applier, queue, policy)
+		} else {
+			applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[T]{Retry: retry, Breaker: breaker, DLQ: queue, Parking: policy})
 		}
-		policy := courier.DLQPolicy[T]{MaxParkRate: courier.AnyParkRate, OnPark: parkedBy[T](l)}
-		if m.KeyedQueue {
-			policy.Key = x.keyOf
-		}
-		applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[T]{Retry: retry, Breaker: breaker, DLQ: queue, Parking: policy, Clock: &p.clock})
 	}
 	if m.FanOut > 0 {
 		second := courier.ProcessFunc(x.count)
