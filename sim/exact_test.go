@@ -26,6 +26,8 @@ var shapes = []struct {
 		s.shape, s.Stack, s.Twins, s.Keys, s.Instances, s.Workers = broker, resilient, true, 0, 1, 4
 	}},
 	{"an operator", func(s *settings) { s.Stack, s.Pauses, s.Redriving, s.Workers = resilient, 3, true, 4 }},
+	{"runs by cron", func(s *settings) { s.shape, s.Workers, s.Cron, s.Fresh = leasing, 4, 15e9, false }},
+	{"runs by cron, processes of their own", func(s *settings) { s.shape, s.Workers, s.Cron, s.Fresh = rereading, 4, 15e9, true }},
 	{"an operator at a breaker", func(s *settings) { s.Stack, s.ByHand, s.Hands, s.Workers, s.FanOut = resilient, true, 3, 4, 0 }},
 	{"a queue without a breaker", func(s *settings) { s.Stack, s.Workers = unbroken, 4 }},
 	{"order by key, polling", func(s *settings) { s.shape, s.Workers, s.Keys = leasing, 4, 5 }},

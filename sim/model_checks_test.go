@@ -122,6 +122,7 @@ func (m *model) comeFetch(l *life) {
 		m.Fail("D8: process %d fetches after it was told to stop", l.p.number)
 	case l.markFailed && !m.Twins: // whose mark it was nobody knows
 		m.Fail("D7: process %d fetches before it has marked what it applied", l.p.number)
+	case m.Cron > 0: // a run asks no breaker before it fetches
 	case m.FanOut == 0 && !m.streaming() && l.breaker == courier.BreakerForcedOpen && l.changedAt < m.now.Load():
 		m.Fail("D6: process %d fetches while its breaker is forced open", l.p.number)
 	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.changedAt < m.now.Load() && l.p.clock.Now().Before(l.until):
@@ -320,9 +321,12 @@ func (m *model) answer(c *call) {
 		}
 		handing := c.data.(*handing)
 		if c.err != nil && c.fault != Partly {
-			handing.all = 0
+			handing.all = nil
 		}
-		l.watcher.returns(c, handing.all, 0)
+		l.watcher.returns(c, len(handing.all), 0)
+		if m.Cron > 0 {
+			l.pass = append(l.pass, handing.all...)
+		}
 		for _, n := range handing.list {
 			switch {
 			case c.err == nil || c.fault == Partly:
@@ -334,7 +338,7 @@ func (m *model) answer(c *call) {
 				l.at = min(l.at, n)
 			}
 		}
-		handing.list, handing.all = handing.list[:0], 0
+		handing.list, handing.all = handing.list[:0], nil
 	case Apply:
 		if t, first := c.data.(try); first {
 			n := t.n

@@ -25,6 +25,10 @@ func (x *pipe[T]) start(ctx context.Context, l *life, coordinate func(*source[T]
 	if x.Twins {
 		l.running = append(l.running, coordinate(&source[T]{life: l, pipe: x, number: 1}))
 	}
+	if x.Cron > 0 {
+		return l.cron(ctx, l.running[0].(runner))
+	}
+	l.runs = 1
 	var runs sync.WaitGroup
 	errs := make([]error, len(l.running))
 	for i, c := range l.running {

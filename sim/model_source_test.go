@@ -21,7 +21,7 @@ type source[T record] struct {
 // handing is the records of a fetch that has not returned.
 type handing struct {
 	list []int
-	all  int // with what is in it twice
+	all  []int // with what is in it twice
 }
 
 // given is records that are given back.
@@ -207,7 +207,7 @@ func (s *source[T]) fetch(c *call, limit int) (records []T) {
 			m.Sometimes("the same record twice")
 		}
 	}
-	s.handing.all = len(records)
+	s.handing.all = numbersOf(records)
 	if m.tracing {
 		c.detail = fmt.Sprintf("(%d) %v", limit, records)
 	}

@@ -66,8 +66,10 @@ type settings struct {
 	KeyedQueue, Redriving      bool
 	Ordered, Failing, Renewing bool
 	Waking, Fixed, Yield       bool
-	Watched                    bool // what the coordinator tells is compared with what it does
-	Pauses                     int  // by an operator
+	Watched                    bool          // what the coordinator tells is compared with what it does
+	Pauses                     int           // by an operator
+	Cron                       time.Duration // between one run and the next; 0 is a coordinator that goes on
+	Fresh                      bool          // each run is another process
 	Instances                  int
 	Twins                      bool // two coordinators share the stack
 	Interval, Flush, Drain     time.Duration
@@ -149,6 +151,9 @@ func draw(w *World, fixed func(s *settings)) settings {
 	if maybe("rated", 0.2) {
 		s.Rate = 0.2 + 0.8*w.Draw("rate")
 	}
+	if maybe("cron", 0.15) {
+		s.Cron, s.Fresh = []time.Duration{time.Second, 15 * time.Second, time.Minute}[w.Pick("every", 3)], maybe("fresh", 0.5)
+	}
 	s.KeyedQueue = maybe("keyed queue", 0.3)
 	s.Watched = maybe("watched", 0.3)
 	s.Redriving = maybe("redriving", 0.3)
@@ -178,6 +183,14 @@ func draw(w *World, fixed func(s *settings)) settings {
 func (s *settings) agree() {
 	if s.shape == leasing && s.Keys > 0 {
 		s.Prefetch = -1
+	}
+	if s.streaming() {
+		s.Cron = 0
+	}
+	if s.Fresh = s.Fresh && s.Cron > 0; s.Cron > 0 {
+		// A run takes a batch, and some runs take nothing.
+		s.Cron = min(s.Cron, 20*time.Minute/time.Duration(5*(s.Records/s.Batch+1)))
+		s.Twins, s.Prefetch, s.Waking, s.Pauses, s.Poison = false, -1, false, 0, nil
 	}
 	s.ByHand = s.ByHand && s.breaks()
 	if !s.ByHand {
@@ -301,6 +314,8 @@ type life struct {
 	halted     atomic.Bool // by a breaker, since the last fetch
 	renewAt    int64       // when the last renewal began
 	fetches    int
+	runs       int   // of its coordinators
+	pass       []int // the records that were fetched, where it runs by and by
 	running    []coordinator
 	paused     bool
 	pausedAt   int64

@@ -192,7 +192,7 @@ func (w *watcher) end(s courier.Stats) {
 			w.fail("watch: process %d: %s: %d and %d", l.p.number, what, a, b)
 		}
 	}
-	if w.stops != 1 || (w.stopErr == nil) != clean {
+	if w.stops != l.runs || m.Cron == 0 && (w.stopErr == nil) != clean {
 		w.fail("watch: process %d tells of its end %d times, with %v; Start returned %v", l.p.number, w.stops, w.stopErr, l.p.err)
 	}
 	same("records fetched, by Stats and by events", s.Fetched, w.told.Fetched)
@@ -209,10 +209,10 @@ func (w *watcher) end(s courier.Stats) {
 	same("records parked, by Stats and by OnPark", s.Parked, w.parked)
 	same("retries, by Stats and by OnRetry", s.Retried, w.retried)
 	same("records in hand at the end", s.InHand, 0)
-	if clean && !m.Ordered {
+	if clean && !m.Ordered && m.Cron == 0 {
 		same("records applied and marked", s.Applied, s.Marked)
 	}
-	if clean && (m.shape == leasing || m.shape == broker) && w.lost == 0 && !m.Renewing {
+	if clean && (m.shape == leasing || m.shape == broker) && w.lost == 0 && !m.Renewing && m.Cron == 0 {
 		same("records fetched, and marked or released", s.Fetched, s.Marked+s.Released)
 	}
 }

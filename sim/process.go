@@ -65,6 +65,12 @@ func (w *World) start(instance int, run func(ctx context.Context) error) {
 	}()
 }
 
+// again is the error of a process that has ended as it should, and that begins anew
+// after a while.
+type again time.Duration
+
+func (a again) Error() string { return fmt.Sprintf("once more in %v", time.Duration(a)) }
+
 type returned struct {
 	p   *Process
 	err error
@@ -127,6 +133,10 @@ func (p *Process) die() {
 // end takes in that the function of a process has returned.
 func (p *Process) end(err error) {
 	w := p.w
+	after, asIntended := err.(again)
+	if asIntended {
+		p.down, err = time.Duration(after), nil
+	}
 	p.ended, p.err = true, err
 	p.cancel()
 	w.living--
@@ -137,6 +147,7 @@ func (p *Process) end(err error) {
 	}
 	switch {
 	case p.dead:
+	case asIntended:
 	case !p.stopping:
 		w.Fail("process %d has ended by itself: %v", p.number, err)
 	case w.options.StopWithin > 0 && w.now.Load()-p.stoppedAt > int64(w.options.StopWithin):

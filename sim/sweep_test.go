@@ -19,7 +19,9 @@ var swept = Options{Episodes: 600, Within: time.Hour, StopWithin: 40 * time.Seco
 	"parked", "parked behind its key", "a mark failed", "renewed", "stale lease", "a lease ran out", "two at once",
 	"an attempt timed out", "skipped", "permanent", "a panic", "a batch failed as one", "a batch failed in part",
 	"a record comes again after a crash", "given back", "reported as failed", "paused by an operator", "redriven",
-	"redriven in vain", "the same record twice", "records and an error", "beyond the limit",
+	"redriven in vain", "the same record twice", "records and an error", "beyond the limit", "a run returned an error",
+	"the breaker is forced open by an operator", "the breaker is forced closed by an operator", "the breaker is closed by an operator",
+	"a call through a breaker that is forced closed", "resumed",
 }}
 
 // TestChaos runs episodes of faults against the delivery contract: the real

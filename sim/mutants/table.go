@@ -148,6 +148,12 @@ var mutants = []mutant{
 	{"a stream has more in hand than it may", "stream.go",
 		"want := min(s.limit-s.inHand, s.config.batchSize)", "want := s.config.batchSize"},
 
+	// Runs of one pass.
+	{"a run tells of a record by its place in a part of the fetch", "poll_settle.go",
+		"			p.failed.Add(p.taken+i, err)\n", "			p.failed.Add(i, err)\n"},
+	{"a run does not tell of records that are not marked", "poll_settle.go",
+		"return errors.Join(fetchErr, p.failed.ErrorOrNil(), p.unmarked, stopped)", "return errors.Join(fetchErr, p.failed.ErrorOrNil(), stopped)"},
+
 	// What is told.
 	{"a fetch tells that it took no time", "poll.go",
 		"		event.Took = p.watch.clock.Now().Sub(p.began)\n", "		event.Took = 0\n"},
