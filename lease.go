@@ -288,7 +288,7 @@ func (s *stream[T]) renew() {
 	}
 	s.unpack()
 	var items []item[T]
-	for _, list := range append(s.inLanes(), s.queue, s.held) {
+	for _, list := range append(s.inLanes(), s.queue, s.held.items) {
 		items = append(items, list...)
 	}
 	for _, sh := range s.out {
@@ -307,8 +307,8 @@ func (s *stream[T]) renew() {
 	if s.job != nil && s.job.kind == markJob {
 		records = append(records, s.job.records...)
 	}
-	for _, r := range s.back {
-		records = append(records, r.record)
+	for _, group := range s.back.groups {
+		records = append(records, group.records...)
 	}
 	for _, f := range s.faulty {
 		records = append(records, f.Record)
@@ -342,26 +342,30 @@ func (s *stream[T]) finishRenewal(err error) {
 			}
 		}
 	}
-	keep := func(items []item[T]) []item[T] {
-		return slices.DeleteFunc(items, func(it item[T]) bool {
-			if lost[it.number] {
-				s.drop(&it)
-				found++
-			}
-			return lost[it.number]
-		})
+	ours := func(it item[T]) bool {
+		if lost[it.number] {
+			s.drop(&it)
+			found++
+		}
+		return !lost[it.number]
 	}
 	s.unpack()
-	s.queue = keep(s.queue)
+	s.queue = slices.DeleteFunc(s.queue, func(it item[T]) bool { return !ours(it) })
 	for _, l := range s.lanes {
-		l.waiting = keep(l.waiting)
+		l.waiting.keep(ours)
 	}
-	for _, it := range s.held {
-		if s.lanes != nil && lost[it.number] {
+	s.held.keep(func(it item[T]) bool {
+		if !lost[it.number] {
+			return true
+		}
+		if s.lanes != nil {
 			s.lanes[it.key].held--
 		}
-	}
-	s.held = keep(s.held)
+		if it.past.tries.tries < lastTries {
+			s.young--
+		}
+		return ours(it)
+	})
 	for key := range s.lanes {
 		s.openLane(key)
 	}

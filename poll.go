@@ -82,9 +82,9 @@ type poller[T any] struct {
 	known   []recordKey // of the records, where that matters; else nil
 	faulty  []FailedRecord[T]
 	release []pending[T]
-	behind  []pending[T]  // likewise, but for as long as another of their key
-	back    []returned[T] // failed records to be released, for as long as each asks at least
-	kept    []pending[T]  // in hand for the next pass
+	behind  []pending[T] // likewise, but for as long as another of their key
+	back    backlog[T]   // failed records to be released, for as long as each asks at least
+	kept    []pending[T] // in hand for the next pass
 
 	// From pass to pass.
 	gate                          keyGate

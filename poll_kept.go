@@ -65,11 +65,7 @@ func (p *poller[T]) keep() {
 	keys, _ := p.keysOf(nil, recordsOf(left))
 	gone := make(map[string]bool)
 	if keys != nil {
-		failed := make([]T, len(p.back))
-		for i, r := range p.back {
-			failed[i] = r.record
-		}
-		theirs, _ := p.keysOf(nil, failed)
+		theirs, _ := p.keysOf(nil, p.back.records())
 		for _, key := range theirs {
 			gone[key] = true
 		}

@@ -36,7 +36,7 @@ func (p *poller[T]) settle() {
 			switch state := b.ledger.State(i); {
 			case state == ledger.Failed && p.failer == nil:
 				failed, errs = append(failed, record), append(errs, b.ledger.Err(i))
-				p.back = append(p.back, returned[T]{record, afterOf(b.ledger.Err(i), maxAfter)})
+				p.back.add(record, afterOf(b.ledger.Err(i), maxAfter))
 			case state != ledger.Pending:
 			case b.isLost(i): // it is not ours to give back
 				p.watch.count.inHand.Add(-1)
@@ -214,8 +214,8 @@ func (p *poller[T]) giveBack() {
 		p.keep()
 	}
 	if p.releaser == nil {
-		p.watch.count.inHand.Add(-int64(len(p.release) + len(p.behind) + len(p.back)))
-		p.release, p.behind, p.back = nil, nil, nil
+		p.watch.count.inHand.Add(-int64(len(p.release) + len(p.behind) + len(p.back.records())))
+		p.release, p.behind, p.back = nil, nil, backlog[T]{}
 	}
 	now := p.config.clock.Now()
 	pace, after := p.config.interval, p.config.interval
@@ -232,9 +232,9 @@ func (p *poller[T]) giveBack() {
 	}
 	records := recordsOf(p.release)
 	p.release = nil
-	if len(records) == 0 && len(p.back) > 0 {
-		records, after, p.back = sameAfter(p.back)
-		after = max(after, pace)
+	if len(records) == 0 && len(p.back.groups) > 0 {
+		group := p.back.take()
+		records, after = group.records, max(group.after, pace)
 	}
 	if len(records) == 0 {
 		if p.keyOf != nil && p.releaser != nil { // else all comes with the next fetch, and in order

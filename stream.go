@@ -40,14 +40,17 @@ type stream[T any] struct {
 	limit  int                 // of the records in hand
 	inHand int                 // records fetched and neither marked nor given back
 	queue  []item[T]           // to be applied, in this order
+	again  pile[T]             // to be applied in between, by their numbers; only where there are lanes
 	fresh  []fresh[T]          // to be applied after those, as they were fetched
 	unread int                 // how many records these are
-	held   []item[T]           // failed, to be tried again when due
+	held   pile[T]             // failed, to be tried again when due
+	failed uint64              // how often a record was held
+	young  int                 // the held ones that are worth waiting for at the end of the stream
 	lanes  map[string]*lane[T] // of the keys that something is under way for; nil without an order
 	out    []*share[T]         // with the workers, in the order they were handed out
 	spare  []*share[T]
 	line   line[T]           // of the marks
-	back   []returned[T]     // to be released
+	back   backlog[T]        // to be released
 	faulty []FailedRecord[T] // to be reported
 	leased []uint64          // the records that are being renewed
 	number uint64            // of the next record
@@ -83,12 +86,6 @@ type item[T any] struct {
 	past   *past
 }
 
-// returned is a record that is to be released.
-type returned[T any] struct {
-	record T
-	after  time.Duration
-}
-
 // past is what happened to a record before.
 type past struct {
 	unkeyed error     // why its order key is not known
@@ -98,7 +95,8 @@ type past struct {
 	probes  int       // in vain
 	tries   trouble   // deliveries that failed
 	due     time.Time // of the next one
-	err     error     // of the last one
+	turn    uint64    // of the last one, among all that failed
+	err     error     // of it
 }
 
 func (it *item[T]) history() *past {
@@ -147,6 +145,9 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 		leases:  make(chan []T, 1),
 		renewed: make(chan error, 1),
 		line:    line[T]{ordered: c.config.orderedMarks, batch: c.config.batchSize},
+		again:   pile[T]{before: fetchedBefore[T]},
+		held:    pile[T]{before: dueBefore[T]},
+		back:    backlog[T]{at: make(map[time.Duration]int)},
 	}
 	s.life.applying.Store(true) // the director says when that has ended
 	if s.keyOf != nil {
@@ -192,7 +193,7 @@ func (s *stream[T]) run() error {
 
 	var unsettled error
 	s.unpack()
-	left := append(s.queue, s.held...)
+	left := append(s.queue, s.held.items...)
 	for _, l := range s.inLanes() {
 		left = append(left, l...)
 	}
@@ -312,7 +313,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.wakeHeld(now, true) // nothing of it will be tried again
 		s.giveBackAll()
 	}
-	if (s.stopping || s.eof) && !s.asking && s.releaser != nil && len(s.out)+s.queued()+len(s.held) == 0 {
+	if (s.stopping || s.eof) && !s.asking && s.releaser != nil && len(s.out)+s.queued()+len(s.held.items) == 0 {
 		s.giveBackWaiting()
 	}
 	if s.stopping && !s.asking && len(s.out) == 0 && (over || s.queued() == 0) {
@@ -329,7 +330,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
 		s.ask()
 	}
-	if s.asking || len(s.out) > 0 || s.job != nil || s.line.ready() > 0 || len(s.back)+len(s.faulty) > 0 {
+	if s.asking || len(s.out) > 0 || s.job != nil || s.line.ready() > 0 || len(s.back.groups)+len(s.faulty) > 0 {
 		return false
 	}
 	return over || (s.stopping || s.eof && !s.retrying()) && s.queued() == 0
@@ -367,7 +368,7 @@ func (s *stream[T]) ask() {
 	if want > 0 {
 		s.asking = true
 		s.wanted <- request{s.intake, want}
-	} else if !s.probing && s.idle() && s.line.ready() == 0 && s.job == nil && len(s.back)+len(s.faulty) == 0 {
+	} else if !s.probing && s.idle() && s.line.ready() == 0 && s.job == nil && len(s.back.groups)+len(s.faulty) == 0 {
 		if !s.full { // until half of them are settled: not to tell of every single one
 			s.full = true
 			s.watch.paused(s.life.settle, PauseEvent{Err: ErrFullHand}, false)
@@ -390,24 +391,20 @@ func (s *stream[T]) hopeless() bool {
 	if s.unread > 0 {
 		return false
 	}
+	s.unpack()
+	behind := make(map[string]bool) // keys that are met
 	for _, it := range s.queue {
-		if (it.past == nil || it.past.probes < lastProbes) && !s.behindAnother(it) {
+		if (it.past == nil || it.past.probes < lastProbes) && !behind[it.key] {
 			return false
 		}
+		behind[it.key] = s.lanes != nil
 	}
 	return len(s.queue) > 0 && !s.retrying()
 }
 
 // retrying reports whether a held record is worth waiting for at the end of
 // the stream.
-func (s *stream[T]) retrying() bool {
-	for _, it := range s.held {
-		if it.past.tries.tries < lastTries {
-			return true
-		}
-	}
-	return false
-}
+func (s *stream[T]) retrying() bool { return s.young > 0 }
 
 // next is the earliest time at which act has something to do that no event
 // announces, zero if there is none.
@@ -425,8 +422,8 @@ func (s *stream[T]) next(now time.Time) time.Time {
 	}
 	if !s.stopping {
 		consider(s.fetchAt)
-		for _, it := range s.held {
-			consider(it.past.due)
+		if len(s.held.items) > 0 {
+			consider(s.held.items[0].past.due)
 		}
 	}
 	if s.line.ready() > 0 && s.job == nil {

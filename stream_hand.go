@@ -59,9 +59,9 @@ type fresh[T any] struct {
 
 // lane is a key that records are under way for, or behind.
 type lane[T any] struct {
-	out     int       // records with a worker
-	held    int       // failed, and not due yet
-	waiting []item[T] // behind those, in the order fetched
+	out     int     // records with a worker
+	held    int     // failed, and not due yet
+	waiting pile[T] // behind those
 }
 
 // lookEvery is how long a worker may be at one record before the ones behind it
@@ -108,11 +108,12 @@ func (s *stream[T]) handOut(now time.Time) {
 }
 
 // queued is how many records wait for a worker.
-func (s *stream[T]) queued() int { return len(s.queue) + s.unread }
+func (s *stream[T]) queued() int { return len(s.queue) + len(s.again.items) + s.unread }
 
-// unpack puts the records that are as they were fetched into the queue, for what
-// has to look at each.
+// unpack puts the records that are as they were fetched into the queue, and those
+// that are to go in between, for what has to look at each.
 func (s *stream[T]) unpack() {
+	s.putBetween()
 	for _, f := range s.fresh {
 		for i, record := range f.records {
 			s.queue = append(s.queue, item[T]{record: record, number: f.first + uint64(i)})
@@ -121,15 +122,29 @@ func (s *stream[T]) unpack() {
 	s.fresh, s.unread = nil, 0
 }
 
+// putBetween puts the records that are to be applied again in their place in the
+// queue.
+func (s *stream[T]) putBetween() {
+	if len(s.again.items) > 0 {
+		s.queue = append(s.queue, s.again.items...)
+		byNumber(s.queue)
+		s.again.items = nil
+	}
+}
+
 // draw takes up to n records from the queue whose keys nobody is busy with. The
 // others go and wait in their lanes.
 func (s *stream[T]) draw(n int) (items []item[T]) {
 	mine := make(map[string]bool)
-	for len(s.queue) > 0 && len(items) < n {
-		it := s.queue[0]
-		s.queue = s.queue[1:]
+	for len(s.queue)+len(s.again.items) > 0 && len(items) < n {
+		var it item[T]
+		if len(s.queue) == 0 || len(s.again.items) > 0 && fetchedBefore(&s.again.items[0], &s.queue[0]) {
+			it = s.again.pop()
+		} else {
+			it, s.queue = s.queue[0], s.queue[1:]
+		}
 		if l := s.lanes[it.key]; l != nil && !mine[it.key] && (l.out > 0 || l.held > 0) {
-			l.waiting = inOrder(l.waiting, []item[T]{it})
+			l.waiting.push(it)
 			continue
 		}
 		mine[it.key] = true
@@ -138,20 +153,63 @@ func (s *stream[T]) draw(n int) (items []item[T]) {
 	return items
 }
 
-// inOrder merges two lists of records that are in the order fetched each.
-func inOrder[T any](a, b []item[T]) []item[T] {
-	if len(a) == 0 || len(b) == 0 || a[len(a)-1].number < b[0].number {
-		return append(a, b...)
+// pile is records of which the first is known, by some order: a binary heap. What
+// comes in order, as most does, costs no more than to append it.
+type pile[T any] struct {
+	items  []item[T]
+	before func(a, b *item[T]) bool
+}
+
+func (p *pile[T]) push(it item[T]) {
+	p.items = append(p.items, it)
+	for i := len(p.items) - 1; i > 0; {
+		parent := (i - 1) / 2
+		if !p.before(&p.items[i], &p.items[parent]) {
+			return
+		}
+		p.items[i], p.items[parent] = p.items[parent], p.items[i]
+		i = parent
 	}
-	merged := make([]item[T], 0, len(a)+len(b))
-	for len(a) > 0 && len(b) > 0 {
-		if a[0].number < b[0].number {
-			merged, a = append(merged, a[0]), a[1:]
-		} else {
-			merged, b = append(merged, b[0]), b[1:]
+}
+
+func (p *pile[T]) pop() item[T] {
+	first, last := p.items[0], len(p.items)-1
+	p.items[0] = p.items[last]
+	p.items[last] = item[T]{}
+	p.items = p.items[:last]
+	for i, child := 0, 1; child < last; child = 2*i + 1 {
+		if child+1 < last && p.before(&p.items[child+1], &p.items[child]) {
+			child++
+		}
+		if !p.before(&p.items[child], &p.items[i]) {
+			break
+		}
+		p.items[i], p.items[child] = p.items[child], p.items[i]
+		i = child
+	}
+	return first
+}
+
+// keep removes the others.
+func (p *pile[T]) keep(those func(it item[T]) bool) {
+	items := p.items
+	p.items = nil
+	for _, it := range items {
+		if those(it) {
+			p.push(it)
 		}
 	}
-	return append(append(merged, a...), b...)
+}
+
+// fetchedBefore is by number, dueBefore by time and, for those due together, by
+// when they failed.
+func fetchedBefore[T any](a, b *item[T]) bool { return a.number < b.number }
+
+func dueBefore[T any](a, b *item[T]) bool {
+	if c := a.past.due.Compare(b.past.due); c != 0 {
+		return c < 0
+	}
+	return a.past.turn < b.past.turn
 }
 
 // requeue puts records back into the queue that were not begun: in order where
@@ -160,7 +218,9 @@ func (s *stream[T]) requeue(items []item[T]) {
 	switch {
 	case len(items) == 0:
 	case s.lanes != nil:
-		s.queue = inOrder(items, s.queue)
+		for _, it := range items {
+			s.again.push(it)
+		}
 	default:
 		s.queue = append(items, s.queue...)
 	}
@@ -170,7 +230,7 @@ func (s *stream[T]) requeue(items []item[T]) {
 func (s *stream[T]) lane(key string) *lane[T] {
 	l := s.lanes[key]
 	if l == nil {
-		l = new(lane[T])
+		l = &lane[T]{waiting: pile[T]{before: s.again.before}}
 		s.lanes[key] = l
 	}
 	return l
@@ -189,31 +249,23 @@ func (s *stream[T]) leaveLane(key string) {
 func (s *stream[T]) openLane(key string) {
 	if l := s.lanes[key]; l != nil && l.out == 0 && l.held == 0 {
 		delete(s.lanes, key)
-		s.requeue(l.waiting)
+		s.requeue(l.waiting.items)
 	}
 }
 
 // inLanes returns the records that wait behind others of their key.
 func (s *stream[T]) inLanes() (waiting [][]item[T]) {
 	for _, l := range s.lanes {
-		waiting = append(waiting, l.waiting)
+		waiting = append(waiting, l.waiting.items)
 	}
 	return waiting
-}
-
-// behindAnother reports whether a record has to wait for one of its key that is
-// before it in the queue.
-func (s *stream[T]) behindAnother(it item[T]) bool {
-	if s.lanes == nil {
-		return false
-	}
-	return slices.ContainsFunc(s.queue, func(other item[T]) bool { return other.key == it.key && other.number < it.number })
 }
 
 // probeOf picks the record to probe a breaker with: the first that is no suspect
 // and behind no other of its key, else the suspect that was the probe the least
 // often. It is -1 when there is none.
 func (s *stream[T]) probeOf() (pick int) {
+	s.putBetween()
 	pick = -1
 	var met map[string]bool
 	if s.lanes != nil {

@@ -86,10 +86,11 @@ func (l *line[T]) ready() int { return len(l.settled) }
 // take returns the first records that may be marked, for one call.
 func (l *line[T]) take() (records []T) {
 	n := min(len(l.settled), l.batch)
-	records = l.settled[:n:n]
-	if l.settled = l.settled[n:]; len(l.settled) == 0 {
-		l.settled = nil
+	if n == len(l.settled) { // with all its memory, for reuse
+		records, l.settled = l.settled, nil
+		return records
 	}
+	records, l.settled = l.settled[:n:n], l.settled[n:]
 	return records
 }
 
@@ -223,7 +224,7 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 		s.lanes[it.key].held++
 		fallthrough
 	default:
-		s.held = append(s.held, it)
+		s.hold(it)
 	}
 	switch {
 	case !refused:
@@ -248,62 +249,99 @@ func (s *stream[T]) givesBack() bool {
 	return s.releaser != nil && s.lanes == nil && !s.line.ordered
 }
 
+// hold keeps a failed record until it is due.
+func (s *stream[T]) hold(it item[T]) {
+	s.failed++
+	it.past.turn = s.failed
+	if it.past.tries.tries < lastTries {
+		s.young++
+	}
+	s.held.push(it)
+}
+
+// letGo takes the held records that are due, or all, in the order they failed.
+func (s *stream[T]) letGo(now time.Time, all bool) (items []item[T]) {
+	for len(s.held.items) > 0 && (all || !now.Before(s.held.items[0].past.due)) {
+		it := s.held.pop()
+		if it.past.tries.tries < lastTries {
+			s.young--
+		}
+		items = append(items, it)
+	}
+	slices.SortFunc(items, func(a, b item[T]) int { return cmp.Compare(a.past.turn, b.past.turn) })
+	return items
+}
+
 // wakeHeld moves failed records on: back to a source that takes them, else into
 // the queue when they are due.
 func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
-	kept := s.held[:0]
-	for _, it := range s.held {
+	if closing && s.releaser == nil {
+		return
+	}
+	for _, it := range s.letGo(now, closing || s.givesBack()) {
 		switch {
-		case s.releaser != nil && closing:
+		case closing:
 			s.giveBack(it, 0)
-			continue
 		case s.givesBack() && s.failer != nil && !it.past.refused:
 			s.faulty = append(s.faulty, FailedRecord[T]{it.record, it.past.err, afterOf(it.past.err, maxAfter)})
-			continue
 		case s.givesBack():
 			s.giveBack(it, it.past.due.Sub(now))
-			continue
-		case closing || now.Before(it.past.due):
-			kept = append(kept, it)
-			continue
-		}
-		if s.lanes == nil {
+		case s.lanes == nil:
 			s.queue = append(s.queue, it)
-			continue
-		}
-		s.requeue([]item[T]{it})
-		s.lanes[it.key].held--
-		s.openLane(it.key)
-	}
-	clear(s.held[len(kept):])
-	s.held = kept
-}
-
-func (s *stream[T]) giveBack(it item[T], after time.Duration) {
-	s.back = append(s.back, returned[T]{it.record, max(0, after)})
-}
-
-// nextBack returns the records that are to be released for as long as the first.
-func (s *stream[T]) nextBack() (records []T, after time.Duration) {
-	records, after, s.back = sameAfter(s.back)
-	return records, after
-}
-
-// sameAfter takes the records of a list that are to be released for as long as the
-// first.
-func sameAfter[T any](list []returned[T]) (records []T, after time.Duration, rest []returned[T]) {
-	after = list[0].after
-	rest = list[:0]
-	for _, r := range list {
-		if r.after == after {
-			records = append(records, r.record)
-		} else {
-			rest = append(rest, r)
+		default:
+			s.again.push(it)
+			s.lanes[it.key].held--
+			s.openLane(it.key)
 		}
 	}
-	clear(list[len(rest):])
-	return records, after, rest
 }
+
+// backlog is records that are to be released, those together that are to be
+// released for as long.
+type backlog[T any] struct {
+	groups []returned[T]
+	at     map[time.Duration]int // the groups by their time, counted from the first there ever was
+	taken  int                   // groups
+}
+
+type returned[T any] struct {
+	records []T
+	after   time.Duration
+}
+
+func (b *backlog[T]) add(record T, after time.Duration) {
+	i, ok := b.at[after]
+	if !ok {
+		if b.at == nil {
+			b.at = make(map[time.Duration]int)
+		}
+		i = b.taken + len(b.groups)
+		b.at[after] = i
+		b.groups = append(b.groups, returned[T]{after: after})
+	}
+	group := &b.groups[i-b.taken]
+	group.records = append(group.records, record)
+}
+
+// records returns all records, group by group.
+func (b *backlog[T]) records() (all []T) {
+	for _, group := range b.groups {
+		all = append(all, group.records...)
+	}
+	return all
+}
+
+// take returns the first group.
+func (b *backlog[T]) take() returned[T] {
+	first := b.groups[0]
+	b.groups[0] = returned[T]{}
+	b.groups = b.groups[1:]
+	b.taken++
+	delete(b.at, first.after)
+	return first
+}
+
+func (s *stream[T]) giveBack(it item[T], after time.Duration) { s.back.add(it.record, max(0, after)) }
 
 // giveBackAll gives back what is not with a worker.
 func (s *stream[T]) giveBackAll() {
@@ -318,7 +356,7 @@ func (s *stream[T]) giveBackAll() {
 	}
 	s.queue = nil
 	for _, l := range s.lanes {
-		l.waiting = nil
+		l.waiting.items = nil
 	}
 }
 
@@ -326,7 +364,7 @@ func (s *stream[T]) giveBackAll() {
 // before it was given back: a mark could tell the source that it is past that.
 func (s *stream[T]) giveBackWaiting() {
 	for _, record := range s.line.waiting() {
-		s.back = append(s.back, returned[T]{record: record})
+		s.back.add(record, 0)
 	}
 	s.line.slots = nil
 }
@@ -376,9 +414,9 @@ func (s *stream[T]) settle(now time.Time, hurry bool) {
 		switch {
 		case s.turn == markJob && n > 0 && due && (dead || !now.Before(s.markAt)):
 			s.start(job[T]{kind: markJob, records: s.line.take()})
-		case s.turn == releaseJob && len(s.back) > 0:
-			records, after := s.nextBack()
-			s.start(job[T]{kind: releaseJob, records: records, after: after})
+		case s.turn == releaseJob && len(s.back.groups) > 0:
+			back := s.back.take()
+			s.start(job[T]{kind: releaseJob, records: back.records, after: back.after})
 		case s.turn == failJob && len(s.faulty) > 0:
 			s.start(job[T]{kind: failJob, failed: s.faulty})
 			s.faulty = nil
