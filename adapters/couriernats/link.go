@@ -16,9 +16,9 @@ import (
 
 // ErrClosed is what Apply and ApplyBatch return once nothing can be published any
 // more: the program has closed or drained the connection, or closed the sink. It is
-// a [*courier.ConfigError] too, so that the coordinator ends its run with it. The
-// records stay pending. Where the client closed the connection, the sink connects
-// again instead, see [WithConnect].
+// a [*courier.ConfigError] too. The records stay pending, the coordinator backs off,
+// and its Ready returns the error. Where the client closed the connection, the sink
+// connects again instead, see [WithConnect].
 var ErrClosed = errors.New("couriernats: nothing can be published any more")
 
 var (

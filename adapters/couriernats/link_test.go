@@ -154,7 +154,8 @@ func TestClientClosesItsConnection(t *testing.T) {
 	}
 }
 
-// What the program closes stays closed, and ends the run that needs it.
+// What the program closes stays closed, and Ready of the coordinator that needs it
+// tells so.
 func TestProgramClosesTheConnection(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(*broker, *couriernats.Sink[order]){
@@ -184,12 +185,9 @@ func TestProgramClosesTheConnection(t *testing.T) {
 			go func() { ended <- coordinator.Start(t.Context()) }()
 			end(b, sink)
 			close(fetched)
-			select {
-			case err := <-ended:
-				require.ErrorIs(t, err, couriernats.ErrClosed)
-			case <-time.After(10 * time.Second):
-				t.Fatal("the run goes on")
-			}
+			require.Eventually(t, func() bool { return errors.Is(coordinator.Ready(), couriernats.ErrClosed) }, 10*time.Second, time.Millisecond)
+			require.NoError(t, coordinator.Stop(t.Context()))
+			require.NoError(t, <-ended)
 			n, err := dlq.Count(t.Context())
 			require.NoError(t, err)
 			require.Zero(t, n)

@@ -127,8 +127,7 @@ func WithReservedSubjects(prefixes ...string) Option {
 // The sink calls connect from the goroutine that applies, one call at a time, with
 // a context that also ends after the ack timeout. The connection that it returns is
 // the sink's, see [Sink.Close]. Its error fails the call of Apply or ApplyBatch,
-// and the next call tries again; a [*courier.ConfigError] ends the run of the
-// coordinator.
+// and the next call tries again.
 func WithConnect(connect func(ctx context.Context) (*nats.Conn, error)) Option {
 	return func(c *config) {
 		if connect == nil {

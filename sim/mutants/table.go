@@ -126,7 +126,7 @@ var mutants = []mutant{
 	{"a lease that is lost is applied", "engine.go",
 		"	case b.isLost(i):\n		return errLeaseLost\n	case b.keys == nil:", "	case b.keys == nil:"},
 	{"a key stays shut whose failed record has lost its lease", "lease.go",
-		"		if s.lanes != nil && lost[it.number] {\n", "		if false {\n"},
+		"		if s.lanes != nil {\n			s.lanes[it.key].held--\n		}\n		if it.past", "		if it.past"},
 	{"a lost lease is looked up by its place in a part of the fetch", "lease.go",
 		"		if l.fetch.lost[l.base+i] {\n", "		if l.fetch.lost[i] {\n"},
 	{"nothing is renewed", "lease.go",
@@ -150,9 +150,9 @@ var mutants = []mutant{
 
 	// Runs of one pass.
 	{"a run tells of a record by its place in a part of the fetch", "poll_settle.go",
-		"			p.failed.Add(p.taken+i, err)\n", "			p.failed.Add(i, err)\n"},
+		"			p.failed[p.index(i)] = err\n", "			p.failed[i] = err\n"},
 	{"a run does not tell of records that are not marked", "poll_settle.go",
-		"return errors.Join(fetchErr, p.failed.ErrorOrNil(), p.unmarked, stopped)", "return errors.Join(fetchErr, p.failed.ErrorOrNil(), stopped)"},
+		"return errors.Join(fetchErr, failed.ErrorOrNil(), p.unmarked, stopped)", "return errors.Join(fetchErr, failed.ErrorOrNil(), stopped)"},
 
 	// What is told.
 	{"a fetch tells that it took no time", "poll.go",
