@@ -159,16 +159,34 @@ func (c *call) fail(text string) error {
 	return c.fault.injected(c.id, fmt.Sprintf("%s of %s #%d: %s", c.kind, c.name, c.n, text))
 }
 
+// thrown is what a call panics with: its error, as it is, with a class or a delay
+// around it, or lost behind a nil pointer. All are one to the record.
+func (c *call) thrown() any {
+	switch (c.id + uint64(c.n)) % 6 {
+	case 0:
+		return courier.Skip(c.err)
+	case 1:
+		return courier.Permanent(c.err)
+	case 2:
+		return courier.RetryAfter(c.err, time.Hour)
+	case 3:
+		return &refusal{c.err}
+	case 4:
+		return (*callError)(nil)
+	}
+	return c.err
+}
+
 // await is do for a call that has nothing to return but an error, and may end
 // otherwise than by returning.
 func (p *Process) await(ctx context.Context, kind Kind, id uint64, name string, data any, effect func(*call)) error {
 	c := p.do(ctx, kind, id, name, data, effect)
-	fault, err := c.fault, c.err
+	fault, err, value := c.fault, c.err, c.thrown()
 	p.done(c)
 	switch {
 	case err == nil:
 	case fault == Panic:
-		panic(err)
+		panic(value)
 	case fault == Goexit:
 		runtime.Goexit()
 	}

@@ -36,7 +36,8 @@ func (l *life) apply(n int) error {
 	m, r := l.m, &l.m.rows[n]
 	switch {
 	case m.poison[n] && !m.mended(), m.stubborn[n]:
-		return &callError{uint64(n + 1), names[n] + " is poison", ErrInjected}
+		err := &callError{uint64(n + 1), names[n] + " is poison", ErrInjected}
+		return []error{err, errors.Join(courier.Skip(err), err)}[n%2] // nothing was to be done for a part of it
 	case m.skipped[n]:
 		m.Sometimes("skipped")
 		return courier.Skip(&callError{uint64(n + 1), names[n] + " is to be skipped", ErrInjected})

@@ -45,6 +45,12 @@ var mutants = []mutant{
 		"	h.enter(ctx, i, afterExit(h.with(ctx, i), h.applier, h.ledger.Records[i], exit))\n", "	h.enter(ctx, i, nil)\n"},
 	{"a panic loses the records before it", "engine.go",
 		"	if h.unsettled < h.at {\n		h.ledger.SettleRun(h.unsettled, h.at)\n	}\n	err :=", "	err :="},
+	{"a panic has the class of its value", "errors.go",
+		"	case *PanicError:\n	case interface{ Unwrap() error }:\n", "	case interface{ Unwrap() error }:\n"},
+	{"a skip beside a failure marks its record", "errors.go",
+		"			class = strongest(class, markedClass(ctx, child))\n", "			class = max(class, markedClass(ctx, child))\n"},
+	{"a nil pointer that a panic was called with is looked into", "errors.go",
+		"	if why, err := e.cause(); why == \"\" {\n", "	if _, err := e.cause(); err != nil {\n"},
 	{"what was not attempted counts as failed", "engine.go",
 		"		b.ledger.Leave(i, err)\n", "		b.ledger.Fail(i, err)\n"},
 
