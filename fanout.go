@@ -74,7 +74,8 @@ type FanOutConfig[T any] struct {
 	// Clone returns a copy for a branch to keep or modify. nil gives all
 	// branches the same value, which they must not modify. It may be called for
 	// one record by several goroutines at once; a panic in it is the branch's
-	// failure.
+	// failure, which a dead letter queue inside the branch does not see: one around
+	// the fan-out does.
 	Clone func(record T) T
 }
 

@@ -289,6 +289,23 @@ func letters(t *testing.T, q courier.DLQ[string]) []courier.DeadLetter[string] {
 	return letters
 }
 
+// A queue around a fan-out gets what fails on the way to the branches' own queues.
+func TestComposition_AQueueAroundAFanOutOfQueues(t *testing.T) {
+	branch, q := courier.WithDLQ(courier.ProcessFunc(nop[string]))
+	fan := courier.NewFanOut(courier.FanOutConfig[string]{Branches: []courier.Branch[string]{{Name: "a", Applier: branch}}, Clone: func(r string) string {
+		if r == "bad" {
+			panic("cannot be copied")
+		}
+		return r
+	}})
+	stack, around := courier.WithDLQ(fan)
+	source := newShelf("good", "bad")
+	require.NoError(t, courier.NewPollingCoordinator(source, stack, quiet).RunOnce(t.Context()))
+	require.Empty(t, source.left())
+	require.Empty(t, letters(t, q))
+	require.Equal(t, "bad", letters(t, around)[0].Record)
+}
+
 // B-10: the same breaker twice would find itself half-open; two are two.
 func TestComposition_TheSameBreakerTwice(t *testing.T) {
 	process := courier.ProcessFunc(nop[string])
