@@ -19,7 +19,6 @@ type engine[T any] struct {
 	together BatchApplier[T]                // nil unless the applier is better at batches
 	portion  int                            // of records that go together; 0 is an equal share
 	keyOf    func(T) string                 // nil when no order was asked for
-	breakers []*Breaker                     // of the stack
 	watch    *watch
 }
 

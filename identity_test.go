@@ -205,7 +205,7 @@ func TestD3_RunOnceGoesOnBehindAPoisonRecord(t *testing.T) {
 									}
 									return nil
 								})
-								var inner courier.Applier[int] = apply
+								inner := apply
 								if batches {
 									inner = inBatches{apply, func(records []int) error {
 										var failed courier.BatchError

@@ -127,7 +127,7 @@ func TestPace_TheShortestIntervalPasses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newShelf[int]()
 		stop := start(t, courier.NewPollingCoordinator(source, &sink[int]{}, quiet, courier.WithInterval(1), courier.WithRandom(func() float64 { return 0 })))
-		time.Sleep(100)
+		time.Sleep(100 * time.Nanosecond)
 		require.NoError(t, stop())
 		require.InDelta(t, 100, source.fetchCount(), 1)
 	})

@@ -21,9 +21,9 @@ import (
 // abruptEnds are the ways for a call to fail without returning an error.
 var abruptEnds = map[string]func(){
 	"panic":            func() { panic("boom") },
-	"panic(nil)":       func() { panic(nil) }, //nolint:govet // a user may
+	"panic(nil)":       func() { panic(nil) },
 	"panic(error)":     func() { panic(errTest) },
-	"runtime error":    func() { var m map[int]int; m[1] = 1 },
+	"runtime error":    func() { var s []int; s[len(s)] = 1 },
 	"panic(Skip)":      func() { panic(courier.Skip(errTest)) },
 	"panic(Permanent)": func() { panic(courier.Permanent(errTest)) },
 	"Goexit":           runtime.Goexit,

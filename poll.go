@@ -93,6 +93,7 @@ type poller[T any] struct {
 	probing                       bool // the breaker may be probed, with one record
 	sparing                       bool // suspects wait for others to close the breaker
 	spareUntil                    time.Time
+	spared                        bool     // the pass has suspects alone, which wait
 	stuck                         bool     // the probe is a record that a breaker opened over before
 	memory                        suspects // records that a breaker interrupted
 	identity                      identity[T]
@@ -322,6 +323,7 @@ func (p *poller[T]) take() {
 	case p.sparing:
 		p.spare(keys)
 	}
+	p.spared = len(p.records) == 0 && len(p.release) > 0
 	// What is passed over is in hand until the probe is marked.
 	if !p.ahead.took() || p.handed || len(p.release) > 0 {
 		p.lease.hold(append(pendings(p.records, p.ids), p.release...))

@@ -299,7 +299,7 @@ func (p *poller[T]) rest() {
 	if p.paused {
 		return
 	}
-	if p.halted.err == nil && (p.probing || p.fetchErr == nil) {
+	if p.halted.err == nil && (p.probing || p.fetchErr == nil) && !p.spared {
 		p.watch.resumed(p.life.settle, false)
 	}
 	passed := p.probing && p.batch.begun.Load() && p.halted.err == nil // a probe went through

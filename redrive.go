@@ -510,7 +510,7 @@ func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) []trial
 // how many attempts it counts for, 0 for a probe: that over which a breaker
 // opened, or after which the retries were cut short. It is nil where no call was
 // made.
-func failureIn(ctx context.Context, err error) (failure error, attempts int) {
+func failureIn(ctx context.Context, err error) (failure error, attempts int) { //nolint:staticcheck // the failure is what is asked for, and no error of the call
 	switch e := err.(type) {
 	case *OpenError:
 		switch {

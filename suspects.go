@@ -119,16 +119,6 @@ func (s *suspects) histories(ids []recordKey) (past []history) {
 	return past
 }
 
-// all reports whether every record is a suspect.
-func (s *suspects) all(ids []recordKey) bool {
-	for _, id := range ids {
-		if s.find(id) < 0 {
-			return false
-		}
-	}
-	return true
-}
-
 // probe picks the record to try while the breaker may be probed: the first one
 // that is no suspect, or one after it where some are to be passed over, in turn;
 // else the one that has been suspect the longest. Where there are keys, a record
