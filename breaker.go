@@ -372,10 +372,10 @@ func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {
 	b.changed(from, now)
 	hearers := slices.Clone(b.hearers)
 	b.mu.Unlock()
+	b.tell(context.Background())
 	for _, ch := range hearers {
 		nudge(ch)
 	}
-	b.tell(context.Background())
 }
 
 // addListener has a channel get a value, if there is room, whenever somebody forces
