@@ -68,10 +68,10 @@ func (l *lifecycle) loop() {
 		return
 	}
 	whole, half := l.clock.After(l.drain), l.clock.After(l.drain/2)
-	for twice != nil || half != nil {
+	for left := 2; left > 0; left-- { // both have to pass, or the whole
 		select {
 		case <-whole:
-			twice, half = nil, nil
+			left = 0
 		case <-twice:
 			twice = nil
 		case <-half:
