@@ -91,7 +91,7 @@ func (a *ahead[T]) loop() {
 		if a.busy {
 			a.busy = false
 			a.result.cancelled = a.under.Err() != nil
-			a.result.took = a.watch.clock.Now().Sub(a.began)
+			a.result.took = a.watch.since(true, a.began)
 			a.lease.addAhead(a.result.records)
 			a.fetched <- a.result
 		}

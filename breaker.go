@@ -166,7 +166,8 @@ type OpenError struct {
 	Cause   error     // the failure that opened the breaker
 	Counted bool      // the call was made while the breaker was closed, and counts as an attempt
 
-	called bool // the call was made, and Cause is its own failure
+	called bool   // the call was made, and Cause is its own failure
+	due    moment // Until
 }
 
 func (e *OpenError) Error() string {
@@ -185,8 +186,9 @@ func (e *OpenError) Unwrap() error { return e.Cause }
 // NotAttempted reports true.
 func (e *OpenError) NotAttempted() bool { return true }
 
-// RetryAt returns Until.
-func (e *OpenError) RetryAt() time.Time { return e.Until }
+// RetryAt returns Until, or where the breaker's clock was set back since, the time
+// that is now.
+func (e *OpenError) RetryAt() time.Time { return e.due.told(e.Until) }
 
 // ErrProbeTimeout is the cause of a breaker that opened again because its
 // probes hung.
@@ -241,6 +243,7 @@ type BreakerMetrics struct {
 type Breaker struct {
 	policy BreakerPolicy
 	kernel breaker.Policy
+	clock  *steady
 	fault  error
 
 	// calm is the generation of a closed phase without a failure in it, or 0.
@@ -263,7 +266,7 @@ type Breaker struct {
 // by the Apply of the appliers that use it.
 func NewBreaker(policy BreakerPolicy) *Breaker {
 	p := policy.withDefaults()
-	b := &Breaker{policy: p, fault: policy.validate(), kernel: breaker.Policy{
+	b := &Breaker{policy: p, fault: policy.validate(), clock: newSteady(p.Clock), kernel: breaker.Policy{
 		FailureThreshold: p.FailureThreshold,
 		FailureRate:      p.FailureRate,
 		SlowCallRate:     p.SlowCallRate,
@@ -290,10 +293,10 @@ func (b *Breaker) zero() bool { return b == nil || b.policy.Clock == nil }
 
 // now reads the clock; the zero Breaker, which guards nothing, has none.
 func (b *Breaker) now() time.Time {
-	if b.policy.Clock == nil {
+	if b.clock == nil {
 		return time.Time{}
 	}
-	return b.policy.Clock.Now()
+	return b.clock.Now()
 }
 
 // State returns what the breaker does with calls. An open one stays open until
@@ -325,7 +328,7 @@ func (b *Breaker) RetryAt() time.Time {
 	if b.state.Phase != breaker.Open {
 		return time.Time{}
 	}
-	return b.state.Until
+	return b.refused().Until
 }
 
 // Metrics returns a snapshot.
@@ -342,7 +345,7 @@ func (b *Breaker) Metrics() BreakerMetrics {
 	}
 	m.Calls, m.Failures, m.Slow = b.state.Counts(&b.kernel, now)
 	if !b.state.Phase.Passing() {
-		m.Until, m.Cause = b.refusal.Until, b.refusal.Cause
+		m.Until, m.Cause = b.refused().Until, b.refusal.Cause
 	}
 	return m
 }
@@ -424,21 +427,24 @@ func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
 	if gen := b.calm.Load(); gen != 0 {
 		return calmPermit(gen), nil
 	}
-	now, random := b.policy.Clock.Now(), b.policy.Random()
+	now, random := b.clock.Now(), b.policy.Random()
 	b.mu.Lock()
 	from, gen := b.state.Phase, b.state.Gen
 	permit, ok, timedOut := b.state.Acquire(&b.kernel, now, random)
 	switch {
 	case timedOut:
-		b.refusal = &OpenError{Until: b.state.Until, Cause: ErrProbeTimeout}
+		b.refusal = b.openError(b.state.Until, ErrProbeTimeout)
 	case b.state.Gen != gen: // half-open from here on: worth asking again at any time
-		b.refusal = &OpenError{Until: now, Cause: b.refusal.Cause}
+		b.refusal = b.openError(now, b.refusal.Cause)
 	}
 	changed := b.state.Gen != gen
 	if changed {
 		b.changed(from, now)
 	}
-	refusal := b.refusal
+	var refusal *OpenError
+	if !ok {
+		refusal = b.refused()
+	}
 	b.mu.Unlock()
 	if changed {
 		b.tell(ctx)
@@ -476,7 +482,7 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	if outcome == breaker.Success && b.calm.Load() == permit.permit.Gen {
 		return err
 	}
-	now, random, after := b.policy.Clock.Now(), 0.5, time.Duration(0)
+	now, random, after := b.clock.Now(), 0.5, time.Duration(0)
 	slow := b.policy.SlowCall > 0 && now.Sub(permit.start) >= b.policy.SlowCall
 	if outcome == breaker.Failure || slow { // what may open it
 		random, after = b.policy.Random(), afterOf(err, b.policy.MaxOpenFor)
@@ -494,7 +500,7 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 			if err == nil {
 				cause = ErrSlow
 			}
-			b.refusal = &OpenError{Until: b.state.Until, Cause: cause}
+			b.refusal = b.openError(b.state.Until, cause)
 		}
 		b.changed(from, now)
 	}
@@ -508,9 +514,11 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	switch {
 	case outcome != breaker.Failure:
 	case !passing:
-		return (&OpenError{Until: refusal.Until, Cause: err, called: counts, Counted: counts && !permit.permit.Probe}).each(ctx)
+		return (&OpenError{Until: refusal.Until, Cause: err, due: refusal.due, called: counts, Counted: counts && !permit.permit.Probe}).each(ctx)
 	case permit.permit.Probe: // a late one: the breaker has closed without it
-		return (&OpenError{Until: now, Cause: err, called: counts}).each(ctx)
+		late := b.openError(now, err)
+		late.called = counts
+		return late.each(ctx)
 	}
 	return err
 }
@@ -534,6 +542,22 @@ func (e *OpenError) each(ctx context.Context) error {
 	return all
 }
 
+// openError says that a probe may go from a time of the steady clock on.
+func (b *Breaker) openError(until time.Time, cause error) *OpenError {
+	return &OpenError{Until: b.clock.told(until), Cause: cause, due: moment{b.clock, until}}
+}
+
+// refused returns what calls are refused with, anew where the clock was set back
+// since. The lock is held.
+func (b *Breaker) refused() *OpenError {
+	if until := b.clock.told(b.refusal.due.at); !until.Equal(b.refusal.Until) {
+		refusal := *b.refusal
+		refusal.Until = until
+		b.refusal = &refusal
+	}
+	return b.refusal
+}
+
 // ErrSlow is the cause of a breaker that opened over calls that were slow, and
 // not failed.
 var ErrSlow = errors.New("courier: too many slow calls")
@@ -551,7 +575,7 @@ func (b *Breaker) settled() {
 func (b *Breaker) changed(from breaker.Phase, now time.Time) {
 	change := BreakerChange{
 		From: BreakerState(from.String()), To: BreakerState(b.state.Phase.String()),
-		At: now, Generation: b.state.Gen,
+		At: b.clock.told(now), Generation: b.state.Gen,
 	}
 	if b.state.Phase == breaker.Open {
 		b.opened++

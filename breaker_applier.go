@@ -46,6 +46,7 @@ type breakerApplier[T any] struct {
 }
 
 func (a *breakerApplier[T]) breakerOf() *Breaker { return a.breaker }
+func (a *breakerApplier[T]) clocks() []*steady   { return []*steady{a.breaker.clock} }
 
 func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	if a.fault != nil || ctx == nil || ctx.Err() != nil {

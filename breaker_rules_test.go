@@ -179,9 +179,14 @@ func TestB17_AClockThatStepsBack(t *testing.T) {
 	until := b.RetryAt()
 	clock.now = now.Add(-time.Hour)
 	require.False(t, b.Ready())
-	require.Error(t, applier.Apply(t.Context(), 1))
-	require.Equal(t, until, b.RetryAt(), "it is not extended")
-	clock.now = until
+	var open *courier.OpenError
+	require.ErrorAs(t, applier.Apply(t.Context(), 1), &open)
+	require.Equal(t, until.Add(-time.Hour), b.RetryAt(), "it is as long as it was, by the clock as it is now")
+	require.Equal(t, b.RetryAt(), open.Until)
+	require.Equal(t, b.RetryAt(), b.Metrics().Until)
+	clock.now = b.RetryAt().Add(-1)
+	require.False(t, b.Ready())
+	clock.now = b.RetryAt()
 	require.True(t, b.Ready())
 }
 

@@ -59,7 +59,7 @@ func (p BudgetPolicy) validate() error {
 // that succeeds is refunded, and a floor rate refills it in any case.
 type RetryBudget struct {
 	kernel budget.Policy
-	clock  Clock
+	clock  *steady
 	fault  error
 
 	mu    sync.Mutex
@@ -70,7 +70,7 @@ type RetryBudget struct {
 // the retries that use it.
 func NewRetryBudget(policy BudgetPolicy) *RetryBudget {
 	p := policy.withDefaults()
-	return &RetryBudget{kernel: budget.Policy{Ratio: p.Ratio, Floor: p.Floor, Burst: p.Burst}, clock: p.Clock, fault: policy.validate()}
+	return &RetryBudget{kernel: budget.Policy{Ratio: p.Ratio, Floor: p.Floor, Burst: p.Burst}, clock: newSteady(p.Clock), fault: policy.validate()}
 }
 
 func (b *RetryBudget) deposit(n int) {

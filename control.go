@@ -48,6 +48,7 @@ func newControl[T any](source Source[T], applier Applier[T], config *config) *co
 		watch: newWatch(config, nameWith(source, config)), breakers: breakersOf(applier),
 		wake: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
 	}
+	config.clock.stack = clocksOf(applier)
 	c.lagger, _ = source.(Lagger)
 	return c
 }

@@ -110,6 +110,10 @@ type BatchApplier[T any] interface {
 // option and field is the system's clock. Both clocks of
 // github.com/benbjohnson/clock satisfy it as they are. It must be safe for
 // concurrent use.
+//
+// Now need not have a monotonic reading. A clock that is set back makes no wait
+// longer than was asked, as After is not expected to notice. A clock that is set
+// forward may end waits early: nothing tells that from time that has passed.
 type Clock interface {
 	Now() time.Time
 	After(d time.Duration) <-chan time.Time

@@ -282,6 +282,13 @@ func (d *dlqApplier[T]) deadLetters() any       { return d.queue }
 func (d *dlqApplier[T]) branchName() string     { return d.policy.Branch }
 func (d *dlqApplier[T]) parksIn(queue any) bool { return sameQueue(d.queue, queue) }
 
+func (d *dlqApplier[T]) clocks() []*steady {
+	if d.guard == nil {
+		return nil
+	}
+	return []*steady{d.guard.clock}
+}
+
 func (d *dlqApplier[T]) Apply(ctx context.Context, record T) error {
 	switch {
 	case d.fault != nil || ctx == nil:

@@ -20,10 +20,11 @@ type engine[T any] struct {
 	portion  int                            // of records that go together; 0 is an equal share
 	keyOf    func(T) string                 // nil when no order was asked for
 	watch    *watch
+	clock    *steady
 }
 
 func newEngine[T any](applier Applier[T], c *config, w *watch) *engine[T] {
-	e := &engine[T]{applier: applier, apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, watch: w}
+	e := &engine[T]{applier: applier, apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, watch: w, clock: c.clock}
 	if fn, ok := applier.(processFunc[T]); ok { // one call less for each record
 		e.apply = fn
 	}
@@ -92,7 +93,7 @@ type batch[T any] struct {
 type halt struct {
 	err   error     // nil when it was not
 	at    int       // the first record over which
-	until time.Time // when it is worth going on
+	until time.Time // when it is worth going on, by the steady clock
 }
 
 // reset begins a new batch, to be shared by some hands. Where an order was asked
@@ -154,6 +155,13 @@ func (b *batch[T]) complete() bool {
 // note enters the verdict of a record that returned an error.
 func (b *batch[T]) note(ctx context.Context, i int, err error) {
 	class := classify(ctx, err)
+	var until time.Time
+	paused := false
+	if class == NotAttempted { // before the lock: it asks the error, and the clock
+		if until, paused = pauseOf(err); paused {
+			until = b.clock.of(until)
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch class {
@@ -163,7 +171,7 @@ func (b *batch[T]) note(ctx context.Context, i int, err error) {
 		return
 	case NotAttempted:
 		b.ledger.Leave(i, err)
-		if until, paused := pauseOf(err); paused && (b.halted.err == nil || i < b.halted.at) {
+		if paused && (b.halted.err == nil || i < b.halted.at) {
 			b.halted = halt{err: err, at: i, until: until}
 			b.alert.Store(true)
 		}

@@ -162,7 +162,7 @@ func (b *Breaker) gate() gate {
 	if b.calm.Load() != 0 {
 		return gate{}
 	}
-	now := b.policy.Clock.Now()
+	now := b.clock.Now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.state.Phase.Passing() {
@@ -171,5 +171,5 @@ func (b *Breaker) gate() gate {
 	if b.state.Ready(&b.kernel, now) {
 		return gate{probe: true}
 	}
-	return gate{closed: true, until: b.refusal.Until, cause: fmt.Errorf("breaker %v: %w", b.state.Phase, b.refusal)}
+	return gate{closed: true, until: b.refused().Until, cause: fmt.Errorf("breaker %v: %w", b.state.Phase, b.refusal)}
 }

@@ -128,14 +128,3 @@ func (l *lifecycle) end() {
 	l.cancelWork(ErrStopped)
 	l.cancelSettle(ErrStopped)
 }
-
-// sleep waits on the clock, or until ctx ends.
-func sleep(ctx context.Context, clock Clock, d time.Duration) {
-	if d <= 0 || ctx.Err() != nil {
-		return
-	}
-	select {
-	case <-clock.After(d):
-	case <-ctx.Done():
-	}
-}

@@ -28,7 +28,7 @@ type config struct {
 	orderedMarks  bool
 	flushInterval time.Duration
 	drainTimeout  time.Duration
-	clock         Clock
+	clock         *steady
 	random        func() float64
 	logger        *slog.Logger
 	observers     []Observer
@@ -44,7 +44,7 @@ func newConfig(opts []Option) config {
 		prefetch:      -1,
 		flushInterval: 100 * time.Millisecond,
 		drainTimeout:  10 * time.Second,
-		clock:         systemClock{},
+		clock:         newSteady(systemClock{}),
 		random:        rand.Float64,
 	}
 	for _, opt := range opts {
@@ -255,7 +255,7 @@ func WithClock(clock Clock) Option {
 			c.refuse("WithClock", "is a nil %T", clock)
 			return
 		}
-		c.clock = clock
+		c.clock = newSteady(clock)
 	}
 }
 

@@ -24,6 +24,8 @@ var ErrParkRate = errors.New("courier: too many records go to the dead letter qu
 type ParkRateError struct {
 	Parked, Of int       // of the last records, when the guard tripped
 	Until      time.Time // when records are parked again
+
+	due moment
 }
 
 func (e *ParkRateError) Error() string {
@@ -37,14 +39,15 @@ func (e *ParkRateError) Is(err error) bool { return err == ErrParkRate }
 // NotAttempted reports true.
 func (e *ParkRateError) NotAttempted() bool { return true }
 
-// RetryAt returns Until.
-func (e *ParkRateError) RetryAt() time.Time { return e.Until }
+// RetryAt returns Until, or where the clock was set back since, the time that is
+// now.
+func (e *ParkRateError) RetryAt() time.Time { return e.due.told(e.Until) }
 
 // parkGuard is the shell of the parkguard kernel. A record that is applied costs
 // it one atomic addition. A nil guard allows everything.
 type parkGuard struct {
 	policy  parkguard.Policy
-	clock   Clock
+	clock   *steady
 	decided atomic.Uint64
 	mu      sync.Mutex
 	state   parkguard.State
@@ -55,7 +58,7 @@ func newParkGuard[T any](p *DLQPolicy[T]) *parkGuard {
 	if p.MaxParkRate >= AnyParkRate {
 		return nil
 	}
-	return &parkGuard{clock: p.Clock, policy: parkguard.Policy{
+	return &parkGuard{clock: newSteady(p.Clock), policy: parkguard.Policy{
 		Rate: p.MaxParkRate, Window: p.ParkWindow, Min: p.MinParked, Pause: p.ParkPause,
 	}}
 }
@@ -77,7 +80,9 @@ func (g *parkGuard) ask(behind bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.state.Refusing(now) {
-		return g.refusal
+		refusal := *g.refusal
+		refusal.Until = g.clock.told(g.state.Until)
+		return &refusal
 	}
 	if behind {
 		return nil
@@ -86,7 +91,7 @@ func (g *parkGuard) ask(behind bool) error {
 	if ok {
 		return nil
 	}
-	g.refusal = &ParkRateError{Parked: parked, Of: of, Until: g.state.Until}
+	g.refusal = &ParkRateError{Parked: parked, Of: of, Until: g.clock.told(g.state.Until), due: moment{g.clock, g.state.Until}}
 	return g.refusal
 }
 

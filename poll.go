@@ -124,7 +124,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		isolate(&ignored, func() error { p.woken = w.Wake(); return nil })
 	}
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
-	p.life = beginLifecycle(ctx, c.watch, c.config.clock, c.config.drainTimeout)
+	p.life = beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout)
 	p.work = withExits(p.life.work)
 	if r, ok := c.source.(Renewer[T]); ok {
 		if every := renewEvery(r); every > 0 {
@@ -231,7 +231,7 @@ func (p *poller[T]) fetch() {
 	}
 	g := gateOf(p.control.breakers)
 	if g.closed && !p.once {
-		p.halted = halt{err: g.cause, until: g.until}
+		p.halted = halt{err: g.cause, until: p.config.clock.of(g.until)}
 		p.watch.paused(p.life.settle, PauseEvent{Until: g.until, Err: g.cause}, true)
 		if p.phase = resting; p.dropAhead() {
 			p.phase = releasing
@@ -351,7 +351,7 @@ func (p *poller[T]) tellFetched(n int) {
 	p.most = max(p.most, n)
 	event := FetchEvent{Records: n, Err: p.fetchErr, Took: p.took}
 	if p.took = 0; !p.began.IsZero() {
-		event.Took = p.watch.clock.Now().Sub(p.began)
+		event.Took = p.watch.since(true, p.began)
 	}
 	cancelled := p.fetchErr != nil && (p.intake == nil && p.cancelled || p.intake != nil && p.intake.Err() != nil)
 	switch {

@@ -150,7 +150,7 @@ func (p *poller[T]) report() {
 	}
 	p.watch.applied(p.life.work, event)
 	if p.halted.err != nil {
-		p.watch.paused(p.life.settle, PauseEvent{Until: p.halted.until, Err: p.halted.err, Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
+		p.watch.paused(p.life.settle, PauseEvent{Until: p.config.clock.told(p.halted.until), Err: p.halted.err, Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
 	}
 }
 
@@ -174,9 +174,9 @@ func (p *poller[T]) afterMark() {
 		p.watch.marked(p.life.settle, event, 0)
 		// A stop shortens the delay, so that its own time begins to run.
 		if p.life.stop.Err() == nil {
-			sleep(p.life.stop, p.config.clock, event.RetryIn)
+			p.config.clock.sleep(p.life.stop, event.RetryIn)
 		} else {
-			sleep(p.life.settle, p.config.clock, event.RetryIn)
+			p.config.clock.sleep(p.life.settle, event.RetryIn)
 		}
 		p.phase = marking
 		return
@@ -379,10 +379,11 @@ func (p *poller[T]) nap(d time.Duration) {
 		woken = nil
 	}
 	shut := p.halted.err != nil && gateOf(p.control.breakers).closed
-	rested := p.config.clock.After(d)
+	rested := p.config.clock.timer(d)
 	for {
 		select {
-		case <-rested:
+		case <-rested.C:
+			rested.fired()
 			return
 		case <-p.life.stop.Done():
 			return

@@ -182,6 +182,7 @@ type redrive[T any] struct {
 	applier Applier[T]
 	batch   BatchApplier[T]
 	config  RedriveConfig[T]
+	clock   *steady
 	result  RedriveResult
 
 	level int             // letters that failed more redrives than this are for a later walk
@@ -210,6 +211,8 @@ func (r *redrive[T]) prepare() error {
 	}
 	c.BatchSize = or(c.BatchSize, pageSize)
 	c.Clock = clockOr(c.Clock)
+	r.clock = newSteady(c.Clock)
+	r.clock.stack = clocksOf(r.applier)
 	r.batch = asBatch(r.applier)
 	return nil
 }
@@ -428,13 +431,13 @@ func (r *redrive[T]) wait(ctx context.Context, trials []trial, more bool) error 
 	if r.proven = false; !more {
 		return nil
 	}
-	left := halted.until.Sub(r.config.Clock.Now())
+	left := halted.until.Sub(r.clock.Now())
 	pause := max(left, probeWait, r.waited/4)
 	if r.waited+pause > redrivePatience || left < -redrivePatience {
 		return halted.refusal
 	}
 	r.waited += pause
-	sleep(ctx, r.config.Clock, pause)
+	r.clock.sleep(ctx, pause)
 	if ctx.Err() != nil {
 		return fmt.Errorf("%w, while the redrive waited for a breaker: %w", causeOf(ctx), halted.refusal)
 	}
@@ -448,7 +451,7 @@ type trial struct {
 	attempts int   // that it made while the breaker was closed
 
 	refusal error     // NotAttempted; a failure beside it is the one over which a breaker opened
-	until   time.Time // when a record is worth applying again, where
+	until   time.Time // when a record is worth applying again, by the steady clock, where
 	paused  bool      // the refusal tells
 }
 
@@ -459,7 +462,7 @@ func (t *trial) halts() bool {
 }
 
 // trialOf judges a result as it arrives: an end of ctx later on changes nothing.
-func trialOf(ctx context.Context, err error) (t trial) {
+func (r *redrive[T]) trialOf(ctx context.Context, err error) (t trial) {
 	if err == nil {
 		return t
 	}
@@ -472,6 +475,7 @@ func trialOf(ctx context.Context, err error) (t trial) {
 		t.refusal = err
 		t.failure, t.attempts = failureIn(ctx, err)
 		t.until, t.paused = pauseOf(err)
+		t.until = r.clock.of(t.until)
 	default:
 		t.failure, t.attempts = err, attemptsOf(err)
 	}
@@ -490,7 +494,7 @@ func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) []trial
 	if r.batch != nil && len(records) > 1 {
 		spread(applyIsolated(ctx, r.batch, records), errs)
 		for i, err := range errs {
-			trials[i] = trialOf(ctx, err)
+			trials[i] = r.trialOf(ctx, err)
 		}
 		return trials
 	}
@@ -501,7 +505,7 @@ func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) []trial
 			continue
 		}
 		spread(applyEach(ctx, r.applier, records[i:i+1]), errs[i:i+1])
-		trials[i] = trialOf(ctx, errs[i])
+		trials[i] = r.trialOf(ctx, errs[i])
 	}
 	return trials
 }

@@ -211,7 +211,7 @@ func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[
 		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, fault)
 	}
 	_, refuses := applier.(*breakerApplier[T])
-	return &retryApplier[T]{newStage(retrying, applier, fault), p, backoff.Policy{
+	return &retryApplier[T]{newStage(retrying, applier, fault), p, newSteady(p.Clock), backoff.Policy{
 		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
 	}, p.MaxElapsed > 0 || p.Budget != nil, refuses}
 }
@@ -219,6 +219,7 @@ func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[
 type retryApplier[T any] struct {
 	stage[T]
 	policy  RetryPolicy
+	clock   *steady
 	backoff backoff.Policy
 	metered bool // there is a budget or a MaxElapsed
 	refuses bool // what is inside refuses an ended context by itself
@@ -333,7 +334,7 @@ func (r *retryApplier[T]) retry(ctx context.Context, record T) error {
 // entry is when Apply was called, where that matters: a clock is not free.
 func (r *retryApplier[T]) entry() time.Time {
 	if r.policy.MaxElapsed > 0 {
-		return r.policy.Clock.Now()
+		return r.clock.Now()
 	}
 	return time.Time{}
 }
@@ -448,6 +449,7 @@ type retryRun struct {
 	passage *passage
 	owner   any // the retry
 	policy  *RetryPolicy
+	clock   *steady
 	backoff *backoff.Policy
 	entry   time.Time     // of the call, where MaxElapsed is set
 	start   time.Time     // of the first failure
@@ -456,7 +458,7 @@ type retryRun struct {
 }
 
 func (r *retryApplier[T]) begin(ctx context.Context, entry time.Time) retryRun {
-	return retryRun{ctx: ctx, passage: passageOf(ctx), entry: entry, owner: r, policy: &r.policy, backoff: &r.backoff, start: r.policy.Clock.Now()}
+	return retryRun{ctx: ctx, passage: passageOf(ctx), entry: entry, owner: r, policy: &r.policy, clock: r.clock, backoff: &r.backoff, start: r.clock.Now()}
 }
 
 // judge counts a failed attempt and returns the record's final error, or nil
@@ -481,7 +483,7 @@ func (r *retryRun) judge(class Class, err error, used *int) error {
 }
 
 func (r *retryRun) giveUp(reason Reason, attempts int, last, cause error) error {
-	err := &RetryError{Reason: reason, Attempts: attempts, Elapsed: r.policy.Clock.Now().Sub(r.start), Last: last, Cause: cause, maxAfter: r.policy.MaxRetryAfter}
+	err := &RetryError{Reason: reason, Attempts: attempts, Elapsed: r.clock.Now().Sub(r.start), Last: last, Cause: cause, maxAfter: r.policy.MaxRetryAfter}
 	tell(r.ctx, r.policy.OnGiveUp, err)
 	return err
 }
@@ -505,11 +507,11 @@ func (r *retryRun) wait(last error, n int) *cut {
 		if ctx.Err() != nil {
 			return &cut{Interrupted, causeOf(ctx)}
 		}
-		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.policy.Clock.Now()) <= delay {
+		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.clock.Clock.Now()) <= delay {
 			return &cut{DeadlineTooClose, nil}
 		}
 	}
-	if limit := r.policy.MaxElapsed; limit > 0 && delay > limit-r.policy.Clock.Now().Sub(r.entry) {
+	if limit := r.policy.MaxElapsed; limit > 0 && delay > limit-r.clock.Now().Sub(r.entry) {
 		return &cut{DeadlineTooClose, nil}
 	}
 	if !r.policy.Budget.withdraw(n) {
@@ -519,12 +521,17 @@ func (r *retryRun) wait(last error, n int) *cut {
 	tell(r.ctx, r.policy.OnRetry, event)
 	r.passage.watch.retried(r.ctx, event)
 	if delay > 0 {
-		over := r.policy.Clock.After(delay)
+		over := timer{C: r.clock.After(delay)}
+		if r.policy.MaxElapsed > 0 { // else it does not matter how much has passed
+			over = r.clock.timer(delay)
+		}
 		select {
-		case <-over: // a clock may be there already, and this is the cheapest to ask
+		case <-over.C: // a clock may be there already, and this is the cheapest to ask
+			over.fired()
 		default:
 			select {
-			case <-over:
+			case <-over.C:
+				over.fired()
 			case <-r.ctx.Done():
 			case <-stop.Done():
 			}

@@ -134,7 +134,7 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 		config:  &c.config,
 		control: c.control,
 		source:  c.source,
-		life:    beginLifecycle(ctx, c.watch, c.config.clock, c.config.drainTimeout),
+		life:    beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout),
 		limit:   c.config.batchSize * (1 + c.config.prefetch),
 		wanted:  make(chan request, 1),
 		fetched: make(chan fetchResult[T], 1),
@@ -219,8 +219,8 @@ func (s *stream[T]) run() error {
 // direct is the director's loop: do all that can be done now, then wait until
 // something happens.
 func (s *stream[T]) direct() {
-	var alarm <-chan time.Time
-	var alarmAt time.Time
+	alarms := newAlarms(s.config.clock)
+	defer alarms.end()
 	for {
 		if s.life.stop.Err() != nil && !s.stopping {
 			s.stopping, s.markAt = true, time.Time{} // the time of marks is short
@@ -236,12 +236,7 @@ func (s *stream[T]) direct() {
 				break
 			}
 		}
-		if next := s.next(now); !next.Equal(alarmAt) {
-			alarm, alarmAt = nil, next
-			if !next.IsZero() {
-				alarm = s.config.clock.After(next.Sub(now))
-			}
-		}
+		alarms.set(s.next(now), now)
 		select {
 		case r := <-s.fetched:
 			s.receive(r)
@@ -251,8 +246,8 @@ func (s *stream[T]) direct() {
 			s.finishJob(err)
 		case err := <-s.renewed:
 			s.finishRenewal(err)
-		case <-alarm:
-			alarm, alarmAt = nil, time.Time{}
+		case a := <-alarms.rings:
+			alarms.rang(a)
 		case <-s.renewal:
 			s.renewalDue = true
 		case <-s.control.wake:
@@ -290,8 +285,8 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if g.closed || g.probe {
 		s.probing, s.shut = true, g.closed
 		s.sparing = g.probe && now.Before(s.spareUntil)
-		if g.until.After(s.pausedUntil) {
-			s.pausedUntil = g.until
+		if until := s.config.clock.of(g.until); until.After(s.pausedUntil) {
+			s.pausedUntil = until
 		}
 	}
 	s.heed()

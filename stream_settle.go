@@ -503,7 +503,7 @@ func (s *stream[T]) closeIntake(h halt, probe bool, now time.Time) {
 		}
 		stuck := probe && s.probing && s.allSuspect()
 		s.probing = true
-		s.watch.paused(s.life.settle, PauseEvent{Until: s.pausedUntil, Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
+		s.watch.paused(s.life.settle, PauseEvent{Until: s.config.clock.told(s.pausedUntil), Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
 	case probe:
 		s.probing = false
 		s.pausePace = trouble{}

@@ -40,7 +40,7 @@ func SyncWithRetry[T any](
 	opts ...Option,
 ) *PollingCoordinator[T] {
 	c := newConfig(opts)
-	applier := NewRetryableApplier(ProcessFunc(process), RetryPolicy{MaxAttempts: max(maxAttempts, 1), Clock: c.clock, Random: c.random})
+	applier := NewRetryableApplier(ProcessFunc(process), RetryPolicy{MaxAttempts: max(maxAttempts, 1), Clock: c.clock.Clock, Random: c.random})
 	coordinator := NewPollingCoordinator(BatchSourceFunc[T]{fetch, mark}, applier, opts...)
 	if maxAttempts < 1 && coordinator.fault == nil {
 		coordinator.fault = &ConfigError{"maxAttempts", fmt.Sprintf("is %d: want at least 1", maxAttempts)}

@@ -38,7 +38,7 @@ type counters struct {
 }
 
 func newWatch(c *config, name func(any) string) *watch {
-	return &watch{name: name, clock: c.clock, log: newSlogObserver(c.logger), observer: TeeObservers(c.observers...)}
+	return &watch{name: name, clock: c.clock.Clock, log: newSlogObserver(c.logger), observer: TeeObservers(c.observers...)}
 }
 
 // perRecord reports whether somebody wants to know of every record.
@@ -51,7 +51,7 @@ func (w *watch) since(asked bool, began time.Time) time.Duration {
 	if !asked {
 		return 0
 	}
-	return w.clock.Now().Sub(began)
+	return max(0, w.clock.Now().Sub(began)) // it may have been set back
 }
 
 func (w *watch) now(asked bool) (t time.Time) {

@@ -328,7 +328,7 @@ type life struct {
 	switches   *courier.Breaker // where an operator can get at it
 	forced     courier.BreakerState
 	breaker    courier.BreakerState
-	until      time.Time
+	until      int64
 	generation uint64
 	probes     int // that are out
 	good       int // that have succeeded

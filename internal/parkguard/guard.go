@@ -19,17 +19,14 @@ type Policy struct {
 
 // State is a guard. The zero value has seen nothing.
 type State struct {
-	Since, Until time.Time // when it refuses: from, and up to but not at
-	base         uint64    // what was decided before the guard was armed
-	parks        []uint64  // the decided count at each park of the window, rising
+	Until time.Time // when it refuses: up to but not at
+	base  uint64    // what was decided before the guard was armed
+	parks []uint64  // the decided count at each park of the window, rising
 }
 
-// Refusing reports whether the guard refuses at the time now. Before it began
-// to, which is where a clock that was set back is, it does not: nothing would
-// tell for how long.
-func (s *State) Refusing(now time.Time) bool {
-	return !s.Until.IsZero() && !now.Before(s.Since) && now.Before(s.Until)
-}
+// Refusing reports whether the guard refuses at the time now, which does not go
+// back.
+func (s *State) Refusing(now time.Time) bool { return now.Before(s.Until) }
 
 // Park asks to park the record that comes after decided others. ok says that it
 // may be, and counts it. The counts are of the window that was looked at.
@@ -48,7 +45,7 @@ func (s *State) Park(p *Policy, decided uint64, now time.Time) (parked, of int, 
 	parked = len(s.parks)
 	of = int(min(decided-s.base, uint64(p.Window)))
 	if parked >= p.Min && float64(parked) > p.Rate*float64(of) {
-		s.Since, s.Until = now, now.Add(p.Pause)
+		s.Until = now.Add(p.Pause)
 		return parked, of, false
 	}
 	s.parks = append(s.parks, decided+1)

@@ -62,14 +62,6 @@ func TestItRearmsAfterThePauseWithAnEmptyWindow(t *testing.T) {
 	require.Equal(t, 20, parked)
 }
 
-func TestAClockSetBackDoesNotProlongTheRefusal(t *testing.T) {
-	var s State
-	var decided uint64
-	drive(&s, &standard, &decided, 1000, always, start)
-	_, _, ok := s.Park(&standard, decided, start.Add(-time.Hour))
-	require.True(t, ok)
-}
-
 func TestARateOfOneNeverRefuses(t *testing.T) {
 	var s State
 	var decided uint64

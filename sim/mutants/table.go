@@ -100,7 +100,7 @@ var mutants = []mutant{
 	{"the attempts before an interruption are forgotten", "attempts.go",
 		"			found = append(found, e.usage)\n", ""},
 	{"a failed probe burns an attempt", "breaker.go",
-		"Counted: counts && !permit.permit.Probe}", "Counted: counts}"},
+		"Counted: counts && !permit.permit.Probe,", "Counted: counts,"},
 	{"the next probe is the same record", "stream_hand.go",
 		"		if !it.suspect() {\n", "		if true {\n"},
 
