@@ -19,6 +19,18 @@ type usage struct {
 // a fan-out.
 type history []usage
 
+// with adds what is known of one more retry, or more of the same one: while a
+// record is pending its attempts only become more.
+func (h history) with(u usage) history {
+	for i := range h {
+		if h[i].owner == u.owner {
+			h[i].used = max(h[i].used, u.used)
+			return h
+		}
+	}
+	return append(h, u)
+}
+
 func (h history) by(owner any) int {
 	for _, u := range h {
 		if u.owner == owner {
@@ -48,10 +60,17 @@ func historyOf(err error) history {
 		case *unattemptedError:
 			return found
 		case *pendingError:
-			found = append(found, e.usage)
+			found = found.with(e.usage)
+		case *notCalledError:
+			for _, u := range e.past {
+				found = found.with(u)
+			}
+			return found
 		case *FanOutError:
 			for _, f := range e.Failures {
-				found = append(found, historyOf(f.Err)...)
+				for _, u := range historyOf(f.Err) {
+					found = found.with(u)
+				}
 			}
 			return found
 		}

@@ -319,6 +319,16 @@ func (b *Breaker) Ready() bool {
 	return b.state.Ready(&b.kernel, now)
 }
 
+// passing reports whether every call is let through, without a look at the clock.
+func (b *Breaker) passing() bool {
+	if b.calm.Load() != 0 {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state.Phase.Passing()
+}
+
 // RetryAt returns the earliest time at which an open breaker lets a call
 // through. It is zero for one that is not open, and for one that is forced open,
 // of which nobody knows.

@@ -1,6 +1,7 @@
 package courier
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -138,7 +139,11 @@ type BranchFailure struct {
 
 func (e *FanOutError) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "courier: %d of the fan-out's branches failed", len(e.Failures))
+	what := "failed"
+	if slices.ContainsFunc(e.Failures, func(f BranchFailure) bool { return notCalled(f.Err) }) {
+		what = "do not have the record"
+	}
+	fmt.Fprintf(&b, "courier: %d of the fan-out's branches %s", len(e.Failures), what)
 	for i, f := range e.Failures {
 		fmt.Fprintf(&b, "%c branch %s: %v", ":;"[min(i, 1)], f.Branch, f.Err)
 	}
@@ -192,8 +197,14 @@ func (e *FanOutError) pause() (until time.Time, paused bool) {
 		return time.Time{}, false
 	}
 	// Branches that failed otherwise may succeed at any time. Of those that take
-	// nothing for now, the rest that is needed must be back.
-	slices.SortFunc(times, time.Time.Compare)
+	// nothing for now, the rest that is needed must be back, of which nobody knows
+	// where a breaker is forced open.
+	slices.SortFunc(times, func(a, b time.Time) int {
+		if a.IsZero() != b.IsZero() {
+			return cmp.Compare(b.Unix(), a.Unix())
+		}
+		return a.Compare(b)
+	})
 	others := len(e.Failures) - len(times)
 	if others >= e.short {
 		return time.Time{}, false // they may do it without
@@ -232,6 +243,13 @@ func NewFanOutApplier[T any](branches ...Applier[T]) Applier[T] {
 // it for new records. A destination that must hold up no other is made
 // optional, or left beyond a quorum, or gets a coordinator of its own.
 //
+// The fan-out looks at the breakers of the branches before it calls any. While
+// one that is needed refuses calls, no branch gets the record. While one is due
+// for a probe, it gets the record first, and the others only once it answers. So
+// an outage of one branch costs the others no duplicates with each probe. A
+// branch that was not called has an error in the [*FanOutError] that says which
+// branch the fan-out waits for.
+//
 // In a batch each branch gets the records that it does not have yet, in one
 // call if it takes batches. The result is as safe for concurrent use as the
 // branches.
@@ -258,7 +276,11 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 		if c.Clone != nil && b.Applier != nil {
 			b.Applier = &cloneApplier[T]{newStage(cloning, b.Applier, nil), c.Clone}
 		}
-		f.branches[i] = branch[T]{newStage(branching, b.Applier, nil), b.Name, b.Optional}
+		f.branches[i] = branch[T]{stage: newStage(branching, b.Applier, nil), name: b.Name, optional: b.Optional}
+		if !b.Optional && len(c.Branches) > 1 {
+			f.branches[i].breakers = breakersOf(b.Applier)
+		}
+		f.branches[i].retries = retryOwnersOf(b.Applier)
 		f.batched = f.batched || f.branches[i].batch != nil
 		if c.Quorum == 0 && !b.Optional {
 			f.quorum++
@@ -303,6 +325,8 @@ type branch[T any] struct {
 	stage[T]
 	name     string
 	optional bool
+	breakers []*Breaker // of a required branch, which the fan-out asks before it calls any
+	retries  []any
 }
 
 type fanOutApplier[T any] struct {
@@ -351,21 +375,30 @@ func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 		return errNoContext
 	}
 	var names []string
+	var memory [][]bool
 	var skip []bool
 	if f.remembers() {
 		names = f.name([]T{record}, nil)
-		if done := f.memory.recall(names); done != nil {
-			skip = done[0]
+		if memory = f.memory.recall(names); memory != nil {
+			skip = memory[0]
 		}
 	}
+	if gates := f.gates(); gates != nil {
+		return f.applyInTurn(ctx, []T{record}, names, memory, gates, func(ctx context.Context, b int, records []T, before error) error {
+			return f.branches[b].apply(ctx, records[0], before)
+		})[0]
+	}
 	errs := make([]error, len(f.branches))
-	f.each(skip, errs, func(b int) error {
-		if isExit(errs[b]) {
-			return afterExit(ctx, f.branches[b].inner, record, errs[b])
-		}
-		return f.branches[b].inner.Apply(ctx, record)
-	})
+	f.each(skip, errs, func(b int) error { return f.branches[b].apply(ctx, record, errs[b]) })
 	return f.conclude(ctx, record, names, errs)
+}
+
+// apply calls the branch, or goes on after the Goexit that ended the call before.
+func (b *branch[T]) apply(ctx context.Context, record T, before error) error {
+	if isExit(before) {
+		return afterExit(ctx, b.inner, record, before)
+	}
+	return b.inner.Apply(ctx, record)
 }
 
 // resume is for an only branch, which is applied on the caller's goroutine.
@@ -394,22 +427,28 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 		return errNoContext
 	}
 	var names []string
-	var skip []bool
-	var shares [][]int // of each branch that lacks only some records, their indices
+	var memory [][]bool
 	if f.remembers() {
 		names = f.name(records, nil)
-		skip, shares = f.shares(f.memory.recall(names))
+		memory = f.memory.recall(names)
 	}
-	errs := make([]error, len(f.branches))
-	f.each(skip, errs, func(b int) error {
-		ctx, records := ctx, records
-		if shares != nil && shares[b] != nil {
-			ctx, records = shareOf(ctx, records, shares[b])
-		}
+	call := func(ctx context.Context, b int, records []T, _ error) error {
 		if batch := f.branches[b].batch; batch != nil {
 			return applyIsolated(ctx, batch, records)
 		}
 		return applyEach(ctx, f.branches[b].inner, records)
+	}
+	if gates := f.gates(); gates != nil {
+		return gather(f.applyInTurn(ctx, records, names, memory, gates, call))
+	}
+	skip, shares := f.shares(memory) // of each branch that lacks only some records, their indices
+	errs := make([]error, len(f.branches))
+	f.each(skip, errs, func(b int) error {
+		if shares != nil && shares[b] != nil {
+			ctx, some := shareOf(ctx, records, shares[b])
+			return call(ctx, b, some, nil)
+		}
+		return call(ctx, b, records, nil)
 	})
 	if allNil(errs) {
 		f.memory.forget(names)
@@ -425,13 +464,18 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 			spread(err, columns[b])
 			continue
 		}
-		some := make([]error, len(shares[b]))
-		spread(err, some)
-		for j, i := range shares[b] {
-			columns[b][i] = some[j]
-		}
+		scatter(err, shares[b], columns[b])
 	}
 	return gather(f.settle(ctx, records, names, columns))
+}
+
+// scatter is spread for some records of a batch, by their indices.
+func scatter(err error, share []int, errs []error) {
+	some := make([]error, len(share))
+	spread(err, some)
+	for j, i := range share {
+		errs[i] = some[j]
+	}
 }
 
 // each runs call for every branch that is not skipped and returns when all have
@@ -540,10 +584,11 @@ func (f *fanOutApplier[T]) judge(ctx context.Context, i int, errs [][]error) ver
 			v.has = has
 		}
 		for _, b := range failed {
-			if f.branches[b].optional {
-				v.tolerated = append(v.tolerated, failure(b))
-			} else {
+			switch {
+			case !f.branches[b].optional:
 				undone.Failures = append(undone.Failures, failure(b))
+			case !notCalled(errs[b][i]): // else it gets the record when that comes again
+				v.tolerated = append(v.tolerated, failure(b))
 			}
 		}
 		return v

@@ -32,6 +32,9 @@ func (m *model) come(c *call) {
 				m.Fail("R-3: %s is tried again after a permanent error", names[t.n])
 			}
 		}
+		if t, second := c.data.(besides); second && t.attempt == 1 && !m.Batches {
+			m.comeSecond(l, t.n)
+		}
 	case Batch:
 		for _, n := range c.data.(*verdicts).records {
 			if m.comeApply(l, c, n); !m.Yield {
@@ -227,6 +230,15 @@ func (m *model) comeKeyed(l *life, n int) {
 			m.Fail("D4: %s is redriven before %s", names[n], names[letter.n])
 		}
 		return
+	}
+}
+
+// comeSecond looks at a record that the second branch gets: while the breaker of
+// the first was open before, the first has taken it.
+func (m *model) comeSecond(l *life, n int) {
+	passing := l.breaker == courier.BreakerClosed || l.breaker == courier.BreakerForcedClosed
+	if !passing && l.changedAt < m.now.Load() && m.rows[n].told[l.p.instance] != l.p && !m.skipped[n] {
+		m.Fail("F-3: the second branch gets %s, and the breaker of the first, which has not taken it, is %s", names[n], l.breaker)
 	}
 }
 

@@ -112,6 +112,9 @@ func (b *batches[T]) ApplyBatch(ctx context.Context, records []T) error {
 	return failed.ErrorOrNil()
 }
 
+// besides is an attempt of the second branch on a record.
+type besides struct{ n, attempt int }
+
 // branch is a second destination.
 type branch[T record] struct{ *life }
 
@@ -120,7 +123,7 @@ const beside = 1 << 32
 
 func (b *branch[T]) Apply(ctx context.Context, record T) error {
 	n := record.number()
-	return b.p.await(ctx, Apply, uint64(n+1)|beside, names[n], nil, func(c *call) { b.m.rows[n].second++ })
+	return b.p.await(ctx, Apply, uint64(n+1)|beside, names[n], besides{n, courier.AttemptFrom(ctx)}, func(c *call) { b.m.rows[n].second++ })
 }
 
 // count is a second branch that never fails.

@@ -98,9 +98,9 @@ var mutants = []mutant{
 	{"a long fetch goes on in a pause", "poll.go",
 		"		p.intake = p.control.intake()\n", ""},
 	{"the attempts before an interruption are forgotten", "attempts.go",
-		"			found = append(found, e.usage)\n", ""},
+		"			found = found.with(e.usage)\n", ""},
 	{"a failed probe burns an attempt", "breaker.go",
-		"Counted: counts && !permit.permit.Probe,", "Counted: counts,"},
+		"Counted: counts && !permit.permit.Probe}", "Counted: counts}"},
 	{"the next probe is the same record", "stream_hand.go",
 		"		if !it.suspect() {\n", "		if true {\n"},
 
@@ -151,6 +151,8 @@ var mutants = []mutant{
 		"	if have < f.quorum {", "	if have < 1 {"},
 	{"a fan-out forgets who has a record", "fanout_memory.go",
 		"		done[i] = entry.has\n", "		done[i] = nil\n"},
+	{"a fan-out probes one branch with all", "fanout_turns.go",
+		"			turns[b] = second\n", "			turns[b] = first\n"},
 	{"a stream has more in hand than it may", "stream.go",
 		"want := min(s.limit-s.inHand, s.config.batchSize)", "want := s.config.batchSize"},
 
@@ -162,7 +164,7 @@ var mutants = []mutant{
 
 	// What is told.
 	{"a fetch tells that it took no time", "poll.go",
-		"		event.Took = p.watch.clock.Now().Sub(p.began)\n", "		event.Took = 0\n"},
+		"		event.Took = p.watch.since(true, p.began)\n", "		event.Took = 0\n"},
 	{"a panic is not told as the end of its record", "engine.go",
 		"	h.tellEnded(ctx, i, err)\n	if err == nil {\n", "	if _, panicked := err.(*PanicError); !panicked {\n		h.tellEnded(ctx, i, err)\n	}\n	if err == nil {\n"},
 	{"a resume tells of one pause", "watch.go",
