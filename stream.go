@@ -290,7 +290,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		}
 	}
 	s.heed()
-	open := now.Before(s.pausedUntil) // a breaker is
+	open := now.Before(s.pausedUntil) || g.closed && g.until.IsZero() // a breaker is, or is forced open
 	// A queue is worked off unless nobody will take it any more: a stop does not
 	// wait for a breaker to close (C-5).
 	over := s.leave.Err() != nil || s.stopping && open || s.eof && len(s.out) == 0 && s.hopeless()

@@ -107,8 +107,9 @@ func (m *model) force(to courier.BreakerState) (woke bool) {
 		}
 		l.forced = ""
 		m.Sometimes("the breaker is " + string(to) + " by an operator")
+		woke = true
 	}
-	return false
+	return woke
 }
 
 // redrive is a process of an operator's, who empties the queue now and then. By
