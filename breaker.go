@@ -494,7 +494,8 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	}
 	now, random, after := b.clock.Now(), 0.5, time.Duration(0)
 	slow := b.policy.SlowCall > 0 && now.Sub(permit.start) >= b.policy.SlowCall
-	if outcome == breaker.Failure || slow { // what may open it
+	failed := outcome == breaker.Failure || outcome == breaker.Mixed
+	if failed || slow { // what may open it
 		random, after = b.policy.Random(), afterOf(err, b.policy.MaxOpenFor)
 	}
 	b.mu.Lock()
@@ -522,10 +523,10 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	// By the permit, not by the state: it is the call's own phase that says
 	// whether its failure counts against the record (P-1).
 	switch {
-	case outcome != breaker.Failure:
+	case !failed:
 	case !passing:
 		return (&OpenError{Until: refusal.Until, Cause: err, due: refusal.due, called: counts, Counted: counts && !permit.permit.Probe}).each(ctx)
-	case permit.permit.Probe: // a late one: the breaker has closed without it
+	case permit.permit.Probe && outcome == breaker.Failure: // a late one: the breaker has closed without it
 		late := b.openError(now, err)
 		late.called = counts
 		return late.each(ctx)

@@ -20,8 +20,10 @@ func WithCircuitBreaker[T any](applier Applier[T]) Applier[T] {
 //
 // Retryable errors and panics are failures of the destination; a permanent
 // error is an answer, hence a success; what is NotAttempted or skipped, and a
-// [*DecodeError], says nothing. The result is as safe for concurrent use as the
-// applier.
+// [*DecodeError], says nothing. A batch is one call: it fails when every record
+// fails, and succeeds when every record gets through. When only some get through,
+// it is a success followed by a failure, as an outage may have begun in between.
+// The result is as safe for concurrent use as the applier.
 func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] {
 	return newBreakerApplier(applier, b, nil)
 }
@@ -148,28 +150,37 @@ func outcomeOf(ctx context.Context, err error) breaker.Outcome {
 	return breaker.Failure
 }
 
-// batchOutcomeOf lets one record that got through vouch for the destination.
+// batchOutcomeOf is outcomeOf of n records together. The attempts of a mixed batch
+// count by the same rule, see retryRun.judge.
 func batchOutcomeOf(ctx context.Context, err error, n int) breaker.Outcome {
 	list, ok := batchErrorIn(err)
 	if !ok {
 		return outcomeOf(ctx, err)
 	}
-	if list == nil || len(list.Failures) < n || listed(list) < n {
+	if list == nil {
 		return breaker.Success
 	}
-	verdict := breaker.Ignored
+	through, failed := listed(list) < n, false
 	for _, f := range list.Failures {
 		if f.Err == nil {
 			continue
 		}
 		switch outcomeOf(ctx, f.Err) {
 		case breaker.Success:
-			return breaker.Success
+			through = true
 		case breaker.Failure:
-			verdict = breaker.Failure
+			failed = true
 		}
 	}
-	return verdict
+	switch {
+	case through && failed:
+		return breaker.Mixed
+	case through:
+		return breaker.Success
+	case failed:
+		return breaker.Failure
+	}
+	return breaker.Ignored
 }
 
 // listed counts the records that a list names, one named twice once.

@@ -3,6 +3,7 @@ package courier_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -256,29 +257,41 @@ func TestBreaker_ABatchIsOneCall(t *testing.T) {
 		return e.ErrorOrNil()
 	}
 	for _, test := range []struct {
-		name string
-		err  error
-		want string
+		name  string
+		err   error
+		opens int // the threshold at which it opens after one failure before, 0 for none
 	}{
-		{"all failed", list(errTest, errTest), "open"},
-		{"as one", errTest, "open"},
-		{"one got through", list(errTest, nil), "closed"},
-		{"one was answered", list(errTest, courier.Permanent(errTest)), "closed"},
-		{"permanent as one", courier.Permanent(errTest), "closed"},
-		{"not attempted", &courier.OpenError{Cause: errTest}, "closed"},
-		{"applied", nil, "closed"},
+		{"all failed", list(errTest, errTest), 2},
+		{"as one", errTest, 2},
+		{"one got through", list(errTest, nil), 1},
+		{"one was answered", list(errTest, courier.Permanent(errTest)), 1},
+		{"permanent as one", courier.Permanent(errTest), 0},
+		{"not attempted", &courier.OpenError{Cause: errTest}, 0},
+		{"applied", nil, 0},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			b := newBreaker(1)
-			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return test.err }}
-			err := asBatch(courier.NewCircuitBreakerApplier[int](s, b)).ApplyBatch(t.Context(), []int{1, 2})
-			require.EqualValues(t, test.want, b.State())
-			if test.want == "open" {
-				require.ErrorIs(t, err, courier.ErrOpen)
-			} else {
-				require.Equal(t, test.err, err)
-			}
-		})
+		for _, threshold := range []int{1, 2} {
+			t.Run(fmt.Sprintf("%s, threshold %d", test.name, threshold), func(t *testing.T) {
+				b := newBreaker(threshold)
+				s := &batchSink[int]{failBatch: func(_ context.Context, _ []int, call int) error {
+					if call < threshold {
+						return errTest
+					}
+					return test.err
+				}}
+				batch := asBatch(courier.NewCircuitBreakerApplier[int](s, b))
+				for range threshold - 1 {
+					require.Equal(t, errTest, batch.ApplyBatch(t.Context(), []int{1, 2}))
+				}
+				err := batch.ApplyBatch(t.Context(), []int{1, 2})
+				if threshold <= test.opens {
+					require.Equal(t, courier.BreakerOpen, b.State())
+					require.ErrorIs(t, err, courier.ErrOpen)
+				} else {
+					require.Equal(t, courier.BreakerClosed, b.State())
+					require.Equal(t, test.err, err)
+				}
+			})
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -30,6 +31,7 @@ type control struct {
 	watch    *watch
 	lagger   Lagger        // nil if the source is none
 	breakers []*Breaker    // of the stack, outermost first
+	advice   string        // to be logged when it first runs
 	wake     chan struct{} // room for one: fetch now
 	stirred  chan struct{} // room for one: look up
 
@@ -50,14 +52,17 @@ func newControl[T any](source Source[T], applier Applier[T], config *config) *co
 	}
 	config.clock.stack = clocksOf(applier)
 	c.lagger, _ = source.(Lagger)
+	if exposed(applier) {
+		c.advice = "courier: the dead letter queue has neither a retry nor a breaker inside: in an outage it takes healthy records; use ResilientApplier"
+	}
 	return c
 }
 
 // begin opens a run. end closes it.
 func (c *control) begin(ctx context.Context) (context.Context, error) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	if c.cancel != nil {
+		c.mu.Unlock()
 		return nil, ErrRunning
 	}
 	ctx, c.cancel = context.WithCancelCause(ctx)
@@ -65,6 +70,12 @@ func (c *control) begin(ctx context.Context) (context.Context, error) {
 	c.openIntake()
 	for _, b := range c.breakers {
 		b.addListener(c.stirred)
+	}
+	advice := c.advice
+	c.advice = ""
+	c.mu.Unlock()
+	if advice != "" {
+		c.watch.log.say(ctx, slog.LevelWarn, advice)
 	}
 	return ctx, nil
 }

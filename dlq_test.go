@@ -1,9 +1,11 @@
 package courier_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -190,4 +192,50 @@ func TestMemoryDLQ(t *testing.T) {
 		require.NoError(t, unbounded.Send(ctx, courier.DeadLetter[int]{}))
 	}
 	require.ErrorIs(t, unbounded.Send(ctx, courier.DeadLetter[int]{}), courier.ErrDLQFull)
+}
+
+// A queue without a retry or a breaker inside takes the healthy records of an
+// outage: the coordinator says so once, when it first runs.
+func TestDLQ_ThatIsExposedToOutagesIsWarnedOf(t *testing.T) {
+	queue := courier.NewMemoryDLQ[int](0)
+	nop := courier.ProcessFunc(nop[int])
+	park := func(a courier.Applier[int]) courier.Applier[int] {
+		return courier.NewDLQApplier(a, courier.DLQ[int](queue))
+	}
+	resilient, _ := courier.ResilientApplier(nop, nil)
+	for name, test := range map[string]struct {
+		applier courier.Applier[int]
+		warned  bool
+	}{
+		"plain":             {nop, false},
+		"queue":             {park(nop), true},
+		"queue, decoding":   {park(courier.NewDecodingApplier(nop, func(n int) (int, error) { return n, nil })), true},
+		"queue, retry":      {park(courier.WithRetry(nop)), false},
+		"queue, breaker":    {park(courier.WithCircuitBreaker(nop)), false},
+		"resilient":         {resilient, false},
+		"branch":            {courier.NewFanOutApplier(courier.WithRetry(nop), park(nop)), true},
+		"queue of a branch": {courier.NewFanOutApplier(park(courier.WithRetry(nop)), nop), false},
+	} {
+		for shape, run := range map[string]func(a courier.Applier[int], o courier.Option) error{
+			"polling": func(a courier.Applier[int], o courier.Option) error {
+				c := courier.NewPollingCoordinator(newShelf(1), a, o)
+				return errors.Join(c.RunOnce(t.Context()), c.RunOnce(t.Context()))
+			},
+			"streaming": func(a courier.Applier[int], o courier.Option) error {
+				ch := make(chan int)
+				close(ch)
+				return courier.NewStreamingCoordinator(courier.NewChannelSource(ch, func(context.Context, []int) error { return nil }), a, o).Start(t.Context())
+			},
+		} {
+			t.Run(name+", "+shape, func(t *testing.T) {
+				var logged bytes.Buffer
+				require.NoError(t, run(test.applier, courier.WithLogger(textLogger(&logged))))
+				want := 0
+				if test.warned {
+					want = 1
+				}
+				require.Equal(t, want, strings.Count(logged.String(), "neither a retry nor a breaker"))
+			})
+		}
+	}
 }

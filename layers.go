@@ -2,6 +2,7 @@ package courier
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -90,6 +91,17 @@ func within(applier any, branch bool, found func(l layer, branch bool) bool) boo
 		}
 	}
 	return false
+}
+
+// exposed reports whether a dead letter queue has neither a retry nor a breaker
+// inside. Such a queue takes a record at its first failure, and in an outage it
+// takes healthy records.
+func exposed(applier any) bool {
+	return within(applier, false, func(l layer, _ bool) bool {
+		return l.kind() == parking && !slices.ContainsFunc(l.inside(), func(inner any) bool {
+			return within(inner, false, func(l layer, _ bool) bool { return l.kind() == retrying || l.kind() == breaking })
+		})
+	})
 }
 
 // parker is a decorator that parks records.

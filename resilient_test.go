@@ -383,3 +383,83 @@ func TestC6_AnOutageAmongRecordsThatAreNotForTheDestination(t *testing.T) {
 		})
 	}
 }
+
+// filling is a destination that takes batches until it has no room left.
+type filling struct {
+	*destination
+	room  func(call int) int // how many records of the call there is room for
+	calls int
+}
+
+func (f *filling) Apply(ctx context.Context, r int) error { return applyAlone(ctx, f, r) }
+
+func (f *filling) ApplyBatch(_ context.Context, records []int) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.called()
+	f.calls++
+	room := len(records)
+	if time.Since(f.began) < f.outage {
+		room = f.room(f.calls)
+	}
+	var list courier.BatchError
+	for i, r := range records {
+		// The first ones fit, or every third does, as small messages among large ones.
+		if i < room || room < 0 && i%3 == 0 {
+			f.applied[r]++
+		} else {
+			list.Add(i, errors.New("full"))
+		}
+	}
+	return list.ErrorOrNil()
+}
+
+// applyAlone applies a record as a batch of one.
+func applyAlone(ctx context.Context, batch courier.BatchApplier[int], r int) error {
+	var list *courier.BatchError
+	if err := batch.ApplyBatch(ctx, []int{r}); errors.As(err, &list) {
+		return list.Failures[0].Err
+	}
+	return nil
+}
+
+// C-6: an outage may begin in the middle of a batch, of which some records get
+// through, or of several batches one after another.
+func TestC6_AnOutageThatBeginsInsideABatchParksNothing(t *testing.T) {
+	rooms := map[string][]int{"30 of 50": {30}, "49 of 50": {49}, "1 of 50": {1}, "every third": {-1},
+		"thrice": {20, 10, 5}, "thrice, every third": {-1, -1, -1}, "a full batch between": {20, 100, 10}}
+	for name, room := range rooms {
+		for _, threshold := range []int{2, 3, 4, 5} {
+			for _, shape := range []string{"polling", "streaming 1", "streaming 8"} {
+				t.Run(fmt.Sprintf("%s, threshold %d, %s", name, threshold, shape), func(t *testing.T) {
+					courierttest.Bubble(t, func(t *testing.T) {
+						f := &filling{destination: &destination{began: time.Now(), outage: time.Hour, applied: map[int]int{}}, room: func(call int) int {
+							if call <= len(room) {
+								return room[call-1]
+							}
+							return 0
+						}}
+						stack, dlq := courier.ResilientApplier[int](f, &courier.ResilientConfig[int]{
+							Breaker: courier.BreakerPolicy{FailureThreshold: threshold, OnStateChange: f.watch},
+						})
+						var r courierttest.Recorder[int]
+						source := r.LeasingSource(time.Hour, numbers(200)...)
+						workers := 1
+						var c courierttest.Starter = courier.NewPollingCoordinator[int](source, stack, quiet, courier.WithBatchSize(50))
+						if _, err := fmt.Sscanf(shape, "streaming %d", &workers); err == nil {
+							stream := r.StreamSource(numbers(200)...)
+							c = courier.NewStreamingCoordinator[int](stream, stack, quiet, courier.WithBatchSize(50), courier.WithStreamWorkers(workers))
+						}
+						courierttest.RunFor(t, c, time.Hour+5*time.Minute)
+						require.Empty(t, recordsIn(t, dlq), "a healthy record is parked")
+						require.Len(t, f.applied, 200)
+						for r, n := range f.applied {
+							require.Equal(t, 1, n, "record %d", r)
+						}
+						require.Zero(t, f.whileOpen, "calls while the breaker was open")
+					})
+				})
+			}
+		}
+	}
+}

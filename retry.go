@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier/internal/backoff"
+	"github.com/erfanmomeniii/courier/internal/breaker"
 )
 
 // Unlimited is a MaxAttempts without a limit.
@@ -31,7 +32,9 @@ const (
 // is the default. A policy is copied when it is given to a decorator.
 type RetryPolicy struct {
 	// MaxAttempts is the number of attempts, the first included. 0 is 5;
-	// [Unlimited] has no limit.
+	// [Unlimited] has no limit. Around a breaker, a call of a batch in which other
+	// records got through counts only if it is the record's first: there the
+	// breaker begins to count anew as well.
 	MaxAttempts int
 
 	// InitialDelay is the delay after the first failure. 0 is 100 ms.
@@ -213,7 +216,7 @@ func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[
 	_, refuses := applier.(*breakerApplier[T])
 	return &retryApplier[T]{newStage(retrying, applier, fault), p, newSteady(p.Clock), backoff.Policy{
 		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
-	}, p.MaxElapsed > 0 || p.Budget != nil, refuses}
+	}, p.MaxElapsed > 0 || p.Budget != nil, refuses, len(breakersOf(applier)) > 0}
 }
 
 type retryApplier[T any] struct {
@@ -223,6 +226,7 @@ type retryApplier[T any] struct {
 	backoff backoff.Policy
 	metered bool // there is a budget or a MaxElapsed
 	refuses bool // what is inside refuses an ended context by itself
+	guarded bool // a breaker is inside
 }
 
 func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
@@ -283,7 +287,7 @@ func (r *retryApplier[T]) loop(ctx context.Context, record T, run retryRun, used
 		}
 	}()
 	for {
-		if final := run.judge(classify(ctx, err), err, &used); final != nil {
+		if final := run.judge(classify(ctx, err), err, false, &used); final != nil {
 			err = final
 			break
 		}
@@ -391,11 +395,12 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		} else {
 			still := open[:0]
 			delayBy = nil
+			mixed := r.guarded && batchOutcomeOf(ctx, err, len(open)) == breaker.Mixed
 			for j, i := range open {
 				if errs[j] == nil {
 					continue
 				}
-				if results[i] = run.judge(classify(ctx, errs[j]), errs[j], &used[i]); results[i] == nil {
+				if results[i] = run.judge(classify(ctx, errs[j]), errs[j], mixed, &used[i]); results[i] == nil {
 					still = append(still, i)
 					if delayBy == nil || afterOf(errs[j], math.MaxInt64) > afterOf(delayBy, math.MaxInt64) {
 						delayBy = errs[j]
@@ -462,8 +467,11 @@ func (r *retryApplier[T]) begin(ctx context.Context, entry time.Time) retryRun {
 }
 
 // judge counts a failed attempt and returns the record's final error, or nil
-// when it is to be tried again.
-func (r *retryRun) judge(class Class, err error, used *int) error {
+// when it is to be tried again. In a mixed call other records got through, and the
+// breaker begins to count anew with one failure. If the record's attempts counted
+// more, an outage that began in that call would exhaust them before the breaker
+// opens.
+func (r *retryRun) judge(class Class, err error, mixed bool, used *int) error {
 	switch class {
 	case Skipped:
 		return err
@@ -476,7 +484,10 @@ func (r *retryRun) judge(class Class, err error, used *int) error {
 		*used++
 		return r.giveUp(PermanentFailure, *used, err, nil)
 	}
-	if *used++; *used >= r.policy.MaxAttempts {
+	if !mixed || *used == 0 {
+		*used++
+	}
+	if *used >= r.policy.MaxAttempts {
 		return r.giveUp(Exhausted, *used, err, nil)
 	}
 	return nil

@@ -11,7 +11,7 @@
 //
 //	source := outbox.Source()
 //	deliver := courier.NewDecodingApplier(sink, couriersql.Row.Message)
-//	applier := courier.NewDLQApplier(deliver, source.DLQ())
+//	applier, _ := courier.ResilientApplier(deliver, &courier.ResilientConfig[couriersql.Row]{DLQ: source.DLQ()})
 //	coordinator := courier.NewPollingCoordinator(source, applier)
 //
 // # The guarantee

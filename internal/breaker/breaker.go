@@ -42,6 +42,7 @@ const (
 	Success Outcome = iota // it answered
 	Failure                // it did not, or not well
 	Ignored                // the call says nothing about it
+	Mixed                  // it answered for some records of a batch, and failed others
 )
 
 // Policy is the breaker's configuration, taken as it is. A condition whose
@@ -168,9 +169,12 @@ func (s *State) counted(p *Policy, outcome Outcome, slow bool, after time.Durati
 		return
 	}
 	failed := outcome == Failure
-	if failed {
+	switch outcome {
+	case Failure:
 		s.failures++
-	} else {
+	case Mixed: // a success, which ends the streak, followed by a failure
+		s.failures = 1
+	default:
 		s.failures = 0
 	}
 	if p.Windowed() {
@@ -179,7 +183,7 @@ func (s *State) counted(p *Policy, outcome Outcome, slow bool, after time.Durati
 	w := &s.window.total
 	enough := w.calls >= p.MinCalls
 	switch {
-	case failed && p.FailureThreshold > 0 && s.failures >= p.FailureThreshold,
+	case outcome != Success && p.FailureThreshold > 0 && s.failures >= p.FailureThreshold,
 		failed && enough && reaches(w.failures, w.calls, p.FailureRate),
 		slow && enough && reaches(w.slow, w.calls, p.SlowCallRate):
 		s.open(p, after, now, random)

@@ -106,7 +106,9 @@ var mutants = []mutant{
 
 	// Retry and the queue.
 	{"one attempt too many", "retry.go",
-		"	if *used++; *used >= r.policy.MaxAttempts {", "	if *used++; *used > r.policy.MaxAttempts {"},
+		"	if *used >= r.policy.MaxAttempts {", "	if *used > r.policy.MaxAttempts {"},
+	{"an outage inside a batch leaves the breaker's count at none", "breaker_applier.go",
+		"		return breaker.Mixed\n", "		return breaker.Success\n"},
 	{"a refusal burns an attempt", "retry.go",
 		"		if *used += countedIn(err); *used == 0 {", "		if *used++; *used == 0 {"},
 	{"a permanent error is tried again", "retry.go",
