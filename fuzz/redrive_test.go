@@ -276,8 +276,9 @@ func (w *parkedWorld) redrive(whose, arg byte, batches bool, crash error) {
 }
 
 // outlast redrives, with a retry and a breaker, while every third record is
-// poison. One redrive may end at as few as one letter, so each letter may take
-// one, and the healthy ones leave by then.
+// poison. One redrive may end at as few as one letter, the one that failed the
+// fewest redrives. So each letter may take one redrive, and one more for each that
+// another letter has failed and it has not. By then the healthy letters have left.
 func (w *parkedWorld) outlast(arg byte) {
 	poison := func(record int) bool { return record%3 == int(arg)%3 }
 	tried := map[int]int{} // in this redrive, by record
@@ -294,7 +295,13 @@ func (w *parkedWorld) outlast(arg byte) {
 	policy := courier.BreakerPolicy{FailureThreshold: int(arg%5) + 1, OpenFor: 1001 * time.Millisecond, Jitter: courier.NoOpenJitter, Clock: w}
 	breaking := courier.NewCircuitBreakerApplier(applier, courier.NewBreaker(policy))
 	retrying := courier.NewRetryableApplier(breaking, courier.RetryPolicy{MaxAttempts: 5, Jitter: courier.NoJitter, Clock: w})
-	most := w.count() + 1
+	most, highest := w.count()+1, 0
+	for _, letter := range w.all() {
+		highest = max(highest, letter.Redriven)
+	}
+	for _, letter := range w.all() {
+		most += highest - letter.Redriven
+	}
 	for range most {
 		clear(tried)
 		before := w.count()
