@@ -232,3 +232,16 @@ func stacks(apply courier.Applier[int]) map[string]courier.Applier[int] {
 	resilient, _ := courier.ResilientApplier(apply, nil)
 	return map[string]courier.Applier[int]{"plain": apply, "retry": retry, "breaker": breaker, "dlq": dlq, "resilient": resilient}
 }
+
+// eachOfBatch applies a batch one by one, and lists what fails.
+type eachOfBatch[T any] struct{ courier.Applier[T] }
+
+func (b eachOfBatch[T]) ApplyBatch(ctx context.Context, records []T) error {
+	var list courier.BatchError
+	for i, r := range records {
+		if err := b.Apply(ctx, r); err != nil {
+			list.Add(i, err)
+		}
+	}
+	return list.ErrorOrNil()
+}

@@ -1019,18 +1019,6 @@ func (m *moody) Apply(_ context.Context, r int) error {
 	return nil
 }
 
-type moodyBatches struct{ *moody }
-
-func (m moodyBatches) ApplyBatch(ctx context.Context, records []int) error {
-	var e courier.BatchError
-	for i, r := range records {
-		if err := m.Apply(ctx, r); err != nil {
-			e.Add(i, err)
-		}
-	}
-	return e.ErrorOrNil()
-}
-
 // Random destinations, each behind a stack of its own, under each coordinator:
 // every required branch has each record once, or parked it once; an optional
 // one has it, parked it, or is reported.
@@ -1081,7 +1069,7 @@ func (w *randomWorld) run(t *testing.T) error {
 		d.began = time.Now()
 		branch := courier.Branch[int]{Name: strconv.Itoa(b), Applier: d, Optional: b >= w.required}
 		if w.inBatches[b] {
-			branch.Applier = moodyBatches{d}
+			branch.Applier = eachOfBatch[int]{d}
 		}
 		branch.Applier, queues[b] = courier.ResilientApplier(branch.Applier, nil)
 		config.Branches = append(config.Branches, branch)

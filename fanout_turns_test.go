@@ -313,7 +313,7 @@ func TestF3_ADayWithoutABranchCostsTheOthersNoDuplicates(t *testing.T) {
 			}}
 			var first courier.Applier[int] = healthy
 			if batches {
-				first = listing{healthy}
+				first = eachOfBatch[int]{healthy}
 			}
 			a, _ := courier.ResilientApplier(first, nil)
 			b, _ := courier.ResilientApplier[int](down, nil)
@@ -361,18 +361,6 @@ func (b *gatedBranch) Apply(_ context.Context, r int) error {
 	return nil
 }
 
-type gatedBatches struct{ *gatedBranch }
-
-func (b gatedBatches) ApplyBatch(ctx context.Context, records []int) error {
-	var list courier.BatchError
-	for i, r := range records {
-		if err := b.Apply(ctx, r); err != nil {
-			list.Add(i, err)
-		}
-	}
-	return list.ErrorOrNil()
-}
-
 func (b *gatedBranch) begin() {
 	b.called, b.took, b.gate = nil, nil, "calm"
 	for _, breaker := range b.breakers {
@@ -417,7 +405,7 @@ func TestFanOut_PropertyOfTurns(t *testing.T) {
 			branches[i] = b
 			var a courier.Applier[int] = b
 			if rapid.Bool().Draw(rt, "takes batches") {
-				a = gatedBatches{b}
+				a = eachOfBatch[int]{b}
 			}
 			for range rapid.SampledFrom([]int{0, 1, 1, 1, 2}).Draw(rt, "breakers") {
 				policy := courier.BreakerPolicy{

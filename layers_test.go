@@ -203,7 +203,7 @@ func deliversOrParks(t *testing.T, names string, wrap func(courier.Applier[strin
 		}
 		a := courier.ProcessFunc(apply)
 		if batches {
-			a = eachOf(apply)
+			a = eachOfBatch[string]{a}
 		}
 		stack := wrap(a)
 		parks := strings.Contains(names, "DLQ") || strings.Contains(names, "resilient")
@@ -266,21 +266,6 @@ func deliversOrParks(t *testing.T, names string, wrap func(courier.Applier[strin
 			}
 		}
 	})
-}
-
-// eachOf is a batch applier that lists what fails.
-type eachOf func(context.Context, string) error
-
-func (f eachOf) Apply(ctx context.Context, record string) error { return f(ctx, record) }
-
-func (f eachOf) ApplyBatch(ctx context.Context, records []string) error {
-	var failed courier.BatchError
-	for i, record := range records {
-		if err := f(ctx, record); err != nil {
-			failed.Add(i, err)
-		}
-	}
-	return failed.ErrorOrNil()
 }
 
 func letters(t *testing.T, q courier.DLQ[string]) []courier.DeadLetter[string] {

@@ -202,19 +202,6 @@ func unique(records []keyed) (first []keyed) {
 	return first
 }
 
-// eachOfBatch applies a batch one by one, and fails those that fail.
-type eachOfBatch[T any] struct{ courier.Applier[T] }
-
-func (b eachOfBatch[T]) ApplyBatch(ctx context.Context, records []T) error {
-	var list courier.BatchError
-	for i, r := range records {
-		if err := b.Apply(ctx, r); err != nil {
-			list.Add(i, err)
-		}
-	}
-	return list.ErrorOrNil()
-}
-
 func TestDeadLetter_D8_WithoutAnAnswerRecordsStayPending(t *testing.T) {
 	s := &batchSink[keyed]{}
 	q := &mute{courier.NewMemoryDLQ[keyed](0)}

@@ -37,19 +37,6 @@ func breaking(a courier.Applier[int]) (courier.Applier[int], *courier.Breaker) {
 	return courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(a, b), plain), b
 }
 
-// listing is a batch applier that lists what failed.
-type listing struct{ *sink[int] }
-
-func (l listing) ApplyBatch(ctx context.Context, records []int) error {
-	var list courier.BatchError
-	for i, r := range records {
-		if err := l.Apply(ctx, r); err != nil {
-			list.Add(i, err)
-		}
-	}
-	return list.ErrorOrNil()
-}
-
 // transaction is a batch applier of which a batch fails as one.
 type transaction struct{ *sink[int] }
 
@@ -104,7 +91,7 @@ func TestRedrive_LettersThatStillFailHoldUpNoOther(t *testing.T) {
 						var a courier.Applier[int] = s
 						switch form {
 						case "batch":
-							a = listing{s}
+							a = eachOfBatch[int]{s}
 						case "transaction":
 							a = transaction{s}
 						}
@@ -170,7 +157,7 @@ func TestRedrive_AnOutageEndsIt(t *testing.T) {
 				s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
 				var inner courier.Applier[int] = s
 				if batches {
-					inner = listing{s}
+					inner = eachOfBatch[int]{s}
 				}
 				a, _ := breaking(inner)
 				began := time.Now()
@@ -567,7 +554,7 @@ func (w *lettersWorld) run(t *testing.T) error {
 	var applier courier.Applier[int] = s
 	switch w.form {
 	case "batch":
-		applier = listing{s}
+		applier = eachOfBatch[int]{s}
 	case "transaction":
 		applier = transaction{s}
 	}

@@ -347,7 +347,7 @@ func TestC6_AnOutageAmongRecordsThatAreNotForTheDestination(t *testing.T) {
 				}
 				a := courier.ProcessFunc(apply)
 				if batches {
-					a = eachOf(apply)
+					a = eachOfBatch[string]{a}
 				}
 				stack, q := courier.ResilientApplier(courier.NewDecodingApplier(a, func(row string) (string, error) {
 					if strings.HasPrefix(row, "bad") && !skips {
