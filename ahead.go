@@ -90,6 +90,7 @@ func (a *ahead[T]) loop() {
 	for {
 		if a.busy {
 			a.busy = false
+			a.watch.ends(&a.watch.fetching)
 			a.result.cancelled = a.under.Err() != nil
 			a.result.took = a.watch.since(true, a.began)
 			a.lease.addAhead(a.result.records)
@@ -107,6 +108,7 @@ func (a *ahead[T]) loop() {
 		a.busy, a.dry = true, true
 		a.result, a.under = fetchResult[T]{}, r.ctx
 		a.began = a.watch.clock.Now()
+		a.watch.begins(&a.watch.fetching, "fetch")
 		guard(&a.result.err, func() (err error) {
 			a.result.records, err = a.source.Fetch(r.ctx, r.limit)
 			a.dry = err != nil || len(a.result.records) < r.limit

@@ -189,8 +189,10 @@ func (p *poller[T]) loop() {
 		case marking:
 			p.phase = marked
 			p.began = p.watch.now(p.watch.observer.Marked != nil)
+			p.watch.begins(&p.watch.settling, "mark")
 			guard(&p.markErr, func() error { return p.source.Mark(p.life.settle, p.mark) })
 		case marked:
+			p.watch.ends(&p.watch.settling)
 			p.afterMark()
 		case reporting:
 			p.tellFailed()
@@ -284,6 +286,7 @@ func (p *poller[T]) fetch() {
 	}
 	p.phase = fetched
 	p.began = p.watch.now(p.watch.observer.Fetched != nil)
+	p.watch.begins(&p.watch.fetching, "fetch")
 	guard(&p.fetchErr, func() (err error) {
 		p.records, err = p.source.Fetch(p.intake, limit)
 		return err
@@ -291,6 +294,9 @@ func (p *poller[T]) fetch() {
 }
 
 func (p *poller[T]) take() {
+	if p.intake != nil && !p.handed {
+		p.watch.ends(&p.watch.fetching)
+	}
 	p.life.endApply()
 	n := len(p.records)
 	p.phase = cutting

@@ -198,7 +198,9 @@ func (p *poller[T]) tellFailed() {
 		return
 	}
 	var err error
+	p.watch.begins(&p.watch.settling, "note of failures")
 	isolate(&err, func() error { return p.failer.Fail(p.life.settle, failed) })
+	p.watch.ends(&p.watch.settling)
 	p.watch.released(p.life.settle, ReleaseEvent{Records: len(failed), Failed: true, Err: err})
 }
 
@@ -246,7 +248,9 @@ func (p *poller[T]) giveBack() {
 		}
 	}
 	var err error
+	p.watch.begins(&p.watch.settling, "release")
 	isolate(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
+	p.watch.ends(&p.watch.settling)
 	p.holdBack(records, after)
 	p.watch.released(p.life.settle, ReleaseEvent{Records: len(records), After: after, Err: err})
 }

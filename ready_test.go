@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -157,4 +158,90 @@ func TestReady_OfAStreamThatIsBusy(t *testing.T) {
 		}
 		require.NoError(t, run.Stop())
 	})
+}
+
+// hangingSource answers no call of one kind for a while.
+type hangingSource struct {
+	*leasing[int]
+	kind string
+	open chan struct{}
+}
+
+func (s *hangingSource) wait(kind string) {
+	if kind == s.kind {
+		<-s.open
+	}
+}
+
+func (s *hangingSource) Fetch(ctx context.Context, limit int) ([]int, error) {
+	s.wait("fetch")
+	return s.leasing.Fetch(ctx, limit)
+}
+
+func (s *hangingSource) Mark(ctx context.Context, records []int) error {
+	s.wait("mark")
+	return s.leasing.Mark(ctx, records)
+}
+
+func (s *hangingSource) Release(ctx context.Context, records []int, after time.Duration) error {
+	s.wait("release")
+	return s.leasing.Release(ctx, records, after)
+}
+
+func (s *hangingSource) Fail(_ context.Context, failed []courier.FailedRecord[int]) error {
+	s.wait("note of failures")
+	return s.leasing.Release(context.Background(), []int{failed[0].Record}, 0) // only one of them fails
+}
+
+// releasing hides that a source can fail records.
+type releasing struct {
+	courier.Source[int]
+	courier.Releaser[int]
+}
+
+// A call of the source that does not return shows within a minute or so, and is
+// forgotten once it does.
+func TestReady_OfACallThatHangs(t *testing.T) {
+	for kind := range map[string]bool{"fetch": true, "mark": true, "release": true, "note of failures": true} {
+		for _, shape := range []string{"polling", "prefetch", "streaming"} {
+			if kind == "fetch" && shape == "streaming" {
+				continue // it waits for records
+			}
+			t.Run(kind+", "+shape, func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					s := &hangingSource{newLeasing(numbers(20)...), kind, make(chan struct{})}
+					s.leasing.wait = shape == "streaming"
+					var source courier.Source[int] = s
+					if kind == "release" {
+						source = releasing{s, s}
+					}
+					var failed atomic.Bool
+					a := courier.ProcessFunc(func(_ context.Context, n int) error {
+						if n == 3 && (kind == "release" || kind == "note of failures") && failed.CompareAndSwap(false, true) {
+							return errTest
+						}
+						return nil
+					})
+					var c pausable = courier.NewPollingCoordinator(source, a, quiet, courier.WithBatchSize(5))
+					switch shape {
+					case "prefetch":
+						c = courier.NewPollingCoordinator(source, a, quiet, courier.WithBatchSize(5), courier.WithPrefetch(2))
+					case "streaming":
+						c = courier.NewStreamingCoordinator(source, a, quiet, courier.WithBatchSize(5))
+					}
+					answer := sync.OnceFunc(func() { close(s.open) })
+					defer answer()
+					run := courierttest.Start(t, c)
+					time.Sleep(50 * time.Second)
+					require.NoError(t, c.Ready())
+					time.Sleep(15 * time.Second)
+					require.EqualError(t, c.Ready(), "courier: the source has not answered a "+kind+" for 1m5s")
+					answer()
+					time.Sleep(10 * time.Second)
+					require.NoError(t, c.Ready())
+					_ = run.Stop()
+				})
+			})
+		}
+	}
 }

@@ -44,6 +44,7 @@ func (s *settler[T]) loop() {
 	for {
 		if s.busy {
 			s.busy = false
+			s.watch.ends(&s.watch.settling)
 			s.settled <- s.result
 		}
 		j, ok := <-s.jobs
@@ -51,6 +52,7 @@ func (s *settler[T]) loop() {
 			return
 		}
 		s.busy, s.result = true, nil
+		s.watch.begins(&s.watch.settling, j.kind.String())
 		guard(&s.result, func() error {
 			switch j.kind {
 			case releaseJob:

@@ -399,6 +399,8 @@ const (
 	jobKinds
 )
 
+func (k jobKind) String() string { return [...]string{"mark", "release", "note of failures"}[k] }
+
 // settle gives the settler its next job, by turns, so that no kind starves
 // another. Applied records wait for more to be marked with them, unless there is
 // nothing to wait for.

@@ -28,6 +28,44 @@ type watch struct {
 	markErr   error     // of the last mark
 	still     error     // why nothing is fetched or settled for now
 	stillTo   time.Time // until then, or until stands changes it where that is zero
+	fetching  underway  // by a polling coordinator: that of a stream waits for records
+	settling  underway
+}
+
+// underway is a call of the source that has not returned, or none.
+type underway struct {
+	what  string
+	began time.Time
+}
+
+// overdue is how long a call of the source may take before Ready tells of it.
+const overdue = time.Minute
+
+// begins notes a call of the source, and ends that it has returned.
+func (w *watch) begins(call *underway, what string) {
+	now := w.clock.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	*call = underway{what, now}
+}
+
+func (w *watch) ends(call *underway) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	*call = underway{}
+}
+
+// hangs returns which call of the source is overdue, nil if none is.
+func (w *watch) hangs() error {
+	now := w.clock.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, call := range [...]underway{w.settling, w.fetching} {
+		if took := now.Sub(call.began); call.what != "" && took >= overdue {
+			return fmt.Errorf("courier: the source has not answered a %s for %v", call.what, took.Round(time.Second))
+		}
+	}
+	return nil
 }
 
 // counters are since the coordinator was made.
