@@ -31,10 +31,11 @@ func TestPause_HoldsNothingThatWasFetchedAhead(t *testing.T) {
 			t.Run(fmt.Sprintf("prefetch %d, late %v", prefetch, late), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					var r courierttest.Recorder[int]
-					source := r.LeasingSource(30*time.Second, numbers(20)...)
+					source := r.LeasingSource(10*time.Second, numbers(20)...)
 					a := r.Applier(nil)
 					a.ApplyFunc = func(context.Context, int) error { time.Sleep(time.Second); return nil }
-					opts := []courier.Option{quiet, courier.WithBatchSize(2), courier.WithPrefetch(prefetch)}
+					var told courierttest.ObserverRecorder
+					opts := []courier.Option{quiet, courier.WithBatchSize(2), courier.WithPrefetch(prefetch), courier.WithObserver(told.Observer())}
 					if late { // the pause comes while the coordinator rests between two batches
 						opts = append(opts, courier.WithFixedInterval(), courier.WithInterval(time.Minute))
 					}
@@ -49,10 +50,12 @@ func TestPause_HoldsNothingThatWasFetchedAhead(t *testing.T) {
 					require.Empty(t, source.InHand())
 					require.Zero(t, c.Stats().InHand)
 					require.ErrorIs(t, c.Ready(), courier.ErrPaused)
+					renewals := len(courierttest.EventsOf[courier.RenewEvent](&told))
 					other := courierttest.Start(t, courier.NewPollingCoordinator[int](source.Join(), r.Applier(nil), quiet))
 					time.Sleep(time.Minute)
 					require.Empty(t, source.Pending(), "another instance has delivered the rest")
 					require.NoError(t, other.Stop())
+					require.Len(t, courierttest.EventsOf[courier.RenewEvent](&told), renewals, "nothing is in hand to be renewed")
 					source.Add(100)
 					c.Resume()
 					time.Sleep(2 * time.Second)

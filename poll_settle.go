@@ -300,7 +300,8 @@ func (p *poller[T]) rest() {
 		p.finish()
 		return
 	}
-	if p.paused {
+	if p.paused { // all was given back
+		p.lease.drop()
 		return
 	}
 	if p.halted.err == nil && (p.probing || p.fetchErr == nil) && !p.spared {

@@ -347,7 +347,7 @@ func (l *life) putBack(n int, after time.Duration) {
 	if r.lessee != l.p || r.marked {
 		return
 	}
-	r.put, r.until = true, m.now.Load()+int64(after)
+	r.put, r.putAt, r.until = true, m.now.Load(), m.now.Load()+int64(after)
 	m.later(after, func() bool { m.kick(); return false })
 }
 

@@ -275,6 +275,7 @@ type row struct {
 	given           int64               // when it came to who has it
 	until           int64               // the end of its lease
 	put             bool                // the source keeps it back by itself until then
+	putAt           int64               // since then
 	seized          bool                // somebody else got its lease
 	leaving         bool                // it is being given back
 	strayed         bool                // somebody else may be before or behind the others of its key
