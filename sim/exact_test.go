@@ -36,6 +36,7 @@ var shapes = []struct {
 	{"batches, polling", func(s *settings) { s.shape, s.Workers, s.Batches = leasing, 4, true }},
 	{"batches, streaming", func(s *settings) { s.shape, s.Workers, s.Batches = broker, 4, true }},
 	{"fan-out", func(s *settings) { s.FanOut, s.Workers = 3, 4 }},
+	{"fan-out, both branches park", func(s *settings) { s.Stack, s.FanOut, s.Workers, s.Redriving = resilient, 4, 4, true }},
 	{"leasing, two instances", func(s *settings) { s.shape, s.Instances, s.Keys, s.Renewing = leasing, 2, 0, true }},
 	{"prefetch", func(s *settings) { s.shape, s.Prefetch, s.Workers = leasing, 2, 4 }},
 	{"breaker, durable queue", func(s *settings) { s.Stack, s.Memory, s.Workers = resilient, false, 4 }},

@@ -31,9 +31,11 @@ func (m *model) come(c *call) {
 			case l.permanent[t.n] && !m.rows[t.n].twice:
 				m.Fail("R-3: %s is tried again after a permanent error", names[t.n])
 			}
-		}
-		if t, second := c.data.(besides); second && t.attempt == 1 && !m.Batches {
-			m.comeSecond(l, t.n)
+		} else if t, aside := c.data.(besides); aside {
+			m.comeOrder(l, c, t.n, second)
+			if t.attempt == 1 && !m.Batches {
+				m.comeSecond(l, t.n)
+			}
 		}
 	case Batch:
 		for _, n := range c.data.(*verdicts).records {
@@ -205,29 +207,47 @@ func (m *model) comeApply(l *life, c *call, n int) {
 	if len(m.parked) > 1 && m.Workers > 1 {
 		m.Sometimes("two at once")
 	}
+	m.comeOrder(l, c, n, first)
+}
+
+// comeOrder looks whether an attempt is in the order of its key, in its branch.
+func (m *model) comeOrder(l *life, c *call, n int, branch string) {
 	if m.Keys == 0 || l.redrives() && !m.KeyedQueue {
 		return
 	}
 	if m.KeyedQueue {
-		m.comeKeyed(l, n)
+		m.comeKeyed(l, n, branch)
 	}
-	if m.busy[m.key(n)] != nil {
+	if m.busy[m.lane(n, branch)] != nil {
 		m.Fail("D4: %s is applied together with another of its key", names[n])
 	}
-	m.busy[m.key(n)] = c
+	m.busy[m.lane(n, branch)] = c
 	for before := m.key(n); before < n; before += m.Keys {
-		if r := &m.rows[before]; r.applied == 0 && r.parked == 0 && !m.skipped[before] && !r.strayed {
+		r := &m.rows[before]
+		done := r.applied > 0 || r.parked > 0 || m.skipped[before]
+		if branch == second {
+			done = r.second > 0 || r.aside > 0
+		}
+		if !done && !r.strayed {
 			m.Fail("D4: %s is applied before %s", names[n], names[before])
 		}
 	}
 }
 
+// lane is a key in a branch, where there are several.
+func (m *model) lane(n int, branch string) string {
+	if branch == second {
+		return m.keyName(n) + " " + second
+	}
+	return m.keyName(n)
+}
+
 // comeKeyed looks at an attempt where the queue keeps the order of keys: one that
-// has a letter waits for the redrive, which begins with the oldest.
-func (m *model) comeKeyed(l *life, n int) {
+// has a letter of its branch waits for the redrive, which begins with the oldest.
+func (m *model) comeKeyed(l *life, n int, branch string) {
 	for _, letter := range m.letters() {
 		switch {
-		case letter.key != m.keyName(n):
+		case letter.key != m.keyName(n) || (letter.branch == second) != (branch == second):
 			continue
 		case !l.redrives():
 			m.Fail("D4: %s is applied, with %s of its key in the queue", names[n], names[letter.n])
@@ -367,6 +387,11 @@ func (m *model) answer(c *call) {
 				l.told(n)
 			}
 			m.probed(l, c, c.err != nil)
+		} else if t, aside := c.data.(besides); aside {
+			m.leave(c, t.n)
+			if c.err == nil {
+				m.rows[t.n].toldAside[l.p.instance] = l.p
+			}
 		}
 	case Batch:
 		v := c.data.(*verdicts)
@@ -382,7 +407,8 @@ func (m *model) answer(c *call) {
 		m.probed(l, c, failed)
 	case Send:
 		if c.err == nil {
-			l.told(c.data.(int))
+			letter := c.data.(sent)
+			l.toldParked(letter.n, letter.branch)
 			m.Sometimes("parked")
 		} else {
 			m.Sometimes("the queue refused")
@@ -402,7 +428,7 @@ func (m *model) answer(c *call) {
 		}
 	case Edit:
 		for _, n := range c.data.([]int) {
-			if c.err != nil || m.hasLetter(n) { // a newer one, which stays
+			if c.err != nil || m.hasLetter(n, first) { // a newer one, which stays
 				m.rows[n].excuses++
 			}
 		}
@@ -421,9 +447,9 @@ func (m *model) answer(c *call) {
 	}
 }
 
-func (m *model) hasLetter(n int) bool {
+func (m *model) hasLetter(n int, branch string) bool {
 	for _, letter := range m.letters() {
-		if letter.n == n {
+		if letter.n == n && (letter.branch == second) == (branch == second) {
 			return true
 		}
 	}
@@ -432,8 +458,10 @@ func (m *model) hasLetter(n int) bool {
 
 // leave has a record's key be free for the next one.
 func (m *model) leave(c *call, n int) {
-	if m.busy[m.key(n)] == c {
-		delete(m.busy, m.key(n))
+	for _, branch := range [...]string{first, second} {
+		if m.busy[m.lane(n, branch)] == c {
+			delete(m.busy, m.lane(n, branch))
+		}
 	}
 }
 

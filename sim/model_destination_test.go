@@ -44,7 +44,7 @@ func (l *life) apply(n int) error {
 	}
 	r.applied++
 	m.fold(uint64(n), 19)
-	if r.sure[l.p.instance] != l.p || m.FanOut == 2 || r.twice {
+	if r.sure[l.p.instance] != l.p || m.forgets() || r.twice {
 		return nil
 	}
 	r.sure[l.p.instance] = nil // from here on it is another delivery
@@ -127,35 +127,75 @@ func (b *branch[T]) Apply(ctx context.Context, record T) error {
 }
 
 // count is a second branch that never fails.
-func (x *pipe[T]) count(_ context.Context, record T) error {
-	x.rows[record.number()].second++
-	return nil
+func (x *pipe[T]) count(l *life) func(context.Context, T) error {
+	return func(_ context.Context, record T) error {
+		r := &x.rows[record.number()]
+		r.second++
+		r.toldAside[l.p.instance] = l.p
+		return nil
+	}
+}
+
+// owes looks whether a branch that does not have a record has its letter.
+func (m *model) owes(n int) {
+	if m.FanOut != 4 || m.skipped[n] {
+		return
+	}
+	r := &m.rows[n]
+	for _, b := range [...]struct {
+		name            string
+		applied, parked int
+	}{{first, r.applied, r.parked}, {second, r.second, r.aside}} {
+		if b.applied == 0 && b.parked > 0 && !m.hasLetter(n, b.name) {
+			m.Fail("D1: branch %s has parked %s, and its letter is not in the queue any more", b.name, names[n])
+		}
+	}
 }
 
 // parkingLot is the model's dead letter queue as one process sees it.
 type parkingLot[T record] struct {
 	*courier.MemoryDLQ[T]
 	*life
+	branch string
+}
+
+// id keeps the calls of the branches apart.
+func (q *parkingLot[T]) id(id uint64) uint64 {
+	if q.branch == second {
+		return id | beside
+	}
+	return id
+}
+
+// sent is a letter on its way.
+type sent struct {
+	n      int
+	branch string
 }
 
 func (q *parkingLot[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) error {
 	n := letter.Record.number()
-	return q.p.await(ctx, Send, uint64(n+1), names[n], n, func(c *call) {
-		if q.Len() >= q.m.Capacity && q.m.rows[n].parked == 0 && !q.m.Calm() {
-			q.m.Sometimes("the queue is full")
+	return q.p.await(ctx, Send, q.id(uint64(n+1)), names[n], sent{n, letter.Branch}, func(c *call) {
+		m := q.m
+		if q.Len() >= m.Capacity && !m.wasParked(n, letter.Branch) && !m.Calm() {
+			m.Sometimes("the queue is full")
 			c.err = courier.ErrDLQFull
 			return
 		}
-		stays := letter.Reason == courier.KeyParked && q.m.hasLetter(n) // the one that is there
+		stays := letter.Reason == courier.KeyParked && m.hasLetter(n, letter.Branch) // the one that is there
 		if c.err = q.MemoryDLQ.Send(ctx, letter); c.err == nil && !stays {
-			q.m.park(n)
-			q.m.fold(uint64(n), 23)
+			m.park(n, letter.Branch)
+			m.fold(uint64(n), 23)
 		}
+		if c.err == nil && letter.Reason != courier.KeyParked {
+			m.behind[m.lane(n, letter.Branch)] = true
+		}
+		m.owes(n)
 	})
 }
 
 func (q *parkingLot[T]) ParkedKeys(ctx context.Context, branch string, keys []string) (parked []string, err error) {
-	err = q.p.await(ctx, Keys, digest(fmt.Sprint(keys)), fmt.Sprint(keys), nil, func(c *call) {
+	err = q.p.await(ctx, Keys, q.id(digest(fmt.Sprint(keys))>>32), fmt.Sprint(keys), nil, func(c *call) {
 		parked, c.err = q.MemoryDLQ.ParkedKeys(ctx, branch, keys)
 	})
 	return parked, err
@@ -164,29 +204,57 @@ func (q *parkingLot[T]) ParkedKeys(ctx context.Context, branch string, keys []st
 // parkedBy is what Courier says of a record that the queue has taken.
 func parkedBy[T record](l *life) func(context.Context, courier.DeadLetter[T]) {
 	return func(_ context.Context, letter courier.DeadLetter[T]) {
-		if !l.p.dead {
-			if l.watcher != nil {
-				l.watcher.parked++
-			}
-			l.parked(letter.Record.number(), letter.Reason, letter.Attempts, letter.Error)
+		n := letter.Record.number()
+		if l.p.dead { // the letter is in the queue all the same, where that is in memory
+			l.m.behind[l.m.lane(n, letter.Branch)] = true
+			return
+		}
+		if l.watcher != nil {
+			l.watcher.parked++
+		}
+		l.parked(n, letter.Branch, letter.Reason)
+		if letter.Branch != second && letter.Reason != courier.KeyParked {
+			l.gaveUp(n, letter.Reason, letter.Attempts, letter.Error)
 		}
 	}
 }
 
-func (l *life) parked(n int, reason courier.Reason, attempts int, err error) {
+// parked looks at a record that a branch has parked.
+func (l *life) parked(n int, branch string, reason courier.Reason) {
 	m := l.m
 	if m.Memory {
-		if r := &m.rows[n]; reason == courier.KeyParked && r.parked > 0 { // the letter that was there may be there still
-			r.excuses++
+		if reason == courier.KeyParked && m.wasParked(n, branch) { // the letter that was there may be there still
+			if branch != second {
+				m.rows[n].excuses++
+			}
 		} else {
-			m.park(n)
+			m.park(n, branch)
 		}
+		l.toldParked(n, branch)
+		m.owes(n)
+	}
+	switch lane := m.lane(n, branch); {
+	case reason != courier.KeyParked:
+		m.behind[lane] = true
+	case !m.behind[lane]:
+		m.Fail("D-8: %s is parked behind others of its key (%s), of which none was", names[n], lane)
+	default:
+		m.Sometimes("parked behind its key")
+	}
+}
+
+// toldParked notes that a process knows that a branch has parked a record.
+func (l *life) toldParked(n int, branch string) {
+	if branch == second {
+		l.m.rows[n].toldAside[l.p.instance] = l.p
+	} else {
 		l.told(n)
 	}
-	if reason == courier.KeyParked {
-		m.Sometimes("parked behind its key")
-		return
-	}
+}
+
+// gaveUp looks at a record that was parked for its own sake.
+func (l *life) gaveUp(n int, reason courier.Reason, attempts int, err error) {
+	m := l.m
 	if errors.Is(err, courier.ErrOpen) || errors.Is(err, context.Canceled) {
 		m.Fail("D5: %s is parked with %v", names[n], err)
 	}

@@ -112,29 +112,20 @@ func (m *model) force(to courier.BreakerState) (woke bool) {
 	return woke
 }
 
-// redrive is a process of an operator's, who empties the queue now and then. By
+// redrive is a process of an operator's, who empties the queues now and then. By
 // and by what made records poison is mended.
 func (x *pipe[T]) redrive(ctx context.Context) error {
 	p, m := processOf(ctx), x.model
 	l := m.lives[p.number]
-	config := courier.RedriveConfig[T]{Clock: &p.clock, BatchSize: 1 + m.Pick("redriven at a time", 10)}
 	applier := x.destination(l)
 	if m.Pick("a redrive has a breaker", 2) == 1 {
 		applier = courier.NewCircuitBreakerApplier(applier, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, Clock: &p.clock, Random: p.random}))
 	}
-	applier = courier.NewRetryableApplier(applier, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2}))
+	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2})
 	for ctx.Err() == nil {
-		result, err := courier.Redrive(ctx, &letters[T]{parkingLot[T]{x.queue, l}, map[string]int{}}, applier, &config)
-		if result.Succeeded > 0 {
-			m.Sometimes("redriven")
-		}
-		if result.Failed > 0 {
-			m.Sometimes("redriven in vain")
-		}
-		if errors.Is(err, courier.ErrOpen) {
-			m.Sometimes("a redrive does not wait longer for a breaker")
-		} else if err != nil && ctx.Err() == nil && !errors.Is(err, ErrInjected) && !errors.Is(err, courier.ErrPanic) {
-			m.Fail("a redrive failed: %v", err)
+		x.redriveBranch(ctx, l, x.queue, first, courier.NewRetryableApplier(applier, retry))
+		if m.FanOut == 4 {
+			x.redriveBranch(ctx, l, x.aside, second, courier.NewRetryableApplier(&branch[T]{l}, retry))
 		}
 		select {
 		case <-p.clock.After(15 * time.Second):
@@ -144,20 +135,54 @@ func (x *pipe[T]) redrive(ctx context.Context) error {
 	return nil
 }
 
+// redriveBranch redrives the letters of one branch.
+func (x *pipe[T]) redriveBranch(ctx context.Context, l *life, queue *courier.MemoryDLQ[T], branch string, applier courier.Applier[T]) {
+	m := x.model
+	config := courier.RedriveConfig[T]{
+		Clock: &l.p.clock, BatchSize: 1 + m.Pick("redriven at a time", 10),
+		Match: func(letter courier.DeadLetter[T]) bool { return (letter.Branch == second) == (branch == second) },
+	}
+	result, err := courier.Redrive(ctx, &letters[T]{parkingLot[T]{queue, l, branch}, map[string]int{}}, applier, &config)
+	if result.Succeeded > 0 {
+		m.Sometimes("redriven")
+	}
+	if result.Failed > 0 {
+		m.Sometimes("redriven in vain")
+	}
+	if errors.Is(err, courier.ErrOpen) {
+		m.Sometimes("a redrive does not wait longer for a breaker")
+	} else if err != nil && ctx.Err() == nil && !errors.Is(err, ErrInjected) && !errors.Is(err, courier.ErrPanic) {
+		m.Fail("a redrive failed: %v", err)
+	}
+}
+
 // redrives reports whether a process is the one that redrives.
 func (l *life) redrives() bool { return l.p.instance == l.m.Instances }
 
 // mended reports whether poison records can be applied after all.
 func (m *model) mended() bool { return m.Redriving && m.Calm() }
 
-// park notes that the queue has taken a record, which is to be redriven.
-func (m *model) park(n int) {
+// park notes that the queue has taken a record of a branch, which is to be redriven.
+func (m *model) park(n int, branch string) {
 	r := &m.rows[n]
+	if branch == second {
+		r.aside++
+		r.toldAside[m.Instances] = nil
+		return
+	}
 	r.parked++
 	r.told[m.Instances], r.sure[m.Instances] = nil, nil
 }
 
-// letters is the queue as the process that redrives it sees it.
+// wasParked reports whether a branch has ever parked a record.
+func (m *model) wasParked(n int, branch string) bool {
+	if branch == second {
+		return m.rows[n].aside > 0
+	}
+	return m.rows[n].parked > 0
+}
+
+// letters is the queue as the process that redrives a branch sees it.
 type letters[T record] struct {
 	parkingLot[T]
 	of map[string]int // the record of each letter that it was told of
@@ -188,7 +213,7 @@ func (q *letters[T]) List(ctx context.Context, after string, limit int) (page []
 
 func (q *letters[T]) Update(ctx context.Context, letter courier.DeadLetter[T]) error {
 	n := letter.Record.number()
-	return q.p.await(ctx, Edit, uint64(n+1), names[n], []int(nil), func(c *call) {
+	return q.p.await(ctx, Edit, q.id(uint64(n+1)), names[n], []int(nil), func(c *call) {
 		c.err = q.MemoryDLQ.Update(ctx, letter)
 	})
 }
@@ -198,12 +223,19 @@ func (q *letters[T]) Update(ctx context.Context, letter courier.DeadLetter[T]) e
 func (q *letters[T]) Delete(ctx context.Context, ids ...string) error {
 	var records []int
 	for _, id := range ids {
-		records = append(records, q.of[id])
+		if q.branch != second {
+			records = append(records, q.of[id])
+		}
 	}
-	return q.p.await(ctx, Edit, digest(fmt.Sprint(ids)), "some letters", records, func(c *call) {
-		for _, letter := range q.m.letters() {
-			if n := letter.n; slices.Contains(ids, letter.id) && q.m.rows[n].told[q.p.instance] != q.p {
-				q.m.Fail("D1: the letter of %s is removed, and process %d was not told that it is applied", names[n], q.p.number)
+	return q.p.await(ctx, Edit, q.id(digest(fmt.Sprint(ids))>>32), "some letters", records, func(c *call) {
+		for _, letter := range lettersOf(q.MemoryDLQ) {
+			r := &q.m.rows[letter.n]
+			told := r.told[q.p.instance]
+			if q.branch == second {
+				told = r.toldAside[q.p.instance]
+			}
+			if slices.Contains(ids, letter.id) && told != q.p {
+				q.m.Fail("D1: the letter of %s is removed, and process %d was not told that it is applied", names[letter.n], q.p.number)
 			}
 		}
 		c.err = q.MemoryDLQ.Delete(ctx, ids...)

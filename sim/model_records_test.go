@@ -89,26 +89,32 @@ type pipe[T record] struct {
 	read  func(n int) T // what a fetch returns
 	clone func(T) T     // nil where nobody changes a record
 	queue *courier.MemoryDLQ[T]
+	aside *courier.MemoryDLQ[T] // the second branch's
 }
 
 // letter is what the model looks at in a dead letter.
 type letter struct {
-	id, key string
-	n       int
+	id, key, branch string
+	n               int
 }
 
 func lay[T record](m *model, read func(n int) T, clone func(T) T) {
-	queue := courier.NewMemoryDLQByIdentity(len(m.rows), func(record T) string { return names[record.number()] })
-	x := &pipe[T]{m, read, clone, queue}
-	m.inQueue, m.letters = x.queue.Len, x.letters
+	queue := func() *courier.MemoryDLQ[T] {
+		return courier.NewMemoryDLQByIdentity(2*len(m.rows), func(record T) string { return names[record.number()] })
+	}
+	x := &pipe[T]{m, read, clone, queue(), queue()}
+	m.letters = func() []letter { return append(lettersOf(x.queue), lettersOf(x.aside)...) }
 	m.live, m.redrive, m.open = x.live, x.redrive, x.open
 }
 
-// letters are those in the queue, oldest first.
-func (x *pipe[T]) letters() (list []letter) {
-	all, _ := x.queue.Receive(context.Background(), len(x.rows)) // a MemoryDLQ always can
+// lettersOf are the letters in a queue, oldest first.
+func lettersOf[T record](queue *courier.MemoryDLQ[T]) (list []letter) {
+	if queue.Len() == 0 {
+		return nil
+	}
+	all, _ := queue.Receive(context.Background(), queue.Len()) // a MemoryDLQ always can
 	for i := range all {
-		list = append(list, letter{all[i].ID, all[i].Key, all[i].Record.number()})
+		list = append(list, letter{all[i].ID, all[i].Key, all[i].Branch, all[i].Record.number()})
 	}
 	return list
 }

@@ -288,9 +288,10 @@ func (s *source[T]) Mark(ctx context.Context, records []T) error {
 			if told := r.told[s.p.instance]; told != s.p {
 				m.Fail("D2: %s is marked, and process %d was not told that it is applied or parked", names[n], s.p.number)
 			}
-			if m.FanOut > 0 && r.second == 0 && !m.skipped[n] {
-				m.Fail("F-1: %s is marked, and one branch never had it", names[n])
+			if told := r.toldAside[s.p.instance]; m.FanOut > 0 && told != s.p {
+				m.Fail("F-1: %s is marked, and process %d was not told that one branch has it", names[n], s.p.number)
 			}
+			m.owes(n)
 			if r.lessee != nil && r.lessee != s.p {
 				m.Sometimes("a mark by who has the lease no more")
 			}

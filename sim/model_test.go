@@ -60,7 +60,8 @@ type settings struct {
 	OpenFor, MaxOpenFor        time.Duration
 	Timeout                    time.Duration
 	RetryDelay, ProbeTimeout   time.Duration // 0 is the default
-	FanOut                     int           // 0 none, 1 with a branch that never fails, 2 with one that does, 3 and identities
+	FanOut                     int           // 0 none, 1 with a branch that never fails, 2 with one that does, 3 and identities, 4 with one that parks
+	Remembers                  bool          // which branches have a record
 	Memory                     bool
 	Capacity                   int
 	KeyedQueue, Redriving      bool
@@ -83,6 +84,7 @@ type settings struct {
 func (s *settings) streaming() bool { return s.shape >= broker }
 func (s *settings) parks() bool     { return s.Stack >= resilient }
 func (s *settings) breaks() bool    { return s.Stack == resilient }
+func (s *settings) forgets() bool   { return s.FanOut == 2 || s.FanOut == 4 && !s.Remembers }
 
 // draw draws the settings; fixed overrides some of them.
 func draw(w *World, fixed func(s *settings)) settings {
@@ -129,7 +131,10 @@ func draw(w *World, fixed func(s *settings)) settings {
 		s.Portion = 1 + w.Pick("portion", s.Batch)
 	}
 	if maybe("fan-out", 0.3) {
-		s.FanOut = 1 + w.Pick("fan-out kind", 3)
+		if s.FanOut = 1 + w.Pick("fan-out kind", 3); s.parks() && maybe("both park", 0.4) {
+			s.FanOut = 4
+		}
+		s.Remembers = s.FanOut == 3 || s.FanOut == 4 && maybe("remembers", 0.5)
 	}
 	if maybe("timeout", 0.3) {
 		s.Timeout = time.Duration(float64([]time.Duration{25 * time.Millisecond, 100 * time.Millisecond, time.Second}[w.Pick("timeout length", 3)]) * max(1, w.pace))
@@ -192,6 +197,10 @@ func (s *settings) agree() {
 		s.Cron = min(s.Cron, 20*time.Minute/time.Duration(5*(s.Records/s.Batch+1)))
 		s.Twins, s.Prefetch, s.Waking, s.Pauses, s.Poison = false, -1, false, 0, nil
 	}
+	if s.FanOut == 4 && !s.parks() {
+		s.FanOut = 2
+	}
+	s.Remembers = s.Remembers && s.FanOut > 2 || s.FanOut == 3
 	s.ByHand = s.ByHand && s.breaks()
 	if !s.ByHand {
 		s.Hands = 0
@@ -223,7 +232,7 @@ func (s *settings) agree() {
 	default:
 		s.Lease = time.Minute
 	}
-	s.KeyedQueue = s.KeyedQueue && s.Keys > 0 && s.parks() && s.FanOut == 0
+	s.KeyedQueue = s.KeyedQueue && s.Keys > 0 && s.parks() && (s.FanOut == 0 || s.FanOut == 4)
 	s.Redriving = s.KeyedQueue || s.Redriving && s.parks() // keys go on only when the queue is empty
 	if s.Keys > 0 || s.streaming() {
 		s.Stubborn = nil
@@ -266,7 +275,8 @@ type row struct {
 	fed             bool // one of the further records, that are to come
 	fetches         int
 	applied, parked int
-	second          int                 // applied by the second branch
+	second, aside   int                 // applied, and parked, by the second branch
+	toldAside       [instances]*Process // who was told so
 	told            [instances]*Process // which process of each instance was told that it is applied or parked
 	sure            [instances]*Process // likewise, and it may not apply it again
 	excuses         int                 // how often it may be applied again by a process that was told
@@ -291,18 +301,18 @@ type model struct {
 	*World
 	settings
 	rows     []row
-	left     int   // not marked yet, stubborn ones aside
-	more     int   // the next of the further records
-	good     int64 // when an apply succeeded last
-	position int   // of the journal: all before it are marked
-	busy     map[int]*call
-	lives    []*life // by process
+	left     int              // not marked yet, stubborn ones aside
+	more     int              // the next of the further records
+	good     int64            // when an apply succeeded last
+	position int              // of the journal: all before it are marked
+	busy     map[string]*call // by key and branch
+	behind   map[string]bool  // likewise: those of which a record was parked for its own sake
+	lives    []*life          // by process
 
 	// Of the type of the records, see pipe.
 	live, redrive func(ctx context.Context) error
 	open          func() stream
 	letters       func() []letter
-	inQueue       func() int
 }
 
 // life is what the model knows of a process.
@@ -343,7 +353,7 @@ type life struct {
 // modelled sets the model up in a world.
 func modelled(fixed func(s *settings)) func(w *World) {
 	return func(w *World) {
-		m := &model{World: w, settings: draw(w, fixed), busy: map[int]*call{}}
+		m := &model{World: w, settings: draw(w, fixed), busy: map[string]*call{}, behind: map[string]bool{}}
 		m.rows = make([]row, m.Records+extras)
 		m.lay()
 		m.tune()
@@ -368,7 +378,7 @@ func modelled(fixed func(s *settings)) func(w *World) {
 		}
 		if m.Redriving {
 			w.Run(m.redrive)
-			w.Eventually(func() bool { return m.inQueue() == 0 })
+			w.Eventually(func() bool { return len(m.letters()) == 0 })
 		}
 	}
 }
@@ -376,7 +386,7 @@ func modelled(fixed func(s *settings)) func(w *World) {
 // tune fits the faults to the settings.
 func (m *model) tune() {
 	r := &m.rates
-	if m.Workers > 1 && (m.Stack > plain || m.FanOut > 1) || m.Stack == unbroken || m.ByHand {
+	if m.Workers > 1 && m.Stack > plain || m.FanOut > 1 || m.Stack == unbroken || m.ByHand {
 		r[Apply][Goexit] = 0 // the error of which does not tell one retry from another
 	}
 	if m.Stack == unbroken || m.ByHand {
@@ -464,14 +474,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	l := m.lives[p.number]
 	applier := x.destination(l)
 	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay, OnRetry: l.retried})
-	queue := courier.DLQ[T](&parkingLot[T]{x.queue, l})
-	if m.Memory {
-		queue = x.queue
-	}
-	policy := courier.DLQPolicy[T]{MaxParkRate: courier.AnyParkRate, OnPark: parkedBy[T](l), Clock: &p.clock}
-	if m.KeyedQueue {
-		policy.Key = x.keyOf
-	}
+	queue, policy := x.parks(l, first)
 	switch m.Stack {
 	case retrying:
 		applier = courier.NewRetryableApplier(applier, retry)
@@ -497,13 +500,17 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		}
 	}
 	if m.FanOut > 0 {
-		second := courier.ProcessFunc(x.count)
+		other := courier.ProcessFunc(x.count(l))
 		if m.FanOut > 1 {
-			second = &branch[T]{l}
-			second = courier.NewRetryableApplier(second, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2, OnRetry: l.retried}))
+			other = &branch[T]{l}
+			other = courier.NewRetryableApplier(other, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2, OnRetry: l.retried}))
 		}
-		fan := courier.FanOutConfig[T]{Branches: []courier.Branch[T]{{Name: "first", Applier: applier}, {Name: "second", Applier: second}}}
-		if m.FanOut == 3 {
+		if m.FanOut == 4 {
+			queue, policy := x.parks(l, second)
+			other = courier.NewDLQApplierWith(other, queue, policy)
+		}
+		fan := courier.FanOutConfig[T]{Branches: []courier.Branch[T]{{Name: first, Applier: applier}, {Name: second, Applier: other}}}
+		if m.Remembers {
 			fan.Identity = func(r T) string { return names[r.number()] }
 		}
 		fan.Clone = x.clone
@@ -549,6 +556,31 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		opts = append(opts, courier.WithFixedInterval())
 	}
 	return x.start(ctx, l, func(s *source[T]) coordinator { return courier.NewPollingCoordinator(s.capable(), applier, opts...) })
+}
+
+// The names of the branches of a fan-out.
+const (
+	first  = "first"
+	second = "second"
+)
+
+// parks returns where a branch parks, and how.
+func (x *pipe[T]) parks(l *life, branch string) (courier.DLQ[T], courier.DLQPolicy[T]) {
+	policy := courier.DLQPolicy[T]{MaxParkRate: courier.AnyParkRate, OnPark: parkedBy[T](l), Clock: &l.p.clock}
+	if x.FanOut > 0 {
+		policy.Branch = branch
+	}
+	if x.KeyedQueue {
+		policy.Key = x.keyOf
+	}
+	queue := x.queue
+	if branch == second {
+		queue = x.aside
+	}
+	if x.Memory {
+		return queue, policy
+	}
+	return &parkingLot[T]{queue, l, branch}, policy
 }
 
 // retried counts the retries of a process.
