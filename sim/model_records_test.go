@@ -104,7 +104,7 @@ func lay[T record](m *model, read func(n int) T, clone func(T) T) {
 	}
 	x := &pipe[T]{m, read, clone, queue(), queue()}
 	m.letters = func() []letter { return append(lettersOf(x.queue), lettersOf(x.aside)...) }
-	m.live, m.redrive, m.open = x.live, x.redrive, x.open
+	m.pipe, m.live, m.redrive, m.open = x, x.live, x.redrive, x.open
 }
 
 // lettersOf are the letters in a queue, oldest first.

@@ -310,6 +310,7 @@ type model struct {
 	lives    []*life          // by process
 
 	// Of the type of the records, see pipe.
+	pipe          any
 	live, redrive func(ctx context.Context) error
 	open          func() stream
 	letters       func() []letter
@@ -352,35 +353,39 @@ type life struct {
 
 // modelled sets the model up in a world.
 func modelled(fixed func(s *settings)) func(w *World) {
-	return func(w *World) {
-		m := &model{World: w, settings: draw(w, fixed), busy: map[string]*call{}, behind: map[string]bool{}}
-		m.rows = make([]row, m.Records+extras)
-		m.lay()
-		m.tune()
-		w.Note("%+v", m.settings)
-		w.early = true
-		m.left, m.more = m.Records-len(m.Stubborn), m.Records
-		w.begins, w.dies, w.ends, w.comes, w.taken, w.replies = m.begin, m.die, m.end, m.come, m.take, m.answer
-		w.Eventually(func() bool { return m.left == 0 })
-		at := time.Duration(0)
-		pace := []time.Duration{0, 0, 10 * time.Millisecond, time.Second}[w.Pick("arrivals", 4)]
-		for n := range m.Records {
-			at += time.Duration(2 * float64(pace) * uniform(hash(w.seed, forSwarm, digest("arrival"), uint64(n))))
-			w.later(at, func() bool { return m.arrive(n) })
-		}
-		if len(m.Poison) > 0 {
-			w.later(max(w.lengths, at)+time.Second, m.feed)
-		}
-		m.planPauses()
-		m.planHands()
-		for range m.Instances {
-			w.Run(m.live)
-		}
-		if m.Redriving {
-			w.Run(m.redrive)
-			w.Eventually(func() bool { return len(m.letters()) == 0 })
-		}
+	return func(w *World) { newModel(w, fixed) }
+}
+
+// newModel sets the model up, by settings that the seed draws and that fixed changes.
+func newModel(w *World, fixed func(s *settings)) *model {
+	m := &model{World: w, settings: draw(w, fixed), busy: map[string]*call{}, behind: map[string]bool{}}
+	m.rows = make([]row, m.Records+extras)
+	m.lay()
+	m.tune()
+	w.Note("%+v", m.settings)
+	w.early = true
+	m.left, m.more = m.Records-len(m.Stubborn), m.Records
+	w.begins, w.dies, w.ends, w.comes, w.taken, w.replies = m.begin, m.die, m.end, m.come, m.take, m.answer
+	w.Eventually(func() bool { return m.left == 0 })
+	at := time.Duration(0)
+	pace := []time.Duration{0, 0, 10 * time.Millisecond, time.Second}[w.Pick("arrivals", 4)]
+	for n := range m.Records {
+		at += time.Duration(2 * float64(pace) * uniform(hash(w.seed, forSwarm, digest("arrival"), uint64(n))))
+		w.later(at, func() bool { return m.arrive(n) })
 	}
+	if len(m.Poison) > 0 {
+		w.later(max(w.lengths, at)+time.Second, m.feed)
+	}
+	m.planPauses()
+	m.planHands()
+	for range m.Instances {
+		w.Run(func(ctx context.Context) error { return m.live(ctx) })
+	}
+	if m.Redriving {
+		w.Run(func(ctx context.Context) error { return m.redrive(ctx) })
+		w.Eventually(func() bool { return len(m.letters()) == 0 })
+	}
+	return m
 }
 
 // tune fits the faults to the settings.

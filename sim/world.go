@@ -66,6 +66,7 @@ type World struct {
 
 	notes    sync.Mutex // over what anybody may enter
 	problems []string
+	failing  func() // is told of each problem, by who found it
 	reached  map[string]int
 }
 
@@ -91,6 +92,9 @@ func (w *World) Fail(format string, args ...any) {
 	}
 	text := fmt.Sprintf("%v: ", time.Duration(w.now.Load())) + fmt.Sprintf(format, args...)
 	w.problems = append(w.problems, text)
+	if w.failing != nil {
+		w.failing()
+	}
 	w.note(entry{problem: true, text: text})
 }
 
