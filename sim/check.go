@@ -45,6 +45,8 @@ type Options struct {
 
 	// Sometimes is what at least one of the episodes has to reach, see
 	// [World.Sometimes]: a test of the test. It is not asked of a single episode.
+	// The simulation itself notes each fault, such as "crash", "apply: lost" and
+	// "mark: error".
 	Sometimes []string
 }
 
@@ -228,6 +230,11 @@ func episode(t *testing.T, seed uint64, o *Options, setup func(*World), script m
 		}
 		for _, n := range w.made {
 			r.Calls += n
+		}
+		for _, f := range w.faults {
+			if !f.What.ofProcess() { // those are noted when they come
+				w.reached[faultTexts[f.Call][f.What]]++
+			}
 		}
 	}()
 	synctest.Test(t, func(*testing.T) {

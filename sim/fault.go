@@ -49,6 +49,16 @@ func (k *FaultKind) UnmarshalText(text []byte) error {
 	return fmt.Errorf("sim: there is no kind of fault %q", text)
 }
 
+// faultTexts name the faults of calls.
+var faultTexts = func() (texts [kinds][faults]string) {
+	for k := range texts {
+		for f := range texts[k] {
+			texts[k][f] = Kind(k).String() + ": " + FaultKind(f).String()
+		}
+	}
+	return texts
+}()
+
 // ofProcess reports whether a fault happens to a process, after a call.
 func (k FaultKind) ofProcess() bool { return k >= Crash }
 
@@ -82,7 +92,7 @@ var most = rates{
 	Batch:   {Error: 0.5, Lost: 0.1, Panic: 0.1, Hang: 0.1, Slow: 0.2, Refused: 0.2},
 	Mark:    {Error: 0.5, Lost: 0.2, Slow: 0.1, Hang: 0.05, Panic: 0.05, Goexit: 0.05},
 	Release: {Error: 0.2, Lost: 0.2, Slow: 0.1, Hang: 0.05, Panic: 0.05, Goexit: 0.05},
-	Fail:    {Error: 0.2, Lost: 0.2, Slow: 0.1, Hang: 0.2, Panic: 0.05, Goexit: 0.05},
+	Fail:    {Error: 0.2, Lost: 0.2, Slow: 0.1, Hang: 0.2, Panic: 0.1, Goexit: 0.1},
 	Renew:   {Error: 0.2, LeaseLost: 0.3, Slow: 0.1, Hang: 0.05, Panic: 0.05, Goexit: 0.05},
 	Send:    {Error: 0.5, Lost: 0.2, Slow: 0.1, Hang: 0.3, Panic: 0.05, Goexit: 0.05},
 	Keys:    {Error: 0.2, Slow: 0.1, Panic: 0.05, Goexit: 0.05},

@@ -122,13 +122,14 @@ func (x *pipe[T]) redrive(ctx context.Context) error {
 		applier = courier.NewCircuitBreakerApplier(applier, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, Clock: &p.clock, Random: p.random}))
 	}
 	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2})
+	every := []time.Duration{2 * time.Second, 15 * time.Second}[m.Pick("redriven every", 2)]
 	for ctx.Err() == nil {
 		x.redriveBranch(ctx, l, x.queue, first, courier.NewRetryableApplier(applier, retry))
 		if m.FanOut == 4 {
 			x.redriveBranch(ctx, l, x.aside, second, courier.NewRetryableApplier(&branch[T]{l}, retry))
 		}
 		select {
-		case <-p.clock.After(15 * time.Second):
+		case <-p.clock.After(every):
 		case <-ctx.Done():
 		}
 	}

@@ -147,7 +147,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 	}
 	s.Beyond = maybe("beyond", 0.2)
 	s.Waking, s.Ordered = maybe("waking", 0.3), maybe("ordered", 0.3)
-	s.Failing, s.Renewing = maybe("failing", 0.3), maybe("renewing", 0.6)
+	s.Failing, s.Renewing = maybe("failing", 0.45), maybe("renewing", 0.6)
 	s.Threshold = 2 + w.Pick("threshold", s.Attempts-1)
 	if !s.Batches { // of which each is one success, however many records come
 		s.Successes += w.Pick("successes", 3)

@@ -13,7 +13,7 @@ import (
 var scanFlag = flag.Int("sim.scan", 0, "TestScan: run so many seeds, and count in which ways they fail")
 
 // swept are the options of a sweep over the model.
-var swept = Options{Episodes: 600, Within: time.Hour, StopWithin: 40 * time.Second, Sometimes: []string{
+var swept = Options{Episodes: 1000, Within: time.Hour, StopWithin: 40 * time.Second, Sometimes: append(everyFault(),
 	"crash", "stop", "pause", "step", "stop in mid-work", "cancelled behind its effect", "drain timeout",
 	"breaker open", "half-open", "breaker closed again", "a probe failed", "the queue is full", "the queue refused",
 	"parked", "parked behind its key", "a mark failed", "renewed", "stale lease", "a lease ran out", "two at once",
@@ -22,7 +22,7 @@ var swept = Options{Episodes: 600, Within: time.Hour, StopWithin: 40 * time.Seco
 	"redriven in vain", "the same record twice", "records and an error", "beyond the limit", "a run returned an error",
 	"the breaker is forced open by an operator", "the breaker is forced closed by an operator", "the breaker is closed by an operator",
 	"a call through a breaker that is forced closed", "resumed",
-}}
+)}
 
 // TestChaos runs episodes of faults against the delivery contract: the real
 // coordinators and decorators between a source, a destination and a dead letter
