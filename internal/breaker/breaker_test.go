@@ -302,7 +302,8 @@ func TestB18_ForcedPhasesStay(t *testing.T) {
 	open(t, &s, p, year)
 }
 
-// The windows against a plain list of results.
+// The windows against a plain list of results, while the clock steps back and forth: a
+// result that comes when the clock was set back is of the latest time that was read.
 func TestWindowModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p := policy()
@@ -311,7 +312,10 @@ func TestWindowModel(t *testing.T) {
 		if byCalls {
 			p.WindowCalls = rapid.IntRange(1, 20).Draw(t, "calls")
 		} else {
-			p.Window = time.Duration(rapid.IntRange(1, 100).Draw(t, "window")) * time.Second
+			p.Window = rapid.OneOf(
+				rapid.Map(rapid.IntRange(1, 100), func(n int) time.Duration { return time.Duration(n) * time.Second }),
+				rapid.SampledFrom([]time.Duration{1, 9, 10, 11, time.Hour, math.MaxInt64}),
+			).Draw(t, "window")
 		}
 		type entry struct {
 			at           time.Time
@@ -319,10 +323,18 @@ func TestWindowModel(t *testing.T) {
 		}
 		var s breaker.State
 		var all []entry
-		now := epoch
+		now, latest := epoch, time.Time{}
 		for range rapid.IntRange(0, 100).Draw(t, "results") {
-			now = now.Add(time.Duration(rapid.IntRange(0, 20000).Draw(t, "passed")) * time.Millisecond)
-			e := entry{now, rapid.Bool().Draw(t, "failed"), rapid.Bool().Draw(t, "slow")}
+			passed := rapid.OneOf(
+				rapid.Map(rapid.IntRange(0, 20000), func(n int) time.Duration { return time.Duration(n) * time.Millisecond }),
+				rapid.Map(rapid.IntRange(-20000, 20000), func(n int) time.Duration { return time.Duration(n) * time.Millisecond }),
+				rapid.SampledFrom([]time.Duration{1, -1, time.Hour, -time.Hour, 20 * 365 * 24 * time.Hour, -20 * 365 * 24 * time.Hour}),
+			).Draw(t, "passed")
+			now = now.Add(passed)
+			if now.After(latest) {
+				latest = now
+			}
+			e := entry{latest, rapid.Bool().Draw(t, "failed"), rapid.Bool().Draw(t, "slow")}
 			outcome := breaker.Success
 			if e.failed {
 				outcome = breaker.Failure
@@ -341,9 +353,9 @@ func TestWindowModel(t *testing.T) {
 					}
 					continue
 				}
-				age := now.Sub(e.at)
-				atLeast += toInt(age < p.Window*9/10-p.Window/10)
-				atMost += toInt(age <= p.Window)
+				age := latest.Sub(e.at)
+				atLeast += toInt(age < p.Window/10*8)
+				atMost += toInt(age <= p.Window || p.Window < 10) // which is less than a slice for each nanosecond
 			}
 			if calls < atLeast || calls > atMost {
 				t.Fatalf("%d calls in the window, want %d to %d", calls, atLeast, atMost)
@@ -354,6 +366,39 @@ func TestWindowModel(t *testing.T) {
 			if failures > calls || slow > calls || failures < 0 || slow < 0 {
 				t.Fatalf("%d calls, %d failures, %d slow", calls, failures, slow)
 			}
+		}
+	})
+}
+
+// B-14, B-17: whatever the policy and the clock say, an open period is between its least
+// length and the cap, and only its own end lets a probe through.
+func TestB14_AnOpenPeriodOfAnyLength(t *testing.T) {
+	lengths := []time.Duration{1, 2, time.Millisecond, time.Second, time.Hour, 100 * 365 * 24 * time.Hour, math.MaxInt64}
+	rapid.Check(t, func(t *rapid.T) {
+		p := policy()
+		p.OpenFor = rapid.SampledFrom(lengths).Draw(t, "open for")
+		p.MaxOpenFor = max(p.OpenFor, rapid.SampledFrom(lengths).Draw(t, "at most"))
+		p.OpenMultiplier = rapid.SampledFrom([]float64{1, 2, 1e9, math.MaxFloat64}).Draw(t, "multiplier")
+		p.Jitter = rapid.SampledFrom([]float64{0, math.SmallestNonzeroFloat64, 0.2, 0.999}).Draw(t, "jitter")
+		p.FailureThreshold = 1
+		var s breaker.State
+		now := epoch
+		for range rapid.IntRange(1, 20).Draw(t, "periods") {
+			permit, ok, _ := s.Acquire(p, now, 0.5)
+			if !ok {
+				t.Fatalf("nothing passes at %v, of an open period until %v", now, s.Until)
+			}
+			s.Report(p, permit, breaker.Failure, false, 0, now, rapid.Float64Range(0, 0.999999).Draw(t, "random"))
+			length := s.Until.Sub(now)
+			if least := time.Duration(float64(p.OpenFor) * (1 - p.Jitter) * 0.999); length < least || length > p.MaxOpenFor {
+				t.Fatalf("a period of %v, want %v to %v", length, least, p.MaxOpenFor)
+			}
+			for _, early := range []time.Time{now, s.Until.Add(-1)} {
+				if early.Before(s.Until) && s.Ready(p, early) {
+					t.Fatalf("ready at %v, of an open period until %v", early, s.Until)
+				}
+			}
+			now = s.Until
 		}
 	})
 }
