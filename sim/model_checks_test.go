@@ -333,13 +333,19 @@ func (m *model) meetsOutage(n int) {
 	r.outages[m.outage()] = true
 }
 
-// outage is the destination's that goes on, or the next, -1 if there is none.
-func (m *model) outage() int {
-	return slices.IndexFunc(m.outages[1], func(o window) bool { return m.now.Load() < o.to })
+// outage is the last of the destination's that has begun, -1 if none has.
+func (m *model) outage() (last int) {
+	last = -1
+	for i, o := range m.outages[1] { // in no order
+		if o.from <= m.now.Load() && (last < 0 || o.from > m.outages[1][last].from) {
+			last = i
+		}
+	}
+	return last
 }
 
-// flickers reports whether calls have succeeded in the outage that goes on, as those
-// do that were under way when it began.
+// flickers reports whether calls have succeeded since the outage began, as those do
+// that were under way then.
 func (m *model) flickers() bool {
 	i := m.outage()
 	return i < 0 || m.good >= m.outages[1][i].from
@@ -351,6 +357,9 @@ func (m *model) answer(c *call) {
 		return
 	}
 	l := m.lives[c.p.number]
+	if c.err == nil && (c.kind == Apply || c.kind == Batch) {
+		m.good = m.now.Load() // by now the breaker knows, too
+	}
 	m.answerContext(l, c)
 	switch c.kind {
 	case Fetch:
