@@ -159,29 +159,58 @@ func (c *call) fail(text string) error {
 	return c.fault.injected(c.id, fmt.Sprintf("%s of %s #%d: %s", c.kind, c.name, c.n, text))
 }
 
-// thrown is what a call panics with: its error, as it is, with a class or a delay
-// around it, or lost behind a nil pointer. All are one to the record.
+// thrown is what a call panics with: its error, plain or with a class or a delay of
+// its own, a text, or one of what Go programs panic with without meaning to. To the
+// record they are all the same.
 func (c *call) thrown() any {
-	switch (c.id + uint64(c.n)) % 6 {
-	case 0:
-		return courier.Skip(c.err)
-	case 1:
-		return courier.Permanent(c.err)
-	case 2:
-		return courier.RetryAfter(c.err, time.Hour)
+	h := hash(c.p.w.seed, forThrow, uint64(c.kind)<<32|uint64(c.n), c.id)
+	if c.p.w.blaming {
+		h %= 8 // what tells its call
+	}
+	switch h % 12 {
 	case 3:
-		return &refusal{c.err}
+		return courier.Skip(c.err)
 	case 4:
-		return (*callError)(nil)
+		return courier.Permanent(c.err)
+	case 5:
+		return courier.RetryAfter(c.err, time.Hour)
+	case 6:
+		return &refusal{c.err}
+	case 7:
+		return text{c.id}
+	case 8:
+		return (*callError)(nil) // the classic: a nil pointer that is an error
+	case 9:
+		return outOfRange()
+	case 10:
+		return &runtime.PanicNilError{}
+	case 11:
+		return []string(nil) // which cannot be compared
 	}
 	return c.err
+}
+
+// text is a value that is no error.
+type text struct{ id uint64 }
+
+func (t text) String() string { return fmt.Sprintf("a panic of %d", t.id) }
+
+// outOfRange returns the error of an index that is out of range.
+func outOfRange() (value any) {
+	defer func() { value = recover() }()
+	var list []int
+	return list[len(list)]
 }
 
 // await is do for a call that has nothing to return but an error, and may end
 // otherwise than by returning.
 func (p *Process) await(ctx context.Context, kind Kind, id uint64, name string, data any, effect func(*call)) error {
 	c := p.do(ctx, kind, id, name, data, effect)
-	fault, err, value := c.fault, c.err, c.thrown()
+	fault, err := c.fault, c.err
+	var value any
+	if fault == Panic && err != nil {
+		value = c.thrown()
+	}
 	p.done(c)
 	switch {
 	case err == nil:

@@ -38,6 +38,8 @@ const (
 	forRandom
 	forHeed
 	forSwarm
+	forThrow
+	forDress
 )
 
 // Draw returns a number in [0, 1) that belongs to the seed and the purpose: for

@@ -391,7 +391,7 @@ func newModel(w *World, fixed func(s *settings)) *model {
 // tune fits the faults to the settings.
 func (m *model) tune() {
 	r := &m.rates
-	if m.Workers > 1 && m.Stack > plain || m.FanOut > 1 || m.Stack == unbroken || m.ByHand {
+	if m.blaming = m.Workers > 1 && m.Stack > plain || m.FanOut > 1; m.blaming || m.Stack == unbroken || m.ByHand {
 		r[Apply][Goexit] = 0 // the error of which does not tell one retry from another
 	}
 	if m.Stack == unbroken || m.ByHand {

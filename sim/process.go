@@ -217,8 +217,16 @@ func (w *World) Options(ctx context.Context) []courier.Option {
 
 // blamed returns the record that an error of the simulation is about, 0 if none.
 func blamed(err error) (id uint64) {
+	defer func() { _ = recover() }() // a nil pointer in the tree, which tells nothing
+	var panicked *courier.PanicError
+	if errors.As(err, &panicked) {
+		if t, plain := panicked.Value.(text); plain {
+			return t.id
+		}
+		err, _ = panicked.Value.(error)
+	}
 	var found *callError
-	if errors.As(err, &found) {
+	if errors.As(err, &found) && found != nil {
 		return found.id
 	}
 	return 0

@@ -61,7 +61,11 @@ func (p *Process) around(ctx context.Context, kind Kind, id uint64, name string,
 		c.err = c.fail(c.fault.String())
 	}
 	if c.err != nil {
-		fault, err, value := c.fault, c.err, c.thrown()
+		fault, err := c.fault, c.err
+		var value any
+		if fault == Panic {
+			value = c.thrown()
+		}
 		p.done(c)
 		switch fault {
 		case Panic:
