@@ -198,7 +198,7 @@ func (t text) String() string { return fmt.Sprintf("a panic of %d", t.id) }
 // outOfRange returns the error of an index that is out of range.
 func outOfRange() (value any) {
 	defer func() { value = recover() }()
-	var list []int
+	list := make([]int, 1)
 	return list[len(list)]
 }
 

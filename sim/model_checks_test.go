@@ -24,6 +24,7 @@ func (m *model) come(c *call) {
 			if t.attempt == 1 && !m.Yield {
 				m.comeFirst(l, t.n)
 			}
+			m.comeRetry(l, t)
 			switch {
 			case t.attempt == 1 || m.Batches:
 			case l.p.stopping && l.p.still < m.now.Load():
@@ -61,6 +62,24 @@ func (m *model) come(c *call) {
 		}
 	}
 	m.comeContext(l, c)
+}
+
+// comeRetry looks at an attempt that is the first of a delivery, though the retries of
+// the one before were to go on: whatever an attempt failed with, it is one of several.
+func (m *model) comeRetry(l *life, t try) {
+	if made := l.tries[t.n]; made > 0 && t.attempt == 1 && !m.rows[t.n].twice {
+		m.Fail("R-1: %s was given up after %d of %d attempts", names[t.n], made, m.Attempts)
+	}
+	delete(l.tries, t.n)
+}
+
+// answerRetry notes whether an attempt is to be followed by another. A breaker may
+// interrupt that, and of twins nobody knows which delivers.
+func (m *model) answerRetry(l *life, c *call, t try) {
+	failed := c.err != nil && !c.gone && c.fault != Permanent && c.fault != Refused && !m.skipped[t.n]
+	if (m.Stack == retrying || m.Stack == unbroken) && failed && t.attempt < m.Attempts && !m.Batches && !m.Twins && !l.redrives() {
+		l.tries[t.n] = t.attempt
+	}
 }
 
 // comeContext looks at the context of a call that begins.
@@ -391,6 +410,7 @@ func (m *model) answer(c *call) {
 			n := t.n
 			m.leave(c, n)
 			m.lapses(l, n)
+			m.answerRetry(l, c, t)
 			l.permanent[n] = c.err != nil && c.fault == Permanent
 			if c.err == nil || m.skipped[n] && courier.Classify(context.Background(), c.err) == courier.Skipped {
 				l.told(n)

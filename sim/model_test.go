@@ -349,6 +349,7 @@ type life struct {
 	changedAt  int64
 	probeAt    int64
 	permanent  map[int]bool // records whose last attempt failed for good
+	tries      map[int]int  // how many attempts were made at those whose retries are to go on
 }
 
 // modelled sets the model up in a world.
@@ -391,11 +392,8 @@ func newModel(w *World, fixed func(s *settings)) *model {
 // tune fits the faults to the settings.
 func (m *model) tune() {
 	r := &m.rates
-	if m.blaming = m.Workers > 1 && m.Stack > plain || m.FanOut > 1; m.blaming || m.Stack == unbroken || m.ByHand {
+	if m.blaming = m.Workers > 1 && m.Stack > plain || m.FanOut > 1; m.blaming {
 		r[Apply][Goexit] = 0 // the error of which does not tell one retry from another
-	}
-	if m.Stack == unbroken || m.ByHand {
-		r[Apply][Panic], r[Batch][Panic] = 0, 0
 	}
 	if m.shape == leasing && m.Draw("fetch lost") < 0.2 {
 		r[Fetch][Lost] = 0.2 * m.Draw("fetch lost rate")
@@ -603,7 +601,7 @@ func (x *pipe[T]) keyOf(record T) string { return x.keyName(record.number()) }
 
 // begin, die and end are the ends of a process.
 func (m *model) begin(p *Process) {
-	l := &life{m: m, p: p, inHand: map[int]bool{}, permanent: map[int]bool{}, breaker: courier.BreakerClosed, generation: 1, at: m.position}
+	l := &life{m: m, p: p, inHand: map[int]bool{}, permanent: map[int]bool{}, tries: map[int]int{}, breaker: courier.BreakerClosed, generation: 1, at: m.position}
 	if m.Waking {
 		l.wake = make(chan struct{}, 1)
 	}

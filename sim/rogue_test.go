@@ -207,6 +207,10 @@ var rogues = []rogue{
 		}), courier.RetryPolicy{MaxAttempts: 4, Clock: &g.l.p.clock})
 		_ = a.Apply(g.ctx, g.fetch(1)[0])
 	}},
+	{breaks: "R-1: r0 was given up after 1 of 3", fixed: func(s *settings) { s.Stack, s.Stubborn = retrying, []int{0} }, act: func(g *gear) {
+		r := g.fetch(1)
+		g.do(r[0], r[0])
+	}},
 	{breaks: "R-3: ", fixed: func(s *settings) { s.Stack = retrying }, act: func(g *gear) {
 		g.l.permanent[0] = true
 		g.retry(g.ctx)
