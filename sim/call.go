@@ -142,21 +142,45 @@ func (r *refusal) NotAttempted() bool { return true }
 
 func (r *refusal) Unwrap() error { return r.error }
 
+// fail makes the injected error of a call.
+func (c *call) fail(text string) error {
+	return c.p.w.injected(c.fault, c.callID, fmt.Sprintf("%s of %s #%d: %s", c.kind, c.name, c.n, text))
+}
+
 // injected makes the error of a fault.
-func (k FaultKind) injected(id uint64, text string) error {
-	err := &callError{id, text, ErrInjected}
-	switch k {
-	case Permanent:
-		return courier.Permanent(err)
-	case Refused:
-		return &refusal{err}
+func (w *World) injected(k FaultKind, c callID, text string) error {
+	err := &callError{c.id, text, ErrInjected}
+	if c.kind == Apply || c.kind == Batch {
+		return w.dress(k, c, err)
 	}
 	return err
 }
 
-// fail makes the injected error of a call.
-func (c *call) fail(text string) error {
-	return c.fault.injected(c.id, fmt.Sprintf("%s of %s #%d: %s", c.kind, c.name, c.n, text))
+// dress gives the error of an apply a form that programs give it. Often it is plain.
+// Else it is one of a tree that says the same: what failed beside what was skipped has
+// failed, and what was no attempt is none, whatever is around it or beside it.
+func (w *World) dress(k FaultKind, c callID, err error) error {
+	h := hash(w.seed, forDress, uint64(c.kind)<<32|uint64(c.n), c.id)
+	skip := courier.Skip(&callError{c.id, "a part of it was not to be done", ErrInjected})
+	switch k {
+	case Permanent:
+		if err = courier.Permanent(err); h%10 > 5 {
+			return [...]error{errors.Join(skip, err), errors.Join(err, skip), fmt.Errorf("given up: %w", err), courier.Permanent(errors.Join(skip, err))}[(h>>8)%4]
+		}
+		return err
+	case Refused:
+		if err = error(&refusal{err}); h%10 > 5 {
+			return [...]error{errors.Join(skip, err), courier.Permanent(err), courier.Skip(err), fmt.Errorf("limited: %w", err)}[(h>>8)%4]
+		}
+		return err
+	}
+	if h%10 > 5 {
+		return [...]error{
+			errors.Join(skip, err), errors.Join(err, skip), fmt.Errorf("mail: %w; ledger: %w", skip, err), fmt.Errorf("ledger: %w", errors.Join(err, skip)),
+			errors.Join(skip, &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: err}}}), fmt.Errorf("failed: %w", err),
+		}[(h>>8)%6]
+	}
+	return err
 }
 
 // thrown is what a call panics with: its error, plain or with a class or a delay of

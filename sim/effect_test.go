@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"errors"
+	"fmt"
 	"reflect"
 	"testing"
 	"time"
@@ -216,4 +217,25 @@ func TestEveryPanicComes(t *testing.T) {
 func isNil(value any) bool {
 	v := reflect.ValueOf(value)
 	return (v.Kind() == reflect.Pointer || v.Kind() == reflect.Slice) && v.IsNil()
+}
+
+// Every form of the error of an apply comes, and tells which record it is about.
+func TestEveryErrorOfAnApplyComes(t *testing.T) {
+	w := &World{seed: 1}
+	for k, want := range map[FaultKind]int{Error: 7, Permanent: 5, Refused: 5} {
+		seen := map[string]bool{}
+		for n := range uint32(1000) {
+			err := w.injected(k, callID{kind: Apply, n: n, id: 7}, "on purpose")
+			if !errors.Is(err, ErrInjected) || blamed(err) != 7 {
+				t.Errorf("%v does not tell its call: %v", k, err)
+			}
+			seen[fmt.Sprintf("%T %v", err, err)] = true
+			if plain := w.injected(k, callID{kind: Mark, n: n, id: 7}, "on purpose"); plain.Error() != "on purpose" {
+				t.Errorf("a mark fails with the error of an apply: %v", plain)
+			}
+		}
+		if len(seen) != want {
+			t.Errorf("%v: %d forms, want %d: %v", k, len(seen), want, seen)
+		}
+	}
 }

@@ -82,18 +82,17 @@ func (b *batches[T]) ApplyBatch(ctx context.Context, records []T) error {
 		}
 		v.errs = make([]error, len(records))
 		for i, n := range v.records {
-			switch fault := m.within(c, Apply, uint64(n+1), names[n]); fault {
+			switch fault, injected := m.within(c, Apply, uint64(n+1), names[n]); fault {
 			case None, Slow, Hang:
 				v.errs[i] = b.apply(n)
 			case Lost:
 				if v.errs[i] = b.apply(n); v.errs[i] == nil {
-					v.errs[i] = &callError{uint64(n + 1), names[n] + ": lost", ErrInjected}
+					v.errs[i] = injected
 				}
-			case Down:
-				m.meetsOutage(n)
-				v.errs[i] = fault.injected(uint64(n+1), names[n]+": down")
 			default:
-				v.errs[i] = fault.injected(uint64(n+1), names[n]+": "+fault.String())
+				if v.errs[i] = injected; fault == Down {
+					m.meetsOutage(n)
+				}
 			}
 		}
 	})

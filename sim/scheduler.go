@@ -227,12 +227,15 @@ func (w *World) number(c *callID) {
 	w.made[c.kind]++
 }
 
-// within draws what goes wrong with one record of a batch.
-func (w *World) within(c *call, kind Kind, id uint64, name string) FaultKind {
+// within draws what goes wrong with one record of a batch, and the error of that.
+func (w *World) within(c *call, kind Kind, id uint64, name string) (FaultKind, error) {
 	one := call{callID: callID{kind: kind, id: id}, p: c.p, name: name}
 	w.number(&one.callID)
 	w.decide(&one)
-	return one.fault
+	if one.fault == None {
+		return None, nil
+	}
+	return one.fault, one.fail(one.fault.String())
 }
 
 // delay is how long a call takes to its effect, or from there to its reply.
