@@ -445,3 +445,33 @@ func TestDeadLetter_D2_NotUnderAnEndedContext(t *testing.T) {
 	require.ErrorIs(t, applier.Apply(ctx, 1), courier.ErrExhausted)
 	require.Zero(t, queue.Len())
 }
+
+// D3, P-3: a record that is refused, and never attempted, tells nothing of the
+// destination when it is the probe. The next probe is another record, whatever the
+// batch size: else this one would keep the breaker half-open, and all others waiting.
+func TestHazard_Poll_AProbeThatWasNotAttemptedIsNotTheNextOne(t *testing.T) {
+	for _, batch := range []int{2, 10} { // of one, the record would hide all others
+		t.Run(fmt.Sprint("batch ", batch), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := newShelf(numbers(10)...)
+				applier, queue := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+					switch r {
+					case 0:
+						return rateLimited{}
+					case 1:
+						return errTest
+					}
+					return nil
+				}), nil)
+				stop := start(t, courier.NewPollingCoordinator(source, applier, quiet, courier.WithBatchSize(batch)))
+				time.Sleep(time.Hour)
+				require.NoError(t, stop())
+				letters, err := queue.Receive(t.Context(), 10)
+				require.NoError(t, err)
+				require.Equal(t, []int{0}, source.left())
+				require.Len(t, letters, 1)
+				require.Equal(t, 1, letters[0].Record)
+			})
+		})
+	}
+}

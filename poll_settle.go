@@ -18,7 +18,7 @@ func (p *poller[T]) settle() {
 	b := &p.batch
 	p.lease.finish()
 	p.halted = b.halted
-	if len(p.memory.list) > 0 || p.halted.err != nil {
+	if len(p.memory.list) > 0 || p.halted.err != nil || p.probing {
 		p.remember()
 	}
 	if p.once {
@@ -84,7 +84,7 @@ func (p *poller[T]) remember() {
 			p.memory.drop(key)
 		} else if err := b.ledger.Err(i); err != nil {
 			past := historyOf(err)
-			if past != nil || b.halted.err != nil && i == b.halted.at {
+			if past != nil || b.halted.err != nil && i == b.halted.at || p.probing && b.begun.Load() {
 				p.memory.note(key, past)
 			}
 		}
