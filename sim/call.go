@@ -170,7 +170,10 @@ func (w *World) dress(k FaultKind, c callID, err error) error {
 		return err
 	case Refused:
 		if err = error(&refusal{err}); h%10 > 5 {
-			return [...]error{errors.Join(skip, err), courier.Permanent(err), courier.Skip(err), fmt.Errorf("limited: %w", err)}[(h>>8)%4]
+			return [...]error{
+				errors.Join(skip, err), courier.Permanent(err), courier.Skip(err), fmt.Errorf("limited: %w", err),
+				foreign(err),
+			}[(h>>8)%5]
 		}
 		return err
 	}
@@ -224,6 +227,12 @@ func outOfRange() (value any) {
 	defer func() { value = recover() }()
 	list := make([]int, 1)
 	return list[len(list)]
+}
+
+// foreign is the error of a handler that has a pipeline of its own for each tenant, one
+// of which is misconfigured.
+func foreign(err error) error {
+	return fmt.Errorf("a tenant's pipeline: %w (%w)", &courier.ConfigError{Field: "RetryPolicy.MaxAttempts", Problem: "is -1"}, err)
 }
 
 // await is do for a call that has nothing to return but an error, and may end

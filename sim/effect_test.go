@@ -222,7 +222,7 @@ func isNil(value any) bool {
 // Every form of the error of an apply comes, and tells which record it is about.
 func TestEveryErrorOfAnApplyComes(t *testing.T) {
 	w := &World{seed: 1}
-	for k, want := range map[FaultKind]int{Error: 7, Permanent: 5, Refused: 5} {
+	for k, want := range map[FaultKind]int{Error: 7, Permanent: 5, Refused: 6} {
 		seen := map[string]bool{}
 		for n := range uint32(1000) {
 			err := w.injected(k, callID{kind: Apply, n: n, id: 7}, "on purpose")

@@ -76,7 +76,7 @@ func (m *model) comeRetry(l *life, t try) {
 // answerRetry notes whether an attempt is to be followed by another. A breaker may
 // interrupt that, and of twins nobody knows which delivers.
 func (m *model) answerRetry(l *life, c *call, t try) {
-	failed := c.err != nil && !c.gone && c.fault != Permanent && c.fault != Refused && !m.skipped[t.n]
+	failed := c.err != nil && !c.gone && c.fault != Permanent && c.fault != Refused && !m.skipped[t.n] && t.n != m.Foreign
 	if (m.Stack == retrying || m.Stack == unbroken) && failed && t.attempt < m.Attempts && !m.Batches && !m.Twins && !l.redrives() {
 		l.tries[t.n] = t.attempt
 	}

@@ -38,6 +38,9 @@ func (l *life) apply(n int) error {
 	case m.poison[n] && !m.mended(), m.stubborn[n]:
 		err := &callError{uint64(n + 1), names[n] + " is poison", ErrInjected}
 		return []error{err, errors.Join(courier.Skip(err), err)}[n%2] // nothing was to be done for a part of it
+	case n == m.Foreign:
+		m.Sometimes("a foreign configuration")
+		return foreign(&callError{uint64(n + 1), names[n] + " is for a tenant", ErrInjected})
 	case m.skipped[n]:
 		m.Sometimes("skipped")
 		return courier.Skip(&callError{uint64(n + 1), names[n] + " is to be skipped", ErrInjected})
@@ -254,7 +257,7 @@ func (l *life) toldParked(n int, branch string) {
 // gaveUp looks at a record that was parked for its own sake.
 func (l *life) gaveUp(n int, reason courier.Reason, attempts int, err error) {
 	m := l.m
-	if errors.Is(err, courier.ErrOpen) || errors.Is(err, context.Canceled) {
+	if errors.Is(err, courier.ErrOpen) || errors.Is(err, courier.ErrConfig) || errors.Is(err, context.Canceled) {
 		m.Fail("D5: %s is parked with %v", names[n], err)
 	}
 	// One outage takes too few attempts to give a record up, several may.

@@ -76,6 +76,7 @@ type settings struct {
 	Interval, Flush, Drain     time.Duration
 	Lease                      time.Duration
 	Poison, Stubborn, Skipped  []int
+	Foreign                    int // the record that is for a misconfigured pipeline of the handler's own, -1 if none is
 	poison, stubborn, skipped  map[int]bool
 	stuckKeys                  map[int]bool // keys with a poison record
 	healthyOnly                bool         // nothing but outages and poison can make a record fail
@@ -177,6 +178,9 @@ func draw(w *World, fixed func(s *settings)) settings {
 			s.Skipped = append(s.Skipped, n)
 		}
 	}
+	if s.Foreign = -1; maybe("foreign", 0.15) {
+		s.Foreign = w.Pick("which is foreign", s.Records)
+	}
 	if fixed != nil {
 		fixed(&s)
 	}
@@ -237,6 +241,9 @@ func (s *settings) agree() {
 	if s.Keys > 0 || s.streaming() {
 		s.Stubborn = nil
 	}
+	if s.Keys > 0 || s.Batch == 1 || s.shape >= journal || s.Ordered || s.Records == 1 || len(s.Stubborn) >= s.Batch-1 || s.Redriving || s.Cron > 0 && s.breaks() { // where it may be in the way of others
+		s.Foreign = -1
+	}
 	// Of two coordinators one may take all the healthy records, and leave the other
 	// alone with the poison.
 	// With ordered marks, all that is in hand may wait behind poison, and no room
@@ -264,6 +271,12 @@ func (s *settings) agree() {
 		s.Poison, s.poison = nil, nil
 	}
 	s.stubborn, s.skipped = set(s.Stubborn), set(s.Skipped)
+	if s.Foreign >= 0 {
+		s.Stubborn = slices.DeleteFunc(s.Stubborn, func(n int) bool { return n == s.Foreign })
+		delete(s.stubborn, s.Foreign)
+		delete(s.poison, s.Foreign)
+		delete(s.skipped, s.Foreign)
+	}
 }
 
 // instances is how many pipelines there are at most, with the one that redrives.
@@ -366,6 +379,9 @@ func newModel(w *World, fixed func(s *settings)) *model {
 	w.Note("%+v", m.settings)
 	w.early = true
 	m.left, m.more = m.Records-len(m.Stubborn), m.Records
+	if m.Foreign >= 0 {
+		m.left--
+	}
 	w.begins, w.dies, w.ends, w.comes, w.taken, w.replies = m.begin, m.die, m.end, m.come, m.take, m.answer
 	w.Eventually(func() bool { return m.left == 0 })
 	at := time.Duration(0)

@@ -102,7 +102,7 @@ var errRogue = errors.New("on purpose")
 func calm(s *settings) {
 	*s = settings{
 		shape: leasing, Records: 6, Batch: 3, Workers: 1, Prefetch: -1, Attempts: 3, Threshold: 2, Successes: 1, Probes: 1,
-		OpenFor: time.Second, MaxOpenFor: time.Minute, Capacity: 5, Yield: true, Interval: time.Second, Flush: time.Second, Drain: time.Second, Instances: 1,
+		OpenFor: time.Second, MaxOpenFor: time.Minute, Capacity: 5, Yield: true, Interval: time.Second, Flush: time.Second, Drain: time.Second, Instances: 1, Foreign: -1,
 	}
 }
 
