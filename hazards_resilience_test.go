@@ -475,3 +475,80 @@ func TestHazard_Poll_AProbeThatWasNotAttemptedIsNotTheNextOne(t *testing.T) {
 		})
 	}
 }
+
+// versions is a source whose leases cannot be renewed, and whose records no two
+// fetches return alike: each is its number, and how many were handed out before.
+type versions struct {
+	*leasing[int]
+	handed int
+}
+
+func (s *versions) Fetch(ctx context.Context, limit int) (records [][2]int, err error) {
+	list, err := s.leasing.Fetch(ctx, limit)
+	for _, r := range list {
+		s.handed++
+		records = append(records, [2]int{r, s.handed})
+	}
+	return records, err
+}
+
+func (s *versions) Mark(ctx context.Context, records [][2]int) error {
+	return s.leasing.Mark(ctx, numbersOf(records))
+}
+
+func (s *versions) Release(ctx context.Context, records [][2]int, after time.Duration) error {
+	return s.leasing.Release(ctx, numbersOf(records), after)
+}
+
+func numbersOf(records [][2]int) (list []int) {
+	for _, r := range records {
+		list = append(list, r[0])
+	}
+	return list
+}
+
+// D3, P-3: likewise where nobody can tell which record was the probe.
+func TestHazard_Poll_AProbeThatWasNotAttemptedAndHasNoNameIsNotTheNextOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &versions{leasing: newLeasing(numbers(10)...)}
+		applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r [2]int) error {
+			switch r[0] {
+			case 0, 2:
+				return errTest
+			case 1:
+				return rateLimited{}
+			}
+			return nil
+		}), nil)
+		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet))
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Subset(t, []int{0, 1, 2}, source.left())
+	})
+}
+
+// D3, P-3: nor does it tell a stream that the destination is well, which would have the
+// records that an outage left in hand wait for another minute, and at the next refusal
+// for one more.
+func TestHazard_Stream_AProbeThatWasNotAttemptedKeepsNoRecordsWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(numbers(5)...)
+		source.wait = true
+		down := true
+		applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+			switch {
+			case r == 0:
+				return rateLimited{}
+			case down:
+				return errTest
+			}
+			return nil
+		}), nil)
+		stop := start(t, courier.NewStreamingCoordinator(source, applier, quiet))
+		time.Sleep(time.Minute)
+		down = false
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, []int{0}, source.left())
+	})
+}

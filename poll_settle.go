@@ -307,11 +307,13 @@ func (p *poller[T]) rest() {
 	if p.halted.err == nil && (p.probing || p.fetchErr == nil) && !p.spared {
 		p.watch.resumed(p.life.settle, false)
 	}
-	passed := p.probing && p.batch.begun.Load() && p.halted.err == nil // a probe went through
+	probed := p.probing && p.batch.begun.Load()
+	refused := probed && p.refused != nil // which tells nothing of the destination
+	passed := probed && !refused && p.halted.err == nil
 	switch {
 	case passed:
 		p.misses = 0
-	case p.probing && p.halted.err != nil && p.identity.unsure:
+	case p.probing && (refused || p.halted.err != nil) && p.identity.unsure:
 		p.misses++
 	}
 	if passed {

@@ -125,7 +125,7 @@ func (s *stream[T]) finish(sh *share[T]) {
 	if sh.event.Refused > 0 && s.life.stop.Err() == nil {
 		s.refuse(sh.event.Err, now)
 	}
-	s.closeIntake(sh.account.halted, sh.probe && sh.account.begun.Load(), now)
+	s.closeIntake(sh.account.halted, sh.probe && sh.account.begun.Load() && sh.event.Refused == 0, now)
 	clear(sh.items)
 	clear(sh.records)
 	clear(sh.past)
@@ -492,8 +492,8 @@ func (s *stream[T]) refuse(err error, now time.Time) {
 }
 
 // closeIntake stops intake while the destination takes nothing (D6), and lets it
-// go on after a probe that was not refused.
-func (s *stream[T]) closeIntake(h halt, probe bool, now time.Time) {
+// go on after a probe that was attempted and that no breaker interrupted.
+func (s *stream[T]) closeIntake(h halt, probed bool, now time.Time) {
 	switch {
 	case h.err != nil:
 		until := h.until
@@ -503,10 +503,10 @@ func (s *stream[T]) closeIntake(h halt, probe bool, now time.Time) {
 		if until.After(s.pausedUntil) {
 			s.pausedUntil = until
 		}
-		stuck := probe && s.probing && s.allSuspect()
+		stuck := probed && s.probing && s.allSuspect()
 		s.probing = true
 		s.watch.paused(s.life.settle, PauseEvent{Until: s.config.clock.told(s.pausedUntil), Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
-	case probe:
+	case probed:
 		s.probing = false
 		s.pausePace = trouble{}
 		s.spareUntil = now.Add(sparedFor)
