@@ -295,7 +295,7 @@ func (s *source[T]) Mark(ctx context.Context, records []T) error {
 			if r.lessee != nil && r.lessee != s.p {
 				m.Sometimes("a mark by who has the lease no more")
 			}
-			if !r.marked && !m.stubborn[n] && n != m.Foreign {
+			if !r.marked && !m.mayStay[n] {
 				m.left--
 				s.done++
 			}

@@ -78,6 +78,7 @@ type settings struct {
 	Poison, Stubborn, Skipped  []int
 	Foreign                    int // the record that is for a misconfigured pipeline of the handler's own, -1 if none is
 	poison, stubborn, skipped  map[int]bool
+	mayStay                    map[int]bool // records that need not be settled in the end
 	stuckKeys                  map[int]bool // keys with a poison record
 	healthyOnly                bool         // nothing but outages and poison can make a record fail
 }
@@ -210,7 +211,6 @@ func (s *settings) agree() {
 		s.Hands = 0
 	}
 	s.Source, s.Form = shapeNames[s.shape], formNames[s.form]
-	s.Named = s.Named || s.breaks() && s.form != orders // nothing else would tell a suspect from another record
 	if s.shape < leasing {
 		s.Failing, s.Renewing, s.Prefetch = false, false, -1
 	}
@@ -271,6 +271,24 @@ func (s *settings) agree() {
 		s.Poison, s.poison = nil, nil
 	}
 	s.stubborn, s.skipped = set(s.Stubborn), set(s.Skipped)
+	s.mayStay = set(s.Stubborn)
+	if s.Foreign >= 0 {
+		s.mayStay[s.Foreign] = true
+	}
+	// Where it is given back over each pause besides, it is the first to be tried again,
+	// and of the others one is delivered every few minutes: an hour is for ten of them.
+	s.Named = s.Named || s.breaks() && s.form != orders && s.shape == leasing && !s.Renewing && len(s.poison) > 0 && (s.Keys > 0 || s.Successes > 1 || s.Records > 10)
+	// Without a name, a poison record that is another at each fetch cannot be told from
+	// the others, nor how often it was tried. The others are delivered all the same, but
+	// for those that follow it in the order of its key.
+	if s.breaks() && s.form != orders && !s.Named && !s.streaming() {
+		for n := range s.poison {
+			s.mayStay[n] = true
+			for next := n + s.Keys; s.Keys > 0 && next < s.Records; next += s.Keys {
+				s.mayStay[next] = true
+			}
+		}
+	}
 	if s.Foreign >= 0 {
 		s.Stubborn = slices.DeleteFunc(s.Stubborn, func(n int) bool { return n == s.Foreign })
 		delete(s.stubborn, s.Foreign)
@@ -378,10 +396,7 @@ func newModel(w *World, fixed func(s *settings)) *model {
 	m.tune()
 	w.Note("%+v", m.settings)
 	w.early = true
-	m.left, m.more = m.Records-len(m.Stubborn), m.Records
-	if m.Foreign >= 0 {
-		m.left--
-	}
+	m.left, m.more = m.Records-len(m.mayStay), m.Records
 	w.begins, w.dies, w.ends, w.comes, w.taken, w.replies = m.begin, m.die, m.end, m.come, m.take, m.answer
 	w.Eventually(func() bool { return m.left == 0 })
 	at := time.Duration(0)
