@@ -232,7 +232,7 @@ func (q *letters[T]) Delete(ctx context.Context, ids ...string) error {
 		for _, letter := range lettersOf(q.MemoryDLQ) {
 			r := &q.m.rows[letter.n]
 			told := r.told[q.p.instance]
-			if q.branch == second {
+			if letter.branch == second {
 				told = r.toldAside[q.p.instance]
 			}
 			if slices.Contains(ids, letter.id) && told != q.p {

@@ -104,6 +104,10 @@ func lay[T record](m *model, read func(n int) T, clone func(T) T) {
 	}
 	x := &pipe[T]{m, read, clone, queue(), queue()}
 	m.letters = func() []letter { return append(lettersOf(x.queue), lettersOf(x.aside)...) }
+	if m.Shared {
+		x.aside = x.queue
+		m.letters = func() []letter { return lettersOf(x.queue) }
+	}
 	m.pipe, m.live, m.redrive, m.open = x, x.live, x.redrive, x.open
 }
 

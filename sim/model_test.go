@@ -62,6 +62,7 @@ type settings struct {
 	RetryDelay, ProbeTimeout   time.Duration // 0 is the default
 	FanOut                     int           // 0 none, 1 with a branch that never fails, 2 with one that does, 3 and identities, 4 with one that parks
 	Remembers                  bool          // which branches have a record
+	Shared                     bool          // the branches park in one queue
 	Memory                     bool
 	Capacity                   int
 	KeyedQueue, Redriving      bool
@@ -136,6 +137,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		if s.FanOut = 1 + w.Pick("fan-out kind", 3); s.parks() && maybe("both park", 0.4) {
 			s.FanOut = 4
 		}
+		s.Shared = maybe("shared queue", 0.6)
 		s.Remembers = s.FanOut == 3 || s.FanOut == 4 && maybe("remembers", 0.5)
 	}
 	if maybe("timeout", 0.3) {
@@ -206,6 +208,7 @@ func (s *settings) agree() {
 		s.FanOut = 2
 	}
 	s.Remembers = s.Remembers && s.FanOut > 2 || s.FanOut == 3
+	s.Shared = s.Shared && s.FanOut == 4
 	s.ByHand = s.ByHand && s.breaks()
 	if !s.ByHand {
 		s.Hands = 0
