@@ -13,6 +13,7 @@ type PollingCoordinator[T any] struct {
 	source  Source[T]
 	applier Applier[T]
 	config  config
+	misses  int // of the runs before, see poller.misses
 	fault   error
 }
 
@@ -92,5 +93,10 @@ func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
 		return err
 	}
 	defer c.end()
-	return newPoller(ctx, c, once).run()
+	p := newPoller(ctx, c, once)
+	if once {
+		p.misses = c.misses
+		defer func() { c.misses = p.misses }()
+	}
+	return p.run()
 }

@@ -552,3 +552,30 @@ func TestHazard_Stream_AProbeThatWasNotAttemptedKeepsNoRecordsWaiting(t *testing
 		require.Equal(t, []int{0}, source.left())
 	})
 }
+
+// D3, P-3: a run that begins while the breaker is half-open has another record be the
+// probe than the run before it: else one bad record at the head would have every run end
+// over it, and no other record be delivered.
+func TestHazard_RunOnce_ABadRecordIsNotTheProbeOfEveryRun(t *testing.T) {
+	for _, successes := range []int{1, 3} {
+		for _, batch := range []int{1, 3, 100} {
+			t.Run(fmt.Sprint("successes ", successes, ", batch ", batch), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					source := newShelf(numbers(10)...)
+					applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+						if r == 0 {
+							return errTest
+						}
+						return nil
+					}), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{Successes: successes, OpenFor: 30 * time.Second}})
+					c := courier.NewPollingCoordinator(source, applier, quiet, courier.WithBatchSize(batch))
+					for range 100 {
+						_ = c.RunOnce(t.Context())
+						time.Sleep(time.Minute)
+					}
+					require.Subset(t, []int{0}, source.left())
+				})
+			})
+		}
+	}
+}

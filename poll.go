@@ -99,7 +99,7 @@ type poller[T any] struct {
 	identity                      identity[T]
 	waits                         waits         // of failed records of a source that takes nothing back
 	asked                         time.Duration // that the next fetch wait
-	misses                        int           // probes in a row that failed, and may not be known again
+	misses                        int           // probes that failed since one closed the breaker, and may not be known again
 	leaving                       bool          // RunOnce does not go on
 	patience                      time.Time     // until when RunOnce waits for a breaker
 	fetchPace, markPace, restPace trouble

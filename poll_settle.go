@@ -297,6 +297,8 @@ func (p *poller[T]) nextBehind(now time.Time) (records []T, after time.Duration)
 func (p *poller[T]) rest() {
 	p.phase = fetching
 	if p.once && !p.goesOn() || p.unmarked != nil || p.life.stop.Err() != nil {
+		p.noteProbe()
+		p.probing = false // it is noted, and what is left in hand is released first
 		p.finish()
 		return
 	}
@@ -307,19 +309,7 @@ func (p *poller[T]) rest() {
 	if p.halted.err == nil && (p.probing || p.fetchErr == nil) && !p.spared {
 		p.watch.resumed(p.life.settle, false)
 	}
-	probed := p.probing && p.batch.begun.Load()
-	refused := probed && p.refused != nil // which tells nothing of the destination
-	passed := probed && !refused && p.halted.err == nil
-	switch {
-	case passed:
-		p.misses = 0
-	case p.probing && (refused || p.halted.err != nil) && p.identity.unsure:
-		p.misses++
-	}
-	if passed {
-		p.probing = false
-		p.spareUntil = p.config.clock.Now().Add(sparedFor)
-	}
+	passed := p.noteProbe()
 	p.memory.forgetUnseen()
 	if len(p.kept) == 0 {
 		p.lease.drop()
@@ -359,6 +349,22 @@ func (p *poller[T]) finish() {
 	if kept, ahead := p.letGo(), p.dropAhead(); kept || ahead {
 		p.phase = releasing
 	}
+}
+
+// noteProbe takes in what became of a probe, and reports whether it went well.
+func (p *poller[T]) noteProbe() (passed bool) {
+	probed := p.probing && p.batch.begun.Load()
+	refused := probed && p.refused != nil // which tells nothing of the destination
+	passed = probed && !refused && p.halted.err == nil
+	switch {
+	case passed && p.misses > 0 && gateOf(p.control.breakers).probe: // it wants more successes, and those before have none to give
+	case passed:
+		p.misses, p.probing = 0, false
+		p.spareUntil = p.config.clock.Now().Add(sparedFor)
+	case p.probing && (refused || p.halted.err != nil) && (p.identity.unsure || p.once):
+		p.misses++
+	}
+	return passed
 }
 
 // goesOn reports whether RunOnce waits for a breaker that has interrupted it, to
