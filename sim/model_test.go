@@ -72,6 +72,7 @@ type settings struct {
 	Pauses                     int           // by an operator
 	Cron                       time.Duration // between one run and the next; 0 is a coordinator that goes on
 	Fresh                      bool          // each run is another process
+	Doomed                     bool          // there is poison in what the runs fetch
 	Instances                  int
 	Twins                      bool // two coordinators share the stack
 	Interval, Flush, Drain     time.Duration
@@ -161,6 +162,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		s.Rate = 0.2 + 0.8*w.Draw("rate")
 	}
 	if maybe("cron", 0.15) {
+		s.Doomed = maybe("cron poison", 0.5)
 		s.Cron, s.Fresh = []time.Duration{time.Second, 15 * time.Second, time.Minute}[w.Pick("every", 3)], maybe("fresh", 0.5)
 	}
 	s.KeyedQueue = maybe("keyed queue", 0.3)
@@ -202,7 +204,12 @@ func (s *settings) agree() {
 	if s.Fresh = s.Fresh && s.Cron > 0; s.Cron > 0 {
 		// A run takes a batch, and some runs take nothing.
 		s.Cron = min(s.Cron, 20*time.Minute/time.Duration(5*(s.Records/s.Batch+1)))
-		s.Twins, s.Prefetch, s.Waking, s.Pauses, s.Poison = false, -1, false, 0, nil
+		s.Twins, s.Prefetch, s.Waking, s.Pauses = false, -1, false, 0
+		// A run knows nothing of those before, so that what fills a batch hides the others;
+		// and in a new process not even which record was the probe of the one before.
+		if !s.Doomed || s.Fresh && s.breaks() || s.Keys > 0 || len(s.Poison)+len(s.Stubborn) >= s.Batch-1 {
+			s.Poison = nil
+		}
 	}
 	if s.FanOut == 4 && !s.parks() {
 		s.FanOut = 2
@@ -244,7 +251,7 @@ func (s *settings) agree() {
 	if s.Keys > 0 || s.streaming() {
 		s.Stubborn = nil
 	}
-	if s.Keys > 0 || s.Batch == 1 || s.shape >= journal || s.Ordered || s.Records == 1 || len(s.Stubborn) >= s.Batch-1 || s.Redriving || s.Cron > 0 && s.breaks() { // where it may be in the way of others
+	if s.Keys > 0 || s.Batch == 1 || s.shape >= journal || s.Ordered || s.Records == 1 || len(s.Stubborn) >= s.Batch-1 || s.Redriving || s.Cron > 0 && s.breaks() && !s.Doomed { // where it may be in the way of others
 		s.Foreign = -1
 	}
 	// Of two coordinators one may take all the healthy records, and leave the other
@@ -283,8 +290,9 @@ func (s *settings) agree() {
 	s.Named = s.Named || s.breaks() && s.form != orders && s.shape == leasing && !s.Renewing && len(s.poison) > 0 && (s.Keys > 0 || s.Successes > 1 || s.Records > 10)
 	// Without a name, a poison record that is another at each fetch cannot be told from
 	// the others, nor how often it was tried. The others are delivered all the same, but
-	// for those that follow it in the order of its key.
-	if s.breaks() && s.form != orders && !s.Named && !s.streaming() {
+	// for those that follow it in the order of its key. So it is with runs of their own,
+	// each of which meets it for the first time.
+	if s.breaks() && (s.form != orders && !s.Named && !s.streaming() || s.Cron > 0) {
 		for n := range s.poison {
 			s.mayStay[n] = true
 			for next := n + s.Keys; s.Keys > 0 && next < s.Records; next += s.Keys {
