@@ -191,9 +191,6 @@ func (w *World) dress(k FaultKind, c callID, err error) error {
 // record they are all the same.
 func (c *call) thrown() any {
 	h := hash(c.p.w.seed, forThrow, uint64(c.kind)<<32|uint64(c.n), c.id)
-	if c.p.w.blaming {
-		h %= 8 // what tells its call
-	}
 	switch h % 12 {
 	case 3:
 		return courier.Skip(c.err)

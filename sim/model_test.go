@@ -434,9 +434,6 @@ func newModel(w *World, fixed func(s *settings)) *model {
 // tune fits the faults to the settings.
 func (m *model) tune() {
 	r := &m.rates
-	if m.blaming = m.Workers > 1 && m.Stack > plain || m.FanOut > 1; m.blaming {
-		r[Apply][Goexit] = 0 // the error of which does not tell one retry from another
-	}
 	if m.shape == leasing && m.Draw("fetch lost") < 0.2 {
 		r[Fetch][Lost] = 0.2 * m.Draw("fetch lost rate")
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -29,7 +30,8 @@ type Process struct {
 	stoppedAt int64 // likewise, or when it stood still no more
 	still     int64 // until when it stands still
 	err       error
-	open      int // calls that have no reply yet
+	open      int           // calls that have no reply yet
+	threw     atomic.Uint64 // what the last call was about that did not return
 	calls     int
 	began     int64
 }
@@ -191,13 +193,13 @@ func (w *World) Retry(ctx context.Context, policy courier.RetryPolicy) courier.R
 	policy.Clock, policy.Random = &p.clock, p.random
 	given, retried := policy.OnGiveUp, policy.OnRetry
 	policy.OnGiveUp = func(ctx context.Context, err *courier.RetryError) {
-		p.done(p.do(ctx, Hook, blamed(err), "a give-up", nil, func(*call) {}))
+		p.done(p.do(ctx, Hook, p.blamed(err), "a give-up", nil, func(*call) {}))
 		if given != nil {
 			given(ctx, err)
 		}
 	}
 	policy.OnRetry = func(ctx context.Context, e courier.RetryEvent) {
-		p.done(p.do(ctx, Hook, blamed(e.Err), "a retry", nil, func(*call) {}))
+		p.done(p.do(ctx, Hook, p.blamed(e.Err), "a retry", nil, func(*call) {}))
 		if retried != nil {
 			retried(ctx, e)
 		}
@@ -215,18 +217,21 @@ func (w *World) Options(ctx context.Context) []courier.Option {
 	}
 }
 
+// blamed returns the record that an error is about, 0 if none. A panic and a Goexit
+// need not tell: it is the call that just ended so, for one goroutine goes on at a time.
+func (p *Process) blamed(err error) (id uint64) {
+	var panicked *courier.PanicError
+	if errors.As(err, &panicked) {
+		return p.threw.Load()
+	}
+	return blamed(err)
+}
+
 // blamed returns the record that an error of the simulation is about, 0 if none.
 func blamed(err error) (id uint64) {
 	defer func() { _ = recover() }() // a nil pointer in the tree, which tells nothing
-	var panicked *courier.PanicError
-	if errors.As(err, &panicked) {
-		if t, plain := panicked.Value.(text); plain {
-			return t.id
-		}
-		err, _ = panicked.Value.(error)
-	}
 	var found *callError
-	if errors.As(err, &found) && found != nil {
+	if errors.As(err, &found) {
 		return found.id
 	}
 	return 0

@@ -367,6 +367,9 @@ func (w *World) reply(c *call) {
 	if w.replies != nil {
 		w.replies(c)
 	}
+	if c.fault == Panic || c.fault == Goexit {
+		c.p.threw.Store(c.id)
+	}
 	failed := uint64(0)
 	if c.err != nil {
 		failed = 1

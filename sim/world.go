@@ -62,7 +62,6 @@ type World struct {
 
 	always     []func() error
 	eventually []func() bool
-	blaming    bool // retries that come at the same time are told apart by their errors
 	early      bool // the episode ends once it is settled, faults to come or not
 
 	notes    sync.Mutex // over what anybody may enter
