@@ -52,7 +52,7 @@ func (m *model) come(c *call) {
 	case Renew:
 		l.renewAt = m.now.Load()
 		for _, n := range c.data.([]int) { // while some are being given back, the others of that may be renewed still
-			if r := &m.rows[n]; r.put && !r.twice && r.lessee == l.p && r.putAt < l.renewAt-int64(40*time.Second) {
+			if r := &m.rows[n]; r.put && !r.twice && !r.strayed && r.lessee == l.p && r.putAt < l.renewAt-int64(40*time.Second) {
 				m.Fail("D11: process %d renews %s, which it gave back long ago", l.p.number, names[n])
 			}
 		}
