@@ -96,7 +96,7 @@ func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
 	p := newPoller(ctx, c, once)
 	if once {
 		p.misses = c.misses
-		defer func() { c.misses = p.misses }()
+		defer func() { c.misses = p.misses + p.missed }()
 	}
 	return p.run()
 }

@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -557,25 +558,29 @@ func TestHazard_Stream_AProbeThatWasNotAttemptedKeepsNoRecordsWaiting(t *testing
 // probe than the run before it: else one bad record at the head would have every run end
 // over it, and no other record be delivered.
 func TestHazard_RunOnce_ABadRecordIsNotTheProbeOfEveryRun(t *testing.T) {
-	for _, successes := range []int{1, 3} {
-		for _, batch := range []int{1, 3, 100} {
-			t.Run(fmt.Sprint("successes ", successes, ", batch ", batch), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					source := newShelf(numbers(10)...)
-					applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
-						if r == 0 {
-							return errTest
-						}
-						return nil
-					}), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{Successes: successes, OpenFor: 30 * time.Second}})
-					c := courier.NewPollingCoordinator(source, applier, quiet, courier.WithBatchSize(batch))
-					for range 100 {
-						_ = c.RunOnce(t.Context())
-						time.Sleep(time.Minute)
+	for i := range 12 {
+		successes, batch, refusing := []int{1, 3}[i%2], []int{1, 3, 100}[i/2%3], i >= 6
+		t.Run(fmt.Sprint("successes ", successes, ", batch ", batch, ", another is refused ", refusing), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := newShelf(numbers(10)...)
+				applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+					switch {
+					case r == 0:
+						return errTest
+					case r == 1 && refusing:
+						return rateLimited{}
 					}
-					require.Subset(t, []int{0}, source.left())
-				})
+					return nil
+				}), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{Successes: successes, OpenFor: 30 * time.Second}})
+				c := courier.NewPollingCoordinator(source, applier, quiet, courier.WithBatchSize(batch))
+				for i := range 100 {
+					source.add(10 + i)
+					_ = c.RunOnce(t.Context())
+					time.Sleep(time.Minute)
+				}
+				left := slices.DeleteFunc(source.left(), func(r int) bool { return r >= 10 || r == 1 && refusing })
+				require.Subset(t, []int{0}, left)
 			})
-		}
+		})
 	}
 }

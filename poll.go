@@ -100,6 +100,7 @@ type poller[T any] struct {
 	waits                         waits         // of failed records of a source that takes nothing back
 	asked                         time.Duration // that the next fetch wait
 	misses                        int           // probes that failed since one closed the breaker, and may not be known again
+	missed                        int           // likewise, during RunOnce
 	leaving                       bool          // RunOnce does not go on
 	patience                      time.Time     // until when RunOnce waits for a breaker
 	fetchPace, markPace, restPace trouble

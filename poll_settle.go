@@ -359,9 +359,12 @@ func (p *poller[T]) noteProbe() (passed bool) {
 	switch {
 	case passed && p.misses > 0 && gateOf(p.control.breakers).probe: // it wants more successes, and those before have none to give
 	case passed:
-		p.misses, p.probing = 0, false
+		p.misses, p.missed, p.probing = 0, 0, false
 		p.spareUntil = p.config.clock.Now().Add(sparedFor)
-	case p.probing && (refused || p.halted.err != nil) && (p.identity.unsure || p.once):
+	case !p.probing || !refused && p.halted.err == nil:
+	case p.once: // which knows the record again until it ends
+		p.missed++
+	case p.identity.unsure:
 		p.misses++
 	}
 	return passed
