@@ -95,7 +95,7 @@ var most = rates{
 	Fail:    {Error: 0.2, Lost: 0.2, Slow: 0.1, Hang: 0.2, Panic: 0.1, Goexit: 0.1},
 	Renew:   {Error: 0.2, LeaseLost: 0.3, Slow: 0.1, Hang: 0.05, Panic: 0.05, Goexit: 0.05},
 	Send:    {Error: 0.5, Lost: 0.2, Slow: 0.1, Hang: 0.3, Panic: 0.05, Goexit: 0.05},
-	Keys:    {Error: 0.2, Slow: 0.1, Panic: 0.05, Goexit: 0.05},
+	Keys:    {Error: 0.2, Slow: 0.1, Hang: 0.05, Panic: 0.05, Goexit: 0.05},
 	Read:    {Error: 0.2, Slow: 0.1, Panic: 0.05, Goexit: 0.05},
 	Edit:    {Error: 0.2, Lost: 0.2, Slow: 0.1, Panic: 0.05, Goexit: 0.05},
 }
