@@ -324,6 +324,7 @@ func (p *poller[T]) take() {
 	case p.probing:
 		i := p.memory.probe(p.ids, keys, p.misses)
 		p.stuck = p.memory.find(p.ids[i]) >= 0
+		p.memory.picked(p.ids[i])
 		all := pendings(p.records, p.ids)
 		p.release = append(append(p.release, all[:i]...), all[i+1:]...)
 		p.records, p.ids = p.records[i:i+1:i+1], p.ids[i:i+1:i+1]

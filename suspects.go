@@ -20,6 +20,7 @@ type suspect struct {
 	key  recordKey
 	past history
 	seen time.Time // last
+	turn time.Time // when it last failed, or was picked as the probe for having waited
 }
 
 // suspects is what a polling coordinator remembers of pending records from
@@ -32,6 +33,8 @@ type suspects struct {
 	limit int
 	list  []suspect // oldest first
 	hint  int       // where the last search ended: fetches keep their order
+
+	favoured bool // the last probe was a suspect
 }
 
 // suspectFor is how long a suspect is remembered that is not seen again: longer
@@ -65,7 +68,8 @@ func (s *suspects) note(key recordKey, past history) {
 	if len(s.list) >= s.limit {
 		s.remove(0)
 	}
-	s.list = append(s.list, suspect{key, past, s.clock.Now()})
+	now := s.clock.Now()
+	s.list = append(s.list, suspect{key, past, now, now})
 }
 
 // rename has a suspect known by another key. Where that is not sure, the attempts
@@ -119,12 +123,19 @@ func (s *suspects) histories(ids []recordKey) (past []history) {
 	return past
 }
 
+// turnAfter is how long a suspect waits at most while other records are the probes.
+// It may be healthy, and if a bad record opens the breaker whenever that closes, no
+// other pass takes it.
+const turnAfter = time.Minute
+
 // probe picks the record to try while the breaker may be probed: the first one
 // that is no suspect, or one after it where some are to be passed over, in turn;
-// else the one that has been suspect the longest. Where there are keys, a record
-// behind another of its key is out of question.
+// else the one that has been suspect the longest. A suspect that has waited for its
+// turn goes first, but not twice in a row. Where there are keys, a record after another one of its key
+// is out of question.
 func (s *suspects) probe(ids []recordKey, keys []string, pass int) int {
 	pick, oldest := 0, len(s.list)
+	due, dueAt := -1, s.clock.Now().Add(-turnAfter)
 	var others []int
 	met := make(map[string]bool)
 	for i, id := range ids {
@@ -136,17 +147,32 @@ func (s *suspects) probe(ids []recordKey, keys []string, pass int) int {
 		}
 		j := s.find(id)
 		if j < 0 {
-			if others = append(others, i); len(others) > pass {
-				return i
-			}
-		} else if j < oldest {
+			others = append(others, i)
+			continue
+		}
+		if j < oldest {
 			pick, oldest = i, j
 		}
+		if turn := s.list[j].turn; !turn.After(dueAt) {
+			due, dueAt = i, turn
+		}
 	}
-	if len(others) > 0 {
+	switch {
+	case due >= 0 && !s.favoured:
+		return due
+	case len(others) > 0:
 		return others[pass%len(others)]
 	}
 	return pick
+}
+
+// picked notes that a record is the probe. After a suspect's turn the next probe is
+// another record's, if there is one.
+func (s *suspects) picked(key recordKey) {
+	i := s.find(key)
+	if s.favoured = i >= 0; s.favoured {
+		s.list[i].turn = s.clock.Now()
+	}
 }
 
 // suspected tells which records are suspects, or behind one of their key.
