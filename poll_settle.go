@@ -373,7 +373,7 @@ func (p *poller[T]) noteProbe() (passed bool) {
 // goesOn reports whether RunOnce waits for a breaker that has interrupted it, to
 // try the rest of its records. It does so for the drain timeout in all.
 func (p *poller[T]) goesOn() bool {
-	if len(p.kept) == 0 {
+	if len(p.kept) == 0 || p.refused != nil && p.halted.err == nil { // it would be refused again, without end
 		return false
 	}
 	now := p.config.clock.Now()
