@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // run starts a polling coordinator for a while.
@@ -585,4 +586,60 @@ func TestHazard_RunOnce_ABadRecordIsNotTheProbeOfEveryRun(t *testing.T) {
 			})
 		})
 	}
+}
+
+// C-9: a run takes no longer than its drain timeout for breakers, whatever the
+// interval is and however many successes a breaker wants.
+func TestHazard_RunOnce_WaitsForNoInterval(t *testing.T) {
+	for _, successes := range []int{1, 2, 3} {
+		for _, poison := range []int{1, 2} {
+			for _, opts := range [][]courier.Option{nil, {courier.WithFixedInterval()}, {courier.WithWorkers(3)}} {
+				t.Run(fmt.Sprintf("%d successes, %d poison, %d options", successes, poison, len(opts)), func(t *testing.T) {
+					courierttest.Bubble(t, func(t *testing.T) {
+						s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+							if r < poison {
+								return errTest
+							}
+							return nil
+						}}
+						source := newShelf(numbers(poison + 1)...)
+						a, _ := courier.ResilientApplier[int](s, &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{Successes: successes}})
+						began := time.Now()
+						_ = courier.NewPollingCoordinator[int](source, a, append(opts, quiet, courier.WithInterval(24*time.Hour))...).RunOnce(t.Context())
+						require.Less(t, time.Since(began), 20*time.Second)
+						require.Equal(t, []int{poison}, s.got())
+					})
+				})
+			}
+		}
+	}
+}
+
+// D6: after the breaker has opened anew, a suspect is a probe as before: it is left
+// to others only while the breaker wants more successes than it had.
+func TestHazard_ASecondOutageLeavesNoSuspectAlone(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		began := time.Now()
+		down := func(at time.Duration) bool {
+			return at < time.Second/2 || at > 10*time.Second && at < 20*time.Second
+		}
+		s := &sink[int]{fail: func(context.Context, int, int) error {
+			if down(time.Since(began)) {
+				return errTest
+			}
+			return nil
+		}}
+		source.add(0)
+		a := courier.NewCircuitBreakerApplier[int](s, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, Jitter: courier.NoOpenJitter}))
+		var opts []courier.Option
+		if !source.wait {
+			opts = append(opts, courier.WithFastPolling())
+		}
+		stop := start(t, make(a, opts...))
+		time.Sleep(11 * time.Second)
+		source.add(1)
+		time.Sleep(24 * time.Second)
+		require.ElementsMatch(t, []int{0, 1}, s.got())
+		require.NoError(t, stop())
+	})
 }

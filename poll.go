@@ -234,6 +234,7 @@ func (p *poller[T]) fetch() {
 	}
 	g := gateOf(p.control.breakers)
 	if g.closed && !p.once {
+		p.spareUntil = time.Time{}
 		p.halted = halt{err: g.cause, until: p.config.clock.of(g.until)}
 		p.watch.paused(p.life.settle, PauseEvent{Until: g.until, Err: g.cause}, true)
 		if p.phase = resting; p.dropAhead() {
@@ -241,8 +242,9 @@ func (p *poller[T]) fetch() {
 		}
 		return
 	}
-	// Half-open after a probe that went well, the breaker wants more successes.
-	p.sparing = g.probe && p.config.clock.Now().Before(p.spareUntil)
+	// Half-open after a probe that went well, the breaker wants more successes. RunOnce
+	// has no time to wait for them.
+	p.sparing = !p.once && g.probe && p.config.clock.Now().Before(p.spareUntil)
 	p.probing = !p.sparing && (p.probing || g.probe)
 	if p.keyOf != nil {
 		p.fetchedAt = p.config.clock.Now()

@@ -318,7 +318,7 @@ func (p *poller[T]) rest() {
 	var delay time.Duration
 	switch {
 	case p.halted.err != nil:
-		p.probing = true
+		p.probing, p.spareUntil = true, time.Time{}
 		delay = p.halted.until.Sub(p.config.clock.Now())
 		if delay <= 0 { // somebody else's probe is out
 			delay = p.restPace.delay(p.config)
@@ -334,7 +334,7 @@ func (p *poller[T]) rest() {
 	default:
 		p.restPace = trouble{}
 		more := passed || p.full && p.progress
-		if p.config.fixed || !more {
+		if (p.config.fixed || !more) && !p.once {
 			delay = p.config.pace()
 		}
 		delay = max(delay, p.asked)

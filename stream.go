@@ -284,6 +284,9 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	}
 	if g.closed || g.probe {
 		s.probing, s.shut = true, g.closed
+		if g.closed && len(s.out) == 0 { // it has opened again, and not for a probe of this stream
+			s.spareUntil = time.Time{}
+		}
 		s.sparing = g.probe && now.Before(s.spareUntil)
 		if until := s.config.clock.of(g.until); until.After(s.pausedUntil) {
 			s.pausedUntil = until

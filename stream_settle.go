@@ -504,7 +504,7 @@ func (s *stream[T]) closeIntake(h halt, probed bool, now time.Time) {
 			s.pausedUntil = until
 		}
 		stuck := probed && s.probing && s.allSuspect()
-		s.probing = true
+		s.probing, s.spareUntil = true, time.Time{}
 		s.watch.paused(s.life.settle, PauseEvent{Until: s.config.clock.told(s.pausedUntil), Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
 	case probed:
 		s.probing = false
