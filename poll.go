@@ -98,7 +98,7 @@ type poller[T any] struct {
 	memory                        suspects // records that a breaker interrupted
 	identity                      identity[T]
 	waits                         waits         // of failed records of a source that takes nothing back
-	asked                         time.Duration // that the next fetch wait
+	asked                         time.Time     // until when nothing is fetched
 	misses                        int           // probes that failed since one closed the breaker, and may not be known again
 	missed                        int           // likewise, during RunOnce
 	leaving                       bool          // RunOnce does not go on
@@ -208,7 +208,7 @@ func (p *poller[T]) loop() {
 func (p *poller[T]) fetch() {
 	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
 	p.full, p.progress, p.refused = false, false, nil
-	p.halted, p.asked = halt{}, 0
+	p.halted = halt{}
 	if p.life.stop.Err() != nil {
 		p.finish()
 		return
@@ -254,10 +254,11 @@ func (p *poller[T]) fetch() {
 	}
 	p.fetchErr = nil
 	limit := p.config.batchSize
-	past := 1 + len(p.memory.list)                         // to see past the suspects
+	past := 1 + len(p.memory.list) // to see past the suspects
 	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and past all that waits behind them, or cannot be told from them
 		past = max(p.config.batchSize, minWindow)
 	}
+	past += len(p.waits) // and past those whose time has not come
 	switch {
 	case p.probing:
 		limit = past

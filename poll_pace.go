@@ -53,8 +53,11 @@ func (p *poller[T]) pace(failed []T, errs []error) {
 		asked := afterOf(errs[i], maxAfter)
 		p.waits.note(key, now.Add(max(asked, p.config.interval/10*9)), asked > 0, now)
 		if key == (recordKey{}) && asked > 0 {
-			p.asked = max(p.asked, min(asked, maxStill))
-			p.watch.log.waiting(p.life.settle, p.asked)
+			still := min(asked, maxStill)
+			if until := now.Add(still); until.After(p.asked) {
+				p.asked = until
+			}
+			p.watch.log.waiting(p.life.settle, still)
 		}
 	}
 }

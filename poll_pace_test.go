@@ -130,3 +130,128 @@ func (b *backlog) Mark(_ context.Context, done []int) error {
 	b.done += len(done)
 	return nil
 }
+
+// D3, P-3: of a source that takes nothing back, the records that wait for their time
+// hide none of the others from the probe of a breaker.
+func TestPace_RecordsThatWaitHideNoProbe(t *testing.T) {
+	for name, asked := range map[string]time.Duration{"the interval": 0, "as asked": time.Hour} {
+		for _, waiting := range []int{1, 5} {
+			t.Run(fmt.Sprintf("%d wait for %s", waiting, name), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					source := newShelf(numbers(waiting + 2)...)
+					s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+						switch {
+						case r < waiting:
+							return courier.Permanent(courier.RetryAfter(errTest, asked))
+						case r == waiting:
+							return errTest
+						}
+						return nil
+					}}
+					a := courier.NewRetryableApplier(courier.WithCircuitBreaker[int](s), courier.RetryPolicy{MaxRetryAfter: time.Hour})
+					run := courierttest.Start(t, courier.NewPollingCoordinator(source, a, quiet, courier.WithInterval(time.Hour)))
+					time.Sleep(20 * time.Minute)
+					require.Equal(t, []int{waiting + 1}, s.got())
+					require.NoError(t, run.Stop())
+				})
+			})
+		}
+	}
+}
+
+// A record that asks for a time is not tried before, also where it cannot be known
+// again, and where a breaker halts the pass in which it asked.
+func TestPace_OfAnUnknownRecordBesideAnOpenBreaker(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		rows := []*row{{ID: 0}, {ID: 1}}
+		began := time.Now()
+		var at []time.Duration
+		a := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, r *row) error {
+			if r.ID == 0 {
+				at = append(at, time.Since(began))
+				return courier.Permanent(courier.RetryAfter(errTest, 50*time.Second))
+			}
+			return errTest
+		}), courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1}))
+		fetch := func(context.Context) ([]*row, error) { return rows, nil }
+		source := courier.BatchSourceFunc[*row]{FetchFunc: fetch, MarkFunc: nop[[]*row]}
+		run := courierttest.Start(t, courier.NewPollingCoordinator[*row](source, a, quiet))
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, run.Stop())
+		require.Greater(t, len(at), 1)
+		for i := 1; i < len(at); i++ {
+			require.GreaterOrEqual(t, at[i]-at[i-1], 50*time.Second)
+		}
+	})
+}
+
+// A record that is refused, and not attempted, holds up no other.
+func TestPace_ARefusedRecordSlowsNoOther(t *testing.T) {
+	refusals := map[string]func(a courier.Applier[int]) courier.Applier[int]{
+		"a foreign configuration": func(a courier.Applier[int]) courier.Applier[int] { return a },
+		"no time to retry": func(a courier.Applier[int]) courier.Applier[int] {
+			return courier.NewRetryableApplier(a, courier.RetryPolicy{InitialDelay: time.Second, Jitter: courier.NoJitter, MaxElapsed: time.Millisecond})
+		},
+	}
+	for name, stack := range refusals {
+		for _, leasing := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, leasing %v", name, leasing), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					var r courierttest.Recorder[int]
+					calls := 0
+					a := stack(courier.ProcessFunc(func(_ context.Context, n int) error {
+						switch {
+						case n > 0:
+							return nil
+						case name == "no time to retry":
+							calls++
+							return errTest
+						}
+						calls++
+						return &courier.ConfigError{Field: "x", Problem: "is of a pipeline of its own"}
+					}))
+					polled, leased := newShelf(numbers(20000)...), r.LeasingSource(time.Hour, numbers(20000)...)
+					c := courier.NewPollingCoordinator(polled, a, quiet)
+					if leasing {
+						c = courier.NewPollingCoordinator[int](leased, a, quiet)
+					}
+					run := courierttest.Start(t, c)
+					time.Sleep(5 * time.Minute)
+					left := polled.left()
+					if leasing {
+						left = leased.Pending()
+					}
+					require.Equal(t, []int{0}, left)
+					require.LessOrEqual(t, calls, 100)
+					require.NoError(t, run.Stop())
+				})
+			})
+		}
+	}
+}
+
+// A record is not tried before the time that its error asks for, also where its
+// retries end because the deadline of the run is nearer than that.
+func TestPace_AsAskedThoughTheRunEndsBefore(t *testing.T) {
+	for _, shape := range []string{"polling", "leasing", "streaming"} {
+		t.Run(shape, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				calls := 0
+				a := courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error {
+					calls++
+					return courier.RetryAfter(errTest, time.Hour)
+				}), courier.RetryPolicy{MaxRetryAfter: 2 * time.Hour})
+				var r courierttest.Recorder[int]
+				c := map[string]courierttest.Starter{
+					"polling":   courier.NewPollingCoordinator[int](r.Source(0), a, quiet),
+					"leasing":   courier.NewPollingCoordinator[int](r.LeasingSource(2*time.Hour, 0), a, quiet),
+					"streaming": courier.NewStreamingCoordinator[int](r.StreamSource(0), a, quiet),
+				}[shape]
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+				defer cancel()
+				_ = c.Start(ctx)
+				require.Equal(t, 1, calls)
+			})
+		})
+	}
+}

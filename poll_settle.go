@@ -42,6 +42,9 @@ func (p *poller[T]) settle() {
 				p.watch.count.inHand.Add(-1)
 			case b.ledger.Err(i) == errHeldBack:
 				p.behind = append(p.behind, pending[T]{record, p.idOf(i)})
+			case p.waitsAlone(b.ledger.Err(i)):
+				failed, errs = append(failed, record), append(errs, b.ledger.Err(i))
+				p.back.add(record, afterOf(b.ledger.Err(i), maxAfter))
 			default:
 				p.release = append(p.release, pending[T]{record, p.idOf(i)})
 			}
@@ -63,6 +66,16 @@ func (p *poller[T]) settle() {
 		p.markErr = nil
 		p.phase = marked
 	}
+}
+
+// waitsAlone reports whether a record that was refused comes again at its own time,
+// as one that failed: where its error asks for that, or where others of the batch were
+// settled, which it must not hold up. Else the coordinator as a whole waits.
+func (p *poller[T]) waitsAlone(err error) bool {
+	if err == nil || p.halted.err != nil || p.once || p.life.stop.Err() != nil {
+		return false
+	}
+	return len(p.mark) > 0 || afterOf(err, maxAfter) > 0
 }
 
 // idOf returns how a record of the batch is known.
@@ -328,7 +341,7 @@ func (p *poller[T]) rest() {
 		}
 	case p.fetchErr != nil:
 		delay = p.retryIn
-	case p.refused != nil:
+	case p.refused != nil && !p.progress:
 		delay = p.restPace.delay(p.config)
 		p.watch.stands(p.refused, p.config.clock.Now().Add(delay))
 	default:
@@ -337,7 +350,9 @@ func (p *poller[T]) rest() {
 		if (p.config.fixed || !more) && !p.once {
 			delay = p.config.pace()
 		}
-		delay = max(delay, p.asked)
+	}
+	if len(p.kept) == 0 {
+		delay = max(delay, p.asked.Sub(p.config.clock.Now()))
 	}
 	p.nap(delay)
 }
