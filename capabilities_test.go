@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -15,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // scheduling is a source that keeps a retry schedule.
@@ -210,4 +212,58 @@ func TestD8_WhatWasFetchedAheadIsReleased(t *testing.T) {
 		require.Equal(t, numbers(3), s.got())
 		require.ElementsMatch(t, numbers(30)[3:], slices.Concat(source.released...))
 	})
+}
+
+// holding is a source that holds back the later records of a key whose failure it
+// was told of, as a Failer may.
+type holding struct {
+	*leasing[int]
+	held map[string]time.Time
+}
+
+func ofPair(r int) string { return strconv.Itoa(r / 2) } // 0 and 1 have one key
+
+func (s *holding) Fetch(_ context.Context, limit int) (records []int, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range s.pending {
+		if !s.out[r] && len(records) < limit && !time.Now().Before(s.held[ofPair(r)]) {
+			s.out[r] = true
+			records = append(records, r)
+		}
+	}
+	return records, nil
+}
+
+func (s *holding) Fail(_ context.Context, failed []courier.FailedRecord[int]) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range failed {
+		s.held[ofPair(f.Record)] = time.Now().Add(time.Minute)
+		delete(s.out, f.Record)
+	}
+	return nil
+}
+
+// D4: the records that RunOnce keeps in hand over a breaker's pause are none that
+// come after one which the source was told has failed.
+func TestFailer_ThatWasToldOfAFailureIsNotPassed(t *testing.T) {
+	for _, workers := range []int{1, 3} {
+		courierttest.Bubble(t, func(t *testing.T) {
+			source := &holding{newLeasing(0, 1, 2, 4, 6), map[string]time.Time{}}
+			s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+				switch r {
+				case 0:
+					return courier.Permanent(errTest)
+				case 2:
+					return errTest
+				}
+				return nil
+			}}
+			a := courier.NewCircuitBreakerApplier[int](s, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1}))
+			_ = courier.NewPollingCoordinator(source, a, quiet, courier.WithOrderKey(ofPair), courier.WithWorkers(workers)).RunOnce(t.Context())
+			require.NotContains(t, s.got(), 1)
+			require.Contains(t, s.got(), 6)
+		})
+	}
 }

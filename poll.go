@@ -76,15 +76,16 @@ type poller[T any] struct {
 	cancelled bool            // of one that was made ahead
 
 	// The batch.
-	keys    []string
-	mark    []T
-	markErr error
-	known   []recordKey // of the records, where that matters; else nil
-	faulty  []FailedRecord[T]
-	release []pending[T]
-	behind  []pending[T] // likewise, but for as long as another of their key
-	back    backlog[T]   // failed records to be released, for as long as each asks at least
-	kept    []pending[T] // in hand for the next pass
+	keys      []string
+	mark      []T
+	markErr   error
+	known     []recordKey // of the records, where that matters; else nil
+	faulty    []FailedRecord[T]
+	scheduled []T // records whose failure the source was told of in this pass
+	release   []pending[T]
+	behind    []pending[T] // likewise, but for as long as another of their key
+	back      backlog[T]   // failed records to be released, for as long as each asks at least
+	kept      []pending[T] // in hand for the next pass
 
 	// From pass to pass.
 	gate                          keyGate
@@ -97,12 +98,12 @@ type poller[T any] struct {
 	stuck                         bool     // the probe is a record that a breaker opened over before
 	memory                        suspects // records that a breaker interrupted
 	identity                      identity[T]
-	waits                         waits         // of failed records of a source that takes nothing back
-	asked                         time.Time     // until when nothing is fetched
-	misses                        int           // probes that failed since one closed the breaker, and may not be known again
-	missed                        int           // likewise, during RunOnce
-	leaving                       bool          // RunOnce does not go on
-	patience                      time.Time     // until when RunOnce waits for a breaker
+	waits                         waits     // of failed records of a source that takes nothing back
+	asked                         time.Time // until when nothing is fetched
+	misses                        int       // probes that failed since one closed the breaker, and may not be known again
+	missed                        int       // likewise, during RunOnce
+	leaving                       bool      // RunOnce does not go on
+	patience                      time.Time // until when RunOnce waits for a breaker
 	fetchPace, markPace, restPace trouble
 	unmarked                      error // a *MarkError
 }
@@ -207,7 +208,7 @@ func (p *poller[T]) loop() {
 
 func (p *poller[T]) fetch() {
 	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
-	p.full, p.progress, p.refused = false, false, nil
+	p.full, p.progress, p.refused, p.scheduled = false, false, nil, nil
 	p.halted = halt{}
 	if p.life.stop.Err() != nil {
 		p.finish()
@@ -254,7 +255,7 @@ func (p *poller[T]) fetch() {
 	}
 	p.fetchErr = nil
 	limit := p.config.batchSize
-	past := 1 + len(p.memory.list) // to see past the suspects
+	past := 1 + len(p.memory.list)                         // to see past the suspects
 	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and past all that waits behind them, or cannot be told from them
 		past = max(p.config.batchSize, minWindow)
 	}

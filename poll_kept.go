@@ -65,7 +65,7 @@ func (p *poller[T]) keep() {
 	keys, _ := p.keysOf(nil, recordsOf(left))
 	gone := make(map[string]bool)
 	if keys != nil {
-		theirs, _ := p.keysOf(nil, p.back.records())
+		theirs, _ := p.keysOf(nil, append(p.back.records(), p.scheduled...))
 		for _, key := range theirs {
 			gone[key] = true
 		}

@@ -215,6 +215,11 @@ func (p *poller[T]) tellFailed() {
 	isolate(&err, func() error { return p.failer.Fail(p.life.settle, failed) })
 	p.watch.ends(&p.watch.settling)
 	p.watch.released(p.life.settle, ReleaseEvent{Records: len(failed), Failed: true, Err: err})
+	if p.keyOf != nil && p.identity.inHand {
+		for _, f := range failed {
+			p.scheduled = append(p.scheduled, f.Record)
+		}
+	}
 }
 
 // giveBack releases what the pass leaves unsettled, at its end: what waits behind
