@@ -123,7 +123,7 @@ func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 		o.misconfigured("WithStrictOrder", "does not go with WithLease, by which several relays work at once")
 	}
 	o.fetch.text = o.sql(o.grammar.ordered)
-	o.mark.text = o.sql(o.either(o.grammar.delete, o.grammar.keep))
+	o.mark.text = o.sql(o.either(o.grammar.deleteKnown, o.grammar.keepKnown))
 	return o
 }
 

@@ -45,15 +45,20 @@ type grammar struct {
 	lock    string // up to ?1 pending rows that are due now, past what others have locked, locking
 	claim   string // the same, claimed by ?2 for ?3 microseconds from now
 
-	delete        string // the seqs of the list ?1
+	// A number may be given twice, by a failover to a replica that misses the last
+	// commits: only who has the row locked asks for the number alone.
+	delete        string // the seqs of the list ?1, which this transaction has locked
 	keep          string // the same, at time ?2
+	deleteKnown   string // the known rows ?1 …
+	keepKnown     string // the same, at time ?n
 	deleteFree    string // those that nobody has locked
 	keepFree      string
-	left          string // how many of the list ?1 are pending
+	left          string // how many of the known rows ?1 … are pending
+	reused        string // how many of their seqs other rows have
 	deleteClaimed string // those of the claims ?1 … by ?n
 	keepClaimed   string // the same, at time ?n+1
 
-	renew string // claims, by ?n, for ?n+1 microseconds from now: the seqs of those that were
+	renew string // claims, by ?n, for ?n+1 microseconds from now: the IDs of those that were
 	hold  string // the seqs of the list ?1, for ?2 microseconds from now
 	fail  string // failures, from now
 	free  string // the same, without an attempt
@@ -68,7 +73,7 @@ type grammar struct {
 	failing  string // the ?1 rows with the most attempts
 
 	send       string
-	moved      string   // whether the row ?3 is pending no more, and a letter with the ID ?1 of the branch ?2 instead
+	moved      string   // whether the row ?3 with the ID ?1 is pending no more, and a letter of the branch ?2 instead
 	list       string   // up to ?2 with a seq above ?1
 	update     string   // the letter with seq ?1 and version ?2
 	remove     string   // letters: their IDs
@@ -78,9 +83,9 @@ type grammar struct {
 	parked     string
 	parkedKeys string // of the branch ?1, of the list ?2
 
-	int64s   func(n int, at func(i int) int64) any // a list as an argument
-	strings  func([]string) any
+	strings  func([]string) any // a list as an argument
 	letters  func(ids []string) []any
+	known    func([]Row) []any // rows by seq and ID
 	claims   func([]Row) []any
 	failures func([]failure) []any
 	time     func(micros int64) any
@@ -99,9 +104,12 @@ type grammar struct {
 // failure is a row that was attempted in vain, or not at all.
 type failure struct {
 	seq, claim, attempts int64 // as it was handed out
+	id                   string
 	delay                time.Duration
 	text                 string
 }
+
+func (f failure) key() rowKey { return rowKey{f.seq, f.id} }
 
 // micros is a time as it is kept here, however a database keeps it.
 type micros int64

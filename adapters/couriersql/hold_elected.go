@@ -94,7 +94,7 @@ func (e *elected) elect(ctx context.Context) (bool, error) {
 }
 
 // renew looks whether this relay is still the one.
-func (e *elected) renew(ctx context.Context, rows []Row) (map[int64]bool, error) {
+func (e *elected) renew(ctx context.Context, rows []Row) (map[string]bool, error) {
 	if err := enter(ctx, e.turn); err != nil {
 		return nil, err
 	}
@@ -109,9 +109,9 @@ func (e *elected) renew(ctx context.Context, rows []Row) (map[int64]bool, error)
 		return nil, nil
 	}
 	e.resign()
-	lost := make(map[int64]bool, len(rows))
+	lost := make(map[string]bool, len(rows))
 	for _, row := range rows {
-		lost[row.Seq] = true
+		lost[row.ID] = true
 	}
 	return lost, nil
 }

@@ -17,7 +17,7 @@ import (
 type leased struct {
 	outbox *Outbox
 	owner  string
-	parked sync.Map // the seqs of rows that are parked and have not come to mark yet
+	parked sync.Map // the keys of rows that are parked and have not come to mark yet
 }
 
 // newOwner names a source to operators, and no two of them the same.
@@ -70,11 +70,14 @@ func (l *leased) mark(ctx context.Context, rows []Row) error {
 		return nil
 	}
 	for _, row := range rows {
-		if _, parked := l.parked.LoadAndDelete(row.Seq); parked {
+		if _, parked := l.parked.LoadAndDelete(row.key()); parked {
 			n++ // and marked then
 		}
 	}
-	if n < int64(len(rows)) {
+	if n == int64(len(rows)) {
+		return nil
+	}
+	if n += o.reused(ctx, rows); n < int64(len(rows)) {
 		o.log.Warn("couriersql: rows were not marked, as they were marked before or their lease was lost; a lost one is delivered again, by the relay that has it",
 			"table", o.table, "rows", int64(len(rows))-n, "lease", o.lease)
 	}
@@ -100,12 +103,12 @@ func (l *leased) release(ctx context.Context, rows []failure) error {
 	return err
 }
 
-func (l *leased) renew(ctx context.Context, rows []Row) (map[int64]bool, error) {
+func (l *leased) renew(ctx context.Context, rows []Row) (map[string]bool, error) {
 	o := l.outbox
-	lost := make(map[int64]bool, len(rows))
+	lost := make(map[string]bool, len(rows))
 	for _, row := range rows {
-		_, parked := l.parked.Load(row.Seq)
-		lost[row.Seq] = !parked
+		_, parked := l.parked.Load(row.key())
+		lost[row.ID] = !parked
 	}
 	args := o.timed(append(o.grammar.claims(rows), l.owner, o.lease.Microseconds())...)
 	renewed, err := o.db.QueryContext(ctx, o.sql(o.grammar.renew), args...)
@@ -114,11 +117,11 @@ func (l *leased) renew(ctx context.Context, rows []Row) (map[int64]bool, error) 
 	}
 	defer func() { _ = renewed.Close() }() // what it has to say, Err said
 	for renewed.Next() {
-		var seq int64
-		if err := renewed.Scan(&seq); err != nil {
+		var id string
+		if err := renewed.Scan(&id); err != nil {
 			return nil, err
 		}
-		delete(lost, seq)
+		delete(lost, id)
 	}
 	return lost, renewed.Err()
 }

@@ -17,12 +17,28 @@ import (
 // locked.
 type locked struct {
 	outbox *Outbox
+	marks  string // marks rows that a transaction has locked
 
 	mu      sync.Mutex
 	several bool // a coordinator settles all that it fetches, and may fetch ahead
 	batches map[*lockedBatch]bool
-	of      map[int64]*lockedBatch // rows that are held
-	parked  map[int64]parkedRow    // rows that have not come to mark yet
+	of      map[int64]heldRow    // by seq
+	parked  map[rowKey]parkedRow // rows that have not come to mark yet
+}
+
+// heldRow is a row that a batch has locked. While a batch whose transaction was
+// lost is still in hand, another one may have another row of the same number.
+type heldRow struct {
+	by *lockedBatch
+	id string
+}
+
+// holding is the batch that has a row, nil if none does.
+func (l *locked) holding(key rowKey) *lockedBatch {
+	if row := l.of[key.seq]; row.id == key.id {
+		return row.by
+	}
+	return nil
 }
 
 // lockedBatch is a transaction.
@@ -48,7 +64,8 @@ const leftover = 5 * time.Second
 const closeTimeout = 5 * time.Second
 
 func newLocked(o *Outbox) *locked {
-	return &locked{outbox: o, batches: make(map[*lockedBatch]bool), of: make(map[int64]*lockedBatch), parked: make(map[int64]parkedRow)}
+	return &locked{outbox: o, marks: o.sql(o.either(o.grammar.delete, o.grammar.keep)),
+		batches: make(map[*lockedBatch]bool), of: make(map[int64]heldRow), parked: make(map[rowKey]parkedRow)}
 }
 
 // enter waits for a turn, which a renewal may have.
@@ -114,7 +131,7 @@ func (b *lockedBatch) hold(rows []Row) {
 	b.mu.Lock()
 	b.rows = make(map[int64]bool, len(rows))
 	for _, row := range rows {
-		b.rows[row.Seq], b.of[row.Seq] = true, b
+		b.rows[row.Seq], b.of[row.Seq] = true, heldRow{b, row.ID}
 	}
 	b.batches[b] = true
 	b.mu.Unlock()
@@ -126,8 +143,8 @@ func (b *lockedBatch) settled(seqs []int64) (rest []int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, seq := range seqs {
+		b.letGo(seq)
 		delete(b.rows, seq)
-		delete(b.of, seq)
 	}
 	for seq := range b.rows {
 		rest = append(rest, seq)
@@ -135,13 +152,19 @@ func (b *lockedBatch) settled(seqs []int64) (rest []int64) {
 	return rest
 }
 
+func (b *lockedBatch) letGo(seq int64) {
+	if b.of[seq].by == b {
+		delete(b.of, seq)
+	}
+}
+
 // split sorts rows by the batch that holds them, nil where none does.
-func (l *locked) split(n int, seq func(int) int64) map[*lockedBatch][]int {
+func (l *locked) split(n int, key func(int) rowKey) map[*lockedBatch][]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	parts := make(map[*lockedBatch][]int, 1)
 	for i := range n {
-		b := l.of[seq(i)]
+		b := l.holding(key(i))
 		parts[b] = append(parts[b], i)
 	}
 	return parts
@@ -160,7 +183,7 @@ func chosen[T any](all []T, index []int) []T {
 }
 
 func (l *locked) mark(ctx context.Context, rows []Row) error {
-	for b, index := range l.split(len(rows), func(i int) int64 { return rows[i].Seq }) {
+	for b, index := range l.split(len(rows), func(i int) rowKey { return rows[i].key() }) {
 		part := chosen(rows, index)
 		if b == nil {
 			if err := l.markLate(ctx, part); err != nil {
@@ -170,7 +193,7 @@ func (l *locked) mark(ctx context.Context, rows []Row) error {
 			return err
 		}
 	}
-	l.forgetParked(len(rows), func(i int) int64 { return rows[i].Seq })
+	l.forgetParked(len(rows), func(i int) rowKey { return rows[i].key() })
 	return nil
 }
 
@@ -191,7 +214,7 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 		seqs[i] = row.Seq
 	}
 	batch := new(pgx.Batch)
-	batch.Queue(o.mark.text, o.marking(seqs)...)
+	batch.Queue(b.marks, o.marking(seqs)...)
 	if rest := b.settled(seqs); len(rest) > 0 && b.runs() {
 		batch.Queue(o.sql(o.grammar.hold), rest, leftover.Microseconds())
 	}
@@ -220,12 +243,16 @@ func (l *locked) markLate(ctx context.Context, rows []Row) error {
 		return nil
 	}
 	for try := 1; ; try++ {
-		if _, err := o.db.ExecContext(ctx, o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.seqs(rows))...); err != nil {
+		if _, err := o.db.ExecContext(ctx, o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.grammar.known(rows)...)...); err != nil {
 			return err
 		}
 		var left int
-		if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.left), o.seqs(rows)).Scan(&left); err != nil || left == 0 {
+		if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.left), o.grammar.known(rows)...).Scan(&left); err != nil {
 			return err
+		}
+		if left == 0 {
+			o.reused(ctx, rows)
+			return nil
 		}
 		if try == lateTries {
 			o.log.Warn("couriersql: rows were not marked, as another session has locked them since this relay's transaction was lost; they are delivered again",
@@ -255,8 +282,8 @@ func (l *locked) release(ctx context.Context, rows []failure) error {
 // settle writes what became of rows that were not marked: in the transaction
 // that has them, or after its end.
 func (l *locked) settle(ctx context.Context, rows []failure, writes bool, write func(executor, []failure) error) error {
-	defer l.forgetParked(len(rows), func(i int) int64 { return rows[i].seq })
-	for b, index := range l.split(len(rows), func(i int) int64 { return rows[i].seq }) {
+	defer l.forgetParked(len(rows), func(i int) rowKey { return rows[i].key() })
+	for b, index := range l.split(len(rows), func(i int) rowKey { return rows[i].key() }) {
 		part := chosen(rows, index)
 		if b == nil {
 			if err := write(l.outbox.db, part); err != nil {
@@ -297,9 +324,9 @@ func (b *lockedBatch) settle(ctx context.Context, rows []failure, writes bool, w
 
 // renew looks whether the transactions are alive, and keeps them from being
 // ended as idle.
-func (l *locked) renew(ctx context.Context, rows []Row) (map[int64]bool, error) {
-	lost := make(map[int64]bool)
-	for b, index := range l.split(len(rows), func(i int) int64 { return rows[i].Seq }) {
+func (l *locked) renew(ctx context.Context, rows []Row) (map[string]bool, error) {
+	lost := make(map[string]bool)
+	for b, index := range l.split(len(rows), func(i int) rowKey { return rows[i].key() }) {
 		if b != nil {
 			alive, err := b.alive(ctx)
 			if err != nil {
@@ -310,7 +337,7 @@ func (l *locked) renew(ctx context.Context, rows []Row) (map[int64]bool, error) 
 			}
 		}
 		for _, i := range index {
-			lost[rows[i].Seq] = true
+			lost[rows[i].ID] = true
 		}
 	}
 	return lost, nil
@@ -362,7 +389,7 @@ func (b *lockedBatch) forget() {
 	b.conn = nil
 	b.mu.Lock()
 	for seq := range b.rows {
-		delete(b.of, seq)
+		b.letGo(seq)
 	}
 	b.rows = nil
 	delete(b.batches, b)

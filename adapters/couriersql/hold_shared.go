@@ -29,10 +29,15 @@ func (s *shared) mark(ctx context.Context, rows []Row) error {
 	if err != nil {
 		return err
 	}
-	if _, err = on.ExecContext(ctx, o.mark.text, o.marking(o.seqs(rows))...); err == nil {
-		s.removeRows(rows)
+	result, err := on.ExecContext(ctx, o.mark.text, o.marking(o.grammar.known(rows)...)...)
+	if err != nil {
+		return err
 	}
-	return err
+	s.removeRows(rows)
+	if n, err := result.RowsAffected(); err == nil && n < int64(len(rows)) {
+		o.reused(ctx, rows)
+	}
+	return nil
 }
 
 func (s *shared) fail(ctx context.Context, failed []failure) error {
@@ -46,7 +51,7 @@ func (s *shared) release(_ context.Context, rows []failure) error {
 	return nil
 }
 
-func (s *shared) renew(context.Context, []Row) (map[int64]bool, error) { return nil, nil }
+func (s *shared) renew(context.Context, []Row) (map[string]bool, error) { return nil, nil }
 
 func (s *shared) renewEvery() time.Duration { return 0 }
 

@@ -7,16 +7,16 @@ import "sync"
 // coordinator settles all that it fetches; plain functions do not, and are given
 // them again.
 type inHand struct {
-	mu   sync.Mutex
-	on   bool
-	seqs map[int64]bool
+	mu  sync.Mutex
+	on  bool
+	ids map[int64]string // by seq
 }
 
 // begin is a new run of a coordinator.
 func (h *inHand) begin() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.on, h.seqs = true, make(map[int64]bool)
+	h.on, h.ids = true, make(map[int64]string)
 }
 
 func (h *inHand) add(rows []Row) {
@@ -24,27 +24,29 @@ func (h *inHand) add(rows []Row) {
 	defer h.mu.Unlock()
 	if h.on {
 		for _, row := range rows {
-			h.seqs[row.Seq] = true
+			h.ids[row.Seq] = row.ID
 		}
 	}
 }
 
-func (h *inHand) remove(n int, seq func(int) int64) {
+func (h *inHand) remove(n int, key func(int) rowKey) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.on {
 		for i := range n {
-			delete(h.seqs, seq(i))
+			if k := key(i); h.ids[k.seq] == k.id {
+				delete(h.ids, k.seq)
+			}
 		}
 	}
 }
 
 func (h *inHand) removeRows(rows []Row) {
-	h.remove(len(rows), func(i int) int64 { return rows[i].Seq })
+	h.remove(len(rows), func(i int) rowKey { return rows[i].key() })
 }
 
 func (h *inHand) removeFailed(rows []failure) {
-	h.remove(len(rows), func(i int) int64 { return rows[i].seq })
+	h.remove(len(rows), func(i int) rowKey { return rows[i].key() })
 }
 
 // bounds are the first and the last in hand; the first is behind the last when
@@ -54,7 +56,7 @@ func (h *inHand) bounds() (first, last int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	first, last = 1, 0
-	for seq := range h.seqs {
+	for seq := range h.ids {
 		if first > last {
 			first, last = seq, seq
 		}

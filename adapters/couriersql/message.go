@@ -31,7 +31,7 @@ type Message struct {
 // that cannot be decoded can so be parked as it is. Trace and Headers are JSON,
 // empty for none.
 type Row struct {
-	Seq            int64 // what the row is marked by
+	Seq            int64 // by which, together with the ID, the row is marked
 	ID, Topic, Key string
 	Payload        []byte
 	Headers, Trace string
@@ -40,6 +40,15 @@ type Row struct {
 
 	claim int64 // of the lease, or as it was found
 }
+
+// rowKey is what a row is known by. A failover to a replica that misses the last
+// commits gives their numbers again, to other messages.
+type rowKey struct {
+	seq int64
+	id  string
+}
+
+func (r Row) key() rowKey { return rowKey{r.Seq, r.ID} }
 
 // Message decodes a row. The payload is shared with the row. It is the decode
 // function for [courier.NewDecodingApplier]: couriersql.Row.Message.

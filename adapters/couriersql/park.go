@@ -86,7 +86,7 @@ func (s *shared) park(ctx context.Context, letter courier.DeadLetter[Row]) error
 
 func (s *shared) parkOn(ctx context.Context, on beginner, letter courier.DeadLetter[Row]) error {
 	o, row := s.outbox, []Row{letter.Record}
-	err := o.moveAlone(ctx, on, letter, o.mark.text, o.marking(o.seqs(row))...)
+	err := o.moveAlone(ctx, on, letter, o.mark.text, o.marking(o.grammar.known(row)...)...)
 	if err == nil {
 		s.removeRows(row)
 	}
@@ -96,10 +96,10 @@ func (s *shared) parkOn(ctx context.Context, on beginner, letter courier.DeadLet
 func (l *leased) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	o := l.outbox
 	text, args := l.marking([]Row{letter.Record})
-	l.parked.Store(letter.Record.Seq, true) // first, as a renewal may meet it
+	l.parked.Store(letter.Record.key(), true) // first, as a renewal may meet it
 	err := o.moveAlone(ctx, o.db, letter, text, args...)
 	if err != nil {
-		l.parked.Delete(letter.Record.Seq)
+		l.parked.Delete(letter.Record.key())
 	}
 	return err
 }
@@ -126,7 +126,7 @@ type parkedRow struct {
 
 func (l *locked) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	l.mu.Lock()
-	b := l.of[letter.Record.Seq]
+	b := l.holding(letter.Record.key())
 	l.mu.Unlock()
 	if b == nil {
 		return l.parkLate(ctx, letter)
@@ -147,7 +147,7 @@ func (b *lockedBatch) park(ctx context.Context, letter courier.DeadLetter[Row]) 
 		return err
 	}
 	o := b.outbox
-	if err := o.move(ctx, b.conn, letter, o.mark.text, o.marking(o.seqs([]Row{letter.Record}))...); err != nil {
+	if err := o.move(ctx, b.conn, letter, b.marks, o.marking([]int64{letter.Record.Seq})...); err != nil {
 		if _, lost := b.conn.ExecContext(ctx, "ROLLBACK TO park"); lost != nil {
 			b.abandon()
 		}
@@ -159,7 +159,7 @@ func (b *lockedBatch) park(ctx context.Context, letter courier.DeadLetter[Row]) 
 	}
 	b.dirty = true
 	b.mu.Lock()
-	b.parked[letter.Record.Seq] = parkedRow{b, plain(letter.Branch), plain(letter.Key)}
+	b.parked[letter.Record.key()] = parkedRow{b, plain(letter.Branch), plain(letter.Key)}
 	b.mu.Unlock()
 	return nil
 }
@@ -173,7 +173,7 @@ func (l *locked) parkLate(ctx context.Context, letter courier.DeadLetter[Row]) e
 	}
 	o := l.outbox
 	text := o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree))
-	return o.moveAlone(ctx, o.db, letter, text, o.marking(o.seqs([]Row{letter.Record}))...)
+	return o.moveAlone(ctx, o.db, letter, text, o.marking(o.grammar.known([]Row{letter.Record})...)...)
 }
 
 // uncommittedKeys are those of a branch's letters that nobody else sees yet.
@@ -200,7 +200,7 @@ func (l *locked) unparked(b *lockedBatch, rows []Row) []Row {
 	}
 	marked := make([]Row, 0, len(rows))
 	for _, row := range rows {
-		if p, parked := l.parked[row.Seq]; !parked || p.in == b {
+		if p, parked := l.parked[row.key()]; !parked || p.in == b {
 			marked = append(marked, row)
 		}
 	}
@@ -208,13 +208,13 @@ func (l *locked) unparked(b *lockedBatch, rows []Row) []Row {
 }
 
 // forgetParked is for rows that were settled: none of them comes to mark again.
-func (l *locked) forgetParked(n int, seq func(int) int64) {
+func (l *locked) forgetParked(n int, key func(int) rowKey) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.parked) == 0 {
 		return
 	}
 	for i := range n {
-		delete(l.parked, seq(i))
+		delete(l.parked, key(i))
 	}
 }

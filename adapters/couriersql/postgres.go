@@ -25,19 +25,25 @@ func postgresGrammar() grammar {
 	if err != nil {
 		panic(err) // the path is a constant of this file
 	}
-	const claimed = `FROM unnest($1::bigint[], $2::bigint[]) AS c(seq, claim)
-		WHERE t.seq = c.seq AND t.claim = c.claim AND t.owner = $3 AND t.processed_at IS NULL`
+	// The list of seqs comes as well, as planners take an index for it at any size
+	// of the table, and for a join with the pairs perhaps not.
+	const known = `unnest($1::bigint[], $2::text[]) AS k(seq, id)`
+	const knownSeq = `t.seq = ANY($1::bigint[]) AND t.seq = k.seq`
+	const claims = `unnest($1::bigint[], $2::bigint[], $3::text[]) AS c(seq, claim, id)
+		WHERE t.seq = c.seq AND t.id = c.id AND t.claim = c.claim AND t.owner = $4`
+	const claimed = `FROM ` + claims + ` AND t.processed_at IS NULL`
 	failed := func(owned, lock string) string {
 		return `FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) AS f(seq, claim, attempts, delay, error)
 		WHERE t.seq = f.seq AND t.seq IN (
-			SELECT l.seq FROM "{table}" l JOIN unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS g(seq, claim, attempts)
-				ON l.seq = g.seq AND l.claim = g.claim AND l.attempts = g.attempts
+			SELECT l.seq FROM "{table}" l JOIN unnest($1::bigint[], $2::bigint[], $3::bigint[], $6::text[]) AS g(seq, claim, attempts, id)
+				ON l.seq = g.seq AND l.id = g.id AND l.claim = g.claim AND l.attempts = g.attempts
 			WHERE l.processed_at IS NULL` + owned + ` FOR UPDATE OF l` + lock + `)`
 	}
 	const noteFailure = `UPDATE "{table}" t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
 			last_error = f.error, owner = '' `
 	const giveBack = `UPDATE "{table}" t SET available_at = 'epoch', owner = '' `
-	const free = `seq IN (SELECT seq FROM "{table}" WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL FOR UPDATE SKIP LOCKED)`
+	const free = `seq IN (SELECT t.seq FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id
+		AND t.processed_at IS NULL FOR UPDATE OF t SKIP LOCKED)`
 	const letters = `seq = ANY($1::bigint[]) AND seq || '.' || version = ANY($2::text[])`
 	return grammar{
 		migrations: migrations,
@@ -85,16 +91,18 @@ func postgresGrammar() grammar {
 			FROM next WHERE t.seq = next.seq
 			RETURNING t.seq, t.id, t.topic, t.key, t.payload, t.headers, t.trace, t.created_at, t.attempts, t.claim`,
 
-		delete:     `DELETE FROM "{table}" WHERE seq = ANY($1::bigint[])`,
-		keep:       `UPDATE "{table}" SET processed_at = $2 WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
-		deleteFree: `DELETE FROM "{table}" WHERE ` + free,
-		keepFree:   `UPDATE "{table}" SET processed_at = $2 WHERE ` + free,
-		left:       `SELECT count(*) FROM "{table}" WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
-		deleteClaimed: `DELETE FROM "{table}" t USING unnest($1::bigint[], $2::bigint[]) AS c(seq, claim)
-			WHERE t.seq = c.seq AND t.claim = c.claim AND t.owner = $3`,
-		keepClaimed: `UPDATE "{table}" t SET processed_at = $4 ` + claimed,
+		delete:        `DELETE FROM "{table}" WHERE seq = ANY($1::bigint[])`,
+		keep:          `UPDATE "{table}" SET processed_at = $2 WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
+		deleteKnown:   `DELETE FROM "{table}" t USING ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id`,
+		keepKnown:     `UPDATE "{table}" t SET processed_at = $3 FROM ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id AND t.processed_at IS NULL`,
+		deleteFree:    `DELETE FROM "{table}" WHERE ` + free,
+		keepFree:      `UPDATE "{table}" SET processed_at = $3 WHERE ` + free,
+		left:          `SELECT count(*) FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id AND t.processed_at IS NULL`,
+		reused:        `SELECT count(*) FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id <> k.id`,
+		deleteClaimed: `DELETE FROM "{table}" t USING ` + claims,
+		keepClaimed:   `UPDATE "{table}" t SET processed_at = $5 ` + claimed,
 
-		renew: `UPDATE "{table}" t SET available_at = now() + $4::bigint * interval '1 microsecond' ` + claimed + ` RETURNING t.seq`,
+		renew: `UPDATE "{table}" t SET available_at = now() + $5::bigint * interval '1 microsecond' ` + claimed + ` RETURNING t.id`,
 		// In a transaction that has been open for a while, now() is long ago.
 		hold: `UPDATE "{table}" SET available_at = clock_timestamp() + $2::bigint * interval '1 microsecond' WHERE seq = ANY($1::bigint[])`,
 		// A row that somebody else has locked is in other hands by now, which also
@@ -103,8 +111,8 @@ func postgresGrammar() grammar {
 		free: giveBack + failed("", " SKIP LOCKED"),
 		// A claim is worth waiting for: another relay's fetch locks a row for a moment
 		// that it saw before it was claimed, and then leaves it alone.
-		failClaimed: noteFailure + failed(" AND l.owner = $6", ""),
-		freeClaimed: giveBack + failed(" AND l.owner = $6", ""),
+		failClaimed: noteFailure + failed(" AND l.owner = $7", ""),
+		freeClaimed: giveBack + failed(" AND l.owner = $7", ""),
 
 		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
 		lag:      `SELECT count(*), coalesce(min(coalesce(requeued_at, created_at)), 'epoch') FROM "{table}" WHERE ` + due + ` AND seq NOT BETWEEN $1 AND $2`,
@@ -124,7 +132,7 @@ func postgresGrammar() grammar {
 				redriven = greatest(d.redriven, excluded.redriven), order_key = excluded.order_key
 			WHERE excluded.reason <> 'key parked'`,
 		moved: `SELECT EXISTS (SELECT FROM "{table}_dlq" WHERE id = $1 AND branch = $2 AND outbox_seq = $3)
-			AND NOT EXISTS (SELECT FROM "{table}" WHERE seq = $3 AND processed_at IS NULL)`,
+			AND NOT EXISTS (SELECT FROM "{table}" WHERE seq = $3 AND id = $1 AND processed_at IS NULL)`,
 		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
 			FROM "{table}_dlq" WHERE seq > $1 ORDER BY seq LIMIT $2`,
@@ -147,15 +155,9 @@ func postgresGrammar() grammar {
 		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq" WHERE branch = $1 AND order_key <> '' AND order_key = ANY($2::text[])`,
 		parked:     `SELECT count(*) FROM "{table}_dlq"`,
 
-		int64s: func(n int, at func(int) int64) any {
-			list := make([]int64, n)
-			for i := range list {
-				list[i] = at(i)
-			}
-			return list
-		},
 		strings:  func(list []string) any { return list },
 		letters:  postgresLetters,
+		known:    postgresKnown,
 		claims:   postgresClaims,
 		failures: postgresFailures,
 		time:     func(micros int64) any { return time.UnixMicro(micros) },
@@ -230,21 +232,30 @@ func postgresInserted(args []any) []any {
 	return []any{texts[0], texts[1], texts[2], payloads, texts[4], texts[5], times}
 }
 
-func postgresClaims(rows []Row) []any {
-	seqs, claims := make([]int64, len(rows)), make([]int64, len(rows))
+func postgresKnown(rows []Row) []any {
+	seqs, ids := make([]int64, len(rows)), make([]string, len(rows))
 	for i, row := range rows {
-		seqs[i], claims[i] = row.Seq, row.claim
+		seqs[i], ids[i] = row.Seq, row.ID
 	}
-	return []any{seqs, claims}
+	return []any{seqs, ids}
+}
+
+func postgresClaims(rows []Row) []any {
+	known, claims := postgresKnown(rows), make([]int64, len(rows))
+	for i, row := range rows {
+		claims[i] = row.claim
+	}
+	return []any{known[0], claims, known[1]}
 }
 
 func postgresFailures(list []failure) []any {
 	n := len(list)
-	seqs, claims, attempts, delays, texts := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n), make([]string, n)
+	seqs, claims, attempts, delays := make([]int64, n), make([]int64, n), make([]int64, n), make([]int64, n)
+	texts, ids := make([]string, n), make([]string, n)
 	for i, f := range list {
-		seqs[i], claims[i], attempts[i], delays[i], texts[i] = f.seq, f.claim, f.attempts, f.delay.Microseconds(), f.text
+		seqs[i], claims[i], attempts[i], delays[i], texts[i], ids[i] = f.seq, f.claim, f.attempts, f.delay.Microseconds(), f.text, f.id
 	}
-	return []any{seqs, claims, attempts, delays, texts}
+	return []any{seqs, claims, attempts, delays, texts, ids}
 }
 
 // postgresLetters are IDs of letters, and the places by which they are found.

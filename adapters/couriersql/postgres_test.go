@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,10 +24,15 @@ import (
 // step came across.
 func explain(t *testing.T, db *sql.DB, text string, args ...any) string {
 	t.Helper()
+	return explainWith(t, db, postgresGrammar().plan, text, args...)
+}
+
+func explainWith(t *testing.T, db *sql.DB, settings, text string, args ...any) string {
+	t.Helper()
 	tx, err := db.BeginTx(t.Context(), nil)
 	require.NoError(t, err)
 	defer tx.Rollback()
-	_, err = tx.ExecContext(t.Context(), postgresGrammar().plan)
+	_, err = tx.ExecContext(t.Context(), settings)
 	require.NoError(t, err)
 	rows, err := tx.QueryContext(t.Context(), "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) "+text, args...)
 	require.NoError(t, err)
@@ -80,15 +86,20 @@ func TestPostgresFetchGoesByThePartialIndex(t *testing.T) {
 		}
 	}
 	// The statements that mark find their rows, and do not look for them.
-	for _, text := range []string{o.grammar.delete, o.grammar.keep, o.grammar.deleteFree} {
-		args := []any{[]int64{1, 2, 3}}
-		if text == o.grammar.keep {
-			args = append(args, time.Now())
+	known := o.grammar.known(make([]Row, 1000))
+	for _, text := range []string{o.grammar.delete, o.grammar.keep, o.grammar.deleteKnown, o.grammar.keepKnown,
+		o.grammar.deleteFree, o.grammar.keepFree, o.grammar.left, o.grammar.reused} {
+		args := known
+		if text == o.grammar.delete || text == o.grammar.keep {
+			args = known[:1]
 		}
-		require.NotContains(t, explain(t, o.db, o.sql(text), args...), "Seq Scan")
+		if strings.HasPrefix(text, "UPDATE") {
+			args = append(slices.Clone(args), time.Now())
+		}
+		require.NotContains(t, explainWith(t, o.db, "", o.sql(text), args...), "Seq Scan")
 	}
 	for _, text := range []string{o.grammar.deleteClaimed, o.grammar.renew} {
-		args := []any{[]int64{1}, []int64{0}, "me"}
+		args := append(o.grammar.claims(make([]Row, 1)), "me")
 		if text == o.grammar.renew {
 			args = append(args, 1)
 		}

@@ -40,8 +40,8 @@ type holder interface {
 	fail(ctx context.Context, failed []failure) error
 	release(ctx context.Context, rows []failure) error
 	park(ctx context.Context, letter courier.DeadLetter[Row]) error
-	// renew returns the seqs of rows that are held no more.
-	renew(ctx context.Context, rows []Row) (lost map[int64]bool, err error)
+	// renew returns the IDs of rows that are held no more.
+	renew(ctx context.Context, rows []Row) (lost map[string]bool, err error)
 	renewEvery() time.Duration
 	// begin is called when a coordinator begins to run, which fails or releases
 	// what it does not mark, and may fetch more before it does.
@@ -179,7 +179,7 @@ func (s *Source) Renew(ctx context.Context, rows []Row) error {
 	}
 	var list courier.BatchError
 	for i, row := range rows {
-		if lost[row.Seq] {
+		if lost[row.ID] {
 			list.Add(i, ErrLeaseLost)
 		}
 	}
@@ -205,7 +205,7 @@ func (s *Source) Identity(row Row) string { return row.ID }
 func (s *Source) Validate() error { return s.outbox.fault }
 
 func failureOf(row Row) failure {
-	return failure{seq: row.Seq, claim: row.claim, attempts: int64(row.Attempts)}
+	return failure{seq: row.Seq, id: row.ID, claim: row.claim, attempts: int64(row.Attempts)}
 }
 
 // backoff is how long a row waits that failed.
@@ -253,6 +253,12 @@ func (o *Outbox) marking(args ...any) []any {
 	return args
 }
 
-func (o *Outbox) seqs(rows []Row) any {
-	return o.grammar.int64s(len(rows), func(i int) int64 { return rows[i].Seq })
+// reused tells of rows that were delivered and whose numbers other messages have
+// by now, and returns how many they are. A mark leaves those messages alone.
+func (o *Outbox) reused(ctx context.Context, rows []Row) (n int64) {
+	if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.reused), o.grammar.known(rows)...).Scan(&n); err == nil && n > 0 {
+		o.log.Warn("couriersql: rows were delivered whose numbers other messages have by now, which are left pending: a failover, a crash or a TRUNCATE took the delivered ones back; look for a replica that missed the last commits",
+			"table", o.table, "rows", n)
+	}
+	return n
 }

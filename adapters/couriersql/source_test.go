@@ -98,7 +98,7 @@ func TestMarkIsOneStatement(t *testing.T) {
 					SELECT 'id' || i, 'orders', '', x'', '', '', 0 FROM n`, size)
 				rows := make([]Row, size)
 				for i := range rows {
-					rows[i].Seq = int64(i + 1)
+					rows[i].Seq, rows[i].ID = int64(i+1), fmt.Sprint("id", i+1)
 				}
 				before := executed.Load()
 				require.NoError(t, o.Source().Mark(t.Context(), rows))

@@ -19,14 +19,16 @@ const sqliteRow = `seq, id, topic, key, payload, headers, trace, created_at, att
 
 const (
 	// The cast takes the digits before the point: by it the rows are found.
+	sqliteKnown = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
+		AND seq || '.' || id IN (SELECT value FROM json_each(?1))`
 	sqliteClaimed = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
-		AND seq || '.' || claim IN (SELECT value FROM json_each(?1)) AND owner = ?2`
+		AND seq || '.' || claim || '.' || id IN (SELECT value FROM json_each(?1)) AND owner = ?2`
 	sqliteLetters = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND seq || '.' || version IN (SELECT value FROM json_each(?1))`
 	sqliteFail   = `UPDATE "{table}" SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', available_at = (f.value ->> 3)`
 	sqliteFree   = `UPDATE "{table}" SET available_at = 0, owner = ''`
 	sqliteFailed = ` FROM json_each(?1) AS f WHERE seq = (f.value ->> 0) AND claim = (f.value ->> 1) AND attempts = (f.value ->> 2)
-		AND processed_at IS NULL`
+		AND "{table}".id = (f.value ->> 5) AND processed_at IS NULL`
 )
 
 func sqliteGrammar() grammar {
@@ -70,13 +72,14 @@ func sqliteGrammar() grammar {
 			(SELECT seq FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?4 ORDER BY seq LIMIT ?1)
 			RETURNING ` + sqliteRow,
 
-		delete: `DELETE FROM "{table}" WHERE seq IN (SELECT value FROM json_each(?1))`,
-		keep: `UPDATE "{table}" SET processed_at = ?2
-			WHERE seq IN (SELECT value FROM json_each(?1)) AND processed_at IS NULL`,
+		deleteKnown: `DELETE FROM "{table}" WHERE ` + sqliteKnown,
+		keepKnown:   `UPDATE "{table}" SET processed_at = ?2 WHERE processed_at IS NULL AND ` + sqliteKnown,
+		reused: `SELECT count(*) FROM "{table}" WHERE seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
+			AND seq || '.' || id NOT IN (SELECT value FROM json_each(?1))`,
 		deleteClaimed: `DELETE FROM "{table}" WHERE ` + sqliteClaimed,
 		keepClaimed:   `UPDATE "{table}" SET processed_at = ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed,
 
-		renew:       `UPDATE "{table}" SET available_at = ?4 + ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed + ` RETURNING seq`,
+		renew:       `UPDATE "{table}" SET available_at = ?4 + ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed + ` RETURNING id`,
 		fail:        sqliteFail + ` + ?2` + sqliteFailed,
 		free:        sqliteFree + sqliteFailed,
 		failClaimed: sqliteFail + ` + ?3` + sqliteFailed + ` AND owner = ?2`,
@@ -100,7 +103,7 @@ func sqliteGrammar() grammar {
 				redriven = max(redriven, excluded.redriven), order_key = excluded.order_key
 			WHERE excluded.reason <> 'key parked'`,
 		moved: `SELECT EXISTS (SELECT 1 FROM "{table}_dlq" WHERE id = ?1 AND branch = ?2 AND outbox_seq = ?3)
-			AND NOT EXISTS (SELECT 1 FROM "{table}" WHERE seq = ?3 AND processed_at IS NULL)`,
+			AND NOT EXISTS (SELECT 1 FROM "{table}" WHERE seq = ?3 AND id = ?1 AND processed_at IS NULL)`,
 		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
 			FROM "{table}_dlq" WHERE seq > ?1 ORDER BY seq LIMIT ?2`,
@@ -119,9 +122,9 @@ func sqliteGrammar() grammar {
 			WHERE branch = ?1 AND order_key <> '' AND order_key IN (SELECT value FROM json_each(?2))`,
 		parked: `SELECT count(*) FROM "{table}_dlq"`,
 
-		int64s:     sqliteInt64s,
 		strings:    sqliteStrings,
 		letters:    func(ids []string) []any { return []any{sqliteStrings(ids)} },
+		known:      sqliteKnownRows,
 		claims:     sqliteClaims,
 		failures:   sqliteFailures,
 		time:       func(micros int64) any { return micros },
@@ -174,35 +177,31 @@ func sqliteShapes() []shape {
 
 // A list is one JSON argument, so that a statement is the same for a list of
 // any length and is not held to SQLite's limit of 32,766 arguments.
-func sqliteInt64s(n int, at func(int) int64) any {
-	list := make([]byte, 0, 2+12*n)
-	list = append(list, '[')
-	for i := range n {
-		if i > 0 {
-			list = append(list, ',')
-		}
-		list = strconv.AppendInt(list, at(i), 10)
-	}
-	return string(append(list, ']'))
-}
-
 func sqliteStrings(list []string) any {
 	text, _ := json.Marshal(list) // never fails for strings
 	return string(text)
 }
 
+func sqliteKnownRows(rows []Row) []any {
+	list := make([]string, len(rows))
+	for i, row := range rows {
+		list[i] = strconv.FormatInt(row.Seq, 10) + "." + row.ID
+	}
+	return []any{sqliteStrings(list)}
+}
+
 func sqliteClaims(rows []Row) []any {
 	list := make([]string, len(rows))
 	for i, row := range rows {
-		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10)
+		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10) + "." + row.ID
 	}
 	return []any{sqliteStrings(list)}
 }
 
 func sqliteFailures(list []failure) []any {
-	values := make([][5]any, len(list))
+	values := make([][6]any, len(list))
 	for i, f := range list {
-		values[i] = [5]any{f.seq, f.claim, f.attempts, f.delay.Microseconds(), f.text}
+		values[i] = [6]any{f.seq, f.claim, f.attempts, f.delay.Microseconds(), f.text, f.id}
 	}
 	text, _ := json.Marshal(values) // never fails for numbers and strings
 	return []any{string(text)}

@@ -50,7 +50,7 @@ const poison = "poison"
 // leaseTime is short, as what a killed relay leased waits for so long.
 const leaseTime = 3 * time.Second
 
-func (c relayConfig) outbox(db *sql.DB) *couriersql.Outbox {
+func (c relayConfig) outbox(db *sql.DB, more ...couriersql.Option) *couriersql.Outbox {
 	dialect := couriersql.SQLite
 	opts := []couriersql.Option{couriersql.WithBackoff(20*time.Millisecond, 100*time.Millisecond)}
 	if c.Driver == "pgx" {
@@ -63,7 +63,7 @@ func (c relayConfig) outbox(db *sql.DB) *couriersql.Outbox {
 	case "strict":
 		opts = append(opts, couriersql.WithStrictOrder())
 	}
-	return couriersql.New(db, dialect, opts...)
+	return couriersql.New(db, dialect, append(opts, more...)...)
 }
 
 // relayMain runs a relay until it is killed, or the parent is gone.

@@ -44,7 +44,8 @@ wait $pid
 [ -n "$signal" ] || rm -rf "$1"
 `
 
-func startCluster() (*cluster, error) {
+// startCluster starts a server, as the replica of another one unless that is nil.
+func startCluster(primary *cluster) (*cluster, error) {
 	binaries, err := findBinaries()
 	if err != nil {
 		return nil, err
@@ -56,7 +57,7 @@ func startCluster() (*cluster, error) {
 	if c.folder, err = os.MkdirTemp("", "courier-pg-"); err != nil {
 		return nil, err
 	}
-	if err = c.create(); err == nil {
+	if err = c.create(primary); err == nil {
 		err = c.start()
 	}
 	if err != nil {
@@ -70,6 +71,9 @@ func startCluster() (*cluster, error) {
 // not on the path.
 func findBinaries() (folder string, err error) {
 	if path, err := exec.LookPath("postgres"); err == nil {
+		if target, err := filepath.EvalSymlinks(path); err == nil { // beside which are all the others
+			path = target
+		}
 		return filepath.Dir(path), nil
 	}
 	var found []string
@@ -89,18 +93,22 @@ func findBinaries() (folder string, err error) {
 	return filepath.Dir(found[len(found)-1]), nil
 }
 
-// create makes the folder a cluster. PostgreSQL refuses to run as root, which
-// is who tests in containers are run by.
-func (c *cluster) create() error {
+// create makes the folder a cluster: an empty one, or a copy of the primary's that
+// follows it. PostgreSQL refuses to run as root, which is who tests in containers
+// are run by.
+func (c *cluster) create(primary *cluster) error {
 	if os.Geteuid() == 0 {
 		if err := c.disown(); err != nil {
 			return err
 		}
 	}
-	initdb := c.command(filepath.Join(c.binaries, "initdb"), "-D", filepath.Join(c.folder, "data"),
-		"-U", "courier", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync")
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return fmt.Errorf("initdb: %w: %s", err, out)
+	program, args := "initdb", []string{"-U", "courier", "-A", "trust", "-E", "UTF8", "--no-locale"}
+	if primary != nil {
+		program, args = "pg_basebackup", []string{"-d", primary.dsn(), "--write-recovery-conf", "--checkpoint=fast"}
+	}
+	args = append(args, "-D", filepath.Join(c.folder, "data"), "--no-sync")
+	if out, err := c.command(filepath.Join(c.binaries, program), args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", program, err, out)
 	}
 	settings := fmt.Sprintf("listen_addresses = ''\nunix_socket_directories = '%s'\nmax_connections = 200\n", c.folder)
 	file, err := os.OpenFile(filepath.Join(c.folder, "data", "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)

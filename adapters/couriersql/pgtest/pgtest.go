@@ -60,12 +60,24 @@ func Start() (*Server, error) {
 	if dsn := os.Getenv(DSNVariable); dsn != "" {
 		return &Server{DSN: dsn, Note: "using the server that " + DSNVariable + " names"}, nil
 	}
-	c, err := startCluster()
+	return startPrivate(nil)
+}
+
+func startPrivate(primary *cluster) (*Server, error) {
+	c, err := startCluster(primary)
 	if err != nil {
 		return nil, err
 	}
 	return &Server{DSN: c.dsn(), Note: fmt.Sprintf("started a private server, %s, in %s", c.version, c.folder), cluster: c}, nil
 }
+
+// Replica starts a hot standby of a private server, which follows it by streaming
+// replication. A replica that crashed misses whatever the primary commits until its
+// Restart. The caller stops it.
+func (s *Server) Replica() (*Server, error) { return startPrivate(s.cluster) }
+
+// Promote makes a replica a primary, and returns once it is one.
+func (s *Server) Promote(ctx context.Context) error { return s.execute(ctx, "SELECT pg_promote()") }
 
 // Private reports whether the server was started by Start, so that Crash and
 // Restart may be called.
@@ -85,7 +97,7 @@ func (s *Server) Stop() error {
 func (s *Server) Crash() error { return s.cluster.stop("QUIT") }
 
 // Restart starts a private server that crashed, and returns once it takes
-// connections.
+// connections: those of a replica are read-only.
 func (s *Server) Restart() error { return s.cluster.start() }
 
 // NewSchema creates an empty schema and returns a connection string that has it

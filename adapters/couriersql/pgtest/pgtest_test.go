@@ -69,6 +69,29 @@ func TestCrashAndRestart(t *testing.T) {
 	require.Equal(t, 7, number(t, s.DSN, `SELECT n FROM a`))
 }
 
+func TestReplica(t *testing.T) {
+	t.Setenv(DSNVariable, "")
+	primary, err := Start()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, primary.Stop()) }()
+	replica, err := primary.Replica()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, replica.Stop()) }()
+	require.NoError(t, primary.execute(t.Context(), `CREATE TABLE a AS SELECT 7 AS n`))
+	require.Eventually(t, func() bool {
+		return number(t, replica.DSN, `SELECT count(*) FROM pg_tables WHERE tablename = 'a'`) == 1
+	},
+		30*time.Second, 10*time.Millisecond)
+	require.ErrorContains(t, replica.execute(t.Context(), `INSERT INTO a VALUES (8)`), "read-only")
+	require.NoError(t, replica.Crash())
+	require.NoError(t, primary.execute(t.Context(), `INSERT INTO a VALUES (8)`))
+	require.NoError(t, primary.Crash())
+	require.NoError(t, replica.Restart())
+	require.NoError(t, replica.Promote(t.Context()))
+	require.NoError(t, replica.execute(t.Context(), `INSERT INTO a VALUES (9)`))
+	require.Equal(t, 16, number(t, replica.DSN, `SELECT sum(n) FROM a`), "it missed the 8")
+}
+
 // A test binary that is killed leaves no server behind.
 func TestServerDiesWithItsProcess(t *testing.T) {
 	cmd := exec.Command(os.Args[0])

@@ -1,5 +1,6 @@
--- AUTOINCREMENT, because a seq that was used again after its row was deleted
--- would let a late or repeated mark take a row that nobody has applied.
+-- AUTOINCREMENT, so that the order of seq is the order of writing, also after rows
+-- were deleted. A row is known by seq and id: who empties sqlite_sequence gives
+-- numbers twice.
 CREATE TABLE IF NOT EXISTS "{table}" (
 	seq          INTEGER PRIMARY KEY AUTOINCREMENT,
 	id           TEXT    NOT NULL,
