@@ -2,6 +2,7 @@ package couriersql
 
 import (
 	"context"
+	"database/sql"
 	"io/fs"
 	"time"
 
@@ -23,7 +24,9 @@ func (o *Outbox) lagBut(ctx context.Context, first, last int64) (courier.Lag, er
 	}
 	var lag courier.Lag
 	var oldest micros
-	if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.lag), o.timed(first, last)...).Scan(&lag.Pending, &oldest); err != nil {
+	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		return conn.QueryRowContext(ctx, o.sql(o.grammar.lag), o.timed(first, last)...).Scan(&lag.Pending, &oldest)
+	}); err != nil {
 		return courier.Lag{}, o.failed(err, "asking %s for its lag", o.table)
 	}
 	if lag.Pending > 0 {
@@ -56,11 +59,13 @@ func (o *Outbox) Version(ctx context.Context) (int, error) {
 }
 
 func (o *Outbox) schemaVersion(ctx context.Context) (version int, err error) {
-	var versions bool
-	if err := o.db.QueryRowContext(ctx, o.grammar.migrated).Scan(&versions); err != nil || !versions {
-		return 0, err
-	}
-	err = o.db.QueryRowContext(ctx, o.grammar.version, o.table).Scan(&version)
+	err = o.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		var versions bool
+		if err := conn.QueryRowContext(ctx, o.grammar.migrated).Scan(&versions); err != nil || !versions {
+			return err
+		}
+		return conn.QueryRowContext(ctx, o.grammar.version, o.table).Scan(&version)
+	})
 	return version, err
 }
 
@@ -115,19 +120,21 @@ func (o *Outbox) status(ctx context.Context, s *Status) (err error) {
 	if s.Dead, err = o.DLQ().Count(ctx); err != nil {
 		return err
 	}
-	rows, err := o.db.QueryContext(ctx, o.sql(o.grammar.failing), shownFailing)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = rows.Close() }() // what it has to say, Err said
-	for rows.Next() {
-		var f Failing
-		if err := rows.Scan(&f.ID, &f.Attempts, &f.Error); err != nil {
+	return o.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		rows, err := conn.QueryContext(ctx, o.sql(o.grammar.failing), shownFailing)
+		if err != nil {
 			return err
 		}
-		s.Failing = append(s.Failing, f)
-	}
-	return rows.Err()
+		defer func() { _ = rows.Close() }() // what it has to say, Err said
+		for rows.Next() {
+			var f Failing
+			if err := rows.Scan(&f.ID, &f.Attempts, &f.Error); err != nil {
+				return err
+			}
+			s.Failing = append(s.Failing, f)
+		}
+		return rows.Err()
+	})
 }
 
 // pruneBatch is how many rows are deleted in one transaction: few enough that
@@ -142,8 +149,11 @@ func (o *Outbox) Prune(ctx context.Context, before time.Time) (deleted int, err 
 		return 0, o.fault
 	}
 	for {
-		result, err := o.db.ExecContext(ctx, o.sql(o.grammar.prune), o.grammar.time(before.UnixMicro()), pruneBatch)
-		if err != nil {
+		var result sql.Result
+		if err := o.bounded(ctx, func(ctx context.Context) (err error) {
+			result, err = o.execute(ctx, o.sql(o.grammar.prune), o.grammar.time(before.UnixMicro()), pruneBatch)
+			return err
+		}); err != nil {
 			return deleted, o.failed(err, "pruning %s (%d rows are deleted)", o.table, deleted)
 		}
 		n, err := result.RowsAffected()

@@ -76,6 +76,7 @@ type Outbox struct {
 	strict  bool
 	wakeUp  bool
 	backoff backoff
+	timeout time.Duration // of a call
 	now     func() time.Time
 	log     *slog.Logger
 	trace   func(context.Context) map[string]string
@@ -97,7 +98,7 @@ type Option func(*Outbox)
 // every method that returns an error.
 func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 	o := &Outbox{
-		db: db, dialect: dialect, table: DefaultTable, now: time.Now, log: slog.Default(),
+		db: db, dialect: dialect, table: DefaultTable, timeout: DefaultQueryTimeout, now: time.Now, log: slog.Default(),
 		backoff: backoff{initial: time.Second, longest: 5 * time.Minute}, open: make(map[closer]bool),
 	}
 	if db == nil {
@@ -284,7 +285,9 @@ func (o *Outbox) count(ctx context.Context, query, what string, args ...any) (in
 		return 0, o.fault
 	}
 	var n int
-	if err := o.db.QueryRowContext(ctx, o.sql(query), args...).Scan(&n); err != nil {
+	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		return conn.QueryRowContext(ctx, o.sql(query), args...).Scan(&n)
+	}); err != nil {
 		return 0, o.failed(err, "counting the %s", what)
 	}
 	return n, nil

@@ -41,6 +41,7 @@ type grammar struct {
 
 	plan    string // before a fetch, in its transaction
 	session string // the same, for all of a session
+	orphan  string // has the server end this transaction if it is silent for ?1 milliseconds
 	ordered string // up to ?1 pending rows that are due now, of no key whose earlier row waits for a retry, and none from ?2 to ?3
 	lock    string // up to ?1 pending rows that are due now, past what others have locked, locking
 	claim   string // the same, claimed by ?2 for ?3 microseconds from now
@@ -91,6 +92,7 @@ type grammar struct {
 	time     func(micros int64) any
 	timed    bool // statements take the time
 	prepares bool // statements are worth preparing here: the driver does not
+	remote   bool // there is a server, to which a connection may die without a sign
 
 	duplicate   func(error) bool   // an id that is there already
 	duplicateID func(error) string // which, where the error tells

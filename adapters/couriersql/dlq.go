@@ -78,13 +78,13 @@ func (q *DLQ) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	if o.fault != nil {
 		return o.fault
 	}
-	var err error
-	if q.holder != nil {
-		err = q.holder.park(ctx, letter)
-	} else {
-		_, err = o.db.ExecContext(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
-	}
-	if err != nil {
+	if err := o.bounded(ctx, func(ctx context.Context) error {
+		if q.holder != nil {
+			return q.holder.park(ctx, letter)
+		}
+		_, err := o.execute(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
+		return err
+	}); err != nil {
 		return o.failed(err, "parking %v in %s_dlq", letter.Record, o.table)
 	}
 	return nil
@@ -144,15 +144,18 @@ func (q *DLQ) List(ctx context.Context, after string, max int) ([]courier.DeadLe
 	if max <= 0 {
 		return nil, nil
 	}
-	letters, err := o.letters(ctx, seq, max)
-	if err != nil {
+	var letters []courier.DeadLetter[Row]
+	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		letters, err = o.letters(ctx, conn, seq, max)
+		return err
+	}); err != nil {
 		return nil, o.failed(err, "reading up to %d dead letters of %s_dlq", max, o.table)
 	}
 	return letters, nil
 }
 
-func (o *Outbox) letters(ctx context.Context, after int64, max int) ([]courier.DeadLetter[Row], error) {
-	rows, err := o.db.QueryContext(ctx, o.sql(o.grammar.list), after, max)
+func (o *Outbox) letters(ctx context.Context, on executor, after int64, max int) ([]courier.DeadLetter[Row], error) {
+	rows, err := on.QueryContext(ctx, o.sql(o.grammar.list), after, max)
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +191,10 @@ func (q *DLQ) Update(ctx context.Context, letter courier.DeadLetter[Row]) error 
 	if !ok {
 		return nil
 	}
-	if _, err := o.db.ExecContext(ctx, o.sql(o.grammar.update), append([]any{seq, version}, o.stateOf(letter)...)...); err != nil {
+	if err := o.bounded(ctx, func(ctx context.Context) error {
+		_, err := o.execute(ctx, o.sql(o.grammar.update), append([]any{seq, version}, o.stateOf(letter)...)...)
+		return err
+	}); err != nil {
 		return o.failed(err, "updating the dead letter %s of %s_dlq", letter.ID, o.table)
 	}
 	return nil
@@ -211,8 +217,11 @@ func (q *DLQ) Remove(ctx context.Context, ids ...string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	removed, err := returnedIDs(ctx, o.db, ids, o.sql(o.grammar.remove), o.grammar.letters(ids)...)
-	if err != nil {
+	var removed []string
+	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		removed, err = returnedIDs(ctx, conn, ids, o.sql(o.grammar.remove), o.grammar.letters(ids)...)
+		return err
+	}); err != nil {
 		return nil, o.failed(err, "deleting %d dead letters of %s_dlq", len(ids), o.table)
 	}
 	return removed, nil
@@ -242,8 +251,11 @@ func (q *DLQ) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	requeued, err := o.requeue(ctx, ids)
-	if err != nil {
+	var requeued []string
+	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		requeued, err = o.requeue(ctx, conn, ids)
+		return err
+	}); err != nil {
 		return nil, o.failed(err, "putting %d dead letters of %s_dlq back into %s (none was)", len(ids), o.table, o.table)
 	}
 	return requeued, nil
@@ -252,8 +264,8 @@ func (q *DLQ) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 // requeue makes letters new rows. It does not use the former row again: a mark of
 // that row that comes late, or is repeated because its answer was lost, would take
 // a row that nobody has applied.
-func (o *Outbox) requeue(ctx context.Context, ids []string) ([]string, error) {
-	tx, err := o.db.BeginTx(ctx, nil)
+func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]string, error) {
+	tx, err := conn.BeginTx(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -340,8 +352,11 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 			delete(given, key)
 		}
 	}
-	parked, err := texts(ctx, o.db, o.sql(o.grammar.parkedKeys), branch, o.grammar.strings(list))
-	if err != nil {
+	var parked []string
+	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		parked, err = texts(ctx, conn, o.sql(o.grammar.parkedKeys), branch, o.grammar.strings(list))
+		return err
+	}); err != nil {
 		return nil, o.failed(err, "looking for %d keys in %s_dlq", len(keys), o.table)
 	}
 	for _, key := range parked {

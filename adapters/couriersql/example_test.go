@@ -3,10 +3,12 @@ package couriersql_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
@@ -127,4 +129,25 @@ func ExampleDLQ() {
 	// redriven: 2 succeeded: 1 <nil>
 	// message "A-2" (topic "orders", key ""), redriven 1 times: publishing: permission denied
 	// left: 0 <nil>
+}
+
+// A call that the database does not answer in time ends, and says so.
+func ExampleWithQueryTimeout() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+
+	outbox := couriersql.New(db, couriersql.SQLite, couriersql.WithQueryTimeout(10*time.Second))
+	if err := outbox.Migrate(ctx); err != nil {
+		panic(err)
+	}
+	switch pending, err := outbox.Pending(ctx); {
+	case errors.Is(err, couriersql.ErrQueryTimeout):
+		fmt.Println("the database is frozen, or out of reach")
+	case err != nil:
+		panic(err)
+	default:
+		fmt.Println(pending, "rows are pending")
+	}
+	// Output: 0 rows are pending
 }

@@ -3,7 +3,6 @@ package couriersql
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"sync/atomic"
 	"time"
 
@@ -74,7 +73,7 @@ func (e *elected) elect(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 	o := e.outbox
-	conn, err := o.db.Conn(ctx)
+	conn, err := o.connection(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -101,7 +100,8 @@ func (e *elected) renew(ctx context.Context, rows []Row) (map[string]bool, error
 	defer func() { <-e.turn }()
 	var still bool
 	if e.conn != nil {
-		if err := e.conn.QueryRowContext(ctx, stillElectedText).Scan(&still); ctx.Err() != nil {
+		if err := e.conn.QueryRowContext(ctx, stillElectedText).Scan(&still); err != nil && ctx.Err() != nil {
+			e.resign() // the session has ended with the context
 			return nil, err
 		}
 	}
@@ -123,7 +123,7 @@ func (e *elected) resign() {
 	if e.conn == nil {
 		return
 	}
-	_ = e.conn.Raw(func(any) error { return driver.ErrBadConn })
+	discard(e.conn)
 	_ = e.conn.Close()
 	e.conn = nil
 	e.leads.Store(false)

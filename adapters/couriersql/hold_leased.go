@@ -4,7 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"database/sql/driver"
+	"database/sql"
 	"fmt"
 	"os"
 	"slices"
@@ -30,7 +30,10 @@ func (l *leased) fetch(ctx context.Context, limit int) (batch []Row, err error) 
 	o := l.outbox
 	args := o.timed(limit, l.owner, o.lease.Microseconds())
 	if o.grammar.plan == "" {
-		batch, err = o.rows(ctx, o.db, limit, o.sql(o.grammar.claim), args...)
+		err = o.on(ctx, func(conn *sql.Conn) (err error) {
+			batch, err = o.rows(ctx, conn, limit, o.sql(o.grammar.claim), args...)
+			return err
+		})
 	} else {
 		batch, err = l.planned(ctx, limit, args)
 	}
@@ -45,7 +48,7 @@ func (l *leased) fetch(ctx context.Context, limit int) (batch []Row, err error) 
 // planned claims rows in a transaction with settings of its own.
 func (l *leased) planned(ctx context.Context, limit int, args []any) (batch []Row, err error) {
 	o := l.outbox
-	conn, err := o.db.Conn(ctx)
+	conn, err := o.connection(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +56,7 @@ func (l *leased) planned(ctx context.Context, limit int, args []any) (batch []Ro
 	statements := o.planned(&batch, limit, o.grammar.claim, args...)
 	statements.Queue("COMMIT")
 	if err = send(ctx, conn, statements); err != nil { // with the transaction
-		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		discard(conn)
 	}
 	return batch, err
 }
@@ -61,7 +64,7 @@ func (l *leased) planned(ctx context.Context, limit int, args []any) (batch []Ro
 func (l *leased) mark(ctx context.Context, rows []Row) error {
 	o := l.outbox
 	text, args := l.marking(rows)
-	result, err := o.db.ExecContext(ctx, text, args...)
+	result, err := o.execute(ctx, text, args...)
 	if err != nil {
 		return err
 	}
@@ -93,13 +96,13 @@ func (l *leased) marking(rows []Row) (text string, args []any) {
 
 func (l *leased) fail(ctx context.Context, failed []failure) error {
 	o := l.outbox
-	_, err := o.db.ExecContext(ctx, o.sql(o.grammar.failClaimed), o.timed(append(o.grammar.failures(failed), l.owner)...)...)
+	_, err := o.execute(ctx, o.sql(o.grammar.failClaimed), o.timed(append(o.grammar.failures(failed), l.owner)...)...)
 	return err
 }
 
 func (l *leased) release(ctx context.Context, rows []failure) error {
 	o := l.outbox
-	_, err := o.db.ExecContext(ctx, o.sql(o.grammar.freeClaimed), append(o.grammar.failures(rows), l.owner)...)
+	_, err := o.execute(ctx, o.sql(o.grammar.freeClaimed), append(o.grammar.failures(rows), l.owner)...)
 	return err
 }
 
@@ -111,19 +114,15 @@ func (l *leased) renew(ctx context.Context, rows []Row) (map[string]bool, error)
 		lost[row.ID] = !parked
 	}
 	args := o.timed(append(o.grammar.claims(rows), l.owner, o.lease.Microseconds())...)
-	renewed, err := o.db.QueryContext(ctx, o.sql(o.grammar.renew), args...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = renewed.Close() }() // what it has to say, Err said
-	for renewed.Next() {
-		var id string
-		if err := renewed.Scan(&id); err != nil {
-			return nil, err
-		}
+	var renewed []string
+	err := o.on(ctx, func(conn *sql.Conn) (err error) {
+		renewed, err = texts(ctx, conn, o.sql(o.grammar.renew), args...)
+		return err
+	})
+	for _, id := range renewed {
 		delete(lost, id)
 	}
-	return lost, renewed.Err()
+	return lost, err
 }
 
 func (l *leased) begin() { l.parked.Clear() }

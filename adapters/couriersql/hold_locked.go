@@ -3,7 +3,6 @@ package couriersql
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"maps"
 	"slices"
 	"sync"
@@ -59,6 +58,11 @@ type lockedBatch struct {
 // nothing, and are to have the rows again at the next fetch.
 const leftover = 5 * time.Second
 
+// orphanAfter is when the server ends the transaction of a coordinator that it does
+// not hear of, though it renews: a connection that died without a sign would keep
+// its rows locked for as long as TCP takes to notice.
+const orphanAfter = time.Minute
+
 // closeTimeout is for how long a close tries to be orderly: the server notices
 // only some time later that a connection is gone, and with it what it holds.
 const closeTimeout = 5 * time.Second
@@ -109,10 +113,14 @@ func (l *locked) fetch(ctx context.Context, limit int) (rows []Row, err error) {
 	}
 	o := l.outbox
 	b := &lockedBatch{locked: l, turn: make(chan struct{}, 1)}
-	if b.conn, err = o.db.Conn(ctx); err != nil {
+	if b.conn, err = o.connection(ctx); err != nil {
 		return nil, err
 	}
-	err = send(ctx, b.conn, o.planned(&rows, limit, o.grammar.lock, limit))
+	statements := o.planned(&rows, limit, o.grammar.lock, limit)
+	if l.runs() { // and so renews
+		statements.Queue(o.grammar.orphan, orphanAfter.Milliseconds())
+	}
+	err = send(ctx, b.conn, statements)
 	if err == nil && len(rows) == 0 {
 		err = b.end(ctx)
 	}
@@ -227,7 +235,8 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 	return nil
 }
 
-// How often and how long markLate waits for a lock to go.
+// How often and how long markLate waits for a lock to go, unless its call has to end
+// before.
 const (
 	lateTries = 20
 	latePause = 50 * time.Millisecond
@@ -242,19 +251,22 @@ func (l *locked) markLate(ctx context.Context, rows []Row) error {
 	if rows = l.unparked(nil, rows); len(rows) == 0 {
 		return nil
 	}
+	tries := min(lateTries, 1+int(o.timeout/2/latePause))
 	for try := 1; ; try++ {
-		if _, err := o.db.ExecContext(ctx, o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.grammar.known(rows)...)...); err != nil {
+		if _, err := o.execute(ctx, o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.grammar.known(rows)...)...); err != nil {
 			return err
 		}
 		var left int
-		if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.left), o.grammar.known(rows)...).Scan(&left); err != nil {
+		if err := o.on(ctx, func(conn *sql.Conn) error {
+			return conn.QueryRowContext(ctx, o.sql(o.grammar.left), o.grammar.known(rows)...).Scan(&left)
+		}); err != nil {
 			return err
 		}
 		if left == 0 {
 			o.reused(ctx, rows)
 			return nil
 		}
-		if try == lateTries {
+		if try == tries {
 			o.log.Warn("couriersql: rows were not marked, as another session has locked them since this relay's transaction was lost; they are delivered again",
 				"table", o.table, "rows", left)
 			return nil
@@ -286,7 +298,7 @@ func (l *locked) settle(ctx context.Context, rows []failure, writes bool, write 
 	for b, index := range l.split(len(rows), func(i int) rowKey { return rows[i].key() }) {
 		part := chosen(rows, index)
 		if b == nil {
-			if err := write(l.outbox.db, part); err != nil {
+			if err := l.writeLate(ctx, part, write); err != nil {
 				return err
 			}
 		} else if err := b.settle(ctx, part, writes, write); err != nil {
@@ -296,13 +308,17 @@ func (l *locked) settle(ctx context.Context, rows []failure, writes bool, write 
 	return nil
 }
 
+func (l *locked) writeLate(ctx context.Context, rows []failure, write func(executor, []failure) error) error {
+	return l.outbox.on(ctx, func(conn *sql.Conn) error { return write(conn, rows) })
+}
+
 func (b *lockedBatch) settle(ctx context.Context, rows []failure, writes bool, write func(executor, []failure) error) error {
 	if err := enter(ctx, b.turn); err != nil {
 		return err
 	}
 	defer func() { <-b.turn }()
 	if b.conn == nil {
-		return write(b.outbox.db, rows)
+		return b.writeLate(ctx, rows, write)
 	}
 	var err error
 	if writes {
@@ -352,11 +368,8 @@ func (b *lockedBatch) alive(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	if _, err := b.conn.ExecContext(ctx, "SELECT 1"); err != nil {
-		if ctx.Err() != nil {
-			return false, err
-		}
-		b.abandon()
-		return false, nil
+		b.abandon() // also where the context has ended, and the connection with it
+		return false, ctx.Err()
 	}
 	return true, nil
 }
@@ -379,7 +392,7 @@ func (b *lockedBatch) end(ctx context.Context) error {
 // abandon throws the connection away, and the transaction with it.
 func (b *lockedBatch) abandon() {
 	if b.conn != nil {
-		_ = b.conn.Raw(func(any) error { return driver.ErrBadConn })
+		discard(b.conn)
 		b.forget()
 	}
 }

@@ -2,6 +2,7 @@ package couriersql
 
 import (
 	"context"
+	"database/sql"
 	"time"
 )
 
@@ -13,23 +14,19 @@ type shared struct {
 
 func (s *shared) fetch(ctx context.Context, limit int) ([]Row, error) {
 	o := s.outbox
-	on, err := o.fetch.on(ctx, o)
+	on, err := o.fetch.prepared(ctx, o.db)
 	if err != nil {
 		return nil, err
 	}
 	first, last := s.bounds()
-	batch, err := o.rows(ctx, on, limit, o.fetch.text, o.timed(limit, first, last)...)
+	batch, err := o.rows(ctx, preparedStatement{on}, limit, o.fetch.text, o.timed(limit, first, last)...)
 	s.add(batch)
 	return batch, err
 }
 
 func (s *shared) mark(ctx context.Context, rows []Row) error {
 	o := s.outbox
-	on, err := o.mark.on(ctx, o)
-	if err != nil {
-		return err
-	}
-	result, err := on.ExecContext(ctx, o.mark.text, o.marking(o.grammar.known(rows)...)...)
+	result, err := o.mark.execute(ctx, o, o.marking(o.grammar.known(rows)...)...)
 	if err != nil {
 		return err
 	}
@@ -41,7 +38,7 @@ func (s *shared) mark(ctx context.Context, rows []Row) error {
 }
 
 func (s *shared) fail(ctx context.Context, failed []failure) error {
-	err := s.outbox.fail(ctx, s.outbox.db, failed)
+	err := s.outbox.on(ctx, func(conn *sql.Conn) error { return s.outbox.fail(ctx, conn, failed) })
 	s.removeFailed(failed) // which come back, at the latest now
 	return err
 }

@@ -3,7 +3,6 @@ package couriersql
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,6 +17,9 @@ import (
 // The versions of every outbox are recorded in the table courier_migrations. A
 // database that is ahead of the program, and a table of the outbox's name with
 // columns that the package cannot work with, are refused and left as they are.
+//
+// Building an index on a large table takes its time: but for the connection, only
+// ctx bounds Migrate, and not [WithQueryTimeout].
 func (o *Outbox) Migrate(ctx context.Context) error {
 	if o.fault != nil {
 		return o.fault
@@ -64,8 +66,11 @@ func (o *Outbox) exclusively(ctx context.Context, work func(context.Context, *sq
 	if err != nil {
 		// On a context of its own, as the end of ctx may be what went wrong. A
 		// connection that may still be inside the transaction is thrown away.
-		if _, failed := conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK"); failed != nil {
-			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		if o.bounded(context.WithoutCancel(ctx), func(ctx context.Context) error {
+			_, err := conn.ExecContext(ctx, "ROLLBACK")
+			return err
+		}) != nil {
+			discard(conn)
 		}
 	}
 	return err
@@ -83,7 +88,11 @@ const (
 // it taken then fails at once, whatever its busy timeout.
 func (o *Outbox) connect(ctx context.Context) (*sql.Conn, error) {
 	for try := 1; ; try++ {
-		conn, err := o.db.Conn(ctx)
+		var conn *sql.Conn
+		err := o.bounded(ctx, func(ctx context.Context) (err error) {
+			conn, err = o.connection(ctx)
+			return err
+		})
 		if err == nil || try == connectTries || !o.grammar.busy(err) {
 			return conn, err
 		}

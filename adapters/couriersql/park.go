@@ -62,13 +62,8 @@ func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLe
 	return err
 }
 
-// beginner is a pool or a connection.
-type beginner interface {
-	BeginTx(ctx context.Context, opts *sql.TxOptions) (*sql.Tx, error)
-}
-
 // moveAlone is move in a transaction of its own.
-func (o *Outbox) moveAlone(ctx context.Context, on beginner, letter courier.DeadLetter[Row], mark string, args ...any) error {
+func (o *Outbox) moveAlone(ctx context.Context, on *sql.Conn, letter courier.DeadLetter[Row], mark string, args ...any) error {
 	tx, err := on.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -81,10 +76,10 @@ func (o *Outbox) moveAlone(ctx context.Context, on beginner, letter courier.Dead
 }
 
 func (s *shared) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
-	return s.parkOn(ctx, s.outbox.db, letter)
+	return s.outbox.on(ctx, func(conn *sql.Conn) error { return s.parkOn(ctx, conn, letter) })
 }
 
-func (s *shared) parkOn(ctx context.Context, on beginner, letter courier.DeadLetter[Row]) error {
+func (s *shared) parkOn(ctx context.Context, on *sql.Conn, letter courier.DeadLetter[Row]) error {
 	o, row := s.outbox, []Row{letter.Record}
 	err := o.moveAlone(ctx, on, letter, o.mark.text, o.marking(o.grammar.known(row)...)...)
 	if err == nil {
@@ -97,7 +92,7 @@ func (l *leased) park(ctx context.Context, letter courier.DeadLetter[Row]) error
 	o := l.outbox
 	text, args := l.marking([]Row{letter.Record})
 	l.parked.Store(letter.Record.key(), true) // first, as a renewal may meet it
-	err := o.moveAlone(ctx, o.db, letter, text, args...)
+	err := o.on(ctx, func(conn *sql.Conn) error { return o.moveAlone(ctx, conn, letter, text, args...) })
 	if err != nil {
 		l.parked.Delete(letter.Record.key())
 	}
@@ -173,7 +168,9 @@ func (l *locked) parkLate(ctx context.Context, letter courier.DeadLetter[Row]) e
 	}
 	o := l.outbox
 	text := o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree))
-	return o.moveAlone(ctx, o.db, letter, text, o.marking(o.grammar.known([]Row{letter.Record})...)...)
+	return o.on(ctx, func(conn *sql.Conn) error {
+		return o.moveAlone(ctx, conn, letter, text, o.marking(o.grammar.known([]Row{letter.Record})...)...)
+	})
 }
 
 // uncommittedKeys are those of a branch's letters that nobody else sees yet.

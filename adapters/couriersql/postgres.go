@@ -80,6 +80,8 @@ func postgresGrammar() grammar {
 		// rows, for each batch anew. The partial index has the order already.
 		plan: `SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true),
 			set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)`,
+		orphan: `SELECT set_config('idle_in_transaction_session_timeout', $1::bigint::text, true)
+			WHERE current_setting('idle_in_transaction_session_timeout')::interval NOT BETWEEN interval '1 ms' AND $1::bigint * interval '1 ms'`,
 		session: `SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off`,
 
 		ordered: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + `
@@ -161,6 +163,8 @@ func postgresGrammar() grammar {
 		claims:   postgresClaims,
 		failures: postgresFailures,
 		time:     func(micros int64) any { return time.UnixMicro(micros) },
+
+		remote: true,
 
 		duplicate:   func(err error) bool { return postgresCode(err) == "23505" },
 		duplicateID: postgresDuplicateID,

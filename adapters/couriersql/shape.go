@@ -49,7 +49,7 @@ func (o *Outbox) lookForIndex(ctx context.Context) {
 		return
 	}
 	var there bool
-	if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.indexed)).Scan(&there); err != nil {
+	if err := o.on(ctx, func(conn *sql.Conn) error { return conn.QueryRowContext(ctx, o.sql(o.grammar.indexed)).Scan(&there) }); err != nil {
 		return // the fetch has the same to tell
 	}
 	if !o.looked.Swap(true) && !there {

@@ -2,6 +2,7 @@ package couriersql
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"time"
 
@@ -52,7 +53,7 @@ type holder interface {
 // Source returns a source for a polling coordinator. Each has its own hold on
 // what it fetches: make one for each coordinator.
 func (o *Outbox) Source() *Source {
-	s := &Source{outbox: o, waker: &waker{outbox: o, wake: make(chan struct{}, 1)}}
+	s := &Source{outbox: o, waker: &waker{outbox: o, wake: make(chan struct{}, 1), probe: probeEvery}}
 	switch {
 	case o.lease > 0:
 		s.holder = &leased{outbox: o, owner: newOwner()}
@@ -78,9 +79,12 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	if limit <= 0 { // to SQLite, a negative limit is none
 		return nil, nil
 	}
-	o.lookForIndex(ctx)
-	batch, err := s.holder.fetch(ctx, limit)
-	if err != nil {
+	var batch []Row
+	if err := o.bounded(ctx, func(ctx context.Context) (err error) {
+		o.lookForIndex(ctx)
+		batch, err = s.holder.fetch(ctx, limit)
+		return err
+	}); err != nil {
 		return nil, o.failed(err, "fetching up to %d pending rows of %s", limit, o.table)
 	}
 	return batch, nil
@@ -99,7 +103,7 @@ func (s *Source) Mark(ctx context.Context, rows []Row) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	if err := s.holder.mark(ctx, rows); err != nil {
+	if err := o.bounded(ctx, func(ctx context.Context) error { return s.holder.mark(ctx, rows) }); err != nil {
 		return o.failed(err, "marking %d rows of %s (all of them or none; to be marked again)", len(rows), o.table)
 	}
 	return nil
@@ -124,7 +128,7 @@ func (s *Source) Fail(ctx context.Context, failed []courier.FailedRecord[Row]) e
 			list[i].text = plain(f.Error.Error())
 		}
 	}
-	if err := s.holder.fail(ctx, list); err != nil {
+	if err := o.bounded(ctx, func(ctx context.Context) error { return s.holder.fail(ctx, list) }); err != nil {
 		return o.failed(err, "noting the failure of %d rows of %s (they come back)", len(failed), o.table)
 	}
 	return nil
@@ -145,7 +149,7 @@ func (s *Source) Release(ctx context.Context, rows []Row, _ time.Duration) error
 	for i, row := range rows {
 		list[i] = failureOf(row)
 	}
-	if err := s.holder.release(ctx, list); err != nil {
+	if err := o.bounded(ctx, func(ctx context.Context) error { return s.holder.release(ctx, list) }); err != nil {
 		return o.failed(err, "giving %d rows of %s back", len(rows), o.table)
 	}
 	return nil
@@ -173,8 +177,11 @@ func (s *Source) Renew(ctx context.Context, rows []Row) error {
 	if len(rows) == 0 {
 		return nil
 	}
-	lost, err := s.holder.renew(ctx, rows)
-	if err != nil {
+	var lost map[string]bool
+	if err := o.bounded(ctx, func(ctx context.Context) (err error) {
+		lost, err = s.holder.renew(ctx, rows)
+		return err
+	}); err != nil {
 		return o.failed(err, "renewing the hold on %d rows of %s", len(rows), o.table)
 	}
 	var list courier.BatchError
@@ -256,7 +263,9 @@ func (o *Outbox) marking(args ...any) []any {
 // reused tells of rows that were delivered and whose numbers other messages have
 // by now, and returns how many they are. A mark leaves those messages alone.
 func (o *Outbox) reused(ctx context.Context, rows []Row) (n int64) {
-	if err := o.db.QueryRowContext(ctx, o.sql(o.grammar.reused), o.grammar.known(rows)...).Scan(&n); err == nil && n > 0 {
+	if err := o.on(ctx, func(conn *sql.Conn) error {
+		return conn.QueryRowContext(ctx, o.sql(o.grammar.reused), o.grammar.known(rows)...).Scan(&n)
+	}); err == nil && n > 0 {
 		o.log.Warn("couriersql: rows were delivered whose numbers other messages have by now, which are left pending: a failover, a crash or a TRUNCATE took the delivered ones back; look for a replica that missed the last commits",
 			"table", o.table, "rows", n)
 	}

@@ -6,7 +6,7 @@ import (
 	"sync/atomic"
 )
 
-// executor is a pool or a connection.
+// executor is a connection or a transaction.
 type executor interface {
 	QueryContext(ctx context.Context, text string, args ...any) (*sql.Rows, error)
 	ExecContext(ctx context.Context, text string, args ...any) (sql.Result, error)
@@ -20,13 +20,16 @@ type statement struct {
 	stmt atomic.Pointer[sql.Stmt]
 }
 
-// on returns the statement for a pool, prepared if the dialect wants that.
-func (s *statement) on(ctx context.Context, o *Outbox) (executor, error) {
+// execute has the statement executed on the pool, prepared if the dialect wants that.
+func (s *statement) execute(ctx context.Context, o *Outbox, args ...any) (sql.Result, error) {
 	if !o.grammar.prepares {
-		return o.db, nil
+		return o.execute(ctx, s.text, args...)
 	}
 	stmt, err := s.prepared(ctx, o.db)
-	return preparedStatement{stmt}, err
+	if err != nil {
+		return nil, err
+	}
+	return stmt.ExecContext(ctx, args...)
 }
 
 // preparedStatement is an executor of the one text that it was prepared for.

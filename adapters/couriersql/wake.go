@@ -43,8 +43,8 @@ const (
 	probeEvery   = time.Minute     // a connection may be dead without a sign
 	relistenMin  = 100 * time.Millisecond
 	relistenMax  = 30 * time.Second
-	takeoverTry  = time.Second // how often a relay that stands by tries to be elected
-	queryTimeout = 10 * time.Second
+	takeoverTry  = time.Second      // how often a relay that stands by tries to be elected
+	probeTimeout = 10 * time.Second // for an answer on the connection that listens
 )
 
 // waker runs what tells a coordinator to fetch: the listener, and in a relay
@@ -53,6 +53,7 @@ type waker struct {
 	outbox  *Outbox
 	elected *elected // nil if there are no elections
 	wake    chan struct{}
+	probe   time.Duration // how often the connection that listens is asked for a sign of life
 
 	mu   sync.Mutex
 	stop context.CancelFunc // nil while nothing runs
@@ -109,9 +110,13 @@ func (w *waker) standBy(ctx context.Context) {
 		if w.elected.leads.Load() {
 			continue
 		}
-		if elected, _ := w.elected.try(ctx); elected { // an error is the next fetch's to tell
-			w.tell()
-		}
+		_ = w.outbox.bounded(ctx, func(ctx context.Context) error { // an error is the next fetch's to tell
+			elected, err := w.elected.try(ctx)
+			if elected {
+				w.tell()
+			}
+			return err
+		})
 	}
 }
 
@@ -150,8 +155,11 @@ func (w *waker) listen(ctx context.Context) {
 // session listens on one connection until that is lost.
 func (w *waker) session(ctx context.Context) error {
 	o := w.outbox
-	conn, err := o.db.Conn(ctx)
-	if err != nil {
+	var conn *sql.Conn
+	if err := o.bounded(ctx, func(ctx context.Context) (err error) {
+		conn, err = o.connection(ctx)
+		return err
+	}); err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
@@ -161,7 +169,9 @@ func (w *waker) session(ctx context.Context) error {
 			return fmt.Errorf("%w, as the driver of the *sql.DB is not pgx: %T", errCannotListen, raw)
 		}
 		err := w.receive(ctx, driven.Conn())
-		_ = driven.Conn().Close(ctx) // nobody else is to get a connection that listens
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		_ = driven.Conn().Close(closing) // nobody else is to get a connection that listens
 		return errors.Join(driver.ErrBadConn, err)
 	})
 }
@@ -173,7 +183,7 @@ func (w *waker) receive(ctx context.Context, conn *pgx.Conn) error {
 	}
 	w.tell() // of what was written while nobody listened
 	for {
-		waiting, cancel := context.WithTimeout(ctx, probeEvery)
+		waiting, cancel := context.WithTimeout(ctx, w.probe)
 		_, err := conn.WaitForNotification(waiting)
 		late := waiting.Err() != nil
 		cancel()
@@ -185,7 +195,7 @@ func (w *waker) receive(ctx context.Context, conn *pgx.Conn) error {
 		case !late:
 			return err
 		default:
-			probe, cancel := context.WithTimeout(ctx, queryTimeout)
+			probe, cancel := context.WithTimeout(ctx, min(probeTimeout, o.timeout))
 			_, err := conn.Exec(probe, "SELECT 1")
 			cancel()
 			if err != nil {
@@ -199,7 +209,7 @@ func (w *waker) receive(ctx context.Context, conn *pgx.Conn) error {
 // that sends: a pooler may let through what the listening one sends itself.
 func (w *waker) begin(ctx context.Context, conn *pgx.Conn) error {
 	o := w.outbox
-	ctx, cancel := context.WithTimeout(ctx, queryTimeout)
+	ctx, cancel := context.WithTimeout(ctx, min(probeTimeout, o.timeout))
 	defer cancel()
 	if _, err := conn.Exec(ctx, o.sql(`LISTEN "{table}"`)); err != nil {
 		return err
@@ -212,7 +222,7 @@ func (w *waker) begin(ctx context.Context, conn *pgx.Conn) error {
 		o.log.Warn("couriersql: the table has no trigger that sends notifications: call Migrate of an outbox made with WithWakeUp", "table", o.table)
 	}
 	echo := newOwner()
-	if _, err := o.db.ExecContext(ctx, `SELECT pg_notify($1, $2)`, o.table, echo); err != nil {
+	if _, err := o.execute(ctx, `SELECT pg_notify($1, $2)`, o.table, echo); err != nil {
 		return fmt.Errorf("sending a notification to itself over another connection of the pool: %w", err)
 	}
 	waiting, cancelWaiting := context.WithTimeout(ctx, echoTimeout)

@@ -1,0 +1,130 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// DefaultQueryTimeout is how long a call waits for the database unless
+// [WithQueryTimeout] sets another time.
+const DefaultQueryTimeout = 30 * time.Second
+
+// WithQueryTimeout sets how long the outbox, its sources and its dead letter queues
+// wait for the database in one call: for a connection of the pool and for the
+// answers on it. The default is [DefaultQueryTimeout]; d must be above 0. A call
+// that takes longer ends with [ErrQueryTimeout], and its connection is closed
+// instead of going back to the pool. A connection that died without a sign (a
+// firewall forgot it, the server is frozen) would otherwise stop a relay for a
+// quarter of an hour or for ever.
+//
+// Set it well above the slowest statement of a healthy database, which is a fetch
+// or, on large tables, a count ([Outbox.Pending], [Source.Lag]). A context that ends
+// earlier ends the call earlier. The transactions that [Outbox.Write] is given and
+// the statements of [Outbox.Migrate], which may build an index for hours, end with
+// their own context alone.
+func WithQueryTimeout(d time.Duration) Option {
+	return func(o *Outbox) {
+		if d <= 0 {
+			o.misconfigured("WithQueryTimeout", fmt.Sprintf("of %v lets no call succeed: pass how long a call may take, such as 30 s", d))
+			return
+		}
+		o.timeout = d
+	}
+}
+
+// ErrQueryTimeout is the error, to errors.Is, of a call that the database did not
+// answer within the time of [WithQueryTimeout].
+var ErrQueryTimeout = errors.New("the database did not answer in time")
+
+// idleTimeout is how long an idle connection of the pool may take to answer the ping
+// by which pgx sees whether it is alive, before the next one is tried.
+const idleTimeout = 2 * time.Second
+
+// bounded makes a call that ends in time.
+func (o *Outbox) bounded(ctx context.Context, call func(context.Context) error) error {
+	limited, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	err := call(limited)
+	if err != nil && ctx.Err() == nil && limited.Err() != nil {
+		err = fmt.Errorf("%w: not within %v (WithQueryTimeout), after which the connection is closed; is the server or the network frozen, or a lock or snapshot held for long?%s: %w",
+			ErrQueryTimeout, o.timeout, o.poolFull(), err)
+	}
+	return err
+}
+
+// poolFull says that a call may have waited for the pool.
+func (o *Outbox) poolFull() string {
+	if s := o.db.Stats(); s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
+		return fmt.Sprintf(" All %d connections of the pool are in use (SetMaxOpenConns).", s.MaxOpenConnections)
+	}
+	return ""
+}
+
+// connection takes a connection of the pool. All that are idle may be dead, and each
+// of them would take all the time there is.
+func (o *Outbox) connection(ctx context.Context) (*sql.Conn, error) {
+	for o.grammar.remote && o.db.Stats().Idle > 0 {
+		first, cancel := context.WithTimeout(ctx, idleTimeout)
+		conn, err := o.db.Conn(first)
+		late := first.Err() != nil
+		cancel()
+		if err == nil || !late || ctx.Err() != nil {
+			return conn, err
+		}
+	}
+	return o.db.Conn(ctx)
+}
+
+// on uses a connection of the pool, as often as one proves dead before anything was
+// sent on it.
+func (o *Outbox) on(ctx context.Context, use func(*sql.Conn) error) error {
+	for try := 1; ; try++ {
+		conn, err := o.connection(ctx)
+		if err != nil {
+			return err
+		}
+		err = use(conn)
+		if err != nil && ctx.Err() != nil && o.grammar.remote {
+			discard(conn)
+		}
+		_ = conn.Close() // back to the pool, or gone already
+		if try == 3 || !errors.Is(err, driver.ErrBadConn) {
+			return err
+		}
+	}
+}
+
+// ask is on for a call of its own.
+func (o *Outbox) ask(ctx context.Context, use func(context.Context, *sql.Conn) error) error {
+	return o.bounded(ctx, func(ctx context.Context) error {
+		return o.on(ctx, func(conn *sql.Conn) error { return use(ctx, conn) })
+	})
+}
+
+// execute is on for a statement that returns no rows.
+func (o *Outbox) execute(ctx context.Context, text string, args ...any) (result sql.Result, err error) {
+	err = o.on(ctx, func(conn *sql.Conn) error {
+		result, err = conn.ExecContext(ctx, text, args...)
+		return err
+	})
+	return result, err
+}
+
+// discard closes a connection for good. One of a pgxpool ([stdlib.OpenDBFromPool])
+// would go back there unless it is closed itself.
+func discard(conn *sql.Conn) {
+	_ = conn.Raw(func(raw any) error {
+		if driven, ok := raw.(*stdlib.Conn); ok {
+			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+			defer cancel()
+			_ = driven.Conn().Close(ctx)
+		}
+		return driver.ErrBadConn
+	})
+}

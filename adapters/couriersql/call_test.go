@@ -1,0 +1,248 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"log/slog"
+	"maps"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+)
+
+// network is between a pool and its server.
+type network struct {
+	mu    sync.Mutex
+	conns map[net.Conn]bool // true swallows what comes
+}
+
+// through returns a connection string that leads through a network.
+func through(t *testing.T, dsn string) (string, *network) {
+	t.Helper()
+	config, err := pgx.ParseConfig(dsn)
+	require.NoError(t, err)
+	way, address := pgconnNetwork(config)
+	folder := t.TempDir()
+	listener, err := net.Listen("unix", filepath.Join(folder, ".s.PGSQL.5432"))
+	require.NoError(t, err)
+	n := &network{conns: make(map[net.Conn]bool)}
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		require.NoError(t, listener.Close())
+		n.cut()
+		wg.Wait()
+	})
+	wg.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			server, err := net.Dial(way, address)
+			if err != nil {
+				_ = client.Close()
+				return
+			}
+			n.mu.Lock()
+			n.conns[client], n.conns[server] = false, false
+			n.mu.Unlock()
+			wg.Go(func() { n.carry(client, server) })
+			wg.Go(func() { n.carry(server, client) })
+		}
+	})
+	return dsn + " host=" + folder, n
+}
+
+func (n *network) carry(from, to net.Conn) {
+	buffer := make([]byte, 64<<10)
+	for {
+		size, err := from.Read(buffer)
+		n.mu.Lock()
+		silent := n.conns[from]
+		n.mu.Unlock()
+		if silent && err == nil {
+			continue
+		}
+		if err != nil && !silent { // of a silent one the other end learns nothing
+			_ = to.Close()
+		}
+		if err != nil {
+			_ = from.Close()
+			return
+		}
+		if _, err := to.Write(buffer[:size]); err != nil {
+			_ = from.Close()
+			return
+		}
+	}
+}
+
+// silence has the connections that there are swallow everything from now on, as
+// those do that a firewall has forgotten. New ones work.
+func (n *network) silence() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.conns {
+		n.conns[c] = true
+	}
+}
+
+func (n *network) cut() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for c := range n.conns {
+		_ = c.Close()
+	}
+}
+
+// postgresHolds are the ways to hold rows in PostgreSQL.
+var postgresHolds = map[string][]Option{"locked": nil, "leased": {WithLease(time.Minute)}}
+
+const shortTimeout = 300 * time.Millisecond
+
+// No call waits without an end for a connection that died without a sign, says so,
+// and leaves it in no pool: a later one succeeds.
+func TestNoCallWaitsForADeadConnection(t *testing.T) {
+	type call func(ctx context.Context, s *Source, rows []Row) error
+	calls := map[string]call{
+		"fetch": func(ctx context.Context, s *Source, _ []Row) error { _, err := s.Fetch(ctx, 10); return err },
+		"mark":  func(ctx context.Context, s *Source, rows []Row) error { return s.Mark(ctx, rows) },
+		"fail": func(ctx context.Context, s *Source, rows []Row) error {
+			return s.Fail(ctx, failedWith(errors.New("boom"), rows...))
+		},
+		"release": func(ctx context.Context, s *Source, rows []Row) error { return s.Release(ctx, rows, 0) },
+		"renew":   func(ctx context.Context, s *Source, rows []Row) error { return s.Renew(ctx, rows) },
+		"park": func(ctx context.Context, s *Source, rows []Row) error {
+			return s.DLQ().Send(ctx, courier.DeadLetter[Row]{Record: rows[0], Error: errors.New("boom"), FailedAt: start})
+		},
+	}
+	ofAll := map[string]call{ // however rows are held
+		"lag":     func(ctx context.Context, s *Source, _ []Row) error { _, err := s.Lag(ctx); return err },
+		"pending": func(ctx context.Context, s *Source, _ []Row) error { _, err := s.outbox.Pending(ctx); return err },
+		"status":  func(ctx context.Context, s *Source, _ []Row) error { _, err := s.outbox.Status(ctx); return err },
+		"prune":   func(ctx context.Context, s *Source, _ []Row) error { _, err := s.outbox.Prune(ctx, start); return err },
+		"list": func(ctx context.Context, s *Source, _ []Row) error {
+			_, err := s.outbox.DLQ().List(ctx, "", 10)
+			return err
+		},
+		"keys": func(ctx context.Context, s *Source, _ []Row) error {
+			_, err := s.outbox.DLQ().ParkedKeys(ctx, "", []string{"k"})
+			return err
+		},
+		"requeue": func(ctx context.Context, s *Source, _ []Row) error {
+			_, err := s.outbox.DLQ().Requeue(ctx, "1.1")
+			return err
+		},
+		"remove": func(ctx context.Context, s *Source, _ []Row) error { return s.outbox.DLQ().Delete(ctx, "1.1") },
+		"update": func(ctx context.Context, s *Source, _ []Row) error {
+			return s.outbox.DLQ().Update(ctx, courier.DeadLetter[Row]{ID: "1.1"})
+		},
+	}
+	for name, opts := range postgresHolds {
+		schema := pgtest.Schema(t)
+		direct := openPostgres(t, schema)
+		dsn, network := through(t, schema)
+		db := openPostgres(t, dsn)
+		outboxIn(t, db, opts...)
+		calls := calls
+		if name == "locked" {
+			calls = maps.Clone(calls)
+			maps.Copy(calls, ofAll)
+		}
+		for what, call := range calls {
+			t.Run(name+"/"+what, func(t *testing.T) {
+				t.Cleanup(func() { // the server does not know yet whose connections are dead
+					network.cut()
+					_, err := direct.ExecContext(context.Background(), `TRUNCATE courier_outbox, courier_outbox_dlq`)
+					require.NoError(t, err)
+				})
+				o := New(db, Postgres, append([]Option{WithClock(&fixed{start}), WithQueryTimeout(shortTimeout)}, opts...)...)
+				t.Cleanup(func() { require.NoError(t, o.Close()) })
+				write(t, New(direct, Postgres, WithClock(&fixed{start})), named("a", "b")...)
+				s := o.Source()
+				s.RenewEvery()
+				rows := take(t, s, 1)
+				first, err := db.Conn(t.Context()) // the pool is to have some that are idle
+				require.NoError(t, err)
+				require.NoError(t, db.PingContext(t.Context()))
+				require.NoError(t, first.Close())
+				network.silence()
+				for try := 1; ; try++ { // the pool has two idle ones, and one is the batch's
+					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+					err := call(ctx, s, rows)
+					require.NoError(t, ctx.Err(), "it waits without end")
+					cancel()
+					if err == nil || errors.Is(err, ErrLeaseLost) {
+						require.True(t, try > 1 || name == "elected" && what == "release", "nothing was dead")
+						return
+					}
+					require.ErrorIs(t, err, ErrQueryTimeout)
+					require.ErrorContains(t, err, "the database did not answer in time: not within 300ms (WithQueryTimeout)")
+					require.LessOrEqual(t, try, 4, "a dead connection went back to the pool")
+				}
+			})
+		}
+	}
+}
+
+// A relay whose connections have all died tells, and goes on over new ones.
+func TestARelayWhoseConnectionsDie(t *testing.T) {
+	for name, opts := range postgresHolds {
+		t.Run(name, func(t *testing.T) {
+			dsn, network := through(t, pgtest.Schema(t))
+			o := outboxIn(t, openPostgres(t, dsn), append([]Option{WithClock(nil), WithQueryTimeout(2 * shortTimeout)}, opts...)...)
+			l := newLedger()
+			relay := courier.NewPollingCoordinator(o.Source(), l.applier(0), courier.WithInterval(time.Millisecond),
+				courier.WithLogger(slog.New(slog.DiscardHandler)))
+			ctx, stop := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- relay.Start(ctx) }()
+			defer func() { stop(); require.NoError(t, <-done) }()
+			write(t, o, named("a")...)
+			require.Eventually(t, func() bool { return l.count() == 1 && relay.Ready() == nil }, 20*time.Second, time.Millisecond)
+			network.silence()
+			require.Eventually(t, func() bool { return errors.Is(relay.Ready(), ErrQueryTimeout) }, 5*time.Second, time.Millisecond, "%v %v", relay.Ready(), relay.Stats())
+			require.Eventually(t, func() bool { return relay.Ready() == nil }, 20*time.Second, time.Millisecond)
+			write(t, o, named("b")...)
+			require.Eventually(t, func() bool { return l.count() == 2 }, 20*time.Second, time.Millisecond)
+		})
+	}
+}
+
+// The connection that listens has died, and so have the idle ones of the pool that
+// it would take next.
+func TestAListenerWhoseConnectionsDie(t *testing.T) {
+	dsn, network := through(t, pgtest.Schema(t))
+	db := openPostgres(t, dsn)
+	var log logged
+	o := outboxIn(t, db, WithWakeUp(), WithTable("wake_silent"), WithQueryTimeout(shortTimeout), log.option())
+	s := o.Source()
+	s.waker.probe = shortTimeout
+	wake := s.Wake()
+	awaken(t, wake) // it listens
+	require.NoError(t, db.PingContext(t.Context()))
+	network.silence()
+	require.Eventually(t, func() bool { // it listens again
+		ctx, cancel := context.WithTimeout(t.Context(), shortTimeout)
+		defer cancel()
+		_, _ = db.ExecContext(ctx, `SELECT pg_notify('wake_silent', '')`)
+		return len(wake) == 1
+	}, 30*time.Second, 5*time.Millisecond)
+	require.Contains(t, log.String(), "the connection that listens is dead")
+}
+
+func TestAQueryTimeoutThatIsRefused(t *testing.T) {
+	for _, d := range []time.Duration{0, -1} {
+		err := New(new(sql.DB), Postgres, WithQueryTimeout(d)).Source().Validate()
+		require.ErrorIs(t, err, courier.ErrConfig)
+		require.ErrorContains(t, err, "WithQueryTimeout")
+	}
+}
