@@ -82,7 +82,8 @@ func (o *Outbox) connection(ctx context.Context) (*sql.Conn, error) {
 }
 
 // on uses a connection of the pool, as often as one proves dead before anything was
-// sent on it.
+// sent on it. The next call would be given the same connection again: one that is
+// good for nothing is closed.
 func (o *Outbox) on(ctx context.Context, use func(*sql.Conn) error) error {
 	for try := 1; ; try++ {
 		conn, err := o.connection(ctx)
@@ -90,7 +91,7 @@ func (o *Outbox) on(ctx context.Context, use func(*sql.Conn) error) error {
 			return err
 		}
 		err = use(conn)
-		if err != nil && ctx.Err() != nil && o.grammar.remote {
+		if err != nil && o.grammar.remote && (ctx.Err() != nil || o.grammar.broken(err)) {
 			discard(conn)
 		}
 		_ = conn.Close() // back to the pool, or gone already

@@ -4,10 +4,13 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +18,7 @@ import (
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 )
 
@@ -245,4 +249,69 @@ func TestAQueryTimeoutThatIsRefused(t *testing.T) {
 		require.ErrorIs(t, err, courier.ErrConfig)
 		require.ErrorContains(t, err, "WithQueryTimeout")
 	}
+}
+
+// A connection that leads to a standby, or is as broken, is not handed to every call:
+// here one does, and any number of good ones could be opened.
+func TestABrokenConnectionIsNotUsedAgain(t *testing.T) {
+	for name, opts := range postgresHolds {
+		t.Run(name, func(t *testing.T) {
+			o := newPostgres(t, opts...)
+			db := o.db
+			for what, call := range map[string]func(s *Source, rows []Row) error{
+				"mark": func(s *Source, rows []Row) error { return s.Mark(t.Context(), rows) },
+				"fail": func(s *Source, rows []Row) error { return s.Fail(t.Context(), failedWith(errors.New("boom"), rows...)) },
+				"park": func(s *Source, rows []Row) error {
+					return s.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: rows[0], Error: errors.New("boom"), FailedAt: start})
+				},
+				"send": func(s *Source, rows []Row) error {
+					return o.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: rows[0], Error: errors.New("boom"), FailedAt: start})
+				},
+			} {
+				write(t, o, named(what)...)
+				s := o.Source()
+				rows := take(t, s, 10)
+				require.Len(t, rows, 1)
+				if name == "locked" { // the pool's connections are for what comes late
+					cut(t, s)
+					_ = s.Renew(t.Context(), rows)
+				}
+				db.SetMaxOpenConns(1)
+				db.SetMaxIdleConns(1)
+				execute(t, db, `SET default_transaction_read_only = on`)
+				db.SetMaxOpenConns(0)
+				require.ErrorContains(t, call(s, rows), "this is a read-only server, a standby perhaps", what)
+				require.Eventually(t, func() bool { return call(s, rows) == nil }, 10*time.Second, time.Millisecond, what)
+				require.NoError(t, o.Close())
+				execute(t, db, `TRUNCATE courier_outbox`)
+			}
+		})
+	}
+}
+
+func TestErrorsOfAConnection(t *testing.T) {
+	for code, want := range map[string]bool{
+		"25006": true, "57P01": true, "57P02": true, "57P03": true, "57P05": true, "08006": true, "08P01": true, "26000": true, "42P05": true, "25P03": true,
+		"23505": false, "40001": false, "42501": false, "53100": false, "57014": false, "": false,
+	} {
+		require.Equal(t, want, postgresBroken(&pgconn.PgError{Code: code}), code)
+	}
+	require.False(t, postgresBroken(io.EOF))
+}
+
+// The connection parameters that the README recommends are such.
+func TestTheRecommendedParameters(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	_, text, found := strings.Cut(string(readme), "postgres://relay@db1,db2/orders?")
+	require.True(t, found)
+	text, _, _ = strings.Cut(text, "```")
+	dsn := pgtest.Schema(t)
+	for parameter := range strings.SplitSeq(text, "&") {
+		dsn += " " + strings.TrimSpace(parameter)
+	}
+	db := openPostgres(t, dsn)
+	require.NoError(t, db.PingContext(t.Context()))
+	require.Equal(t, 1, count(t, db, `SELECT count(*) FROM pg_settings WHERE name = 'tcp_user_timeout' AND source = 'client'`))
+	require.ErrorContains(t, openPostgres(t, dsn+" default_transaction_read_only=on").PingContext(t.Context()), "read only")
 }

@@ -94,6 +94,8 @@ type grammar struct {
 	prepares bool // statements are worth preparing here: the driver does not
 	remote   bool // there is a server, to which a connection may die without a sign
 
+	broken func(error) bool // an error of the connection, not of the statement
+
 	duplicate   func(error) bool   // an id that is there already
 	duplicateID func(error) string // which, where the error tells
 	present     string             // else: one of the ids of the list ?1

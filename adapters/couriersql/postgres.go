@@ -165,6 +165,7 @@ func postgresGrammar() grammar {
 		time:     func(micros int64) any { return time.UnixMicro(micros) },
 
 		remote: true,
+		broken: postgresBroken,
 
 		duplicate:   func(err error) bool { return postgresCode(err) == "23505" },
 		duplicateID: postgresDuplicateID,
@@ -280,6 +281,15 @@ func postgresCode(err error) string {
 		return e.Code
 	}
 	return ""
+}
+
+// postgresBroken tells errors that the next statement on the connection would have
+// as well: it leads to a standby, a server that shuts down or a pooler that does not
+// know its prepared statements, or the protocol is out of step.
+func postgresBroken(err error) bool {
+	code := postgresCode(err)
+	return strings.HasPrefix(code, "08") || strings.HasPrefix(code, "57P0") ||
+		slices.Contains([]string{"25006", "25P03", "26000", "42P05"}, code)
 }
 
 // postgresDuplicateID takes the ID from the detail of a unique violation, which
