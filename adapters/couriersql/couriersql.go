@@ -188,10 +188,12 @@ func WithLease(d time.Duration) Option {
 
 // WithStrictOrder lets only one of all relays deliver at a time, in the order in
 // which the messages were written; messages of a [Message].Key wait for an
-// earlier one that failed. The one is elected by an advisory lock, which needs a
-// session of its own: no pooler in transaction mode. The others stand by, and
-// one of them takes over when the server notices that the first has died, which
-// after a kill is at once. A coordinator that is paused or has stopped does not
+// earlier one that failed. The one is elected by an advisory lock of a transaction
+// that is open for as long as the relay leads. It holds back no vacuum and locks no
+// table; to a pooler in transaction mode it is one server connection, of which such a
+// pool must have more. The others stand by, and one of them takes over when the
+// server notices that the first has died, which is at once after a kill and 15 s after
+// its host or network is gone. On a read-only server none is elected. A coordinator that is paused or has stopped does not
 // give way before [Outbox.Close]: it may have rows in hand, and may run again.
 func WithStrictOrder() Option { return func(o *Outbox) { o.strict = true } }
 

@@ -40,7 +40,6 @@ type grammar struct {
 	inserted      func(args []any) []any // the arguments for it
 
 	plan    string // before a fetch, in its transaction
-	session string // the same, for all of a session
 	orphan  string // has the server end this transaction if it is silent for ?1 milliseconds
 	ordered string // up to ?1 pending rows that are due now, of no key whose earlier row waits for a retry, and none from ?2 to ?3
 	lock    string // up to ?1 pending rows that are due now, past what others have locked, locking

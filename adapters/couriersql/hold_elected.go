@@ -3,33 +3,71 @@ package couriersql
 import (
 	"context"
 	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/erfanmomeniii/courier"
 	"github.com/jackc/pgx/v5"
 )
 
-// elected holds the whole outbox, by an advisory lock of a session: of all
-// relays, one. The lock is the session's, so that the server gives it to another
+// elected holds the whole outbox, by an advisory lock of a transaction: of all
+// relays, one. The transaction is open for as long as the relay leads. So it is one
+// and the same session that has the lock and fetches, also where a pooler in
+// transaction mode hands sessions out, and the server gives the lock to another relay
 // as soon as it notices that this one is gone. What becomes of its rows is as if it
 // were the only relay; to mark them one may who is elected no more, as they were
 // delivered.
+//
+// Between its statements the transaction holds nothing back: it has written nothing,
+// has no snapshot (READ COMMITTED), and a savepoint that is rolled back gives back the
+// locks of tables.
 type elected struct {
 	shared
-	turn chan struct{} // holds a value while somebody uses what follows
-	conn *sql.Conn     // has the lock; nil without it
+	silence time.Duration // after which the server takes this relay for gone
+	turn    chan struct{} // holds a value while somebody uses what follows
+	conn    *sql.Conn     // in the transaction; nil without the lock
+	used    time.Time     // when the server heard of it
 
 	leads atomic.Bool // for those who do not have the turn
 }
 
-const electText = `SELECT pg_try_advisory_lock(hashtextextended('courier ' || '"{table}"'::regclass::oid, 0))`
+// leaderSilence is long for a relay that has something to do every second, and short
+// for those who wait for its end.
+const leaderSilence = 15 * time.Second
 
-// The session must be the one that has the lock, and not another one that a
-// pooler put in its place.
-const stillElectedText = `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted)`
+const (
+	electionKey = `hashtextextended('courier ' || '"{table}"'::regclass::oid, 0)`
+
+	beginElection = `BEGIN ISOLATION LEVEL READ COMMITTED`
+	// On a standby advisory locks are the standby's own.
+	electText = `SELECT read_only, CASE WHEN read_only THEN false ELSE pg_try_advisory_xact_lock(` + electionKey + `) END
+		FROM (SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on') AS server(read_only)`
+	// The time that an administrator allows transactions is for those that hold
+	// something back.
+	leadText = `SELECT set_config(name, CASE name WHEN 'transaction_timeout' THEN '0' ELSE '{silence}' END, true)
+		FROM pg_settings WHERE name IN ('transaction_timeout', 'idle_in_transaction_session_timeout')`
+	savepoint     = `SAVEPOINT courier`
+	backToLeading = `ROLLBACK TO SAVEPOINT courier`
+	stillElected  = `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
+		AND objsubid = 1 AND ((classid::bigint << 32) | objid::bigint) = ` + electionKey + `)`
+	// In one message, so that no pooler takes the session away in between, and with
+	// a lock of the session, so that no other relay is elected.
+	commitAndLead = `SELECT pg_advisory_lock(` + electionKey + `); COMMIT; ` + beginElection + `; ` + leadText + `;
+		SELECT pg_advisory_xact_lock(` + electionKey + `); SELECT pg_advisory_unlock(` + electionKey + `); ` + savepoint
+)
+
+var errReadOnly = errors.New("this server is read-only, a standby perhaps, where no relay is elected as it could mark nothing: connect to the primary (target_session_attrs=read-write)")
 
 func newElected(o *Outbox) *elected {
-	return &elected{shared: shared{outbox: o}, turn: make(chan struct{}, 1)}
+	return &elected{shared: shared{outbox: o}, silence: leaderSilence, turn: make(chan struct{}, 1)}
+}
+
+// sql puts names and times into a statement.
+func (e *elected) sql(text string) string {
+	return strings.ReplaceAll(e.outbox.sql(text), "{silence}", fmt.Sprint(e.silence.Milliseconds()))
 }
 
 func (e *elected) fetch(ctx context.Context, limit int) ([]Row, error) {
@@ -37,23 +75,32 @@ func (e *elected) fetch(ctx context.Context, limit int) ([]Row, error) {
 		return nil, err
 	}
 	defer func() { <-e.turn }()
+	led := e.conn != nil
+	batch, err := e.read(ctx, limit)
+	if err != nil && led && ctx.Err() == nil { // it was taken for gone, if nobody had the session heard of
+		batch, err = e.read(ctx, limit)
+	}
+	return batch, err
+}
+
+func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) {
 	if elected, err := e.elect(ctx); err != nil || !elected {
 		return nil, err
 	}
 	o := e.outbox
 	first, last := e.bounds()
-	var batch []Row
-	err := native(e.conn, func(c *pgx.Conn) error {
-		rows, err := c.Query(ctx, o.fetch.text, limit, first, last)
-		if err == nil {
-			batch, err = collect(rows, limit)
-		}
+	statements := new(pgx.Batch)
+	statements.Queue(o.grammar.plan)
+	statements.Queue(o.fetch.text, limit, first, last).Query(func(rows pgx.Rows) (err error) {
+		batch, err = collect(rows, limit)
 		return err
 	})
-	if err != nil {
+	statements.Queue(backToLeading)
+	if err := send(ctx, e.conn, statements); err != nil {
 		e.resign()
 		return nil, err
 	}
+	e.used = time.Now()
 	e.add(batch)
 	return batch, nil
 }
@@ -72,43 +119,84 @@ func (e *elected) elect(ctx context.Context) (bool, error) {
 	if e.conn != nil {
 		return true, nil
 	}
-	o := e.outbox
-	conn, err := o.connection(ctx)
+	conn, err := e.outbox.connection(ctx)
 	if err != nil {
 		return false, err
 	}
-	var got bool
-	if err := conn.QueryRowContext(ctx, o.sql(electText)).Scan(&got); err != nil || !got {
-		_ = conn.Close()
+	got, err := e.campaign(ctx, conn)
+	if err == nil && !got {
+		_, err = conn.ExecContext(ctx, "ROLLBACK")
+	}
+	if err != nil {
+		discard(conn)
+	}
+	if err != nil || !got {
+		_ = conn.Close() // back to the pool, or gone already
 		return false, err
 	}
-	e.conn = conn
+	e.conn, e.used = conn, time.Now()
 	e.leads.Store(true)
-	o.opened(e, true)
-	if _, err := conn.ExecContext(ctx, o.grammar.session); err != nil {
-		e.resign()
-		return false, err
-	}
+	e.outbox.opened(e, true)
 	return true, nil
 }
 
-// renew looks whether this relay is still the one.
+// campaign begins the transaction, with the lock if it is to be had.
+func (e *elected) campaign(ctx context.Context, conn *sql.Conn) (got bool, err error) {
+	if _, err := conn.ExecContext(ctx, beginElection); err != nil {
+		return false, err
+	}
+	var readOnly bool
+	if err := conn.QueryRowContext(ctx, e.sql(electText)).Scan(&readOnly, &got); err != nil {
+		return false, err
+	}
+	if readOnly {
+		return false, errReadOnly
+	}
+	if !got {
+		return false, nil
+	}
+	if _, err := conn.ExecContext(ctx, e.sql(leadText)); err != nil {
+		return false, err
+	}
+	_, err = conn.ExecContext(ctx, savepoint)
+	return true, err
+}
+
+// confirm looks whether this relay is still the one.
+func (e *elected) confirm(ctx context.Context) (bool, error) {
+	if e.conn == nil {
+		return false, nil
+	}
+	var still bool
+	if err := e.conn.QueryRowContext(ctx, e.sql(stillElected)).Scan(&still); err == nil && still {
+		e.used = time.Now()
+		return true, nil
+	}
+	e.resign() // also where the context has ended, and the session with it
+	return false, ctx.Err()
+}
+
+// beat lets the server hear of a relay that has nothing to do.
+func (e *elected) beat(ctx context.Context) error {
+	if err := enter(ctx, e.turn); err != nil {
+		return err
+	}
+	defer func() { <-e.turn }()
+	if time.Since(e.used) < e.silence/3 {
+		return nil
+	}
+	_, err := e.confirm(ctx)
+	return err
+}
+
 func (e *elected) renew(ctx context.Context, rows []Row) (map[string]bool, error) {
 	if err := enter(ctx, e.turn); err != nil {
 		return nil, err
 	}
 	defer func() { <-e.turn }()
-	var still bool
-	if e.conn != nil {
-		if err := e.conn.QueryRowContext(ctx, stillElectedText).Scan(&still); err != nil && ctx.Err() != nil {
-			e.resign() // the session has ended with the context
-			return nil, err
-		}
+	if still, err := e.confirm(ctx); still || err != nil {
+		return nil, err
 	}
-	if still {
-		return nil, nil
-	}
-	e.resign()
 	lost := make(map[string]bool, len(rows))
 	for _, row := range rows {
 		lost[row.ID] = true
@@ -117,6 +205,36 @@ func (e *elected) renew(ctx context.Context, rows []Row) (map[string]bool, error
 }
 
 func (e *elected) renewEvery() time.Duration { return time.Second }
+
+// park is of the session that has the lock, and so of nobody who is elected no
+// more: unlike a mark, which tells of what was delivered, it can be left to the
+// next one.
+func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
+	if err := enter(ctx, e.turn); err != nil {
+		return err
+	}
+	defer func() { <-e.turn }()
+	if e.conn == nil {
+		return ErrLeaseLost
+	}
+	o, row := e.outbox, []Row{letter.Record}
+	if err := o.move(ctx, e.conn, letter, o.mark.text, o.marking(o.grammar.known(row)...)...); err != nil {
+		if _, lost := e.conn.ExecContext(ctx, backToLeading); lost != nil {
+			e.resign()
+		}
+		return err
+	}
+	if err := native(e.conn, func(c *pgx.Conn) error {
+		_, err := c.PgConn().Exec(ctx, e.sql(commitAndLead)).ReadAll()
+		return err
+	}); err != nil {
+		e.resign()
+		return err
+	}
+	e.used = time.Now()
+	e.removeRows(row)
+	return nil
+}
 
 // resign ends the session, and the lock with it.
 func (e *elected) resign() {
@@ -136,7 +254,7 @@ func (e *elected) close() {
 	if e.conn != nil { // so that the next one is elected at once
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
-		_, _ = e.conn.ExecContext(ctx, `SELECT pg_advisory_unlock_all()`)
+		_, _ = e.conn.ExecContext(ctx, `ROLLBACK`)
 	}
 	e.resign()
 }

@@ -76,12 +76,10 @@ func (o *Outbox) moveAlone(ctx context.Context, on *sql.Conn, letter courier.Dea
 }
 
 func (s *shared) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
-	return s.outbox.on(ctx, func(conn *sql.Conn) error { return s.parkOn(ctx, conn, letter) })
-}
-
-func (s *shared) parkOn(ctx context.Context, on *sql.Conn, letter courier.DeadLetter[Row]) error {
 	o, row := s.outbox, []Row{letter.Record}
-	err := o.moveAlone(ctx, on, letter, o.mark.text, o.marking(o.grammar.known(row)...)...)
+	err := o.on(ctx, func(conn *sql.Conn) error {
+		return o.moveAlone(ctx, conn, letter, o.mark.text, o.marking(o.grammar.known(row)...)...)
+	})
 	if err == nil {
 		s.removeRows(row)
 	}
@@ -97,20 +95,6 @@ func (l *leased) park(ctx context.Context, letter courier.DeadLetter[Row]) error
 		l.parked.Delete(letter.Record.key())
 	}
 	return err
-}
-
-// park is of the session that has the lock, and so of nobody who is elected no
-// more: unlike a mark, which tells of what was delivered, it can be left to the
-// next one.
-func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
-	if err := enter(ctx, e.turn); err != nil {
-		return err
-	}
-	defer func() { <-e.turn }()
-	if e.conn == nil {
-		return ErrLeaseLost
-	}
-	return e.parkOn(ctx, e.conn, letter)
 }
 
 // parkedRow is one whose letter is in the transaction of a batch.

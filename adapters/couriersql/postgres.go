@@ -17,8 +17,9 @@ var postgresMigrations embed.FS
 // What a fetch reads of a row.
 const postgresRow = `seq, id, topic, key, payload, headers, trace, created_at, attempts, claim`
 
-// due are the rows to be handed out.
-const due = `processed_at IS NULL AND available_at <= now()`
+// due are the rows to be handed out. The transaction of an elected relay began long
+// ago, and so did its now().
+const due = `processed_at IS NULL AND available_at <= statement_timestamp()`
 
 func postgresGrammar() grammar {
 	migrations, err := fs.Sub(postgresMigrations, "migrations/postgres")
@@ -82,10 +83,9 @@ func postgresGrammar() grammar {
 			set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)`,
 		orphan: `SELECT set_config('idle_in_transaction_session_timeout', $1::bigint::text, true)
 			WHERE current_setting('idle_in_transaction_session_timeout')::interval NOT BETWEEN interval '1 ms' AND $1::bigint * interval '1 ms'`,
-		session: `SET enable_sort = off; SET enable_bitmapscan = off; SET enable_seqscan = off; SET jit = off`,
 
 		ordered: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + `
-			AND (key = '' OR key NOT IN (SELECT key FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 AND available_at > now()))
+			AND (key = '' OR key NOT IN (SELECT key FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 AND available_at > statement_timestamp()))
 			AND seq NOT BETWEEN $2 AND $3 ORDER BY seq LIMIT $1`,
 		lock: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED`,
 		claim: `WITH next AS MATERIALIZED (SELECT seq FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED)

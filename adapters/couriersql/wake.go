@@ -99,7 +99,8 @@ func (w *waker) tell() {
 	}
 }
 
-// standBy tries to be elected, as the coordinator's interval may be long.
+// standBy tries to be elected, as the coordinator's interval may be long, and for
+// the same reason lets the server hear of a relay that leads.
 func (w *waker) standBy(ctx context.Context) {
 	for {
 		select {
@@ -108,6 +109,7 @@ func (w *waker) standBy(ctx context.Context) {
 		case <-time.After(takeoverTry):
 		}
 		if w.elected.leads.Load() {
+			_ = w.outbox.bounded(ctx, w.elected.beat)
 			continue
 		}
 		_ = w.outbox.bounded(ctx, func(ctx context.Context) error { // an error is the next fetch's to tell

@@ -1,0 +1,272 @@
+package couriersql
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+	"github.com/stretchr/testify/require"
+)
+
+// transactionPooler returns a connection string to a pooler in transaction mode with
+// a number of sessions, each of which is whoever's turn it is between transactions.
+func transactionPooler(t *testing.T, dsn string, sessions int) string {
+	t.Helper()
+	folder := t.TempDir()
+	listener, err := net.Listen("unix", filepath.Join(folder, ".s.PGSQL.5432"))
+	require.NoError(t, err)
+	ctx, stop := context.WithCancel(context.Background())
+	free := make(chan *pgconn.HijackedConn, sessions)
+	session := func() {
+		conn, err := pgconn.Connect(context.Background(), dsn)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		hijacked, err := conn.Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		free <- hijacked
+	}
+	for range sessions {
+		session()
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() {
+		stop()
+		require.NoError(t, listener.Close())
+		wg.Wait()
+		for range sessions {
+			require.NoError(t, (<-free).Conn.Close())
+		}
+	})
+	serve := func(client net.Conn) {
+		wg.Go(func() { <-ctx.Done(); _ = client.Close() })
+		var mine *pgconn.HijackedConn
+		defer func() {
+			if mine != nil { // in a transaction, which ends with its session
+				_ = mine.Conn.Close()
+				session()
+			}
+		}()
+		backend := pgproto3.NewBackend(client, client)
+		if message, err := backend.ReceiveStartupMessage(); err != nil {
+			return
+		} else if _, ok := message.(*pgproto3.StartupMessage); !ok { // to cancel
+			_ = client.Close()
+			return
+		}
+		backend.Send(&pgproto3.AuthenticationOk{})
+		backend.Send(&pgproto3.ParameterStatus{Name: "client_encoding", Value: "UTF8"})
+		backend.Send(&pgproto3.ParameterStatus{Name: "standard_conforming_strings", Value: "on"})
+		backend.Send(&pgproto3.BackendKeyData{ProcessID: 1, SecretKey: make([]byte, 4)})
+		backend.Send(&pgproto3.ReadyForQuery{TxStatus: 'I'})
+		for backend.Flush() == nil {
+			for status := byte(0); status == 0; {
+				message, err := backend.Receive()
+				if _, ends := message.(*pgproto3.Terminate); err != nil || ends {
+					return
+				}
+				if mine == nil {
+					select {
+					case mine = <-free:
+					case <-ctx.Done():
+						return
+					}
+				}
+				mine.Frontend.Send(message)
+				switch message.(type) {
+				case *pgproto3.Query, *pgproto3.Sync:
+				default:
+					continue
+				}
+				if mine.Frontend.Flush() != nil {
+					return
+				}
+				for status == 0 {
+					answer, err := mine.Frontend.Receive()
+					if err != nil {
+						return
+					}
+					backend.Send(answer)
+					if ready, ok := answer.(*pgproto3.ReadyForQuery); ok {
+						status = ready.TxStatus
+					}
+				}
+				if status == 'I' {
+					free <- mine
+					mine = nil
+				}
+			}
+		}
+	}
+	wg.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { serve(client) })
+		}
+	})
+	return dsn + " host=" + folder + " default_query_exec_mode=exec"
+}
+
+// Behind a pooler in transaction mode there is one elected relay too, another takes
+// over from it, and no session of the pooler is left with what a relay did to it.
+func TestOneIsElectedBehindAPooler(t *testing.T) {
+	for _, sessions := range []int{2, 5} {
+		t.Run(fmt.Sprint(sessions), func(t *testing.T) {
+			schema := pgtest.Schema(t)
+			direct := outboxIn(t, openPostgres(t, schema), WithClock(nil))
+			dsn := transactionPooler(t, schema, sessions)
+			l := newLedger()
+			var outboxes []*Outbox
+			var stops []func()
+			for i := range 3 {
+				o := New(openPostgres(t, dsn), Postgres, WithStrictOrder(), WithBackoff(time.Millisecond, time.Millisecond))
+				outboxes = append(outboxes, o)
+				ctx, stop := context.WithCancel(t.Context())
+				done := make(chan error, 1)
+				s := o.Source()
+				parking := courier.NewDLQApplier(courier.ProcessFunc(func(ctx context.Context, r Row) error {
+					if r.Topic == "poison" {
+						return courier.Permanent(fmt.Errorf("poison"))
+					}
+					return l.applier(i).Apply(ctx, r)
+				}), courier.DLQ[Row](s.DLQ()))
+				go func() {
+					done <- courier.NewPollingCoordinator(s, parking, courier.WithInterval(5*time.Millisecond),
+						courier.WithBatchSize(10), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(ctx)
+				}()
+				var once sync.Once
+				stops = append(stops, func() {
+					once.Do(func() {
+						stop()
+						require.NoError(t, <-done)
+						require.NoError(t, o.Close())
+					})
+				})
+				t.Cleanup(stops[i])
+			}
+			want := 0
+			for range outboxes {
+				for range 20 {
+					want++
+					write(t, direct, Message{ID: fmt.Sprint("k/", want), Topic: "t"})
+				}
+				write(t, direct, Message{Topic: "poison"})
+				require.Eventually(t, func() bool { return l.count() >= want }, 30*time.Second, 5*time.Millisecond)
+				l.mu.Lock()
+				require.Len(t, l.by, 1, "they deliver side by side")
+				leader := 0
+				for leader = range l.by {
+				}
+				clear(l.by)
+				l.mu.Unlock()
+				stops[leader]()
+			}
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			require.Len(t, l.deliveries, want, "some twice")
+			require.Equal(t, len(outboxes), count(t, direct.db, `SELECT count(*) FROM courier_outbox_dlq`))
+			require.Zero(t, count(t, direct.db, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'`))
+			pooled := openPostgres(t, dsn)
+			for range 2 * sessions {
+				var scans string
+				require.NoError(t, pooled.QueryRowContext(t.Context(), `SHOW enable_seqscan`).Scan(&scans))
+				require.Equal(t, "on", scans)
+			}
+		})
+	}
+}
+
+// A relay that leads has a transaction open all the time, which holds nothing back,
+// sees what was committed since and what is due since, and outlives the time that an
+// administrator gives to transactions.
+func TestTheTransactionOfALeader(t *testing.T) {
+	db := openPostgres(t, pgtest.Schema(t)+" idle_in_transaction_session_timeout=300 default_transaction_isolation=serializable")
+	o := outboxIn(t, db, WithStrictOrder(), WithClock(nil), WithBackoff(100*time.Millisecond, 100*time.Millisecond))
+	write(t, o, named("a", "b")...)
+	s := o.Source()
+	rows := take(t, s, 10)
+	require.Len(t, rows, 2)
+	pid := func() (pid int) {
+		require.NoError(t, s.waker.elected.conn.QueryRowContext(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid))
+		_, err := s.waker.elected.conn.ExecContext(t.Context(), backToLeading)
+		require.NoError(t, err)
+		return pid
+	}
+	leader := pid()
+	idle := fmt.Sprintf(`SELECT count(*) FROM pg_stat_activity WHERE pid = %d AND state = 'idle in transaction'`, leader)
+	require.Equal(t, 1, count(t, db, idle+` AND backend_xmin IS NULL AND backend_xid IS NULL`))
+	require.Zero(t, count(t, db, fmt.Sprintf(`SELECT count(*) FROM pg_locks JOIN pg_class c ON c.oid = relation WHERE pid = %d AND relname LIKE 'courier%%'`, leader)))
+	require.NoError(t, s.Fail(t.Context(), failedWith(context.DeadlineExceeded, rows[0])))
+	require.NoError(t, s.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: rows[1], Error: context.DeadlineExceeded, FailedAt: start}))
+	require.NoError(t, s.Renew(t.Context(), rows[:1]), "a letter does not end the election")
+	require.Equal(t, leader, pid())
+	other := o.Source()
+	require.Never(t, func() bool { return len(take(t, other, 10)) > 0 }, 700*time.Millisecond, 20*time.Millisecond) // and nothing is heard of the first
+	require.Equal(t, leader, pid(), "its transaction was ended as idle")
+	require.Equal(t, []string{"a"}, idsOf(take(t, s, 10)), "it is due")
+	require.Equal(t, 1, count(t, db, `SELECT count(*) FROM courier_outbox_dlq`))
+	execute(t, db, `ALTER TABLE courier_outbox ADD COLUMN tenant text NOT NULL DEFAULT ''`) // waits for no leader
+	require.Equal(t, []string{"a"}, idsOf(take(t, s, 10)))
+}
+
+// A relay that the server hears nothing of gives way, and one that has nothing to do
+// lets the server hear of it.
+func TestALeaderThatIsSilent(t *testing.T) {
+	o := newPostgres(t, WithStrictOrder())
+	write(t, o, named("a")...)
+	silent, other := o.Source(), o.Source()
+	silent.waker.elected.silence = 100 * time.Millisecond
+	other.waker.elected.silence = 3 * time.Second
+	require.Len(t, take(t, silent, 10), 1)
+	require.Eventually(t, func() bool { return len(take(t, other, 10)) == 1 }, 20*time.Second, 5*time.Millisecond)
+	other.Wake()
+	require.Never(t, func() bool { return len(take(t, silent, 10)) > 0 }, 5*time.Second, 50*time.Millisecond)
+	require.NoError(t, o.Close())
+	require.Len(t, take(t, silent, 10), 1, "its own session has ended, and it is elected anew at once")
+}
+
+// A relay on a hot standby is not elected, beside the one on the primary, and says
+// why. After the promotion it goes on.
+func TestNoneIsElectedOnAStandby(t *testing.T) {
+	primary, err := pgtest.Start()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, primary.Stop()) }()
+	if !primary.Private() {
+		t.Skip("a replica is of a private server")
+	}
+	o := outboxIn(t, openPostgres(t, primary.DSN), WithStrictOrder())
+	replica, err := primary.Replica()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, replica.Stop()) }()
+	write(t, o, named("a")...)
+	db := openPostgres(t, replica.DSN)
+	require.Eventually(t, func() bool { return count(t, db, `SELECT count(*) FROM courier_outbox`) == 1 }, 30*time.Second, 10*time.Millisecond)
+	standby := New(db, Postgres, WithStrictOrder())
+	t.Cleanup(func() { require.NoError(t, standby.Close()) })
+	s := standby.Source()
+	for range 3 {
+		rows, err := s.Fetch(t.Context(), 10)
+		require.Empty(t, rows)
+		require.ErrorContains(t, err, "this server is read-only, a standby perhaps, where no relay is elected")
+	}
+	require.Len(t, take(t, o.Source(), 10), 1)
+	require.NoError(t, o.Close())
+	require.NoError(t, replica.Promote(t.Context()))
+	require.Len(t, take(t, s, 10), 1)
+}
