@@ -326,3 +326,51 @@ func TestTheRecommendedParameters(t *testing.T) {
 	require.Equal(t, 1, count(t, db, `SELECT count(*) FROM pg_settings WHERE name = 'tcp_user_timeout' AND source = 'client'`))
 	require.ErrorContains(t, openPostgres(t, dsn+" default_transaction_read_only=on").PingContext(t.Context()), "read only")
 }
+
+func TestACallThatWaitsForThePool(t *testing.T) {
+	o := newPostgres(t, WithQueryTimeout(shortTimeout))
+	o.db.SetMaxOpenConns(1)
+	conn, err := o.db.Conn(t.Context())
+	require.NoError(t, err)
+	_, err = o.Pending(t.Context())
+	require.ErrorIs(t, err, ErrQueryTimeout)
+	require.ErrorContains(t, err, "All 1 connections of the pool are in use (SetMaxOpenConns)")
+	require.NoError(t, conn.Close())
+	_, err = o.Pending(t.Context())
+	require.NoError(t, err)
+
+	// A context that ends earlier is no fault of the database.
+	conn, err = o.db.Conn(t.Context())
+	require.NoError(t, err)
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	_, err = o.Pending(ctx)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.NotErrorIs(t, err, ErrQueryTimeout)
+}
+
+// A relay whose host is gone leaves its locks to a server that does not learn of it.
+// Who renews has the server end its transactions after a silence, and raises no limit
+// of the administrator's; functions of the user's own do not renew.
+func TestLockedRowsOfARelayThatIsSilent(t *testing.T) {
+	for setting, want := range map[string]map[bool]string{
+		"0": {false: "0", true: "1min"}, "90s": {false: "90s", true: "1min"}, "7s": {false: "7s", true: "7s"},
+	} {
+		o := outboxIn(t, openPostgres(t, pgtest.Schema(t)+" idle_in_transaction_session_timeout="+setting))
+		write(t, o, named("a")...)
+		for _, renews := range []bool{false, true} {
+			s := o.Source()
+			if renews {
+				s.RenewEvery()
+			}
+			require.Len(t, take(t, s, 10), 1)
+			for b := range s.holder.(*locked).batches {
+				var got string
+				require.NoError(t, b.conn.QueryRowContext(t.Context(), `SHOW idle_in_transaction_session_timeout`).Scan(&got))
+				require.Equal(t, want[renews], got, setting)
+			}
+			require.NoError(t, o.Close())
+		}
+	}
+}

@@ -65,7 +65,8 @@ const DefaultTable = "courier_outbox"
 // is made by [New], is safe for concurrent use, and must not be copied.
 //
 // Everything but Write takes a connection of the pool: called while the same
-// goroutine holds the pool's last one in a transaction, it waits for ever.
+// goroutine holds the pool's last one in a transaction, it waits until
+// [WithQueryTimeout] ends it with [ErrQueryTimeout], or ctx does.
 type Outbox struct {
 	db      *sql.DB
 	dialect Dialect
