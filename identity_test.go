@@ -1,11 +1,13 @@
 package courier_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -301,4 +303,57 @@ func TestWithIdentity_IsForTheCoordinatorsRecords(t *testing.T) {
 	require.ErrorContains(t, err, "WithIdentity")
 	err = courier.NewPollingCoordinator(newShelf(1), nothing, courier.WithIdentity[int](nil)).Start(t.Context())
 	require.ErrorContains(t, err, "WithIdentity")
+}
+
+// A record that the function of WithIdentity cannot name stops no other one, and the
+// log says that it has no name.
+func TestIdentity_OfABadRecordWithoutAName(t *testing.T) {
+	for how, name := range map[string]func(r *row) string{
+		"none": func(r *row) string { return strings.Trim(strconv.Itoa(r.ID), "0") },
+		"panics": func(r *row) string {
+			if r.ID == 0 {
+				panic("a row without an ID")
+			}
+			return strconv.Itoa(r.ID)
+		},
+	} {
+		for _, bad := range []int{1, 3} {
+			t.Run(fmt.Sprintf("%s, %d bad", how, bad), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					var logged bytes.Buffer
+					var mu sync.Mutex
+					var rows []*row
+					for n := range bad {
+						rows = append(rows, &row{Fetched: n})
+					}
+					for id := 1; id <= 5; id++ {
+						rows = append(rows, &row{ID: id})
+					}
+					a, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r *row) error {
+						if r.ID == 0 {
+							return errTest
+						}
+						return nil
+					}), nil)
+					fetch := func(context.Context) ([]*row, error) {
+						mu.Lock()
+						defer mu.Unlock()
+						return slices.Clone(rows), nil
+					}
+					mark := func(_ context.Context, done []*row) error {
+						mu.Lock()
+						defer mu.Unlock()
+						rows = slices.DeleteFunc(rows, func(r *row) bool { return slices.Contains(done, r) })
+						return nil
+					}
+					c := courier.NewPollingCoordinator[*row](courier.BatchSourceFunc[*row]{FetchFunc: fetch, MarkFunc: mark}, a, courier.WithLogger(textLogger(&logged)), courier.WithIdentity(name))
+					run := courierttest.Start(t, c)
+					time.Sleep(30 * time.Minute)
+					require.NoError(t, run.Stop())
+					require.Len(t, rows, bad)
+					require.Contains(t, logged.String(), "has no name")
+				})
+			})
+		}
+	}
 }

@@ -102,6 +102,7 @@ type poller[T any] struct {
 	asked                         time.Time // until when nothing is fetched
 	misses                        int       // probes that failed since one closed the breaker, and may not be known again
 	missed                        int       // likewise, during RunOnce
+	nameless                      bool      // the probe is a record that cannot be known again at all
 	leaving                       bool      // RunOnce does not go on
 	patience                      time.Time // until when RunOnce waits for a breaker
 	fetchPace, markPace, restPace trouble
@@ -329,6 +330,7 @@ func (p *poller[T]) take() {
 		i := p.memory.probe(p.ids, keys, p.misses)
 		p.stuck = p.memory.find(p.ids[i]) >= 0
 		p.memory.picked(p.ids[i])
+		p.nameless = p.ids[i] == recordKey{}
 		all := pendings(p.records, p.ids)
 		p.release = append(append(p.release, all[:i]...), all[i+1:]...)
 		p.records, p.ids = p.records[i:i+1:i+1], p.ids[i:i+1:i+1]

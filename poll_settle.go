@@ -384,6 +384,9 @@ func (p *poller[T]) noteProbe() (passed bool) {
 	case !p.probing || !refused && p.halted.err == nil:
 	case p.once: // which knows the record again until it ends
 		p.missed++
+	case p.nameless:
+		p.misses++
+		p.watch.log.nameless(p.life.settle)
 	case p.identity.unsure:
 		p.misses++
 	}

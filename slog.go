@@ -284,6 +284,10 @@ func (l *slogObserver) keeping(ctx context.Context, records int) {
 	l.complain(ctx, slog.LevelInfo, "courier: nothing more is fetched until the records of this batch are settled, because they could not be known again: give the coordinator WithIdentity", nil, "records", records)
 }
 
+func (l *slogObserver) nameless(ctx context.Context) {
+	l.complain(ctx, slog.LevelWarn, "courier: a record failed as the probe of a breaker and has no name, because its identity function returned none or panicked: its attempts are not counted over the breaker's pauses", nil)
+}
+
 func (l *slogObserver) stopped(ctx context.Context, e StopEvent) {
 	if e.Unsettled > 0 {
 		l.say(ctx, slog.LevelError, "courier: records were not settled and cannot be given back: Start returns them", "records", e.Unsettled, "error", brief(e.Err))
