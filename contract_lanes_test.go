@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -182,3 +183,46 @@ func TestD5_WhatAStreamHasLostIsLeftAlone(t *testing.T) {
 type hasty struct{ disowned }
 
 func (*hasty) RenewEvery() time.Duration { return 10 * time.Second }
+
+// A record whose key is "" is in no order: it waits for no other one.
+func TestD4_RecordsWithoutAKeyAreInNoOrder(t *testing.T) {
+	for _, shape := range []string{"polling", "leasing", "streaming"} {
+		t.Run(shape, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				var mu sync.Mutex
+				var order []int
+				a := courier.ProcessFunc(func(_ context.Context, n int) error {
+					if n == 0 || n == 1 { // without a key, and with one
+						return errTest
+					}
+					time.Sleep(time.Second)
+					mu.Lock()
+					defer mu.Unlock()
+					order = append(order, n)
+					return nil
+				})
+				key := courier.WithOrderKey(func(n int) string {
+					if n%2 == 0 {
+						return ""
+					}
+					return "odd"
+				})
+				var r courierttest.Recorder[int]
+				began := time.Now()
+				c := map[string]courierttest.Starter{
+					"polling":   courier.NewPollingCoordinator[int](r.Source(numbers(18)...), a, quiet, key, courier.WithWorkers(8)),
+					"leasing":   courier.NewPollingCoordinator[int](r.LeasingSource(time.Hour, numbers(18)...), a, quiet, key, courier.WithWorkers(8)),
+					"streaming": courier.NewStreamingCoordinator[int](r.StreamSource(numbers(18)...), a, quiet, key, courier.WithStreamWorkers(8)),
+				}[shape]
+				run := courierttest.Start(t, c)
+				time.Sleep(1500 * time.Millisecond)
+				mu.Lock()
+				require.ElementsMatch(t, []int{2, 4, 6, 8, 10, 12, 14, 16}, order, "%v", time.Since(began))
+				mu.Unlock()
+				time.Sleep(time.Minute)
+				require.NoError(t, run.Stop())
+				require.Len(t, order, 8, "the later ones of the key wait")
+			})
+		})
+	}
+}

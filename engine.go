@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,7 @@ type engine[T any] struct {
 	together BatchApplier[T]                // nil unless the applier is better at batches
 	portion  int                            // of records that go together; 0 is an equal share
 	keyOf    func(T) string                 // nil when no order was asked for
+	keyless  uint64                         // records met without a key
 	watch    *watch
 	clock    *steady
 }
@@ -47,7 +49,10 @@ func (e *engine[T]) keysIn(keys []string, records []T) (_ []string, unkeyed map[
 		var err error
 		isolate(&err, func() error {
 			for ; next < len(records); next++ {
-				keys[next] = e.keyOf(records[next])
+				if keys[next] = e.keyOf(records[next]); keys[next] == "" { // in no order
+					e.keyless++
+					keys[next] = "courier: no key " + strconv.FormatUint(e.keyless, 10)
+				}
 			}
 			return nil
 		})

@@ -145,7 +145,8 @@ func WithStreamWorkers(n int) Option {
 // WithOrderKey has records with the same key applied in the order fetched, one
 // after the other, however many workers there are. Behind a record that failed
 // the later ones of its key wait until it is applied or parked; those of other
-// keys do not. A key for all records is a strict order.
+// keys do not. A key for all records is a strict order; a record
+// whose key is "" is in no order.
 //
 // Records that wait take up room in hand, or in the batches that the source hands
 // out: where they fill it, the other keys wait too. So park what never succeeds.
