@@ -643,3 +643,33 @@ func TestHazard_ASecondOutageLeavesNoSuspectAlone(t *testing.T) {
 		require.NoError(t, stop())
 	})
 }
+
+// The error of a run lists every record that was not applied, also those that it did
+// not come to.
+func TestHazard_RunOnce_ListsWhatItDidNotReach(t *testing.T) {
+	for _, batch := range []int{2, 100} {
+		courierttest.Bubble(t, func(t *testing.T) {
+			source := newShelf(numbers(7)...)
+			s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+				if r < 2 {
+					return nil
+				}
+				return errTest
+			}}
+			a, _ := courier.ResilientApplier[int](s, nil)
+			c := courier.NewPollingCoordinator[int](beyond{newLeasing(numbers(7)...)}, a, quiet, courier.WithBatchSize(batch), courier.WithDrainTimeout(3*time.Second))
+			if batch > 7 {
+				c = courier.NewPollingCoordinator[int](source, a, quiet, courier.WithDrainTimeout(3*time.Second))
+			}
+			var list *courier.BatchError
+			require.ErrorAs(t, c.RunOnce(t.Context()), &list)
+			var indices []int
+			for _, f := range list.Failures {
+				indices = append(indices, f.Index)
+			}
+			require.Equal(t, []int{2, 3, 4, 5, 6}, indices)
+			require.ErrorIs(t, list, errTest)
+			require.ErrorContains(t, list.Failures[4].Err, "before this record was attempted")
+		})
+	}
+}

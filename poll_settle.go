@@ -115,17 +115,26 @@ func (p *poller[T]) index(i int) int {
 // noteFailures keeps what RunOnce returns of the records, as of their last attempt.
 func (p *poller[T]) noteFailures() {
 	b := &p.batch
+	if p.failed == nil && !b.complete() {
+		p.failed = make(map[int]error)
+		for i := range p.records { // which may not be reached
+			p.failed[p.taken+len(b.ledger.Records)+i] = errUnreached
+		}
+	}
 	for i := range b.ledger.Records {
-		if err := b.ledger.Err(i); err != nil {
-			if p.failed == nil {
-				p.failed = make(map[int]error)
-			}
+		switch err := b.ledger.Err(i); {
+		case err != nil:
 			p.failed[p.index(i)] = err
-		} else if b.ledger.State(i) != ledger.Pending {
+		case b.ledger.State(i) != ledger.Pending:
 			delete(p.failed, p.index(i))
+		default:
+			p.failed[p.index(i)] = errUnreached
 		}
 	}
 }
+
+// errUnreached is of a record to which RunOnce did not come.
+var errUnreached = unattempted(errors.New("courier: the run ended before this record was attempted"))
 
 // report collects and tells what went wrong in the batch.
 func (p *poller[T]) report() {
@@ -461,8 +470,14 @@ func (p *poller[T]) outcome() error {
 		fetchErr = fmt.Errorf("courier: fetch failed: %w", p.fetchErr)
 	}
 	var failed BatchError
+	reached := false
 	for _, i := range slices.Sorted(maps.Keys(p.failed)) {
 		failed.Add(i, p.failed[i])
+		reached = reached || p.failed[i] != errUnreached
 	}
-	return errors.Join(fetchErr, failed.ErrorOrNil(), p.unmarked, stopped)
+	var list error
+	if reached || stopped == nil { // else it is the stop that says why
+		list = failed.ErrorOrNil()
+	}
+	return errors.Join(fetchErr, list, p.unmarked, stopped)
 }
