@@ -23,7 +23,9 @@ type BreakerPolicy struct {
 	// breaker it should be at least 2 and at most RetryPolicy.MaxAttempts: with
 	// 1 a record that fails on its own account always opens it and is never
 	// parked; above MaxAttempts, the record at the head of an outage is
-	// exhausted before it opens.
+	// exhausted before it opens. A success that began before a failure says nothing
+	// of the time since: of failures that began one after the other, as the attempts
+	// on a record do, those are still in a row that were counted after it began.
 	FailureThreshold int
 
 	// FailureRate opens the breaker when this share, in (0, 1], of the calls in
@@ -246,8 +248,8 @@ type Breaker struct {
 	clock  *steady
 	fault  error
 
-	// calm is the generation of a closed phase without a failure in it, or 0.
-	// Success then has nothing to write, and calls need not take the lock. With
+	// calm is what the permits of a closed phase carry while no failure counts in it,
+	// or 0. Success then has nothing to write, and calls need not take the lock. With
 	// a window it is always 0: every result counts.
 	calm     atomic.Uint64
 	rejected atomic.Uint64
@@ -281,7 +283,7 @@ func NewBreaker(policy BreakerPolicy) *Breaker {
 		Successes:        p.Successes,
 		ProbeTimeout:     p.ProbeTimeout,
 	}}
-	b.state.Gen = 1
+	b.state.Force(breaker.Closed) // so that no permit carries 0
 	b.settled()
 	return b
 }
@@ -431,11 +433,11 @@ func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	return b.acquire(ctx)
 }
 
-func calmPermit(gen uint64) Permit { return Permit{permit: breaker.Permit{Gen: gen}} }
+func calmPermit(seq uint64) Permit { return Permit{permit: breaker.Permit{Seq: seq}} }
 
 func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
-	if gen := b.calm.Load(); gen != 0 {
-		return calmPermit(gen), nil
+	if seq := b.calm.Load(); seq != 0 {
+		return calmPermit(seq), nil
 	}
 	now, random := b.clock.Now(), b.policy.Random()
 	b.mu.Lock()
@@ -489,7 +491,7 @@ func (b *Breaker) Report(ctx context.Context, permit Permit, err error) error {
 // report gives the verdict of a call. counts says whether a failure can be held
 // against every record of the call.
 func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Outcome, counts bool, err error) error {
-	if outcome == breaker.Success && b.calm.Load() == permit.permit.Gen {
+	if outcome == breaker.Success && b.calm.Load() == permit.permit.Seq {
 		return err
 	}
 	now, random, after := b.clock.Now(), 0.5, time.Duration(0)
@@ -575,11 +577,11 @@ var ErrSlow = errors.New("courier: too many slow calls")
 
 // settled decides whether the fast path is open. The lock is held.
 func (b *Breaker) settled() {
-	gen := uint64(0)
+	seq := uint64(0)
 	if b.state.Phase == breaker.ForcedClosed || b.state.Phase == breaker.Closed && b.state.Streak() == 0 && !b.kernel.Windowed() {
-		gen = b.state.Gen
+		seq = b.state.Seq
 	}
-	b.calm.Store(gen)
+	b.calm.Store(seq)
 }
 
 // changed notes a transition. The lock is held.

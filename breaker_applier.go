@@ -54,8 +54,8 @@ func (a *breakerApplier[T]) Apply(ctx context.Context, record T) (err error) {
 	if a.fault != nil || ctx == nil || ctx.Err() != nil {
 		return a.refuse(ctx)
 	}
-	if gen := a.breaker.calm.Load(); gen != 0 {
-		return a.applyCalm(ctx, record, gen)
+	if seq := a.breaker.calm.Load(); seq != 0 {
+		return a.applyCalm(ctx, record, seq)
 	}
 	permit, err := a.breaker.acquire(ctx)
 	if err != nil {
@@ -95,20 +95,20 @@ func (a *breakerApplier[T]) resume(ctx context.Context, record T, exit error) er
 // applyCalm is the rest of Apply on the fast path: the permit is a number, and a
 // success in a phase that is still calm is not worth reporting. What abrupt does
 // is written out in it, which is 10 ns less.
-func (a *breakerApplier[T]) applyCalm(ctx context.Context, record T, gen uint64) (err error) {
+func (a *breakerApplier[T]) applyCalm(ctx context.Context, record T, seq uint64) (err error) {
 	returned := false
 	defer func() {
 		if !returned {
-			err = a.reportPanic(ctx, calmPermit(gen), recover())
+			err = a.reportPanic(ctx, calmPermit(seq), recover())
 		}
 	}()
 	err = a.inner.Apply(ctx, record)
 	returned = true
-	if err == nil && a.breaker.calm.Load() == gen {
+	if err == nil && a.breaker.calm.Load() == seq {
 		return nil
 	}
 	err = a.sound(err)
-	return a.breaker.report(ctx, calmPermit(gen), outcomeOf(ctx, err), true, err)
+	return a.breaker.report(ctx, calmPermit(seq), outcomeOf(ctx, err), true, err)
 }
 
 func (a *breakerApplier[T]) ApplyBatch(ctx context.Context, records []T) (err error) {

@@ -81,6 +81,8 @@ func TestB2_APermitReportedTwiceFreesNoOthersSlot(t *testing.T) {
 	})
 }
 
+// C-6: of failures that began one after the other, a success ends the streak of those
+// that had been counted when its call began, and of the others only their row.
 func TestB3_ALateSuccessOfACalmPhaseIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBreaker(3)
@@ -89,16 +91,32 @@ func TestB3_ALateSuccessOfACalmPhaseIsReported(t *testing.T) {
 			if r == 0 {
 				return <-hold
 			}
-			return errTest
+			return nil
 		}), b)
-		done := make(chan error, 1)
-		go func() { done <- applier.Apply(t.Context(), 0) }()
-		synctest.Wait()
-		_, _ = applier.Apply(t.Context(), 1), applier.Apply(t.Context(), 1)
-		require.Equal(t, 2, b.Metrics().Consecutive)
+		done := make(chan error, 2)
+		both := func() {
+			for range 2 {
+				go func() { done <- applier.Apply(t.Context(), 0) }()
+			}
+			synctest.Wait()
+		}
+		both()
+		hold <- errTest
+		require.Error(t, <-done)
+		require.Equal(t, 1, b.Metrics().Consecutive)
 		hold <- nil
 		require.NoError(t, <-done)
-		require.Zero(t, b.Metrics().Consecutive, "a success ends the streak, though its call began before")
+		require.Equal(t, 1, b.Metrics().Consecutive, "the success is of before the failure")
+		require.NoError(t, applier.Apply(t.Context(), 2))
+		require.Zero(t, b.Metrics().Consecutive)
+
+		both()
+		hold <- errTest
+		hold <- errTest
+		require.Error(t, errors.Join(<-done, <-done))
+		require.Equal(t, 2, b.Metrics().Consecutive)
+		require.NoError(t, applier.Apply(t.Context(), 2))
+		require.Zero(t, b.Metrics().Consecutive)
 	})
 }
 

@@ -463,3 +463,81 @@ func TestC6_AnOutageThatBeginsInsideABatchParksNothing(t *testing.T) {
 		}
 	}
 }
+
+// lingering is a destination that goes down while it has calls to answer: it took the
+// records of the first ones, some of each where partly is set, and is slow to say so.
+type lingering struct {
+	*destination
+	answers []time.Duration // how long each of the first calls takes
+	partly  bool
+	calls   int
+}
+
+func (l *lingering) Apply(ctx context.Context, r int) error { return applyAlone(ctx, l, r) }
+
+func (l *lingering) ApplyBatch(_ context.Context, records []int) error {
+	l.mu.Lock()
+	n := l.calls
+	l.calls++
+	if n >= len(l.answers) {
+		defer l.mu.Unlock()
+		var list courier.BatchError
+		for i, r := range records {
+			if err := l.take(r); err != nil {
+				list.Add(i, err)
+			}
+		}
+		return list.ErrorOrNil()
+	}
+	var list courier.BatchError
+	for i, r := range records {
+		if l.partly && i%2 > 0 {
+			list.Add(i, errTest)
+			continue
+		}
+		l.applied[r]++
+	}
+	l.mu.Unlock()
+	time.Sleep(l.answers[n])
+	return list.ErrorOrNil()
+}
+
+// C-6: a call that the destination took before it went down, and that succeeds while
+// a record uses up its attempts, says nothing of the time since.
+func TestC6_ASuccessInFlightAtTheOnsetParksNothing(t *testing.T) {
+	answers := map[string]time.Duration{"at once after another": 1, "one each attempt": 90 * time.Millisecond, "between the last two": time.Second, "late": 1400 * time.Millisecond}
+	for name, answer := range answers {
+		for _, workers := range []int{2, 8} {
+			for _, threshold := range []int{2, 3, 4, 5} {
+				for _, shape := range []string{"polling", "polling batches", "polling batches partly", "streaming", "streaming batches", "streaming batches partly"} {
+					t.Run(fmt.Sprintf("%s, threshold %d, %s %d", name, threshold, shape, workers), func(t *testing.T) {
+						courierttest.Bubble(t, func(t *testing.T) {
+							l := &lingering{destination: &destination{began: time.Now(), outage: time.Hour, poison: -1, applied: map[int]int{}}, partly: strings.HasSuffix(shape, "partly")}
+							for i := range workers - 1 {
+								l.answers = append(l.answers, time.Duration(i+1)*answer)
+							}
+							var applier courier.Applier[int] = courier.ProcessFunc(l.Apply)
+							if strings.Contains(shape, "batches") {
+								applier = l
+							}
+							stack, dlq := courier.ResilientApplier(applier, &courier.ResilientConfig[int]{
+								Retry:   courier.RetryPolicy{Jitter: courier.NoJitter},
+								Breaker: courier.BreakerPolicy{FailureThreshold: threshold},
+							})
+							var r courierttest.Recorder[int]
+							var c courierttest.Starter
+							if strings.HasPrefix(shape, "polling") {
+								c = courier.NewPollingCoordinator[int](r.LeasingSource(24*time.Hour, numbers(200)...), stack, quiet, courier.WithWorkers(workers))
+							} else {
+								c = courier.NewStreamingCoordinator[int](r.StreamSource(numbers(200)...), stack, quiet, courier.WithStreamWorkers(workers))
+							}
+							courierttest.RunFor(t, c, time.Hour+5*time.Minute)
+							require.Empty(t, recordsIn(t, dlq), "a healthy record is parked")
+							require.Len(t, l.applied, 200)
+						})
+					})
+				}
+			}
+		}
+	}
+}

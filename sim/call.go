@@ -73,6 +73,7 @@ type call struct {
 	gone   bool   // is to return, and have no effect any more
 	closes bool   // the second half of a call whose effect the caller had
 	era    uint64 // the model's: the generation of the breaker that let it through
+	after  streak // the model's: what that generation had counted by then
 	probe  bool   // likewise: while that was half-open
 	stamp  uint64
 	came   int64 // when

@@ -288,14 +288,14 @@ func (m *model) comeSecond(l *life, n int) {
 
 // comeBreaker looks whether the breaker lets the call through rightly.
 func (m *model) comeBreaker(l *life, c *call) {
-	c.era, c.probe = l.generation, l.breaker == courier.BreakerHalfOpen
+	c.era, c.after, c.probe = l.generation, l.counted, l.breaker == courier.BreakerHalfOpen
 	if c.probe && m.tracing {
 		c.detail = "a probe "
 	}
 	switch l.breaker {
 	case courier.BreakerClosed:
-		if m.breaks() && !l.redrives() && l.surely >= m.Threshold {
-			m.Fail("B-1: a call behind %d failures in a row, of which %d open the breaker: %s", l.surely, m.Threshold, c.name)
+		if m.breaks() && !l.redrives() && max(l.surely, l.counted.chain()) >= m.Threshold {
+			m.Fail("B-1: a call behind %d failures in a row, of which %d open the breaker: %s", max(l.surely, l.counted.chain()), m.Threshold, c.name)
 		}
 	case courier.BreakerOpen:
 		m.Fail("B-1: a call while the breaker is open: %s", c.name)
@@ -494,6 +494,24 @@ func (m *model) leave(c *call, n int) {
 	}
 }
 
+// streak is what the model has seen fail of a closed phase of the breaker.
+type streak struct {
+	failures int // all, at the most
+	vouched  int // of which the destination was well after so many
+	links    int // surely, each begun after the one before
+	broken   int // likewise
+}
+
+// vouch says that a call succeeded that began after another streak had been counted.
+func (s *streak) vouch(began streak) {
+	s.vouched, s.broken = max(s.vouched, began.failures), max(s.broken, began.links)
+}
+
+// most is how many failures are in a row at the most, and chain how many at the least
+// that began one after the other.
+func (s *streak) most() int  { return s.failures - s.vouched }
+func (s *streak) chain() int { return s.links - s.broken }
+
 // counting are the faults by which a destination fails, whoever asks.
 var counting = []FaultKind{Error, Lost, Panic, Goexit, Down}
 
@@ -502,13 +520,16 @@ func (m *model) probed(l *life, c *call, failed bool) {
 	switch {
 	case c.era != l.generation: // B-3: it changes nothing
 	case !failed:
-		l.failures, l.surely = 0, 0
-	case c.err != nil && !c.gone && slices.Contains(counting, c.fault) && courier.Classify(c.ctx, c.err) == courier.Retryable:
-		l.failures++
-		l.surely++
-	default:
-		l.failures++
 		l.surely = 0
+		l.counted.vouch(c.after)
+	case c.err != nil && !c.gone && slices.Contains(counting, c.fault) && courier.Classify(c.ctx, c.err) == courier.Retryable:
+		l.surely++
+		l.counted.failures++
+		l.counted.links = max(l.counted.links, c.after.links+1)
+	default: // it may have failed, or not
+		l.surely = 0
+		l.counted.failures++
+		l.counted.broken = max(l.counted.broken, c.after.links)
 	}
 	if c.probe && c.era == l.generation {
 		l.probeAt = m.now.Load()
@@ -549,8 +570,8 @@ func (l *life) breakerChanged(_ context.Context, change courier.BreakerChange) {
 			m.Fail("B-14: a breaker opens for %v, not between %v and %v", open, least, m.MaxOpenFor)
 		}
 		switch {
-		case change.From == courier.BreakerClosed && m.Rate == 0 && l.failures < m.Threshold:
-			m.Fail("B-3: a breaker opens after %d failures of its generation, with %d wanted", l.failures, m.Threshold)
+		case change.From == courier.BreakerClosed && m.Rate == 0 && l.counted.most() < m.Threshold:
+			m.Fail("B-3: a breaker opens after %d failures of its generation, with %d wanted", l.counted.most(), m.Threshold)
 		case errors.Is(change.Cause, courier.ErrProbeTimeout) && l.probes < m.Probes:
 			m.Fail("B-4: a breaker gives its probes up with %d out, where %d may be", l.probes, m.Probes)
 		}
@@ -576,7 +597,7 @@ func (l *life) breakerChanged(_ context.Context, change courier.BreakerChange) {
 
 func (l *life) follow(change courier.BreakerChange) {
 	l.breaker, l.generation = change.To, change.Generation
-	l.failures, l.surely, l.changedAt = 0, 0, l.m.now.Load()
+	l.counted, l.surely, l.changedAt = streak{}, 0, l.m.now.Load()
 	l.until = l.changedAt + int64(change.Until.Sub(l.p.clock.Now()))
 }
 

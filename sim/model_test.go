@@ -384,10 +384,10 @@ type life struct {
 	breaker    courier.BreakerState
 	until      int64
 	generation uint64
-	probes     int // that are out
-	good       int // that have succeeded
-	failures   int // in a row at the most, while closed
-	surely     int // likewise at the least
+	probes     int    // that are out
+	good       int    // that have succeeded
+	counted    streak // while closed
+	surely     int    // failures in a row at the least
 	changedAt  int64
 	probeAt    int64
 	permanent  map[int]bool // records whose last attempt failed for good

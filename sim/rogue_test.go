@@ -83,7 +83,7 @@ func (g *gear) change(from, to courier.BreakerState, more ...func(c *courier.Bre
 
 // trip has the breaker open for a good reason, as far as anybody can see.
 func (g *gear) trip() {
-	g.l.failures = g.Threshold
+	g.l.counted.failures = g.Threshold
 	g.change(courier.BreakerClosed, courier.BreakerOpen)
 }
 
@@ -374,7 +374,7 @@ var rogues = []rogue{
 		g.change(courier.BreakerHalfOpen, courier.BreakerOpen, func(c *courier.BreakerChange) { c.Cause = courier.ErrProbeTimeout })
 	}},
 	{breaks: "B-14: ", act: func(g *gear) {
-		g.l.failures = g.Threshold
+		g.l.counted.failures = g.Threshold
 		g.change(courier.BreakerClosed, courier.BreakerOpen, func(c *courier.BreakerChange) { c.Until = c.At.Add(2 * g.MaxOpenFor) })
 	}},
 	{breaks: "B-1: a breaker is half-open 1s before", act: func(g *gear) { g.trip(); g.change(courier.BreakerOpen, courier.BreakerHalfOpen) }},

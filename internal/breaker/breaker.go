@@ -2,10 +2,18 @@
 // a lock or a goroutine: time and random values are arguments, and the caller
 // serialises the calls.
 //
-// Every phase is a generation. A permit carries the generation it was given
-// in, and a result from an older one changes nothing: a call that was slow to
-// fail must not reopen a breaker that has recovered since, nor may one that
-// was slow to succeed close it.
+// Every phase is a generation, and a result from an older one changes nothing: a
+// call that was slow to fail must not reopen a breaker that has recovered since,
+// nor may one that was slow to succeed close it.
+//
+// Within a closed phase failures are counted twice. A row of failures is broken by
+// any success. A chain is of failures of which each began after the one before was
+// counted, as the attempts on one record do, and only a success that began later
+// breaks it: one that was in flight when an outage began says nothing of the time
+// since. Either opens at the threshold. The chain alone would miss an outage in
+// which all calls fail at once; the row alone would be broken while a record uses up
+// its attempts; and if a late success broke no row at all, a few failures among many
+// slow calls would open the breaker.
 package breaker
 
 import (
@@ -71,7 +79,8 @@ func (p *Policy) Windowed() bool { return p.FailureRate > 0 || p.SlowCallRate > 
 
 // Permit is the right to make one call, to be reported once.
 type Permit struct {
-	Gen uint64
+	// Seq tells what had been counted when it was given, and so its generation too.
+	Seq uint64
 	// Probe tells that the call was admitted while the breaker was not closed,
 	// so that a failure says nothing of the record it carries.
 	Probe bool
@@ -80,9 +89,12 @@ type Permit struct {
 // State is a breaker. The zero value is closed.
 type State struct {
 	Phase    Phase
-	Gen      uint64
+	Gen      uint64    // counts the phases
+	Seq      uint64    // goes up with each phase, and each link of a chain
 	Until    time.Time // when Open: the earliest probe
-	failures int       // consecutive, when Closed
+	since    uint64    // Seq when the phase began
+	vouched  uint64    // Seq up to which successes tell that the destination was well since
+	failures int       // in a row, when Closed
 	inflight int       // probes, when HalfOpen
 	good     int       // successful probes, when HalfOpen
 	opens    int       // consecutive open periods
@@ -95,7 +107,7 @@ type State struct {
 func (s *State) Acquire(p *Policy, now time.Time, random float64) (permit Permit, ok, timedOut bool) {
 	switch s.Phase {
 	case Closed, ForcedClosed:
-		return Permit{Gen: s.Gen}, true, false
+		return Permit{Seq: s.Seq}, true, false
 	case ForcedOpen:
 		return Permit{}, false, false
 	case Open:
@@ -114,7 +126,7 @@ func (s *State) Acquire(p *Policy, now time.Time, random float64) (permit Permit
 	}
 	s.inflight++
 	s.progress = now
-	return Permit{Gen: s.Gen, Probe: true}, true, false
+	return Permit{Seq: s.Seq, Probe: true}, true, false
 }
 
 // Ready reports whether it is worth asking Acquire, without taking a permit: it
@@ -135,7 +147,7 @@ func (s *State) Ready(p *Policy, now time.Time) bool {
 // then it has changed nothing. after is how long the destination asked to be left
 // alone.
 func (s *State) Report(p *Policy, permit Permit, outcome Outcome, slow bool, after time.Duration, now time.Time, random float64) (stale bool) {
-	if permit.Gen != s.Gen {
+	if permit.Seq < s.since {
 		return true
 	}
 	switch s.Phase {
@@ -144,7 +156,7 @@ func (s *State) Report(p *Policy, permit Permit, outcome Outcome, slow bool, aft
 		s.progress = now
 		s.probed(p, outcome, slow, after, now, random)
 	case Closed:
-		s.counted(p, outcome, slow, after, now, random)
+		s.counted(p, permit, outcome, slow, after, now, random)
 	}
 	return false
 }
@@ -164,18 +176,17 @@ func (s *State) probed(p *Policy, outcome Outcome, slow bool, after time.Duratio
 	}
 }
 
-func (s *State) counted(p *Policy, outcome Outcome, slow bool, after time.Duration, now time.Time, random float64) {
+func (s *State) counted(p *Policy, permit Permit, outcome Outcome, slow bool, after time.Duration, now time.Time, random float64) {
 	if outcome == Ignored {
 		return
 	}
 	failed := outcome == Failure
-	switch outcome {
-	case Failure:
+	if !failed { // a mixed call is a success followed by a failure
+		s.failures, s.vouched = 0, max(s.vouched, permit.Seq)
+	}
+	if outcome != Success {
 		s.failures++
-	case Mixed: // a success, which ends the streak, followed by a failure
-		s.failures = 1
-	default:
-		s.failures = 0
+		s.Seq = max(s.Seq, permit.Seq+1)
 	}
 	if p.Windowed() {
 		s.window.add(p, failed, slow, now)
@@ -183,7 +194,7 @@ func (s *State) counted(p *Policy, outcome Outcome, slow bool, after time.Durati
 	w := &s.window.total
 	enough := w.calls >= p.MinCalls
 	switch {
-	case outcome != Success && p.FailureThreshold > 0 && s.failures >= p.FailureThreshold,
+	case outcome != Success && p.FailureThreshold > 0 && s.Streak() >= p.FailureThreshold,
 		failed && enough && reaches(w.failures, w.calls, p.FailureRate),
 		slow && enough && reaches(w.slow, w.calls, p.SlowCallRate):
 		s.open(p, after, now, random)
@@ -196,8 +207,9 @@ func (s *State) Force(phase Phase) {
 	s.opens = 0
 }
 
-// Streak is the number of consecutive failures while closed.
-func (s *State) Streak() int { return s.failures }
+// Streak is the number of consecutive failures while closed: those of the row or of
+// the chain, whichever is longer.
+func (s *State) Streak() int { return max(s.failures, int(s.Seq-s.vouched)) }
 
 // Counts returns what the window holds now.
 func (s *State) Counts(p *Policy, now time.Time) (calls, failures, slow int) {
@@ -209,6 +221,8 @@ func (s *State) Counts(p *Policy, now time.Time) (calls, failures, slow int) {
 func (s *State) enter(phase Phase) {
 	s.Phase = phase
 	s.Gen++
+	s.Seq++
+	s.since, s.vouched = s.Seq, s.Seq
 	s.failures, s.inflight, s.good = 0, 0, 0
 	s.window.clear()
 }

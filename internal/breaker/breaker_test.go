@@ -420,8 +420,18 @@ func TestModel(t *testing.T) {
 		p.Successes = rapid.IntRange(1, 3).Draw(t, "successes")
 		var s breaker.State
 		now := epoch
-		var flight []breaker.Permit
-		streak := 0
+		type call struct {
+			breaker.Permit
+			gen, links int // links is how long the chain was when it began
+		}
+		var flight []call
+		inHalfOpen := func() (n int) {
+			for _, c := range flight {
+				n += toInt(uint64(c.gen) == s.Gen)
+			}
+			return n
+		}
+		row, links, vouched := 0, 0, 0
 		t.Repeat(map[string]func(*rapid.T){
 			"acquire": func(t *rapid.T) {
 				before := s
@@ -438,11 +448,11 @@ func TestModel(t *testing.T) {
 				if !ok {
 					return
 				}
-				flight = append(flight, permit)
+				flight = append(flight, call{permit, int(s.Gen), links})
 				if permit.Probe != (s.Phase == breaker.HalfOpen) {
 					t.Fatal("the permit lies about being a probe")
 				}
-				if s.Phase == breaker.HalfOpen && count(flight, s.Gen) > p.Probes {
+				if s.Phase == breaker.HalfOpen && inHalfOpen() > p.Probes {
 					t.Fatal("more probes in flight than allowed")
 				}
 			},
@@ -451,32 +461,38 @@ func TestModel(t *testing.T) {
 					t.Skip("nothing in flight")
 				}
 				i := rapid.IntRange(0, len(flight)-1).Draw(t, "call")
-				permit := flight[i]
+				c := flight[i]
 				flight = append(flight[:i], flight[i+1:]...)
-				outcome := breaker.Outcome(rapid.IntRange(0, 2).Draw(t, "outcome"))
+				outcome := breaker.Outcome(rapid.IntRange(0, 3).Draw(t, "outcome"))
 				before := s
-				s.Report(p, permit, outcome, false, 0, now, 0.5)
+				s.Report(p, c.Permit, outcome, false, 0, now, 0.5)
+				failed := outcome == breaker.Failure || outcome == breaker.Mixed
 				switch {
-				case permit.Gen != before.Gen:
+				case uint64(c.gen) != before.Gen:
 					if s.Phase != before.Phase || s.Gen != before.Gen || s.Streak() != before.Streak() {
 						t.Fatal("a stale result changed the state")
 					}
 					return
-				case before.Phase == breaker.Closed && outcome == breaker.Failure:
-					streak++
-				case outcome != breaker.Ignored:
-					streak = 0
+				case before.Phase == breaker.Closed && outcome != breaker.Ignored:
+					if outcome != breaker.Failure {
+						row, vouched = 0, max(vouched, c.links)
+					}
+					if failed {
+						row, links = row+1, max(links, c.links+1)
+					}
 				}
-				switch {
-				case before.Phase == breaker.Closed && (s.Phase == breaker.Open) != (outcome == breaker.Failure && streak >= p.FailureThreshold):
-					t.Fatalf("after %d failures in a row the breaker is %v", streak, s.Phase)
+				switch streak := max(row, links-vouched); {
+				case before.Phase == breaker.Closed && (s.Phase == breaker.Open) != (failed && streak >= p.FailureThreshold):
+					t.Fatalf("after %d failures in a row and %d in a chain the breaker is %v", row, links-vouched, s.Phase)
+				case s.Phase == breaker.Closed && before.Phase == breaker.Closed && s.Streak() != streak:
+					t.Fatalf("a streak of %d, want %d", s.Streak(), streak)
 				case before.Phase == breaker.HalfOpen && outcome == breaker.Failure && s.Phase != breaker.Open:
 					t.Fatal("a failed probe did not reopen")
 				case outcome == breaker.Ignored && s.Phase != before.Phase:
 					t.Fatal("an ignored result changed the phase")
 				}
 				if s.Phase != before.Phase {
-					streak = 0
+					row, links, vouched = 0, 0, 0
 					if s.Gen == before.Gen {
 						t.Fatal("a transition without a new generation")
 					}
@@ -489,11 +505,81 @@ func TestModel(t *testing.T) {
 	})
 }
 
-func count(flight []breaker.Permit, gen uint64) (n int) {
-	for _, permit := range flight {
-		if permit.Gen == gen {
-			n++
+// P-1, C-6: a record whose every call fails from some time on fails no more often than
+// the threshold before the breaker opens, whatever the calls before that time did, and
+// however late those that were in flight then succeed.
+func TestP1_LateSuccessesDoNotHideAnOutage(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := policy()
+		p.FailureThreshold = rapid.IntRange(1, 6).Draw(t, "threshold")
+		var s breaker.State
+		var before, during []breaker.Permit
+		acquire := func() breaker.Permit {
+			permit, ok, _ := s.Acquire(p, epoch, 0.5)
+			if !ok {
+				t.Fatal("a closed breaker refused")
+			}
+			return permit
 		}
+		// end reports a call; a batch of before the outage may fail in it in part.
+		end := func(calls []breaker.Permit, outcomes ...breaker.Outcome) []breaker.Permit {
+			if len(calls) == 0 || s.Phase != breaker.Closed {
+				return calls
+			}
+			i := rapid.IntRange(0, len(calls)-1).Draw(t, "call")
+			s.Report(p, calls[i], rapid.SampledFrom(outcomes).Draw(t, "outcome"), false, 0, epoch, 0.5)
+			return append(calls[:i:i], calls[i+1:]...)
+		}
+		for range rapid.IntRange(0, 30).Draw(t, "calls before") {
+			if before = append(before, acquire()); rapid.Bool().Draw(t, "ends") {
+				before = end(before, breaker.Success, breaker.Failure, breaker.Mixed, breaker.Ignored)
+			}
+			if s.Phase != breaker.Closed {
+				return
+			}
+		}
+		for n := 1; s.Phase == breaker.Closed; n++ {
+			if n > p.FailureThreshold {
+				t.Fatalf("the breaker is closed after %d failures of one record, with a threshold of %d", n-1, p.FailureThreshold)
+			}
+			own := acquire()
+			for range rapid.IntRange(0, 5).Draw(t, "others") {
+				switch rapid.IntRange(0, 2).Draw(t, "other") {
+				case 0:
+					before = end(before, breaker.Success, breaker.Failure, breaker.Mixed, breaker.Ignored)
+				case 1:
+					during = end(during, breaker.Failure, breaker.Ignored)
+				default:
+					if s.Phase == breaker.Closed {
+						during = append(during, acquire())
+					}
+				}
+			}
+			s.Report(p, own, breaker.Failure, false, 0, epoch, 0.5)
+		}
+	})
+}
+
+// Failures that were under way at once, and those before a success began, are in a row
+// only while no call succeeds.
+func TestAStreakIsBrokenByASuccess(t *testing.T) {
+	p := policy()
+	var s breaker.State
+	acquire := func() breaker.Permit {
+		permit, ok, _ := s.Acquire(p, epoch, 0.5)
+		require.True(t, ok)
+		return permit
 	}
-	return n
+	report := func(permit breaker.Permit, o breaker.Outcome) { s.Report(p, permit, o, false, 0, epoch, 0.5) }
+	for range 100 {
+		slow, one, other := acquire(), acquire(), acquire()
+		report(one, breaker.Failure)
+		report(other, breaker.Failure)
+		require.Equal(t, 2, s.Streak())
+		report(slow, breaker.Success)
+		require.Equal(t, 1, s.Streak(), "the longest chain: they began together")
+		report(acquire(), breaker.Success)
+		require.Zero(t, s.Streak())
+	}
+	require.Equal(t, breaker.Closed, s.Phase)
 }
