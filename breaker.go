@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -77,8 +76,8 @@ type BreakerPolicy struct {
 	// may call any method of the breaker; a panic in it does no harm.
 	OnStateChange func(ctx context.Context, change BreakerChange)
 
-	// Clock is nil for the system's clock, Random for math/rand/v2's Float64.
-	// Both must be safe for concurrent use.
+	// Clock is nil for the system's clock, Random for math/rand/v2's Float64, see
+	// [WithRandom]. Both must be safe for concurrent use.
 	Clock  Clock
 	Random func() float64
 }
@@ -104,9 +103,6 @@ func (p BreakerPolicy) withDefaults() BreakerPolicy {
 	p.Successes = or(p.Successes, 1)
 	p.ProbeTimeout = or(p.ProbeTimeout, max(time.Minute, p.OpenFor))
 	p.Clock = clockOr(p.Clock)
-	if p.Random == nil {
-		p.Random = rand.Float64
-	}
 	return p
 }
 
@@ -439,7 +435,7 @@ func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
 	if seq := b.calm.Load(); seq != 0 {
 		return calmPermit(seq), nil
 	}
-	now, random := b.clock.Now(), b.policy.Random()
+	now, random := b.clock.Now(), uniform(b.policy.Random)
 	b.mu.Lock()
 	from, gen := b.state.Phase, b.state.Gen
 	permit, ok, timedOut := b.state.Acquire(&b.kernel, now, random)
@@ -498,7 +494,7 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	slow := b.policy.SlowCall > 0 && now.Sub(permit.start) >= b.policy.SlowCall
 	failed := outcome == breaker.Failure || outcome == breaker.Mixed
 	if failed || slow { // what may open it
-		random, after = b.policy.Random(), afterOf(err, b.policy.MaxOpenFor)
+		random, after = uniform(b.policy.Random), afterOf(err, b.policy.MaxOpenFor)
 	}
 	b.mu.Lock()
 	from, gen := b.state.Phase, b.state.Gen

@@ -59,6 +59,8 @@ package courier
 
 import (
 	"context"
+	"math"
+	"math/rand/v2"
 	"time"
 )
 
@@ -113,7 +115,8 @@ type BatchApplier[T any] interface {
 //
 // Now need not have a monotonic reading. A clock that is set back makes no wait
 // longer than was asked, as After is not expected to notice. A clock that is set
-// forward may end waits early: nothing tells that from time that has passed.
+// forward may end waits early: nothing tells that from time that has passed. For a
+// call that panics the system's clock answers. A call must not end its goroutine.
 type Clock interface {
 	Now() time.Time
 	After(d time.Duration) <-chan time.Time
@@ -125,6 +128,44 @@ type systemClock struct{}
 
 func (systemClock) Now() time.Time                         { return time.Now() }
 func (systemClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
+
+// soundClock is a Clock of the user's, which may panic.
+type soundClock struct{ clock Clock }
+
+func (s soundClock) Now() (t time.Time) {
+	defer func() {
+		if recover() != nil {
+			t = systemClock{}.Now()
+		}
+	}()
+	return s.clock.Now()
+}
+
+func (s soundClock) After(d time.Duration) (c <-chan time.Time) {
+	defer func() {
+		if recover() != nil {
+			c = systemClock{}.After(d)
+		}
+	}()
+	return s.clock.After(d)
+}
+
+// uniform draws a number from [0, 1), by a function of the user's where there is one.
+func uniform(random func() float64) float64 {
+	if random == nil {
+		return rand.Float64()
+	}
+	n := math.NaN()
+	var ignored error
+	isolate(&ignored, func() error {
+		n = random()
+		return nil
+	})
+	if n >= 0 && n < 1 {
+		return n
+	}
+	return 0.5
+}
 
 // ProcessFunc makes an [Applier] of a function. A nil function is reported as
 // a [*ConfigError] by Apply and by the coordinator that was given it.

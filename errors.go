@@ -277,7 +277,11 @@ func clockOr(clock Clock) Clock {
 	if clock == nil || isNil(clock) {
 		return systemClock{}
 	}
-	return clock
+	switch clock.(type) {
+	case systemClock, soundClock, *steady:
+		return clock
+	}
+	return soundClock{clock}
 }
 
 var errNoContext = &ConfigError{"ctx", "is nil: pass context.Background() where there is no other"}

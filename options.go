@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"math/rand/v2"
 	"time"
 
 	"github.com/erfanmomeniii/courier/internal/backoff"
@@ -29,7 +28,7 @@ type config struct {
 	flushInterval time.Duration
 	drainTimeout  time.Duration
 	clock         *steady
-	random        func() float64
+	random        func() float64 // nil is the default
 	logger        *slog.Logger
 	observers     []Observer
 
@@ -45,7 +44,6 @@ func newConfig(opts []Option) config {
 		flushInterval: 100 * time.Millisecond,
 		drainTimeout:  10 * time.Second,
 		clock:         newSteady(systemClock{}),
-		random:        rand.Float64,
 	}
 	for _, opt := range opts {
 		if opt == nil {
@@ -261,7 +259,8 @@ func WithClock(clock Clock) Option {
 }
 
 // WithRandom sets the source of uniform values in [0, 1) that spread delays.
-// The default is math/rand/v2's Float64. It must be safe for concurrent use.
+// The default is math/rand/v2's Float64. It must be safe for concurrent use. Where it
+// panics, or returns another value, 0.5 is taken instead.
 func WithRandom(random func() float64) Option {
 	return func(c *config) {
 		if random == nil {
@@ -295,7 +294,7 @@ func (c *config) pace() time.Duration {
 	if c.fixed {
 		return c.interval
 	}
-	return max(1, backoff.Within(float64(c.interval)*(0.9+0.2*c.random()), math.MaxInt64))
+	return max(1, backoff.Within(float64(c.interval)*(0.9+0.2*uniform(c.random)), math.MaxInt64))
 }
 
 // trouble is the pace of everything that is tried again after an error of the
@@ -307,7 +306,7 @@ type trouble struct {
 func (t *trouble) delay(c *config) time.Duration {
 	t.tries++
 	p := backoff.Policy{Base: 100 * time.Millisecond, Max: 30 * time.Second, Multiplier: 2, Jitter: backoff.Equal}
-	return p.Delay(t.tries, 0, c.random())
+	return p.Delay(t.tries, 0, uniform(c.random))
 }
 
 // maxCallAfter is the longest delay that a coordinator obeys of those that the

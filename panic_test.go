@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"math"
 	"runtime"
 	"slices"
 	"sync"
@@ -221,4 +223,146 @@ func TestB5_APanicIsAFailureWithItsValueAndStack(t *testing.T) {
 	require.Equal(t, value, p.Value)
 	require.ErrorIs(t, err, courier.ErrOpen)
 	require.EqualValues(t, "open", b.State())
+}
+
+// badClock is a clock of which one method panics.
+type badClock struct{ now, after bool }
+
+func (c badClock) Now() time.Time {
+	if c.now {
+		panic(errTest)
+	}
+	return time.Now().Round(0)
+}
+
+func (c badClock) After(d time.Duration) <-chan time.Time {
+	if c.after {
+		panic(errTest)
+	}
+	return time.After(d)
+}
+
+// renewing is a source whose RenewEvery does not return.
+type renewing struct {
+	*leasing[int]
+	end func() time.Duration
+}
+
+func (r renewing) RenewEvery() time.Duration          { return r.end() }
+func (r renewing) Renew(context.Context, []int) error { return nil }
+
+// handler is a log that does not return.
+type handler struct {
+	slog.Handler
+	end func()
+}
+
+func (h handler) Handle(context.Context, slog.Record) error { h.end(); return nil }
+
+// D9: no function of the user's that is asked or told something on the way ends the
+// process, or keeps a record from its end: each of them panics or ends its goroutine,
+// and one that is to return a number returns any.
+func TestD9_AFunctionOnTheWayDoesNoHarm(t *testing.T) {
+	type setup struct {
+		config  courier.ResilientConfig[int]
+		options []courier.Option
+		every   func() time.Duration
+	}
+	anyChange := func(f func()) func(context.Context, courier.BreakerChange) {
+		return func(context.Context, courier.BreakerChange) { f() }
+	}
+	functions := map[string]func(s *setup, end func()){
+		"OnStateChange": func(s *setup, end func()) { s.config.Breaker.OnStateChange = anyChange(end) },
+		"OnRetry": func(s *setup, end func()) {
+			s.config.Retry.OnRetry = func(context.Context, courier.RetryEvent) { end() }
+		},
+		"OnGiveUp": func(s *setup, end func()) {
+			s.config.Retry.OnGiveUp = func(context.Context, *courier.RetryError) { end() }
+		},
+		"OnPark": func(s *setup, end func()) {
+			s.config.Parking.OnPark = func(context.Context, courier.DeadLetter[int]) { end() }
+		},
+		"RenewEvery": func(s *setup, end func()) { s.every = func() time.Duration { end(); return 0 } },
+		"WithIdentity": func(s *setup, end func()) {
+			s.options = append(s.options, courier.WithIdentity(func(int) string { end(); return "" }))
+		},
+		"WithLogger": func(s *setup, end func()) {
+			s.options = append(s.options, courier.WithLogger(slog.New(handler{slog.DiscardHandler, end})))
+		},
+		"WithObserver": func(s *setup, end func()) {
+			s.options = append(s.options, courier.WithObserver(courier.Observer{
+				Fetched:       func(context.Context, courier.FetchEvent) { end() },
+				Applied:       func(context.Context, courier.ApplyEvent) { end() },
+				Failed:        func(context.Context, courier.FailEvent) { end() },
+				Retried:       func(context.Context, courier.RetryEvent) { end() },
+				Parked:        func(context.Context, courier.ParkEvent) { end() },
+				Marked:        func(context.Context, courier.MarkEvent) { end() },
+				Paused:        func(context.Context, courier.PauseEvent) { end() },
+				Resumed:       func(context.Context, courier.ResumeEvent) { end() },
+				Released:      func(context.Context, courier.ReleaseEvent) { end() },
+				RecordStarted: func(context.Context, courier.RecordEvent) { end() },
+				RecordEnded:   func(context.Context, courier.RecordEvent) { end() },
+				Stopped:       func(context.Context, courier.StopEvent) { end() },
+			}))
+		},
+	}
+	cases := map[string]func(s *setup){}
+	for name, with := range functions {
+		for how, end := range abruptEnds {
+			cases[name+", "+how] = func(s *setup) { with(s, end) }
+		}
+	}
+	random := func(name string, f func() float64) {
+		cases[name] = func(s *setup) {
+			s.config.Retry.Random, s.config.Breaker.Random = f, f
+			s.options = append(s.options, courier.WithRandom(f))
+		}
+	}
+	for _, n := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), -1, 1, 1e300} {
+		random(fmt.Sprint("Random, ", n), func() float64 { return n })
+	}
+	for how, end := range abruptEnds {
+		random("Random, "+how, func() float64 { end(); return 0 })
+	}
+	for _, clock := range []badClock{{now: true}, {after: true}, {true, true}} {
+		cases[fmt.Sprintf("Clock, %+v", clock)] = func(s *setup) {
+			s.config.Clock = clock
+			s.config.Retry.AttemptTimeout = time.Minute
+			s.config.Retry.MaxElapsed = time.Hour
+			s.options = append(s.options, courier.WithClock(clock))
+		}
+	}
+	for name, with := range cases {
+		for _, stream := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s, stream %v", name, stream), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					began := time.Now()
+					s := setup{options: []courier.Option{quiet}, every: func() time.Duration { return 0 }}
+					s.config.Parking.MaxParkRate = courier.AnyParkRate
+					with(&s)
+					stack, dlq := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, n int) error {
+						switch {
+						case n == 7:
+							return courier.Permanent(errTest)
+						case time.Since(began) < 10*time.Second:
+							return errTest
+						}
+						return nil
+					}), &s.config)
+					source := renewing{newLeasing(numbers(20)...), func() time.Duration { return s.every() }}
+					source.wait = stream
+					var c running = courier.NewPollingCoordinator[int](source, stack, s.options...)
+					if stream {
+						c = courier.NewStreamingCoordinator[int](source, stack, s.options...)
+					}
+					stop := start(t, c)
+					time.Sleep(5 * time.Minute)
+					require.NoError(t, stop())
+					require.Empty(t, source.left())
+					require.Equal(t, []int{7}, recordsIn(t, dlq))
+					require.Less(t, source.fetches, 200, "no busy loop")
+				})
+			})
+		}
+	}
 }

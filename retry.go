@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"time"
 
 	"github.com/erfanmomeniii/courier/internal/backoff"
@@ -77,8 +76,8 @@ type RetryPolicy struct {
 	OnRetry  func(ctx context.Context, event RetryEvent)
 	OnGiveUp func(ctx context.Context, err *RetryError)
 
-	// Clock is nil for the system's clock, Random for math/rand/v2's Float64.
-	// Both must be safe for concurrent use.
+	// Clock is nil for the system's clock, Random for math/rand/v2's Float64, see
+	// [WithRandom]. Both must be safe for concurrent use.
 	Clock  Clock
 	Random func() float64
 }
@@ -97,9 +96,6 @@ func (p RetryPolicy) withDefaults() RetryPolicy {
 	p.Multiplier = or(p.Multiplier, 2)
 	p.MaxRetryAfter = or(p.MaxRetryAfter, p.MaxDelay)
 	p.Clock = clockOr(p.Clock)
-	if p.Random == nil {
-		p.Random = rand.Float64
-	}
 	return p
 }
 
@@ -510,7 +506,7 @@ type cut struct {
 // pass, or when the coordinator stops.
 func (r *retryRun) wait(last error, n int) *cut {
 	r.waits++
-	r.delay = r.backoff.Delay(r.waits, r.delay, r.policy.Random())
+	r.delay = r.backoff.Delay(r.waits, r.delay, uniform(r.policy.Random))
 	most := r.policy.MaxRetryAfter
 	delay := max(r.delay, min(afterOf(last, most), most))
 	stop := r.passage.stop

@@ -34,7 +34,7 @@ func newSteady(clock Clock) *steady {
 	if s, ok := clock.(*steady); ok {
 		return s
 	}
-	return &steady{Clock: clock}
+	return &steady{Clock: clockOr(clock)}
 }
 
 func (s *steady) system() bool {
