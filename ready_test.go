@@ -199,6 +199,72 @@ type releasing struct {
 	courier.Releaser[int]
 }
 
+// However often the clock is set back, Ready tells of a standstill and of a call that
+// hangs while they last, and no longer.
+func TestReady_WhenTheClockIsSetBack(t *testing.T) {
+	for _, shape := range []string{"polling", "streaming"} {
+		for _, cause := range []string{"queue", "breaker outside", "call"} {
+			for _, step := range []time.Duration{0, -time.Minute, -time.Hour, -24 * time.Hour} {
+				t.Run(fmt.Sprintf("%s, %s, %v", shape, cause, step), func(t *testing.T) {
+					courierttest.Bubble(t, func(t *testing.T) {
+						clock := new(wallClock)
+						s := &hangingSource{newLeasing(numbers(4)...), "none", make(chan struct{})}
+						s.leasing.wait = shape == "streaming"
+						var down atomic.Bool
+						down.Store(true)
+						queue := courier.NewMemoryDLQ[int](1)
+						require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: 100, Error: errTest}))
+						outside := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+							if down.Load() {
+								return errTest
+							}
+							return nil
+						}), courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Minute, Clock: clock}))
+						a := courier.ProcessFunc(outside.Apply)
+						want := courier.ErrOpen
+						if cause != "breaker outside" {
+							want = courier.ErrDLQFull
+							a = courier.NewDLQApplierWith(courier.ProcessFunc(func(context.Context, int) error {
+								if down.Load() && cause == "queue" {
+									return courier.Permanent(errTest)
+								}
+								return nil
+							}), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate, Clock: clock})
+						}
+						if cause == "call" {
+							s.kind, want = "mark", nil
+						}
+						answer := sync.OnceFunc(func() { close(s.open) })
+						defer answer()
+						var c pausable = courier.NewPollingCoordinator[int](s, a, quiet, courier.WithClock(clock))
+						if shape == "streaming" {
+							c = courier.NewStreamingCoordinator[int](s, a, quiet, courier.WithClock(clock))
+						}
+						run := courierttest.Start(t, c)
+						time.Sleep(9 * time.Second)
+						clock.step(step)
+						for range 15 { // the first one sees the step
+							time.Sleep(5 * time.Second)
+							_ = c.Ready()
+						}
+						if want == nil {
+							require.ErrorContains(t, c.Ready(), "the source has not answered a mark")
+						} else {
+							require.ErrorIs(t, c.Ready(), want)
+						}
+						down.Store(false)
+						answer()
+						time.Sleep(5 * time.Minute)
+						require.Empty(t, s.left())
+						require.NoError(t, c.Ready(), "all was applied minutes ago")
+						require.NoError(t, run.Stop())
+					})
+				})
+			}
+		}
+	}
+}
+
 // A call of the source that does not return shows within a minute or so, and is
 // forgotten once it does.
 func TestReady_OfACallThatHangs(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 type watch struct {
 	log      *slogObserver
 	observer Observer // of the user's
-	clock    Clock
+	clock    *steady
 	name     func(record any) string // for people; empty where it has none
 	count    counters
 	// Of the coordinator's own goroutine.
@@ -76,7 +76,7 @@ type counters struct {
 }
 
 func newWatch(c *config, name func(any) string) *watch {
-	return &watch{name: name, clock: c.clock.Clock, log: newSlogObserver(c.logger), observer: TeeObservers(c.observers...)}
+	return &watch{name: name, clock: c.clock, log: newSlogObserver(c.logger), observer: TeeObservers(c.observers...)}
 }
 
 // perRecord reports whether somebody wants to know of every record.
@@ -89,7 +89,7 @@ func (w *watch) since(asked bool, began time.Time) time.Duration {
 	if !asked {
 		return 0
 	}
-	return max(0, w.clock.Now().Sub(began)) // it may have been set back
+	return w.clock.Now().Sub(began)
 }
 
 func (w *watch) now(asked bool) (t time.Time) {
@@ -100,7 +100,7 @@ func (w *watch) now(asked bool) (t time.Time) {
 }
 
 func (w *watch) trouble(slot *error, err error) {
-	now := w.clock.Now()
+	now := w.clock.Clock.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if slot != nil {
@@ -115,7 +115,7 @@ func (w *watch) well(slot *error) {
 	w.mu.Unlock()
 }
 
-// stands notes why the coordinator stands still, and until when; moves, that it does
+// stands notes why the coordinator stands still, and until when of the steady time; moves, that it does
 // not any more.
 func (w *watch) stands(err error, until time.Time) {
 	w.mu.Lock()
@@ -213,7 +213,7 @@ func (w *watch) paused(ctx context.Context, event PauseEvent, breaker bool) {
 	} else {
 		w.shut = true
 		if !breaker {
-			w.stands(event.Err, event.Until)
+			w.stands(event.Err, w.clock.of(event.Until))
 		}
 	}
 	w.log.paused(ctx, event)
