@@ -218,7 +218,7 @@ func (p *poller[T]) fetch() {
 	if resumed := p.control.paused(); resumed != nil && !p.once {
 		if !p.paused {
 			p.paused = true
-			p.watch.paused(p.life.settle, PauseEvent{}, false)
+			p.watch.paused(p.life.settle, byPause, PauseEvent{}, true)
 			if kept, ahead := p.letGo(), p.dropAhead(); kept || ahead {
 				p.phase = releasing
 				return
@@ -232,13 +232,13 @@ func (p *poller[T]) fetch() {
 	}
 	if p.paused {
 		p.paused = false
-		p.watch.resumed(p.life.settle, true)
+		p.watch.resumed(p.life.settle, byPause)
 	}
 	g := gateOf(p.control.breakers)
 	if g.closed && !p.once {
 		p.spareUntil = time.Time{}
 		p.halted = halt{err: g.cause, until: p.config.clock.of(g.until)}
-		p.watch.paused(p.life.settle, PauseEvent{Until: g.until, Err: g.cause}, true)
+		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: g.until, Err: g.cause}, true)
 		if p.phase = resting; p.dropAhead() {
 			p.phase = releasing
 		}

@@ -172,7 +172,7 @@ func (p *poller[T]) report() {
 	}
 	p.watch.applied(p.life.work, event)
 	if p.halted.err != nil {
-		p.watch.paused(p.life.settle, PauseEvent{Until: p.config.clock.told(p.halted.until), Err: p.halted.err, Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
+		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: p.config.clock.told(p.halted.until), Err: p.halted.err, Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
 	}
 }
 
@@ -334,7 +334,8 @@ func (p *poller[T]) rest() {
 		return
 	}
 	if p.halted.err == nil && (p.probing || p.fetchErr == nil) && !p.spared {
-		p.watch.resumed(p.life.settle, false)
+		p.watch.resumed(p.life.settle, byBreaker)
+		p.watch.moves(byRefusal)
 	}
 	passed := p.noteProbe()
 	p.memory.forgetUnseen()
@@ -357,7 +358,7 @@ func (p *poller[T]) rest() {
 		delay = p.retryIn
 	case p.refused != nil && !p.progress:
 		delay = p.restPace.delay(p.config)
-		p.watch.stands(p.refused, p.config.clock.Now().Add(delay))
+		p.watch.stands(byRefusal, p.refused, p.config.clock.Now().Add(delay))
 	default:
 		p.restPace = trouble{}
 		more := passed || p.full && p.progress

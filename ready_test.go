@@ -199,6 +199,57 @@ type releasing struct {
 	courier.Releaser[int]
 }
 
+// A hand that is full stays so, and Ready and the events say so, when something else
+// stops the stream for a while: a breaker, a queue that refuses a record, or Pause.
+func TestReady_OfAFullHandAfterAnotherStop(t *testing.T) {
+	for _, stop := range []string{"breaker", "queue", "pause"} {
+		t.Run(stop, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				var r courierttest.Recorder[int]
+				var told courierttest.ObserverRecorder
+				source := r.StreamSource(numbers(50)...)
+				queue := courier.NewMemoryDLQ[int](1)
+				require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: 100, Error: errTest}))
+				dlq := courier.NewDLQApplierWith(always(courier.Permanent(errTest)), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+				var mode atomic.Value
+				mode.Store("")
+				a := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(ctx context.Context, n int) error {
+					switch mode := mode.Load(); {
+					case mode == "over", n == 0 && mode == "probe":
+						return nil
+					case n == 0 && mode == "breaker":
+						return errTest
+					case n == 0 && mode == "queue":
+						return dlq.Apply(ctx, n)
+					}
+					return courier.Permanent(errTest)
+				}), courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1}))
+				// The first one is applied in the end, and that is too few.
+				c := courier.NewStreamingCoordinator[int](source, a, quiet, courier.WithOrderedMarks(), courier.WithBatchSize(5), courier.WithObserver(told.Observer()))
+				run := courierttest.Start(t, c)
+				time.Sleep(time.Minute)
+				require.ErrorIs(t, c.Ready(), courier.ErrFullHand)
+				mode.Store(stop)
+				if stop == "pause" {
+					c.Pause()
+				}
+				time.Sleep(2 * time.Minute)
+				mode.Store("probe")
+				c.Resume()
+				time.Sleep(5 * time.Minute)
+				require.ErrorIs(t, c.Ready(), courier.ErrFullHand, "nothing is fetched or settled")
+				require.Empty(t, courierttest.EventsOf[courier.ResumeEvent](&told), "it has not gone on")
+				mode.Store("over")
+				time.Sleep(5 * time.Minute)
+				require.NoError(t, c.Ready())
+				require.Empty(t, source.Pending())
+				require.NotEmpty(t, courierttest.EventsOf[courier.ResumeEvent](&told))
+				require.NoError(t, run.Stop())
+			})
+		})
+	}
+}
+
 // However often the clock is set back, Ready tells of a standstill and of a call that
 // hangs while they last, and no longer.
 func TestReady_WhenTheClockIsSetBack(t *testing.T) {

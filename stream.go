@@ -323,7 +323,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	s.renew()
 	if s.full && s.inHand <= s.limit/2 {
 		s.full = false
-		s.watch.resumed(s.life.settle, false)
+		s.watch.resumed(s.life.settle, byFullHand)
 	}
 	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
 		s.ask()
@@ -340,10 +340,10 @@ func (s *stream[T]) heed() {
 	paused := s.control.paused() != nil && !s.stopping
 	switch {
 	case paused && !s.paused:
-		s.watch.paused(s.life.settle, PauseEvent{}, false)
+		s.watch.paused(s.life.settle, byPause, PauseEvent{}, true)
 		s.close(ErrPaused)
 	case !paused && s.paused && !s.stopping:
-		s.watch.resumed(s.life.settle, true)
+		s.watch.resumed(s.life.settle, byPause)
 		s.fetchAt = time.Time{}
 	}
 	s.paused = paused
@@ -369,7 +369,7 @@ func (s *stream[T]) ask() {
 	} else if !s.probing && s.idle() && s.line.ready() == 0 && s.job == nil && len(s.back.groups)+len(s.faulty) == 0 {
 		if !s.full { // until half of them are settled: not to tell of every single one
 			s.full = true
-			s.watch.paused(s.life.settle, PauseEvent{Err: ErrFullHand}, false)
+			s.watch.paused(s.life.settle, byFullHand, PauseEvent{Err: ErrFullHand}, false)
 		}
 	}
 }

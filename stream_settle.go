@@ -488,7 +488,7 @@ func (s *stream[T]) refuse(err error, now time.Time) {
 	if s.fetchAt.After(until) {
 		until = s.fetchAt
 	}
-	s.watch.stands(err, until)
+	s.watch.stands(byRefusal, err, until)
 }
 
 // closeIntake stops intake while the destination takes nothing (D6), and lets it
@@ -505,11 +505,11 @@ func (s *stream[T]) closeIntake(h halt, probed bool, now time.Time) {
 		}
 		stuck := probed && s.probing && s.allSuspect()
 		s.probing, s.spareUntil = true, time.Time{}
-		s.watch.paused(s.life.settle, PauseEvent{Until: s.config.clock.told(s.pausedUntil), Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
+		s.watch.paused(s.life.settle, byBreaker, PauseEvent{Until: s.config.clock.told(s.pausedUntil), Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
 	case probed:
 		s.probing = false
 		s.pausePace = trouble{}
 		s.spareUntil = now.Add(sparedFor)
-		s.watch.resumed(s.life.settle, false)
+		s.watch.resumed(s.life.settle, byBreaker)
 	}
 }

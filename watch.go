@@ -17,19 +17,34 @@ type watch struct {
 	name     func(record any) string // for people; empty where it has none
 	count    counters
 	// Of the coordinator's own goroutine.
-	pauses int  // since the last was over
-	held   bool // by Pause
-	shut   bool // by a breaker
+	pauses int           // since the last was over
+	closed [reasons]bool // which are not over
 
 	mu        sync.Mutex
 	lastErr   error
 	lastErrAt time.Time
-	fetchErr  error     // of the last fetch
-	markErr   error     // of the last mark
-	still     error     // why nothing is fetched or settled for now
-	stillTo   time.Time // until then, or until stands changes it where that is zero
-	fetching  underway  // by a polling coordinator: that of a stream waits for records
+	fetchErr  error // of the last fetch
+	markErr   error // of the last mark
+	still     [reasons]standstill
+	fetching  underway // by a polling coordinator: that of a stream waits for records
 	settling  underway
+}
+
+// reason is why the intake stops. Each ends by itself.
+type reason uint8
+
+const (
+	byRefusal reason = iota // records can be settled nowhere
+	byBreaker
+	byFullHand
+	byPause
+	reasons
+)
+
+// standstill is why nothing is fetched or settled for now, or none.
+type standstill struct {
+	err   error
+	until time.Time // of the steady time; zero until somebody says that it is over
 }
 
 // underway is a call of the source that has not returned, or none.
@@ -115,25 +130,27 @@ func (w *watch) well(slot *error) {
 	w.mu.Unlock()
 }
 
-// stands notes why the coordinator stands still, and until when of the steady time; moves, that it does
-// not any more.
-func (w *watch) stands(err error, until time.Time) {
+// stands notes that the coordinator stands still, and moves that it does not for this
+// reason any more.
+func (w *watch) stands(why reason, err error, until time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.still, w.stillTo = err, until
+	w.still[why] = standstill{err, until}
 }
 
-func (w *watch) moves() { w.stands(nil, time.Time{}) }
+func (w *watch) moves(why reason) { w.stands(why, nil, time.Time{}) }
 
 // standstill returns why the coordinator stands still, nil if it does not.
 func (w *watch) standstill() error {
 	now := w.clock.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.still == nil || !w.stillTo.IsZero() && !now.Before(w.stillTo) {
-		return nil
+	for _, s := range w.still {
+		if s.err != nil && (s.until.IsZero() || now.Before(s.until)) {
+			return fmt.Errorf("courier: nothing is fetched for now: %w", s.err)
+		}
 	}
-	return fmt.Errorf("courier: nothing is fetched for now: %w", w.still)
+	return nil
 }
 
 // fetched tells of a fetch. The error of one that was cancelled tells of that, and
@@ -203,31 +220,21 @@ func (w *watch) renewed(ctx context.Context, records, lost int, err error) {
 }
 
 // paused tells of a stop of the intake, by Pause or by a breaker, and resumed of the
-// end of the last of them.
-//
-// Of a breaker of the stack itself Ready asks that.
-func (w *watch) paused(ctx context.Context, event PauseEvent, breaker bool) {
+// end of the last of them. Ready asks some itself: a breaker of the stack, and Pause.
+func (w *watch) paused(ctx context.Context, why reason, event PauseEvent, asked bool) {
 	w.pauses++
-	if event.Err == nil {
-		w.held = true
-	} else {
-		w.shut = true
-		if !breaker {
-			w.stands(event.Err, w.clock.of(event.Until))
-		}
+	w.closed[why] = true
+	if !asked {
+		w.stands(why, event.Err, w.clock.of(event.Until))
 	}
 	w.log.paused(ctx, event)
 	tell(ctx, w.observer.Paused, event)
 }
 
-func (w *watch) resumed(ctx context.Context, byHand bool) {
-	if byHand {
-		w.held = false
-	} else {
-		w.shut = false
-		w.moves()
-	}
-	if w.pauses == 0 || w.held || w.shut {
+func (w *watch) resumed(ctx context.Context, why reason) {
+	w.closed[why] = false
+	w.moves(why)
+	if w.pauses == 0 || w.closed != [reasons]bool{} {
 		return
 	}
 	event := ResumeEvent{w.pauses}
@@ -238,8 +245,10 @@ func (w *watch) resumed(ctx context.Context, byHand bool) {
 
 func (w *watch) stopped(ctx context.Context, event StopEvent) {
 	w.count.inHand.Store(0)
-	w.pauses, w.held, w.shut = 0, false, false
-	w.moves()
+	w.pauses, w.closed = 0, [reasons]bool{}
+	for why := range reasons {
+		w.moves(why)
+	}
 	w.log.stopped(ctx, event)
 	tell(ctx, w.observer.Stopped, event)
 }
