@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 )
@@ -32,6 +33,7 @@ type control struct {
 	lagger   Lagger        // nil if the source is none
 	breakers []*Breaker    // of the stack, outermost first
 	advice   string        // to be logged when it first runs
+	fleeting string        // likewise, of RunOnce
 	wake     chan struct{} // room for one: fetch now
 	stirred  chan struct{} // room for one: look up
 
@@ -55,11 +57,14 @@ func newControl[T any](source Source[T], applier Applier[T], config *config) *co
 	if exposed(applier) {
 		c.advice = "courier: the dead letter queue has neither a retry nor a breaker inside: in an outage it takes healthy records; use ResilientApplier"
 	}
+	if slices.ContainsFunc(parkersOf(applier), parker.ownsQueue) {
+		c.fleeting = "courier: the dead letter queue is in memory, and its letters are lost when this process ends, while their records are marked as done: give RunOnce a durable queue, by ResilientConfig.DLQ or NewDLQApplier"
+	}
 	return c
 }
 
 // begin opens a run. end closes it.
-func (c *control) begin(ctx context.Context) (context.Context, error) {
+func (c *control) begin(ctx context.Context, once bool) (context.Context, error) {
 	c.mu.Lock()
 	if c.cancel != nil {
 		c.mu.Unlock()
@@ -71,11 +76,16 @@ func (c *control) begin(ctx context.Context) (context.Context, error) {
 	for _, b := range c.breakers {
 		b.addListener(c.stirred)
 	}
-	advice := c.advice
+	advice := []string{c.advice, ""}
 	c.advice = ""
+	if once {
+		advice[1], c.fleeting = c.fleeting, ""
+	}
 	c.mu.Unlock()
-	if advice != "" {
-		c.watch.log.say(ctx, slog.LevelWarn, advice)
+	for _, text := range advice {
+		if text != "" {
+			c.watch.log.say(ctx, slog.LevelWarn, text)
+		}
 	}
 	return ctx, nil
 }
@@ -245,7 +255,7 @@ type Stats struct {
 	DuplicatesAvoided int64 // marked by a later try, and not applied again because the first failed
 
 	InHand      int64 // fetched, and neither marked nor given back
-	LastError   error // of a fetch, a mark or a record; nil when there was none
+	LastError   error // of a fetch, a mark, or a record that stays pending or was parked; nil when there was none
 	LastErrorAt time.Time
 	Breakers    []BreakerState // of the applier's stack, outermost first
 }

@@ -88,7 +88,7 @@ func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {
 	if fault := contextFault(ctx); fault != nil {
 		return fault
 	}
-	ctx, err := c.begin(ctx)
+	ctx, err := c.begin(ctx, once)
 	if err != nil {
 		return err
 	}

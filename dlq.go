@@ -242,7 +242,7 @@ const sendTimeout = 10 * time.Second
 // as [ResilientApplier] does.
 func WithDLQ[T any](applier Applier[T]) (Applier[T], DLQ[T]) {
 	queue := NewMemoryDLQ[T](0)
-	return NewDLQApplier(applier, DLQ[T](queue)), queue
+	return newDLQApplier(applier, DLQ[T](queue), DLQPolicy[T]{}, true), queue
 }
 
 // NewDLQApplier parks the records that an applier fails in a queue, by the
@@ -258,12 +258,16 @@ func NewDLQApplier[T any](applier Applier[T], queue DLQ[T]) Applier[T] {
 
 // NewDLQApplierWith is [NewDLQApplier] with a policy.
 func NewDLQApplierWith[T any](applier Applier[T], queue DLQ[T], policy DLQPolicy[T]) Applier[T] {
+	return newDLQApplier(applier, queue, policy, false)
+}
+
+func newDLQApplier[T any](applier Applier[T], queue DLQ[T], policy DLQPolicy[T], own bool) Applier[T] {
 	fault := configErrorOf("dlq", queue)
 	if fault == nil {
 		fault = policy.validate(queue)
 	}
 	p := policy.withDefaults()
-	d := &dlqApplier[T]{stage: newStage(parking, applier, fault), queue: queue, policy: p, guard: newParkGuard(&p)}
+	d := &dlqApplier[T]{stage: newStage(parking, applier, fault), queue: queue, policy: p, guard: newParkGuard(&p), own: own}
 	if p.Key != nil {
 		d.keys, _ = queue.(KeyedDLQ)
 	}
@@ -276,9 +280,11 @@ type dlqApplier[T any] struct {
 	policy DLQPolicy[T]
 	guard  *parkGuard
 	keys   KeyedDLQ // nil without a Key
+	own    bool     // the queue is a MemoryDLQ that nobody has asked for
 }
 
 func (d *dlqApplier[T]) deadLetters() any       { return d.queue }
+func (d *dlqApplier[T]) ownsQueue() bool        { return d.own }
 func (d *dlqApplier[T]) branchName() string     { return d.policy.Branch }
 func (d *dlqApplier[T]) parksIn(queue any) bool { return sameQueue(d.queue, queue) }
 

@@ -108,6 +108,7 @@ func exposed(applier any) bool {
 type parker interface {
 	deadLetters() any
 	branchName() string
+	ownsQueue() bool
 	parksIn(queue any) bool
 }
 

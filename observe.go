@@ -62,7 +62,7 @@ type FailEvent struct {
 
 // ParkEvent is a record that a dead letter queue has taken.
 type ParkEvent struct {
-	Record string
+	Record string // by name, "" where it has none
 	Reason Reason
 	Err    error
 }

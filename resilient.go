@@ -12,7 +12,8 @@ type ResilientConfig[T any] struct {
 	Breaker BreakerPolicy
 
 	// DLQ is where records are parked. nil is a new [MemoryDLQ] of the default
-	// capacity, which does not survive the process.
+	// capacity, which does not survive the process: RunOnce logs a warning then,
+	// as the letters are lost when a cron job ends.
 	DLQ DLQ[T]
 
 	// Parking says how records are parked: with what branch, in which order, and
@@ -41,7 +42,8 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 	if config != nil {
 		c = *config
 	}
-	if c.DLQ == nil {
+	own := c.DLQ == nil
+	if own {
 		c.DLQ = NewMemoryDLQ[T](0)
 	}
 	if c.Retry.Clock == nil {
@@ -66,7 +68,8 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
 	}
 	guarded := newBreakerApplier(sink, NewBreaker(c.Breaker), fault)
-	return NewDLQApplierWith(NewRetryableApplier(guarded, c.Retry), c.DLQ, c.Parking), c.DLQ
+	applier = newDLQApplier(NewRetryableApplier(guarded, c.Retry), c.DLQ, c.Parking, own)
+	return applier, c.DLQ
 }
 
 // validate checks what the policies cannot see of each other.

@@ -13,8 +13,8 @@ import (
 	"unicode/utf8"
 )
 
-// SlogObserver returns an observer that logs what goes wrong, at Warn and Error,
-// and that it goes well again, at Info. A nil logger is slog.Default().
+// SlogObserver returns an observer that logs what goes wrong, every record that is
+// parked included, at Warn and Error, and that it goes well again, at Info. A nil logger is slog.Default().
 //
 // What repeats is said once: a message with the same error, whatever numbers are
 // in it, again the 10th, 100th, 1000th time, with the count, and once more when
@@ -29,7 +29,7 @@ func SlogObserver(logger *slog.Logger) Observer {
 	l := newSlogObserver(logger)
 	return Observer{
 		Fetched: l.fetched, Applied: l.applied, Marked: l.marked, Released: l.released, Renewed: l.renewed,
-		Paused: l.paused, Resumed: l.resumed, Stopped: l.stopped,
+		Parked: l.parked, Paused: l.paused, Resumed: l.resumed, Stopped: l.stopped,
 	}
 }
 
@@ -231,6 +231,15 @@ func (l *slogObserver) applied(ctx context.Context, e ApplyEvent) {
 	case e.Refused > 0:
 		l.complain(ctx, slog.LevelError, "courier: records were not settled and stay pending", e.Err, "record", cutText(e.Record), "refused", e.Refused, "batch", e.Records)
 	}
+}
+
+// parked is called by the workers.
+func (l *slogObserver) parked(ctx context.Context, e ParkEvent) {
+	attrs := []any{"reason", e.Reason}
+	if e.Record != "" {
+		attrs = append([]any{"record", cutText(e.Record)}, attrs...)
+	}
+	l.complain(ctx, slog.LevelWarn, "courier: the dead letter queue has taken a record, which is marked as done", e.Err, attrs...)
 }
 
 func (l *slogObserver) marked(ctx context.Context, e MarkEvent) {

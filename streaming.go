@@ -61,7 +61,7 @@ func (c *StreamingCoordinator[T]) Start(ctx context.Context) error {
 	if fault := contextFault(ctx); fault != nil {
 		return fault
 	}
-	ctx, err := c.begin(ctx)
+	ctx, err := c.begin(ctx, false)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package courier
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -224,6 +225,9 @@ func (w *watch) renewed(ctx context.Context, records, lost int, err error) {
 func (w *watch) paused(ctx context.Context, why reason, event PauseEvent, asked bool) {
 	w.pauses++
 	w.closed[why] = true
+	if event.Err != nil && !errors.Is(event.Err, ErrForcedOpen) && event.Err != ErrFullHand { // else a record has failed
+		w.trouble(nil, event.Err)
+	}
 	if !asked {
 		w.stands(why, event.Err, w.clock.of(event.Until))
 	}
@@ -260,6 +264,10 @@ func (w *watch) parked(ctx context.Context, letter any, event ParkEvent) {
 	}
 	event.Record = w.name(letter)
 	w.count.parked.Add(1)
+	if event.Reason != KeyParked { // which has not failed itself
+		w.trouble(nil, event.Err)
+	}
+	w.log.parked(ctx, event)
 	tell(ctx, w.observer.Parked, event)
 }
 
