@@ -26,7 +26,7 @@ func (d *duration) Set(text string) error {
 		more, err = time.ParseDuration(rest)
 	}
 	if err != nil || strings.ContainsAny(rest, "+-") || days > uint64((math.MaxInt64-more)/day) {
-		return errors.New("want a time of 0 or more, such as 7d, 1d12h or 90s")
+		return errors.New("want a time without a sign, such as 7d, 1d12h or 90s")
 	}
 	*d = duration(time.Duration(days)*day + more)
 	return nil

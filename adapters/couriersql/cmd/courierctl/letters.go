@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,7 +88,7 @@ func list(ctx context.Context, i *invocation) error {
 			return err
 		}
 		reports := []letterReport{}
-		for after := i.after; len(reports) < i.limit; {
+		for after := i.after; len(reports) <= i.limit; { // one more, to know of it
 			page, err := outbox.DLQ().List(ctx, after, i.limit)
 			if err != nil {
 				return err
@@ -97,28 +98,49 @@ func list(ctx context.Context, i *invocation) error {
 			}
 			after = page[len(page)-1].ID
 			for _, l := range page {
-				if i.chooses(l) && len(reports) < i.limit {
+				if i.chooses(l) {
 					reports = append(reports, reportOf(l, false))
 				}
 			}
 		}
+		more := len(reports) > i.limit
+		reports = reports[:min(i.limit, len(reports))]
 		return i.print(reports, func(t *table) {
 			if len(reports) > 0 {
 				t.row("ID", "BRANCH", "MESSAGE", "TOPIC", "KEY", "FAILED AT", "ATTEMPTS", "REASON", "ERROR")
 			}
 			for _, r := range reports {
-				t.row(r.ID, short(r.Branch), visible(r.MessageID), short(r.Topic), short(r.Key), r.LastFailed.Format(time.RFC3339), r.Attempts, short(r.Reason), oneLine(r.Error))
+				t.row(r.ID, short(r.Branch), visible(r.MessageID), short(r.Topic), short(r.Key), r.LastFailed.Format(time.RFC3339), r.Attempts, short(r.Reason), oneLine(gaveUp.ReplaceAllString(r.Error, "")))
 			}
-			switch {
-			case i.branch == nil:
-				t.row(fmt.Sprintf("%d of %s", len(reports), letters(total)))
-			case *i.branch == "":
-				t.row(fmt.Sprintf("%s of no branch, of %d in all", letters(len(reports)), total))
-			default:
-				t.row(fmt.Sprintf("%s of the branch %s, of %d in all", letters(len(reports)), short(*i.branch), total))
-			}
+			t.row(i.summary(reports, more, total))
 		})
 	})
+}
+
+// gaveUp is how the error of a retry begins, which says what other columns say.
+var gaveUp = regexp.MustCompile(`^courier: gave up after \d+ attempts? \([a-z ]+\): `)
+
+// summary tells how many letters are shown, of which, and how to see more.
+func (i *invocation) summary(shown []letterReport, more bool, total int) string {
+	text := fmt.Sprintf("%d of %s", len(shown), letters(total))
+	if i.branch != nil || i.after != "" {
+		text = letters(len(shown))
+		switch {
+		case i.branch == nil:
+		case *i.branch == "":
+			text += " of no branch"
+		default:
+			text += " of the branch " + short(*i.branch)
+		}
+		if i.after != "" {
+			text += " after " + short(i.after)
+		}
+		text += fmt.Sprintf(", of %d in all", total)
+	}
+	if more {
+		text += "; see more with -after " + shown[len(shown)-1].ID
+	}
+	return text
 }
 
 func letters(n int) string {
@@ -227,7 +249,9 @@ type refusal struct {
 // letters that it changed.
 func changing(ctx context.Context, i *invocation, what string, branches bool, change func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error)) error {
 	switch {
-	case i.all == (len(i.operands) > 0):
+	case i.all && len(i.operands) > 0:
+		return errors.New("pass the IDs of letters or -all, not both: nothing was done")
+	case !i.all && len(i.operands) == 0:
 		return errors.New("pass the IDs of letters, or -all: courierctl dlq list shows them")
 	case i.branch != nil && !i.all:
 		return errors.New("-branch: goes with -all")
@@ -288,7 +312,7 @@ func (r *changeReport) verdict(chosen int, what string) error {
 	return partly("%d of %s %s: %s", len(r.Letters), letters(chosen), did(len(r.Letters), what, r.DryRun), strings.Join(why, "; "))
 }
 
-func redrive(ctx context.Context, i *invocation) error {
+func requeue(ctx context.Context, i *invocation) error {
 	return changing(ctx, i, "put back into the outbox", false, func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error) {
 		return dlq.Requeue(ctx, ids...)
 	})

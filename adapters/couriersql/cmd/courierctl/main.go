@@ -50,7 +50,7 @@ var commands = []command{
 	{"status", "", "tell what waits, since when, and what fails", statusFlags, status},
 	{"dlq list", "", "list the dead letters, the oldest first", listFlags, list},
 	{"dlq show", "ID", "show a dead letter with its payload", nil, show},
-	{"dlq redrive", "ID… | -all", "put dead letters back into the outbox, to be delivered again", changeFlags, redrive},
+	{"dlq requeue", "ID… | -all", "put dead letters back into the outbox, to be delivered again", changeFlags, requeue},
 	{"dlq delete", "ID… | -all", "delete dead letters for good", changeFlags, remove},
 	{"migrate", "", "create or upgrade the tables", migrateFlags, migrate},
 	{"prune", "-older-than TIME", "delete rows that were kept", pruneFlags, prune},
@@ -118,10 +118,10 @@ func (c *command) flagSet(i *invocation) *flag.FlagSet {
 	return i.flags
 }
 
-// usageError is the error of who called the program wrongly.
-type usageError struct {
-	error
-	usage func(io.Writer)
+// wrongly is the error of a wrong call of the program. It names the help that tells of
+// the right one.
+func wrongly(help, format string, args ...any) error {
+	return fmt.Errorf("%w (see: %s)", fmt.Errorf(format, args...), strings.TrimSpace("courierctl help "+help))
 }
 
 // run is the program without the process around it.
@@ -131,11 +131,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 0
 	}
 	printf(stderr, "courierctl: %s\n", escaped(hide(err.Error(), append(args, os.Getenv("COURIER_DB"))...)))
-	var wrong *usageError
 	switch {
-	case errors.As(err, &wrong):
-		printf(stderr, "\n")
-		wrong.usage(stderr)
 	case errors.Is(err, errPartly):
 		return exitPartly
 	case errors.Is(err, errFinding):
@@ -217,9 +213,9 @@ func dispatch(ctx context.Context, args []string, stdout io.Writer) error {
 		l.help, l.words = true, l.words[1:]
 	}
 	c, operands := find(l.words)
-	tell := usage
+	tell, help := usage, ""
 	if c != nil {
-		tell = c.usage
+		tell, help = c.usage, c.name
 	}
 	var group []command // of the first word, where there is no second one
 	for _, other := range commands {
@@ -228,6 +224,7 @@ func dispatch(ctx context.Context, args []string, stdout io.Writer) error {
 		}
 	}
 	if group != nil {
+		help = l.words[0]
 		tell = func(w io.Writer) {
 			printf(w, "Usage: courierctl %s COMMAND [flags]\n\n", l.words[0])
 			describe(w, group)
@@ -238,20 +235,20 @@ func dispatch(ctx context.Context, args []string, stdout io.Writer) error {
 		tell(stdout)
 		return nil
 	case l.unknown != "":
-		return &usageError{fmt.Errorf("there is no flag %s", l.unknown), tell}
+		return wrongly(help, "there is no flag %s", l.unknown)
 	case group != nil:
-		return &usageError{fmt.Errorf("%q needs one more word", l.words[0]), tell}
+		return wrongly(help, "%q needs one more word", l.words[0])
 	case c == nil && len(l.words) == 0:
-		return &usageError{errors.New("no command is given"), tell}
+		return wrongly(help, "no command is given")
 	case c == nil:
-		return &usageError{fmt.Errorf("there is no command %q", strings.Join(l.words[:min(2, len(l.words))], " ")), tell}
+		return wrongly(help, "there is no command %q", strings.Join(l.words[:min(2, len(l.words))], " "))
 	}
 	i := &invocation{operands: operands, stdout: stdout}
 	if err := c.flagSet(i).Parse(l.flags); err != nil {
-		return &usageError{err, tell}
+		return wrongly(help, "%w", err)
 	}
 	if c.operands == "" && len(operands) > 0 {
-		return &usageError{fmt.Errorf("unexpected argument %q", operands[0]), tell}
+		return wrongly(help, "unexpected argument %q", operands[0])
 	}
 	if err := i.validate(); err != nil {
 		return err

@@ -104,7 +104,7 @@ func (b *bed) migrated() {
 	rows[2].Payload = []byte{0xff, 0}
 	for _, row := range rows[1:3] {
 		require.NoError(b.t, b.outbox.DLQ().Send(b.t.Context(), courier.DeadLetter[couriersql.Row]{
-			Record: row, Error: errors.New("boom\nand more"), Reason: courier.Exhausted, Attempts: 5, FailedAt: time.Now(),
+			Record: row, Error: &courier.RetryError{Reason: courier.Exhausted, Attempts: 5, Last: errors.New("boom\nand more")}, Reason: courier.Exhausted, Attempts: 5, FailedAt: time.Now(),
 		}))
 	}
 	require.NoError(b.t, source.Mark(b.t.Context(), rows[:3]))
@@ -206,7 +206,7 @@ func TestAPruneThatFails(t *testing.T) {
 
 // everyCommand is one call of each command that needs an outbox.
 var everyCommand = [][]string{
-	{"status"}, {"dlq", "list"}, {"dlq", "show", "1.1"}, {"dlq", "redrive", "1.1"}, {"dlq", "redrive", "-all"}, {"dlq", "delete", "1.1"},
+	{"status"}, {"dlq", "list"}, {"dlq", "show", "1.1"}, {"dlq", "requeue", "1.1"}, {"dlq", "requeue", "-all"}, {"dlq", "delete", "1.1"},
 	{"dlq", "delete", "-all", "-dry-run"}, {"prune", "-older-than", "1h"}, {"prune", "-older-than", "1h", "-dry-run"},
 }
 
@@ -288,10 +288,11 @@ func TestDeadLetters(t *testing.T) {
 		var letters []letterReport
 		b.json(&letters, "dlq", "list")
 		require.Len(t, letters, 2)
-		require.Equal(t, []string{"1.1", "dead", "boom\nand more", "exhausted"}, []string{letters[0].ID, letters[0].MessageID, letters[0].Error, letters[0].Reason})
+		require.Equal(t, []string{"1.1", "dead", "courier: gave up after 5 attempts (exhausted): boom\nand more", "exhausted"}, []string{letters[0].ID, letters[0].MessageID, letters[0].Error, letters[0].Reason})
 		text := b.run(0, "dlq", "list", "-limit", "1")
-		require.Contains(t, text, "boom and more")
-		require.Contains(t, text, "1 of 2 dead letters")
+		require.Contains(t, text, "exhausted  boom and more\n", "the error without the words of other columns")
+		require.Contains(t, text, "1 of 2 dead letters; see more with -after 1.1\n")
+		require.Contains(t, b.run(0, "dlq", "list", "-limit", "1", "-after", "1.1"), "1 dead letter after 1.1, of 2 in all\n")
 		b.json(&letters, "dlq", "list", "-after", "1.1")
 		require.Len(t, letters, 1)
 
@@ -307,7 +308,7 @@ func TestDeadLetters(t *testing.T) {
 	})
 }
 
-func TestRedriveAndDelete(t *testing.T) {
+func TestRequeueAndDelete(t *testing.T) {
 	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		left := func() int {
@@ -315,9 +316,9 @@ func TestRedriveAndDelete(t *testing.T) {
 			require.NoError(t, err)
 			return n
 		}
-		for _, command := range []string{"redrive", "delete"} {
+		for _, command := range []string{"requeue", "delete"} {
 			require.Contains(t, b.run(exitCannotRun, "dlq", command), "pass the IDs of letters, or -all")
-			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-all"), "pass the IDs of letters, or -all")
+			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-all"), "pass the IDs of letters or -all, not both")
 			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-branch", "x"), "-branch: goes with -all")
 			for _, id := range []string{"7.7", "1.2", "0.1", "-1.1", "x", "1", "", "01.1"} {
 				require.Contains(t, b.run(exitFinding, "dlq", command, "--", "1.1", id), "no dead letter has the ID "+id)
@@ -326,12 +327,12 @@ func TestRedriveAndDelete(t *testing.T) {
 			require.Contains(t, b.run(0, "dlq", command, "1.1", "1.1", "-dry-run"), "1 dead letter would be ")
 			require.Equal(t, 2, left())
 		}
-		require.Equal(t, "1 dead letter was put back into the outbox\n", b.run(0, "dlq", "redrive", "1.1", "1.1"))
+		require.Equal(t, "1 dead letter was put back into the outbox\n", b.run(0, "dlq", "requeue", "1.1", "1.1"))
 		var report changeReport
 		b.json(&report, "dlq", "delete", "2.1", "2.1")
 		require.Equal(t, []string{"2.1"}, report.Letters)
 		require.Zero(t, left())
-		require.Equal(t, "0 dead letters were put back into the outbox\n", b.run(0, "dlq", "redrive", "-all"))
+		require.Equal(t, "0 dead letters were put back into the outbox\n", b.run(0, "dlq", "requeue", "-all"))
 		pending, err := b.outbox.Pending(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, 3, pending)
@@ -352,7 +353,7 @@ func TestARequeuedRowIsNew(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, b.outbox.DLQ().Send(t.Context(), courier.DeadLetter[couriersql.Row]{Record: rows[0], Error: errors.New("boom"), Attempts: 5, FailedAt: time.Now()}))
 		require.NoError(t, source.Mark(t.Context(), rows))
-		b.run(0, "dlq", "redrive", "1.1")
+		b.run(0, "dlq", "requeue", "1.1")
 		require.NotContains(t, b.run(0, "status", "-max-lag", "1h", "-max-dead", "0"), "failing")
 	})
 }
@@ -375,8 +376,8 @@ func TestLettersOfBranches(t *testing.T) {
 		b.branched()
 		require.Regexp(t, `^ID +BRANCH +MESSAGE .*\n1.1 +a .*\n2.1 +search +a .*\n3.1 +mail +a .*\n4.1 +mail +b .*\n4 of 4 dead letters\n$`, b.run(0, "dlq", "list"))
 		require.Regexp(t, `^ID .*\n3.1 .*\n4.1 .*\n2 dead letters of the branch mail, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch", "mail"))
-		require.Regexp(t, `^ID .*\n3.1 .*\n1 dead letter of the branch mail, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch", "mail", "-limit", "1"))
-		require.Regexp(t, `^ID .*\n4.1 .*\n1 dead letter of the branch mail, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch=mail", "-after", "3.1", "-limit", "1"))
+		require.Regexp(t, `^ID .*\n3.1 .*\n1 dead letter of the branch mail, of 4 in all; see more with -after 3.1\n$`, b.run(0, "dlq", "list", "-branch", "mail", "-limit", "1"))
+		require.Regexp(t, `^ID .*\n4.1 .*\n1 dead letter of the branch mail after 3.1, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch=mail", "-after", "3.1", "-limit", "1"))
 		require.Regexp(t, `^ID .*\n1.1 .*\n1 dead letter of no branch, of 4 in all\n$`, b.run(0, "dlq", "list", "-branch", ""))
 		require.Equal(t, "0 dead letters of the branch sea, of 4 in all\n", b.run(0, "dlq", "list", "-branch", "sea"))
 		require.Contains(t, b.run(0, "dlq", "show", "2.1"), "branch        search\n")
@@ -384,10 +385,10 @@ func TestLettersOfBranches(t *testing.T) {
 		const advice = ", because a row of the outbox goes to all branches: redrive each letter with courier.Redrive, the applier of its branch and a Match by Branch"
 		require.Equal(t, `0 dead letters were put back into the outbox
 courierctl: no dead letter was put back into the outbox: 2 dead letters of a branch ("mail", "search") were refused`+advice+"\n",
-			b.run(exitFinding, "dlq", "redrive", "2.1", "4.1"))
+			b.run(exitFinding, "dlq", "requeue", "2.1", "4.1"))
 		for _, dry := range []bool{true, false} {
 			were, was := "were", "was"
-			args := []string{"dlq", "redrive", "-all"}
+			args := []string{"dlq", "requeue", "-all"}
 			if dry {
 				were, was = "would be", "would be"
 				args = append(args, "-dry-run")
@@ -398,7 +399,7 @@ courierctl: no dead letter was put back into the outbox: 2 dead letters of a bra
 		require.Contains(t, b.run(0, "dlq", "delete", "-all", "-branch", "mail", "-dry-run"), "2 dead letters would be deleted")
 		require.Equal(t, "2 dead letters were deleted\n", b.run(0, "dlq", "delete", "-all", "-branch", "mail"))
 		require.Equal(t, "1 dead letter was deleted\n", b.run(0, "dlq", "delete", "2.1"))
-		require.Equal(t, "0 dead letters were put back into the outbox\n", b.run(0, "dlq", "redrive", "-all", "-branch", ""))
+		require.Equal(t, "0 dead letters were put back into the outbox\n", b.run(0, "dlq", "requeue", "-all", "-branch", ""))
 	})
 }
 
@@ -432,6 +433,7 @@ func TestPrune(t *testing.T) {
 	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		require.Contains(t, b.run(exitCannotRun, "prune"), "-older-than: pass the time")
+		require.Contains(t, b.run(exitCannotRun, "prune", "-older-than", "0s"), "-older-than: pass a time above 0, such as 7d")
 		require.Contains(t, b.run(0, "prune", "-older-than", "1h"), "0 rows of courier_outbox delivered before ")
 		require.Contains(t, b.run(0, "prune", "-older-than", "1ns", "-dry-run"), "3 rows of courier_outbox delivered before ")
 		var report struct {
@@ -464,33 +466,33 @@ func TestWhatCannotRun(t *testing.T) {
 	require.NoFileExists(t, missing)
 }
 
-// Who calls the program wrongly is told how to call it.
+// Who calls the program wrongly is told where the right call is described, in one line.
 func TestWrongUse(t *testing.T) {
 	for _, c := range []struct {
-		args          []string
-		want, usageOf string
+		args       []string
+		want, help string
 	}{
-		{nil, "no command is given", "COMMAND"},
-		{[]string{"-json"}, "no command is given", "COMMAND"},
-		{[]string{"sing", "loud", "x"}, `there is no command "sing loud"`, "COMMAND"},
-		{[]string{"help", "sing"}, `there is no command "sing"`, "COMMAND"},
-		{[]string{"sing", "-h"}, `there is no command "sing"`, "COMMAND"},
-		{[]string{"-nope"}, "there is no flag -nope", "COMMAND"},
+		{nil, "no command is given", ""},
+		{[]string{"-json"}, "no command is given", ""},
+		{[]string{"sing", "loud", "x"}, `there is no command "sing loud"`, ""},
+		{[]string{"help", "sing"}, `there is no command "sing"`, ""},
+		{[]string{"sing", "-h"}, `there is no command "sing"`, ""},
+		{[]string{"-nope"}, "there is no flag -nope", ""},
 		{[]string{"-nope", "status"}, "there is no flag -nope", "status"},
 		{[]string{"status", "--nope=1"}, "there is no flag -nope", "status"},
 		{[]string{"status", "-limit", "1"}, "flag provided but not defined: -limit", "status"},
 		{[]string{"status", "-db"}, "flag needs an argument: -db", "status"},
 		{[]string{"status", "-max-dead", "few"}, `invalid value "few" for flag -max-dead`, "status"},
-		{[]string{"prune", "-older-than", "1w"}, `invalid value "1w" for flag -older-than: want a time of 0 or more, such as 7d, 1d12h or 90s`, "prune"},
+		{[]string{"prune", "-older-than", "1w"}, `invalid value "1w" for flag -older-than: want a time without a sign, such as 7d, 1d12h or 90s`, "prune"},
+		{[]string{"prune", "-older-than", "-5m"}, `invalid value "-5m" for flag -older-than: want a time without a sign, such as`, "prune"},
 		{[]string{"status", "x"}, `unexpected argument "x"`, "status"},
 		{[]string{"status", "--", "-json"}, `unexpected argument "-json"`, "status"},
-		{[]string{"dlq"}, `"dlq" needs one more word`, "dlq COMMAND"},
-		{[]string{"dlq", "sing"}, `there is no command "dlq sing"`, "COMMAND"},
+		{[]string{"dlq"}, `"dlq" needs one more word`, "dlq"},
+		{[]string{"dlq", "sing"}, `there is no command "dlq sing"`, ""},
 	} {
 		var out, errs bytes.Buffer
 		require.Equal(t, exitCannotRun, run(t.Context(), c.args, &out, &errs), c.args)
-		require.Regexp(t, "^courierctl: "+c.want+".*\n\n", errs.String(), c.args)
-		require.Contains(t, errs.String(), "Usage: courierctl "+c.usageOf+" ", c.args)
+		require.Regexp(t, "^courierctl: "+c.want+".* \\(see: "+strings.TrimSpace("courierctl help "+c.help)+"\\)\n$", errs.String(), c.args)
 		require.Empty(t, out.String())
 	}
 }
@@ -501,7 +503,7 @@ func TestHelp(t *testing.T) {
 		"Exit status, and a line on stderr":                   {{"help"}, {"-h"}},
 		"Usage: courierctl status [flags]\n":                  {{"status", "-h"}, {"-h", "status"}, {"help", "status"}, {"status", "-json", "--help"}},
 		"-max-lag TIME":                                       {{"status", "-h"}},
-		"Usage: courierctl dlq redrive ID… | -all [flags]\n":  {{"help", "dlq", "redrive"}, {"dlq", "redrive", "1.1", "-h"}, {"dlq", "-h", "redrive"}},
+		"Usage: courierctl dlq requeue ID… | -all [flags]\n":  {{"help", "dlq", "requeue"}, {"dlq", "requeue", "1.1", "-h"}, {"dlq", "-h", "requeue"}},
 		"Usage: courierctl dlq COMMAND [flags]\n\n  dlq list": {{"dlq", "-h"}, {"help", "dlq"}},
 		"-older-than TIME":                                    {{"prune", "-h"}},
 	} {

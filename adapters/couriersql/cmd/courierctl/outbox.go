@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"time"
 
@@ -123,8 +124,13 @@ func pruneFlags(i *invocation) {
 }
 
 func prune(ctx context.Context, i *invocation) error {
-	if i.olderThan <= 0 {
+	given := false
+	i.flags.Visit(func(f *flag.Flag) { given = given || f.Name == "older-than" })
+	switch {
+	case !given:
 		return errors.New("-older-than: pass the time for which delivered rows are to be kept, such as 7d")
+	case i.olderThan == 0:
+		return errors.New("-older-than: pass a time above 0, such as 7d")
 	}
 	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
 		before := time.Now().Add(-i.olderThan)

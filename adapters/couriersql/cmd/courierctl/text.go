@@ -45,7 +45,7 @@ func oneLine(text string) string { return short(strings.Join(strings.Fields(text
 // cannot be seen.
 func escaped(text string) string {
 	var b strings.Builder
-	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\t' }), "; ")
+	text = joined(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\t' }))
 	for len(text) > 0 {
 		r, n := utf8.DecodeRuneInString(text)
 		switch {
@@ -60,6 +60,25 @@ func escaped(text string) string {
 		text = text[n:]
 	}
 	return b.String()
+}
+
+// joined puts the lines of an error on one. A line that comes again, as of each try to
+// reach a server, is left out, also where the second one goes on.
+func joined(lines []string) (text string) {
+	last := ""
+	for i, line := range lines {
+		switch {
+		case i > 0 && strings.HasPrefix(line, last):
+			text = strings.TrimSuffix(text, last)
+		case strings.HasSuffix(last, ":"):
+			text += " "
+		case i > 0:
+			text += "; "
+		}
+		text += line
+		last = line
+	}
+	return text
 }
 
 // escapedJSON escapes the characters of JSON that a terminal would obey.

@@ -151,3 +151,16 @@ func TestNothingOfTheDatabaseIsObeyed(t *testing.T) {
 		}
 	})
 }
+
+// An error of several lines is one, which says each thing once.
+func TestAnErrorOfSeveralLines(t *testing.T) {
+	for want, text := range map[string]string{
+		"one":         "one",
+		"no host: a":  "no host:\n\ta",
+		"x: a; b: up": "x:\n\ta\n\ta\n\tb\n\tb: up",
+		"a; b; a":     "a\nb\na",
+		"x: a: up":    "x:\n\ta\n\ta: up",
+	} {
+		require.Equal(t, want, escaped(text))
+	}
+}
