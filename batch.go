@@ -39,11 +39,14 @@ func (e *BatchError) ErrorOrNil() error {
 	return e
 }
 
-// Error names the first failures and counts the rest.
+// Error tells of the first failures, by the index of the record, and counts the rest.
 func (e *BatchError) Error() string {
 	const shown = 3
-	if e == nil {
-		e = new(BatchError)
+	switch { // to an ApplyBatch they are no error, so it was another function
+	case e == nil:
+		return "courier: user code returned an error that cannot be used: a *courier.BatchError that is a nil pointer: return nil itself, or ErrorOrNil()"
+	case len(e.Failures) == 0:
+		return "courier: user code returned a BatchError that lists no record: return ErrorOrNil()"
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "courier: %d of the batch's records failed", len(e.Failures))
@@ -52,7 +55,7 @@ func (e *BatchError) Error() string {
 			fmt.Fprintf(&b, "; and %d more", len(e.Failures)-shown)
 			break
 		}
-		fmt.Fprintf(&b, "%c record %d: %v", ":;"[min(i, 1)], f.Index, f.Err)
+		fmt.Fprintf(&b, "%c index %d: %v", ":;"[min(i, 1)], f.Index, f.Err)
 	}
 	return b.String()
 }

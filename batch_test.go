@@ -24,7 +24,7 @@ func failures(indices ...int) *courier.BatchError {
 }
 
 func TestBatchError_Text(t *testing.T) {
-	require.Equal(t, "courier: 1 of the batch's records failed: record 4: record 4: the record's own error", failures(4).Error())
+	require.Equal(t, "courier: 1 of the batch's records failed: index 4: record 4: the record's own error", failures(4).Error())
 	require.Contains(t, failures(1, 2, 3, 4, 5).Error(), "; and 2 more")
 	require.ErrorIs(t, failures(1), errTest)
 	var none *courier.BatchError

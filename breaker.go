@@ -169,8 +169,11 @@ type OpenError struct {
 }
 
 func (e *OpenError) Error() string {
-	if e.Until.IsZero() {
-		return fmt.Sprintf("courier: breaker open until it is told otherwise: %v", e.Cause)
+	switch {
+	case e.Cause == ErrForcedOpen:
+		return ErrForcedOpen.Error()
+	case e.Until.IsZero(): // it was, while the call was made
+		return fmt.Sprintf("%v; the call failed: %v", ErrForcedOpen, e.Cause)
 	}
 	return fmt.Sprintf("courier: breaker open, next probe at %s; opened by: %v", e.Until.Format(time.RFC3339), e.Cause)
 }
@@ -193,7 +196,7 @@ func (e *OpenError) RetryAt() time.Time { return e.due.told(e.Until) }
 var ErrProbeTimeout = errors.New("courier: the breaker's probes gave no verdict within the probe timeout")
 
 // ErrForcedOpen is the cause of a breaker that was opened by ForceOpen.
-var ErrForcedOpen = errors.New("courier: the breaker was forced open")
+var ErrForcedOpen = errors.New("courier: the breaker was forced open, until Auto or ForceClosed is called")
 
 // BreakerState is what a breaker does with calls.
 type BreakerState string

@@ -491,11 +491,32 @@ func detached(ctx context.Context, clock Clock, call func(context.Context) error
 	if e, ok := cause.(*expiry); ok {
 		cause = e.error
 	}
-	if err != nil && cause != nil && !errors.Is(err, cause) {
+	switch {
+	case err == nil || cause == nil:
+	case cause == context.DeadlineExceeded:
+		err = &noAnswerError{timeout, err}
+	case !errors.Is(err, cause):
 		err = fmt.Errorf("%w: %w", cause, err) // whatever a driver calls it
 	}
 	return err
 }
+
+// noAnswerError is the error of a call of a queue that was ended because it took too
+// long, whatever a driver calls that.
+type noAnswerError struct {
+	after time.Duration
+	err   error
+}
+
+func (e *noAnswerError) Error() string {
+	text := fmt.Sprintf("the queue did not answer within %v", e.after)
+	if errors.Is(e.err, context.DeadlineExceeded) {
+		return text
+	}
+	return fmt.Sprintf("%s: %v", text, e.err)
+}
+
+func (e *noAnswerError) Unwrap() []error { return []error{context.DeadlineExceeded, e.err} }
 
 // withTimeout is context.WithTimeout on a Clock. It waits for nothing: the
 // goroutine ends with the cancel function.

@@ -75,7 +75,7 @@ func ExampleRunOnce() {
 	fmt.Println(errors.Is(err, errUnpaid))
 	// Output:
 	// marked [order 1 order 3]
-	// courier: 1 of the batch's records failed: record 1: order 2: not paid
+	// courier: 1 of the batch's records failed: index 1: order 2: not paid
 	// true
 }
 

@@ -2,7 +2,6 @@ package courier
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -168,7 +167,7 @@ func (f *fanOutApplier[T]) excuse(ctx context.Context, i int, turns []turn, gate
 		}
 		cause := other
 		if gates[b].closed {
-			cause = errors.Unwrap(gates[b].cause)
+			cause = gates[b].cause
 		}
 		errs[b][i] = &notCalledError{cause, used}
 	}

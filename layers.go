@@ -184,5 +184,5 @@ func (b *Breaker) gate() gate {
 	if b.state.Ready(&b.kernel, now) {
 		return gate{probe: true}
 	}
-	return gate{closed: true, until: b.refused().Until, cause: fmt.Errorf("breaker %v: %w", b.state.Phase, b.refusal)}
+	return gate{closed: true, until: b.refused().Until, cause: b.refusal}
 }

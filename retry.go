@@ -153,7 +153,7 @@ type RetryError struct {
 	Attempts int           // made while the breaker was closed, those before an interruption included
 	Elapsed  time.Duration // from the first failure seen by this call
 	Last     error         // the last attempt's
-	Cause    error         // why it was interrupted, else nil
+	Cause    error         // why it was cut short, where more can be told than the reason
 
 	maxAfter time.Duration // the policy's MaxRetryAfter
 }
@@ -495,6 +495,9 @@ func (r *retryRun) giveUp(reason Reason, attempts int, last, cause error) error 
 	return err
 }
 
+// errEndsFirst is why a coordinator's retry is not waited for.
+var errEndsFirst = errors.New("the context of Start or RunOnce ends before the next attempt")
+
 // cut is a wait that was not waited out.
 type cut struct {
 	reason Reason
@@ -515,6 +518,9 @@ func (r *retryRun) wait(last error, n int) *cut {
 			return &cut{Interrupted, causeOf(ctx)}
 		}
 		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.clock.Clock.Now()) <= delay {
+			if ctx == stop {
+				return &cut{DeadlineTooClose, errEndsFirst}
+			}
 			return &cut{DeadlineTooClose, nil}
 		}
 	}

@@ -167,11 +167,16 @@ func cutText(text string) string {
 	if len(text) <= maxText {
 		return text
 	}
-	n := maxText
-	for n > maxText-utf8.UTFMax && !utf8.RuneStart(text[n]) {
+	n := runeStart(text, maxText)
+	return fmt.Sprintf("%s… (%d bytes left out)", text[:n], len(text)-n)
+}
+
+// runeStart returns where in a longer text a rune starts, at n or a little before.
+func runeStart(text string, n int) int {
+	for most := n; n > most-utf8.UTFMax && !utf8.RuneStart(text[n]); {
 		n--
 	}
-	return fmt.Sprintf("%s… (%d bytes left out)", text[:n], len(text)-n)
+	return n
 }
 
 // tenfold reports whether n is 1, 10, 100 and so on.
@@ -210,7 +215,14 @@ const (
 	saidPause  = "courier: paused, records stay pending"
 	saidStuck  = "courier: paused, and every record at hand has failed as a probe: the outage goes on, or they are poison that nothing else can tell from one"
 	saidFailed = "courier: records failed and stay pending"
+	saidCut    = "courier: records failed and stay pending, and their next attempt is not waited for"
 )
+
+// cutShort reports whether an error is that of a record whose retries were cut short.
+func cutShort(err error) bool {
+	retried := retriesIn(err)
+	return retried != nil && retried.NotAttempted()
+}
 
 func (l *slogObserver) fetched(ctx context.Context, e FetchEvent) {
 	if e.Err != nil {
@@ -228,6 +240,8 @@ func (l *slogObserver) applied(ctx context.Context, e ApplyEvent) {
 	switch {
 	case e.Failed > 0:
 		l.complain(ctx, slog.LevelWarn, saidFailed, e.Err, "record", cutText(e.Record), "failed", e.Failed, "refused", e.Refused, "batch", e.Records)
+	case e.Refused > 0 && cutShort(e.Err):
+		l.complain(ctx, slog.LevelWarn, saidCut, e.Err, "record", cutText(e.Record), "refused", e.Refused, "batch", e.Records)
 	case e.Refused > 0:
 		l.complain(ctx, slog.LevelError, "courier: records were not settled and stay pending", e.Err, "record", cutText(e.Record), "refused", e.Refused, "batch", e.Records)
 	}
@@ -270,13 +284,17 @@ func (l *slogObserver) renewed(ctx context.Context, e RenewEvent) {
 }
 
 func (l *slogObserver) paused(ctx context.Context, e PauseEvent) {
+	var attrs []any
+	if !e.Until.IsZero() {
+		attrs = []any{"until", e.Until}
+	}
 	switch {
 	case e.Err == nil:
 		l.say(ctx, slog.LevelInfo, "courier: paused until Resume is called")
 	case e.Stuck:
-		l.complain(ctx, slog.LevelWarn, saidStuck, e.Err, "until", e.Until)
+		l.complain(ctx, slog.LevelWarn, saidStuck, e.Err, attrs...)
 	default:
-		l.complain(ctx, slog.LevelWarn, saidPause, e.Err, "until", e.Until)
+		l.complain(ctx, slog.LevelWarn, saidPause, e.Err, attrs...)
 	}
 }
 

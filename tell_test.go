@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -12,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // teller is what tells of a coordinator.
@@ -23,20 +26,26 @@ type teller interface {
 
 // inShapes runs a test with a coordinator of each shape, in a bubble. run has it work
 // for some time; that of RunOnce makes a pass.
-func inShapes(t *testing.T, test func(t *testing.T, shape string, make func(applier courier.Applier[int], records []int, opts ...courier.Option) (c teller, run func(time.Duration)))) {
-	for _, shape := range []string{"polling", "polling a plain source", "streaming", "RunOnce"} {
+func inShapes(t *testing.T, test func(t *testing.T, shape string, with func(applier courier.Applier[int], records []int, opts ...courier.Option) (c teller, run func(time.Duration)))) {
+	for _, shape := range []string{"polling", "polling a plain source", "streaming", "streaming a channel", "RunOnce"} {
 		t.Run(shape, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				test(t, shape, func(applier courier.Applier[int], records []int, opts ...courier.Option) (teller, func(time.Duration)) {
 					opts = append([]courier.Option{quiet}, opts...)
-					leased := newLeasing(records...)
-					leased.wait = shape == "streaming"
-					var source courier.Source[int] = leased
-					if shape == "polling a plain source" || shape == "RunOnce" {
-						source = newShelf(records...)
-					}
-					if shape == "streaming" {
-						c := courier.NewStreamingCoordinator(source, applier, opts...)
+					var r courierttest.Recorder[int]
+					var source courier.Source[int] = newShelf(records...)
+					switch shape {
+					case "polling":
+						source = newLeasing(records...)
+					case "streaming":
+						c := courier.NewStreamingCoordinator[int](r.StreamSource(records...), applier, opts...)
+						return c, goesOn(t, c)
+					case "streaming a channel":
+						ch := make(chan int, len(records))
+						for _, record := range records {
+							ch <- record
+						}
+						c := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, func(context.Context, []int) error { return nil }), applier, opts...)
 						return c, goesOn(t, c)
 					}
 					c := courier.NewPollingCoordinator(source, applier, opts...)
@@ -60,11 +69,12 @@ func goesOn(t *testing.T, c running) func(time.Duration) {
 			t.Cleanup(func() { _ = stop() })
 		}
 		time.Sleep(d)
+		synctest.Wait()
 	}
 }
 
 func TestLog_TellsOfEveryPark(t *testing.T) {
-	inShapes(t, func(t *testing.T, _ string, make func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 		var log bytes.Buffer
 		applier, queue := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
 			if r < 12 {
@@ -72,13 +82,13 @@ func TestLog_TellsOfEveryPark(t *testing.T) {
 			}
 			return nil
 		}), nil)
-		c, run := make(applier, numbers(40), courier.WithLogger(timeless(&log)))
+		c, run := with(applier, numbers(40), courier.WithLogger(timeless(&log)))
 		run(time.Minute)
 		n, err := queue.(*courier.MemoryDLQ[int]).Count(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, 12, n)
-		const parked = `level=WARN msg="courier: the dead letter queue has taken a record, which is marked as done" reason=permanent error="courier: gave up after 1 attempt (permanent): no such customer"` + "\n"
-		require.Contains(t, log.String(), parked)
+		const parked = `level=WARN msg="courier: the dead letter queue has taken a record, which is marked as done"( record=0)? reason=permanent error="courier: gave up after 1 attempt \(permanent\): no such customer"` + "\n"
+		require.Regexp(t, parked, log.String())
 		require.Contains(t, log.String(), "times=10")
 		require.EqualError(t, c.Stats().LastError, "courier: gave up after 1 attempt (permanent): no such customer")
 	})
@@ -86,11 +96,11 @@ func TestLog_TellsOfEveryPark(t *testing.T) {
 
 // A letter that waits for another of its key has not failed itself.
 func TestLog_AParkedKey(t *testing.T) {
-	inShapes(t, func(t *testing.T, _ string, make func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 		var log bytes.Buffer
 		applier := courier.NewDLQApplierWith(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) }),
 			courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Key: func(int) string { return "all" }})
-		c, run := make(applier, numbers(3), courier.WithLogger(timeless(&log)))
+		c, run := with(applier, numbers(3), courier.WithLogger(timeless(&log)))
 		run(time.Second)
 		require.Equal(t, int64(3), c.Stats().Parked)
 		require.Contains(t, log.String(), `reason="key parked"`)
@@ -109,9 +119,9 @@ func TestLog_AParkWithoutACoordinator(t *testing.T) {
 
 // An outage in which no call succeeds shows in Stats.
 func TestStats_LastErrorOfAnOutage(t *testing.T) {
-	inShapes(t, func(t *testing.T, _ string, make func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 		applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error { return errTest }), nil)
-		c, run := make(applier, numbers(5))
+		c, run := with(applier, numbers(5))
 		run(time.Minute)
 		require.ErrorIs(t, c.Stats().LastError, errTest)
 		require.WithinDuration(t, time.Now(), c.Stats().LastErrorAt, time.Minute)
@@ -120,10 +130,10 @@ func TestStats_LastErrorOfAnOutage(t *testing.T) {
 
 // A breaker that an operator opens is no failure.
 func TestStats_ForcedOpenIsNoError(t *testing.T) {
-	inShapes(t, func(t *testing.T, _ string, make func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 		b := courier.NewBreaker(courier.BreakerPolicy{})
 		b.ForceOpen()
-		c, run := make(courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return nil }), b), numbers(5))
+		c, run := with(courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return nil }), b), numbers(5))
 		run(time.Minute)
 		require.NoError(t, c.Stats().LastError)
 	})
@@ -169,3 +179,102 @@ func TestRunOnce_WarnsOfAQueueThatIsGoneWithTheProcess(t *testing.T) {
 		})
 	}
 }
+
+// An error says each thing once.
+func TestErrors_SayEachThingOnce(t *testing.T) {
+	const forced = "courier: the breaker was forced open, until Auto or ForceClosed is called"
+	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		var log bytes.Buffer
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Hour})
+		c, run := with(courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return errTest }), b), numbers(5), courier.WithLogger(timeless(&log)))
+		if shape == "RunOnce" {
+			b.ForceOpen()
+			run(0)
+			require.Contains(t, log.String(), `error="`+forced+`"`)
+		} else {
+			run(time.Second)
+			require.Regexp(t, `^courier: breaker open, next probe at \S+; opened by: the record's own error$`, c.Ready().Error())
+			b.ForceOpen()
+			run(time.Minute)
+			require.EqualError(t, c.Ready(), forced)
+		}
+		require.NotContains(t, log.String(), "until=0001")
+	})
+	require.EqualError(t, &courier.OpenError{Cause: courier.ErrForcedOpen}, forced)
+	require.EqualError(t, &courier.OpenError{Cause: errTest}, forced+"; the call failed: the record's own error")
+	b := courier.NewBreaker(courier.BreakerPolicy{})
+	permit, err := b.Acquire(t.Context())
+	require.NoError(t, err)
+	b.ForceOpen()
+	require.EqualError(t, b.Report(t.Context(), permit, errTest), forced+"; the call failed: the record's own error")
+}
+
+// A batch error that lists nothing is an error all the same where it is one record's.
+func TestErrors_ABatchErrorThatListsNothing(t *testing.T) {
+	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		c, run := with(courier.ProcessFunc(func(context.Context, int) error { return (*courier.BatchError)(nil) }), numbers(1))
+		run(time.Second)
+		require.ErrorContains(t, c.Stats().LastError, "courier: user code returned an error that cannot be used: a *courier.BatchError that is a nil pointer: return nil itself")
+	})
+	require.EqualError(t, new(courier.BatchError), "courier: user code returned a BatchError that lists no record: return ErrorOrNil()")
+}
+
+// lateQueue is a queue that answers when its context ends.
+type lateQueue struct {
+	*courier.MemoryDLQ[int]
+	err error // nil is that of the context
+}
+
+func (q lateQueue) Send(ctx context.Context, _ courier.DeadLetter[int]) error {
+	<-ctx.Done()
+	if q.err != nil {
+		return q.err
+	}
+	return ctx.Err()
+}
+
+func TestErrors_AQueueThatDoesNotAnswer(t *testing.T) {
+	for text, driver := range map[string]error{
+		"(the queue did not answer within 2s)":         nil,
+		"(the queue did not answer within 2s: EOF)":    io.EOF,
+		"(the queue did not answer within 2s), which ": fmt.Errorf("driver: %w", context.DeadlineExceeded),
+	} {
+		inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+			var log bytes.Buffer
+			a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })), courier.DLQ[int](lateQueue{err: driver}))
+			c, run := with(a, numbers(1), courier.WithLogger(timeless(&log)), courier.WithDrainTimeout(2*time.Second))
+			run(3 * time.Second)
+			require.Contains(t, log.String(), "courier: the dead letter queue did not take a record "+text)
+			require.ErrorIs(t, c.Stats().LastError, context.DeadlineExceeded)
+		})
+	}
+}
+
+// A run that ends at a deadline has records left that have failed: that is no fault of
+// anything.
+func TestLog_TheEndOfARunWithADeadline(t *testing.T) {
+	for _, shape := range []string{"polling", "streaming", "RunOnce"} {
+		t.Run(shape, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				source := newLeasing(1)
+				a := courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error { return errTest }), courier.RetryPolicy{InitialDelay: time.Minute, Jitter: courier.NoJitter})
+				switch shape {
+				case "polling":
+					require.NoError(t, courier.NewPollingCoordinator(source, a, courier.WithLogger(timeless(&log))).Start(ctx))
+				case "streaming":
+					source.wait = true
+					require.NoError(t, courier.NewStreamingCoordinator(source, a, courier.WithLogger(timeless(&log))).Start(ctx))
+				default:
+					require.ErrorIs(t, courier.NewPollingCoordinator(source, a, courier.WithLogger(timeless(&log))).RunOnce(ctx), errTest)
+				}
+				require.Contains(t, log.String(), `level=WARN msg="courier: records failed and stay pending, and their next attempt is not waited for"`)
+				require.Contains(t, log.String(), "gave up after 1 attempt (deadline too near): the record's own error; the context of Start or RunOnce ends before the next attempt")
+				require.NotContains(t, log.String(), "level=ERROR")
+			})
+		})
+	}
+}
+
