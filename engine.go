@@ -79,6 +79,8 @@ type batch[T any] struct {
 	step   int       // units claimed at a time; 0 is by what is left
 	hands  int       // how many share the batch
 
+	place func(i int) string // of a record that has no name
+
 	stepwise bool          // somebody follows how far the only hand is, see finished
 	cut      int           // where it was to stop, if before the end
 	unkeyed  map[int]error // of the records whose key function panicked
@@ -456,16 +458,24 @@ func (h *hand[T]) enter(ctx context.Context, i int, err error) {
 	}
 }
 
+// describe names a record for people, by its place where it has no name.
+func (b *batch[T]) describe(i int) string {
+	if name := b.watch.name(b.ledger.Records[i]); name != "" {
+		return name
+	}
+	return b.place(i)
+}
+
 // tellStarted and tellEnded tell of every record, where somebody wants to know.
 func (h *hand[T]) tellStarted(ctx context.Context, i int) {
 	if f := h.watch.observer.RecordStarted; f != nil {
-		tell(ctx, f, RecordEvent{Record: h.watch.describe(h.ledger.Records[i], i)})
+		tell(ctx, f, RecordEvent{Record: h.describe(i)})
 	}
 }
 
 func (h *hand[T]) tellEnded(ctx context.Context, i int, err error) {
 	if f := h.watch.observer.RecordEnded; f != nil {
-		tell(ctx, f, RecordEvent{Record: h.watch.describe(h.ledger.Records[i], i), Err: err})
+		tell(ctx, f, RecordEvent{Record: h.describe(i), Err: err})
 	}
 }
 

@@ -79,8 +79,8 @@ func TestObserver_PerRecordWhenAsked(t *testing.T) {
 					require.NoError(t, stop())
 				}
 				ended := courierttest.EventsOf[courierttest.RecordEnded](&told)
-				require.Equal(t, courierttest.RecordEnded{Record: "#0 of the batch"}, ended[0])
-				require.Equal(t, "#1 of the batch", ended[1].Record)
+				require.Equal(t, courierttest.RecordEnded{Record: "1"}, ended[0])
+				require.Equal(t, "2", ended[1].Record)
 				require.ErrorIs(t, ended[1].Err, courier.ErrPanic)
 				perRecord := slices.DeleteFunc(told.Events(), func(e any) bool {
 					switch e.(type) {
@@ -90,8 +90,8 @@ func TestObserver_PerRecordWhenAsked(t *testing.T) {
 					return true
 				})
 				require.Equal(t, []any{
-					courierttest.RecordStarted{Record: "#0 of the batch"}, ended[0],
-					courierttest.RecordStarted{Record: "#1 of the batch"}, ended[1],
+					courierttest.RecordStarted{Record: "1"}, ended[0],
+					courierttest.RecordStarted{Record: "2"}, ended[1],
 				}, perRecord[:4])
 			})
 		})

@@ -168,7 +168,9 @@ func WithOrderKey[T any](key func(record T) string) Option {
 
 // WithIdentity names the records of a source that is no [Identifier], such as one
 // of functions: the same record always by the same name and no two records by one;
-// "" is no name. The names are for logs and events, and a polling coordinator knows
+// "" is no name. The names are for logs and events, where else a record is named by
+// its String method, or by its value where that is a string, a number or a bool, or by
+// its place; and a polling coordinator knows
 // by them a record again that the source returns a second time, see [Identifier].
 // The function must be safe for concurrent use. T is the type of the coordinator's
 // records.

@@ -2,6 +2,7 @@ package courier
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -120,6 +121,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		memory:  suspects{clock: c.config.clock, limit: max(c.config.batchSize, minWindow) - 1},
 	}
 	p.batch.engine, p.batch.gate = p.engine, &p.gate
+	p.batch.place = func(i int) string { return fmt.Sprintf("record %d of the batch (the first is 1)", p.index(i)+1) }
 	p.releaser, _ = c.source.(Releaser[T])
 	p.failer, _ = c.source.(Failer[T])
 	if w, ok := c.source.(Waker); ok {

@@ -164,10 +164,10 @@ func (p *poller[T]) report() {
 			continue
 		}
 		if event.Err == nil || failed && event.Failed == 1 {
-			event.Record, event.Err = p.watch.describe(record, p.index(i)), err
+			event.Record, event.Err = b.describe(i), err
 		}
 		if p.watch.observer.Failed != nil {
-			p.watch.failed(p.life.work, FailEvent{Record: p.watch.describe(record, p.index(i)), Class: classOf(failed, err), Err: err})
+			p.watch.failed(p.life.work, FailEvent{Record: b.describe(i), Class: classOf(failed, err), Err: err})
 		}
 	}
 	p.watch.applied(p.life.work, event)

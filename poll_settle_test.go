@@ -60,12 +60,13 @@ func TestObserver_AppliedNamesTheFirstFailure(t *testing.T) {
 // without a name is told of by its place in the fetch.
 func TestD12_ARecordBeyondTheLimitIsToldOfByItsPlace(t *testing.T) {
 	var told courierttest.ObserverRecorder
-	source := courier.BatchSourceFunc[int]{
-		FetchFunc: func(context.Context) ([]int, error) { return numbers(5), nil },
-		MarkFunc:  nop[[]int],
+	type secret struct{ n int }
+	source := courier.BatchSourceFunc[secret]{
+		FetchFunc: func(context.Context) ([]secret, error) { return []secret{{0}, {1}, {2}, {3}, {4}}, nil },
+		MarkFunc:  nop[[]secret],
 	}
-	s := courier.ProcessFunc(func(_ context.Context, r int) error {
-		if r == 3 {
+	s := courier.ProcessFunc(func(_ context.Context, r secret) error {
+		if r.n == 3 {
 			return errTest
 		}
 		return nil
@@ -73,10 +74,10 @@ func TestD12_ARecordBeyondTheLimitIsToldOfByItsPlace(t *testing.T) {
 	_ = courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithObserver(told.Observer())).RunOnce(t.Context())
 	failed := courierttest.EventsOf[courier.FailEvent](&told)
 	require.Len(t, failed, 1)
-	require.Equal(t, "#3 of the batch", failed[0].Record)
+	require.Equal(t, "record 4 of the batch (the first is 1)", failed[0].Record)
 	applied := courierttest.EventsOf[courier.ApplyEvent](&told)
 	require.Len(t, applied, 3)
-	require.Equal(t, "#3 of the batch", applied[1].Record)
+	require.Equal(t, "record 4 of the batch (the first is 1)", applied[1].Record)
 }
 
 // D6, D8: neither a pause nor a stop goes on with the rest of a fetch of more

@@ -2,6 +2,7 @@ package courier
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 )
@@ -357,6 +358,9 @@ func (s *stream[T]) newShare() *share[T] {
 	if n == 0 {
 		sh := &share[T]{stream: s}
 		sh.account.engine, sh.account.gate, sh.account.stepwise = s.engine, &sh.gate, true
+		sh.account.place = func(i int) string {
+			return fmt.Sprintf("record %d since Start (the first is 1)", sh.item(i).number+1)
+		}
 		return sh
 	}
 	sh := s.spare[n-1]

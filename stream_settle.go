@@ -235,10 +235,10 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 		return // the stop interrupted it
 	}
 	if sh.event.Err == nil || !refused && sh.event.Failed == 1 {
-		sh.event.Record, sh.event.Err = s.watch.describe(it.record, sh.taken), err
+		sh.event.Record, sh.event.Err = sh.account.describe(sh.taken), err
 	}
 	if s.watch.observer.Failed != nil {
-		s.watch.failed(s.life.work, FailEvent{Record: s.watch.describe(it.record, sh.taken), Class: classOf(!refused, err), Err: err})
+		s.watch.failed(s.life.work, FailEvent{Record: sh.account.describe(sh.taken), Class: classOf(!refused, err), Err: err})
 	}
 }
 

@@ -278,3 +278,63 @@ func TestLog_TheEndOfARunWithADeadline(t *testing.T) {
 	}
 }
 
+// A record without a name goes by its value where that is no secret, or by its place,
+// which counts from 1: in a stream from the first record since Start.
+func TestObserver_NamesOfRecords(t *testing.T) {
+	long := strings.Repeat("é", 100)
+	for want, record := range map[string]any{
+		"order 7": "order 7", "7": 7, "-7": int8(-7), "8": uint16(8), "1.5": 1.5, "true": true,
+		strings.Repeat("é", 32) + "…":             long,
+		strings.Repeat("é", 31) + "x…":            strings.Repeat("é", 31) + "x" + long,
+		"record 2 of the batch (the first is 1)":  struct{ secret string }{"s"},
+		"record 2 of the batch (the first is 1) ": []byte("secret"),
+		"1m0s": time.Minute,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var told courierttest.ObserverRecorder
+			told.PerRecord = true
+			n := 0
+			a := courier.ProcessFunc(func(_ context.Context, _ any) error {
+				if n++; n == 2 {
+					return errTest
+				}
+				return nil
+			})
+			source := courier.BatchSourceFunc[any]{FetchFunc: func(context.Context) ([]any, error) { return []any{record, record}, nil }, MarkFunc: nop[[]any]}
+			_ = courier.NewPollingCoordinator(source, a, quiet, courier.WithObserver(told.Observer())).RunOnce(t.Context())
+			want := strings.TrimSpace(want)
+			require.Equal(t, want, courierttest.EventsOf[courier.FailEvent](&told)[0].Record)
+			require.Equal(t, want, courierttest.EventsOf[courier.ApplyEvent](&told)[0].Record)
+			require.Equal(t, want, courierttest.EventsOf[courierttest.RecordEnded](&told)[1].Record)
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		told.PerRecord = true
+		type secret struct{ n int }
+		ch := make(chan secret, 100)
+		for i := range 100 {
+			ch <- secret{i}
+		}
+		a := courier.ProcessFunc(func(_ context.Context, r secret) error {
+			if r.n == 76 {
+				return errTest
+			}
+			return nil
+		})
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, nop[[]secret]), a, quiet, courier.WithStreamWorkers(3), courier.WithBatchSize(7), courier.WithObserver(told.Observer()))
+		stop := start(t, c)
+		synctest.Wait()
+		const want = "record 77 since Start (the first is 1)"
+		require.Equal(t, want, courierttest.EventsOf[courier.FailEvent](&told)[0].Record)
+		ended := courierttest.EventsOf[courierttest.RecordEnded](&told)
+		require.Len(t, ended, 100)
+		for _, e := range ended {
+			require.Equal(t, e.Err != nil, e.Record == want)
+		}
+		time.Sleep(time.Minute)
+		require.Error(t, courierttest.EventsOf[courier.FailEvent](&told)[3].Err)
+		require.Equal(t, want, courierttest.EventsOf[courier.FailEvent](&told)[3].Record, "again and again")
+		_ = stop()
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -280,7 +281,8 @@ func (w *watch) retried(ctx context.Context, event RetryEvent) {
 }
 
 // nameWith returns a function that names records for people: as the user or the
-// source does, or as the record does itself. Its content may not be for a log.
+// source does, as the record does itself, or by its value where that is a string, a
+// number or a bool. The content of others may not be for a log.
 func nameWith[T any](source Source[T], c *config) func(record any) string {
 	identity, _ := c.identityOf.(func(T) string)
 	if named, ok := source.(Identifier[T]); ok && identity == nil {
@@ -290,10 +292,13 @@ func nameWith[T any](source Source[T], c *config) func(record any) string {
 		var ignored error
 		isolate(&ignored, func() error {
 			r, ours := record.(T)
-			if s, ok := record.(fmt.Stringer); identity != nil && ours {
+			switch s, ok := record.(fmt.Stringer); {
+			case identity != nil && ours:
 				name = identity(r)
-			} else if ok {
+			case ok:
 				name = s.String()
+			default:
+				name = textOf(record)
 			}
 			return nil
 		})
@@ -301,10 +306,21 @@ func nameWith[T any](source Source[T], c *config) func(record any) string {
 	}
 }
 
-// describe is name, or the record's place in the batch where it has none.
-func (w *watch) describe(record any, index int) string {
-	if name := w.name(record); name != "" {
-		return name
+// maxScalar is how many bytes of a string stand for it.
+const maxScalar = 64
+
+// textOf returns a string, a number or a bool as text, "" for anything else.
+func textOf(record any) string {
+	v := reflect.ValueOf(record)
+	switch k := v.Kind(); {
+	case k == reflect.String:
+		text := v.String()
+		if len(text) <= maxScalar {
+			return text
+		}
+		return text[:runeStart(text, maxScalar)] + "…"
+	case k >= reflect.Bool && k <= reflect.Float64: // integers are between
+		return fmt.Sprint(v)
 	}
-	return fmt.Sprintf("#%d of the batch", index)
+	return ""
 }
