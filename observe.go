@@ -37,7 +37,7 @@ type FetchEvent struct {
 	Records int
 	Took    time.Duration
 	Err     error         // nil when it succeeded
-	RetryIn time.Duration // when it did not: at the soonest
+	RetryIn time.Duration // when it did not: at the soonest; 0 for RunOnce, which fetches once
 }
 
 // ApplyEvent is a batch, or a worker's share of a stream, that was applied as
@@ -48,7 +48,7 @@ type ApplyEvent struct {
 	Applied   int    // or parked, or skipped: to be marked
 	Failed    int    // and stay pending
 	Refused   int    // not attempted for a reason that is not a pause or a stop
-	Record    string // the first that failed or was refused, by name
+	Record    string // the first that failed, or was refused, or was cut short by the drain timeout
 	Err       error  // of that one
 	DrainOver bool   // the drain timeout cut the work short
 }

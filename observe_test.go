@@ -203,7 +203,7 @@ func TestSlogObserver_SaysOnceWhatRepeats(t *testing.T) {
 	}
 	o.Marked(ctx, courier.MarkEvent{Records: 7})
 	o.Marked(ctx, courier.MarkEvent{Records: 7})
-	const said = `msg="courier: mark failed, nothing is fetched until it succeeds" records=7 retry_in=1s error=read-only`
+	const said = `msg="courier: mark failed, and is tried again" records=7 retry_in=1s error=read-only`
 	require.Equal(t, strings.Join([]string{
 		`level=WARN ` + said,
 		`level=WARN ` + said + ` times=10`,

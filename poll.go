@@ -377,7 +377,9 @@ func (p *poller[T]) tellFetched(n int) {
 		p.retryIn = 0
 	default:
 		p.retryIn = p.fetchPace.after(p.config, p.fetchErr)
-		event.RetryIn = p.retryIn
+		if !p.once {
+			event.RetryIn = p.retryIn
+		}
 	}
 	p.watch.fetched(p.life.settle, event, cancelled)
 }

@@ -161,9 +161,12 @@ func (p *poller[T]) report() {
 				p.refused = err
 			}
 		default:
+			if event.DrainOver && event.Err == nil { // the first that was cut short
+				event.Record, event.Err = b.describe(i), err
+			}
 			continue
 		}
-		if event.Err == nil || failed && event.Failed == 1 {
+		if event.Err == nil || event.Failed+event.Refused == 1 || failed && event.Failed == 1 {
 			event.Record, event.Err = b.describe(i), err
 		}
 		if p.watch.observer.Failed != nil {

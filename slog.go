@@ -18,7 +18,10 @@ import (
 //
 // What repeats is said once: a message with the same error, whatever numbers are
 // in it, again the 10th, 100th, 1000th time, with the count, and once more when
-// it is over. The pauses of an outage are one thing that repeats. Of many errors
+// it is over. The pauses of an outage are one thing that repeats. That failing
+// records are well again, or do not go to the dead letter queue in masses any more,
+// no single event tells: it is logged with the first event after a minute or more (up
+// to an hour, where failures come at longer intervals) without such a failure. Of many errors
 // that differ, the observer remembers the latest 256. It logs 8 kB of an error's
 // text, a stack or a record's name, and how many bytes it left out. It is what a
 // coordinator has by default, see [WithLogger].
@@ -26,15 +29,18 @@ func SlogObserver(logger *slog.Logger) Observer {
 	if logger == nil {
 		logger = slog.Default()
 	}
-	l := newSlogObserver(logger)
+	l := newSlogObserver(logger, newSteady(systemClock{}), 0)
 	return Observer{
 		Fetched: l.fetched, Applied: l.applied, Marked: l.marked, Released: l.released, Renewed: l.renewed,
 		Parked: l.parked, Paused: l.paused, Resumed: l.resumed, Stopped: l.stopped,
 	}
 }
 
-func newSlogObserver(logger *slog.Logger) *slogObserver {
-	return &slogObserver{logger: logger, said: make(map[saying]said), seed: maphash.MakeSeed()}
+func newSlogObserver(logger *slog.Logger, clock *steady, interval time.Duration) *slogObserver {
+	wait := max(time.Minute, min(2*min(interval, time.Hour), time.Hour))
+	return &slogObserver{
+		logger: logger, clock: clock, said: make(map[saying]said), seed: maphash.MakeSeed(), failing: calm{wait: wait}, guarded: calm{wait: wait},
+	}
 }
 
 // slogObserver costs nothing while all is well.
@@ -45,6 +51,60 @@ type slogObserver struct {
 	mu     sync.Mutex
 	said   map[saying]said
 	turn   uint64 // counts the complaints
+
+	clock            *steady
+	failing, guarded calm // records that stay pending; pauses over too many dead letters
+	loud             bool // there was a pause that is over with its end
+}
+
+// calm tells when something has not happened for long enough to be over. Where it
+// happens at longer intervals it waits longer.
+type calm struct {
+	at   time.Time // the last time
+	wait time.Duration
+	on   bool
+}
+
+func (c *calm) stir(now, until time.Time) {
+	if !c.at.IsZero() {
+		c.wait = max(c.wait, min(2*now.Sub(c.at), time.Hour))
+	}
+	c.at, c.on = now, true
+	if until.After(now) {
+		c.at = until
+	}
+}
+
+func (c *calm) over(now time.Time) bool {
+	over := c.on && now.Sub(c.at) >= c.wait
+	c.on = c.on && !over
+	return over
+}
+
+// lookBack says what has not happened for a while.
+func (l *slogObserver) lookBack(ctx context.Context) {
+	if !l.some.Load() {
+		return
+	}
+	now := l.clock.Now()
+	l.mu.Lock()
+	well, open := l.failing.over(now), l.guarded.over(now)
+	failing, guarded := l.failing.wait, l.guarded.wait
+	l.mu.Unlock()
+	if well {
+		l.over(ctx, fmt.Sprintf("courier: no record has failed and stayed pending for %v", failing), "seen_in_batches", saidFailed, saidCut, saidRefused)
+	}
+	if open {
+		l.over(ctx, fmt.Sprintf("courier: resumed, with no new pause over too many dead letters for %v", guarded), "pauses", saidGuard)
+	}
+}
+
+func (l *slogObserver) stir(c *calm, until time.Time) {
+	now := l.clock.Now()
+	until = l.clock.of(until)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.stir(now, until)
 }
 
 // say calls the logger, whose handler is the user's.
@@ -82,7 +142,7 @@ func (l *slogObserver) complain(ctx context.Context, level slog.Level, message s
 	key := saying{message: message}
 	if err != nil {
 		attrs = append(attrs, "error", brief(err))
-		if message != saidPause && message != saidStuck { // of which each has another time
+		if message != saidPause && message != saidStuck && message != saidGuard { // of which each has another time
 			key.err = l.digest(err.Error())
 		}
 	}
@@ -91,13 +151,22 @@ func (l *slogObserver) complain(ctx context.Context, level slog.Level, message s
 		return
 	}
 	if times > 1 {
-		attrs = append(attrs, "times", times)
+		attrs = append(attrs, countOf(message), times)
 	}
 	var p *PanicError
 	if errors.As(err, &p) && times == 1 {
 		attrs = append(attrs, "stack", cutText(string(p.Stack)))
 	}
 	l.say(ctx, level, message, attrs...)
+}
+
+// countOf names what the times of a message are.
+func countOf(message string) string {
+	switch message {
+	case saidFailed, saidCut, saidRefused:
+		return "seen_in_batches"
+	}
+	return "times"
 }
 
 // count returns how often something was said, this time included. What was not
@@ -188,7 +257,7 @@ func tenfold(n int) bool {
 }
 
 // over says that what was complained of has ended, and forgets it.
-func (l *slogObserver) over(ctx context.Context, message string, of ...string) {
+func (l *slogObserver) over(ctx context.Context, message, count string, of ...string) {
 	if !l.some.Load() {
 		return
 	}
@@ -205,17 +274,19 @@ func (l *slogObserver) over(ctx context.Context, message string, of ...string) {
 	l.some.Store(len(l.said) > 0)
 	l.mu.Unlock()
 	if times > 0 && message != "" {
-		l.say(ctx, slog.LevelInfo, message, "failures", times)
+		l.say(ctx, slog.LevelInfo, message, count, times)
 	}
 }
 
 const (
-	saidFetch  = "courier: fetch failed"
-	saidMark   = "courier: mark failed, nothing is fetched until it succeeds"
-	saidPause  = "courier: paused, records stay pending"
-	saidStuck  = "courier: paused, and every record at hand has failed as a probe: the outage goes on, or they are poison that nothing else can tell from one"
-	saidFailed = "courier: records failed and stay pending"
-	saidCut    = "courier: records failed and stay pending, and their next attempt is not waited for"
+	saidFetch   = "courier: fetch failed"
+	saidMark    = "courier: mark failed, and is tried again"
+	saidPause   = "courier: paused, records stay pending"
+	saidStuck   = "courier: paused, and every record at hand has failed as a probe: the outage goes on, or they are poison that nothing else can tell from one"
+	saidGuard   = "courier: paused, because too many records go to the dead letter queue; records stay pending"
+	saidFailed  = "courier: records failed and stay pending; this is the first of them"
+	saidCut     = "courier: records failed and stay pending, and their next attempt is not waited for; this is the first of them"
+	saidRefused = "courier: records were not settled and stay pending; this is the first of them"
 )
 
 // cutShort reports whether an error is that of a record whose retries were cut short.
@@ -225,25 +296,40 @@ func cutShort(err error) bool {
 }
 
 func (l *slogObserver) fetched(ctx context.Context, e FetchEvent) {
-	if e.Err != nil {
-		l.complain(ctx, slog.LevelWarn, saidFetch, e.Err, "records", e.Records, "retry_in", e.RetryIn)
+	l.lookBack(ctx)
+	if e.Err == nil {
+		l.over(ctx, "courier: fetch works again", "failures", saidFetch)
 		return
 	}
-	l.over(ctx, "courier: fetch works again", saidFetch)
+	attrs := []any{"records", e.Records}
+	if e.RetryIn > 0 {
+		attrs = append(attrs, "retry_in", e.RetryIn)
+	}
+	l.complain(ctx, slog.LevelWarn, saidFetch, e.Err, attrs...)
 }
 
 func (l *slogObserver) applied(ctx context.Context, e ApplyEvent) {
+	named := []any{"record", cutText(e.Record)}
 	if e.DrainOver {
-		l.complain(ctx, slog.LevelWarn, "courier: the drain timeout cut the work short; what was not applied stays pending", nil,
-			"pending", e.Records-e.Applied-e.Failed, "batch", e.Records)
+		attrs := []any{"pending", e.Records - e.Applied - e.Failed, "batch", e.Records}
+		var cut error
+		if e.Failed+e.Refused == 0 && e.Err != nil {
+			attrs, cut = append(named, attrs...), e.Err
+		}
+		l.complain(ctx, slog.LevelWarn, "courier: the drain timeout cut the work short; the records that were not applied stay pending", cut, attrs...)
 	}
+	if e.Failed+e.Refused == 0 {
+		l.lookBack(ctx)
+		return
+	}
+	l.stir(&l.failing, time.Time{})
 	switch {
 	case e.Failed > 0:
-		l.complain(ctx, slog.LevelWarn, saidFailed, e.Err, "record", cutText(e.Record), "failed", e.Failed, "refused", e.Refused, "batch", e.Records)
-	case e.Refused > 0 && cutShort(e.Err):
-		l.complain(ctx, slog.LevelWarn, saidCut, e.Err, "record", cutText(e.Record), "refused", e.Refused, "batch", e.Records)
-	case e.Refused > 0:
-		l.complain(ctx, slog.LevelError, "courier: records were not settled and stay pending", e.Err, "record", cutText(e.Record), "refused", e.Refused, "batch", e.Records)
+		l.complain(ctx, slog.LevelWarn, saidFailed, e.Err, append(named, "failed", e.Failed, "refused", e.Refused, "batch", e.Records)...)
+	case cutShort(e.Err):
+		l.complain(ctx, slog.LevelWarn, saidCut, e.Err, append(named, "failed", e.Refused, "batch", e.Records)...)
+	default:
+		l.complain(ctx, slog.LevelError, saidRefused, e.Err, append(named, "refused", e.Refused, "batch", e.Records)...)
 	}
 }
 
@@ -259,7 +345,7 @@ func (l *slogObserver) parked(ctx context.Context, e ParkEvent) {
 func (l *slogObserver) marked(ctx context.Context, e MarkEvent) {
 	switch {
 	case e.Err == nil:
-		l.over(ctx, "courier: mark works again", saidMark)
+		l.over(ctx, "courier: mark works again", "failures", saidMark)
 	case e.RetryIn > 0:
 		l.complain(ctx, slog.LevelWarn, saidMark, e.Err, "records", e.Records, "retry_in", e.RetryIn)
 	default:
@@ -288,6 +374,14 @@ func (l *slogObserver) paused(ctx context.Context, e PauseEvent) {
 	if !e.Until.IsZero() {
 		attrs = []any{"until", e.Until}
 	}
+	if e.Err != nil && errors.Is(e.Err, ErrParkRate) {
+		l.stir(&l.guarded, e.Until)
+		l.complain(ctx, slog.LevelWarn, saidGuard, e.Err, attrs...)
+		return
+	}
+	l.mu.Lock()
+	l.loud = true
+	l.mu.Unlock()
 	switch {
 	case e.Err == nil:
 		l.say(ctx, slog.LevelInfo, "courier: paused until Resume is called")
@@ -298,17 +392,25 @@ func (l *slogObserver) paused(ctx context.Context, e PauseEvent) {
 	}
 }
 
+// resumed says nothing of the end of a pause over too many dead letters: only time
+// tells whether the next one follows, see lookBack.
 func (l *slogObserver) resumed(ctx context.Context, e ResumeEvent) {
-	l.over(ctx, "", saidPause, saidStuck)
-	l.say(ctx, slog.LevelInfo, "courier: resumed", "pauses", e.Pauses)
+	l.over(ctx, "", "", saidPause, saidStuck)
+	l.mu.Lock()
+	loud := l.loud
+	l.loud = false
+	l.mu.Unlock()
+	if loud {
+		l.say(ctx, slog.LevelInfo, "courier: resumed", "pauses", e.Pauses)
+	}
 }
 
 func (l *slogObserver) waiting(ctx context.Context, d time.Duration) {
-	l.complain(ctx, slog.LevelInfo, "courier: nothing is fetched for a while, because a failed record asks to wait and could not be told from others: give the coordinator WithIdentity", nil, "wait", d)
+	l.complain(ctx, slog.LevelInfo, "courier: a failed record asked for a wait, and the coordinator cannot recognize it among others, so it fetches nothing for as long; name the records with WithIdentity", nil, "wait", d)
 }
 
 func (l *slogObserver) keeping(ctx context.Context, records int) {
-	l.complain(ctx, slog.LevelInfo, "courier: nothing more is fetched until the records of this batch are settled, because they could not be known again: give the coordinator WithIdentity", nil, "records", records)
+	l.complain(ctx, slog.LevelInfo, "courier: the coordinator settles the records of this batch before it fetches more, because it could not recognize them if they were fetched again; name the records with WithIdentity", nil, "records", records)
 }
 
 func (l *slogObserver) nameless(ctx context.Context) {

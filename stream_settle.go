@@ -231,10 +231,13 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 		sh.event.Failed++
 	case s.life.stop.Err() == nil:
 		sh.event.Refused++
-	default:
-		return // the stop interrupted it
+	default: // the stop interrupted it
+		if sh.event.Err == nil && errors.Is(context.Cause(s.life.work), ErrDrainTimeout) {
+			sh.event.Record, sh.event.Err = sh.account.describe(sh.taken), err
+		}
+		return
 	}
-	if sh.event.Err == nil || !refused && sh.event.Failed == 1 {
+	if sh.event.Err == nil || sh.event.Failed+sh.event.Refused == 1 || !refused && sh.event.Failed == 1 {
 		sh.event.Record, sh.event.Err = sh.account.describe(sh.taken), err
 	}
 	if s.watch.observer.Failed != nil {

@@ -270,7 +270,7 @@ func TestLog_TheEndOfARunWithADeadline(t *testing.T) {
 				default:
 					require.ErrorIs(t, courier.NewPollingCoordinator(source, a, courier.WithLogger(timeless(&log))).RunOnce(ctx), errTest)
 				}
-				require.Contains(t, log.String(), `level=WARN msg="courier: records failed and stay pending, and their next attempt is not waited for"`)
+				require.Contains(t, log.String(), `level=WARN msg="courier: records failed and stay pending, and their next attempt is not waited for; this is the first of them"`)
 				require.Contains(t, log.String(), "gave up after 1 attempt (deadline too near): the record's own error; the context of Start or RunOnce ends before the next attempt")
 				require.NotContains(t, log.String(), "level=ERROR")
 			})
@@ -337,4 +337,135 @@ func TestObserver_NamesOfRecords(t *testing.T) {
 		require.Equal(t, want, courierttest.EventsOf[courier.FailEvent](&told)[3].Record, "again and again")
 		_ = stop()
 	})
+}
+
+// The log tells, once and with the next event, that failing records are well again.
+func TestLog_FailingRecordsAreWellAgain(t *testing.T) {
+	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		if shape == "RunOnce" {
+			return // which ends with the first failure
+		}
+		var log bytes.Buffer
+		var down fault
+		down.set(errors.New("no such customer"))
+		applier := courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r%2 == 0 {
+				return down.get()
+			}
+			return nil
+		})
+		_, run := with(applier, numbers(10), courier.WithLogger(timeless(&log)))
+		run(10 * time.Minute)
+		require.Contains(t, log.String(), `level=WARN msg="courier: records failed and stay pending; this is the first of them" record=0 failed=5 refused=0 batch=10 error="no such customer"`)
+		require.Contains(t, log.String(), "seen_in_batches=10\n")
+		require.NotContains(t, log.String(), "level=INFO")
+		down.set(nil)
+		run(30 * time.Minute)
+		if strings.HasPrefix(shape, "streaming") {
+			return // nothing has happened since, see below
+		}
+		require.Regexp(t, `level=INFO msg="courier: no record has failed and stayed pending for 1m0s" seen_in_batches=\d+\n$`, log.String())
+		require.Equal(t, 1, strings.Count(log.String(), "level=INFO"))
+	})
+}
+
+func TestSlogObserver_WhatOnlyTimeTells(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		o := courier.SlogObserver(timeless(&log))
+		lines := func() (n int) {
+			n = strings.Count(log.String(), "\n")
+			log.Reset()
+			return n
+		}
+		applied := func(failed int) {
+			e := courier.ApplyEvent{Records: 10, Applied: 10 - failed, Failed: failed}
+			if failed > 0 {
+				e.Err = errTest
+			}
+			o.Applied(t.Context(), e)
+		}
+		applied(1)
+		require.Equal(t, 1, lines())
+		for range 20 { // a record that fails each ten seconds, among others
+			applied(0)
+			time.Sleep(10 * time.Second)
+			applied(1)
+		}
+		require.Equal(t, 1, lines(), "the 10th")
+		time.Sleep(time.Minute)
+		applied(0)
+		require.Contains(t, log.String(), `level=INFO msg="courier: no record has failed and stayed pending for 1m0s" seen_in_batches=21`)
+		applied(0)
+		require.Equal(t, 1, lines())
+		for range 100 { // a schedule of ten minutes is no recovery
+			time.Sleep(10 * time.Minute)
+			applied(0)
+			applied(1)
+		}
+		require.Equal(t, 3, lines(), "the 1st, 10th and 100th time")
+		time.Sleep(time.Hour)
+		o.Fetched(t.Context(), courier.FetchEvent{})
+		require.Contains(t, log.String(), "no record has failed and stayed pending for 22m0s")
+		lines()
+
+		pause := func() {
+			o.Paused(t.Context(), courier.PauseEvent{Until: time.Now().Add(time.Minute), Err: &courier.ParkRateError{Parked: 20, Of: 20, Until: time.Now().Add(time.Minute)}})
+			time.Sleep(time.Minute)
+			o.Resumed(t.Context(), courier.ResumeEvent{Pauses: 1})
+			applied(0)
+			time.Sleep(5 * time.Second)
+		}
+		for range 60 {
+			pause()
+		}
+		require.Equal(t, 2, strings.Count(log.String(), "level=WARN"), log.String())
+		require.Equal(t, 2, lines())
+		time.Sleep(time.Minute)
+		applied(0)
+		require.Equal(t, `level=INFO msg="courier: resumed, with no new pause over too many dead letters for 1m0s" pauses=60`+"\n", log.String())
+		lines()
+		o.Paused(t.Context(), courier.PauseEvent{Err: courier.ErrForcedOpen})
+		o.Resumed(t.Context(), courier.ResumeEvent{Pauses: 1})
+		require.Equal(t, 2, lines(), "any other pause ends with its end")
+	})
+}
+
+// What RunOnce does not do it does not announce.
+func TestLog_RunOnceTriesNoFetchAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		source := newShelf(1)
+		source.fetchErr = func(int) error { return courier.RetryAfter(errTest, time.Hour) }
+		require.Error(t, courier.NewPollingCoordinator(source, courier.ProcessFunc(nop[int]), courier.WithLogger(timeless(&log))).RunOnce(t.Context()))
+		require.Equal(t, `level=WARN msg="courier: fetch failed" records=0 error="the record's own error"`+"\n", log.String())
+	})
+}
+
+// The drain timeout names a record that it cut short.
+func TestLog_TheDrainTimeoutNamesARecord(t *testing.T) {
+	for _, shape := range []string{"polling", "streaming"} {
+		t.Run(shape, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				source := newLeasing(1, 2, 3)
+				source.wait = shape == "streaming"
+				a := courier.ProcessFunc(func(ctx context.Context, r int) error {
+					if r == 2 {
+						<-ctx.Done()
+						return ctx.Err()
+					}
+					return nil
+				})
+				var c running = courier.NewPollingCoordinator(source, a, courier.WithLogger(timeless(&log)))
+				if shape == "streaming" {
+					c = courier.NewStreamingCoordinator(source, a, courier.WithLogger(timeless(&log)))
+				}
+				stop := start(t, c)
+				synctest.Wait()
+				require.NoError(t, stop())
+				require.Contains(t, log.String(), `msg="courier: the drain timeout cut the work short; the records that were not applied stay pending" record=2 pending=2 batch=3 error="context canceled"`)
+			})
+		})
+	}
 }

@@ -93,7 +93,7 @@ type counters struct {
 }
 
 func newWatch(c *config, name func(any) string) *watch {
-	return &watch{name: name, clock: c.clock, log: newSlogObserver(c.logger), observer: TeeObservers(c.observers...)}
+	return &watch{name: name, clock: c.clock, log: newSlogObserver(c.logger, c.clock, c.interval), observer: TeeObservers(c.observers...)}
 }
 
 // perRecord reports whether somebody wants to know of every record.
