@@ -1,7 +1,7 @@
 # Two commands are enough to begin with: make demo, make test.
 
 SHELL      := bash
-MODULES    := $(shell git ls-files --cached --others --exclude-standard '*go.mod' ':!tools/go.mod' | xargs -n1 dirname | sort)
+MODULES    := $(shell (git ls-files --cached --others --exclude-standard '*go.mod' ':!tools/go.mod' 2>/dev/null || find * -name go.mod ! -path 'tools/*') | xargs -n1 dirname | sort)
 PACKAGES   := $(addsuffix /...,$(patsubst %,./%,$(filter-out .,$(MODULES))) .)
 FUZZ_TIME  ?= 30s
 SIM_TIME   ?= 60s

@@ -71,7 +71,7 @@ func (r result) table(t *testing.T) table {
 	t.Helper()
 	return table{
 		r.figure(t, "written"), r.figure(t, "delivered"), r.figure(t, "dead-lettered"),
-		r.figure(t, "duplicates"), r.figure(t, "still pending"), r.figure(t, "missing"),
+		r.figure(t, "counted twice"), r.figure(t, "still pending"), r.figure(t, "missing"),
 	}
 }
 
@@ -102,7 +102,7 @@ func TestPreload(t *testing.T) {
 	t.Parallel()
 	r := program(t, "-n", "2500", "-outage", "0", "-poison", "0", "-preload")
 	r.require(t, 0, table{written: 2500, delivered: 2500})
-	require.Positive(t, r.figure(t, "rows per second"))
+	require.Positive(t, r.figure(t, "relay speed"))
 }
 
 // A second run with more orders writes those that are not there.
@@ -114,7 +114,7 @@ func TestKeptDatabase(t *testing.T) {
 	r := program(t, "-db", db, "-n", "30", "-outage", "0", "-poison", "0")
 	r.require(t, 0, table{written: 30, delivered: 29, dead: 1})
 	require.Contains(t, r.stderr, "20 orders written before, 0 pending")
-	require.Zero(t, r.figure(t, "repeated"))
+	require.Zero(t, r.figure(t, "sent again"))
 }
 
 func TestCrash(t *testing.T) {
@@ -133,7 +133,7 @@ func TestCrash(t *testing.T) {
 
 	r := program(t, "-db", db, "-n", "600", "-outage", "0")
 	r.require(t, 0, table{written: 600, delivered: 597, dead: 3})
-	require.Positive(t, r.figure(t, "repeated"), "what was delivered and not marked came again")
+	require.Positive(t, r.figure(t, "sent again"), "what was delivered and not marked came again")
 	require.Contains(t, r.stderr, "continuing with "+db)
 }
 
