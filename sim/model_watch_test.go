@@ -83,7 +83,8 @@ func (w *watcher) fail(format string, args ...any) {
 // waits looks at when something that failed is to be tried again.
 func (w *watcher) waits(k Kind, err error, in time.Duration) {
 	dropped := w.l.m.Prefetch > 0 && k == Fetch // it was made ahead, and is not tried again
-	if err == nil && in != 0 || err != nil && in == 0 && !dropped || in < 0 || in > time.Minute {
+	last := w.l.m.Cron > 0 && k == Fetch        // a run fetches once
+	if (err == nil || last) && in != 0 || err != nil && in == 0 && !dropped && !last || in < 0 || in > time.Minute {
 		w.fail("watch: process %d tells that a %s (%v) is tried again in %v", w.l.p.number, k, err, in)
 	}
 }
@@ -112,7 +113,7 @@ func (w *watcher) observer() courier.Observer {
 			switch {
 			case e.Applied+e.Failed+e.Refused > e.Records:
 				w.fail("watch: process %d tells of %d records applied, %d failed and %d refused, of %d", l.p.number, e.Applied, e.Failed, e.Refused, e.Records)
-			case (e.Err != nil) != (e.Failed+e.Refused > 0):
+			case (e.Err != nil) != (e.Failed+e.Refused > 0) && !(e.Err != nil && e.DrainOver): // that names one it cut short
 				w.fail("watch: process %d tells of %d records failed and %d refused, with %v", l.p.number, e.Failed, e.Refused, e.Err)
 			case e.Applied > 0 && e.Took <= 0 && m.stepped == 0 && !m.KeyedQueue:
 				w.fail("watch: process %d tells that an apply of %d records took %v", l.p.number, e.Records, e.Took)
