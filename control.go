@@ -204,10 +204,12 @@ func nudge(ch chan<- struct{}) {
 // else the reason: [ErrNotRunning], [ErrPaused], an [*OpenError] of a breaker, the
 // error over which the coordinator pauses or backs off (a dead letter queue that is
 // full or guards against too many letters, a breaker inside an applier of the
-// user's own, [ErrFullHand]), the error of the last fetch or mark, for as long as
+// user's own, [ErrFullHand]; one that refuses records stays a reason until others are
+// settled), the error of the last fetch or mark, for as long as
 // none has succeeded, or a call of the source that has been under way for a minute: a
-// polling coordinator's fetch, or a mark, a release or a note of failures. It is for a
-// readiness probe, and never blocks.
+// polling coordinator's fetch, or a mark, a release or a note of failures. Records that
+// fail do not make it unready, however many: a breaker does, and Stats().Failed tells.
+// It is for a readiness probe, and never blocks.
 func (c *control) Ready() error {
 	c.mu.Lock()
 	running, resumed := c.cancel != nil, c.resumed

@@ -171,6 +171,11 @@ func gateOf(stack []*Breaker) (all gate) {
 	return all
 }
 
+// passing reports whether every breaker of a stack lets all calls through.
+func passing(stack []*Breaker) bool {
+	return !slices.ContainsFunc(stack, func(b *Breaker) bool { return !b.passing() })
+}
+
 func (b *Breaker) gate() gate {
 	if b.calm.Load() != 0 {
 		return gate{}

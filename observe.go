@@ -47,7 +47,7 @@ type ApplyEvent struct {
 	Took      time.Duration
 	Applied   int    // or parked, or skipped: to be marked
 	Failed    int    // and stay pending
-	Refused   int    // not attempted for a reason that is not a pause or a stop
+	Refused   int    // not attempted for a reason that is not a pause or a stop, or refused by the dead letter queue
 	Record    string // the first that failed, or was refused, or was cut short by the drain timeout
 	Err       error  // of that one
 	DrainOver bool   // the drain timeout cut the work short
@@ -100,7 +100,7 @@ type PauseEvent struct {
 
 // ResumeEvent is the end of a pause.
 type ResumeEvent struct {
-	Pauses int // that it took: one for each probe of a breaker that failed
+	Pauses int // that it took: the events of them. Of a breaker there is one for each time that it opened, also after a probe
 }
 
 // StopEvent is the end of a run.

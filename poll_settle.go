@@ -155,7 +155,7 @@ func (p *poller[T]) report() {
 			if p.failer != nil {
 				p.faulty = append(p.faulty, FailedRecord[T]{record, err, afterOf(err, maxAfter)})
 			}
-		case p.halted.err == nil && p.life.stop.Err() == nil && err != errHeldBack && err != errLeaseLost:
+		case p.halted.err == nil && (p.life.stop.Err() == nil || refusedLetter(err)) && err != errHeldBack && err != errLeaseLost:
 			event.Refused++
 			if p.refused == nil {
 				p.refused = err
@@ -336,8 +336,10 @@ func (p *poller[T]) rest() {
 		p.lease.drop()
 		return
 	}
-	if p.halted.err == nil && (p.probing || p.fetchErr == nil) && !p.spared {
+	if p.halted.err == nil && !p.spared && p.intakeIsOpen() {
 		p.watch.resumed(p.life.settle, byBreaker)
+	}
+	if p.progress && p.refused == nil {
 		p.watch.moves(byRefusal)
 	}
 	passed := p.noteProbe()
@@ -361,7 +363,7 @@ func (p *poller[T]) rest() {
 		delay = p.retryIn
 	case p.refused != nil && !p.progress:
 		delay = p.restPace.delay(p.config)
-		p.watch.stands(byRefusal, p.refused, p.config.clock.Now().Add(delay))
+		p.watch.stands(byRefusal, p.refused, p.config.clock.Now().Add(max(delay, p.config.interval)))
 	default:
 		p.restPace = trouble{}
 		more := passed || p.full && p.progress
@@ -373,6 +375,18 @@ func (p *poller[T]) rest() {
 		delay = max(delay, p.asked.Sub(p.config.clock.Now()))
 	}
 	p.nap(delay)
+}
+
+// intakeIsOpen reports whether nothing stops the intake any more: a breaker of the stack
+// knows by itself; what else stopped it tells by the verdict of a probe, or a fetch.
+func (p *poller[T]) intakeIsOpen() bool {
+	switch {
+	case !passing(p.control.breakers):
+		return false
+	case p.probing && !p.watch.gated:
+		return p.batch.begun.Load() && p.batch.ledger.State(0) != ledger.Pending
+	}
+	return p.watch.gated || p.fetchErr == nil
 }
 
 // finish ends the run, once what is still in hand was given back.

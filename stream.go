@@ -292,6 +292,13 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 			s.pausedUntil = until
 		}
 	}
+	switch { // a share brings along what its records have done
+	case len(s.out) > 0 || s.stopping:
+	case g.closed:
+		s.watch.paused(s.life.settle, byBreaker, PauseEvent{Until: g.until, Err: g.cause}, true)
+	case s.watch.gated && passing(s.control.breakers):
+		s.watch.resumed(s.life.settle, byBreaker)
+	}
 	s.heed()
 	open := now.Before(s.pausedUntil) || g.closed && g.until.IsZero() // a breaker is, or is forced open
 	// A queue is worked off unless nobody will take it any more: a stop does not

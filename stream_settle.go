@@ -125,7 +125,8 @@ func (s *stream[T]) finish(sh *share[T]) {
 	if sh.event.Refused > 0 && s.life.stop.Err() == nil {
 		s.refuse(sh.event.Err, now)
 	}
-	s.closeIntake(sh.account.halted, sh.probe && sh.account.begun.Load() && sh.event.Refused == 0, now)
+	probed := sh.probe && sh.account.begun.Load()
+	s.closeIntake(sh.account.halted, probed && sh.event.Refused == 0, probed && sh.account.ledger.State(0) != ledger.Pending, now)
 	clear(sh.items)
 	clear(sh.records)
 	clear(sh.past)
@@ -229,7 +230,7 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 	switch {
 	case !refused:
 		sh.event.Failed++
-	case s.life.stop.Err() == nil:
+	case s.life.stop.Err() == nil || refusedLetter(err):
 		sh.event.Refused++
 	default: // the stop interrupted it
 		if sh.event.Err == nil && errors.Is(context.Cause(s.life.work), ErrDrainTimeout) {
@@ -461,6 +462,7 @@ func (s *stream[T]) finishJob(err error) {
 		s.inHand -= n
 		s.line.reuse(j.records)
 		s.markPace, s.markAt = trouble{}, time.Time{}
+		s.watch.moves(byRefusal)
 	case s.life.settle.Err() != nil:
 		s.line.putBack(j.records)
 		s.markLost = &MarkError{s.line.ready(), err}
@@ -496,7 +498,7 @@ func (s *stream[T]) refuse(err error, now time.Time) {
 
 // closeIntake stops intake while the destination takes nothing (D6), and lets it
 // go on after a probe that was attempted and that no breaker interrupted.
-func (s *stream[T]) closeIntake(h halt, probed bool, now time.Time) {
+func (s *stream[T]) closeIntake(h halt, probed, verdict bool, now time.Time) {
 	switch {
 	case h.err != nil:
 		until := h.until
@@ -508,11 +510,13 @@ func (s *stream[T]) closeIntake(h halt, probed bool, now time.Time) {
 		}
 		stuck := probed && s.probing && s.allSuspect()
 		s.probing, s.spareUntil = true, time.Time{}
-		s.watch.paused(s.life.settle, byBreaker, PauseEvent{Until: s.config.clock.told(s.pausedUntil), Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
+		s.watch.paused(s.life.settle, byBreaker, PauseEvent{Until: s.config.clock.told(h.until), Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
 	case probed:
 		s.probing = false
 		s.pausePace = trouble{}
 		s.spareUntil = now.Add(sparedFor)
-		s.watch.resumed(s.life.settle, byBreaker)
+		if verdict && passing(s.control.breakers) {
+			s.watch.resumed(s.life.settle, byBreaker)
+		}
 	}
 }

@@ -469,3 +469,142 @@ func TestLog_TheDrainTimeoutNamesARecord(t *testing.T) {
 		})
 	}
 }
+
+// A pause that goes on is one, however often the coordinator looks.
+func TestObserver_AForcedOpenBreakerIsOnePause(t *testing.T) {
+	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		if shape == "RunOnce" {
+			return // which asks the breaker once
+		}
+		for _, records := range []int{0, 20} {
+			var told courierttest.ObserverRecorder
+			var log bytes.Buffer
+			b := courier.NewBreaker(courier.BreakerPolicy{})
+			c, run := with(courier.NewCircuitBreakerApplier(courier.ProcessFunc(nop[int]), b), numbers(records), courier.WithObserver(told.Observer()), courier.WithLogger(timeless(&log)))
+			b.ForceOpen()
+			run(time.Hour)
+			pauses := courierttest.EventsOf[courier.PauseEvent](&told)
+			require.Len(t, pauses, 1)
+			require.ErrorIs(t, pauses[0].Err, courier.ErrForcedOpen)
+			require.ErrorIs(t, c.Ready(), courier.ErrForcedOpen)
+			require.Empty(t, courierttest.EventsOf[courier.ResumeEvent](&told))
+			b.Auto()
+			run(time.Minute)
+			require.Equal(t, []courier.ResumeEvent{{Pauses: 1}}, courierttest.EventsOf[courier.ResumeEvent](&told))
+			require.Equal(t, 2, strings.Count(log.String(), "\n"), log.String())
+			b.ForceOpen()
+			run(time.Minute)
+			require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), 2)
+			b.ForceClosed()
+			run(time.Minute)
+			require.Len(t, courierttest.EventsOf[courier.ResumeEvent](&told), 2)
+		}
+	})
+}
+
+// In an outage there is a pause for each time that the breaker opens, and the intake is
+// open again once it has closed: not while somebody else's probe is out, and not after a
+// probe that has told nothing.
+func TestObserver_PausesAreThoseOfTheBreaker(t *testing.T) {
+	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		if shape == "RunOnce" {
+			return
+		}
+		var told courierttest.ObserverRecorder
+		opened := 0
+		var down fault
+		down.set(errTest)
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, ProbeTimeout: time.Hour, OnStateChange: func(_ context.Context, c courier.BreakerChange) {
+			if c.To == courier.BreakerOpen {
+				opened++
+			}
+		}})
+		a := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return down.get() }), b)
+		c, run := with(a, numbers(20), courier.WithObserver(told.Observer()), courier.WithClock(slow{}))
+		run(10 * time.Minute)
+		require.Greater(t, opened, 5)
+		require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), opened)
+		// Somebody else's probe is out for half an hour, and comes back without a verdict.
+		time.Sleep(time.Until(b.RetryAt()))
+		permit, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		run(30 * time.Minute)
+		require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), opened)
+		require.Empty(t, courierttest.EventsOf[courier.ResumeEvent](&told))
+		down.set(courier.Skip(errTest)) // of which a probe learns nothing
+		_ = b.Report(t.Context(), permit, courier.Skip(errTest))
+		run(10 * time.Minute)
+		require.Equal(t, courier.BreakerHalfOpen, b.State())
+		require.Empty(t, courierttest.EventsOf[courier.ResumeEvent](&told))
+		require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), opened)
+		permit, err = b.Acquire(t.Context()) // and somebody else's probe goes well
+		require.NoError(t, err)
+		require.NoError(t, b.Report(t.Context(), permit, nil))
+		c.(interface{ Wake() }).Wake()
+		run(time.Minute)
+		require.Equal(t, []courier.ResumeEvent{{Pauses: opened}}, courierttest.EventsOf[courier.ResumeEvent](&told))
+	})
+}
+
+// slow is a clock whose timers are late.
+type slow struct{}
+
+func (slow) Now() time.Time                         { return time.Now() }
+func (slow) After(d time.Duration) <-chan time.Time { return time.After(d + time.Millisecond) }
+
+// A queue that refuses everything keeps the coordinator red all the time, and not only
+// between its passes, until something is settled.
+func TestReady_WhileTheQueueRefuses(t *testing.T) {
+	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		if shape == "RunOnce" {
+			return
+		}
+		var down fault
+		down.set(courier.Permanent(errTest))
+		a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error {
+			time.Sleep(time.Second) // a pass takes a while
+			return down.get()
+		})), courier.DLQ[int](refusing{}))
+		c, run := with(a, numbers(3))
+		run(4 * time.Second)
+		for range 600 {
+			run(time.Second)
+			require.ErrorContains(t, c.Ready(), "courier: a record could not be settled, and none has been since: ")
+			require.ErrorIs(t, c.Ready(), courier.ErrDLQFull)
+		}
+		down.set(nil)
+		run(time.Minute)
+		require.NoError(t, c.Ready())
+	})
+}
+
+// refusing is a queue that is always full.
+type refusing struct{ *courier.MemoryDLQ[int] }
+
+func (refusing) Send(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }
+
+// A letter that the queue refuses because of a stop is told.
+func TestLog_ALetterThatIsRefusedAtAStop(t *testing.T) {
+	for _, shape := range []string{"polling", "streaming"} {
+		t.Run(shape, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				source := newLeasing(7)
+				source.wait = shape == "streaming"
+				a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })), courier.DLQ[int](lateQueue{}))
+				opts := []courier.Option{courier.WithLogger(timeless(&log)), courier.WithDrainTimeout(2 * time.Second)}
+				var c teller = courier.NewPollingCoordinator(source, a, opts...)
+				if shape == "streaming" {
+					c = courier.NewStreamingCoordinator(source, a, opts...)
+				}
+				stop := start(t, c)
+				synctest.Wait()
+				require.NoError(t, stop())
+				require.Contains(t, log.String(), "level=ERROR")
+				require.Contains(t, log.String(), "record=7")
+				require.Contains(t, log.String(), "courier: the dead letter queue did not take a record")
+				require.ErrorIs(t, c.Stats().LastError, courier.ErrPark)
+			})
+		})
+	}
+}

@@ -21,6 +21,8 @@ type watch struct {
 	// Of the coordinator's own goroutine.
 	pauses int           // since the last was over
 	closed [reasons]bool // which are not over
+	gated  bool          // by a breaker of the stack
+	until  time.Time     // of the last event over a breaker
 
 	mu        sync.Mutex
 	lastErr   error
@@ -36,7 +38,7 @@ type watch struct {
 type reason uint8
 
 const (
-	byRefusal reason = iota // records can be settled nowhere
+	byRefusal reason = iota // records can be settled nowhere, until others are
 	byBreaker
 	byFullHand
 	byPause
@@ -147,13 +149,23 @@ func (w *watch) standstill() error {
 	now := w.clock.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, s := range w.still {
-		if s.err != nil && (s.until.IsZero() || now.Before(s.until)) {
+	for why, s := range w.still {
+		switch {
+		case s.err == nil:
+		case reason(why) == byRefusal:
+			// While it is tried again nobody knows; a while later it has gone elsewhere.
+			if w.count.inHand.Load() > 0 || now.Before(s.until.Add(forgotten)) {
+				return fmt.Errorf("courier: a record could not be settled, and none has been since: %w", s.err)
+			}
+		case s.until.IsZero() || now.Before(s.until):
 			return fmt.Errorf("courier: nothing is fetched for now: %w", s.err)
 		}
 	}
 	return nil
 }
+
+// forgotten is how long after its time a record that was refused may have come again.
+const forgotten = time.Minute
 
 // fetched tells of a fetch. The error of one that was cancelled tells of that, and
 // it has not succeeded either.
@@ -222,23 +234,35 @@ func (w *watch) renewed(ctx context.Context, records, lost int, err error) {
 }
 
 // paused tells of a stop of the intake, by Pause or by a breaker, and resumed of the
-// end of the last of them. Ready asks some itself: a breaker of the stack, and Pause.
+// end of the last of them. A pause that goes on is told once: until there is another
+// time to wait for, or another reason to. Ready asks some itself: a breaker of the
+// stack, and Pause.
 func (w *watch) paused(ctx context.Context, why reason, event PauseEvent, asked bool) {
-	w.pauses++
-	w.closed[why] = true
-	if event.Err != nil && !errors.Is(event.Err, ErrForcedOpen) && event.Err != ErrFullHand { // else a record has failed
-		w.trouble(nil, event.Err)
-	}
 	if !asked {
 		w.stands(why, event.Err, w.clock.of(event.Until))
 	}
+	if why == byBreaker {
+		goesOn := w.closed[why] && w.gated == asked &&
+			(event.Until.Equal(w.until) || !event.Until.IsZero() && !w.clock.Clock.Now().Before(event.Until))
+		if w.gated = asked; goesOn {
+			return
+		}
+		w.until = event.Until
+		if !errors.Is(event.Err, ErrForcedOpen) { // else a record has failed
+			w.trouble(nil, event.Err)
+		}
+	}
+	w.closed[why] = true
+	w.pauses++
 	w.log.paused(ctx, event)
 	tell(ctx, w.observer.Paused, event)
 }
 
 func (w *watch) resumed(ctx context.Context, why reason) {
 	w.closed[why] = false
-	w.moves(why)
+	if w.moves(why); why == byBreaker {
+		w.gated = false
+	}
 	if w.pauses == 0 || w.closed != [reasons]bool{} {
 		return
 	}
@@ -250,7 +274,7 @@ func (w *watch) resumed(ctx context.Context, why reason) {
 
 func (w *watch) stopped(ctx context.Context, event StopEvent) {
 	w.count.inHand.Store(0)
-	w.pauses, w.closed = 0, [reasons]bool{}
+	w.pauses, w.closed, w.gated = 0, [reasons]bool{}, false
 	for why := range reasons {
 		w.moves(why)
 	}
