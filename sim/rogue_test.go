@@ -323,6 +323,12 @@ var rogues = []rogue{
 		g.do(<-g.queued())
 	}},
 	{breaks: "Pause: process 0 fetches", plan: pauseAt(time.Second), act: func(g *gear) { g.wait(2 * time.Second); g.fetch(1) }},
+	{breaks: "D11: process 0 renews r0, which it gave back", fixed: func(s *settings) { s.Renewing, s.Lease = true, time.Hour }, act: func(g *gear) {
+		records := g.fetch(1)
+		_ = g.s.Release(g.ctx, records, time.Hour)
+		g.wait(time.Minute)
+		_ = g.s.Renew(g.ctx, records)
+	}},
 	{breaks: "D11: the lease of r0 ran out", fixed: func(s *settings) { s.Renewing, s.Lease = true, time.Second }, act: func(g *gear) {
 		r := g.fetch(1)
 		g.wait(2 * time.Second)

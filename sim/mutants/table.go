@@ -164,7 +164,7 @@ var mutants = []mutant{
 	{"a run tells of a record by its place in a part of the fetch", "poll_settle.go",
 		"			p.failed[p.index(i)] = err\n", "			p.failed[i] = err\n"},
 	{"a run does not tell of records that are not marked", "poll_settle.go",
-		"return errors.Join(fetchErr, failed.ErrorOrNil(), p.unmarked, stopped)", "return errors.Join(fetchErr, failed.ErrorOrNil(), stopped)"},
+		"return errors.Join(fetchErr, list, p.unmarked, stopped)", "return errors.Join(fetchErr, list, stopped)"},
 
 	// What is told.
 	{"a fetch tells that it took no time", "poll.go",
@@ -199,7 +199,7 @@ var mutants = []mutant{
 	{"a Goexit takes the retries along", "exit.go",
 		"			verdict := resumed(ctx, applier, record, exit)\n", "			_, verdict := applier, exit\n"},
 	{"a stream takes a refused probe for a good one", "stream_settle.go",
-		" && sh.account.begun.Load() && sh.event.Refused == 0, now)", " && sh.account.begun.Load(), now)"},
+		"probed && sh.event.Refused == 0, ", "probed, "},
 	{"a poller takes a refused probe for a good one", "poll_settle.go",
 		"	refused := probed && p.refused != nil ", "	refused := false "},
 	{"each run probes with the same record", "coordinator.go",
