@@ -147,11 +147,12 @@ func (p *poller[T]) lookPast() (gone int) {
 	p.ids = p.identity.keysOf(fetchedNow)
 	for i, id := range ids {
 		j := i // where it probably is, since nothing was settled that came before it
-		if p.identity.comparable {
-			j = slices.IndexFunc(fetchedNow, func(r T) bool { return any(r) == any(kept[i]) })
+		sure := p.identity.comparable && equal(kept[i], kept[i])
+		if sure {
+			j = slices.IndexFunc(fetchedNow, func(r T) bool { return equal(r, kept[i]) })
 		}
 		if j >= 0 {
-			p.memory.rename(id, p.ids[j], p.identity.comparable)
+			p.memory.rename(id, p.ids[j], sure)
 		}
 	}
 	return len(kept)

@@ -3,6 +3,7 @@ package courier_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"strconv"
 	"testing"
 	"time"
@@ -111,6 +112,44 @@ func TestPace_OfARecordThatCannotBeKnownAgain(t *testing.T) {
 			require.NoError(t, run.Stop())
 			require.Equal(t, []int{0}, table.left())
 			require.Equal(t, []time.Duration{0, want}, at[:2])
+		})
+	}
+}
+
+// A value that does not equal itself is none to know a record by: the records that have
+// one take up no room among those that are known again, and the others keep theirs.
+func TestPace_OfRecordsThatDoNotEqualThemselves(t *testing.T) {
+	type measure struct {
+		id   int
+		read [1]struct{ v float64 }
+	}
+	nan := [1]struct{ v float64 }{{math.NaN()}}
+	for name, opt := range map[string]courier.Option{"by value": quiet, "by name": courier.WithIdentity(func(m measure) string { return fmt.Sprint(m.id) })} {
+		t.Run(name, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				fetched, calls := 0, 0
+				c := courier.Sync(func(context.Context) (list []measure, _ error) {
+					if fetched == 12_000 {
+						return []measure{{id: -1}}, nil
+					}
+					for range 1000 {
+						fetched++
+						list = append(list, measure{fetched, nan})
+					}
+					return list, nil
+				}, func(_ context.Context, m measure) error {
+					if m.id > 0 {
+						return errTest
+					}
+					calls++
+					return courier.RetryAfter(errTest, time.Hour)
+				}, func(context.Context, []measure) error { return nil }, quiet, opt, courier.WithInterval(time.Second))
+				run := courierttest.Start(t, c)
+				time.Sleep(50 * time.Minute)
+				require.NoError(t, run.Stop())
+				require.Equal(t, 12_000, fetched)
+				require.Equal(t, 1, calls, "it asked for an hour")
+			})
 		})
 	}
 }

@@ -231,7 +231,7 @@ func identityOf[T any](source Source[T], c *config, once, renews bool) identity[
 }
 
 // keysOf returns how each record is known. A record over which the function panics
-// has no name.
+// has no name, and one that does not equal itself no value to be known by.
 func (d *identity[T]) keysOf(records []T) []recordKey {
 	keys := make([]recordKey, len(records))
 	if d.inHand {
@@ -252,7 +252,7 @@ func (d *identity[T]) keysOf(records []T) []recordKey {
 		})
 	}
 	for i := range keys {
-		if d.byValue && keys[i].name == "" {
+		if d.byValue && keys[i].name == "" && equal(records[i], records[i]) {
 			keys[i].value = records[i]
 		}
 	}
@@ -264,6 +264,10 @@ func (d *identity[T]) lasting(records []T) []recordKey {
 	known := identity[T]{name: d.name, byValue: d.comparable}
 	return known.keysOf(records)
 }
+
+// equal compares records whose type is comparable. One with a NaN in it equals none,
+// not even itself.
+func equal[T any](a, b T) bool { return any(a) == any(b) }
 
 // scalar reports whether a type's values are numbers or strings.
 func scalar(t reflect.Type) bool {
