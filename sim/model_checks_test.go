@@ -67,7 +67,7 @@ func (m *model) come(c *call) {
 // comeRetry looks at an attempt that is the first of a delivery, though the retries of
 // the one before were to go on: whatever an attempt failed with, it is one of several.
 func (m *model) comeRetry(l *life, t try) {
-	if made := l.tries[t.n]; made > 0 && t.attempt == 1 && !m.rows[t.n].twice {
+	if made := l.tries[t.n]; made > 0 && t.attempt == 1 && !m.rows[t.n].twice && !m.rows[t.n].strayed {
 		m.Fail("R-1: %s was given up after %d of %d attempts", names[t.n], made, m.Attempts)
 	}
 	delete(l.tries, t.n)
