@@ -225,6 +225,47 @@ func TestB5_APanicIsAFailureWithItsValueAndStack(t *testing.T) {
 	require.EqualValues(t, "open", b.State())
 }
 
+// D11: attempts that end their goroutines, one after the other, take no more memory than
+// others: each goroutine is gone before the next begins.
+func TestD11_GoexitsDoNotNest(t *testing.T) {
+	const attempts = 200
+	for _, shape := range []string{"polling", "streaming", "batch", "fan-out", "resilient"} {
+		t.Run(shape, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				var r courierttest.Recorder[int]
+				calls, least, most := 0, math.MaxInt, 0
+				var p courier.Applier[int] = courier.ProcessFunc(func(context.Context, int) error {
+					n := runtime.NumGoroutine()
+					least, most = min(least, n), max(most, n)
+					if calls++; calls > attempts {
+						return nil
+					}
+					runtime.Goexit()
+					return nil
+				})
+				policy := courier.RetryPolicy{MaxAttempts: courier.Unlimited, MaxDelay: time.Second}
+				if shape == "batch" {
+					p = eachOfBatch[int]{p}
+				}
+				a := courier.NewRetryableApplier(p, policy)
+				switch shape {
+				case "fan-out":
+					a = courier.NewFanOutApplier(a, always(nil))
+				case "resilient":
+					a, _ = courier.ResilientApplier(p, &courier.ResilientConfig[int]{Retry: policy})
+				}
+				if shape == "streaming" {
+					courierttest.RunFor(t, courier.NewStreamingCoordinator[int](r.StreamSource(0), a, quiet), 24*time.Hour)
+				} else {
+					courierttest.RunFor(t, courier.NewPollingCoordinator[int](r.Source(0), a, quiet), 24*time.Hour)
+				}
+				require.Greater(t, calls, attempts)
+				require.Less(t, most, least+10)
+			})
+		})
+	}
+}
+
 // badClock is a clock of which one method panics.
 type badClock struct{ now, after bool }
 

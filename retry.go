@@ -274,7 +274,7 @@ func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, 
 	return r.loop(ctx, record, run, used, err)
 }
 
-// loop judges a failed attempt and makes the next one, until one of them is final.
+// loop is the rest of again, on whatever goroutines the attempts leave.
 func (r *retryApplier[T]) loop(ctx context.Context, record T, run retryRun, used int, err error) error {
 	returned := false
 	defer func() {
@@ -282,34 +282,43 @@ func (r *retryApplier[T]) loop(ctx context.Context, record T, run retryRun, used
 			r.goOn(ctx, record, run, used)
 		}
 	}()
-	for {
-		if final := run.judge(classify(ctx, err), err, false, &used); final != nil {
-			err = final
-			break
-		}
-		if cut := run.wait(err, 1); cut != nil {
-			err = run.giveUp(cut.reason, used, err, cut.cause)
-			break
-		}
-		if err = r.retry(withAttempt(ctx, run.waits+1), record); err == nil {
-			break
-		}
-	}
+	err = r.rounds(ctx, record, &run, &used, err)
 	returned = true
 	return err
 }
 
-// goOn is the rest of loop on another goroutine, while that of the last attempt is
-// ending.
-func (r *retryApplier[T]) goOn(ctx context.Context, record T, run retryRun, used int) {
-	exit := newPanicError(nil)
-	err := afterExit(ctx, r.inner, record, exit)
-	if err != nil {
-		failed := err
-		isolate(&err, func() error { return r.loop(ctx, record, run, used, failed) })
+// rounds judges a failed attempt and makes the next one, until one of them is final.
+func (r *retryApplier[T]) rounds(ctx context.Context, record T, run *retryRun, used *int, err error) error {
+	for {
+		if final := run.judge(classify(ctx, err), err, false, used); final != nil {
+			return final
+		}
+		if cut := run.wait(err, 1); cut != nil {
+			return run.giveUp(cut.reason, *used, err, cut.cause)
+		}
+		if err = r.retry(withAttempt(ctx, run.waits+1), record); err == nil {
+			return nil
+		}
 	}
-	if verdict, left := takeVerdict(ctx, r); left { // it has ended that goroutine as well
-		err = verdict
+}
+
+// goOn is the rest of loop while the goroutine of the last attempt is ending: on
+// another one, and on the next where an attempt ends that too.
+func (r *retryApplier[T]) goOn(ctx context.Context, record T, run retryRun, used int) {
+	err := error(newPanicError(nil))
+	for isExit(err) {
+		if err = afterExit(ctx, r.inner, record, err); err == nil {
+			break
+		}
+		failed, returned := err, false
+		isolate(&err, func() error {
+			final := r.rounds(ctx, record, &run, &used, failed)
+			returned = true
+			return final
+		})
+		if returned {
+			break
+		}
 	}
 	leaveVerdict(ctx, r, err)
 }
