@@ -234,7 +234,7 @@ func TestD11_GoexitsDoNotNest(t *testing.T) {
 			courierttest.Bubble(t, func(t *testing.T) {
 				var r courierttest.Recorder[int]
 				calls, least, most := 0, math.MaxInt, 0
-				var p courier.Applier[int] = courier.ProcessFunc(func(context.Context, int) error {
+				p := courier.ProcessFunc(func(context.Context, int) error {
 					n := runtime.NumGoroutine()
 					least, most = min(least, n), max(most, n)
 					if calls++; calls > attempts {

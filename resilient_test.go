@@ -516,7 +516,7 @@ func TestC6_ASuccessInFlightAtTheOnsetParksNothing(t *testing.T) {
 							for i := range workers - 1 {
 								l.answers = append(l.answers, time.Duration(i+1)*answer)
 							}
-							var applier courier.Applier[int] = courier.ProcessFunc(l.Apply)
+							applier := courier.ProcessFunc(l.Apply)
 							if strings.Contains(shape, "batches") {
 								applier = l
 							}
