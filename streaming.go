@@ -37,6 +37,11 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 // more and is handed back. With one worker, records are applied in the order
 // fetched, failed ones aside.
 //
+// At io.EOF a [Releaser] gets its failed records back at once, with the rest of their
+// delays, unless an order was asked for. Else Start waits for each delay: with
+// [RetryAfter] that is up to 24 hours before each of at most three deliveries, or up
+// to RetryPolicy.MaxRetryAfter where a retry gave the record up. Stop ends the wait.
+//
 // When ctx ends nothing more is fetched. Records in work are finished and
 // marked; the others go back to the source if it is a [Releaser], and are
 // applied within the drain timeout if it is not. A failed record is released,
