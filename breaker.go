@@ -373,7 +373,7 @@ func (b *Breaker) ForceOpen() {
 func (b *Breaker) ForceClosed() { b.force(breaker.ForcedClosed, nil) }
 
 // Auto ends what ForceOpen or ForceClosed began: the breaker is closed and
-// decides by itself again.
+// decides by itself again. It closes a breaker that has opened by itself, too.
 func (b *Breaker) Auto() { b.force(breaker.Closed, nil) }
 
 func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {

@@ -16,7 +16,8 @@ func WithCircuitBreaker[T any](applier Applier[T]) Applier[T] {
 // NewCircuitBreakerApplier puts an applier behind a breaker. While that is
 // open, Apply returns an [*OpenError] without a call, or an allocation. A call
 // of ApplyBatch is one call to the breaker, and fails when all its records do.
-// Around a retry or a dead letter queue, and twice in one stack, it is refused.
+// Around a retry or a dead letter queue it is refused, and so is one and the same
+// breaker twice in a stack.
 //
 // Retryable errors and panics are failures of the destination; a permanent
 // error is an answer, hence a success; what is NotAttempted or skipped, and a

@@ -15,7 +15,8 @@
 // or a lease runs out, between the apply and the mark. What is applied should
 // therefore be idempotent.
 //
-// A failing record never holds back the others of its batch. Only a real
+// A failing record never keeps the others of its batch from being applied. With one
+// worker they wait while it is retried, and with several they do not. Only a real
 // attempt counts as one: a record that was refused by an open breaker, or that
 // was still waiting when the coordinator stopped, stays pending and is never
 // dead-lettered.
@@ -91,7 +92,9 @@ type Source[T any] interface {
 }
 
 // Applier does the work for one record. A nil error means that the record is
-// applied, durably. It must tolerate a record that it has seen before.
+// applied, durably. It must tolerate a record that it has seen before. A record is
+// not copied: what an applier changes behind a pointer or in a map, its retries, the
+// mark and the dead letter see.
 // Coordinators with several workers call it from several goroutines at once.
 type Applier[T any] interface {
 	Apply(ctx context.Context, record T) error

@@ -18,7 +18,8 @@ type DeadLetter[T any] struct {
 	// and the old one names nothing.
 	ID string
 
-	// Record is the record as the source handed it out.
+	// Record is the record as the source handed it out, with what the applier has
+	// changed behind a pointer or in a map.
 	Record T
 
 	// Key is what [DLQPolicy].Key returned for the record, "" without one.
@@ -35,8 +36,9 @@ type DeadLetter[T any] struct {
 	// was parked behind another one of its key.
 	Attempts int
 
-	// FirstFailedAt is the time of the first failure of the record that its
-	// retries saw, FailedAt that of the last.
+	// FirstFailedAt and FailedAt are the times of the first and the last failure of
+	// the delivery after which the record was parked. A letter in the queue keeps its
+	// FirstFailedAt when the record is parked again.
 	FirstFailedAt time.Time
 	FailedAt      time.Time
 

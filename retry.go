@@ -33,7 +33,9 @@ type RetryPolicy struct {
 	// MaxAttempts is the number of attempts, the first included. 0 is 5;
 	// [Unlimited] has no limit. Around a breaker, a call of a batch in which other
 	// records got through counts only if it is the record's first: there the
-	// breaker begins to count anew as well.
+	// breaker begins to count anew as well. The attempt over which the breaker opened
+	// is made once more, so that a record which is parked after an outage may have had
+	// one attempt more.
 	MaxAttempts int
 
 	// InitialDelay is the delay after the first failure. 0 is 100 ms.

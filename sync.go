@@ -31,7 +31,8 @@ func Sync[T any](
 // SyncWithRetry is [Sync] with up to maxAttempts attempts for each record,
 // with exponential backoff and jitter between them as in the default
 // [RetryPolicy], at each delivery. There is no dead letter queue in it: a record
-// that was given up comes back with a later fetch.
+// that was given up comes back with a later fetch. maxAttempts is at least 1, else
+// Start returns a [*ConfigError].
 func SyncWithRetry[T any](
 	fetch func(ctx context.Context) ([]T, error),
 	process func(ctx context.Context, record T) error,
@@ -54,7 +55,8 @@ func SyncWithRetry[T any](
 //
 // When a breaker opens, the run keeps the rest of its records in hand and tries
 // another one once the breaker lets it, so that a poison record in front does not
-// hold up the others. It waits so for the drain timeout in all.
+// hold up the others. It waits for the drain timeout in all at the most, and ends at
+// once when the next probe comes later than that.
 //
 // The error is nil when every record fetched was processed and marked. Else
 // errors.Is and errors.As see the errors of the records (a [*BatchError] with
