@@ -91,6 +91,7 @@ func (a *ahead[T]) loop() {
 		if a.busy {
 			a.busy = false
 			a.watch.ends(&a.watch.fetching)
+			a.watch.count.inHand.Add(int64(len(a.result.records)))
 			a.result.cancelled = a.under.Err() != nil
 			a.result.took = a.watch.since(true, a.began)
 			a.lease.addAhead(a.result.records)

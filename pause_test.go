@@ -45,6 +45,7 @@ func TestPause_HoldsNothingThatWasFetchedAhead(t *testing.T) {
 					if late {
 						time.Sleep(time.Second)
 					}
+					require.EqualValues(t, len(source.InHand()), c.Stats().InHand, "with what was fetched ahead")
 					c.Pause()
 					time.Sleep(2 * time.Second)
 					require.Empty(t, source.InHand())

@@ -312,6 +312,9 @@ func (p *poller[T]) take() {
 		p.gate.lift(p.fetchedAt, p.fetchedAt)
 	}
 	if !p.handed {
+		if p.intake != nil { // else it is counted
+			p.watch.count.inHand.Add(int64(n))
+		}
 		p.tellFetched(n)
 		p.dropEarly()
 	}

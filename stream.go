@@ -475,5 +475,6 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 	default:
 		cancelled = true
 	}
+	s.watch.count.inHand.Add(int64(n))
 	s.watch.fetched(s.life.settle, event, cancelled)
 }

@@ -167,11 +167,11 @@ func (w *watch) standstill() error {
 // forgotten is how long after its time a record that was refused may have come again.
 const forgotten = time.Minute
 
-// fetched tells of a fetch. The error of one that was cancelled tells of that, and
+// fetched tells of a fetch, of which the records are counted as in hand since it
+// ended. The error of one that was cancelled tells of that, and
 // it has not succeeded either.
 func (w *watch) fetched(ctx context.Context, event FetchEvent, cancelled bool) {
 	w.count.fetched.Add(int64(event.Records))
-	w.count.inHand.Add(int64(event.Records))
 	switch {
 	case cancelled:
 		if event.Err = nil; event.Records == 0 {
