@@ -347,6 +347,7 @@ func (p *poller[T]) rest() {
 	if len(p.kept) == 0 {
 		p.lease.drop()
 	}
+	lost := p.probing && len(p.batch.ledger.Records) > 0 && p.batch.isLost(0) // the probe's lease, so that another one may go
 	p.batch.reset(nil, nil, nil, 1)
 	var delay time.Duration
 	switch {
@@ -367,7 +368,7 @@ func (p *poller[T]) rest() {
 	default:
 		p.restPace = trouble{}
 		more := passed || p.full && p.progress
-		if (p.config.fixed || !more) && !p.once {
+		if (p.config.fixed || !more) && !p.once && !lost {
 			delay = p.config.pace()
 		}
 	}
