@@ -99,6 +99,7 @@ type grammar struct {
 	duplicateID func(error) string // which, where the error tells
 	present     string             // else: one of the ids of the list ?1
 	addedTwice  func(error) bool   // a migration that adds a column that is there
+	refused     func(error) bool   // a value of a row, which other rows do not share
 	busy        func(error) bool   // a connection that would open a moment later
 	outdated    func(error) bool   // what Migrate creates is missing
 	advice      func(error) string // what to do about an error, "" where unknown

@@ -320,22 +320,46 @@ func (b *lockedBatch) settle(ctx context.Context, rows []failure, writes bool, w
 	if b.conn == nil {
 		return b.writeLate(ctx, rows, write)
 	}
-	var err error
 	if writes {
-		b.dirty = true
-		err = write(b.conn, rows)
+		if err := b.apart(ctx, func() error { return write(b.conn, rows) }); err != nil {
+			if !b.outbox.grammar.refused(err) {
+				b.abandon()
+			}
+			return err
+		}
 	}
 	seqs := make([]int64, len(rows))
 	for i, row := range rows {
 		seqs[i] = row.seq
 	}
-	if rest := b.settled(seqs); err == nil && len(rest) == 0 {
-		err = b.end(ctx)
+	if rest := b.settled(seqs); len(rest) > 0 {
+		return nil
 	}
+	err := b.end(ctx)
 	if err != nil {
 		b.abandon()
 	}
 	return err
+}
+
+// apart does work that the transaction outlives if it fails.
+func (b *lockedBatch) apart(ctx context.Context, work func() error) error {
+	if _, err := b.conn.ExecContext(ctx, "SAVEPOINT apart"); err != nil {
+		b.abandon()
+		return err
+	}
+	if err := work(); err != nil {
+		if _, lost := b.conn.ExecContext(ctx, "ROLLBACK TO apart"); lost != nil {
+			b.abandon()
+		}
+		return err
+	}
+	if _, err := b.conn.ExecContext(ctx, "RELEASE apart"); err != nil {
+		b.abandon()
+		return err
+	}
+	b.dirty = true
+	return nil
 }
 
 // renew looks whether the transactions are alive, and keeps them from being

@@ -121,22 +121,12 @@ func (b *lockedBatch) park(ctx context.Context, letter courier.DeadLetter[Row]) 
 	if b.conn == nil { // lost meanwhile
 		return b.parkLate(ctx, letter)
 	}
-	if _, err := b.conn.ExecContext(ctx, "SAVEPOINT park"); err != nil {
-		b.abandon()
-		return err
-	}
 	o := b.outbox
-	if err := o.move(ctx, b.conn, letter, b.marks, o.marking([]int64{letter.Record.Seq})...); err != nil {
-		if _, lost := b.conn.ExecContext(ctx, "ROLLBACK TO park"); lost != nil {
-			b.abandon()
-		}
+	if err := b.apart(ctx, func() error {
+		return o.move(ctx, b.conn, letter, b.marks, o.marking([]int64{letter.Record.Seq})...)
+	}); err != nil {
 		return err
 	}
-	if _, err := b.conn.ExecContext(ctx, "RELEASE park"); err != nil {
-		b.abandon()
-		return err
-	}
-	b.dirty = true
 	b.mu.Lock()
 	b.parked[letter.Record.key()] = parkedRow{b, plain(letter.Branch), plain(letter.Key)}
 	b.mu.Unlock()

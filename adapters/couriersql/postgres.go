@@ -170,9 +170,13 @@ func postgresGrammar() grammar {
 		duplicate:   func(err error) bool { return postgresCode(err) == "23505" },
 		duplicateID: postgresDuplicateID,
 		addedTwice:  func(error) bool { return false },
-		busy:        func(err error) bool { return slices.Contains([]string{"57P03", "53300"}, postgresCode(err)) },
-		outdated:    func(err error) bool { return slices.Contains([]string{"42P01", "42703", "42P10"}, postgresCode(err)) },
-		advice:      postgresAdvice,
+		refused: func(err error) bool {
+			code := postgresCode(err)
+			return len(code) == 5 && slices.Contains([]string{"22", "23", "54"}, code[:2])
+		},
+		busy:     func(err error) bool { return slices.Contains([]string{"57P03", "53300"}, postgresCode(err)) },
+		outdated: func(err error) bool { return slices.Contains([]string{"42P01", "42703", "42P10"}, postgresCode(err)) },
+		advice:   postgresAdvice,
 	}
 }
 
@@ -311,6 +315,7 @@ func postgresAdvice(err error) string {
 		{"42703", "the table has another shape; call Migrate, which names the columns"},
 		{"42P10", "the table is of an earlier version; call Migrate"},
 		{"42501", "this role lacks a right: Migrate needs to create tables and to own the existing ones, a relay to select, update and delete, a writer to insert"},
+		{"22021", "the database's encoding cannot hold this text: keep the outbox in a database created with ENCODING 'UTF8'"},
 		{"25006", "this is a read-only server, a standby perhaps: connect to the primary (target_session_attrs=read-write)"},
 		{"25P03", "idle_in_transaction_session_timeout ended the relay's transaction: raise it, make batches smaller, or use WithLease"},
 		{"53300", "the server has no connection left: a relay needs up to three (fetch, dead letters, wake-up)"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strconv"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -128,10 +129,31 @@ func (s *Source) Fail(ctx context.Context, failed []courier.FailedRecord[Row]) e
 			list[i].text = plain(f.Error.Error())
 		}
 	}
-	if err := o.bounded(ctx, func(ctx context.Context) error { return s.holder.fail(ctx, list) }); err != nil {
+	if err := o.bounded(ctx, func(ctx context.Context) error { return s.note(ctx, list) }); err != nil {
 		return o.failed(err, "noting the failure of %d rows of %s (they come back)", len(failed), o.table)
 	}
 	return nil
+}
+
+// note notes failures in one statement. Where the database refuses a value of one
+// row, note notes the other rows without it: by halves, as such rows are few.
+func (s *Source) note(ctx context.Context, failed []failure) error {
+	err := s.holder.fail(ctx, failed)
+	if err == nil || !s.outbox.grammar.refused(err) {
+		return err
+	}
+	if n := len(failed) / 2; n > 0 {
+		return errors.Join(s.note(ctx, failed[:n]), s.note(ctx, failed[n:]))
+	}
+	one := failed[0]
+	one.text = strconv.QuoteToASCII(one.text) // the database's encoding may lack a character
+	if s.holder.fail(ctx, []failure{one}) == nil {
+		return nil
+	}
+	if l, ok := s.holder.(*locked); ok { // whose transaction would stay open for the row
+		err = errors.Join(err, l.release(ctx, failed))
+	}
+	return err
 }
 
 // Release gives rows back that were not attempted. They are to be had at once,

@@ -132,6 +132,7 @@ func sqliteGrammar() grammar {
 		prepares:   true,
 		duplicate:  sqliteDuplicate,
 		addedTwice: sqliteAddedTwice,
+		refused:    func(err error) bool { return strings.Contains(err.Error(), "constraint failed") },
 		busy:       sqliteBusy,
 		outdated:   sqliteOutdated,
 		advice:     sqliteAdvice,

@@ -23,6 +23,10 @@ var ErrDuplicateID = errors.New("a message with this ID was written before")
 
 const columns = 7 // that Write fills
 
+// maxID is how many bytes an ID may have: a row of an index in PostgreSQL holds some
+// 2,700, and that of the letters has the name of the branch beside the ID.
+const maxID = 2000
+
 // Write adds messages to the user's transaction: they exist once it commits,
 // and never if it is rolled back. It neither commits nor rolls back, does not
 // keep or modify the messages, and uses no connection but the transaction's. No
@@ -30,8 +34,9 @@ const columns = 7 // that Write fills
 //
 // All messages are checked before the first is written. Topic is required;
 // texts must be valid UTF-8 without NUL, which is all that every database and
-// JSON can hold: encode anything else, or put it into the payload. An ID that
-// is in the table, kept rows included, is an [ErrDuplicateID].
+// JSON can hold: encode anything else, or put it into the payload. An ID has at
+// most 2,000 bytes. An ID that is in the table, kept rows included, is an
+// [ErrDuplicateID].
 //
 // After an error the transaction may hold a part of the messages: roll it back.
 func (o *Outbox) Write(ctx context.Context, tx *sql.Tx, messages ...Message) error {
@@ -115,7 +120,7 @@ func (o *Outbox) arguments(ctx context.Context, messages []Message) ([]any, erro
 			m.Trace = trace
 		}
 		if problem := m.problem(); problem != "" {
-			return nil, fmt.Errorf("couriersql: writing %d messages to %s: nothing was written, as message %d (ID %q) %s", len(messages), o.table, i, m.ID, problem)
+			return nil, fmt.Errorf("couriersql: writing %d messages to %s: nothing was written, as message %d (ID %.100q) %s", len(messages), o.table, i, m.ID, problem)
 		}
 		args = append(args, m.ID, m.Topic, m.Key, notNil(m.Payload), encode(m.Headers), encode(m.Trace), m.CreatedAt.UnixMicro())
 	}
@@ -128,6 +133,9 @@ func (m Message) problem() string {
 	// destination hours later.
 	if m.Topic == "" {
 		return "has no Topic: set where it goes"
+	}
+	if len(m.ID) > maxID {
+		return fmt.Sprintf("has an ID of %d bytes, and at most %d can be indexed: make the ID a digest of what it is now", len(m.ID), maxID)
 	}
 	for _, text := range [...]struct{ field, value string }{{"an ID", m.ID}, {"a Topic", m.Topic}, {"a Key", m.Key}} {
 		if !storable(text.value) {

@@ -143,6 +143,7 @@ func testWriteChecksMessagesBeforeItWritesAny(t *testing.T, newOutbox maker) {
 	for want, bad := range map[string]Message{
 		"has no Topic":             {ID: "bad"},
 		"has an ID that is not":    {ID: "bad\x00", Topic: "orders"},
+		"has an ID of 2001 bytes":  {ID: strings.Repeat("i", 2001), Topic: "orders"},
 		"has a Topic that is not":  {ID: "bad", Topic: "\xff"},
 		"has a Key that is not":    {ID: "bad", Topic: "orders", Key: "\xff"},
 		`has in Headers an entry`:  {ID: "bad", Topic: "orders", Headers: map[string]string{"n": "\xff"}},
