@@ -32,18 +32,19 @@ type grammar struct {
 	version        string // of the outbox ?1, 0 without any
 	addVersion     string // outbox, version, applied at
 	columns        string // of the table ?1: name, type, not null, has default, is primary key
-	indexed        string // whether there is the index that the fetch needs
+	indexed        string // whether there are the indexes that the fetch needs
 	addIndex       string
 
 	rowsPerInsert int
 	insert        func(rows int) string  // of columns values each
 	inserted      func(args []any) []any // the arguments for it
 
-	plan    string // before a fetch, in its transaction
-	orphan  string // has the server end this transaction if it is silent for ?1 milliseconds
-	ordered string // up to ?1 pending rows that are due now, of no key whose earlier row waits for a retry, and none from ?2 to ?3
-	lock    string // up to ?1 pending rows that are due now, past what others have locked, locking
-	claim   string // the same, claimed by ?2 for ?3 microseconds from now
+	plan   string // before a fetch, in its transaction
+	orphan string // has the server end this transaction if it is silent for ?1 milliseconds
+	// Of the rows without an attempt, those below the last number are left out.
+	ordered string // up to ?1 pending rows that are due now, of no key whose earlier row waits for a retry, and none from ?2 to ?3; from ?4
+	lock    string // up to ?1 pending rows that are due now, past what others have locked, locking; from ?2
+	claim   string // the same, claimed by ?2 for ?3 microseconds from now; from ?4
 
 	// A number may be given twice, by a failover to a replica that misses the last
 	// commits: only who has the row locked asks for the number alone.
@@ -104,6 +105,15 @@ type grammar struct {
 	outdated    func(error) bool   // what Migrate creates is missing
 	advice      func(error) string // what to do about an error, "" where unknown
 }
+
+// In both dialects.
+const (
+	addIndexes = `CREATE INDEX IF NOT EXISTS "{table}_pending" ON "{table}" (seq) WHERE processed_at IS NULL AND attempts < 1; ` +
+		`CREATE INDEX IF NOT EXISTS "{table}_waiting" ON "{table}" (available_at, seq) WHERE processed_at IS NULL AND attempts > 0`
+	// Each part is an index by itself, however many rows are kept.
+	countPending = `SELECT (SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND attempts < 1) +
+		(SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND attempts > 0)`
+)
 
 // failure is a row that was attempted in vain, or not at all.
 type failure struct {

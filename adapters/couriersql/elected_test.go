@@ -225,6 +225,16 @@ func TestTheTransactionOfALeader(t *testing.T) {
 	require.Equal(t, []string{"a"}, idsOf(take(t, s, 10)))
 }
 
+// The rows of a key that wait for an earlier one wait no longer than that, though the
+// transaction of the leader began before it failed.
+func TestALeaderSeesWhatAKeyWaitsFor(t *testing.T) {
+	o := newPostgres(t, WithStrictOrder(), WithBackoff(50*time.Millisecond, 50*time.Millisecond))
+	write(t, o, Message{ID: "a", Topic: "orders", Key: "k"}, Message{ID: "b", Topic: "orders", Key: "k"})
+	s := o.Source()
+	require.NoError(t, s.Fail(t.Context(), failedWith(context.DeadlineExceeded, take(t, s, 1)...)))
+	require.Eventually(t, func() bool { return len(take(t, s, 10)) == 2 }, 20*time.Second, 5*time.Millisecond)
+}
+
 // A relay that the server hears nothing of gives way, and one that has nothing to do
 // lets the server hear of it.
 func TestALeaderThatIsSilent(t *testing.T) {

@@ -70,20 +70,20 @@ func (e *elected) sql(text string) string {
 	return strings.ReplaceAll(e.outbox.sql(text), "{silence}", fmt.Sprint(e.silence.Milliseconds()))
 }
 
-func (e *elected) fetch(ctx context.Context, limit int) ([]Row, error) {
+func (e *elected) fetch(ctx context.Context, limit int, from int64) ([]Row, error) {
 	if err := enter(ctx, e.turn); err != nil {
 		return nil, err
 	}
 	defer func() { <-e.turn }()
 	led := e.conn != nil
-	batch, err := e.read(ctx, limit)
+	batch, err := e.read(ctx, limit, from)
 	if err != nil && led && ctx.Err() == nil { // it was taken for gone, if nobody had the session heard of
-		batch, err = e.read(ctx, limit)
+		batch, err = e.read(ctx, limit, from)
 	}
 	return batch, err
 }
 
-func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) {
+func (e *elected) read(ctx context.Context, limit int, from int64) (batch []Row, err error) {
 	if elected, err := e.elect(ctx); err != nil || !elected {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 	first, last := e.bounds()
 	statements := new(pgx.Batch)
 	statements.Queue(o.grammar.plan)
-	statements.Queue(o.fetch.text, limit, first, last).Query(func(rows pgx.Rows) (err error) {
+	statements.Queue(o.fetch.text, limit, first, last, from).Query(func(rows pgx.Rows) (err error) {
 		batch, err = collect(rows, limit)
 		return err
 	})
@@ -101,6 +101,7 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 		return nil, err
 	}
 	e.used = time.Now()
+	batch = earliest(batch, limit)
 	e.add(batch)
 	return batch, nil
 }

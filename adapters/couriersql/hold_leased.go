@@ -1,13 +1,11 @@
 package couriersql
 
 import (
-	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
 	"fmt"
 	"os"
-	"slices"
 	"sync"
 	"time"
 )
@@ -26,9 +24,9 @@ func newOwner() string {
 	return plain(fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8]))
 }
 
-func (l *leased) fetch(ctx context.Context, limit int) (batch []Row, err error) {
+func (l *leased) fetch(ctx context.Context, limit int, from int64) (batch []Row, err error) {
 	o := l.outbox
-	args := o.timed(limit, l.owner, o.lease.Microseconds())
+	args := o.timed(limit, l.owner, o.lease.Microseconds(), from)
 	if o.grammar.plan == "" {
 		err = o.on(ctx, func(conn *sql.Conn) (err error) {
 			batch, err = o.rows(ctx, conn, limit, o.sql(o.grammar.claim), args...)
@@ -40,9 +38,7 @@ func (l *leased) fetch(ctx context.Context, limit int) (batch []Row, err error) 
 	if err != nil { // what was claimed comes back when the lease ends
 		return nil, err
 	}
-	// An update returns rows as it comes across them.
-	slices.SortFunc(batch, func(a, b Row) int { return cmp.Compare(a.Seq, b.Seq) })
-	return batch, nil
+	return earliest(batch, limit), nil
 }
 
 // planned claims rows in a transaction with settings of its own.

@@ -107,7 +107,7 @@ func (l *locked) runs() bool {
 	return l.several
 }
 
-func (l *locked) fetch(ctx context.Context, limit int) (rows []Row, err error) {
+func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, err error) {
 	if !l.runs() { // nobody says of what was not marked that it is to be had again
 		l.drop()
 	}
@@ -116,7 +116,7 @@ func (l *locked) fetch(ctx context.Context, limit int) (rows []Row, err error) {
 	if b.conn, err = o.connection(ctx); err != nil {
 		return nil, err
 	}
-	statements := o.planned(&rows, limit, o.grammar.lock, limit)
+	statements := o.planned(&rows, limit, o.grammar.lock, limit, from)
 	if l.runs() { // and so renews
 		statements.Queue(o.grammar.orphan, orphanAfter.Milliseconds())
 	}
@@ -131,7 +131,7 @@ func (l *locked) fetch(ctx context.Context, limit int) (rows []Row, err error) {
 	if len(rows) > 0 {
 		b.hold(rows)
 	}
-	return rows, nil
+	return earliest(rows, limit), nil
 }
 
 // hold notes what a new batch has.

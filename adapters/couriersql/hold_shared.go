@@ -12,14 +12,15 @@ type shared struct {
 	inHand
 }
 
-func (s *shared) fetch(ctx context.Context, limit int) ([]Row, error) {
+func (s *shared) fetch(ctx context.Context, limit int, from int64) ([]Row, error) {
 	o := s.outbox
 	on, err := o.fetch.prepared(ctx, o.db)
 	if err != nil {
 		return nil, err
 	}
 	first, last := s.bounds()
-	batch, err := o.rows(ctx, preparedStatement{on}, limit, o.fetch.text, o.timed(limit, first, last)...)
+	batch, err := o.rows(ctx, preparedStatement{on}, limit, o.fetch.text, o.timed(limit, first, last, from)...)
+	batch = earliest(batch, limit)
 	s.add(batch)
 	return batch, err
 }

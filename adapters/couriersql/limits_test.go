@@ -2,7 +2,9 @@ package couriersql
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
+	"encoding/base64"
 	"errors"
 	"strings"
 	"testing"
@@ -11,6 +13,63 @@ import (
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/stretchr/testify/require"
 )
+
+// random is a text that does not compress.
+func random(bytes int) string {
+	b := make([]byte, bytes)
+	_, _ = rand.Read(b) // never fails
+	return base64.StdEncoding.EncodeToString(b)[:bytes]
+}
+
+// What Write takes, every later statement takes: texts of all lengths that are
+// allowed come to be failed, parked, looked for, put back and marked.
+func TestWhatWriteTakesEveryLaterStatementTakes(t *testing.T) {
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			o := newOutbox(t)
+			var messages []Message
+			for _, n := range []int{1, 2000, 2705, 10_000, 100_000} {
+				messages = append(messages, Message{ID: random(min(n, maxID)), Topic: random(n), Key: random(n), Payload: []byte{1},
+					Headers: map[string]string{random(n): random(n)}, Trace: map[string]string{random(n): random(n)}})
+			}
+			write(t, o, messages...)
+			s := o.Source()
+			rows := take(t, s, 10)
+			require.Len(t, rows, len(messages))
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New(random(100_000)), rows...)))
+			require.Equal(t, len(messages), count(t, o.db, `SELECT count(*) FROM courier_outbox WHERE attempts = 1`))
+			makeDue(t, o)
+
+			rows = take(t, s, 10)
+			var ids, keys []string
+			for i, row := range rows {
+				l := letter(row.ID, errors.New(random(100_000)))
+				l.Record, l.Key, l.Branch = row, row.Key, []string{"", random(500)}[i%2]
+				require.NoError(t, s.DLQ().Send(t.Context(), l))
+				if l.Branch == "" {
+					keys = append(keys, row.Key)
+				}
+			}
+			require.NoError(t, s.Mark(t.Context(), rows))
+			found, err := o.DLQ().ParkedKeys(t.Context(), "", append(keys, "of nobody"))
+			require.NoError(t, err)
+			require.ElementsMatch(t, keys, found)
+			letters, err := o.DLQ().List(t.Context(), "", 10)
+			require.NoError(t, err)
+			require.Len(t, letters, len(messages))
+			for _, l := range letters {
+				if l.Branch == "" {
+					ids = append(ids, l.ID)
+				}
+			}
+			requeued, err := o.DLQ().Requeue(t.Context(), ids...)
+			require.NoError(t, err)
+			require.Equal(t, ids, requeued)
+			require.NoError(t, s.Mark(t.Context(), take(t, s, 10)))
+			require.Zero(t, count(t, o.db, `SELECT count(*) FROM courier_outbox`))
+		})
+	}
+}
 
 // A row whose failure the database refuses to note keeps that of no other row from
 // being noted, and is to be had again.

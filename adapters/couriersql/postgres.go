@@ -17,9 +17,14 @@ var postgresMigrations embed.FS
 // What a fetch reads of a row.
 const postgresRow = `seq, id, topic, key, payload, headers, trace, created_at, attempts, claim`
 
-// due are the rows to be handed out. The transaction of an elected relay began long
-// ago, and so did its now().
-const due = `processed_at IS NULL AND available_at <= statement_timestamp()`
+// The rows to be handed out, each kind by an index of its own: those that have not
+// failed, and those that have. The transaction of an elected relay began long ago, and
+// so did its now().
+const (
+	due   = `processed_at IS NULL AND available_at <= statement_timestamp()`
+	fresh = due + ` AND attempts < 1`
+	retry = due + ` AND attempts > 0`
+)
 
 func postgresGrammar() grammar {
 	migrations, err := fs.Sub(postgresMigrations, "migrations/postgres")
@@ -42,6 +47,21 @@ func postgresGrammar() grammar {
 	}
 	const noteFailure = `UPDATE "{table}" t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
 			last_error = f.error, owner = '' `
+	// The rows of a key that failed. The order that the subqueries ask for is to be had
+	// from the index of the digests alone: by another, they would read all that failed.
+	const sameKey = `hashtextextended(f.key, 0) >= hashtextextended(t.key, 0)
+		AND hashtextextended(f.key, 0) <= hashtextextended(t.key, 0) AND f.key = t.key AND f.processed_at IS NULL AND f.attempts > 0`
+	unhindered := func(by string) string {
+		return `(key = '' OR (SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq < t.seq AND ` + by + `
+			ORDER BY hashtextextended(f.key, 0), f.seq LIMIT 1) IS NULL)`
+	}
+	// It locks no row more than it returns: the second part is asked for the rest.
+	locking := func(columns, from string) string {
+		return `SELECT * FROM (SELECT ` + columns + ` FROM "{table}" WHERE ` + retry + ` ORDER BY available_at, seq FOR UPDATE SKIP LOCKED) AS failed
+			UNION ALL
+			SELECT * FROM (SELECT ` + columns + ` FROM "{table}" WHERE ` + fresh + ` AND seq >= ` + from + ` ORDER BY seq FOR UPDATE SKIP LOCKED) AS others
+			LIMIT $1`
+	}
 	const giveBack = `UPDATE "{table}" t SET available_at = 'epoch', owner = '' `
 	const free = `seq IN (SELECT t.seq FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id
 		AND t.processed_at IS NULL FOR UPDATE OF t SKIP LOCKED)`
@@ -64,10 +84,11 @@ func postgresGrammar() grammar {
 				a.atthasdef OR a.attidentity <> '', coalesce(a.attnum = ANY(i.indkey), false)
 			FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
 			WHERE a.attrelid = to_regclass(quote_ident($1)) AND a.attnum > 0 AND NOT a.attisdropped`,
-		// By whatever name; one that is still built, or was in vain, is not valid.
-		indexed: `SELECT EXISTS (SELECT FROM pg_index WHERE indrelid = '"{table}"'::regclass AND indisvalid
-			AND pg_get_expr(indpred, indrelid) = '(processed_at IS NULL)' AND pg_get_indexdef(indexrelid, 1, true) = 'seq')`,
-		addIndex: `CREATE INDEX "{table}_pending" ON "{table}" (seq) WHERE processed_at IS NULL`,
+		// By whatever names; one that is still built, or was in vain, is not valid.
+		indexed: `SELECT count(DISTINCT i) = 2 FROM pg_index, LATERAL (SELECT (pg_get_expr(indpred, indrelid), pg_get_indexdef(indexrelid, 1, true))::text) AS x(i)
+			WHERE indrelid = '"{table}"'::regclass AND indisvalid
+			AND i IN (('((processed_at IS NULL) AND (attempts < 1))', 'seq')::text, ('((processed_at IS NULL) AND (attempts > 0))', 'available_at')::text)`,
+		addIndex: addIndexes,
 
 		rowsPerInsert: 1000, // one statement for any number, which the driver keeps prepared
 		insert: func(int) string {
@@ -84,11 +105,22 @@ func postgresGrammar() grammar {
 		orphan: `SELECT set_config('idle_in_transaction_session_timeout', $1::bigint::text, true)
 			WHERE current_setting('idle_in_transaction_session_timeout')::interval NOT BETWEEN interval '1 ms' AND $1::bigint * interval '1 ms'`,
 
-		ordered: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + `
-			AND (key = '' OR key NOT IN (SELECT key FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 AND available_at > statement_timestamp()))
-			AND seq NOT BETWEEN $2 AND $3 ORDER BY seq LIMIT $1`,
-		lock: `SELECT ` + postgresRow + ` FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED`,
-		claim: `WITH next AS MATERIALIZED (SELECT seq FROM "{table}" WHERE ` + due + ` ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED)
+		// Of the rows that failed, those that have been due for longest, and all of their
+		// keys before them. The second part takes a row of a key with an earlier one that
+		// failed only if the first part has that.
+		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + retry + ` AND seq NOT BETWEEN $2 AND $3
+				AND ` + unhindered("f.available_at > statement_timestamp()") + ` ORDER BY available_at, seq LIMIT $1),
+			failed AS MATERIALIZED (SELECT seq FROM due WHERE key = '' UNION ALL
+				SELECT e.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t, LATERAL (
+					SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq <= t.last AND f.seq NOT BETWEEN $2 AND $3
+					ORDER BY hashtextextended(f.key, 0), f.seq LIMIT $1) e)
+			SELECT ` + postgresRow + ` FROM "{table}" WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))
+			UNION ALL
+			SELECT * FROM (SELECT ` + postgresRow + ` FROM "{table}" t WHERE ` + fresh + ` AND seq NOT BETWEEN $2 AND $3 AND seq >= $4
+				AND ` + unhindered("(f.available_at > statement_timestamp() OR f.seq NOT BETWEEN $2 AND $3 AND f.seq NOT IN (SELECT seq FROM failed))") + `
+				ORDER BY seq LIMIT $1) AS others`,
+		lock: locking(postgresRow, "$2"),
+		claim: `WITH next AS MATERIALIZED (` + locking("seq", "$4") + `)
 			UPDATE "{table}" t SET claim = t.claim + 1, owner = $2, available_at = now() + $3::bigint * interval '1 microsecond'
 			FROM next WHERE t.seq = next.seq
 			RETURNING t.seq, t.id, t.topic, t.key, t.payload, t.headers, t.trace, t.created_at, t.attempts, t.claim`,
@@ -116,8 +148,10 @@ func postgresGrammar() grammar {
 		failClaimed: noteFailure + failed(" AND l.owner = $7", ""),
 		freeClaimed: giveBack + failed(" AND l.owner = $7", ""),
 
-		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
-		lag:      `SELECT count(*), coalesce(min(coalesce(requeued_at, created_at)), 'epoch') FROM "{table}" WHERE ` + due + ` AND seq NOT BETWEEN $1 AND $2`,
+		pending: countPending,
+		lag: `SELECT count(*), coalesce(min(since), 'epoch') FROM (
+			SELECT coalesce(requeued_at, created_at) AS since FROM "{table}" WHERE ` + fresh + ` AND seq NOT BETWEEN $1 AND $2
+			UNION ALL SELECT coalesce(requeued_at, created_at) FROM "{table}" WHERE ` + retry + ` AND seq NOT BETWEEN $1 AND $2) AS u`,
 		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < $1`,
 		prune: `DELETE FROM "{table}" WHERE seq IN (SELECT seq FROM "{table}"
 			WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`,
@@ -154,8 +188,9 @@ func postgresGrammar() grammar {
 			SELECT id, topic, key, payload, headers, trace, created_at, $3 FROM "{table}_dlq" d
 			WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id) ORDER BY seq
 			RETURNING (SELECT d.seq || '.' || d.version FROM "{table}_dlq" d WHERE d.id = t.id AND d.branch = '')`,
-		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq" WHERE branch = $1 AND order_key <> '' AND order_key = ANY($2::text[])`,
-		parked:     `SELECT count(*) FROM "{table}_dlq"`,
+		parkedKeys: `SELECT DISTINCT k FROM unnest($2::text[]) AS k WHERE k <> '' AND EXISTS (SELECT FROM "{table}_dlq" d
+			WHERE hashtextextended(d.order_key, 0) = hashtextextended(k, 0) AND d.order_key = k AND d.order_key <> '' AND d.branch = $1)`,
+		parked: `SELECT count(*) FROM "{table}_dlq"`,
 
 		strings:  func(list []string) any { return list },
 		letters:  postgresLetters,

@@ -42,7 +42,7 @@ func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, before bool) e
 	return nil
 }
 
-// lookForIndex warns once of an outbox without the index that the fetch needs: all
+// lookForIndex warns once of an outbox without the indexes that the fetch needs: all
 // works without it, until there are many rows and each fetch reads them all.
 func (o *Outbox) lookForIndex(ctx context.Context) {
 	if o.looked.Load() {
@@ -53,7 +53,7 @@ func (o *Outbox) lookForIndex(ctx context.Context) {
 		return // the fetch has the same to tell
 	}
 	if !o.looked.Swap(true) && !there {
-		o.log.Warn("couriersql: the index of the pending rows is missing, and fetches get slow as the table grows: create it",
+		o.log.Warn("couriersql: an index of the pending rows is missing, and fetches get slow as the table grows: create it",
 			"table", o.table, "statement", o.sql(o.grammar.addIndex))
 	}
 }

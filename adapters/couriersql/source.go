@@ -1,9 +1,11 @@
 package couriersql
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
+	"slices"
 	"strconv"
 	"time"
 
@@ -21,6 +23,7 @@ type Source struct {
 	outbox *Outbox
 	holder holder
 	waker  *waker
+	head   head
 }
 
 var (
@@ -37,7 +40,8 @@ var (
 // holder is how rows are held between their fetch and their settlement. Its
 // methods are called with at least one row.
 type holder interface {
-	fetch(ctx context.Context, limit int) ([]Row, error)
+	// fetch leaves out rows without an attempt whose number is below from.
+	fetch(ctx context.Context, limit int, from int64) ([]Row, error)
 	mark(ctx context.Context, rows []Row) error
 	fail(ctx context.Context, failed []failure) error
 	release(ctx context.Context, rows []failure) error
@@ -70,8 +74,10 @@ func (o *Outbox) Source() *Source {
 }
 
 // Fetch returns up to limit pending rows that are due, in the order in which
-// they were written, and none that is in other hands. It does not wait for one.
-// The rows are the caller's. With an error there are none.
+// they were written, and none that is in other hands. Of more rows than limit, those
+// that failed before come first, but with [WithStrictOrder] and in SQLite, where the
+// earliest do. It does not wait for a row. The rows are the caller's. With an error
+// there are none.
 func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	o := s.outbox
 	if o.fault != nil {
@@ -83,7 +89,12 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	var batch []Row
 	if err := o.bounded(ctx, func(ctx context.Context) (err error) {
 		o.lookForIndex(ctx)
-		batch, err = s.holder.fetch(ctx, limit)
+		began := o.now()
+		from, moves := s.head.from(began)
+		if batch, err = s.holder.fetch(ctx, limit, from); err == nil {
+			now := o.now()
+			s.head.sees(batch, from, moves, now, now.Sub(began))
+		}
 		return err
 	}); err != nil {
 		return nil, o.failed(err, "fetching up to %d pending rows of %s", limit, o.table)
@@ -130,6 +141,7 @@ func (s *Source) Fail(ctx context.Context, failed []courier.FailedRecord[Row]) e
 		}
 	}
 	if err := o.bounded(ctx, func(ctx context.Context) error { return s.note(ctx, list) }); err != nil {
+		s.head.back()
 		return o.failed(err, "noting the failure of %d rows of %s (they come back)", len(failed), o.table)
 	}
 	return nil
@@ -171,7 +183,9 @@ func (s *Source) Release(ctx context.Context, rows []Row, _ time.Duration) error
 	for i, row := range rows {
 		list[i] = failureOf(row)
 	}
-	if err := o.bounded(ctx, func(ctx context.Context) error { return s.holder.release(ctx, list) }); err != nil {
+	err := o.bounded(ctx, func(ctx context.Context) error { return s.holder.release(ctx, list) })
+	s.head.back()
+	if err != nil {
 		return o.failed(err, "giving %d rows of %s back", len(rows), o.table)
 	}
 	return nil
@@ -185,6 +199,7 @@ func (s *Source) RenewEvery() time.Duration {
 	if s.outbox.fault != nil {
 		return 0
 	}
+	s.head.begin()
 	s.holder.begin()
 	return s.holder.renewEvery()
 }
@@ -207,6 +222,9 @@ func (s *Source) Renew(ctx context.Context, rows []Row) error {
 		return o.failed(err, "renewing the hold on %d rows of %s", len(rows), o.table)
 	}
 	var list courier.BatchError
+	if len(lost) > 0 {
+		s.head.back()
+	}
 	for i, row := range rows {
 		if lost[row.ID] {
 			list.Add(i, ErrLeaseLost)
@@ -249,6 +267,13 @@ func (b backoff) delay(failures int) time.Duration {
 		delay *= 2
 	}
 	return delay
+}
+
+// earliest are up to limit of the rows, in order. A fetch returns them part by part,
+// and of each part up to limit, or as an update comes across them.
+func earliest(rows []Row, limit int) []Row {
+	slices.SortFunc(rows, func(a, b Row) int { return cmp.Compare(a.Seq, b.Seq) })
+	return rows[:min(len(rows), limit)]
 }
 
 // rows reads what a statement that fetches returns.

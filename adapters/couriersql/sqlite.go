@@ -18,6 +18,13 @@ var sqliteMigrations embed.FS
 const sqliteRow = `seq, id, topic, key, payload, headers, trace, created_at, attempts, claim`
 
 const (
+	// The rows to be handed out, each kind by an index of its own. Deleted rows leave
+	// no trace in an index, so that a fetch may begin at the first.
+	sqliteFresh = `processed_at IS NULL AND attempts < 1 AND available_at <= ?5`
+	sqliteRetry = `processed_at IS NULL AND attempts > 0 AND available_at <= ?5`
+	// A row waits for an earlier one of its key, by what follows.
+	sqliteUnhindered = `(key = '' OR NOT EXISTS (SELECT 1 FROM "{table}" f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
+		AND f.processed_at IS NULL AND f.attempts > 0 AND `
 	// The cast takes the digits before the point: by it the rows are found.
 	sqliteKnown = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND seq || '.' || id IN (SELECT value FROM json_each(?1))`
@@ -53,8 +60,8 @@ func sqliteGrammar() grammar {
 		version:    `SELECT coalesce(max(version), 0) FROM courier_migrations WHERE outbox = ?1`,
 		addVersion: `INSERT INTO courier_migrations (outbox, version, applied_at) VALUES (?1, ?2, ?3)`,
 		columns:    `SELECT name, upper(type), "notnull", dflt_value IS NOT NULL, pk > 0 FROM pragma_table_xinfo(?1)`,
-		indexed:    `SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE type = 'index' AND name = '{table}_pending')`,
-		addIndex:   `CREATE INDEX "{table}_pending" ON "{table}" (seq) WHERE processed_at IS NULL`,
+		indexed:    `SELECT count(*) = 2 FROM sqlite_schema WHERE type = 'index' AND name IN ('{table}_pending', '{table}_waiting')`,
+		addIndex:   addIndexes,
 
 		rowsPerInsert: 100, // larger statements were not measurably faster
 		insert: func(rows int) string {
@@ -64,12 +71,25 @@ func sqliteGrammar() grammar {
 		inserted: func(args []any) []any { return args },
 		present:  `SELECT id FROM "{table}" WHERE id IN (SELECT value FROM json_each(?1)) LIMIT 1`,
 
-		ordered: `SELECT ` + sqliteRow + ` FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?4
-			AND (key = '' OR key NOT IN (SELECT key FROM "{table}" INDEXED BY "{table}_failed"
-				WHERE processed_at IS NULL AND attempts > 0 AND available_at > ?4))
-			AND seq NOT BETWEEN ?2 AND ?3 ORDER BY seq LIMIT ?1`,
-		claim: `UPDATE "{table}" SET claim = claim + 1, owner = ?2, available_at = ?4 + ?3 WHERE seq IN
-			(SELECT seq FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?4 ORDER BY seq LIMIT ?1)
+		// Of the rows that failed, those that have been due for longest, and all of their
+		// keys before them. The second part takes a row of a key with an earlier one that
+		// failed only if the first part has that.
+		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + sqliteRetry + ` AND seq NOT BETWEEN ?2 AND ?3
+				AND ` + sqliteUnhindered + `f.available_at > ?5)) ORDER BY available_at, seq LIMIT ?1),
+			failed AS MATERIALIZED (SELECT seq FROM due WHERE key = '' UNION ALL
+				SELECT f.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t
+				CROSS JOIN "{table}" f INDEXED BY "{table}_failed" ON f.key = t.key AND f.seq <= t.last AND f.seq NOT BETWEEN ?2 AND ?3
+					AND f.processed_at IS NULL AND f.attempts > 0)
+			SELECT ` + sqliteRow + ` FROM "{table}" WHERE seq IN (SELECT seq FROM failed ORDER BY seq LIMIT ?1)
+			UNION ALL
+			SELECT * FROM (SELECT ` + sqliteRow + ` FROM "{table}" t WHERE ` + sqliteFresh + ` AND seq NOT BETWEEN ?2 AND ?3
+				AND ` + sqliteUnhindered + `(f.available_at > ?5 OR f.seq NOT BETWEEN ?2 AND ?3 AND f.seq NOT IN (SELECT seq FROM failed))))
+				ORDER BY seq LIMIT ?1)`,
+		claim: `UPDATE "{table}" SET claim = claim + 1, owner = ?2, available_at = ?5 + ?3 WHERE seq IN (
+			SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteRetry + ` ORDER BY available_at, seq LIMIT ?1)
+			UNION ALL
+			SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteFresh + ` ORDER BY seq LIMIT ?1)
+			ORDER BY seq LIMIT ?1)
 			RETURNING ` + sqliteRow,
 
 		deleteKnown: `DELETE FROM "{table}" WHERE ` + sqliteKnown,
@@ -85,8 +105,12 @@ func sqliteGrammar() grammar {
 		failClaimed: sqliteFail + ` + ?3` + sqliteFailed + ` AND owner = ?2`,
 		freeClaimed: sqliteFree + sqliteFailed + ` AND owner = ?2`,
 
-		pending:  `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL`,
-		lag:      `SELECT count(*), coalesce(min(coalesce(requeued_at, created_at)), 0) FROM "{table}" WHERE processed_at IS NULL AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2`,
+		pending: countPending,
+		lag: `SELECT count(*), coalesce(min(since), 0) FROM (
+			SELECT coalesce(requeued_at, created_at) AS since FROM "{table}"
+				WHERE processed_at IS NULL AND attempts < 1 AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2
+			UNION ALL SELECT coalesce(requeued_at, created_at) FROM "{table}"
+				WHERE processed_at IS NULL AND attempts > 0 AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2)`,
 		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < ?1`,
 		prune: `DELETE FROM "{table}" WHERE seq IN
 			(SELECT seq FROM "{table}" WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`,

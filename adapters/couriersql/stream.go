@@ -30,6 +30,7 @@ func (o *Outbox) Stream(interval time.Duration) *Stream {
 	case transactions:
 		s.fault = &courier.ConfigError{Field: "Stream", Problem: "needs WithLease or WithStrictOrder in PostgreSQL: a stream settles the rows of a batch one by one"}
 	default:
+		s.head.begin()
 		s.holder.begin()
 	}
 	return s

@@ -35,8 +35,8 @@ const maxID = 2000
 // All messages are checked before the first is written. Topic is required;
 // texts must be valid UTF-8 without NUL, which is all that every database and
 // JSON can hold: encode anything else, or put it into the payload. An ID has at
-// most 2,000 bytes. An ID that is in the table, kept rows included, is an
-// [ErrDuplicateID].
+// most 2,000 bytes; a Key may be of any length. An ID that is in the table, kept
+// rows included, is an [ErrDuplicateID].
 //
 // After an error the transaction may hold a part of the messages: roll it back.
 func (o *Outbox) Write(ctx context.Context, tx *sql.Tx, messages ...Message) error {

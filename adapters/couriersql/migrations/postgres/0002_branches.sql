@@ -2,6 +2,3 @@
 -- the message, and keeps the order of a key by itself.
 DROP INDEX IF EXISTS "{table}_dlq_id";
 CREATE UNIQUE INDEX IF NOT EXISTS "{table}_dlq_message" ON "{table}_dlq" (id, branch);
-
-DROP INDEX IF EXISTS "{table}_dlq_order_key";
-CREATE INDEX "{table}_dlq_order_key" ON "{table}_dlq" (order_key, branch) WHERE order_key <> '';

@@ -1,0 +1,171 @@
+package couriersql
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A fetch begins at the first number as long as that is cheap, at the lowest that the
+// last one found when it is not, and at the first again in time.
+func TestHead(t *testing.T) {
+	now := start
+	h := new(head)
+	fetch := func(took time.Duration, rows ...Row) int64 {
+		from, moves := h.from(now)
+		h.sees(rows, from, moves, now, took)
+		return from
+	}
+	const first = math.MinInt64
+	fetch(time.Hour, Row{Seq: 5})
+	require.EqualValues(t, first, fetch(time.Hour, Row{Seq: 5}), "plain functions give nothing back")
+
+	h.begin()
+	require.EqualValues(t, first, fetch(headCheap, Row{Seq: 7}))
+	require.EqualValues(t, first, fetch(100*time.Millisecond, Row{Seq: 6, Attempts: 1}, Row{Seq: 8}, Row{Seq: 9}))
+	require.EqualValues(t, 8, fetch(time.Minute), "nothing is there")
+	require.EqualValues(t, 8, fetch(time.Minute, Row{Seq: 7, Attempts: 1}), "a failed row is found by its time")
+	require.EqualValues(t, 8, fetch(time.Minute, Row{Seq: 20}))
+	require.EqualValues(t, 20, fetch(time.Minute, Row{Seq: 30}))
+	now = now.Add(headShare*100*time.Millisecond - 1)
+	require.EqualValues(t, 30, fetch(time.Minute))
+	now = now.Add(1)
+	require.EqualValues(t, first, fetch(time.Minute, Row{Seq: 30}), "of the time, one part in 20")
+	now = now.Add(headLate - 1)
+	require.EqualValues(t, 30, fetch(0))
+	now = now.Add(1)
+	require.EqualValues(t, first, fetch(time.Minute), "and no later than that")
+	now = now.Add(time.Minute)
+	require.EqualValues(t, first, fetch(time.Minute, Row{Seq: 1}), "there was nothing, and so no lowest")
+	now = now.Add(-time.Hour)
+	require.EqualValues(t, first, fetch(time.Minute, Row{Seq: 1}), "the clock was set back")
+
+	h.begin()
+	fetch(time.Second, Row{Seq: 50})
+	require.EqualValues(t, 50, fetch(0))
+	h.back()
+	require.EqualValues(t, first, fetch(time.Second, Row{Seq: 60}))
+	from, moves := h.from(now)
+	require.EqualValues(t, 60, from)
+	h.back() // while the fetch is under way
+	h.sees([]Row{{Seq: 70}}, from, moves, now, time.Second)
+	require.EqualValues(t, first, fetch(0))
+}
+
+// slow is a clock by which each fetch takes a second.
+type slow struct{ fixed }
+
+func (c *slow) Now() time.Time { c.now = c.now.Add(time.Second / 2); return c.now }
+
+// Rows below the number at which fetches begin are found in time: those that this
+// relay gives back or cannot note as failed at the next fetch, others within seconds.
+func TestRowsBelowTheHead(t *testing.T) {
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			o := newOutbox(t, WithClock(&slow{fixed{start}}))
+			write(t, o, named("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")...)
+			execute(t, o.db, `UPDATE courier_outbox SET seq = seq + 100`)
+			s := o.Source()
+			s.RenewEvery()
+			mark := func(rows []Row) { require.NoError(t, s.Mark(t.Context(), rows)) }
+			rows := take(t, s, 2)
+			mark(rows[:1])
+			require.NoError(t, s.Release(t.Context(), rows[1:], 0))
+			rows = take(t, s, 2)
+			require.Equal(t, []string{"b", "c"}, idsOf(rows), "what was given back is there at once")
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), rows[:1]...)))
+			mark(rows[1:])
+			makeDue(t, o)
+			rows = take(t, s, 2)
+			require.Equal(t, []string{"b", "d"}, idsOf(rows), "and what failed when it is due")
+			mark(rows)
+
+			// Committed late, by a transaction that had its number long since.
+			write(t, o, named("late")...)
+			execute(t, o.db, `UPDATE courier_outbox SET seq = 50 WHERE id = 'late'`)
+			var got []string
+			for range 30 {
+				rows := take(t, s, 1)
+				mark(rows)
+				got = append(got, idsOf(rows)...)
+			}
+			require.ElementsMatch(t, []string{"late", "e", "f", "g", "h", "i", "j"}, got)
+			if o.dialect == Postgres {
+				require.NotEqual(t, "late", got[0], "fetches begin at the first number, and the test finds nothing")
+			}
+		})
+	}
+}
+
+// Whatever there is in the table, and whatever the limit: a row of a key comes after
+// all earlier ones of it that are due, and not before one that waits for its retry;
+// and while a row is due of which that is not to be said, there is one.
+func TestTheOrderOfKeysByAnyLimit(t *testing.T) {
+	for name, newOutbox := range map[string]maker{"sqlite": newOutbox, "postgres": newPostgres} {
+		t.Run(name, func(t *testing.T) {
+			var opts []Option
+			rounds := uint64(400)
+			if name == "postgres" {
+				opts, rounds = []Option{WithStrictOrder()}, 200
+			}
+			o := newOutbox(t, opts...)
+			s := o.Source()
+			for seed := range rounds {
+				random := rand.New(rand.NewPCG(seed, 0))
+				execute(t, o.db, `DELETE FROM courier_outbox`)
+				type message struct {
+					id, key  string
+					attempts int
+					waits    bool
+				}
+				var all []message
+				tx, err := o.db.BeginTx(t.Context(), nil)
+				require.NoError(t, err)
+				for i := range 1 + random.IntN(10) {
+					m := message{id: fmt.Sprint(i), key: []string{"", "k", "l"}[random.IntN(3)], attempts: random.IntN(2)}
+					at := start.Add(-time.Duration(random.IntN(4)) * time.Hour)
+					if o.dialect == Postgres { // which asks its own clock
+						at = time.Now().Add(-time.Duration(1+random.IntN(4)) * time.Hour)
+					}
+					if m.attempts > 0 && random.IntN(3) == 0 {
+						m.waits, at = true, time.Now().Add(time.Hour)
+					}
+					require.NoError(t, o.Write(t.Context(), tx, Message{ID: m.id, Topic: "t", Key: m.key}))
+					_, err := tx.ExecContext(t.Context(), `UPDATE courier_outbox SET attempts = $1, available_at = $2 WHERE id = $3`, m.attempts, o.grammar.time(at.UnixMicro()), m.id)
+					require.NoError(t, err)
+					all = append(all, m)
+				}
+				require.NoError(t, tx.Commit())
+				limit := 1 + random.IntN(6)
+				rows := take(t, s, limit)
+				got := idsOf(rows)
+				about := fmt.Sprintf("seed %d: of %+v up to %d: %v", seed, all, limit, got)
+				require.LessOrEqual(t, len(got), limit, about)
+				require.True(t, slices.IsSortedFunc(rows, func(a, b Row) int { return int(a.Seq - b.Seq) }), about)
+				free := 0 // rows that nothing keeps back
+				for i, m := range all {
+					kept := m.waits
+					for _, earlier := range all[:i] {
+						if earlier.key != m.key || m.key == "" {
+							continue
+						}
+						kept = kept || earlier.attempts > 0
+						if slices.Contains(got, m.id) {
+							require.Contains(t, got, earlier.id, about)
+						}
+					}
+					if !kept {
+						free++
+					}
+				}
+				require.GreaterOrEqual(t, len(got), min(free, limit), about)
+			}
+		})
+	}
+}
