@@ -1,6 +1,7 @@
 package couriersql
 
 import (
+	"database/sql"
 	"io/fs"
 	"time"
 )
@@ -34,6 +35,8 @@ type grammar struct {
 	columns        string // of the table ?1: name, type, not null, has default, is primary key
 	indexed        string // whether there are the indexes that the fetch needs
 	addIndex       string
+	schemas        string // more than one that has an outbox of the name: which
+	settle         string // has what is created come to be where the outbox is
 
 	rowsPerInsert int
 	insert        func(rows int) string  // of columns values each
@@ -90,20 +93,21 @@ type grammar struct {
 	claims   func([]Row) []any
 	failures func([]failure) []any
 	time     func(micros int64) any
-	timed    bool // statements take the time
-	prepares bool // statements are worth preparing here: the driver does not
-	remote   bool // there is a server, to which a connection may die without a sign
+	isolated *sql.TxOptions // for transactions of more than one statement
+	timed    bool           // statements take the time
+	prepares bool           // statements are worth preparing here: the driver does not
+	remote   bool           // there is a server, to which a connection may die without a sign
 
 	broken func(error) bool // an error of the connection, not of the statement
 
-	duplicate   func(error) bool   // an id that is there already
-	duplicateID func(error) string // which, where the error tells
-	present     string             // else: one of the ids of the list ?1
-	addedTwice  func(error) bool   // a migration that adds a column that is there
-	refused     func(error) bool   // a value of a row, which other rows do not share
-	busy        func(error) bool   // a connection that would open a moment later
-	outdated    func(error) bool   // what Migrate creates is missing
-	advice      func(error) string // what to do about an error, "" where unknown
+	duplicate   func(err error, table string) bool   // an id that is there already
+	duplicateID func(err error, ids []string) string // which of them, where the error tells
+	present     string                               // else: one of the ids of the list ?1
+	addedTwice  func(error) bool                     // a migration that adds a column that is there
+	refused     func(error) bool                     // a value of a row, which other rows do not share
+	busy        func(error) bool                     // a connection that would open a moment later
+	outdated    func(error) bool                     // what Migrate creates is missing
+	advice      func(error) string                   // what to do about an error, "" where unknown
 }
 
 // In both dialects.

@@ -1,8 +1,10 @@
 package couriersql
 
 import (
+	"database/sql"
 	"embed"
 	"errors"
+	"fmt"
 	"io/fs"
 	"slices"
 	"strings"
@@ -59,7 +61,7 @@ func postgresGrammar() grammar {
 	locking := func(columns, from string) string {
 		return `SELECT * FROM (SELECT ` + columns + ` FROM "{table}" WHERE ` + retry + ` ORDER BY available_at, seq FOR UPDATE SKIP LOCKED) AS failed
 			UNION ALL
-			SELECT * FROM (SELECT ` + columns + ` FROM "{table}" WHERE ` + fresh + ` AND seq >= ` + from + ` ORDER BY seq FOR UPDATE SKIP LOCKED) AS others
+			SELECT * FROM (SELECT ` + columns + ` FROM "{table}" WHERE ` + fresh + ` AND seq >= ` + from + `::bigint ORDER BY seq FOR UPDATE SKIP LOCKED) AS others
 			LIMIT $1`
 	}
 	const giveBack = `UPDATE "{table}" t SET available_at = 'epoch', owner = '' `
@@ -69,7 +71,7 @@ func postgresGrammar() grammar {
 	return grammar{
 		migrations: migrations,
 		shapes:     postgresShapes(),
-		begin:      `BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('courier_migrations', 0))`,
+		begin:      `BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtextextended('courier_migrations', 0))`,
 
 		createVersions: `CREATE TABLE IF NOT EXISTS courier_migrations (
 			outbox     text        NOT NULL,
@@ -89,6 +91,15 @@ func postgresGrammar() grammar {
 			WHERE indrelid = '"{table}"'::regclass AND indisvalid
 			AND i IN (('((processed_at IS NULL) AND (attempts < 1))', 'seq')::text, ('((processed_at IS NULL) AND (attempts > 0))', 'available_at')::text)`,
 		addIndex: addIndexes,
+		// In the order of the path; the first is the one that is used.
+		schemas: `SELECT coalesce(string_agg(n.nspname, ', ' ORDER BY array_position(current_schemas(false), n.nspname)), '')
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE c.relname = '{table}' AND c.relkind IN ('r', 'p') AND n.nspname = ANY (current_schemas(false)) HAVING count(*) > 1`,
+		// What is created comes to be where the outbox is, and not in the first schema of
+		// the path.
+		settle: `SELECT set_config('search_path', quote_ident(n.nspname) || ', ' || current_setting('search_path'), true)
+			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+			WHERE c.oid = to_regclass('"{table}"') AND n.nspname IS DISTINCT FROM current_schema()`,
 
 		rowsPerInsert: 1000, // one statement for any number, which the driver keeps prepared
 		insert: func(int) string {
@@ -116,7 +127,7 @@ func postgresGrammar() grammar {
 					ORDER BY hashtextextended(f.key, 0), f.seq LIMIT $1) e)
 			SELECT ` + postgresRow + ` FROM "{table}" WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))
 			UNION ALL
-			SELECT * FROM (SELECT ` + postgresRow + ` FROM "{table}" t WHERE ` + fresh + ` AND seq NOT BETWEEN $2 AND $3 AND seq >= $4
+			SELECT * FROM (SELECT ` + postgresRow + ` FROM "{table}" t WHERE ` + fresh + ` AND seq NOT BETWEEN $2 AND $3 AND seq >= $4::bigint
 				AND ` + unhindered("(f.available_at > statement_timestamp() OR f.seq NOT BETWEEN $2 AND $3 AND f.seq NOT IN (SELECT seq FROM failed))") + `
 				ORDER BY seq LIMIT $1) AS others`,
 		lock: locking(postgresRow, "$2"),
@@ -149,7 +160,7 @@ func postgresGrammar() grammar {
 		freeClaimed: giveBack + failed(" AND l.owner = $7", ""),
 
 		pending: countPending,
-		lag: `SELECT count(*), coalesce(min(since), 'epoch') FROM (
+		lag: `SELECT count(*), greatest(least(coalesce(min(since), 'epoch'), now()), '0001-01-01Z') FROM (
 			SELECT coalesce(requeued_at, created_at) AS since FROM "{table}" WHERE ` + fresh + ` AND seq NOT BETWEEN $1 AND $2
 			UNION ALL SELECT coalesce(requeued_at, created_at) FROM "{table}" WHERE ` + retry + ` AND seq NOT BETWEEN $1 AND $2) AS u`,
 		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < $1`,
@@ -198,11 +209,12 @@ func postgresGrammar() grammar {
 		claims:   postgresClaims,
 		failures: postgresFailures,
 		time:     func(micros int64) any { return time.UnixMicro(micros) },
+		isolated: &sql.TxOptions{Isolation: sql.LevelReadCommitted},
 
 		remote: true,
 		broken: postgresBroken,
 
-		duplicate:   func(err error) bool { return postgresCode(err) == "23505" },
+		duplicate:   postgresDuplicate,
 		duplicateID: postgresDuplicateID,
 		addedTwice:  func(error) bool { return false },
 		refused: func(err error) bool {
@@ -331,25 +343,67 @@ func postgresBroken(err error) bool {
 		slices.Contains([]string{"25006", "25P03", "26000", "42P05"}, code)
 }
 
-// postgresDuplicateID takes the ID from the detail of a unique violation, which
-// is Key (id)=(a) already exists. The transaction is aborted and cannot be asked.
-func postgresDuplicateID(err error) string {
-	var e *pgconn.PgError
-	if !errors.As(err, &e) {
-		return ""
+// postgresDuplicate reports whether a unique violation is of the ID of a row of the
+// table: an index of the outbox itself, or of a partition, which has other columns
+// after the ID. Without the right to select, a role is not told the columns.
+func postgresDuplicate(err error, table string) bool {
+	e, columns, _ := uniqueViolation(err)
+	if e == nil {
+		return false
 	}
-	_, id, _ := strings.Cut(e.Detail, ")=(")
-	id, _, _ = strings.Cut(id, ") already exists")
-	return id
+	if e.TableName == table {
+		return columns == "id" || strings.HasPrefix(columns, "id, ") || columns == "" && e.ConstraintName == table+"_id"
+	}
+	return strings.HasPrefix(columns, "id, ")
 }
+
+// postgresDuplicateID finds the ID among those that were written. The transaction is
+// aborted and cannot be asked.
+func postgresDuplicateID(err error, ids []string) (found string) {
+	_, _, values := uniqueViolation(err)
+	for _, id := range ids {
+		if rest, ok := strings.CutPrefix(values, id); ok && len(id) >= len(found) && (strings.HasPrefix(rest, ")") || strings.HasPrefix(rest, ", ")) {
+			found = id
+		}
+	}
+	return found
+}
+
+// uniqueViolation takes the columns and the values from the detail of a unique
+// violation, such as Key (id)=(a) already exists, in whatever language.
+func uniqueViolation(err error) (e *pgconn.PgError, columns, values string) {
+	if !errors.As(err, &e) || e.Code != "23505" {
+		return nil, "", ""
+	}
+	if before, after, found := strings.Cut(e.Detail, ")=("); found {
+		columns, values = before[strings.LastIndexByte(before, '(')+1:], after
+	}
+	return e, columns, values
+}
+
+const pooled = "a pooler gives each statement another session: set default_query_exec_mode=exec in the connection string, or let it pool whole sessions"
 
 func postgresAdvice(err error) string {
 	code := postgresCode(err)
+	if e, columns, _ := uniqueViolation(err); e != nil {
+		if columns == "seq" || strings.HasPrefix(columns, "seq, ") || columns == "" && strings.HasSuffix(e.ConstraintName, "_pkey") {
+			return fmt.Sprintf("the sequence of %[1]s.seq is behind the table, as after a restore or a switch-over by logical replication: "+
+				`SELECT setval(pg_get_serial_sequence('"%[1]s"', 'seq'), (SELECT max(seq) FROM "%[1]s"))`, e.TableName)
+		}
+		return fmt.Sprintf("the unique constraint %s of the table %s refuses the row; it is not that of the outbox's IDs", e.ConstraintName, e.TableName)
+	}
+	if code == "54000" && strings.Contains(err.Error(), "NOTIFY") {
+		return "the server's queue of notifications is full, as a session that listens sits in a transaction or its client hangs: end it (pg_stat_activity)"
+	}
 	for _, known := range [...]struct{ code, advice string }{
 		{"42P01", "call Migrate first, with the search_path that the relay has"},
 		{"42703", "the table has another shape; call Migrate, which names the columns"},
 		{"42P10", "the table is of an earlier version; call Migrate"},
-		{"42501", "this role lacks a right: Migrate needs to create tables and to own the existing ones, a relay to select, update and delete, a writer to insert"},
+		{"42501", "this role lacks a right: a writer needs to insert into the outbox; a relay to select, update and delete there, and to select, insert and update in the dead letters; Migrate, where it has something to do, to create tables and to own the existing ones"},
+		{"42P05", pooled},
+		{"26000", pooled},
+		{"40001", "the database's isolation level makes concurrent statements fail: it is tried again"},
+		{"54000", "a value is too long for an index of the table: an ID has 2,000 bytes at most, and the name of a branch some hundred"},
 		{"22021", "the database's encoding cannot hold this text: keep the outbox in a database created with ENCODING 'UTF8'"},
 		{"25006", "this is a read-only server, a standby perhaps: connect to the primary (target_session_attrs=read-write)"},
 		{"25P03", "idle_in_transaction_session_timeout ended the relay's transaction: raise it, make batches smaller, or use WithLease"},

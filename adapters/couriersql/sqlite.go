@@ -235,8 +235,9 @@ func sqliteFailures(list []failure) []any {
 // Errors are told apart by SQLite's own texts, which every driver passes on;
 // their Go types are the drivers'.
 
-func sqliteDuplicate(err error) bool {
-	return strings.Contains(err.Error(), "UNIQUE constraint failed")
+func sqliteDuplicate(err error, table string) bool {
+	_, rest, found := strings.Cut(err.Error(), "UNIQUE constraint failed: "+table+".id")
+	return found && (rest == "" || rest[0] == ' ')
 }
 
 func sqliteAddedTwice(err error) bool {

@@ -91,7 +91,7 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 			continue
 		}
 		const doing = "writing %d messages to %s"
-		if !o.grammar.duplicate(err) {
+		if !o.grammar.duplicate(err, o.table) {
 			return o.failed(err, doing, len(messages), o.table)
 		}
 		err = fmt.Errorf("%w: %s; roll the transaction back, and give every message an ID of its own or none (%w)",
@@ -189,12 +189,18 @@ func (o *Outbox) duplicateIn(args, chunk []any, err error, ask func(string, ...a
 		}
 		seen[id] = true
 	}
-	if o.grammar.duplicateID != nil {
-		return fmt.Sprintf("%q", o.grammar.duplicateID(err))
-	}
 	ids := make([]string, 0, len(chunk)/columns)
 	for i := 0; i < len(chunk); i += columns {
 		ids = append(ids, chunk[i].(string))
+	}
+	if len(ids) == 1 {
+		return fmt.Sprintf("%q", ids[0])
+	}
+	if o.grammar.duplicateID != nil {
+		if id := o.grammar.duplicateID(err, ids); id != "" {
+			return fmt.Sprintf("%q", id)
+		}
+		return fmt.Sprintf("one of %d, which the database does not name to a role that may not read the table", len(ids))
 	}
 	var id string
 	if err := ask(o.sql(o.grammar.present), o.grammar.strings(ids)).Scan(&id); err != nil {
