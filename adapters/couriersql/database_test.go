@@ -1,11 +1,42 @@
 package couriersql
 
 import (
+	"context"
+	"database/sql"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/stretchr/testify/require"
 )
+
+// schemaNamed is the schema of a database's connections.
+func schemaNamed(t *testing.T, db *sql.DB) (schema string) {
+	t.Helper()
+	require.NoError(t, db.QueryRowContext(t.Context(), `SELECT current_schema()`).Scan(&schema))
+	return schema
+}
+
+// roles creates roles that can use the schema of a database, and opens it as them.
+func roles(t *testing.T, dsn string, names ...string) (as map[string]*sql.DB) {
+	t.Helper()
+	db := openPostgres(t, dsn)
+	schema := schemaNamed(t, db)
+	as = make(map[string]*sql.DB)
+	for _, name := range names {
+		role := schema + "_" + name
+		execute(t, db, `CREATE ROLE `+role+`; GRANT USAGE ON SCHEMA `+schema+` TO `+role)
+		t.Cleanup(func() {
+			_, err := db.ExecContext(context.Background(), `DROP OWNED BY `+role+`; DROP ROLE `+role)
+			require.NoError(t, err)
+		})
+		as[name] = openPostgres(t, dsn+" role="+role)
+	}
+	return as
+}
 
 // tryWrite writes messages in a transaction that is rolled back after an error.
 func tryWrite(t *testing.T, o *Outbox, messages ...Message) error {
@@ -75,6 +106,107 @@ func TestUniqueViolations(t *testing.T) {
 		require.ErrorContains(t, err, "UNIQUE constraint failed: courier_outbox.topic")
 		require.NotErrorIs(t, err, ErrDuplicateID)
 	})
+}
+
+// The rights that the README names are enough, and of those of a relay none is too
+// many.
+func TestTheRightsOfTheREADME(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	_, grants, found := strings.Cut(string(readme), "```sql\nGRANT INSERT")
+	require.True(t, found)
+	grants, _, _ = strings.Cut("GRANT INSERT"+grants, "```")
+	for name, opts := range map[string][]Option{"locked": nil, "leased": {WithLease(time.Minute)}, "elected": {WithStrictOrder()}} {
+		t.Run(name, func(t *testing.T) {
+			dsn := pgtest.Schema(t)
+			opts := append(opts, WithWakeUp(), WithKeep())
+			owner := outboxIn(t, openPostgres(t, dsn), opts...)
+			as := roles(t, dsn, "writer", "relay", "operator")
+			schema := schemaNamed(t, owner.db)
+			text := grants
+			for role := range as {
+				text = strings.NewReplacer(" "+role+";", " "+schema+"_"+role+";", " "+role+",", " "+schema+"_"+role+",").Replace(text)
+			}
+			execute(t, owner.db, text)
+			in := func(role string) *Outbox { return outboxIn(t, as[role], opts...) } // which calls Migrate
+			write(t, in("writer"), named("a", "b", "c", "d")...)
+			require.ErrorIs(t, tryWrite(t, in("writer"), named("a")...), ErrDuplicateID)
+			require.ErrorContains(t, tryWrite(t, in("writer"), named("e", "a")...), "one of 2, which the database does not name")
+
+			relay := in("relay")
+			s := relay.Source()
+			s.RenewEvery()
+			awaken(t, s.Wake())
+			rows := take(t, s, 4)
+			require.NoError(t, s.Renew(t.Context(), rows))
+			_, err := s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
+			require.NoError(t, err)
+			require.NoError(t, s.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: rows[0]}))
+			require.NoError(t, s.Mark(t.Context(), rows[:2]))
+			require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[2])))
+			require.NoError(t, s.Release(t.Context(), rows[3:], 0))
+			_, err = s.Lag(t.Context())
+			require.NoError(t, err)
+
+			operator := in("operator")
+			status, err := operator.Status(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, 2, status.Pending)
+			require.Equal(t, 1, status.Dead)
+			requeued, err := operator.DLQ().Requeue(t.Context(), "1.1")
+			require.NoError(t, err)
+			require.Equal(t, []string{"1.1"}, requeued)
+			require.NoError(t, operator.DLQ().Delete(t.Context(), "9.9"))
+			require.NoError(t, operator.DLQ().Update(t.Context(), courier.DeadLetter[Row]{ID: "9.9"}))
+			n, err := operator.Prune(t.Context(), time.Now().Add(time.Hour))
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
+		})
+	}
+	as := roles(t, pgtest.Schema(t), "nobody")
+	require.ErrorContains(t, New(as["nobody"], Postgres).Migrate(t.Context()), "this role lacks a right: a writer needs to insert")
+}
+
+// An outbox in another schema than the first of the path stays the only one.
+func TestMigrateWhereTheOutboxIs(t *testing.T) {
+	dsn := pgtest.Schema(t)
+	db := openPostgres(t, dsn)
+	first, own := schemaNamed(t, db), schemaNamed(t, db)+"_own"
+	execute(t, db, `CREATE SCHEMA `+own)
+	t.Cleanup(func() {
+		_, err := db.ExecContext(context.Background(), `DROP SCHEMA `+own+` CASCADE`)
+		require.NoError(t, err)
+	})
+	in := func(path string, opts ...Option) *Outbox {
+		o := New(openPostgres(t, strings.Replace(dsn, "search_path="+first, "search_path="+path, 1)), Postgres, opts...)
+		t.Cleanup(func() { require.NoError(t, o.Close()) })
+		return o
+	}
+	o := outboxIn(t, db)
+	write(t, o, named("a")...)
+	tables := `SELECT count(*) FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE relname IN ('courier_outbox', 'courier_outbox_dlq', 'courier_migrations') AND nspname IN ('` + first + `', '` + own + `')`
+	log := new(logged)
+	for _, lost := range []string{``, `DELETE FROM courier_migrations`, `DROP TABLE courier_migrations, courier_outbox_dlq`} {
+		if lost != "" {
+			execute(t, db, lost)
+		}
+		low := in(own+","+first, log.option())
+		require.NoError(t, low.Migrate(t.Context()))
+		require.Equal(t, 3, count(t, db, tables))
+		require.Equal(t, upTo(SchemaVersion(Postgres)), versions(t, o))
+		require.Equal(t, []string{"a"}, idsOf(fetch(t, low, 10)))
+		require.NoError(t, low.Close())
+	}
+	require.Empty(t, log.String())
+
+	require.NoError(t, in(own).Migrate(t.Context()))
+	require.Equal(t, 6, count(t, db, tables))
+	both := in(own+","+first, log.option())
+	require.Empty(t, fetch(t, both, 10))
+	require.Empty(t, fetch(t, both, 10))
+	require.Equal(t, 1, strings.Count(log.String(), "level=WARN"))
+	require.Contains(t, log.String(), `more than one schema of the search_path has an outbox of this name`)
+	require.Contains(t, log.String(), `schemas="`+own+", "+first+`"`)
 }
 
 func TestAdviceOfPostgres(t *testing.T) {

@@ -12,7 +12,9 @@ import (
 
 // Migrate creates the tables or brings them up to the version that this package
 // works with. It is one transaction, does nothing the second time, and may be
-// called by several processes at once. Call it at the start of a program.
+// called by several processes at once. Call it at the start of a program: where it
+// has nothing to do, it needs no right but to read courier_migrations. An outbox in
+// another schema of the search path than the first is migrated where it is.
 //
 // The versions of every outbox are recorded in the table courier_migrations. A
 // database that is ahead of the program, and a table of the outbox's name with
@@ -109,8 +111,21 @@ func (o *Outbox) upgrade(ctx context.Context, conn *sql.Conn) error {
 	if err != nil {
 		return err
 	}
-	if _, err := conn.ExecContext(ctx, o.grammar.createVersions); err != nil {
+	if o.grammar.settle != "" {
+		if _, err := conn.ExecContext(ctx, o.sql(o.grammar.settle)); err != nil {
+			return err
+		}
+	}
+	// It is not created to be on the safe side: without the right to create tables,
+	// a role may call Migrate where nothing is to be done.
+	var versions bool
+	if err := conn.QueryRowContext(ctx, o.grammar.migrated).Scan(&versions); err != nil {
 		return err
+	}
+	if !versions {
+		if _, err := conn.ExecContext(ctx, o.grammar.createVersions); err != nil {
+			return err
+		}
 	}
 	var version int
 	if err := conn.QueryRowContext(ctx, o.grammar.version, o.table).Scan(&version); err != nil {

@@ -3,6 +3,7 @@ package couriersql
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"strings"
 )
@@ -49,10 +50,23 @@ func (o *Outbox) lookForIndex(ctx context.Context) {
 		return
 	}
 	var there bool
-	if err := o.on(ctx, func(conn *sql.Conn) error { return conn.QueryRowContext(ctx, o.sql(o.grammar.indexed)).Scan(&there) }); err != nil {
+	var schemas string
+	if err := o.on(ctx, func(conn *sql.Conn) error {
+		if err := conn.QueryRowContext(ctx, o.sql(o.grammar.indexed)).Scan(&there); err != nil || o.grammar.schemas == "" {
+			return err
+		}
+		return conn.QueryRowContext(ctx, o.sql(o.grammar.schemas)).Scan(&schemas)
+	}); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return // the fetch has the same to tell
 	}
-	if !o.looked.Swap(true) && !there {
+	if o.looked.Swap(true) {
+		return
+	}
+	if schemas != "" {
+		o.log.Warn("couriersql: more than one schema of the search_path has an outbox of this name; this program uses the first, and others may write to another",
+			"table", o.table, "schemas", schemas)
+	}
+	if !there {
 		o.log.Warn("couriersql: an index of the pending rows is missing, and fetches get slow as the table grows: create it",
 			"table", o.table, "statement", o.sql(o.grammar.addIndex))
 	}
