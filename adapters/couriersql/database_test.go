@@ -209,6 +209,130 @@ func TestMigrateWhereTheOutboxIs(t *testing.T) {
 	require.Contains(t, log.String(), `schemas="`+own+", "+first+`"`)
 }
 
+// Types that Migrate has not seen are read as they are, in whatever format.
+func TestColumnsThatChanged(t *testing.T) {
+	for name, change := range map[string]string{
+		"none":                    ``,
+		"attempts bigint":         `ALTER TABLE courier_outbox ALTER COLUMN attempts TYPE bigint`,
+		"attempts smallint":       `ALTER TABLE courier_outbox ALTER COLUMN attempts TYPE smallint`,
+		"claim integer":           `ALTER TABLE courier_outbox ALTER COLUMN claim TYPE integer`,
+		"seq integer":             `ALTER TABLE courier_outbox ALTER COLUMN seq TYPE integer`,
+		"created_at without zone": `ALTER TABLE courier_outbox ALTER COLUMN created_at TYPE timestamp`,
+		"topic varchar":           `ALTER TABLE courier_outbox ALTER COLUMN topic TYPE varchar(100)`,
+		"id uuid":                 `ALTER TABLE courier_outbox ALTER COLUMN id TYPE uuid USING id::uuid`,
+	} {
+		for _, mode := range []string{"cache_statement", "exec", "simple_protocol"} {
+			t.Run(name+" "+mode, func(t *testing.T) {
+				const id = "00000000-0000-0000-0000-00000000000a"
+				o := outboxIn(t, openPostgres(t, pgtest.Schema(t)+" timezone=UTC default_query_exec_mode="+mode))
+				write(t, o, Message{ID: id, Topic: "orders", Key: "k", Payload: []byte{0, 1}})
+				execute(t, o.db, `UPDATE courier_outbox SET attempts = 3, claim = 7`)
+				if change != "" {
+					execute(t, o.db, change)
+				}
+				s := o.Source()
+				rows := take(t, s, 10)
+				require.Equal(t, []Row{{Seq: 1, ID: id, Topic: "orders", Key: "k", Payload: []byte{0, 1}, CreatedAt: start.UnixMicro(), Attempts: 3, claim: 7}}, rows)
+				require.NoError(t, s.Release(t.Context(), rows, 0))
+			})
+		}
+	}
+}
+
+// A time that is infinite holds no row up.
+func TestInfiniteTimes(t *testing.T) {
+	for _, mode := range []string{"cache_statement", "exec", "simple_protocol"} {
+		for _, opts := range [][]Option{nil, {WithLease(time.Minute)}, {WithStrictOrder()}} {
+			o := outboxIn(t, openPostgres(t, pgtest.Schema(t)+" default_query_exec_mode="+mode), opts...)
+			write(t, o, named("a", "b", "c", "d")...)
+			for id, at := range map[string]string{"a": "infinity", "b": "-infinity", "c": "100000-01-01", "d": "4000-01-01 BC"} {
+				execute(t, o.db, `UPDATE courier_outbox SET created_at = $1::text::timestamptz WHERE id = $2`, at, id)
+			}
+			lag, err := o.Lag(t.Context())
+			require.NoError(t, err)
+			require.Positive(t, lag.Oldest)
+			s := o.Source()
+			rows := take(t, s, 10)
+			require.Equal(t, []string{"a", "b", "c", "d"}, idsOf(rows))
+			for i, year := range []int{9999, 1, 9999, 1} {
+				m, err := rows[i].Message()
+				require.NoError(t, err)
+				require.Equal(t, year, m.CreatedAt.Year())
+				require.NoError(t, s.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: rows[i]}))
+			}
+			require.NoError(t, s.Mark(t.Context(), rows))
+			letters, err := o.DLQ().List(t.Context(), "", 10)
+			require.NoError(t, err)
+			for i, l := range letters {
+				require.Equal(t, rows[i].CreatedAt, l.Record.CreatedAt)
+			}
+		}
+	}
+}
+
+// The level that is set for a database is not that of a relay's transactions.
+func TestTheIsolationOfTheDatabase(t *testing.T) {
+	o := outboxIn(t, openPostgres(t, pgtest.Schema(t)+" default_transaction_isolation=serializable"))
+	execute(t, o.db, `CREATE TABLE levels (level text);
+		CREATE FUNCTION level() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO levels VALUES (current_setting('transaction_isolation')); RETURN NULL; END $$;
+		CREATE TRIGGER level AFTER UPDATE OR DELETE ON courier_outbox FOR EACH STATEMENT EXECUTE FUNCTION level();
+		CREATE TRIGGER level AFTER INSERT OR DELETE ON courier_outbox_dlq FOR EACH STATEMENT EXECUTE FUNCTION level()`)
+	write(t, o, named("a", "b", "c", "d")...)
+	s := o.Source()
+	rows := take(t, s, 3)
+	l := letter("a", nil)
+	l.Record = rows[0]
+	require.NoError(t, s.DLQ().Send(t.Context(), l))
+	require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[1])))
+	require.NoError(t, s.Mark(t.Context(), rows[:1]))
+	require.NoError(t, s.Mark(t.Context(), rows[2:]))
+	requeued, err := o.DLQ().Requeue(t.Context(), "1.1")
+	require.NoError(t, err)
+	require.Len(t, requeued, 1)
+	leased := New(o.db, Postgres, WithLease(time.Minute)).Source()
+	rows = take(t, leased, 1)
+	l.Record = rows[0]
+	require.NoError(t, leased.DLQ().Send(t.Context(), l))
+	require.Positive(t, count(t, o.db, `SELECT count(*) FROM levels`))
+	require.LessOrEqual(t, count(t, o.db, `SELECT count(*) FROM levels WHERE level <> 'read committed'`), 1, "but the mark of one row that was late")
+}
+
+// A relay that would wait for itself in its pool says so at its start.
+func TestAPoolThatIsTooSmall(t *testing.T) {
+	for name, test := range map[string]struct {
+		opts  []Option
+		needs int
+	}{
+		"locked": {nil, 1}, "leased": {[]Option{WithLease(time.Minute)}, 1}, "wake-up": {[]Option{WithWakeUp()}, 2},
+		"elected": {[]Option{WithStrictOrder()}, 2}, "elected, wake-up": {[]Option{WithStrictOrder(), WithWakeUp()}, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := newPostgres(t, test.opts...)
+			for n := range 4 {
+				o.db.SetMaxOpenConns(n) // 0 is any number
+				err := o.Source().Validate()
+				if n == 0 || n >= test.needs {
+					require.NoError(t, err)
+				} else {
+					require.ErrorIs(t, err, courier.ErrConfig)
+					require.ErrorContains(t, err, "SetMaxOpenConns of ")
+				}
+				if stream := o.Stream(time.Second); stream.fault == nil {
+					require.Equal(t, err, stream.Validate())
+				}
+			}
+		})
+	}
+	o := newPostgres(t)
+	write(t, o, named("a")...)
+	o.db.SetMaxOpenConns(1)
+	s := o.Source()
+	rows := take(t, s, 1)
+	_, err := s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
+	require.ErrorContains(t, err, "SetMaxOpenConns of 1 is too few for a relay of courier_outbox: it holds 2 at a time")
+	require.NoError(t, s.Mark(t.Context(), rows))
+}
+
 func TestAdviceOfPostgres(t *testing.T) {
 	o := newPostgres(t)
 	for code, want := range map[string]string{"42P05": "default_query_exec_mode=exec", "26000": "default_query_exec_mode=exec", "40001": "isolation level", "54000": "an ID has 2,000 bytes at most"} {

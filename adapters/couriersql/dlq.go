@@ -265,7 +265,7 @@ func (q *DLQ) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 // that row that comes late, or is repeated because its answer was lost, would take
 // a row that nobody has applied.
 func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]string, error) {
-	tx, err := conn.BeginTx(ctx, nil)
+	tx, err := conn.BeginTx(ctx, o.grammar.isolated)
 	if err != nil {
 		return nil, err
 	}
@@ -347,6 +347,13 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 	}
 	var found []string
 	if h, ok := q.holder.(*locked); ok { // before the table, where they are when they are not here
+		needs := 2
+		if o.wakeUp {
+			needs++
+		}
+		if err := o.pool(needs, "the batch in hand, the keys that are parked, wake-up where it is on"); err != nil {
+			return nil, err
+		}
 		for key := range h.uncommittedKeys(branch) {
 			found = append(found, given[key]...)
 			delete(given, key)

@@ -34,7 +34,7 @@ func send(ctx context.Context, conn *sql.Conn, batch *pgx.Batch) error {
 // planned begins a transaction with settings of its own, and fetches in it.
 func (o *Outbox) planned(into *[]Row, limit int, text string, args ...any) *pgx.Batch {
 	batch := new(pgx.Batch)
-	batch.Queue("BEGIN")
+	batch.Queue("BEGIN ISOLATION LEVEL READ COMMITTED") // whatever is set for the database
 	batch.Queue(o.grammar.plan)
 	batch.Queue(o.sql(text), args...).Query(func(rows pgx.Rows) (err error) {
 		*into, err = collect(rows, limit)
@@ -50,13 +50,13 @@ func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
 	if err := rows.Err(); err != nil { // those of a batch may have nothing but that
 		return nil, err
 	}
-	plain := true // but in the simple protocol
-	for _, field := range rows.FieldDescriptions() {
+	plain := true // but in the simple protocol, and where the table was changed
+	for i, field := range rows.FieldDescriptions() {
 		// To pgx a text is a text in either format, and is asked for as one.
-		plain = plain && (field.Format == pgx.BinaryFormatCode || field.DataTypeOID == pgtype.TextOID)
+		plain = plain && i < len(rowTypes) && field.DataTypeOID == rowTypes[i] && (field.Format == pgx.BinaryFormatCode || field.DataTypeOID == pgtype.TextOID)
 	}
 	var row Row
-	var created time.Time
+	var created moment
 	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace, &created, &row.Attempts, &row.claim}
 	for rows.Next() {
 		if plain {
@@ -64,7 +64,7 @@ func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
 		} else if err := rows.Scan(into...); err != nil {
 			return nil, err
 		} else {
-			row.CreatedAt = created.UnixMicro()
+			row.CreatedAt = int64(created)
 		}
 		if batch == nil { // an idle poll allocates no batch, a huge limit no huge one
 			batch = make([]Row, 0, min(limit, 1000))
@@ -74,12 +74,46 @@ func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
 	return batch, rows.Err()
 }
 
+// rowTypes are what decodeBinary reads.
+var rowTypes = [...]uint32{pgtype.Int8OID, pgtype.TextOID, pgtype.TextOID, pgtype.TextOID, pgtype.ByteaOID, pgtype.TextOID, pgtype.TextOID,
+	pgtype.TimestamptzOID, pgtype.Int4OID, pgtype.Int8OID}
+
+// The times that a message has. PostgreSQL also knows infinite ones, which are no
+// reason to hold the message up.
+var (
+	earliestTime = time.Time{}.UnixMicro()
+	latestTime   = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC).UnixMicro()
+)
+
+// moment is a time, of a column with or without a zone, in microseconds.
+type moment int64
+
+// ScanTimestamptz implements pgtype.TimestamptzScanner.
+func (m *moment) ScanTimestamptz(v pgtype.Timestamptz) error {
+	return m.set(v.Time, v.InfinityModifier)
+}
+
+// ScanTimestamp implements pgtype.TimestampScanner.
+func (m *moment) ScanTimestamp(v pgtype.Timestamp) error { return m.set(v.Time, v.InfinityModifier) }
+
+func (m *moment) set(at time.Time, infinity pgtype.InfinityModifier) error {
+	switch infinity {
+	case pgtype.Infinity:
+		*m = moment(latestTime)
+	case pgtype.NegativeInfinity:
+		*m = moment(earliestTime)
+	default:
+		*m = moment(min(max(at.UnixMicro(), earliestTime), latestTime))
+	}
+	return nil
+}
+
 // postgresEpoch is what PostgreSQL counts microseconds from, 2000-01-01, in those
 // of Unix.
 const postgresEpoch = 946_684_800_000_000
 
 // decodeBinary sets a row, which holds the one before it, from the columns of a
-// fetch. Their types are what Migrate has checked.
+// fetch, whose types are rowTypes.
 func (r *Row) decodeBinary(values [][]byte) {
 	r.Seq = int64(binary.BigEndian.Uint64(values[0]))
 	r.ID = string(values[1])
@@ -89,7 +123,7 @@ func (r *Row) decodeBinary(values [][]byte) {
 	r.Key = string(values[3])
 	r.Payload = append(make([]byte, 0, len(values[4])), values[4]...)
 	r.Headers, r.Trace = string(values[5]), string(values[6])
-	r.CreatedAt = int64(binary.BigEndian.Uint64(values[7])) + postgresEpoch
+	r.CreatedAt = min(max(int64(binary.BigEndian.Uint64(values[7])), earliestTime-postgresEpoch), latestTime-postgresEpoch) + postgresEpoch
 	r.Attempts = int(int32(binary.BigEndian.Uint32(values[8])))
 	r.claim = int64(binary.BigEndian.Uint64(values[9]))
 }

@@ -64,7 +64,7 @@ func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLe
 
 // moveAlone is move in a transaction of its own.
 func (o *Outbox) moveAlone(ctx context.Context, on *sql.Conn, letter courier.DeadLetter[Row], mark string, args ...any) error {
-	tx, err := on.BeginTx(ctx, nil)
+	tx, err := on.BeginTx(ctx, o.grammar.isolated)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -248,8 +249,30 @@ func (s *Source) Lag(ctx context.Context) (courier.Lag, error) {
 // Identity names a row by its message's ID.
 func (s *Source) Identity(row Row) string { return row.ID }
 
-// Validate reports what the outbox was misconfigured with.
-func (s *Source) Validate() error { return s.outbox.fault }
+// Validate reports what the outbox was misconfigured with, and a pool that has fewer
+// connections than a relay holds at a time: it would wait for itself, in silence.
+func (s *Source) Validate() error {
+	o := s.outbox
+	if o.fault != nil {
+		return o.fault
+	}
+	needs, what := 1, "the batch in hand"
+	if s.waker.elected != nil {
+		needs, what = needs+1, "the election, marks"
+	}
+	if o.wakeUp {
+		needs, what = needs+1, what+", wake-up"
+	}
+	return o.pool(needs, what)
+}
+
+// pool reports a pool of fewer connections than needed.
+func (o *Outbox) pool(needs int, what string) error {
+	if has := o.db.Stats().MaxOpenConnections; has > 0 && has < needs {
+		return &courier.ConfigError{Field: "SetMaxOpenConns", Problem: fmt.Sprintf("of %d is too few for a relay of %s: it holds %d at a time (%s)", has, o.table, needs, what)}
+	}
+	return nil
+}
 
 func failureOf(row Row) failure {
 	return failure{seq: row.Seq, id: row.ID, claim: row.claim, attempts: int64(row.Attempts)}

@@ -37,7 +37,12 @@ func (o *Outbox) Stream(interval time.Duration) *Stream {
 }
 
 // Validate reports what the stream, or its outbox, was misconfigured with.
-func (s *Stream) Validate() error { return s.fault }
+func (s *Stream) Validate() error {
+	if s.fault != nil {
+		return s.fault
+	}
+	return s.Source.Validate()
+}
 
 // Fetch returns up to limit rows that are due, and waits until there is one, ctx
 // ends, or the database fails.
