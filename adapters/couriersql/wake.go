@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,7 +25,11 @@ import (
 // behind a pooler in transaction mode, it says so once, and the relay polls.
 //
 // Transactions that notify commit one after the other in PostgreSQL: leave it
-// off where thousands of them a second write to the outbox.
+// off where thousands of them a second write to the outbox. The server keeps
+// notifications until each session that listens has read them, in a queue of 8 GB
+// for all databases. Any program that listens and then sits in a transaction, or
+// hangs, fills it; once it is full, every transaction that writes a message fails
+// at its commit. The source warns when the queue is half full.
 func WithWakeUp() Option { return func(o *Outbox) { o.wakeUp = true } }
 
 // Wake starts to listen, if it was not begun before, and returns the channel
@@ -41,6 +46,7 @@ func (s *Source) Wake() <-chan struct{} {
 const (
 	echoTimeout  = 5 * time.Second // for a notification to oneself
 	probeEvery   = time.Minute     // a connection may be dead without a sign
+	queueFull    = 0.5             // of the notifications, worth a warning
 	relistenMin  = 100 * time.Millisecond
 	relistenMax  = 30 * time.Second
 	takeoverTry  = time.Second      // how often a relay that stands by tries to be elected
@@ -54,6 +60,7 @@ type waker struct {
 	elected *elected // nil if there are no elections
 	wake    chan struct{}
 	probe   time.Duration // how often the connection that listens is asked for a sign of life
+	heard   atomic.Bool   // since the last session, an echo
 
 	mu   sync.Mutex
 	stop context.CancelFunc // nil while nothing runs
@@ -135,7 +142,10 @@ func (w *waker) listen(ctx context.Context) {
 			return
 		}
 		if time.Since(began) > relistenMax {
-			pause, silent = relistenMin, false // it worked for a while
+			silent = false // it worked for a while
+		}
+		if w.heard.Swap(false) {
+			pause = relistenMin
 		}
 		switch {
 		case errors.Is(err, errCannotListen):
@@ -184,8 +194,20 @@ func (w *waker) receive(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	w.tell() // of what was written while nobody listened
+	// A server that ends idle sessions is not to end this one.
+	every := w.probe
+	var idle int64
+	asking, cancel := context.WithTimeout(ctx, min(probeTimeout, o.timeout))
+	defer cancel()
+	if err := conn.QueryRow(asking, `SELECT coalesce(max(setting::bigint), 0) FROM pg_settings WHERE name = 'idle_session_timeout'`).Scan(&idle); err != nil {
+		return err
+	}
+	if idle > 0 {
+		every = min(every, time.Duration(idle)*time.Millisecond/2)
+	}
+	var full bool
 	for {
-		waiting, cancel := context.WithTimeout(ctx, w.probe)
+		waiting, cancel := context.WithTimeout(ctx, every)
 		_, err := conn.WaitForNotification(waiting)
 		late := waiting.Err() != nil
 		cancel()
@@ -198,11 +220,17 @@ func (w *waker) receive(ctx context.Context, conn *pgx.Conn) error {
 			return err
 		default:
 			probe, cancel := context.WithTimeout(ctx, min(probeTimeout, o.timeout))
-			_, err := conn.Exec(probe, "SELECT 1")
+			var used float64
+			err := conn.QueryRow(probe, "SELECT pg_notification_queue_usage()").Scan(&used)
 			cancel()
 			if err != nil {
 				return fmt.Errorf("%s: the connection that listens is dead: %w", o.table, err)
 			}
+			if used >= queueFull && !full {
+				o.log.Warn("couriersql: the server's queue of notifications fills, and once it is full every transaction that writes a message fails at its commit; a session that listens sits in a transaction or its client hangs: end it",
+					"table", o.table, "full", used)
+			}
+			full = used >= queueFull
 		}
 	}
 }
@@ -233,6 +261,7 @@ func (w *waker) begin(ctx context.Context, conn *pgx.Conn) error {
 		notification, err := conn.WaitForNotification(waiting)
 		switch {
 		case err == nil && notification.Payload == echo:
+			w.heard.Store(true)
 			return nil
 		case err == nil:
 			w.tell()
