@@ -68,20 +68,21 @@ const DefaultTable = "courier_outbox"
 // goroutine holds the pool's last one in a transaction, it waits until
 // [WithQueryTimeout] ends it with [ErrQueryTimeout], or ctx does.
 type Outbox struct {
-	db      *sql.DB
-	dialect Dialect
-	grammar grammar
-	table   string
-	keep    bool
-	lease   time.Duration // 0 is none
-	strict  bool
-	wakeUp  bool
-	backoff backoff
-	timeout time.Duration // of a call
-	now     func() time.Time
-	log     *slog.Logger
-	trace   func(context.Context) map[string]string
-	fault   error
+	db         *sql.DB
+	dialect    Dialect
+	grammar    grammar
+	table      string
+	keep       bool
+	lease      time.Duration // 0 is none
+	strict     bool
+	wakeUp     bool
+	backoff    backoff
+	fetchBytes int64
+	timeout    time.Duration // of a call
+	now        func() time.Time
+	log        *slog.Logger
+	trace      func(context.Context) map[string]string
+	fault      error
 
 	fetch, mark statement
 	looked      atomic.Bool // for the index
@@ -100,7 +101,7 @@ type Option func(*Outbox)
 func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 	o := &Outbox{
 		db: db, dialect: dialect, table: DefaultTable, timeout: DefaultQueryTimeout, now: time.Now, log: slog.Default(),
-		backoff: backoff{initial: time.Second, longest: 5 * time.Minute}, open: make(map[closer]bool),
+		backoff: backoff{initial: time.Second, longest: 5 * time.Minute}, fetchBytes: DefaultFetchBytes, open: make(map[closer]bool),
 	}
 	if db == nil {
 		o.misconfigured("db", "is nil: pass the *sql.DB that sql.Open returned")
@@ -209,6 +210,23 @@ func WithBackoff(initial, longest time.Duration) Option {
 			return
 		}
 		o.backoff = backoff{initial, longest}
+	}
+}
+
+// DefaultFetchBytes is 64 MiB, see [WithFetchBytes].
+const DefaultFetchBytes = 64 << 20
+
+// WithFetchBytes bounds a fetch by the bytes of its payloads and headers, beside its
+// number of rows: it ends with the row by which they reach n, and so has one row at
+// least. The default is [DefaultFetchBytes]. A relay holds so much for each batch in
+// hand, and the largest message more.
+func WithFetchBytes(n int64) Option {
+	return func(o *Outbox) {
+		if n <= 0 {
+			o.misconfigured("WithFetchBytes", fmt.Sprintf("of %d makes no sense: pass a number of bytes above 0, such as couriersql.DefaultFetchBytes", n))
+			return
+		}
+		o.fetchBytes = n
 	}
 }
 

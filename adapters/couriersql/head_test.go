@@ -136,16 +136,17 @@ func TestTheOrderOfKeysByAnyLimit(t *testing.T) {
 					if m.attempts > 0 && random.IntN(3) == 0 {
 						m.waits, at = true, time.Now().Add(time.Hour)
 					}
-					require.NoError(t, o.Write(t.Context(), tx, Message{ID: m.id, Topic: "t", Key: m.key}))
+					require.NoError(t, o.Write(t.Context(), tx, Message{ID: m.id, Topic: "t", Key: m.key, Payload: make([]byte, random.IntN(10))}))
 					_, err := tx.ExecContext(t.Context(), `UPDATE courier_outbox SET attempts = $1, available_at = $2 WHERE id = $3`, m.attempts, o.grammar.time(at.UnixMicro()), m.id)
 					require.NoError(t, err)
 					all = append(all, m)
 				}
 				require.NoError(t, tx.Commit())
 				limit := 1 + random.IntN(6)
+				o.fetchBytes = int64(1 + random.IntN(40))
 				rows := take(t, s, limit)
 				got := idsOf(rows)
-				about := fmt.Sprintf("seed %d: of %+v up to %d: %v", seed, all, limit, got)
+				about := fmt.Sprintf("seed %d: of %+v up to %d and %d bytes: %v", seed, all, limit, o.fetchBytes, got)
 				require.LessOrEqual(t, len(got), limit, about)
 				require.True(t, slices.IsSortedFunc(rows, func(a, b Row) int { return int(a.Seq - b.Seq) }), about)
 				free := 0 // rows that nothing keeps back
@@ -164,7 +165,11 @@ func TestTheOrderOfKeysByAnyLimit(t *testing.T) {
 						free++
 					}
 				}
-				require.GreaterOrEqual(t, len(got), min(free, limit), about)
+				if bytesOf(rows) < o.fetchBytes {
+					require.GreaterOrEqual(t, len(got), min(free, limit), about)
+				} else {
+					require.Less(t, bytesOf(rows[:len(rows)-1]), o.fetchBytes, about)
+				}
 			}
 		})
 	}

@@ -91,7 +91,7 @@ func (e *elected) read(ctx context.Context, limit int, from int64) (batch []Row,
 	first, last := e.bounds()
 	statements := new(pgx.Batch)
 	statements.Queue(o.grammar.plan)
-	statements.Queue(o.fetch.text, limit, first, last, from).Query(func(rows pgx.Rows) (err error) {
+	statements.Queue(o.fetch.text, limit, first, last, from, o.fetchBytes).Query(func(rows pgx.Rows) (err error) {
 		batch, err = collect(rows, limit)
 		return err
 	})
@@ -101,7 +101,7 @@ func (e *elected) read(ctx context.Context, limit int, from int64) (batch []Row,
 		return nil, err
 	}
 	e.used = time.Now()
-	batch = earliest(batch, limit)
+	batch = o.earliest(batch, limit)
 	e.add(batch)
 	return batch, nil
 }

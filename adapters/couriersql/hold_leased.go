@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"database/sql"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 	"time"
@@ -26,10 +27,10 @@ func newOwner() string {
 
 func (l *leased) fetch(ctx context.Context, limit int, from int64) (batch []Row, err error) {
 	o := l.outbox
-	args := o.timed(limit, l.owner, o.lease.Microseconds(), from)
+	args := o.timed(limit, l.owner, o.lease.Microseconds(), from, o.fetchBytes)
 	if o.grammar.plan == "" {
 		err = o.on(ctx, func(conn *sql.Conn) (err error) {
-			batch, err = o.rows(ctx, conn, limit, o.sql(o.grammar.claim), args...)
+			batch, err = o.rows(ctx, conn, limit, math.MaxInt64, o.sql(o.grammar.claim), args...)
 			return err
 		})
 	} else {
@@ -38,7 +39,7 @@ func (l *leased) fetch(ctx context.Context, limit int, from int64) (batch []Row,
 	if err != nil { // what was claimed comes back when the lease ends
 		return nil, err
 	}
-	return earliest(batch, limit), nil
+	return inOrder(batch), nil
 }
 
 // planned claims rows in a transaction with settings of its own.

@@ -116,7 +116,7 @@ func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, 
 	if b.conn, err = o.connection(ctx); err != nil {
 		return nil, err
 	}
-	statements := o.planned(&rows, limit, o.grammar.lock, limit, from)
+	statements := o.planned(&rows, limit, o.grammar.lock, limit, from, o.fetchBytes)
 	if l.runs() { // and so renews
 		statements.Queue(o.grammar.orphan, orphanAfter.Milliseconds())
 	}
@@ -131,7 +131,7 @@ func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, 
 	if len(rows) > 0 {
 		b.hold(rows)
 	}
-	return earliest(rows, limit), nil
+	return inOrder(rows), nil
 }
 
 // hold notes what a new batch has.

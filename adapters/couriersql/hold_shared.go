@@ -19,8 +19,8 @@ func (s *shared) fetch(ctx context.Context, limit int, from int64) ([]Row, error
 		return nil, err
 	}
 	first, last := s.bounds()
-	batch, err := o.rows(ctx, preparedStatement{on}, limit, o.fetch.text, o.timed(limit, first, last, from)...)
-	batch = earliest(batch, limit)
+	batch, err := o.rows(ctx, preparedStatement{on}, limit, o.fetchBytes, o.fetch.text, o.timed(limit, first, last, from, o.fetchBytes)...)
+	batch = o.earliest(batch, limit)
 	s.add(batch)
 	return batch, err
 }

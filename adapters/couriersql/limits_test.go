@@ -129,3 +129,108 @@ func TestAFailureWhoseTextTheDatabaseCannotHold(t *testing.T) {
 	require.ErrorContains(t, o.DLQ().Send(t.Context(), l), "ENCODING 'UTF8'")
 	require.NoError(t, o.Close())
 }
+
+// A fetch ends with the row by which its bytes reach the bound, has one row at least,
+// and is followed by another at once.
+func TestAFetchIsBoundedInBytes(t *testing.T) {
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			o := newOutbox(t, WithFetchBytes(1000))
+			var want []string
+			for i, size := range []int{100, 100, 900, 2000, 5000, 300, 300, 300, 300, 10} {
+				id := string(rune('a' + i))
+				want = append(want, id)
+				write(t, o, Message{ID: id, Topic: "t", Payload: make([]byte, size-10), Headers: map[string]string{"n": "vv"}})
+			}
+			execute(t, o.db, `UPDATE courier_outbox SET attempts = 1 WHERE id = 'e'`)
+			s := o.Source()
+			s.RenewEvery()
+			wake := s.Wake()
+			var got []string
+			for len(got) < len(want) {
+				rows := take(t, s, 6)
+				require.NotEmpty(t, rows)
+				require.Less(t, bytesOf(rows[:len(rows)-1]), int64(1000)+5000) // the failed row is where its number is
+				if len(rows) < 6 && bytesOf(rows) >= 1000 {
+					<-wake
+				}
+				require.NoError(t, s.Mark(t.Context(), rows))
+				got = append(got, idsOf(rows)...)
+			}
+			if o.strict || o.dialect == SQLite && o.lease == 0 {
+				require.Equal(t, want, got)
+			}
+			require.ElementsMatch(t, want, got)
+			require.Zero(t, count(t, o.db, `SELECT count(*) FROM courier_outbox`))
+		})
+	}
+	require.ErrorContains(t, New(open(t, t.TempDir()+"/test.db"), SQLite, WithFetchBytes(0)).Migrate(t.Context()), "WithFetchBytes of 0 makes no sense")
+}
+
+// What a bound leaves out of a fetch is free for others, but for the locks of a
+// transaction.
+func TestWhatABoundLeavesOut(t *testing.T) {
+	for name, h := range holds {
+		t.Run(name, func(t *testing.T) {
+			o := h.newOutbox(t, append(h.opts, WithFetchBytes(10))...)
+			for _, id := range []string{"a", "b", "c"} {
+				write(t, o, Message{ID: id, Topic: "t", Payload: make([]byte, 10)})
+			}
+			s, other := o.Source(), o.Source()
+			rows := take(t, s, 10)
+			require.Equal(t, []string{"a"}, idsOf(rows))
+			if o.lease > 0 {
+				require.Equal(t, []string{"b"}, idsOf(take(t, other, 10)))
+			}
+			require.NoError(t, s.Mark(t.Context(), rows))
+			require.Len(t, take(t, s, 10), 1)
+		})
+	}
+}
+
+// A Write of any size is split into statements that the server takes, whatever the
+// sizes of its messages.
+func TestAWriteIsSplitByItsBytes(t *testing.T) {
+	o := New(open(t, t.TempDir()+"/test.db"), SQLite)
+	const mega = 1 << 20
+	for _, test := range []struct{ sizes, want []int }{
+		{nil, nil},
+		{[]int{1}, []int{1}},
+		{[]int{20 * mega, 20 * mega, 20 * mega}, []int{1, 1, 1}},
+		{[]int{8 * mega, 8 * mega, 8 * mega, 1}, []int{2, 2}},
+		{[]int{1, 100 * mega, 1, 1}, []int{2, 2}},
+		{make([]int, 250), []int{100, 100, 50}},
+	} {
+		shared := make([]byte, 100*mega)
+		var args []any
+		for _, size := range test.sizes {
+			args = append(args, "", "t", "", shared[:max(size-1, 0)], "", "", int64(0))
+		}
+		var got []int
+		for chunk := range o.chunks(args) {
+			got = append(got, len(chunk)/columns)
+		}
+		require.Equal(t, test.want, got)
+	}
+}
+
+// Larger messages than any driver reads again are refused, and large ones pass.
+func TestLargeMessages(t *testing.T) {
+	if testing.Short() {
+		t.Skip("writes 70 MB")
+	}
+	inEach(t, func(t *testing.T, newOutbox maker) {
+		o := newOutbox(t)
+		big := make([]byte, maxMessage)
+		require.ErrorContains(t, tryWrite(t, o, Message{ID: "a", Topic: "t", Payload: big}), "as message 0 (ID \"a\") has 268435458 bytes, and at most 268435456 can be read again")
+		var messages []Message
+		for range 5 {
+			messages = append(messages, Message{Topic: "t", Payload: big[:14<<20]})
+		}
+		write(t, o, messages...)
+		s := o.Source()
+		rows := take(t, s, 10)
+		require.Len(t, rows, 5, "by the fifth the bytes reach the bound")
+		require.NoError(t, s.Mark(t.Context(), rows))
+	})
+}

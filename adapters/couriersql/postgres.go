@@ -57,7 +57,14 @@ func postgresGrammar() grammar {
 		return `(key = '' OR (SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq < t.seq AND ` + by + `
 			ORDER BY hashtextextended(f.key, 0), f.seq LIMIT 1) IS NULL)`
 	}
-	// It locks no row more than it returns: the second part is asked for the rest.
+	// Rows, until their bytes reach a bound. The size of a large value is known without
+	// reading it.
+	const bytes = `(octet_length(payload) + octet_length(headers))`
+	bounded := func(columns, bound, order, from string) string {
+		return `SELECT ` + columns + ` FROM (SELECT *, sum(` + bytes + `) OVER (` + order + ` ROWS UNBOUNDED PRECEDING) - ` + bytes + ` AS ahead FROM (` + from + `) AS b) AS c
+			WHERE ahead < ` + bound + `::bigint`
+	}
+	// It locks no row more than limit: the second part is asked for the rest.
 	locking := func(columns, from string) string {
 		return `SELECT * FROM (SELECT ` + columns + ` FROM "{table}" WHERE ` + retry + ` ORDER BY available_at, seq FOR UPDATE SKIP LOCKED) AS failed
 			UNION ALL
@@ -125,13 +132,13 @@ func postgresGrammar() grammar {
 				SELECT e.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t, LATERAL (
 					SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq <= t.last AND f.seq NOT BETWEEN $2 AND $3
 					ORDER BY hashtextextended(f.key, 0), f.seq LIMIT $1) e)
-			SELECT ` + postgresRow + ` FROM "{table}" WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))
+			` + bounded(postgresRow, "$5", "ORDER BY seq", `SELECT `+postgresRow+` FROM "{table}" WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))`) + `
 			UNION ALL
-			SELECT * FROM (SELECT ` + postgresRow + ` FROM "{table}" t WHERE ` + fresh + ` AND seq NOT BETWEEN $2 AND $3 AND seq >= $4::bigint
-				AND ` + unhindered("(f.available_at > statement_timestamp() OR f.seq NOT BETWEEN $2 AND $3 AND f.seq NOT IN (SELECT seq FROM failed))") + `
-				ORDER BY seq LIMIT $1) AS others`,
-		lock: locking(postgresRow, "$2"),
-		claim: `WITH next AS MATERIALIZED (` + locking("seq", "$4") + `)
+			` + bounded(postgresRow, "$5", "", `SELECT `+postgresRow+` FROM "{table}" t WHERE `+fresh+` AND seq NOT BETWEEN $2 AND $3 AND seq >= $4::bigint
+				AND `+unhindered("(f.available_at > statement_timestamp() OR f.seq NOT BETWEEN $2 AND $3 AND f.seq NOT IN (SELECT seq FROM failed))")+`
+				ORDER BY seq LIMIT $1`),
+		lock: bounded(postgresRow, "$3", "", locking(postgresRow, "$2")),
+		claim: `WITH next AS MATERIALIZED (` + bounded("seq", "$5", "", locking("seq, payload, headers", "$4")) + `)
 			UPDATE "{table}" t SET claim = t.claim + 1, owner = $2, available_at = now() + $3::bigint * interval '1 microsecond'
 			FROM next WHERE t.seq = next.seq
 			RETURNING t.seq, t.id, t.topic, t.key, t.payload, t.headers, t.trace, t.created_at, t.attempts, t.claim`,

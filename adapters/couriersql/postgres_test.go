@@ -73,16 +73,16 @@ func TestPostgresFetchGoesByThePartialIndex(t *testing.T) {
 			args := []any{100}
 			switch name {
 			case "claim":
-				args = append(args, "me", 1, 0)
+				args = append(args, "me", 1, 0, DefaultFetchBytes)
 			case "ordered":
-				args = append(args, 1, 0, 0)
+				args = append(args, 1, 0, 0, DefaultFetchBytes)
 			case "lock":
-				args = append(args, 0)
+				args = append(args, 0, DefaultFetchBytes)
 			}
 			plan := explain(t, o.db, o.sql(text), args...)
 			require.Contains(t, plan, "Index Scan using courier_outbox_pending", name)
 			require.Contains(t, plan, "Index Scan using courier_outbox_waiting", name)
-			require.NotContains(t, strings.ReplaceAll(plan, "Sort Key: failed.seq", ""), "Sort Key", name) // but numbers of what is returned
+			require.NotContains(t, strings.ReplaceAll(strings.ReplaceAll(plan, "Sort Key: failed.seq", ""), "Sort Key: courier_outbox.seq", ""), "Sort Key", name) // but numbers of what is returned
 			require.NotContains(t, plan, "Seq Scan", name)
 			if name == "ordered" {
 				require.Contains(t, plan, "Scan using courier_outbox_failed")
@@ -320,7 +320,7 @@ func TestPostgresPartitionedTable(t *testing.T) {
 		fill(t, o, 1000, true)
 	}
 	execute(t, db, `ANALYZE courier_outbox`)
-	plan := explain(t, db, o.sql(o.grammar.lock), 100, 0)
+	plan := explain(t, db, o.sql(o.grammar.lock), 100, 0, DefaultFetchBytes)
 	require.NotContains(t, plan, "Seq Scan", plan)
 	require.NotContains(t, plan, "Sort  (", plan)
 	require.Contains(t, plan, "Merge Append")

@@ -100,6 +100,9 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	}); err != nil {
 		return nil, o.failed(err, "fetching up to %d pending rows of %s", limit, o.table)
 	}
+	if len(batch) < limit && bytesOf(batch) >= o.fetchBytes {
+		s.waker.more() // to a coordinator, it is no full batch
+	}
 	return batch, nil
 }
 
@@ -292,15 +295,39 @@ func (b backoff) delay(failures int) time.Duration {
 	return delay
 }
 
-// earliest are up to limit of the rows, in order. A fetch returns them part by part,
-// and of each part up to limit, or as an update comes across them.
-func earliest(rows []Row, limit int) []Row {
-	slices.SortFunc(rows, func(a, b Row) int { return cmp.Compare(a.Seq, b.Seq) })
-	return rows[:min(len(rows), limit)]
+// bytesOf are those of rows that may be large.
+func bytesOf(rows []Row) (n int64) {
+	for _, row := range rows {
+		n += row.bytes()
+	}
+	return n
 }
 
-// rows reads what a statement that fetches returns.
-func (o *Outbox) rows(ctx context.Context, on executor, limit int, text string, args ...any) ([]Row, error) {
+func (r Row) bytes() int64 { return int64(len(r.Payload) + len(r.Headers)) }
+
+// inOrder sorts what a fetch returns part by part, or as an update comes across it.
+func inOrder(rows []Row) []Row {
+	slices.SortFunc(rows, func(a, b Row) int { return cmp.Compare(a.Seq, b.Seq) })
+	return rows
+}
+
+// earliest are up to limit of the rows, in order, until their bytes reach the bound. Of
+// each part, a fetch that holds nothing returns up to both.
+func (o *Outbox) earliest(rows []Row, limit int) []Row {
+	bytes := int64(0)
+	for i, row := range inOrder(rows) {
+		if i == limit || bytes >= o.fetchBytes {
+			clear(rows[i:])
+			return rows[:i]
+		}
+		bytes += row.bytes()
+	}
+	return rows
+}
+
+// rows reads what a statement that fetches returns: of the rows that failed, and of
+// the others, each in order, until their bytes reach the bound.
+func (o *Outbox) rows(ctx context.Context, on executor, limit int, bound int64, text string, args ...any) ([]Row, error) {
 	rows, err := on.QueryContext(ctx, text, args...)
 	if err != nil {
 		return nil, err
@@ -308,12 +335,21 @@ func (o *Outbox) rows(ctx context.Context, on executor, limit int, text string, 
 	defer func() { _ = rows.Close() }() // what it has to say, Err said
 	var batch []Row
 	var row Row
+	var ofFailed, ofOthers int64
 	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace,
 		(*micros)(&row.CreatedAt), &row.Attempts, &row.claim}
 	for rows.Next() {
 		if err := rows.Scan(into...); err != nil {
 			return nil, err
 		}
+		bytes := &ofFailed
+		if row.Attempts == 0 {
+			bytes = &ofOthers
+		}
+		if *bytes >= bound {
+			continue
+		}
+		*bytes += row.bytes()
 		if batch == nil { // an idle poll allocates no batch, a huge limit no huge one
 			batch = make([]Row, 0, min(limit, 1000))
 		}

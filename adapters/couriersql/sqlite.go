@@ -20,8 +20,9 @@ const sqliteRow = `seq, id, topic, key, payload, headers, trace, created_at, att
 const (
 	// The rows to be handed out, each kind by an index of its own. Deleted rows leave
 	// no trace in an index, so that a fetch may begin at the first.
-	sqliteFresh = `processed_at IS NULL AND attempts < 1 AND available_at <= ?5`
-	sqliteRetry = `processed_at IS NULL AND attempts > 0 AND available_at <= ?5`
+	sqliteFresh = `processed_at IS NULL AND attempts < 1 AND available_at <= ?6`
+	sqliteRetry = `processed_at IS NULL AND attempts > 0 AND available_at <= ?6`
+	sqliteBytes = `(length(payload) + length(headers))`
 	// A row waits for an earlier one of its key, by what follows.
 	sqliteUnhindered = `(key = '' OR NOT EXISTS (SELECT 1 FROM "{table}" f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
 		AND f.processed_at IS NULL AND f.attempts > 0 AND `
@@ -75,21 +76,22 @@ func sqliteGrammar() grammar {
 		// keys before them. The second part takes a row of a key with an earlier one that
 		// failed only if the first part has that.
 		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + sqliteRetry + ` AND seq NOT BETWEEN ?2 AND ?3
-				AND ` + sqliteUnhindered + `f.available_at > ?5)) ORDER BY available_at, seq LIMIT ?1),
+				AND ` + sqliteUnhindered + `f.available_at > ?6)) ORDER BY available_at, seq LIMIT ?1),
 			failed AS MATERIALIZED (SELECT seq FROM due WHERE key = '' UNION ALL
 				SELECT f.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t
 				CROSS JOIN "{table}" f INDEXED BY "{table}_failed" ON f.key = t.key AND f.seq <= t.last AND f.seq NOT BETWEEN ?2 AND ?3
 					AND f.processed_at IS NULL AND f.attempts > 0)
-			SELECT ` + sqliteRow + ` FROM "{table}" WHERE seq IN (SELECT seq FROM failed ORDER BY seq LIMIT ?1)
+			SELECT * FROM (SELECT ` + sqliteRow + ` FROM "{table}" WHERE seq IN (SELECT seq FROM failed ORDER BY seq LIMIT ?1) ORDER BY seq)
 			UNION ALL
 			SELECT * FROM (SELECT ` + sqliteRow + ` FROM "{table}" t WHERE ` + sqliteFresh + ` AND seq NOT BETWEEN ?2 AND ?3
-				AND ` + sqliteUnhindered + `(f.available_at > ?5 OR f.seq NOT BETWEEN ?2 AND ?3 AND f.seq NOT IN (SELECT seq FROM failed))))
+				AND ` + sqliteUnhindered + `(f.available_at > ?6 OR f.seq NOT BETWEEN ?2 AND ?3 AND f.seq NOT IN (SELECT seq FROM failed))))
 				ORDER BY seq LIMIT ?1)`,
-		claim: `UPDATE "{table}" SET claim = claim + 1, owner = ?2, available_at = ?5 + ?3 WHERE seq IN (
-			SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteRetry + ` ORDER BY available_at, seq LIMIT ?1)
-			UNION ALL
-			SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteFresh + ` ORDER BY seq LIMIT ?1)
-			ORDER BY seq LIMIT ?1)
+		claim: `UPDATE "{table}" SET claim = claim + 1, owner = ?2, available_at = ?6 + ?3 WHERE seq IN (
+			SELECT seq FROM (SELECT seq, sum(` + sqliteBytes + `) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - ` + sqliteBytes + ` AS ahead FROM "{table}" WHERE seq IN (
+				SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteRetry + ` ORDER BY available_at, seq LIMIT ?1)
+				UNION ALL
+				SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteFresh + ` ORDER BY seq LIMIT ?1)
+				ORDER BY seq LIMIT ?1)) WHERE ahead < ?5)
 			RETURNING ` + sqliteRow,
 
 		deleteKnown: `DELETE FROM "{table}" WHERE ` + sqliteKnown,

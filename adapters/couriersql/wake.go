@@ -32,14 +32,17 @@ import (
 // at its commit. The source warns when the queue is half full.
 func WithWakeUp() Option { return func(o *Outbox) { o.wakeUp = true } }
 
-// Wake starts to listen, if it was not begun before, and returns the channel
-// that tells a polling coordinator to fetch now. It is nil without [WithWakeUp]
-// and [WithStrictOrder], the latter of which tells of an election.
+// Wake returns the channel that tells a polling coordinator to fetch now: that a
+// fetch ended for its bytes ([WithFetchBytes]), that a message was committed
+// ([WithWakeUp], for which Wake starts to listen, if it was not begun before), or that
+// this relay was elected ([WithStrictOrder]).
 func (s *Source) Wake() <-chan struct{} {
-	if s.outbox.fault != nil || !s.outbox.wakeUp && s.waker.elected == nil {
+	if s.outbox.fault != nil {
 		return nil
 	}
-	s.waker.start()
+	if s.outbox.wakeUp || s.waker.elected != nil {
+		s.waker.start()
+	}
 	return s.waker.wake
 }
 
@@ -100,6 +103,11 @@ func (w *waker) tell() {
 	if w.elected != nil && !w.elected.leads.Load() {
 		return
 	}
+	w.more()
+}
+
+// more wakes the coordinator.
+func (w *waker) more() {
 	select {
 	case w.wake <- struct{}{}:
 	default:

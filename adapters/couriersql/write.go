@@ -8,7 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"slices"
+	"iter"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -27,6 +27,14 @@ const columns = 7 // that Write fills
 // 2,700, and that of the letters has the name of the branch beside the ID.
 const maxID = 2000
 
+const (
+	// maxMessage is how many bytes a message may have: as a text, in which a payload is
+	// twice as long, PostgreSQL neither takes nor returns a value of a gigabyte.
+	maxMessage = 256 << 20
+	// insertBytes ends a statement that inserts, after the row that reaches it.
+	insertBytes = 16 << 20
+)
+
 // Write adds messages to the user's transaction: they exist once it commits,
 // and never if it is rolled back. It neither commits nor rolls back, does not
 // keep or modify the messages, and uses no connection but the transaction's. No
@@ -35,8 +43,10 @@ const maxID = 2000
 // All messages are checked before the first is written. Topic is required;
 // texts must be valid UTF-8 without NUL, which is all that every database and
 // JSON can hold: encode anything else, or put it into the payload. An ID has at
-// most 2,000 bytes; a Key may be of any length. An ID that is in the table, kept
-// rows included, is an [ErrDuplicateID].
+// most 2,000 bytes; a Key may be of any length; a message has at most 256 MiB in
+// all. An ID that is in the table, kept rows included, is an [ErrDuplicateID].
+// Messages of any number and size may be written in one call: Write splits them into
+// statements of some 16 MiB.
 //
 // After an error the transaction may hold a part of the messages: roll it back.
 func (o *Outbox) Write(ctx context.Context, tx *sql.Tx, messages ...Message) error {
@@ -85,7 +95,7 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 	if err != nil {
 		return err
 	}
-	for chunk := range slices.Chunk(args, columns*o.grammar.rowsPerInsert) {
+	for chunk := range o.chunks(args) {
 		err := execute(o.sql(o.grammar.insert(len(chunk)/columns)), o.grammar.inserted(chunk))
 		if err == nil {
 			continue
@@ -99,6 +109,37 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 		return o.failed(err, doing, len(messages), o.table)
 	}
 	return nil
+}
+
+// chunks are messages that go into one statement. PostgreSQL takes none of a gigabyte,
+// and ends the connection over it.
+func (o *Outbox) chunks(args []any) iter.Seq[[]any] {
+	return func(yield func([]any) bool) {
+		for len(args) > 0 {
+			n, bytes := 0, 0
+			for n < len(args) && n < columns*o.grammar.rowsPerInsert && bytes < insertBytes {
+				bytes += sizeOf(args[n : n+columns])
+				n += columns
+			}
+			if !yield(args[:n:n]) {
+				return
+			}
+			args = args[n:]
+		}
+	}
+}
+
+// sizeOf is that of values in bytes.
+func sizeOf(values []any) (n int) {
+	for _, value := range values {
+		switch v := value.(type) {
+		case string:
+			n += len(v)
+		case []byte:
+			n += len(v)
+		}
+	}
+	return n
 }
 
 func (o *Outbox) arguments(ctx context.Context, messages []Message) ([]any, error) {
@@ -123,6 +164,10 @@ func (o *Outbox) arguments(ctx context.Context, messages []Message) ([]any, erro
 			return nil, fmt.Errorf("couriersql: writing %d messages to %s: nothing was written, as message %d (ID %.100q) %s", len(messages), o.table, i, m.ID, problem)
 		}
 		args = append(args, m.ID, m.Topic, m.Key, notNil(m.Payload), encode(m.Headers), encode(m.Trace), m.CreatedAt.UnixMicro())
+		if size := sizeOf(args[len(args)-columns:]); size > maxMessage {
+			return nil, fmt.Errorf("couriersql: writing %d messages to %s: nothing was written, as message %d (ID %.100q) has %d bytes, and at most %d can be read again by every driver: store the payload elsewhere, and send where it is",
+				len(messages), o.table, i, m.ID, size, maxMessage)
+		}
 	}
 	return args, nil
 }
