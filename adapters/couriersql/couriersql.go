@@ -85,7 +85,8 @@ type Outbox struct {
 	fault      error
 
 	fetch, mark statement
-	looked      atomic.Bool // for the index
+	looked      atomic.Bool // for the indexes
+	file        file        // of SQLite
 
 	mu   sync.Mutex
 	open map[closer]bool // those that have something of the database

@@ -26,7 +26,11 @@ func (o *Outbox) Migrate(ctx context.Context) error {
 	if o.fault != nil {
 		return o.fault
 	}
-	if err := o.exclusively(ctx, o.upgrade); err != nil {
+	err := o.exclusively(ctx, o.upgrade)
+	if err == nil {
+		err = o.checkMemory(ctx)
+	}
+	if err != nil {
 		return o.failed(err, "migrating %s", o.table)
 	}
 	return nil

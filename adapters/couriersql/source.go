@@ -89,6 +89,11 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	}
 	var batch []Row
 	if err := o.bounded(ctx, func(ctx context.Context) (err error) {
+		if o.dialect == SQLite {
+			if err := o.file.look(ctx, o); err != nil {
+				return err
+			}
+		}
 		o.lookForIndex(ctx)
 		began := o.now()
 		from, moves := s.head.from(began)

@@ -290,6 +290,9 @@ func sqliteAdvice(err error) string {
 //     fails at its first write, without waiting, if another wrote since it began;
 //   - foreign keys.
 //
+// A database in memory (":memory:") is one for each connection, and gone with it:
+// Migrate refuses it but with SetMaxOpenConns(1).
+//
 // FULL is one fsync a commit: a tenth of the throughput at 100 rows a batch, but
 // the better part of a transaction that writes one row. With
 // "&_synchronous=NORMAL" appended, a killed process still loses nothing, but a
