@@ -32,17 +32,16 @@ import (
 // at its commit. The source warns when the queue is half full.
 func WithWakeUp() Option { return func(o *Outbox) { o.wakeUp = true } }
 
-// Wake returns the channel that tells a polling coordinator to fetch now: that a
-// fetch ended for its bytes ([WithFetchBytes]), that a message was committed
-// ([WithWakeUp], for which Wake starts to listen, if it was not begun before), or that
-// this relay was elected ([WithStrictOrder]).
+// Wake starts to listen, if it was not begun before, and returns the channel
+// that tells a polling coordinator to fetch now. It is nil without [WithWakeUp]
+// and [WithStrictOrder], the latter of which tells of an election. It also tells that a
+// fetch ended for its bytes ([WithFetchBytes]); without it, the coordinator's interval
+// passes before the next fetch then.
 func (s *Source) Wake() <-chan struct{} {
-	if s.outbox.fault != nil {
+	if s.outbox.fault != nil || !s.outbox.wakeUp && s.waker.elected == nil {
 		return nil
 	}
-	if s.outbox.wakeUp || s.waker.elected != nil {
-		s.waker.start()
-	}
+	s.waker.start()
 	return s.waker.wake
 }
 
@@ -198,21 +197,14 @@ func (w *waker) session(ctx context.Context) error {
 
 func (w *waker) receive(ctx context.Context, conn *pgx.Conn) error {
 	o := w.outbox
+	every, err := w.probes(ctx, conn)
+	if err != nil {
+		return err
+	}
 	if err := w.begin(ctx, conn); err != nil {
 		return err
 	}
 	w.tell() // of what was written while nobody listened
-	// A server that ends idle sessions is not to end this one.
-	every := w.probe
-	var idle int64
-	asking, cancel := context.WithTimeout(ctx, min(probeTimeout, o.timeout))
-	defer cancel()
-	if err := conn.QueryRow(asking, `SELECT coalesce(max(setting::bigint), 0) FROM pg_settings WHERE name = 'idle_session_timeout'`).Scan(&idle); err != nil {
-		return err
-	}
-	if idle > 0 {
-		every = min(every, time.Duration(idle)*time.Millisecond/2)
-	}
 	var full bool
 	for {
 		waiting, cancel := context.WithTimeout(ctx, every)
@@ -241,6 +233,19 @@ func (w *waker) receive(ctx context.Context, conn *pgx.Conn) error {
 			full = used >= queueFull
 		}
 	}
+}
+
+// probes is how often a connection is probed: a server that ends idle sessions is not
+// to end this one.
+func (w *waker) probes(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
+	ctx, cancel := context.WithTimeout(ctx, min(probeTimeout, w.outbox.timeout))
+	defer cancel()
+	var idle int64 // in milliseconds
+	err := conn.QueryRow(ctx, `SELECT coalesce(max(setting::bigint), 0) FROM pg_settings WHERE name = 'idle_session_timeout'`).Scan(&idle)
+	if err != nil || idle == 0 {
+		return w.probe, err
+	}
+	return min(w.probe, time.Duration(idle)*time.Millisecond/2), nil
 }
 
 // begin listens, and sees whether it hears anything. It is another connection
