@@ -113,7 +113,7 @@ func TestTheOrderOfKeysByAnyLimit(t *testing.T) {
 			var opts []Option
 			rounds := uint64(400)
 			if name == "postgres" {
-				opts, rounds = []Option{WithStrictOrder()}, 200
+				opts, rounds = []Option{WithStrictOrder()}, 400
 			}
 			o := newOutbox(t, opts...)
 			s := o.Source()
@@ -129,12 +129,12 @@ func TestTheOrderOfKeysByAnyLimit(t *testing.T) {
 				tx, err := o.db.BeginTx(t.Context(), nil)
 				require.NoError(t, err)
 				for i := range 1 + random.IntN(10) {
-					m := message{id: fmt.Sprint(i), key: []string{"", "k", "l"}[random.IntN(3)], attempts: random.IntN(2)}
+					m := message{id: fmt.Sprint(i), key: []string{"", "k", "k", "l"}[random.IntN(4)], attempts: min(random.IntN(4), 1)}
 					at := start.Add(-time.Duration(random.IntN(4)) * time.Hour)
 					if o.dialect == Postgres { // which asks its own clock
 						at = time.Now().Add(-time.Duration(1+random.IntN(4)) * time.Hour)
 					}
-					if m.attempts > 0 && random.IntN(3) == 0 {
+					if m.attempts > 0 && random.IntN(6) == 0 {
 						m.waits, at = true, time.Now().Add(time.Hour)
 					}
 					require.NoError(t, o.Write(t.Context(), tx, Message{ID: m.id, Topic: "t", Key: m.key, Payload: make([]byte, random.IntN(10))}))
@@ -143,7 +143,7 @@ func TestTheOrderOfKeysByAnyLimit(t *testing.T) {
 					all = append(all, m)
 				}
 				require.NoError(t, tx.Commit())
-				limit := 1 + random.IntN(6)
+				limit := 1 + random.IntN(4)
 				o.fetchBytes = int64(1 + random.IntN(40))
 				rows := take(t, s, limit)
 				got := idsOf(rows)
