@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -70,20 +71,22 @@ func (e *elected) sql(text string) string {
 	return strings.ReplaceAll(e.outbox.sql(text), "{silence}", fmt.Sprint(e.silence.Milliseconds()))
 }
 
-func (e *elected) fetch(ctx context.Context, limit int, from int64) ([]Row, error) {
+// fetch begins at the first number always: rows that wait for an earlier one of their
+// key stay before those that it returns, and come before the later ones of that key.
+func (e *elected) fetch(ctx context.Context, limit int, _ int64) ([]Row, error) {
 	if err := enter(ctx, e.turn); err != nil {
 		return nil, err
 	}
 	defer func() { <-e.turn }()
 	led := e.conn != nil
-	batch, err := e.read(ctx, limit, from)
+	batch, err := e.read(ctx, limit)
 	if err != nil && led && ctx.Err() == nil { // it was taken for gone, if nobody had the session heard of
-		batch, err = e.read(ctx, limit, from)
+		batch, err = e.read(ctx, limit)
 	}
 	return batch, err
 }
 
-func (e *elected) read(ctx context.Context, limit int, from int64) (batch []Row, err error) {
+func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) {
 	if elected, err := e.elect(ctx); err != nil || !elected {
 		return nil, err
 	}
@@ -91,7 +94,7 @@ func (e *elected) read(ctx context.Context, limit int, from int64) (batch []Row,
 	first, last := e.bounds()
 	statements := new(pgx.Batch)
 	statements.Queue(o.grammar.plan)
-	statements.Queue(o.fetch.text, limit, first, last, from, o.fetchBytes).Query(func(rows pgx.Rows) (err error) {
+	statements.Queue(o.fetch.text, limit, first, last, int64(math.MinInt64), o.fetchBytes).Query(func(rows pgx.Rows) (err error) {
 		batch, err = collect(rows, limit)
 		return err
 	})
