@@ -235,6 +235,29 @@ func TestALeaderSeesWhatAKeyWaitsFor(t *testing.T) {
 	require.Eventually(t, func() bool { return len(take(t, s, 10)) == 2 }, 20*time.Second, 5*time.Millisecond)
 }
 
+// A leader whose statement fails gives the reason, also where another relay is elected
+// before it is again.
+func TestALeaderWhoseFetchFails(t *testing.T) {
+	o := newPostgres(t, WithStrictOrder())
+	s := o.Source()
+	require.Empty(t, take(t, s, 10))
+	next, err := o.db.Conn(t.Context())
+	require.NoError(t, err)
+	elected := make(chan error, 1)
+	go func() {
+		_, err := next.ExecContext(context.Background(), o.sql(`SELECT pg_advisory_lock(`+electionKey+`)`))
+		elected <- err
+	}()
+	require.Eventually(t, func() bool {
+		return count(t, o.db, `SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted`) == 1
+	}, 20*time.Second, time.Millisecond)
+	execute(t, o.db, `ALTER TABLE courier_outbox RENAME COLUMN topic TO topics`)
+	_, err = s.Fetch(t.Context(), 10)
+	require.ErrorContains(t, err, "call Migrate, which names the columns")
+	require.NoError(t, <-elected)
+	require.NoError(t, next.Close())
+}
+
 // A relay that the server hears nothing of gives way, and one that has nothing to do
 // lets the server hear of it.
 func TestALeaderThatIsSilent(t *testing.T) {

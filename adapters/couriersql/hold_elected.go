@@ -80,8 +80,14 @@ func (e *elected) fetch(ctx context.Context, limit int, _ int64) ([]Row, error) 
 	defer func() { <-e.turn }()
 	led := e.conn != nil
 	batch, err := e.read(ctx, limit)
-	if err != nil && led && ctx.Err() == nil { // it was taken for gone, if nobody had the session heard of
-		batch, err = e.read(ctx, limit)
+	if err == nil || !led || ctx.Err() != nil {
+		return batch, err
+	}
+	// It was taken for gone, if nobody had the session heard of. If its statement failed,
+	// the server may not yet have noticed that the session has ended.
+	failed := err
+	if batch, err = e.read(ctx, limit); err == nil && e.conn == nil && postgresCode(failed) != "" && !e.outbox.grammar.broken(failed) {
+		err = failed
 	}
 	return batch, err
 }
