@@ -161,13 +161,15 @@ func TestOneIsElectedBehindAPooler(t *testing.T) {
 				t.Cleanup(stops[i])
 			}
 			want := 0
-			for range outboxes {
+			for parked := range outboxes {
 				for range 20 {
 					want++
 					write(t, direct, Message{ID: fmt.Sprint("k/", want), Topic: "t"})
 				}
 				write(t, direct, Message{Topic: "poison"})
-				require.Eventually(t, func() bool { return l.count() >= want }, 30*time.Second, 5*time.Millisecond)
+				require.Eventually(t, func() bool {
+					return l.count() >= want && count(t, direct.db, `SELECT count(*) FROM courier_outbox_dlq`) > parked
+				}, 30*time.Second, 5*time.Millisecond)
 				l.mu.Lock()
 				require.Len(t, l.by, 1, "they deliver side by side")
 				leader := 0
