@@ -113,7 +113,7 @@ func (w *watcher) observer() courier.Observer {
 			switch {
 			case e.Applied+e.Failed+e.Refused > e.Records:
 				w.fail("watch: process %d tells of %d records applied, %d failed and %d refused, of %d", l.p.number, e.Applied, e.Failed, e.Refused, e.Records)
-			case (e.Err != nil) != (e.Failed+e.Refused > 0) && !(e.Err != nil && e.DrainOver): // that names one it cut short
+			case (e.Err != nil) != (e.Failed+e.Refused > 0) && (e.Err == nil || !e.DrainOver): // that names one it cut short
 				w.fail("watch: process %d tells of %d records failed and %d refused, with %v", l.p.number, e.Failed, e.Refused, e.Err)
 			case e.Applied > 0 && e.Took <= 0 && m.stepped == 0 && !m.KeyedQueue:
 				w.fail("watch: process %d tells that an apply of %d records took %v", l.p.number, e.Records, e.Took)
