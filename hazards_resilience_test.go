@@ -554,20 +554,18 @@ func TestHazard_Stream_AProbeThatWasNotAttemptedKeepsNoRecordsWaiting(t *testing
 	synctest.Test(t, func(t *testing.T) {
 		source := newLeasing(numbers(5)...)
 		source.wait = true
-		down := true
+		began := time.Now()
 		applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
 			switch {
 			case r == 0:
 				return rateLimited{}
-			case down:
+			case time.Since(began) < time.Minute:
 				return errTest
 			}
 			return nil
 		}), nil)
 		stop := start(t, courier.NewStreamingCoordinator(source, applier, quiet))
-		time.Sleep(time.Minute)
-		down = false
-		time.Sleep(5 * time.Minute)
+		time.Sleep(6 * time.Minute)
 		require.NoError(t, stop())
 		require.Equal(t, []int{0}, source.left())
 	})

@@ -256,13 +256,13 @@ func TestPace_ARefusedRecordSlowsNoOther(t *testing.T) {
 					}
 					run := courierttest.Start(t, c)
 					time.Sleep(5 * time.Minute)
+					require.NoError(t, run.Stop())
 					left := polled.left()
 					if leasing {
 						left = leased.Pending()
 					}
 					require.Equal(t, []int{0}, left)
 					require.LessOrEqual(t, calls, 100)
-					require.NoError(t, run.Stop())
 				})
 			})
 		}
