@@ -508,3 +508,79 @@ type coarseClock struct{}
 
 func (coarseClock) Now() time.Time                         { return time.Now().UTC().Truncate(500 * time.Millisecond) }
 func (coarseClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
+
+// A clock that is set forward has passed an alarm that was set for later: the next one
+// is set all the same.
+func TestClock_AnAlarmThatAStepHasPassed(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		clock := &wallClock{}
+		var mu sync.Mutex
+		began := make(map[int]time.Time)
+		took := make(map[int]time.Duration)
+		ch := make(chan int, 2)
+		ch <- 0
+		courierttest.Start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, nop[[]int]), courier.ProcessFunc(func(_ context.Context, r int) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if began[r].IsZero() {
+				began[r] = time.Now()
+				return courier.RetryAfter(errTest, []time.Duration{10 * longWait, longWait}[r])
+			}
+			took[r] = time.Since(began[r])
+			return nil
+		}), quiet, courier.WithClock(clock), courier.WithRandom(func() float64 { return 0 })))
+		time.Sleep(time.Second)
+		clock.step(time.Hour)
+		ch <- 1
+		time.Sleep(20 * longWait)
+		mu.Lock()
+		defer mu.Unlock()
+		require.Equal(t, longWait, took[1])
+	})
+}
+
+// The clocks of a stack may be older than the coordinator, and have been set back before.
+func TestClock_OfABreakerThatIsOlderThanItsCoordinator(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		clock := &wallClock{}
+		b := exactBreaker(clock)
+		_ = courier.NewCircuitBreakerApplier(always(errTest), b).Apply(t.Context(), 1)
+		time.Sleep(longWait)
+		require.NoError(t, courier.NewCircuitBreakerApplier(always(nil), b).Apply(t.Context(), 1))
+		clock.step(-time.Hour)
+		began, took := time.Now(), time.Duration(0)
+		call := onSecond(func() { took = time.Since(began) }, errTest)
+		stop := start(t, courier.NewPollingCoordinator(newShelf(0), courier.NewCircuitBreakerApplier(applierOf(call), b), quiet,
+			courier.WithInterval(time.Second), courier.WithFixedInterval(), courier.WithClock(clock)))
+		time.Sleep(longWait / 2)
+		clock.step(-time.Hour)
+		time.Sleep(3 * longWait)
+		require.NoError(t, stop())
+		require.InDelta(t, longWait, took, float64(longWait/10))
+	})
+}
+
+// A redrive waits for a breaker for no longer after its clock was set back.
+func TestClock_ARedriveWaitsAfterAStep(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		clock := &wallClock{}
+		queue := courier.NewMemoryDLQ[int](0)
+		for n := range 3 {
+			require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: n, Error: errTest}))
+		}
+		b := exactBreaker(clock, func(p *courier.BreakerPolicy) { p.OpenFor = time.Second })
+		a := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, n int) error {
+			switch n {
+			case 0:
+				return errTest
+			case 1:
+				clock.step(-time.Hour)
+				return errTest
+			}
+			return nil
+		}), b)
+		result, err := courier.Redrive(t.Context(), courier.DLQ[int](queue), a, &courier.RedriveConfig[int]{Clock: clock})
+		require.NoError(t, err)
+		require.Equal(t, 1, result.Succeeded)
+	})
+}

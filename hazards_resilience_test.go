@@ -689,3 +689,33 @@ func TestHazard_RunOnce_ListsWhatItDidNotReach(t *testing.T) {
 		})
 	}
 }
+
+// After a probe that went well the others come at once, and not after the interval.
+func TestHazard_AfterAGoodProbeTheOthersComeAtOnce(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var r courierttest.Recorder[int]
+		first := onSecond(func() {}, errTest)
+		c := courier.NewPollingCoordinator(r.LeasingSource(24*time.Hour, 1, 2, 3), courier.NewCircuitBreakerApplier(applierOf(first), exactBreaker(nil)), quiet, courier.WithInterval(time.Hour))
+		courierttest.Start(t, c)
+		time.Sleep(longWait + 5*time.Second)
+		require.EqualValues(t, 3, c.Stats().Marked)
+	})
+}
+
+// Of two breakers that are open, the pause is until the later one may be probed.
+func TestHazard_TheLaterOfTwoBreakersIsWaitedFor(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		long := exactBreaker(nil, func(p *courier.BreakerPolicy) { p.OpenFor, p.MaxOpenFor = 6*longWait, 6*longWait })
+		short := exactBreaker(nil)
+		began := time.Now()
+		_ = courier.NewCircuitBreakerApplier(always(errTest), long).Apply(t.Context(), 1)
+		_ = courier.NewCircuitBreakerApplier(always(errTest), short).Apply(t.Context(), 1)
+		a := courier.NewCircuitBreakerApplier(courier.NewCircuitBreakerApplier(always(nil), short), long)
+		courierttest.Start(t, courier.NewPollingCoordinator(newShelf(1), a, quiet, courier.WithObserver(told.Observer())))
+		time.Sleep(longWait / 2)
+		events := courierttest.EventsOf[courier.PauseEvent](&told)
+		require.NotEmpty(t, events)
+		require.Equal(t, began.Add(6*longWait), events[0].Until)
+	})
+}

@@ -357,3 +357,77 @@ func TestIdentity_OfABadRecordWithoutAName(t *testing.T) {
 		}
 	}
 }
+
+// fetchedPointers is a source of records that cannot be known again.
+type fetchedPointers[T any] struct {
+	fetch func(limit int) []*T
+	mark  func([]*T)
+}
+
+func (f fetchedPointers[T]) Fetch(_ context.Context, limit int) ([]*T, error) {
+	return f.fetch(limit), nil
+}
+
+func (f fetchedPointers[T]) Mark(_ context.Context, records []*T) error { f.mark(records); return nil }
+
+// Where records cannot be known again, the one that comes in a suspect's place does not
+// inherit its attempts.
+func TestIdentity_AnotherRecordInASuspectsPlaceBeginsAnew(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		type rec struct{ name string }
+		poison, late, well := &rec{"poison"}, &rec{"late"}, &rec{"well"}
+		var mu sync.Mutex
+		pending := []*rec{poison}
+		calls := make(map[*rec]int)
+		source := fetchedPointers[rec]{func(limit int) []*rec {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(pending[:min(limit, len(pending))])
+		}, func(done []*rec) {
+			mu.Lock()
+			defer mu.Unlock()
+			pending = slices.DeleteFunc(pending, func(r *rec) bool { return slices.Contains(done, r) })
+		}}
+		b := exactBreaker(nil, func(p *courier.BreakerPolicy) { p.FailureThreshold, p.OpenFor = 3, time.Second })
+		inner := courier.ProcessFunc(func(_ context.Context, r *rec) error {
+			mu.Lock()
+			defer mu.Unlock()
+			calls[r]++
+			if r == poison || r == late && calls[r] <= 2 {
+				return errTest
+			}
+			return nil
+		})
+		queue := courier.NewMemoryDLQ[*rec](0)
+		stack := courier.NewDLQApplier(courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(inner, b), courier.RetryPolicy{MaxAttempts: 5, InitialDelay: 1}), courier.DLQ[*rec](queue))
+		stop := start(t, courier.NewPollingCoordinator[*rec](source, stack, quiet, courier.WithInterval(time.Second)))
+		time.Sleep(500 * time.Millisecond)
+		mu.Lock()
+		pending = []*rec{late, poison, well}
+		mu.Unlock()
+		time.Sleep(10 * time.Minute)
+		require.NoError(t, stop())
+		letters, _ := queue.Receive(t.Context(), 10)
+		for _, l := range letters {
+			require.NotEqual(t, late, l.Record, "parked after %d calls: %v", calls[late], l.Error)
+		}
+		t.Log(calls[late], calls[poison], len(letters), len(pending))
+	})
+}
+
+// A fetch that looks past the records in hand counts none of them twice.
+func TestIdentity_ALookPastCountsNoRecordTwice(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		type rec struct{ name string }
+		poison := &rec{"poison"}
+		source := fetchedPointers[rec]{func(int) []*rec { return []*rec{poison} }, func([]*rec) {}}
+		b := exactBreaker(nil, func(p *courier.BreakerPolicy) { p.OpenFor = time.Second })
+		c := courier.NewPollingCoordinator[*rec](source, courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, *rec) error { return errTest }), b), quiet, courier.WithInterval(time.Second))
+		courierttest.Start(t, c)
+		time.Sleep(time.Second / 2) // between the passes
+		for range 100 {
+			time.Sleep(time.Second)
+			require.LessOrEqual(t, c.Stats().InHand, int64(1))
+		}
+	})
+}

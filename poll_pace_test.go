@@ -294,3 +294,23 @@ func TestPace_AsAskedThoughTheRunEndsBefore(t *testing.T) {
 		})
 	}
 }
+
+// Of two records that cannot be known again the longer wait counts.
+func TestPace_TheLongestWaitOfUnknownRecordsCounts(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		type rec struct{ after time.Duration }
+		records := []*rec{{50 * time.Second}, {5 * time.Second}}
+		source := fetchedPointers[rec]{func(int) []*rec { return records }, func([]*rec) {}}
+		var calls []time.Time
+		run := start(t, courier.NewPollingCoordinator[*rec](source, courier.ProcessFunc(func(_ context.Context, r *rec) error {
+			if r == records[0] {
+				calls = append(calls, time.Now())
+			}
+			return courier.RetryAfter(errTest, r.after)
+		}), quiet, courier.WithInterval(time.Second)))
+		time.Sleep(2 * time.Minute)
+		require.NoError(t, run())
+		require.GreaterOrEqual(t, len(calls), 2)
+		require.GreaterOrEqual(t, calls[1].Sub(calls[0]), 50*time.Second)
+	})
+}

@@ -583,3 +583,26 @@ func TestAStreakIsBrokenByASuccess(t *testing.T) {
 	}
 	require.Equal(t, breaker.Closed, s.Phase)
 }
+
+// B-8: the successes of one half-open phase do not count in the next.
+func TestSuccessesBeforeAFailedProbeDoNotCount(t *testing.T) {
+	p := &breaker.Policy{FailureThreshold: 1, OpenFor: time.Second, MaxOpenFor: time.Second, OpenMultiplier: 1, Probes: 1, Successes: 2, ProbeTimeout: time.Minute}
+	var s breaker.State
+	now := time.Unix(0, 0)
+	call := func(o breaker.Outcome) {
+		permit, ok, _ := s.Acquire(p, now, 0.5)
+		if !ok {
+			t.Fatal("refused")
+		}
+		s.Report(p, permit, o, false, 0, now, 0.5)
+	}
+	call(breaker.Failure)
+	now = now.Add(time.Second)
+	call(breaker.Success)
+	call(breaker.Failure)
+	now = now.Add(time.Second)
+	call(breaker.Success)
+	if s.Phase != breaker.HalfOpen {
+		t.Fatal(s.Phase)
+	}
+}
