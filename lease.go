@@ -47,6 +47,7 @@ type lease[T any] struct {
 	size  int          // how long it is
 	over  bool         // it was applied, as far as it will be
 	ahead []*leased[T] // fetches in hand behind it
+	aside *leased[T]   // in hand as well, while those are taken to be given back
 }
 
 // leased is what one fetch brought, and what is lost of it.
@@ -71,15 +72,34 @@ func (l *lease[T]) hold(held []pending[T]) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	before := l.fetch
+	before, aside := l.fetch, l.aside
+	l.aside = nil
 	l.fetch = &leased[T]{records: recordsOf(held)}
 	for i, h := range held {
 		l.fetch.numbers = append(l.fetch.numbers, h.key.number)
-		if j := before.find(h.key.number); j >= 0 && before.lost[j] {
-			l.fetch.setLost(i)
+		for _, f := range [...]*leased[T]{before, aside} {
+			if j := f.find(h.key.number); j >= 0 && f.lost[j] {
+				l.fetch.setLost(i)
+			}
 		}
 	}
 	l.batch, l.base, l.size, l.over = nil, 0, 0, false
+}
+
+// number tells how the records of a fetch that was made ahead are known, for a
+// renewal that is under way when some of them are kept for the next pass.
+func (l *lease[T]) number(ids []recordKey) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fetch == nil || l.fetch.numbers != nil || len(ids) != len(l.fetch.records) {
+		return
+	}
+	for _, id := range ids {
+		l.fetch.numbers = append(l.fetch.numbers, id.number)
+	}
 }
 
 // change and begin are before and after the next batch of it is made out.
@@ -139,7 +159,7 @@ func (l *lease[T]) drop() {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.fetch, l.batch = nil, nil
+	l.fetch, l.batch, l.aside = nil, nil, nil
 }
 
 // addAhead adds what was fetched ahead, takeAhead takes the first of it in hand.
@@ -160,6 +180,17 @@ func (l *lease[T]) takeAhead() {
 	defer l.mu.Unlock()
 	l.fetch, l.batch, l.base, l.size, l.over = l.ahead[0], nil, 0, 0, false
 	l.ahead = l.ahead[1:]
+}
+
+// putAside keeps the fetch in hand while those made ahead are taken. The next hold
+// takes over what is lost of it.
+func (l *lease[T]) putAside() {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.aside = l.fetch
 }
 
 // lose has a record left alone, of the batch in work or of one to come, and
@@ -185,7 +216,7 @@ func (l *lease[T]) lose(f *leased[T], i int) bool {
 			l.batch.lose(i - l.base)
 			return true
 		}
-	} else if !slices.Contains(l.ahead, f) {
+	} else if f != l.aside && !slices.Contains(l.ahead, f) {
 		return false
 	}
 	f.setLost(i)

@@ -346,6 +346,8 @@ func (p *poller[T]) take() {
 	// What is passed over is in hand until the probe is marked.
 	if !p.ahead.took() || p.handed || len(p.release) > 0 {
 		p.lease.hold(append(pendings(p.records, p.ids), p.release...))
+	} else {
+		p.lease.number(p.ids)
 	}
 }
 
@@ -391,6 +393,7 @@ func (p *poller[T]) tellFetched(n int) {
 // was anything.
 func (p *poller[T]) dropAhead() (some bool) {
 	p.ahead.callOff()
+	p.lease.putAside()
 	live := p.life.settle.Err() == nil
 	for {
 		r, ok := p.ahead.take()
