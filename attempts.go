@@ -1,6 +1,9 @@
 package courier
 
-import "context"
+import (
+	"context"
+	"slices"
+)
 
 // This room is about attempts that outlive a call. When an open breaker
 // interrupts the retries of a record, the attempts that it has used travel
@@ -19,16 +22,18 @@ type usage struct {
 // a fan-out.
 type history []usage
 
-// with adds what is known of one more retry, or more of the same one: while a
+// with adds what is known of other retries, or more of the same ones: while a
 // record is pending its attempts only become more.
-func (h history) with(u usage) history {
-	for i := range h {
-		if h[i].owner == u.owner {
+func (h history) with(more ...usage) history {
+	for _, u := range more {
+		i := slices.IndexFunc(h, func(known usage) bool { return known.owner == u.owner })
+		if i < 0 {
+			h = append(h, u)
+		} else {
 			h[i].used = max(h[i].used, u.used)
-			return h
 		}
 	}
-	return append(h, u)
+	return h
 }
 
 func (h history) by(owner any) int {
@@ -62,15 +67,10 @@ func historyOf(err error) history {
 		case *pendingError:
 			found = found.with(e.usage)
 		case *notCalledError:
-			for _, u := range e.past {
-				found = found.with(u)
-			}
-			return found
+			return found.with(e.past...)
 		case *FanOutError:
 			for _, f := range e.Failures {
-				for _, u := range historyOf(f.Err) {
-					found = found.with(u)
-				}
+				found = found.with(historyOf(f.Err)...)
 			}
 			return found
 		}
