@@ -147,10 +147,6 @@ func (e *ParkError) Error() string {
 	return fmt.Sprintf("courier: the dead letter queue did not take a record (%v), which stays pending; the record's error: %v", e.Store, e.Err)
 }
 
-// refusedLetter reports whether an error says that a dead letter queue did not take a
-// record, be it because of a stop.
-func refusedLetter(err error) bool { return errors.Is(err, ErrPark) }
-
 // Is reports whether err is [ErrPark].
 func (e *ParkError) Is(err error) bool { return err == ErrPark }
 

@@ -155,7 +155,7 @@ func (p *poller[T]) report() {
 			if p.failer != nil {
 				p.faulty = append(p.faulty, FailedRecord[T]{record, err, afterOf(err, maxAfter)})
 			}
-		case p.halted.err == nil && (p.life.stop.Err() == nil || refusedLetter(err)) && err != errHeldBack && err != errLeaseLost:
+		case p.halted.err == nil && (p.life.stop.Err() == nil || errors.Is(err, ErrPark)) && err != errHeldBack && err != errLeaseLost:
 			event.Refused++
 			if p.refused == nil {
 				p.refused = err

@@ -230,7 +230,7 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 	switch {
 	case !refused:
 		sh.event.Failed++
-	case s.life.stop.Err() == nil || refusedLetter(err):
+	case s.life.stop.Err() == nil || errors.Is(err, ErrPark):
 		sh.event.Refused++
 	default: // the stop interrupted it
 		if sh.event.Err == nil && errors.Is(context.Cause(s.life.work), ErrDrainTimeout) {
