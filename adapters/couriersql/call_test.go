@@ -9,7 +9,6 @@ import (
 	"maps"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -17,7 +16,6 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 )
@@ -31,38 +29,14 @@ type network struct {
 // through returns a connection string that leads through a network.
 func through(t *testing.T, dsn string) (string, *network) {
 	t.Helper()
-	config, err := pgx.ParseConfig(dsn)
-	require.NoError(t, err)
-	way, address := pgconnNetwork(config)
-	folder := t.TempDir()
-	listener, err := net.Listen("unix", filepath.Join(folder, ".s.PGSQL.5432"))
-	require.NoError(t, err)
 	n := &network{conns: make(map[net.Conn]bool)}
-	var wg sync.WaitGroup
-	t.Cleanup(func() {
-		require.NoError(t, listener.Close())
-		n.cut()
-		wg.Wait()
-	})
-	wg.Go(func() {
-		for {
-			client, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			server, err := net.Dial(way, address)
-			if err != nil {
-				_ = client.Close()
-				return
-			}
-			n.mu.Lock()
-			n.conns[client], n.conns[server] = false, false
-			n.mu.Unlock()
-			wg.Go(func() { n.carry(client, server) })
-			wg.Go(func() { n.carry(server, client) })
-		}
-	})
-	return dsn + " host=" + folder, n
+	return between(t, dsn, func(wg *sync.WaitGroup, client, server net.Conn) {
+		n.mu.Lock()
+		n.conns[client], n.conns[server] = false, false
+		n.mu.Unlock()
+		wg.Go(func() { n.carry(client, server) })
+		wg.Go(func() { n.carry(server, client) })
+	}, n.cut), n
 }
 
 func (n *network) carry(from, to net.Conn) {

@@ -106,6 +106,17 @@ func TestWakeUpSurvivesItsConnection(t *testing.T) {
 // no place for a notification but within an answer.
 func pooler(t *testing.T, dsn string) string {
 	t.Helper()
+	return between(t, dsn, func(wg *sync.WaitGroup, client, server net.Conn) {
+		wg.Go(func() { _, _ = io.Copy(server, client); _ = server.Close() })
+		wg.Go(func() { withoutNotifications(client, server); _ = client.Close() })
+	}, func() {})
+}
+
+// between returns a connection string to a listener in front of the server. It calls
+// serve, which returns at once, with each client's connection and one to the server,
+// and end at the end of the test, before it waits for what serve has begun.
+func between(t *testing.T, dsn string, serve func(wg *sync.WaitGroup, client, server net.Conn), end func()) string {
+	t.Helper()
 	config, err := pgx.ParseConfig(dsn)
 	require.NoError(t, err)
 	network, address := pgconnNetwork(config)
@@ -113,7 +124,11 @@ func pooler(t *testing.T, dsn string) string {
 	listener, err := net.Listen("unix", filepath.Join(folder, ".s.PGSQL.5432"))
 	require.NoError(t, err)
 	var wg sync.WaitGroup
-	t.Cleanup(func() { require.NoError(t, listener.Close()); wg.Wait() })
+	t.Cleanup(func() {
+		require.NoError(t, listener.Close())
+		end()
+		wg.Wait()
+	})
 	wg.Go(func() {
 		for {
 			client, err := listener.Accept()
@@ -125,8 +140,7 @@ func pooler(t *testing.T, dsn string) string {
 				_ = client.Close()
 				return
 			}
-			wg.Go(func() { _, _ = io.Copy(server, client); _ = server.Close() })
-			wg.Go(func() { withoutNotifications(client, server); _ = client.Close() })
+			serve(&wg, client, server)
 		}
 	})
 	return dsn + " host=" + folder
