@@ -170,8 +170,8 @@ func WithOrderKey[T any](key func(record T) string) Option {
 // of functions: the same record always by the same name and no two records by one;
 // "" is no name. The names are for logs and events, where else a record is named by
 // its String method, or by its value where that is a string, a number or a bool, or by
-// its place; and a polling coordinator knows
-// by them a record again that the source returns a second time, see [Identifier].
+// its place. A polling coordinator also knows a record by its name when the source
+// returns it a second time, see [Identifier].
 // Without names, a bad record that is no number or string is not parked while the
 // others come one at a time: over each of them the breaker forgets its attempts.
 // The function must be safe for concurrent use. T is the type of the coordinator's

@@ -131,8 +131,8 @@ const turnAfter = time.Minute
 // probe picks the record to try while the breaker may be probed: the first one
 // that is no suspect, or one after it where some are to be passed over, in turn;
 // else the one that has been suspect the longest. A suspect that has waited for its
-// turn goes first, but not twice in a row. Where there are keys, a record after another one of its key
-// is out of question.
+// turn goes first, but not twice in a row. Where there are keys, a record after
+// another one of its key is out of question.
 func (s *suspects) probe(ids []recordKey, keys []string, pass int) int {
 	pick, oldest := 0, len(s.list)
 	due, dueAt := -1, s.clock.Now().Add(-turnAfter)
