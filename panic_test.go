@@ -260,7 +260,7 @@ func TestD11_GoexitsDoNotNest(t *testing.T) {
 					courierttest.RunFor(t, courier.NewPollingCoordinator[int](r.Source(0), a, quiet), 24*time.Hour)
 				}
 				require.Greater(t, calls, attempts)
-				require.Less(t, most, least+10)
+				require.Less(t, most, least+attempts/2) // goroutines of other tests come and go
 			})
 		})
 	}
