@@ -50,11 +50,14 @@ type BreakerPolicy struct {
 	// through. 0 is one second: a poison record that looks transient costs the
 	// others that long, an outage soon more. Each failed probe makes it longer by
 	// OpenMultiplier (0 is 2, 1 is not at all), up to MaxOpenFor, of which 0 is
-	// one minute, or OpenFor where that is longer. Where the failure that opens it
-	// asks for more with [RetryAfter], it stays open for that long, up to
-	// MaxOpenFor.
+	// one minute, or OpenFor where that is longer.
 	OpenFor, MaxOpenFor time.Duration
 	OpenMultiplier      float64
+
+	// MaxRetryAfter caps the open period that a failure asks for with [RetryAfter].
+	// The breaker stays open for that long where its own period would be shorter,
+	// after the failure that opened it and after a failed probe. 0 is one hour.
+	MaxRetryAfter time.Duration
 
 	// Jitter spreads an open period by up to this share either way, below
 	// MaxOpenFor, so that several processes do not probe together. 0 is 0.2;
@@ -98,6 +101,7 @@ func (p BreakerPolicy) withDefaults() BreakerPolicy {
 	p.OpenFor = or(p.OpenFor, time.Second)
 	p.MaxOpenFor = or(p.MaxOpenFor, max(time.Minute, p.OpenFor))
 	p.OpenMultiplier = or(p.OpenMultiplier, 2)
+	p.MaxRetryAfter = or(p.MaxRetryAfter, maxCallAfter)
 	p.Jitter = or(p.Jitter, 0.2)
 	p.Probes = or(p.Probes, 1)
 	p.Successes = or(p.Successes, 1)
@@ -141,6 +145,8 @@ func (p BreakerPolicy) validate() error {
 		return bad("MaxOpenFor", "is %v: want at least OpenFor (%v)", p.MaxOpenFor, d.OpenFor)
 	case !(d.OpenMultiplier >= 1) || math.IsInf(d.OpenMultiplier, 1):
 		return bad("OpenMultiplier", "is %v: want a finite number of at least 1, or 0 for the default", p.OpenMultiplier)
+	case p.MaxRetryAfter < 0:
+		return bad("MaxRetryAfter", "is %v: want more than 0, or 0 for the default", p.MaxRetryAfter)
 	case !(p.Jitter >= 0 && p.Jitter < 1):
 		return bad("Jitter", "is %v: want at least 0 and less than 1", p.Jitter)
 	case p.Probes < 0:
@@ -277,6 +283,7 @@ func NewBreaker(policy BreakerPolicy) *Breaker {
 		OpenFor:          p.OpenFor,
 		MaxOpenFor:       p.MaxOpenFor,
 		OpenMultiplier:   p.OpenMultiplier,
+		MaxAfter:         p.MaxRetryAfter,
 		Jitter:           p.Jitter,
 		Probes:           p.Probes,
 		Successes:        p.Successes,
@@ -497,7 +504,7 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	slow := b.policy.SlowCall > 0 && now.Sub(permit.start) >= b.policy.SlowCall
 	failed := outcome == breaker.Failure || outcome == breaker.Mixed
 	if failed || slow { // what may open it
-		random, after = uniform(b.policy.Random), afterOf(err, b.policy.MaxOpenFor)
+		random, after = uniform(b.policy.Random), afterOf(err, b.policy.MaxRetryAfter)
 	}
 	b.mu.Lock()
 	from, gen := b.state.Phase, b.state.Gen

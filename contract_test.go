@@ -495,6 +495,7 @@ func TestD12_BadInputIsOneClearError(t *testing.T) {
 		{"BreakerPolicy.OpenFor", breaker(courier.BreakerPolicy{OpenFor: -1})},
 		{"BreakerPolicy.MaxOpenFor", breaker(courier.BreakerPolicy{MaxOpenFor: -1})},
 		{"BreakerPolicy.MaxOpenFor", breaker(courier.BreakerPolicy{MaxOpenFor: time.Millisecond})},
+		{"BreakerPolicy.MaxRetryAfter", breaker(courier.BreakerPolicy{MaxRetryAfter: -1})},
 		{"breaker", courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.NewCircuitBreakerApplier(courier.ProcessFunc(process), new(courier.Breaker)))},
 		{"coordinator", new(courier.PollingCoordinator[int])},
 		{"coordinator", new(courier.StreamingCoordinator[int])},

@@ -93,7 +93,7 @@ func TestEnds_ACoordinatorIsInNoLoop(t *testing.T) {
 			retry := courier.RetryPolicy{InitialDelay: end("InitialDelay"), MaxRetryAfter: end("MaxRetryAfter"), MaxElapsed: end("MaxElapsed")}
 			retry.MaxDelay = max(retry.InitialDelay, end("MaxDelay"))
 			breaker := courier.BreakerPolicy{OpenFor: end("OpenFor"), ProbeTimeout: end("ProbeTimeout"), FailureThreshold: 2, FailureRate: 0.5, Window: end("Window"), SlowCall: end("SlowCall"), SlowCallRate: 1}
-			breaker.MaxOpenFor = max(breaker.OpenFor, end("MaxOpenFor"))
+			breaker.MaxOpenFor, breaker.MaxRetryAfter = max(breaker.OpenFor, end("MaxOpenFor")), end("BreakerPolicy.MaxRetryAfter")
 			a := courier.ProcessFunc(func(_ context.Context, r int) error {
 				if r%2 == 1 {
 					return courier.RetryAfter(errTest, asked)

@@ -190,8 +190,8 @@ func (e *skipError) Unwrap() error { return e.err }
 // applies where it is longer, and of several errors in a tree the longest does. A
 // negative d counts as 0. RetryPolicy.MaxRetryAfter caps it; without a retry a
 // coordinator obeys up to 24 hours. A breaker that opens over the error, or stays
-// open over that of a probe, lets no other call through before, see
-// BreakerPolicy.OpenFor. RetryAfter(nil, d) is nil.
+// open over that of a probe, lets no other call through before, up to
+// BreakerPolicy.MaxRetryAfter. RetryAfter(nil, d) is nil.
 //
 // [Source.Fetch] and [Source.Mark] may return it too: the coordinator makes the
 // next call of that kind no sooner, and obeys at most an hour. Wake ends the wait

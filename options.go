@@ -314,7 +314,7 @@ func (t *trouble) delay(c *config) time.Duration {
 }
 
 // maxCallAfter is the longest delay that a coordinator obeys of those that the
-// errors of Fetch and Mark ask for.
+// errors of Fetch and Mark ask for, and by default a breaker.
 const maxCallAfter = time.Hour
 
 // after is delay, or what the error asks for where that is longer.

@@ -4,6 +4,7 @@ package courier_test
 // asked, up to a cap, and not much later.
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -323,9 +324,15 @@ func TestRetryAfter_OfAMarkInRunOnce(t *testing.T) {
 }
 
 // A breaker stays open for as long as the failure asks that opened it, or that of
-// the probe, up to its longest open period.
+// the probe, up to a cap of its own: above the longest open period, or below.
 func TestRetryAfter_OfABreaker(t *testing.T) { // B-1, B-14
-	const first, most = 10 * time.Second, time.Hour
+	for _, most := range []time.Duration{5 * time.Second, 15 * time.Second, 10 * time.Minute, 0} {
+		t.Run(most.String(), func(t *testing.T) { testRetryAfterOfABreaker(t, most, cmp.Or(most, time.Hour)) })
+	}
+}
+
+func testRetryAfterOfABreaker(t *testing.T, policy, most time.Duration) {
+	const first = 10 * time.Second
 	record := func(asked time.Duration) error {
 		return fmt.Errorf("order 1: %w", courier.RetryAfter(errTest, asked))
 	}
@@ -352,13 +359,13 @@ func TestRetryAfter_OfABreaker(t *testing.T) { // B-1, B-14
 		},
 	}
 	for way, call := range ways {
-		for _, asked := range []time.Duration{0, first - 1, first + 1, 15 * time.Second, time.Minute, most, most + 1, math.MaxInt64} {
+		for _, asked := range []time.Duration{0, first - 1, first + 1, 15 * time.Second, time.Minute, time.Hour, time.Hour + 1, math.MaxInt64} {
 			for _, random := range []float64{0, 0.5, math.Nextafter(1, 0)} {
 				t.Run(fmt.Sprintf("%s/%v/random %v", way, asked, random), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						var told courier.BreakerChange
 						b := courier.NewBreaker(courier.BreakerPolicy{
-							FailureThreshold: 1, OpenFor: first, MaxOpenFor: most, Random: func() float64 { return random },
+							FailureThreshold: 1, OpenFor: first, MaxOpenFor: time.Minute, MaxRetryAfter: policy, Random: func() float64 { return random },
 							OnStateChange: func(_ context.Context, change courier.BreakerChange) { told = change },
 						})
 						for _, own := range []time.Duration{first, 2 * first, 4 * first} { // of failed probes, the later two
@@ -397,7 +404,7 @@ func TestRetryAfter_OfADestinationBehindABreaker(t *testing.T) {
 						at = append(at, time.Now())
 						return courier.RetryAfter(errTest, asked)
 					})
-					policy := courier.BreakerPolicy{FailureThreshold: 2, MaxOpenFor: time.Hour}
+					policy := courier.BreakerPolicy{FailureThreshold: 2}
 					resilient, _ := courier.ResilientApplier(a, &courier.ResilientConfig[int]{Breaker: policy})
 					applier := map[string]courier.Applier[int]{
 						"breaker":   courier.NewCircuitBreakerApplier(a, courier.NewBreaker(policy)),

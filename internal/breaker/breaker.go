@@ -66,6 +66,7 @@ type Policy struct {
 
 	OpenFor        time.Duration // first open period
 	MaxOpenFor     time.Duration // cap of the longer ones
+	MaxAfter       time.Duration // cap of those that the destination asked for
 	OpenMultiplier float64
 	Jitter         float64 // spread of an open period, ± this fraction
 
@@ -231,7 +232,7 @@ func (s *State) open(p *Policy, after time.Duration, now time.Time, random float
 	s.enter(Open)
 	d := float64(p.OpenFor) * math.Pow(p.OpenMultiplier, float64(s.opens))
 	d = min(d, float64(p.MaxOpenFor)) * (1 + p.Jitter*(2*random-1))
-	// The jitter, and what was asked for, are inside the cap: it is never passed.
-	s.Until = now.Add(max(backoff.Within(d, p.MaxOpenFor), min(after, p.MaxOpenFor)))
+	// The jitter is inside the cap: it is never passed.
+	s.Until = now.Add(max(backoff.Within(d, p.MaxOpenFor), min(after, p.MaxAfter)))
 	s.opens = min(s.opens+1, 1<<20)
 }

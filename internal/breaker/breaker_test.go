@@ -126,14 +126,15 @@ func TestB14_AnOpenPeriodIsAsLongAsWasAskedFor(t *testing.T) {
 		p.FailureThreshold, p.Jitter = 1, rapid.Float64Range(0, 0.999).Draw(t, "jitter")
 		p.OpenFor = max(1, d.Draw(t, "OpenFor"))
 		p.MaxOpenFor = max(p.OpenFor, d.Draw(t, "MaxOpenFor"))
+		p.MaxAfter = d.Draw(t, "MaxAfter")
 		var s breaker.State
 		now := epoch
 		for range rapid.IntRange(1, 4).Draw(t, "periods") {
 			permit, ok, _ := s.Acquire(p, now, 0.5)
 			after := d.Draw(t, "after")
 			s.Report(p, permit, breaker.Failure, false, after, now, rapid.Float64Range(0, 0.999).Draw(t, "random"))
-			if period := s.Until.Sub(now); !ok || period < min(after, p.MaxOpenFor) || period > p.MaxOpenFor {
-				t.Fatalf("open for %v, with %v asked for and at most %v", period, after, p.MaxOpenFor)
+			if period := s.Until.Sub(now); !ok || period < min(after, p.MaxAfter) || period > max(p.MaxOpenFor, min(after, p.MaxAfter)) {
+				t.Fatalf("open for %v, with %v asked for, at most %v of that, and else at most %v", period, after, p.MaxAfter, p.MaxOpenFor)
 			}
 			if s.Until.After(epoch.Add(math.MaxInt64 / 2)) {
 				return // the end of what times can be told apart by
