@@ -204,6 +204,7 @@ func asBatch[T any](a Applier[T]) BatchApplier[T] {
 type stage[T any] struct {
 	what  kind
 	inner Applier[T]
+	below layer // the next decorator inside, nil if there is none
 	batch BatchApplier[T]
 	fault error
 	ours  bool // what is inside is a decorator, whose errors are sound
@@ -211,8 +212,9 @@ type stage[T any] struct {
 }
 
 func newStage[T any](what kind, inner Applier[T], fault error) stage[T] {
-	fault = firstFault(configErrorOf("applier", inner), fault, misplaced("applier", what, inner))
-	s := stage[T]{what: what, inner: inner, fault: fault}
+	below := layerOf(inner)
+	fault = firstFault(applierFault("applier", inner), fault, misplaced("applier", what, below))
+	s := stage[T]{what: what, inner: inner, below: below, fault: fault}
 	if inner != nil {
 		s.batch = asBatch(inner)
 		l, ours := inner.(layer)
@@ -226,8 +228,11 @@ func (s *stage[T]) Validate() error { return s.fault }
 
 func (s *stage[T]) batches() bool { return s.batch != nil }
 
-func (s *stage[T]) kind() kind    { return s.what }
-func (s *stage[T]) inside() []any { return []any{s.inner} }
+// Unwrap returns what the decorator is around.
+func (s *stage[T]) Unwrap() Applier[T] { return s.inner }
+
+func (s *stage[T]) kind() kind      { return s.what }
+func (s *stage[T]) inside() []layer { return []layer{s.below} }
 
 // refuse returns why there is no call to be made: there is a fault, or ctx is nil or
 // has ended.

@@ -37,7 +37,7 @@ func newBreakerApplier[T any](applier Applier[T], b *Breaker, fault error) *brea
 	if fault == nil {
 		fault = b.fault
 	}
-	if fault == nil && within(applier, false, func(l layer, _ bool) bool { return breakerIn(l) == b }) {
+	if fault == nil && within(layerOf(applier), false, func(l layer, _ bool) bool { return breakerIn(l) == b }) {
 		fault = &ConfigError{"breaker", "is in the stack twice, and its own probe would find it half-open"}
 	}
 	return &breakerApplier[T]{stage: newStage(breaking, applier, fault), breaker: b}

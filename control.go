@@ -48,16 +48,17 @@ type control struct {
 }
 
 func newControl[T any](source Source[T], applier Applier[T], config *config) *control {
+	stack := layerOf(applier)
 	c := &control{
-		watch: newWatch(config, nameWith(source, config)), breakers: breakersOf(applier),
+		watch: newWatch(config, nameWith(source, config)), breakers: breakersOf(stack),
 		wake: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
 	}
-	config.clock.stack = clocksOf(applier)
+	config.clock.stack = clocksOf(stack)
 	c.lagger, _ = source.(Lagger)
-	if exposed(applier) {
+	if exposed(stack) {
 		c.advice = "courier: the dead letter queue has neither a retry nor a breaker inside: in an outage it takes healthy records; use ResilientApplier"
 	}
-	if slices.ContainsFunc(parkersOf(applier), parker.ownsQueue) {
+	if slices.ContainsFunc(parkersOf(stack), parker.ownsQueue) {
 		c.fleeting = "courier: the dead letter queue is in memory, and its letters are lost when this process ends, while their records are marked as done: give RunOnce a durable queue, by ResilientConfig.DLQ or NewDLQApplier"
 	}
 	return c

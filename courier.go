@@ -48,7 +48,8 @@
 // [*ConfigError] that says what to do instead: a retry inside another retry, a breaker
 // or an attempt timeout; a dead letter queue inside a retry, a breaker, an attempt
 // timeout, a decoder or another queue; a breaker inside an attempt timeout, and one
-// breaker twice. Decorators between the two make no difference, nor does a fan-out, but
+// breaker twice. Decorators between the two make no difference, if those of the user's
+// own have an Unwrap (see [Applier]), nor does a fan-out, but
 // that a queue may be around one whose branches park. All other orders are allowed.
 //
 // # Errors
@@ -96,6 +97,12 @@ type Source[T any] interface {
 // not copied: what an applier changes behind a pointer or in a map, its retries, the
 // mark and the dead letter see.
 // Coordinators with several workers call it from several goroutines at once.
+//
+// An applier that decorates another one, and passes every call on to it, shows it by
+// a method Unwrap() Applier[T], as the decorators of this package do. Then they see
+// through it: a coordinator finds the breakers and dead letter queues inside, and
+// each constructor the decorators that may not be there. Without the method the
+// decorator hides them. Unwrap always returns the same applier.
 type Applier[T any] interface {
 	Apply(ctx context.Context, record T) error
 }

@@ -278,9 +278,9 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 		}
 		f.branches[i] = branch[T]{stage: newStage(branching, b.Applier, nil), name: b.Name, optional: b.Optional}
 		if !b.Optional && len(c.Branches) > 1 {
-			f.branches[i].breakers = breakersOf(b.Applier)
+			f.branches[i].breakers = breakersOf(layerOf(b.Applier))
 		}
-		f.branches[i].retries = retryOwnersOf(b.Applier)
+		f.branches[i].retries = retryOwnersOf(layerOf(b.Applier))
 		f.batched = f.batched || f.branches[i].batch != nil
 		if c.Quorum == 0 && !b.Optional {
 			f.quorum++
@@ -297,9 +297,9 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 // two letters of one record a queue by identity would keep one.
 func oneLetterFor[T any](branches []Branch[T], field string) error {
 	last := branches[len(branches)-1]
-	for _, p := range parkersOf(last.Applier) {
+	for _, p := range parkersOf(layerOf(last.Applier)) {
 		for _, other := range branches[:len(branches)-1] {
-			for _, o := range parkersOf(other.Applier) {
+			for _, o := range parkersOf(layerOf(other.Applier)) {
 				if p.branchName() == o.branchName() && p.parksIn(o.deadLetters()) {
 					return &ConfigError{field, fmt.Sprintf("parks in the same dead letter queue as the branch %s, and both have the DLQPolicy.Branch %q, so that their letters cannot be told apart: give each branch a DLQPolicy.Branch of its own", other.Name, p.branchName())}
 				}
@@ -311,10 +311,10 @@ func oneLetterFor[T any](branches []Branch[T], field string) error {
 
 // fault returns what is wrong with the branch's applier, and in which branch.
 func (b *Branch[T]) fault(field string) error {
-	if parksInto(b.Applier, marksRecords) {
+	if parksInto(layerOf(b.Applier), marksRecords) {
 		return &ConfigError{field, "parks in a dead letter queue that marks the record at its source, and the other branches may not have it yet: give the branch a queue that keeps letters alone"}
 	}
-	fault := configErrorOf(field, b.Applier)
+	fault := applierFault(field, b.Applier)
 	if c, ok := fault.(*ConfigError); fault == nil || ok && c.Field == field {
 		return fault
 	}
@@ -346,19 +346,19 @@ func (f *fanOutApplier[T]) batches() bool { return f.batched }
 
 func (f *fanOutApplier[T]) kind() kind { return branching }
 
-func (f *fanOutApplier[T]) inside() []any {
-	branches := make([]any, len(f.branches))
+func (f *fanOutApplier[T]) inside() []layer {
+	branches := make([]layer, len(f.branches))
 	for i := range f.branches {
-		branches[i] = f.branches[i].inner
+		branches[i] = f.branches[i].below
 	}
 	return branches
 }
 
 // needed returns the branches without each of which no record is applied.
-func (f *fanOutApplier[T]) needed() (branches []any) {
+func (f *fanOutApplier[T]) needed() (branches []layer) {
 	for i := range f.branches {
 		if !f.branches[i].optional {
-			branches = append(branches, f.branches[i].inner)
+			branches = append(branches, f.branches[i].below)
 		}
 	}
 	if len(branches) > f.quorum {

@@ -190,8 +190,8 @@ func notCalled(err error) bool {
 
 // retryOwnersOf returns the retries of a stack, those of all branches of a fan-out
 // included.
-func retryOwnersOf(applier any) (found []any) {
-	within(applier, false, func(l layer, _ bool) bool {
+func retryOwnersOf(stack layer) (found []any) {
+	within(stack, false, func(l layer, _ bool) bool {
 		if l.kind() == retrying {
 			found = append(found, l)
 		}

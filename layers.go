@@ -8,12 +8,43 @@ import (
 
 // This room is about stacks of decorators: which orders make no sense, and
 // whether a stack lets calls through at all. A decorator tells what it is and
-// what is inside it; at an applier of the user's the view ends.
+// what is inside it; a decorator of the user's is seen through where it has an
+// Unwrap, and else the view ends at it.
 
-// layer is a decorator.
+// layer is a decorator of this package.
 type layer interface {
 	kind() kind
-	inside() []any // what it decorates: one applier, or the branches of a fan-out
+	inside() []layer // what it decorates: one applier, or the branches of a fan-out; nil for one of the user's
+}
+
+// maxUnwraps is more than anybody has decorators: one that returns itself ends there.
+const maxUnwraps = 100
+
+// layerOf returns the outermost decorator of this package in a stack, nil where there
+// is none to be seen.
+func layerOf[T any](applier Applier[T]) layer {
+	for range maxUnwraps {
+		if l, ok := applier.(layer); ok {
+			return l
+		}
+		outer, ok := applier.(interface{ Unwrap() Applier[T] })
+		if !ok {
+			return nil
+		}
+		applier = nil
+		var ignored error // whatever is wrong with it, Apply will tell
+		isolate(&ignored, func() error { applier = outer.Unwrap(); return nil })
+	}
+	return nil
+}
+
+// applierFault returns what is wrong with an applier, or with what it decorates.
+func applierFault[T any](field string, applier Applier[T]) error {
+	fault := configErrorOf(field, applier)
+	if l := layerOf(applier); fault == nil && l != nil {
+		fault = configErrorOf(field, l)
+	}
+	return fault
 }
 
 type kind int
@@ -55,8 +86,8 @@ var misplacements = map[[2]kind]string{
 
 // misplaced reports an order of decorators that does not do what it looks like. The
 // field is what put the outer one there.
-func misplaced(field string, outer kind, applier any) (fault error) {
-	within(applier, false, func(l layer, branch bool) bool {
+func misplaced(field string, outer kind, stack layer) (fault error) {
+	within(stack, false, func(l layer, branch bool) bool {
 		inner := l.kind()
 		why := misplacements[[2]kind{outer, inner}]
 		if why == "" || branch && outer == parking && inner == parking { // it gets what the branches do not park
@@ -77,9 +108,8 @@ func misplaced(field string, outer kind, applier any) (fault error) {
 
 // within shows every decorator of a stack, outermost first, and whether it is in a
 // branch, until it is the one looked for.
-func within(applier any, branch bool, found func(l layer, branch bool) bool) bool {
-	l, ok := applier.(layer)
-	if !ok {
+func within(l layer, branch bool, found func(l layer, branch bool) bool) bool {
+	if l == nil {
 		return false
 	}
 	if found(l, branch) {
@@ -96,9 +126,9 @@ func within(applier any, branch bool, found func(l layer, branch bool) bool) boo
 // exposed reports whether a dead letter queue has neither a retry nor a breaker
 // inside. Such a queue takes a record at its first failure, and in an outage it
 // takes healthy records.
-func exposed(applier any) bool {
-	return within(applier, false, func(l layer, _ bool) bool {
-		return l.kind() == parking && !slices.ContainsFunc(l.inside(), func(inner any) bool {
+func exposed(stack layer) bool {
+	return within(stack, false, func(l layer, _ bool) bool {
+		return l.kind() == parking && !slices.ContainsFunc(l.inside(), func(inner layer) bool {
 			return within(inner, false, func(l layer, _ bool) bool { return l.kind() == retrying || l.kind() == breaking })
 		})
 	})
@@ -113,8 +143,8 @@ type parker interface {
 }
 
 // parkersOf returns those of a stack, fan-outs included.
-func parkersOf(applier any) (found []parker) {
-	within(applier, false, func(l layer, _ bool) bool {
+func parkersOf(stack layer) (found []parker) {
+	within(stack, false, func(l layer, _ bool) bool {
 		if p, ok := l.(parker); ok {
 			found = append(found, p)
 		}
@@ -140,16 +170,15 @@ type gate struct {
 }
 
 // breakersOf returns the breakers that every call through a stack passes.
-func breakersOf(applier any) (found []*Breaker) {
-	l, ok := applier.(layer)
-	if !ok {
+func breakersOf(l layer) (found []*Breaker) {
+	if l == nil {
 		return nil
 	}
 	if b := breakerIn(l); b != nil {
 		found = append(found, b)
 	}
 	passed := l.inside()
-	if f, ok := l.(interface{ needed() []any }); ok {
+	if f, ok := l.(interface{ needed() []layer }); ok {
 		passed = f.needed()
 	}
 	for _, inner := range passed {

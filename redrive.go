@@ -198,7 +198,7 @@ type redrive[T any] struct {
 // prepare sets the defaults, or returns what is wrong.
 func (r *redrive[T]) prepare() error {
 	c := &r.config
-	if fault := firstFault(configErrorOf("queue", r.queue), configErrorOf("applier", r.applier), clockFault("RedriveConfig.Clock", c.Clock)); fault != nil {
+	if fault := firstFault(configErrorOf("queue", r.queue), applierFault("applier", r.applier), clockFault("RedriveConfig.Clock", c.Clock)); fault != nil {
 		return fault
 	}
 	switch {
@@ -206,13 +206,13 @@ func (r *redrive[T]) prepare() error {
 		return &ConfigError{"RedriveConfig.Limit", fmt.Sprintf("is %d: want more than 0, or 0 for no limit", c.Limit)}
 	case c.BatchSize < 0:
 		return &ConfigError{"RedriveConfig.BatchSize", fmt.Sprintf("is %d: want at least 1, or 0 for the default", c.BatchSize)}
-	case parksInto(r.applier, func(other any) bool { return sameQueue(r.queue, other) }):
+	case parksInto(layerOf(r.applier), func(other any) bool { return sameQueue(r.queue, other) }):
 		return errRedriveLoop(nil)
 	}
 	c.BatchSize = or(c.BatchSize, pageSize)
 	c.Clock = clockOr(c.Clock)
 	r.clock = newSteady(c.Clock)
-	r.clock.stack = clocksOf(r.applier)
+	r.clock.stack = clocksOf(layerOf(r.applier))
 	r.batch = asBatch(r.applier)
 	return nil
 }
@@ -589,8 +589,8 @@ func errRedriveLoop(cause error) error {
 
 // parksInto reports whether a decorator of a stack, fan-outs included, parks in a
 // queue that is wanted.
-func parksInto(applier any, wanted func(queue any) bool) bool {
-	return slices.ContainsFunc(parkersOf(applier), func(p parker) bool { return wanted(p.deadLetters()) })
+func parksInto(stack layer, wanted func(queue any) bool) bool {
+	return slices.ContainsFunc(parkersOf(stack), func(p parker) bool { return wanted(p.deadLetters()) })
 }
 
 // sameQueue reports whether two queues keep their letters in the same place.

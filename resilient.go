@@ -60,10 +60,10 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		c.Breaker.FailureThreshold = min(5, attempts)
 	}
 
-	fault := firstFault(configErrorOf("applier", applier), configErrorOf("ResilientConfig.DLQ", c.DLQ), clockFault("ResilientConfig.Clock", c.Clock), misplaced("applier", resilient, applier), c.validate(attempts))
+	fault := firstFault(applierFault("applier", applier), configErrorOf("ResilientConfig.DLQ", c.DLQ), clockFault("ResilientConfig.Clock", c.Clock), misplaced("applier", resilient, layerOf(applier)), c.validate(attempts))
 	sink := applier
 	if timeout := c.Retry.AttemptTimeout; timeout > 0 {
-		fault = firstFault(fault, misplaced("RetryPolicy.AttemptTimeout", timing, applier))
+		fault = firstFault(fault, misplaced("RetryPolicy.AttemptTimeout", timing, layerOf(applier)))
 		sink = newTimeoutApplier(sink, timeout, c.Retry.Clock, fault)
 		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
 	}

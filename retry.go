@@ -206,15 +206,15 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 // a failed attempt as any other.
 func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[T] {
 	p := policy.withDefaults()
-	fault := firstFault(policy.validate(), misplaced("applier", retrying, applier))
+	fault := firstFault(policy.validate(), misplaced("applier", retrying, layerOf(applier)))
 	if p.AttemptTimeout > 0 && applier != nil {
-		fault = firstFault(fault, misplaced("RetryPolicy.AttemptTimeout", timing, applier))
+		fault = firstFault(fault, misplaced("RetryPolicy.AttemptTimeout", timing, layerOf(applier)))
 		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, fault)
 	}
 	_, refuses := applier.(*breakerApplier[T])
 	return &retryApplier[T]{newStage(retrying, applier, fault), p, newSteady(p.Clock), backoff.Policy{
 		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
-	}, p.MaxElapsed > 0 || p.Budget != nil, refuses, len(breakersOf(applier)) > 0}
+	}, p.MaxElapsed > 0 || p.Budget != nil, refuses, len(breakersOf(layerOf(applier))) > 0}
 }
 
 type retryApplier[T any] struct {

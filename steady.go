@@ -212,8 +212,8 @@ func (m moment) told(t time.Time) time.Time {
 
 // clocksOf returns the clocks by which a stack decides when it takes records again,
 // but the system's.
-func clocksOf(applier any) (found []*steady) {
-	within(applier, false, func(l layer, _ bool) bool {
+func clocksOf(stack layer) (found []*steady) {
+	within(stack, false, func(l layer, _ bool) bool {
 		if c, ok := l.(interface{ clocks() []*steady }); ok {
 			found = append(found, slices.DeleteFunc(c.clocks(), (*steady).system)...)
 		}
