@@ -187,13 +187,13 @@ func gather(errs []error) error {
 
 // asBatch returns the batch form of an applier if it has one that is worth
 // calling. A decorator always has the method; it says whether there is a batch
-// applier inside.
+// applier inside, and that is asked of one that the user's decorator shows.
 func asBatch[T any](a Applier[T]) BatchApplier[T] {
 	b, ok := a.(BatchApplier[T])
 	if !ok {
 		return nil
 	}
-	if d, ok := a.(interface{ batches() bool }); ok && !d.batches() {
+	if d, ok := layerOf(a).(interface{ batches() bool }); ok && !d.batches() {
 		return nil
 	}
 	return b

@@ -40,7 +40,7 @@
 // the breaker so that the breaker sees each attempt and a probe is one call;
 // the attempt timeout is inside it because a timeout is the commonest sign of a
 // destination that is down; a rate limit of one's own goes between retry and
-// breaker, so that every attempt is charged. A fan-out is outside all of it,
+// breaker (ResilientConfig.AroundBreaker), so that every attempt is charged. A fan-out is outside all of it,
 // with one such stack for each branch. A decoder ([NewDecodingApplier]) is anywhere
 // inside the queue.
 //

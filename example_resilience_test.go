@@ -33,6 +33,48 @@ func ExampleResilientApplier() {
 	// -1 permanent 1
 }
 
+// throttled waits for a token before each call, as with a rate.Limiter of
+// golang.org/x/time, whose Wait goes in the place of the select.
+type throttled struct {
+	courier.Applier[string]
+	tokens <-chan struct{}
+}
+
+func (t throttled) Apply(ctx context.Context, record string) error {
+	select {
+	case <-t.tokens:
+		return t.Applier.Apply(ctx, record)
+	case <-ctx.Done():
+		return ctx.Err() // which counts no attempt
+	}
+}
+
+// Unwrap shows what is inside, here for the order of the decorators to be checked.
+func (t throttled) Unwrap() courier.Applier[string] { return t.Applier }
+
+// A rate limit charges every attempt.
+func ExampleResilientConfig_rateLimit() {
+	tokens := make(chan struct{}, 10) // one for each call
+	for range cap(tokens) {
+		tokens <- struct{}{}
+	}
+	calls := 0
+	ship := courier.ProcessFunc(func(context.Context, string) error {
+		if calls++; calls < 3 {
+			return errors.New("busy")
+		}
+		return nil
+	})
+	applier, _ := courier.ResilientApplier(ship, &courier.ResilientConfig[string]{
+		Retry: courier.RetryPolicy{InitialDelay: time.Millisecond},
+		AroundBreaker: func(breaker courier.Applier[string]) courier.Applier[string] {
+			return throttled{breaker, tokens}
+		},
+	})
+	fmt.Println(applier.Apply(context.Background(), "order 7"), calls, "calls,", len(tokens), "tokens left")
+	// Output: <nil> 3 calls, 7 tokens left
+}
+
 func ExampleWithRetry() {
 	calls := 0
 	applier := courier.WithRetry(courier.ProcessFunc(func(context.Context, string) error {

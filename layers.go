@@ -57,16 +57,17 @@ const (
 	branching
 	decoding
 	cloning
+	wrapping
 	resilient // all that ResilientApplier puts around an applier
 )
 
 func (k kind) String() string {
-	return [...]string{"a retry", "a breaker", "an attempt timeout", "a dead letter queue", "a fan-out", "a decoder", "a clone", "ResilientApplier"}[k]
+	return [...]string{"a retry", "a breaker", "an attempt timeout", "a dead letter queue", "a fan-out", "a decoder", "a clone", "a decorator", "ResilientApplier"}[k]
 }
 
 // catches reports whether a decorator turns a panic of what is inside it into an
 // error.
-func (k kind) catches() bool { return k != timing && k != decoding && k != cloning }
+func (k kind) catches() bool { return k != timing && k != decoding && k != cloning && k != wrapping }
 
 // misplacements says of two decorators, the second anywhere inside the first, why
 // they do not do what they look like, and what does. All other orders are allowed.

@@ -1,6 +1,9 @@
 package courier
 
-import "fmt"
+import (
+	"context"
+	"fmt"
+)
 
 // ResilientConfig configures [ResilientApplier]. The zero value is the default.
 type ResilientConfig[T any] struct {
@@ -10,6 +13,16 @@ type ResilientConfig[T any] struct {
 	// the values by which a poison record can be told from an outage. 0 is 5,
 	// or Retry.MaxAttempts where that is less.
 	Breaker BreakerPolicy
+
+	// AroundBreaker puts a decorator of the user's own between the retry and the
+	// breaker, which is the place of a rate limit: there each attempt is charged, and
+	// none that the breaker's own open period would make wait. It is called once, with
+	// the breaker around the applier, and returns an applier that passes calls on to
+	// that. A decorator without ApplyBatch is given the records of a batch one by one.
+	// An error of the decorator's own is the attempt's: one that is to count no attempt
+	// has a method NotAttempted() bool, as the error of a context that has ended does
+	// without. nil is none.
+	AroundBreaker func(breaker Applier[T]) Applier[T]
 
 	// DLQ is where records are parked. nil is a new [MemoryDLQ] of the default
 	// capacity, which does not survive the process: RunOnce logs a warning then,
@@ -25,7 +38,8 @@ type ResilientConfig[T any] struct {
 }
 
 // ResilientApplier wraps an applier in retry, breaker and dead letter queue, in
-// the only right order: DLQ( Retry( Breaker( applier ))). It returns the result
+// the only right order: DLQ( Retry( AroundBreaker( Breaker( AttemptTimeout( applier ))))),
+// of which two are left out unless they are configured. It returns the result
 // and the queue. A nil config is the default.
 //
 // While the destination is down the breaker opens and records stay pending,
@@ -67,7 +81,10 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		sink = newTimeoutApplier(sink, timeout, c.Retry.Clock, fault)
 		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
 	}
-	guarded := newBreakerApplier(sink, NewBreaker(c.Breaker), fault)
+	var guarded Applier[T] = newBreakerApplier(sink, NewBreaker(c.Breaker), fault)
+	if c.AroundBreaker != nil {
+		guarded = newAroundApplier(guarded, c.AroundBreaker)
+	}
 	applier = newDLQApplier(NewRetryableApplier(guarded, c.Retry), c.DLQ, c.Parking, own)
 	return applier, c.DLQ
 }
@@ -89,4 +106,42 @@ func (c *ResilientConfig[T]) validate(attempts int) error {
 		return &ConfigError{"BreakerPolicy.FailureThreshold", fmt.Sprintf("is %d: want from 2 to RetryPolicy.MaxAttempts (%d), which is what tells a poison record from an outage", c.Breaker.FailureThreshold, attempts)}
 	}
 	return nil
+}
+
+// aroundApplier is a breaker with the user's decorator around it. It shows the breaker,
+// whether or not the decorator has an Unwrap.
+type aroundApplier[T any] struct{ stage[T] }
+
+func newAroundApplier[T any](breaker Applier[T], around func(Applier[T]) Applier[T]) Applier[T] {
+	const field = "ResilientConfig.AroundBreaker"
+	var outer Applier[T]
+	var fault error
+	isolate(&fault, func() error { outer = around(breaker); return nil })
+	if fault != nil {
+		fault = &ConfigError{field, fmt.Sprintf("did not return an applier: %v", fault)}
+	}
+	fault = firstFault(breaker.(Validator).Validate(), fault, applierFault(field, outer))
+	a := &aroundApplier[T]{newStage(wrapping, outer, fault)}
+	a.fault = fault // the field's, and not that of an applier
+	if shows := layerOf(breaker); !within(a.below, false, func(l layer, _ bool) bool { return l == shows }) {
+		a.below = shows
+	}
+	return a
+}
+
+func (a *aroundApplier[T]) Apply(ctx context.Context, record T) error {
+	if a.fault != nil || ctx == nil {
+		return a.refuse(ctx)
+	}
+	return a.apply(ctx, record)
+}
+
+func (a *aroundApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
+	if a.fault != nil || ctx == nil {
+		return a.refuse(ctx)
+	}
+	if a.batch == nil {
+		return applyEach(ctx, Applier[T](a), records)
+	}
+	return a.applyBatch(ctx, records)
 }
