@@ -15,7 +15,7 @@ import (
 var (
 	// ErrRunning is returned by Start and RunOnce of a coordinator that runs.
 	ErrRunning = errors.New("courier: the coordinator is running already")
-	// ErrNotRunning is returned by Ready before Start and after it.
+	// ErrNotRunning is returned by Ready before Start and after it has returned.
 	ErrNotRunning = errors.New("courier: the coordinator is not running")
 	// ErrPaused is returned by Ready after Pause.
 	ErrPaused = errors.New("courier: the coordinator is paused, until Resume is called")
@@ -202,7 +202,8 @@ func nudge(ch chan<- struct{}) {
 }
 
 // Ready returns nil when the coordinator runs and nothing stands in its way,
-// else the reason: [ErrNotRunning], [ErrPaused], an [*OpenError] of a breaker, the
+// else the reason: [ErrNotRunning], [ErrStopped] from the moment that a stop begins,
+// [ErrPaused], an [*OpenError] of a breaker, the
 // error over which the coordinator pauses or backs off (a dead letter queue that is
 // full or guards against too many letters, a breaker inside an applier of the
 // user's own, [ErrFullHand]; one that refuses records stays a reason until others are
@@ -213,11 +214,13 @@ func nudge(ch chan<- struct{}) {
 // It is for a readiness probe, and never blocks.
 func (c *control) Ready() error {
 	c.mu.Lock()
-	running, resumed := c.cancel != nil, c.resumed
+	run, resumed := c.run, c.resumed
 	c.mu.Unlock()
 	switch {
-	case !running:
+	case run == nil:
 		return ErrNotRunning
+	case run.Err() != nil:
+		return ErrStopped
 	case resumed != nil:
 		return ErrPaused
 	}

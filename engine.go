@@ -92,6 +92,7 @@ type batch[T any] struct {
 	careful bool         // as if there were an alert always
 
 	mu     sync.Mutex // over what is rare
+	open   bool       // it is in work, for those who look at that from outside
 	halted halt
 	lost   []bool // parallel to the records: the lease ran out; nil when none did
 }
@@ -140,9 +141,9 @@ func (b *batch[T]) claim() (from, to int) {
 		switch {
 		case n > 0:
 		case b.hands == 1:
-			n = b.units
+			n = min(b.units, maxClaim)
 		default:
-			n = max(1, (b.units-from)/(4*b.hands))
+			n = min(max(1, (b.units-from)/(4*b.hands)), maxClaim)
 		}
 		if n == 0 || from >= b.units {
 			return 0, 0
@@ -277,6 +278,14 @@ type crew[T any] struct {
 	awake  atomic.Int32
 }
 
+// orNone returns nil for the crew of an only hand, which nobody wakes.
+func (c *crew[T]) orNone() *crew[T] {
+	if c.todo == nil {
+		return nil
+	}
+	return c
+}
+
 // work has some hands work a batch off, and waits for them.
 func (c *crew[T]) work(hands int) {
 	c.awake.Store(1)
@@ -324,6 +333,8 @@ type hand[T any] struct {
 	crew   *crew[T] // nil for the only one
 	roused bool     // it has woken others
 
+	doing atomic.Uint64 // see show
+
 	_ [64]byte // keeps the hands off each other's cache lines
 }
 
@@ -352,6 +363,7 @@ func (h *hand[T]) run(stop, ctx context.Context) {
 			h.applyAll(stop, ctx)
 		}
 	}
+	h.show(0, 0, false)
 }
 
 // advance goes on to the next records of the chains in hand, or claims more.
@@ -398,6 +410,7 @@ func (h *hand[T]) applyAll(stop, ctx context.Context) {
 	if !h.begun.Load() {
 		h.begun.Store(true)
 	}
+	h.show(h.at, h.to-h.at, false)
 	apply := h.apply
 	for h.at < h.to {
 		records, i := h.ledger.Records[:h.to], h.at
@@ -415,6 +428,7 @@ func (h *hand[T]) applyAll(stop, ctx context.Context) {
 			break
 		}
 		h.at, h.to = h.claim()
+		h.show(h.at, h.to-h.at, false)
 	}
 	h.calling = false
 }
@@ -432,6 +446,7 @@ func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
 			continue
 		}
 		h.begun.Store(true)
+		h.show(i, 1, false)
 		h.tellStarted(ctx, i)
 		h.calling, h.unsettled = true, h.at
 		err := h.apply(h.with(ctx, i), h.ledger.Records[i])
@@ -520,6 +535,7 @@ func (h *hand[T]) applyTogether(ctx context.Context) {
 		h.tellStarted(ctx, i)
 	}
 	h.group, h.index = records, index
+	h.showTogether()
 	guard(&h.outcome, func() error { return h.together.ApplyBatch(ctx, records) })
 	h.settleTogether(ctx)
 }

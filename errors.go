@@ -365,7 +365,8 @@ func isolate(result *error, call func() error) {
 	wg.Wait()
 }
 
-// ErrStopped is the cause of what a stopping coordinator did not attempt.
+// ErrStopped is the cause of what a stopping coordinator did not attempt, and what
+// Ready returns from the moment that a stop begins.
 var ErrStopped = errors.New("courier: the coordinator is stopping")
 
 // unattemptedError is the error of a record that was never tried, because of

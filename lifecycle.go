@@ -28,6 +28,8 @@ type lifecycle struct {
 	values context.Context                 // the caller's, without its end
 	late   atomic.Pointer[context.Context] // see overtime
 
+	drainOver func() (tell func()) // is called when the drain timeout passes, and what it returns after that; nil for nothing
+
 	cancelWork, cancelSettle context.CancelCauseFunc
 	applied, finished        chan struct{}
 	once                     sync.Once // closes applied
@@ -35,8 +37,8 @@ type lifecycle struct {
 	watcher                  sync.WaitGroup
 }
 
-func beginLifecycle(ctx context.Context, w *watch, clock Clock, drain time.Duration) *lifecycle {
-	l := &lifecycle{stop: ctx, clock: clock, drain: drain, applied: make(chan struct{}), finished: make(chan struct{})}
+func beginLifecycle(ctx context.Context, w *watch, clock Clock, drain time.Duration, drainOver func() func()) *lifecycle {
+	l := &lifecycle{stop: ctx, clock: clock, drain: drain, drainOver: drainOver, applied: make(chan struct{}), finished: make(chan struct{})}
 	l.values = withPassage(context.WithoutCancel(ctx), &passage{stop: ctx, watch: w, life: l})
 	l.work, l.cancelWork = context.WithCancelCause(l.values)
 	l.settle, l.cancelSettle = context.WithCancelCause(l.values)
@@ -56,7 +58,12 @@ func (l *lifecycle) loop() {
 	once, twice := l.clock.After(l.drain), l.clock.After(2*min(l.drain, math.MaxInt64/2))
 	select {
 	case <-once:
+		tell := func() {}
+		if l.drainOver != nil { // which looks before the work is told to end
+			tell = l.drainOver()
+		}
 		l.cancelWork(ErrDrainTimeout)
+		l.watcher.Go(tell) // apart: a log may take its time
 	case <-l.applied:
 		l.cancelWork(ErrStopped)
 	case <-l.finished:

@@ -237,6 +237,10 @@ func WithFlushInterval(d time.Duration) Option {
 // those calls so that Start returns within twice the drain timeout. Where an apply
 // ignored its context, marks and releases have half a drain timeout all the same.
 //
+// When the drain timeout passes, the coordinator logs the names of the records in work.
+// A worker of a polling coordinator takes up to 16 records at a time, unless there is
+// an order key; the log then names the range that has the one in work.
+//
 // A call of a [DLQ] has 10 seconds, or the drain timeout where that is less, and
 // ends with the drain timeout of a stop. Records that fail for good at the very end
 // of the drain, as their context ends, have half a drain timeout together to be

@@ -129,7 +129,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		isolate(&ignored, func() error { p.woken = w.Wake(); return nil })
 	}
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
-	p.life = beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout)
+	p.life = beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout, p.drainOver)
 	p.work = withExits(p.life.work)
 	if r, ok := c.source.(Renewer[T]); ok {
 		if every := renewEvery(r); every > 0 {
@@ -430,16 +430,15 @@ func (p *poller[T]) cut() {
 	if p.sparing { // else chance would decide which of the records is the probe
 		hands = min(hands, 1)
 	}
+	p.batch.mu.Lock()
 	p.batch.reset(records, p.memory.histories(p.known), keys, hands)
 	p.batch.unkeyed = unkeyed
-	p.lease.begin(&p.batch)
-	crew := &p.crew
-	if crew.todo == nil {
-		crew = nil
-	}
 	for i := range p.batch.hands {
-		p.crew.hands[i].reset(&p.batch, crew)
+		p.crew.hands[i].reset(&p.batch, p.crew.orNone())
 	}
+	p.batch.open = true
+	p.batch.mu.Unlock()
+	p.lease.begin(&p.batch)
 	p.began = p.watch.now(p.watch.observer.Applied != nil)
 	p.phase = applying
 }

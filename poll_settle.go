@@ -16,6 +16,9 @@ import (
 
 func (p *poller[T]) settle() {
 	b := &p.batch
+	b.mu.Lock()
+	b.open = false
+	b.mu.Unlock()
 	p.lease.finish()
 	p.halted = b.halted
 	if len(p.memory.list) > 0 || p.halted.err != nil || p.probing {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -47,6 +48,7 @@ type stream[T any] struct {
 	failed uint64              // how often a record was held
 	young  int                 // the held ones that are worth waiting for at the end of the stream
 	lanes  map[string]*lane[T] // of the keys that something is under way for; nil without an order
+	mu     sync.Mutex          // over what is out, for drainOver
 	out    []*share[T]         // with the workers, in the order they were handed out
 	spare  []*share[T]
 	line   line[T]           // of the marks
@@ -56,9 +58,10 @@ type stream[T any] struct {
 	number uint64            // of the next record
 	pace   time.Duration     // of a record at a worker, lately
 
-	asking   bool    // the fetcher is at work
-	job      *job[T] // what the settler is at
-	turn     jobKind // the last job's
+	asking   bool        // the fetcher is at work
+	fetching atomic.Bool // and has called the source
+	job      *job[T]     // what the settler is at
+	turn     jobKind     // the last job's
 	eof      bool
 	paused   bool // by Pause
 	stopping bool
@@ -134,7 +137,6 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 		config:  &c.config,
 		control: c.control,
 		source:  c.source,
-		life:    beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout),
 		limit:   c.config.batchSize * (1 + c.config.prefetch),
 		wanted:  make(chan request, 1),
 		fetched: make(chan fetchResult[T], 1),
@@ -149,6 +151,7 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 		held:    pile[T]{before: dueBefore[T]},
 		back:    backlog[T]{at: make(map[time.Duration]int)},
 	}
+	s.life = beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout, s.drainOver)
 	s.life.applying.Store(true) // the director says when that has ended
 	if s.keyOf != nil {
 		s.lanes = make(map[string]*lane[T])

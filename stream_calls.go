@@ -16,6 +16,7 @@ func (f *fetcher[T]) loop() {
 	for {
 		if f.busy {
 			f.busy = false
+			f.fetching.Store(false)
 			f.result.took = f.watch.since(f.watch.observer.Fetched != nil, f.began)
 			f.result.keys, f.result.unkeyed = f.keysOf(nil, f.result.records)
 			f.fetched <- f.result
@@ -26,6 +27,7 @@ func (f *fetcher[T]) loop() {
 			return
 		}
 		f.busy = true
+		f.fetching.Store(true)
 		f.began = f.watch.now(f.watch.observer.Fetched != nil)
 		guard(&f.result.err, func() (err error) {
 			f.result.records, err = f.source.Fetch(r.ctx, r.limit)

@@ -374,7 +374,9 @@ func (s *stream[T]) launch(sh *share[T], now time.Time) {
 	n := len(sh.account.ledger.Records)
 	sh.reset(&sh.account, nil)
 	sh.taken, sh.end, sh.seen, sh.since, sh.ended, sh.event, sh.took = 0, n, -1, now, false, ApplyEvent{Records: n}, 0
+	s.mu.Lock()
 	s.out = append(s.out, sh)
+	s.mu.Unlock()
 	s.todo <- sh
 }
 
@@ -425,7 +427,9 @@ func (s *stream[T]) idle() bool { return s.queued() == 0 && len(s.out) < s.confi
 
 // takeBack takes from a worker what it has not begun.
 func (s *stream[T]) takeBack(sh *share[T]) {
+	s.mu.Lock()
 	begun := sh.account.cutShort()
+	s.mu.Unlock()
 	if begun >= sh.end {
 		return
 	}

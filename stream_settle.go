@@ -109,12 +109,14 @@ func (l *line[T]) reuse(records []T) {
 func (s *stream[T]) finish(sh *share[T]) {
 	sh.ended = true
 	s.collect(sh, sh.end)
+	s.mu.Lock()
 	for i, other := range s.out {
 		if other == sh {
 			s.out = append(s.out[:i], s.out[i+1:]...)
 			break
 		}
 	}
+	s.mu.Unlock()
 	now := s.config.clock.Now()
 	sh.event.Took = sh.took
 	if n := sh.event.Records; n > 0 { // a moving average; what took no time says nothing

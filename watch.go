@@ -74,6 +74,13 @@ func (w *watch) ends(call *underway) {
 	*call = underway{}
 }
 
+// fetches reports whether a fetch of a polling coordinator is under way.
+func (w *watch) fetches() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.fetching.what != ""
+}
+
 // hangs returns which call of the source is overdue, nil if none is.
 func (w *watch) hangs() error {
 	now := w.clock.Now()
