@@ -34,6 +34,7 @@ type control struct {
 	breakers []*Breaker    // of the stack, outermost first
 	advice   string        // to be logged when it first runs
 	fleeting string        // likewise, of RunOnce
+	parkers  []parker      // of the stack
 	wake     chan struct{} // room for one: fetch now
 	stirred  chan struct{} // room for one: look up
 
@@ -58,7 +59,8 @@ func newControl[T any](source Source[T], applier Applier[T], config *config) *co
 	if exposed(stack) {
 		c.advice = "courier: the dead letter queue has neither a retry nor a breaker inside: in an outage it takes healthy records; use ResilientApplier"
 	}
-	if slices.ContainsFunc(parkersOf(stack), parker.ownsQueue) {
+	c.parkers = parkersOf(stack)
+	if slices.ContainsFunc(c.parkers, parker.ownsQueue) {
 		c.fleeting = "courier: the dead letter queue is in memory, and its letters are lost when this process ends, while their records are marked as done: give RunOnce a durable queue, by ResilientConfig.DLQ or NewDLQApplier"
 	}
 	return c
@@ -92,6 +94,9 @@ func (c *control) begin(ctx context.Context, once bool) (context.Context, error)
 }
 
 func (c *control) end() {
+	if n := inMemory(c.parkers); n > 0 {
+		c.watch.log.leaving(c.run, n)
+	}
 	for _, b := range c.breakers {
 		b.removeListener(c.stirred)
 	}

@@ -168,6 +168,30 @@ func (q *MemoryDLQ[T]) Len() int {
 	return q.live
 }
 
+// itself is how a queue in memory is known, also inside one of the user's.
+func (q *MemoryDLQ[T]) itself() any { return q }
+
+// inMemory counts the letters that decorators have parked in a [MemoryDLQ], each of
+// those once.
+func inMemory(parkers []parker) (letters int) {
+	counted := make(map[any]bool)
+	for _, p := range parkers {
+		q, ok := p.deadLetters().(interface {
+			itself() any
+			Len() int
+		})
+		var ignored error // of a queue that is none
+		isolate(&ignored, func() error {
+			if ok && !counted[q.itself()] {
+				counted[q.itself()] = true
+				letters += q.Len()
+			}
+			return nil
+		})
+	}
+	return letters
+}
+
 // ParkedKeys returns those of the keys that letters of the branch have. The error
 // is always nil.
 func (q *MemoryDLQ[T]) ParkedKeys(_ context.Context, branch string, keys []string) ([]string, error) {

@@ -67,6 +67,7 @@ type poller[T any] struct {
 	taken     int         // how many of the fetch came into hand before this batch
 	fetchErr  error
 	full      bool          // the source may have more
+	whole     bool          // all records of the pass have failed
 	progress  bool          // something was marked
 	failed    map[int]error // by index, in RunOnce
 	refused   error         // why a record stays pending that no time was told for; nil if none does
@@ -211,7 +212,7 @@ func (p *poller[T]) loop() {
 
 func (p *poller[T]) fetch() {
 	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
-	p.full, p.progress, p.refused, p.scheduled = false, false, nil, nil
+	p.full, p.progress, p.refused, p.scheduled, p.whole = false, false, nil, nil, true
 	p.halted = halt{}
 	if p.life.stop.Err() != nil {
 		p.finish()

@@ -62,6 +62,21 @@ func (p *poller[T]) pace(failed []T, errs []error) {
 	}
 }
 
+// noteHidden tells of records that the source returns in vain again and again, before
+// all others that it has. A source that takes records back does not.
+func (p *poller[T]) noteHidden() {
+	if p.handed || p.paused || p.releaser != nil || p.failer != nil {
+		return
+	}
+	if !p.full || !p.whole || !p.limitless && len(p.waits) > 0 { // which are looked past
+		p.watch.hidden = 0
+		return
+	}
+	if p.watch.hidden++; p.watch.hidden > 1 {
+		p.watch.log.hiding(p.life.settle, p.taken+len(p.batch.ledger.Records))
+	}
+}
+
 // maxStill is how long a poller fetches nothing for the sake of a record that asks
 // for it, and that it could not tell from the others.
 const maxStill = time.Minute

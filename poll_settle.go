@@ -28,7 +28,7 @@ func (p *poller[T]) settle() {
 		p.noteFailures()
 	}
 	if b.complete() {
-		p.mark = b.ledger.Records
+		p.mark, p.whole = b.ledger.Records, false
 		p.watch.applied(p.life.work, ApplyEvent{Records: len(p.mark), Applied: len(p.mark), Took: p.watch.since(p.watch.observer.Applied != nil, p.began)})
 	} else {
 		p.mark = b.ledger.In(ledger.Settled)
@@ -52,6 +52,7 @@ func (p *poller[T]) settle() {
 				p.release = append(p.release, pending[T]{record, p.idOf(i)})
 			}
 		}
+		p.whole = p.whole && len(failed) == len(b.ledger.Records)
 		p.pace(failed, errs)
 	}
 	if p.halted.err != nil || p.life.stop.Err() != nil {
@@ -329,6 +330,7 @@ func (p *poller[T]) nextBehind(now time.Time) (records []T, after time.Duration)
 // rest ends the pass: it waits as long as the pass calls for.
 func (p *poller[T]) rest() {
 	p.phase = fetching
+	p.noteHidden()
 	if p.once && !p.goesOn() || p.unmarked != nil || p.life.stop.Err() != nil {
 		p.noteProbe()
 		p.probing = false // it is noted, and what is left in hand is released first

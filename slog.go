@@ -17,8 +17,8 @@ import (
 // parked included, at Warn and Error, and that it goes well again, at Info. A nil logger is slog.Default().
 //
 // What repeats is said once: a message with the same error, whatever numbers are
-// in it, again the 10th, 100th, 1000th time, with the count, and once more when
-// it is over. The pauses of an outage are one thing that repeats. That failing
+// in it, again the 10th, 100th, 1000th time and the first time after 5 minutes, with the
+// count, and once more when it is over. The pauses of an outage are one thing that repeats. That failing
 // records are well again, or do not go to the dead letter queue in masses any more,
 // no single event tells: it is logged with the first event after a minute or more (up
 // to an hour, where failures come at longer intervals) without such a failure. Of many errors
@@ -93,6 +93,7 @@ func (l *slogObserver) lookBack(ctx context.Context) {
 	l.mu.Unlock()
 	if well {
 		l.over(ctx, fmt.Sprintf("courier: no record has failed and stayed pending for %v", failing), "seen_in_batches", saidFailed, saidCut, saidRefused)
+		l.over(ctx, "", "", saidHidden)
 	}
 	if open {
 		l.over(ctx, fmt.Sprintf("courier: resumed, with no new pause over too many dead letters for %v", guarded), "pauses", saidGuard)
@@ -123,11 +124,15 @@ type saying struct {
 	err     uint64
 }
 
-// said is how often something was said, and its last turn.
+// said is how often something was to be said, its last turn, and when it was said.
 type said struct {
 	times int
 	turn  uint64
+	at    time.Time
 }
+
+// sayAgain is how long what repeats is not said again at the most.
+const sayAgain = 5 * time.Minute
 
 // maxSayings bounds what is remembered, for errors whose text is never the same,
 // and maxText what is logged of one text.
@@ -146,8 +151,8 @@ func (l *slogObserver) complain(ctx context.Context, level slog.Level, message s
 			key.err = l.digest(err.Error())
 		}
 	}
-	times := l.count(key)
-	if !tenfold(times) {
+	times, due := l.count(key)
+	if !due {
 		return
 	}
 	if times > 1 {
@@ -169,9 +174,10 @@ func countOf(message string) string {
 	return "times"
 }
 
-// count returns how often something was said, this time included. What was not
-// said for the longest makes room.
-func (l *slogObserver) count(key saying) int {
+// count returns how often something was to be said, this time included, and whether it
+// is now. What did not repeat for the longest makes room.
+func (l *slogObserver) count(key saying) (times int, due bool) {
+	clock := l.clock.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.turn++
@@ -187,9 +193,13 @@ func (l *slogObserver) count(key saying) int {
 	}
 	now.times++
 	now.turn = l.turn
+	due = tenfold(now.times) || clock.Sub(now.at) >= sayAgain
+	if due {
+		now.at = clock
+	}
 	l.said[key] = now
 	l.some.Store(true)
-	return now.times
+	return now.times, due
 }
 
 // digest returns a hash of a text in which all numbers are the same.
@@ -286,6 +296,7 @@ const (
 	saidGuard   = "courier: paused, because too many records go to the dead letter queue; records stay pending"
 	saidFailed  = "courier: records failed and stay pending; this is the first of them"
 	saidCut     = "courier: records failed and stay pending, and their next attempt is not waited for; this is the first of them"
+	saidHidden  = "courier: all records of a full batch have failed, two times in a row; the source returns them again, and no record that comes after them is seen: park the ones that never succeed, with a dead letter queue"
 	saidRefused = "courier: records were not settled and stay pending; this is the first of them"
 )
 
@@ -415,6 +426,14 @@ func (l *slogObserver) keeping(ctx context.Context, records int) {
 
 func (l *slogObserver) nameless(ctx context.Context) {
 	l.complain(ctx, slog.LevelWarn, "courier: a record failed as the probe of a breaker and has no name, because its identity function returned none or panicked: its attempts are not counted over the breaker's pauses", nil)
+}
+
+func (l *slogObserver) leaving(ctx context.Context, letters int) {
+	l.complain(ctx, slog.LevelWarn, "courier: the dead letter queue is in memory, and its letters are lost when this process ends, while their records are marked as done: redrive or store them before that", nil, "letters", letters)
+}
+
+func (l *slogObserver) hiding(ctx context.Context, records int) {
+	l.complain(ctx, slog.LevelWarn, saidHidden, nil, "records", records)
 }
 
 func (l *slogObserver) stopped(ctx context.Context, e StopEvent) {

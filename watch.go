@@ -23,6 +23,7 @@ type watch struct {
 	closed [reasons]bool // which are not over
 	gated  bool          // by a breaker of the stack
 	until  time.Time     // of the last event over a breaker
+	hidden int           // passes in a row in which all records of a full batch failed
 
 	mu        sync.Mutex
 	lastErr   error
