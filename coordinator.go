@@ -23,7 +23,7 @@ type PollingCoordinator[T any] struct {
 func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *PollingCoordinator[T] {
 	c := &PollingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
 	c.control = newControl(source, applier, &c.config)
-	c.fault = firstFault(configErrorOf("source", source), applierFault("applier", applier), c.config.fault, keyFault[T](&c.config))
+	c.fault = firstFault(configErrorOf("source", source), applierFault("applier", applier), c.config.fault, c.config.attemptFault(), keyFault[T](&c.config))
 	if c.fault == nil && c.config.streaming != "" {
 		c.fault = &ConfigError{c.config.streaming, "is for a streaming coordinator; a polling one has no use for it"}
 	}

@@ -100,3 +100,18 @@ func ExampleNewPollingCoordinator() {
 	// <nil>
 	// 0 parked
 }
+
+// A process function that heeds its context, as database and HTTP clients do, holds a
+// record up for no longer than the timeout.
+func ExampleWithAttemptTimeout() {
+	err := courier.RunOnce(context.Background(),
+		func(context.Context) ([]string, error) { return []string{"order 7"}, nil },
+		func(ctx context.Context, record string) error {
+			<-ctx.Done() // the server does not answer
+			return ctx.Err()
+		},
+		func(context.Context, []string) error { return nil },
+		courier.WithAttemptTimeout(10*time.Millisecond))
+	fmt.Println(errors.Is(err, courier.ErrAttemptTimeout))
+	// Output: true
+}

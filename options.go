@@ -29,6 +29,7 @@ type config struct {
 	drainTimeout  time.Duration
 	clock         *steady
 	random        func() float64 // nil is the default
+	attempt       time.Duration  // 0 is no timeout; of the functions that are given a process function
 	logger        *slog.Logger
 	observers     []Observer
 
@@ -193,6 +194,26 @@ func WithApplyBatchSize(n int) Option {
 	return func(c *config) { c.count("WithApplyBatchSize", &c.applyBatch, n) }
 }
 
+// WithAttemptTimeout ends the context of each call of the process function of [Sync],
+// [SyncWithRetry] or [RunOnce] after d, see [NewAttemptTimeoutApplier]: such a call has
+// failed as any other. The default is no timeout. A coordinator that is given an applier
+// refuses the option; there the timeout belongs inside the breaker, where
+// RetryPolicy.AttemptTimeout of [ResilientApplier] puts it.
+func WithAttemptTimeout(d time.Duration) Option {
+	return func(c *config) { c.duration("WithAttemptTimeout", &c.attempt, d) }
+}
+
+// noAttemptTimeout says that it has been seen to.
+func noAttemptTimeout(c *config) { c.attempt = 0 }
+
+// attemptFault refuses the timeout where there is an applier.
+func (c *config) attemptFault() error {
+	if c.attempt == 0 {
+		return nil
+	}
+	return &ConfigError{"WithAttemptTimeout", "is for Sync, SyncWithRetry and RunOnce; an applier has a timeout by RetryPolicy.AttemptTimeout or NewAttemptTimeoutApplier"}
+}
+
 // WithPrefetch sets how many batches are fetched while another is in work. The
 // default of a polling coordinator is 0; more is only for sources that lease
 // their records ([Releaser]), has a fetch begin before the batch in work is marked,
@@ -324,6 +345,16 @@ const maxCallAfter = time.Hour
 // after is delay, or what the error asks for where that is longer.
 func (t *trouble) after(c *config, err error) time.Duration {
 	return max(t.delay(c), afterOf(err, maxCallAfter))
+}
+
+// atStop is after while the coordinator stops: what an error asks for counts only where
+// it leaves time for another try, see lifecycle.
+func (t *trouble) atStop(c *config, err error) time.Duration {
+	delay := t.delay(c)
+	if asked := afterOf(err, maxCallAfter); asked <= c.drainTimeout/2 {
+		delay = max(delay, asked)
+	}
+	return delay
 }
 
 // or returns v, or the default where v is zero.

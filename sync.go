@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -25,13 +26,28 @@ func Sync[T any](
 	mark func(ctx context.Context, records []T) error,
 	opts ...Option,
 ) *PollingCoordinator[T] {
-	return NewPollingCoordinator(BatchSourceFunc[T]{fetch, mark}, ProcessFunc(process), opts...)
+	return syncOf(fetch, ProcessFunc(process), mark, opts, nil)
+}
+
+// syncOf returns the coordinator of three functions. The policy, if there is one, is of
+// a retry around the process function.
+func syncOf[T any](fetch func(context.Context) ([]T, error), process Applier[T], mark func(context.Context, []T) error, opts []Option, retry *RetryPolicy) *PollingCoordinator[T] {
+	c := newConfig(opts)
+	if c.attempt > 0 {
+		process = NewAttemptTimeoutApplier(process, c.attempt, c.clock.Clock)
+	}
+	if retry != nil {
+		retry.Clock, retry.Random = c.clock.Clock, c.random
+		process = NewRetryableApplier(process, *retry)
+	}
+	return NewPollingCoordinator(BatchSourceFunc[T]{fetch, mark}, process, append(slices.Clip(opts), noAttemptTimeout)...)
 }
 
 // SyncWithRetry is [Sync] with up to maxAttempts attempts for each record,
 // with exponential backoff and jitter between them as in the default
 // [RetryPolicy], at each delivery. There is no dead letter queue in it: a record
-// that was given up comes back with a later fetch. maxAttempts is at least 1, else
+// that was given up comes back with a later fetch. [WithAttemptTimeout] bounds each
+// attempt; without it process should have an end of its own. maxAttempts is at least 1, else
 // Start returns a [*ConfigError].
 func SyncWithRetry[T any](
 	fetch func(ctx context.Context) ([]T, error),
@@ -40,9 +56,7 @@ func SyncWithRetry[T any](
 	maxAttempts int,
 	opts ...Option,
 ) *PollingCoordinator[T] {
-	c := newConfig(opts)
-	applier := NewRetryableApplier(ProcessFunc(process), RetryPolicy{MaxAttempts: max(maxAttempts, 1), Clock: c.clock.Clock, Random: c.random})
-	coordinator := NewPollingCoordinator(BatchSourceFunc[T]{fetch, mark}, applier, opts...)
+	coordinator := syncOf(fetch, ProcessFunc(process), mark, opts, &RetryPolicy{MaxAttempts: max(maxAttempts, 1)})
 	if maxAttempts < 1 && coordinator.fault == nil {
 		coordinator.fault = &ConfigError{"maxAttempts", fmt.Sprintf("is %d: want at least 1", maxAttempts)}
 	}
@@ -71,7 +85,7 @@ func RunOnce[T any](
 	mark func(ctx context.Context, records []T) error,
 	opts ...Option,
 ) error {
-	return NewPollingCoordinator(BatchSourceFunc[T]{fetch, mark}, ProcessFunc(process), opts...).RunOnce(ctx)
+	return syncOf(fetch, ProcessFunc(process), mark, opts, nil).RunOnce(ctx)
 }
 
 // supervise runs a loop on a goroutine of its own until it returns. When user
