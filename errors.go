@@ -195,9 +195,10 @@ func (e *skipError) Unwrap() error { return e.err }
 //
 // [Source.Fetch] and [Source.Mark] may return it too: the coordinator makes the
 // next call of that kind no sooner, and obeys at most an hour. Wake ends the wait
-// for a fetch. A stop ends that for a mark, which is tried once more at once, as
-// its records would be applied again otherwise; and RunOnce gives a mark up that
-// asks for more than the drain timeout.
+// for a fetch. A stop ends that for a mark, which is tried again at once and then with
+// delays that begin anew, as its records would be applied again otherwise: of what it
+// asks for then, half the drain timeout counts at the most. RunOnce gives a mark up
+// that asks for more than the drain timeout.
 func RetryAfter(err error, d time.Duration) error {
 	if err == nil {
 		return nil

@@ -108,7 +108,8 @@ type poller[T any] struct {
 	leaving                       bool      // RunOnce does not go on
 	patience                      time.Time // until when RunOnce waits for a breaker
 	fetchPace, markPace, restPace trouble
-	unmarked                      error // a *MarkError
+	lastPace                      trouble // of marks, once the run stops
+	unmarked                      error   // a *MarkError
 }
 
 func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) *poller[T] {

@@ -200,6 +200,9 @@ func (p *poller[T]) afterMark() {
 		p.records, p.ids = nil, nil
 	default:
 		event.RetryIn = p.markPace.after(p.config, p.markErr)
+		if p.life.stop.Err() != nil {
+			event.RetryIn = p.lastPace.atStop(p.config, p.markErr)
+		}
 		p.watch.marked(p.life.settle, event, 0)
 		// A stop shortens the delay, so that its own time begins to run.
 		if p.life.stop.Err() == nil {

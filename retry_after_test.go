@@ -258,6 +258,41 @@ func TestRetryAfter_OfASource(t *testing.T) {
 	}
 }
 
+// A mark that asks for time at a stop is tried as often as there is time for: when it
+// asks for more than there is, at the coordinator's own pace, which begins anew.
+func TestRetryAfter_OfAMarkAtAStop(t *testing.T) {
+	for shape, build := range askingShapes {
+		for _, asked := range []time.Duration{-1, time.Second, 4 * time.Second, 6 * time.Second, 20 * time.Second, time.Hour} {
+			for _, recovers := range []time.Duration{3 * time.Second, time.Hour} {
+				t.Run(fmt.Sprintf("%s/%v/%v", shape, asked, recovers), func(t *testing.T) {
+					courierttest.Bubble(t, func(t *testing.T) {
+						a := &asking{leasing: newLeasing(1, 2), mark: asked}
+						stop := start(t, build(a, &sink[int]{}))
+						time.Sleep(3*time.Hour + 5*time.Millisecond) // its pace is long by now
+						before, stopped := len(a.at("mark")), time.Now()
+						time.AfterFunc(recovers, func() { a.ask(0, 0) })
+						err := stop()
+						took := time.Since(stopped)
+						at := a.at("mark")[before:]
+						require.Equal(t, stopped, at[0])
+						if recovers == time.Hour {
+							require.ErrorIs(t, err, courier.ErrMark)
+							require.LessOrEqual(t, took, 20*time.Second)
+							require.GreaterOrEqual(t, len(at), 3)
+						} else {
+							require.NoError(t, err)
+							require.LessOrEqual(t, took, 8*time.Second)
+						}
+						for i := 1; i < len(at)-1 && 0 < asked && asked <= 5*time.Second; i++ { // the last is at the end of the time
+							require.GreaterOrEqual(t, at[i].Sub(at[i-1]), asked)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
 // A wake-up by hand ends the wait for a fetch, and none for a mark.
 func TestRetryAfter_AndAWakeUp(t *testing.T) {
 	for shape, build := range askingShapes {

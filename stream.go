@@ -73,6 +73,7 @@ type stream[T any] struct {
 	pausedUntil, fetchAt, markAt, flushAt      time.Time
 	lookAt, refusedAt, spareUntil              time.Time
 	pausePace, fetchPace, markPace, refusePace trouble
+	lastPace                                   trouble // of marks, once the run stops
 
 	renewEvery time.Duration
 	renewal    <-chan time.Time // the next one

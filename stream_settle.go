@@ -472,6 +472,9 @@ func (s *stream[T]) finishJob(err error) {
 	default:
 		s.line.putBack(j.records)
 		event.RetryIn = s.markPace.after(s.config, err)
+		if s.life.stop.Err() != nil {
+			event.RetryIn = s.lastPace.atStop(s.config, err)
+		}
 		s.markAt = s.config.clock.Now().Add(event.RetryIn)
 		s.flushAt = time.Time{} // they have waited
 	}
