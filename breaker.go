@@ -17,6 +17,10 @@ import (
 // after five failures in a row. Setting a rate without a FailureThreshold makes
 // it open by the rate alone; with both, whichever is reached first.
 type BreakerPolicy struct {
+	// Name is what errors, events and Stats call the breaker, such as that of the
+	// destination. Empty is no name.
+	Name string
+
 	// FailureThreshold is how many calls must fail in a row for the breaker to
 	// open. 0 is 5, or off where a rate is set. Together with a retry around the
 	// breaker it should be at least 2 and at most RetryPolicy.MaxAttempts: with
@@ -168,20 +172,27 @@ var ErrOpen = errors.New("courier: breaker open")
 type OpenError struct {
 	Until   time.Time // when a probe may go; past when all probe slots are taken, zero when forced open
 	Cause   error     // the failure that opened the breaker
+	Breaker string    // its name, "" where it has none
 	Counted bool      // the call was made while the breaker was closed, and counts as an attempt
 
+	of     *Breaker
 	called bool   // the call was made, and Cause is its own failure
 	due    moment // Until
 }
 
 func (e *OpenError) Error() string {
+	forced, open := ErrForcedOpen.Error(), "courier: breaker open"
+	if e.Breaker != "" {
+		forced += fmt.Sprintf(" (it is %q)", e.Breaker)
+		open = fmt.Sprintf("courier: breaker %q open", e.Breaker)
+	}
 	switch {
 	case e.Cause == ErrForcedOpen:
-		return ErrForcedOpen.Error()
+		return forced
 	case e.Until.IsZero(): // it was, while the call was made
-		return fmt.Sprintf("%v; the call failed: %v", ErrForcedOpen, e.Cause)
+		return fmt.Sprintf("%s; the call failed: %v", forced, e.Cause)
 	}
-	return fmt.Sprintf("courier: breaker open, next probe at %s; opened by: %v", e.Until.Format(time.RFC3339), e.Cause)
+	return fmt.Sprintf("%s, next probe at %s; opened by: %v", open, e.Until.Format(time.RFC3339), e.Cause)
 }
 
 // Is reports whether err is [ErrOpen].
@@ -218,6 +229,7 @@ const (
 
 // BreakerChange is a transition of a breaker.
 type BreakerChange struct {
+	Breaker    string // its name, "" where it has none
 	From, To   BreakerState
 	At         time.Time
 	Until      time.Time // of an open period: when a probe may go
@@ -227,6 +239,7 @@ type BreakerChange struct {
 
 // BreakerMetrics is a snapshot of a breaker.
 type BreakerMetrics struct {
+	Name        string // "" where it has none
 	State       BreakerState
 	Until       time.Time // when open: the earliest probe
 	Cause       error     // when not closed: what opened it
@@ -355,6 +368,7 @@ func (b *Breaker) Metrics() BreakerMetrics {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	m := BreakerMetrics{
+		Name:        b.policy.Name,
 		State:       BreakerState(b.state.Phase.String()),
 		Consecutive: b.state.Streak(),
 		Opened:      b.opened,
@@ -372,7 +386,7 @@ func (b *Breaker) Metrics() BreakerMetrics {
 // become half-open by itself. A coordinator that waits for the breaker is told at
 // once of ForceOpen, ForceClosed and Auto.
 func (b *Breaker) ForceOpen() {
-	b.force(breaker.ForcedOpen, &OpenError{Cause: ErrForcedOpen})
+	b.force(breaker.ForcedOpen, &OpenError{Cause: ErrForcedOpen, Breaker: b.policy.Name, of: b})
 }
 
 // ForceClosed lets all calls through until [Breaker.Auto] or ForceOpen, whatever
@@ -533,7 +547,7 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	switch {
 	case !failed:
 	case !passing:
-		return (&OpenError{Until: refusal.Until, Cause: err, due: refusal.due, called: counts, Counted: counts && !permit.permit.Probe}).each(ctx)
+		return (&OpenError{Until: refusal.Until, Cause: err, Breaker: b.policy.Name, of: b, due: refusal.due, called: counts, Counted: counts && !permit.permit.Probe}).each(ctx)
 	case permit.permit.Probe && outcome == breaker.Failure: // a late one: the breaker has closed without it
 		late := b.openError(now, err)
 		late.called = counts
@@ -563,7 +577,7 @@ func (e *OpenError) each(ctx context.Context) error {
 
 // openError says that a probe may go from a time of the steady clock on.
 func (b *Breaker) openError(until time.Time, cause error) *OpenError {
-	return &OpenError{Until: b.clock.told(until), Cause: cause, due: moment{b.clock, until}}
+	return &OpenError{Until: b.clock.told(until), Cause: cause, Breaker: b.policy.Name, of: b, due: moment{b.clock, until}}
 }
 
 // refused returns what calls are refused with, anew where the clock was set back
@@ -593,7 +607,8 @@ func (b *Breaker) settled() {
 // changed notes a transition. The lock is held.
 func (b *Breaker) changed(from breaker.Phase, now time.Time) {
 	change := BreakerChange{
-		From: BreakerState(from.String()), To: BreakerState(b.state.Phase.String()),
+		Breaker: b.policy.Name,
+		From:    BreakerState(from.String()), To: BreakerState(b.state.Phase.String()),
 		At: b.clock.told(now), Generation: b.state.Gen,
 	}
 	if b.state.Phase == breaker.Open {

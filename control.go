@@ -54,6 +54,10 @@ func newControl[T any](source Source[T], applier Applier[T], config *config) *co
 		watch: newWatch(config, nameWith(source, config)), breakers: breakersOf(stack),
 		wake: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
 	}
+	c.watch.branches = make(map[*Breaker]string)
+	for _, b := range c.breakers {
+		c.watch.branches[b], _ = branchOf(stack, b)
+	}
 	config.clock.stack = clocksOf(stack)
 	c.lagger, _ = source.(Lagger)
 	if exposed(stack) {
@@ -268,7 +272,14 @@ type Stats struct {
 	InHand      int64 // fetched, and neither marked nor given back
 	LastError   error // of a fetch, a mark, or a record that stays pending or was parked; nil when there was none
 	LastErrorAt time.Time
-	Breakers    []BreakerState // of the applier's stack, outermost first
+	Breakers    []BreakerStats // of the applier's stack, outermost first
+}
+
+// BreakerStats is a breaker of a stack: its metrics, and the branch of a fan-out in which
+// it is, "" where it is in none, the outer one first where there are several.
+type BreakerStats struct {
+	Branch string
+	BreakerMetrics
 }
 
 // Stats returns what the coordinator has done so far. It never blocks. The
@@ -282,7 +293,7 @@ func (c *control) Stats() Stats {
 		InHand: n.inHand.Load(),
 	}
 	for _, b := range c.breakers {
-		s.Breakers = append(s.Breakers, b.State())
+		s.Breakers = append(s.Breakers, BreakerStats{c.watch.branches[b], b.Metrics()})
 	}
 	c.watch.mu.Lock()
 	defer c.watch.mu.Unlock()

@@ -254,7 +254,9 @@ func TestReady_SaysWhatStandsInTheWay(t *testing.T) {
 		source.add(2, 3, 4)
 		time.Sleep(time.Minute)
 		require.ErrorIs(t, c.Ready(), courier.ErrOpen)
-		require.Equal(t, []courier.BreakerState{courier.BreakerOpen}, c.Stats().Breakers)
+		require.Len(t, c.Stats().Breakers, 1)
+		require.Equal(t, courier.BreakerOpen, c.Stats().Breakers[0].State)
+		require.ErrorIs(t, c.Stats().Breakers[0].Cause, errTest)
 		applyErr.set(nil)
 		time.Sleep(2 * time.Minute)
 		require.NoError(t, c.Ready())
@@ -284,7 +286,7 @@ func TestStats_CountWhatWasDone(t *testing.T) {
 			return nil
 		}}, nil)
 		c := make(applier)
-		require.Equal(t, courier.Stats{Breakers: []courier.BreakerState{courier.BreakerClosed}}, c.Stats())
+		require.Equal(t, courier.Stats{Breakers: []courier.BreakerStats{{BreakerMetrics: courier.BreakerMetrics{State: courier.BreakerClosed}}}}, c.Stats())
 		stop := start(t, c)
 		time.Sleep(time.Minute)
 		s := c.Stats()
@@ -295,7 +297,7 @@ func TestStats_CountWhatWasDone(t *testing.T) {
 		require.Equal(t, courier.Stats{
 			Fetched: 10, Applied: 10, Skipped: 1, Parked: 1, Retried: 1, Marked: 10,
 			MarkFailures: 1, DuplicatesAvoided: s.DuplicatesAvoided,
-			Breakers: []courier.BreakerState{courier.BreakerClosed},
+			Breakers: []courier.BreakerStats{{BreakerMetrics: courier.BreakerMetrics{State: courier.BreakerClosed}}},
 		}, s)
 		require.Positive(t, s.DuplicatesAvoided)
 	})

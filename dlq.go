@@ -460,7 +460,7 @@ func (d *dlqApplier[T]) park(ctx context.Context, letter DeadLetter[T]) error {
 	if !behind {
 		d.guard.applied(1)
 	}
-	passageOf(ctx).watch.parked(ctx, letter.Record, ParkEvent{Reason: letter.Reason, Err: letter.Error})
+	passageOf(ctx).watch.parked(ctx, letter.Record, ParkEvent{Branch: letter.Branch, Reason: letter.Reason, Err: letter.Error})
 	if d.policy.OnPark != nil {
 		var ignored error
 		isolate(&ignored, func() error {

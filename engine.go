@@ -101,6 +101,7 @@ type batch[T any] struct {
 type halt struct {
 	err   error     // nil when it was not
 	at    int       // the first record over which
+	name  string    // of that, where it is told
 	until time.Time // when it is worth going on, by the steady clock
 }
 
@@ -334,6 +335,7 @@ type hand[T any] struct {
 	roused bool     // it has woken others
 
 	doing atomic.Uint64 // see show
+	began time.Time     // of the call, where its duration is asked for
 
 	_ [64]byte // keeps the hands off each other's cache lines
 }
@@ -486,11 +488,12 @@ func (h *hand[T]) tellStarted(ctx context.Context, i int) {
 	if f := h.watch.observer.RecordStarted; f != nil {
 		tell(ctx, f, RecordEvent{Record: h.describe(i)})
 	}
+	h.began = h.watch.now(h.watch.observer.RecordEnded != nil)
 }
 
 func (h *hand[T]) tellEnded(ctx context.Context, i int, err error) {
 	if f := h.watch.observer.RecordEnded; f != nil {
-		tell(ctx, f, RecordEvent{Record: h.describe(i), Err: err})
+		tell(ctx, f, RecordEvent{Record: h.describe(i), Took: h.watch.since(true, h.began), Err: err})
 	}
 }
 

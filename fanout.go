@@ -354,6 +354,14 @@ func (f *fanOutApplier[T]) inside() []layer {
 	return branches
 }
 
+func (f *fanOutApplier[T]) branchNames() []string {
+	names := make([]string, len(f.branches))
+	for i := range f.branches {
+		names[i] = f.branches[i].name
+	}
+	return names
+}
+
 // needed returns the branches without each of which no record is applied.
 func (f *fanOutApplier[T]) needed() (branches []layer) {
 	for i := range f.branches {

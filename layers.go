@@ -1,6 +1,7 @@
 package courier
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -160,6 +161,53 @@ func breakerIn(l layer) *Breaker {
 		return b.breakerOf()
 	}
 	return nil
+}
+
+// branchOf returns in which branch of a fan-out a breaker of a stack is, "" if in none.
+func branchOf(l layer, b *Breaker) (branch string, found bool) {
+	if l == nil {
+		return "", false
+	}
+	if breakerIn(l) == b {
+		return "", true
+	}
+	fan, fans := l.(interface{ branchNames() []string })
+	for i, inner := range l.inside() {
+		branch, found = branchOf(inner, b)
+		switch {
+		case !found:
+			continue
+		case fans:
+			branch = joinBranches(fan.branchNames()[i], branch)
+		}
+		return branch, true
+	}
+	return "", false
+}
+
+// joinBranches names a branch of a fan-out that is in a branch of another one.
+func joinBranches(outer, inner string) string {
+	if inner == "" {
+		return outer
+	}
+	return outer + "/" + inner
+}
+
+// pausedBy returns which branch, and which breaker, an error over which the intake
+// stops is of.
+func pausedBy(err error) (branch string, open *OpenError) {
+	var fan *FanOutError
+	if !errors.As(err, &fan) {
+		errors.As(err, &open)
+		return "", open
+	}
+	for _, f := range fan.Failures {
+		if _, paused := pauseOf(f.Err); paused {
+			inner, open := pausedBy(f.Err)
+			return joinBranches(f.Branch, inner), open
+		}
+	}
+	return "", nil
 }
 
 // gate is what a stack says before anything is fetched for it.

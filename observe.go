@@ -63,6 +63,7 @@ type FailEvent struct {
 // ParkEvent is a record that a dead letter queue has taken.
 type ParkEvent struct {
 	Record string // by name, "" where it has none
+	Branch string // DLQPolicy.Branch
 	Reason Reason
 	Err    error
 }
@@ -93,9 +94,11 @@ type RenewEvent struct {
 
 // PauseEvent is a stop of the intake.
 type PauseEvent struct {
-	Until time.Time // zero: not known, or until Resume is called
-	Err   error     // why; nil when Pause was called
-	Stuck bool      // every record at hand has failed as a probe before: a long outage, or poison that nothing can tell from one
+	Until                   time.Time // zero: not known, or until Resume is called
+	Err                     error     // why; nil when Pause was called
+	Record, Branch, Breaker string    // over which, by name: the first record that was refused, the branch of a fan-out, the breaker; "" where there is none or it is not known
+
+	Stuck bool // every record at hand has failed as a probe before: a long outage, or poison that nothing can tell from one
 }
 
 // ResumeEvent is the end of a pause.
@@ -112,7 +115,8 @@ type StopEvent struct {
 // RecordEvent is one record on its way to the applier, or back.
 type RecordEvent struct {
 	Record string
-	Err    error // at its end, nil when it was applied
+	Took   time.Duration // at its end: of its call, which is that of all in a batch
+	Err    error         // at its end, nil when it was applied
 }
 
 // TeeObservers returns an observer that tells all others, in their order.

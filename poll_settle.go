@@ -179,7 +179,7 @@ func (p *poller[T]) report() {
 	}
 	p.watch.applied(p.life.work, event)
 	if p.halted.err != nil {
-		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: p.config.clock.told(p.halted.until), Err: p.halted.err, Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
+		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: p.config.clock.told(p.halted.until), Err: p.halted.err, Record: b.describe(p.halted.at), Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
 	}
 }
 

@@ -86,6 +86,8 @@ type RetryPolicy struct {
 
 // RetryEvent is a retry that is about to be made.
 type RetryEvent struct {
+	Record  string        // by name, of several the first; "" where it has none, or outside of a coordinator
+	Records int           // 1, or those of a batch that are tried again
 	Attempt int           // of this delivery, that has failed: 1 is the first
 	Delay   time.Duration // before the next
 	Err     error         // of the attempt
@@ -269,6 +271,7 @@ func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, 
 		return err // it was not attempted, as any record while a breaker is open: without an allocation
 	}
 	run := r.begin(ctx, entry)
+	run.about = record
 	used := 0
 	if past != nil {
 		used = past[0].by(r)
@@ -426,6 +429,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		if alone && whole { // the retries of a batch that is taken apart are one
 			charge = 1
 		}
+		run.about, run.records = left[0], len(left)
 		if cut := run.wait(delayBy, charge); cut != nil {
 			for _, i := range open {
 				results[i] = run.giveUp(cut.reason, max(used[i], round), lasts[i], cut.cause)
@@ -467,6 +471,8 @@ type retryRun struct {
 	start   time.Time     // of the first failure
 	delay   time.Duration // the last one
 	waits   int
+	about   any // the first record that is tried again
+	records int // how many are, of a batch
 }
 
 func (r *retryApplier[T]) begin(ctx context.Context, entry time.Time) retryRun {
@@ -541,7 +547,10 @@ func (r *retryRun) wait(last error, n int) *cut {
 	if !r.policy.Budget.withdraw(n) {
 		return &cut{BudgetEmpty, nil}
 	}
-	event := RetryEvent{r.waits, delay, last}
+	event := RetryEvent{Records: max(1, r.records), Attempt: r.waits, Delay: delay, Err: last}
+	if w := r.passage.watch; w != nil && (r.policy.OnRetry != nil || w.observer.Retried != nil) {
+		event.Record = w.name(r.about)
+	}
 	tell(r.ctx, r.policy.OnRetry, event)
 	r.passage.watch.retried(r.ctx, event)
 	if delay > 0 {

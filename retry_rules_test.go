@@ -26,7 +26,7 @@ func TestR1_HooksAreCalledOnceARetryAndOnceAtTheEnd(t *testing.T) {
 		policy.OnRetry = func(_ context.Context, e courier.RetryEvent) { retries = append(retries, e) }
 		policy.OnGiveUp = func(_ context.Context, e *courier.RetryError) { gaveUp = append(gaveUp, e) }
 		err := courier.NewRetryableApplier(always(errTest), policy).Apply(t.Context(), 1)
-		require.Equal(t, []courier.RetryEvent{{Attempt: 1, Delay: time.Second, Err: errTest}, {Attempt: 2, Delay: 2 * time.Second, Err: errTest}}, retries)
+		require.Equal(t, []courier.RetryEvent{{Records: 1, Attempt: 1, Delay: time.Second, Err: errTest}, {Records: 1, Attempt: 2, Delay: 2 * time.Second, Err: errTest}}, retries)
 		require.Equal(t, []*courier.RetryError{err.(*courier.RetryError)}, gaveUp)
 
 		retries, gaveUp = nil, nil

@@ -350,6 +350,9 @@ func (l *slogObserver) parked(ctx context.Context, e ParkEvent) {
 	if e.Record != "" {
 		attrs = append([]any{"record", cutText(e.Record)}, attrs...)
 	}
+	if e.Branch != "" {
+		attrs = append(attrs, "branch", e.Branch)
+	}
 	l.complain(ctx, slog.LevelWarn, "courier: the dead letter queue has taken a record, which is marked as done", e.Err, attrs...)
 }
 
@@ -384,6 +387,11 @@ func (l *slogObserver) paused(ctx context.Context, e PauseEvent) {
 	var attrs []any
 	if !e.Until.IsZero() {
 		attrs = []any{"until", e.Until}
+	}
+	for _, about := range [...]struct{ key, name string }{{"record", cutText(e.Record)}, {"branch", e.Branch}, {"breaker", e.Breaker}} {
+		if about.name != "" {
+			attrs = append(attrs, about.key, about.name)
+		}
 	}
 	if e.Err != nil && errors.Is(e.Err, ErrParkRate) {
 		l.stir(&l.guarded, e.Until)

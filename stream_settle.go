@@ -128,7 +128,11 @@ func (s *stream[T]) finish(sh *share[T]) {
 		s.refuse(sh.event.Err, now)
 	}
 	probed := sh.probe && sh.account.begun.Load()
-	s.closeIntake(sh.account.halted, probed && sh.event.Refused == 0, probed && sh.account.ledger.State(0) != ledger.Pending, now)
+	halted := sh.account.halted
+	if halted.err != nil {
+		halted.name = sh.account.describe(halted.at)
+	}
+	s.closeIntake(halted, probed && sh.event.Refused == 0, probed && sh.account.ledger.State(0) != ledger.Pending, now)
 	clear(sh.items)
 	clear(sh.records)
 	clear(sh.past)
@@ -515,7 +519,7 @@ func (s *stream[T]) closeIntake(h halt, probed, verdict bool, now time.Time) {
 		}
 		stuck := probed && s.probing && s.allSuspect()
 		s.probing, s.spareUntil = true, time.Time{}
-		s.watch.paused(s.life.settle, byBreaker, PauseEvent{Until: s.config.clock.told(h.until), Err: h.err, Stuck: stuck}, gateOf(s.control.breakers).closed)
+		s.watch.paused(s.life.settle, byBreaker, PauseEvent{Until: s.config.clock.told(h.until), Err: h.err, Record: h.name, Stuck: stuck}, gateOf(s.control.breakers).closed)
 	case probed:
 		s.probing = false
 		s.pausePace = trouble{}

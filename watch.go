@@ -17,6 +17,7 @@ type watch struct {
 	observer Observer // of the user's
 	clock    *steady
 	name     func(record any) string // for people; empty where it has none
+	branches map[*Breaker]string     // of the breakers of the stack that are in one
 	count    counters
 	// Of the coordinator's own goroutine.
 	pauses int           // since the last was over
@@ -258,6 +259,13 @@ func (w *watch) paused(ctx context.Context, why reason, event PauseEvent, asked 
 		w.until = event.Until
 		if !errors.Is(event.Err, ErrForcedOpen) { // else a record has failed
 			w.trouble(nil, event.Err)
+		}
+	}
+	branch, open := pausedBy(event.Err)
+	if event.Branch = branch; open != nil {
+		event.Breaker = open.Breaker
+		if branch == "" {
+			event.Branch = w.branches[open.of]
 		}
 	}
 	w.closed[why] = true

@@ -1,0 +1,152 @@
+package courier_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
+)
+
+// In an outage there is one PauseEvent for each time that the breaker opens, with any
+// number of workers, of plain and batch appliers, in a branch, in front of it or hidden.
+// The events and Stats name the record, the branch and the breaker.
+func TestObserver_OnePauseForEachOpenPeriod(t *testing.T) {
+	for _, shape := range []string{"polling", "streaming"} {
+		for _, workers := range []int{1, 8} {
+			for _, batches := range []bool{false, true} {
+				for _, stack := range []string{"plain", "resilient", "fan-out", "fan-out of two", "shown", "hidden", "hidden in a branch"} {
+					t.Run(fmt.Sprintf("%s, %d workers, batches %v, %s", shape, workers, batches, stack), func(t *testing.T) {
+						courierttest.Bubble(t, func(t *testing.T) {
+							var told courierttest.ObserverRecorder
+							opened := 0
+							policy := courier.BreakerPolicy{Name: "crm", OnStateChange: func(_ context.Context, c courier.BreakerChange) {
+								require.Equal(t, "crm", c.Breaker)
+								if c.To == courier.BreakerOpen {
+									opened++
+								}
+							}}
+							var down fault
+							down.set(errTest)
+							a := courier.ProcessFunc(func(context.Context, int) error {
+								time.Sleep(10 * time.Millisecond)
+								return down.get()
+							})
+							if batches {
+								a = eachOfBatch[int]{a}
+							}
+							if stack == "plain" {
+								a = courier.NewCircuitBreakerApplier(a, courier.NewBreaker(policy))
+							} else {
+								a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{Breaker: policy, DLQ: courier.NewMemoryDLQ[int](0)})
+							}
+							branch := ""
+							switch stack {
+							case "fan-out":
+								a, branch = courier.NewFanOutApplier(a), "0"
+							case "fan-out of two":
+								a, branch = courier.NewFanOutApplier(courier.ProcessFunc(nop[int]), a), "1"
+							case "shown":
+								a = show(a)
+							case "hidden":
+								a = limited{a}
+							case "hidden in a branch":
+								a, branch = courier.NewFanOutApplier(courier.ProcessFunc(nop[int]), courier.Applier[int](limited{a})), "1"
+							}
+							var r courierttest.Recorder[int]
+							var c running = courier.NewPollingCoordinator[int](r.Source(numbers(40)...), a, quiet, courier.WithWorkers(workers), courier.WithObserver(told.Observer()))
+							if shape == "streaming" {
+								c = courier.NewStreamingCoordinator[int](r.StreamSource(numbers(40)...), a, quiet, courier.WithStreamWorkers(workers), courier.WithObserver(told.Observer()))
+							}
+							stop := start(t, c)
+							time.Sleep(10 * time.Minute)
+							pauses := courierttest.EventsOf[courier.PauseEvent](&told)
+							require.Greater(t, opened, 5)
+							require.Len(t, pauses, opened)
+							for _, p := range pauses {
+								require.Equal(t, "crm", p.Breaker)
+								require.Equal(t, branch, p.Branch)
+								require.ErrorContains(t, p.Err, `courier: breaker "crm" open, next probe at`)
+							}
+							require.NotEmpty(t, pauses[0].Record)
+							breakers := c.Stats().Breakers
+							if _, hides := map[string]bool{"hidden": true, "hidden in a branch": true}[stack]; !hides {
+								require.Len(t, breakers, 1)
+								require.Equal(t, "crm", breakers[0].Name)
+								require.Equal(t, branch, breakers[0].Branch)
+								require.EqualValues(t, opened, breakers[0].Opened)
+							}
+							down.set(nil)
+							time.Sleep(10 * time.Minute)
+							require.Equal(t, []courier.ResumeEvent{{Pauses: opened}}, courierttest.EventsOf[courier.ResumeEvent](&told))
+							require.NoError(t, stop())
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
+// The text of a breaker's errors has its name.
+func TestOpenError_NamesItsBreaker(t *testing.T) {
+	b := courier.NewBreaker(courier.BreakerPolicy{Name: "crm", FailureThreshold: 1})
+	require.Equal(t, "crm", b.Metrics().Name)
+	a := courier.NewCircuitBreakerApplier(always(errTest), b)
+	require.ErrorContains(t, a.Apply(t.Context(), 1), `courier: breaker "crm" open, next probe at `)
+	b.ForceOpen()
+	require.EqualError(t, a.Apply(t.Context(), 1), `courier: the breaker was forced open, until Auto or ForceClosed is called (it is "crm")`)
+}
+
+// Retries, parks and the ends of records tell of which record they are, in which
+// branch, and how long its call took.
+func TestObserver_EventsSayOfWhatTheyAre(t *testing.T) {
+	for _, batches := range []bool{false, true} {
+		t.Run(fmt.Sprint("batches ", batches), func(t *testing.T) {
+			inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+				told := courierttest.ObserverRecorder{PerRecord: true}
+				a := courier.ProcessFunc(func(_ context.Context, n int) error {
+					time.Sleep(time.Second)
+					if n == 3 {
+						return errTest
+					}
+					return nil
+				})
+				if batches {
+					a = eachOfBatch[int]{a}
+				}
+				a = courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 3, Jitter: courier.NoJitter})
+				a = courier.NewDLQApplierWith(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Branch: "crm"})
+				_, run := with(a, numbers(5), courier.WithObserver(told.Observer()))
+				run(time.Minute)
+				parks := courierttest.EventsOf[courier.ParkEvent](&told)
+				require.Len(t, parks, 1)
+				require.Equal(t, "3", parks[0].Record)
+				require.Equal(t, "crm", parks[0].Branch)
+				retries := courierttest.EventsOf[courier.RetryEvent](&told)
+				require.Len(t, retries, 2)
+				for _, r := range retries {
+					require.Equal(t, "3", r.Record)
+					require.Equal(t, 1, r.Records)
+				}
+				ended := courierttest.EventsOf[courierttest.RecordEnded](&told)
+				require.Len(t, ended, 5)
+				for _, e := range ended {
+					switch {
+					case batches:
+						require.Equal(t, ended[0].Took, e.Took)
+						require.GreaterOrEqual(t, e.Took, 5*time.Second)
+					case e.Record == "3":
+						require.Equal(t, 3*time.Second+300*time.Millisecond, e.Took)
+					default:
+						require.Equal(t, time.Second, e.Took)
+					}
+				}
+			})
+		})
+	}
+}
