@@ -9,6 +9,7 @@ import (
 // Its methods but loop are the poller's; a nil one fetches nothing.
 type ahead[T any] struct {
 	source  Source[T]
+	pager   Pager // nil if the source is none
 	control *control
 	watch   *watch
 	lease   *lease[T]
@@ -33,10 +34,10 @@ type aheadRequest struct {
 	fresh bool // nothing was asked for before it that is not taken
 }
 
-func newAhead[T any](c *PollingCoordinator[T], lease *lease[T]) *ahead[T] {
+func newAhead[T any](c *PollingCoordinator[T], pager Pager, lease *lease[T]) *ahead[T] {
 	n := c.config.prefetch
 	return &ahead[T]{
-		source: c.source, control: c.control, watch: c.watch, lease: lease,
+		source: c.source, pager: pager, control: c.control, watch: c.watch, lease: lease,
 		wanted: make(chan aheadRequest, n), fetched: make(chan fetchResult[T], n),
 	}
 }
@@ -112,7 +113,8 @@ func (a *ahead[T]) loop() {
 		a.watch.begins(&a.watch.fetching, "fetch")
 		guard(&a.result.err, func() (err error) {
 			a.result.records, err = a.source.Fetch(r.ctx, r.limit)
-			a.dry = err != nil || len(a.result.records) < r.limit
+			a.result.more = err == nil && more(a.pager)
+			a.dry = err != nil || len(a.result.records) < r.limit && !a.result.more
 			return err
 		})
 	}

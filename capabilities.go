@@ -67,6 +67,16 @@ type Waker interface {
 	Wake() <-chan struct{}
 }
 
+// Pager is an optional capability of a [Source] whose Fetch may return fewer records
+// than the limit while more of them are there, such as one that bounds a batch by its
+// bytes too. More reports whether that is so of the last Fetch. A polling coordinator
+// then fetches again as it does after a full batch, instead of when the interval has
+// passed. It calls More after each Fetch that returned without an error, before the
+// next Fetch and on the same goroutine. More must not block.
+type Pager interface {
+	More() bool
+}
+
 // Lagger is an optional capability of a [Source]: it tells how far behind the
 // coordinator is. It is called when the coordinator is asked for its state, by
 // whoever asks, and must be safe for concurrent use.

@@ -161,3 +161,49 @@ func ExampleWithOrderedMarks() {
 	// commit up to 3
 	// <nil>
 }
+
+// api hands out up to three records a request, whatever one asks for.
+type api struct {
+	pending []int
+	more    bool
+}
+
+func (a *api) Fetch(_ context.Context, limit int) ([]int, error) {
+	n := min(limit, 3, len(a.pending))
+	a.more = n < len(a.pending)
+	return a.pending[:n:n], nil
+}
+
+func (a *api) Mark(_ context.Context, records []int) error {
+	a.pending = a.pending[len(records):]
+	return nil
+}
+
+// More makes the source a Pager.
+func (a *api) More() bool { return a.more }
+
+// A source whose fetches end before the limit says so, and is fetched from again at
+// once instead of after the interval.
+func ExamplePager() {
+	ctx, stop := context.WithCancel(context.Background())
+	source := &api{pending: []int{1, 2, 3, 4, 5, 6, 7}}
+	process := courier.ProcessFunc(func(_ context.Context, n int) error {
+		fmt.Println(n)
+		if n == 7 {
+			stop()
+		}
+		return nil
+	})
+	c := courier.NewPollingCoordinator(source, process, courier.WithInterval(time.Hour))
+	if err := c.Start(ctx); err != nil {
+		fmt.Println(err)
+	}
+	// Output:
+	// 1
+	// 2
+	// 3
+	// 4
+	// 5
+	// 6
+	// 7
+}

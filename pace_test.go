@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -54,6 +55,77 @@ func TestPace_AFetchFunctionWithALimitOfItsOwn(t *testing.T) {
 		require.Zero(t, elapsed(t, source, c))
 	})
 }
+
+// paged is a leasing source whose fetches end after so many records, whatever their
+// limit.
+type paged struct {
+	*leasing[int]
+	page int
+	mute bool // it does not say that there is more
+	more bool
+}
+
+func (p *paged) Fetch(ctx context.Context, limit int) ([]int, error) {
+	records, err := p.leasing.Fetch(ctx, min(limit, p.page))
+	p.more = len(records) == p.page
+	return records, err
+}
+
+func (p *paged) More() bool { return p.more && !p.mute }
+
+// A fetch that ends before its limit though there is more, as one with a bound in
+// bytes, is followed as one that reaches the limit is.
+func TestPager_AFetchThatLeavesSomethingIsFollowedAtOnce(t *testing.T) {
+	const interval = 7 * time.Second
+	for name, test := range map[string]struct {
+		mute bool
+		want time.Duration
+		opts []courier.Option
+	}{
+		"plain":          {},
+		"prefetch":       {opts: []courier.Option{courier.WithPrefetch(3)}},
+		"workers":        {opts: []courier.Option{courier.WithWorkers(4)}},
+		"key":            {opts: []courier.Option{courier.WithOrderKey(strconv.Itoa)}},
+		"fixed interval": {opts: []courier.Option{courier.WithFixedInterval()}, want: 2 * interval},
+		"says nothing":   {mute: true, want: 2 * interval},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &paged{leasing: newLeasing(numbers(30)...), page: 10, mute: test.mute}
+				opts := append([]courier.Option{quiet, unspread, courier.WithInterval(interval)}, test.opts...)
+				require.Equal(t, test.want, elapsed(t, source, courier.NewPollingCoordinator(source, &sink[int]{}, opts...)))
+			})
+		})
+	}
+}
+
+// That there is more is no reason to fetch at once where nothing can be marked, and a
+// More that panics is a fetch that failed.
+func TestPager_NoBusyLoop(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &paged{leasing: newLeasing(numbers(30)...), page: 10}
+		s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
+		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, unspread))
+		time.Sleep(time.Minute - time.Nanosecond)
+		require.NoError(t, stop())
+		require.LessOrEqual(t, source.fetchCount(), 12)
+	})
+	for _, prefetch := range []int{0, 2} {
+		synctest.Test(t, func(t *testing.T) {
+			source := &panickyPager{paged{leasing: newLeasing(numbers(30)...), page: 10}}
+			c := courier.NewPollingCoordinator(source, &sink[int]{}, quiet, unspread, courier.WithPrefetch(prefetch))
+			stop := start(t, c)
+			time.Sleep(time.Minute)
+			require.ErrorContains(t, c.Ready(), "boom")
+			require.NoError(t, stop())
+			require.Less(t, source.fetchCount(), 20)
+		})
+	}
+}
+
+type panickyPager struct{ paged }
+
+func (p *panickyPager) More() bool { panic("boom") }
 
 func TestPace_ACaughtUpSourceIsAskedOnceAnInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

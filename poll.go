@@ -45,6 +45,7 @@ type poller[T any] struct {
 	source    Source[T]
 	releaser  Releaser[T] // nil if the source is none
 	failer    Failer[T]   // likewise
+	pager     Pager       // likewise
 	woken     <-chan struct{}
 	limitless bool // the source decides by itself how much it returns
 	once      bool
@@ -66,6 +67,7 @@ type poller[T any] struct {
 	sorted    bool        // what is left of them is either kept or given back
 	taken     int         // how many of the fetch came into hand before this batch
 	fetchErr  error
+	more      bool          // the source says so
 	full      bool          // the source may have more
 	whole     bool          // all records of the pass have failed
 	progress  bool          // something was marked
@@ -126,6 +128,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 	p.batch.place = func(i int) string { return fmt.Sprintf("record %d of the batch (the first is 1)", p.index(i)+1) }
 	p.releaser, _ = c.source.(Releaser[T])
 	p.failer, _ = c.source.(Failer[T])
+	p.pager, _ = c.source.(Pager)
 	if w, ok := c.source.(Waker); ok {
 		var ignored error // without the channel the interval is the pace
 		isolate(&ignored, func() error { p.woken = w.Wake(); return nil })
@@ -141,7 +144,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 	}
 	p.identity = identityOf(c.source, &c.config, once, p.lease != nil)
 	if n := c.config.prefetch; n > 0 && !once {
-		p.ahead = newAhead(c, p.lease)
+		p.ahead = newAhead(c, p.pager, p.lease)
 	}
 	return p
 }
@@ -213,7 +216,7 @@ func (p *poller[T]) loop() {
 
 func (p *poller[T]) fetch() {
 	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
-	p.full, p.progress, p.refused, p.scheduled, p.whole = false, false, nil, nil, true
+	p.more, p.full, p.progress, p.refused, p.scheduled, p.whole = false, false, false, nil, nil, true
 	p.halted = halt{}
 	if p.life.stop.Err() != nil {
 		p.finish()
@@ -273,7 +276,7 @@ func (p *poller[T]) fetch() {
 	}
 	p.life.applying.Store(true) // what comes after a stop is given back under a live context
 	if r, ok := p.ahead.take(); ok {
-		p.records, p.fetchErr, p.intake, p.cancelled = r.records, r.err, nil, r.cancelled
+		p.records, p.more, p.fetchErr, p.intake, p.cancelled = r.records, r.more, r.err, nil, r.cancelled
 		p.began, p.took = time.Time{}, r.took
 		p.phase = fetched
 		return
@@ -299,9 +302,13 @@ func (p *poller[T]) fetch() {
 	p.watch.begins(&p.watch.fetching, "fetch")
 	guard(&p.fetchErr, func() (err error) {
 		p.records, err = p.source.Fetch(p.intake, limit)
+		p.more = err == nil && more(p.pager)
 		return err
 	})
 }
+
+// more reports whether a source says that its last fetch ended before it had all.
+func more(p Pager) bool { return p != nil && p.More() }
 
 func (p *poller[T]) take() {
 	if p.intake != nil && !p.handed {
@@ -370,7 +377,7 @@ func (p *poller[T]) spare(keys []string) {
 
 // tellFetched takes in what a fetch has returned, n records.
 func (p *poller[T]) tellFetched(n int) {
-	p.full = n >= p.config.batchSize || p.limitless && n > 0 && n >= p.most
+	p.full = p.more && n > 0 || n >= p.config.batchSize || p.limitless && n > 0 && n >= p.most
 	p.most = max(p.most, n)
 	event := FetchEvent{Records: n, Err: p.fetchErr, Took: p.took}
 	if p.took = 0; !p.began.IsZero() {

@@ -124,6 +124,7 @@ type fetchResult[T any] struct {
 	unkeyed   map[int]error
 	took      time.Duration
 	err       error
+	more      bool // the source says that it has more
 	skipped   bool // it was not made, see ahead
 	cancelled bool // its error, if it has one, tells of that
 }

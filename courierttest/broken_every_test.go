@@ -26,6 +26,9 @@ var ofEverySource = []leasingDefect{
 	{"ignores the limit", "hands out all in portions of the limit", func(_ *testing.T, s *leasingWith, _ *SourceFixture[int]) {
 		s.fetch = func(ctx context.Context, _ int) ([]int, error) { return s.LeasingSource.Fetch(ctx, 100) }
 	}},
+	{"keeps to itself that there is more", "hands out all in portions of the limit", func(_ *testing.T, s *leasingWith, _ *SourceFixture[int]) {
+		s.fetch = func(ctx context.Context, limit int) ([]int, error) { return s.LeasingSource.Fetch(ctx, min(limit, 1)) }
+	}},
 	{"cuts what it took", "hands out all in portions of the limit", func(_ *testing.T, s *leasingWith, _ *SourceFixture[int]) {
 		s.fetch = func(ctx context.Context, limit int) ([]int, error) {
 			records, err := s.LeasingSource.Fetch(ctx, limit+1)

@@ -37,6 +37,8 @@ func (s *leasingWith) Fetch(ctx context.Context, limit int) ([]int, error) {
 	return s.LeasingSource.Fetch(ctx, limit)
 }
 
+func (s *leasingWith) More() bool { return false }
+
 func (s *leasingWith) Mark(ctx context.Context, records []int) error {
 	if s.mark != nil {
 		return s.mark(ctx, records)

@@ -83,6 +83,9 @@ func (s *sourceRun[T]) handsOutAll() {
 			break
 		}
 		got = append(got, namesBy(s.name, records)...)
+		if pager, ok := s.Source.(courier.Pager); ok && len(records) < limit && len(got) < len(want) && !pager.More() {
+			s.tb.Errorf("Fetch returned %d records, the limit is %d, and More is false: %d are left, which wait for the interval", len(records), limit, len(want)-len(got))
+		}
 		s.mark(s.Source, records...)
 	}
 	if err != nil || !same(got, want, false) {

@@ -80,6 +80,11 @@ func (w *watchedSource[T]) Wake() <-chan struct{} {
 	return nil
 }
 
+func (w *watchedSource[T]) More() bool {
+	s, ok := w.Source.(courier.Pager)
+	return ok && s.More()
+}
+
 func (w *watchedSource[T]) RenewEvery() time.Duration {
 	if s, ok := w.Source.(courier.Renewer[T]); ok {
 		return s.RenewEvery()

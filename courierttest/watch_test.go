@@ -53,6 +53,11 @@ type failing struct{ bare }
 
 func (s failing) Fail(context.Context, []courier.FailedRecord[int]) error { return s.err }
 
+// paging is bare with more than it returns.
+type paging struct{ bare }
+
+func (paging) More() bool { return true }
+
 func TestWatchSource_GainsNoCapability(t *testing.T) {
 	var r Recorder[int]
 	source := r.WatchSource(bare{})
@@ -62,6 +67,8 @@ func TestWatchSource_GainsNoCapability(t *testing.T) {
 	require.Zero(t, source.(courier.Renewer[int]).RenewEvery())
 	require.NoError(t, source.(courier.Renewer[int]).Renew(t.Context(), []int{7}))
 	require.Nil(t, source.(courier.Waker).Wake())
+	require.False(t, source.(courier.Pager).More())
+	require.True(t, r.WatchSource(paging{}).(courier.Pager).More())
 	_, err := source.(courier.Lagger).Lag(t.Context())
 	require.ErrorIs(t, err, courier.ErrNoLag)
 	require.NoError(t, source.(courier.Validator).Validate())
