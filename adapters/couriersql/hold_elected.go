@@ -100,17 +100,24 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 	first, last := e.bounds()
 	statements := new(pgx.Batch)
 	statements.Queue(o.grammar.plan)
-	statements.Queue(o.fetch.text, limit, first, last, int64(math.MinInt64), o.fetchBytes).Query(func(rows pgx.Rows) (err error) {
+	statements.Queue(o.fetch.text, limit, first, last, int64(math.MinInt64), o.share(limit)).Query(func(rows pgx.Rows) (err error) {
 		batch, err = collect(rows, limit)
 		return err
 	})
 	statements.Queue(backToLeading)
-	if err := send(ctx, e.conn, statements); err != nil {
+	err = send(ctx, e.conn, statements)
+	if err == nil {
+		batch = o.earliest(batch, limit)
+		if rest := o.leftOut(&batch); rest != nil {
+			rest.Queue(backToLeading)
+			err = send(ctx, e.conn, rest)
+		}
+	}
+	if err != nil {
 		e.resign()
 		return nil, err
 	}
 	e.used = time.Now()
-	batch = o.earliest(batch, limit)
 	e.add(batch)
 	return batch, nil
 }

@@ -116,11 +116,7 @@ func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, 
 	if b.conn, err = o.connection(ctx); err != nil {
 		return nil, err
 	}
-	statements := o.planned(&rows, limit, o.grammar.lock, limit, from, o.fetchBytes)
-	if l.runs() { // and so renews
-		statements.Queue(o.grammar.orphan, orphanAfter.Milliseconds())
-	}
-	err = send(ctx, b.conn, statements)
+	rows, err = b.lock(ctx, limit, from)
 	if err == nil && len(rows) == 0 {
 		err = b.end(ctx)
 	}
@@ -132,6 +128,32 @@ func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, 
 		b.hold(rows)
 	}
 	return inOrder(rows), nil
+}
+
+// lock begins the transaction, and locks rows in it. It locks no more than fit: others
+// are to have what does not.
+func (b *lockedBatch) lock(ctx context.Context, limit int, from int64) (rows []Row, err error) {
+	o := b.outbox
+	for n := limit; ; n = len(rows) {
+		statements := o.planned(&rows, n, o.grammar.lock, n, from, o.share(n))
+		if b.runs() { // and so renews
+			statements.Queue(o.grammar.orphan, orphanAfter.Milliseconds())
+		}
+		if err := send(ctx, b.conn, statements); err != nil {
+			return nil, err
+		}
+		locked := len(rows)
+		if rows = o.within(rows); len(rows) == locked {
+			break
+		}
+		if _, err := b.conn.ExecContext(ctx, "ROLLBACK"); err != nil {
+			return nil, err
+		}
+	}
+	if rest := o.leftOut(&rows); rest != nil {
+		err = send(ctx, b.conn, rest)
+	}
+	return rows, err
 }
 
 // hold notes what a new batch has.

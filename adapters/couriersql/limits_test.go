@@ -6,8 +6,10 @@ import (
 	"database/sql"
 	"encoding/base64"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
@@ -131,7 +133,7 @@ func TestAFailureWhoseTextTheDatabaseCannotHold(t *testing.T) {
 }
 
 // A fetch ends with the row by which its bytes reach the bound, has one row at least,
-// and is followed by another at once where the source wakes.
+// and says that there is more.
 func TestAFetchIsBoundedInBytes(t *testing.T) {
 	for name, newOutbox := range ways() {
 		t.Run(name, func(t *testing.T) {
@@ -145,15 +147,12 @@ func TestAFetchIsBoundedInBytes(t *testing.T) {
 			execute(t, o.db, `UPDATE courier_outbox SET attempts = 1 WHERE id = 'e'`)
 			s := o.Source()
 			s.RenewEvery()
-			wake := s.Wake()
 			var got []string
 			for len(got) < len(want) {
 				rows := take(t, s, 6)
 				require.NotEmpty(t, rows)
 				require.Less(t, bytesOf(rows[:len(rows)-1]), int64(1000)+5000) // the failed row is where its number is
-				if wake != nil && len(rows) < 6 && bytesOf(rows) >= 1000 {
-					<-wake
-				}
+				require.Equal(t, len(rows) < 6 && bytesOf(rows) >= 1000, s.More())
 				require.NoError(t, s.Mark(t.Context(), rows))
 				got = append(got, idsOf(rows)...)
 			}
@@ -167,8 +166,44 @@ func TestAFetchIsBoundedInBytes(t *testing.T) {
 	require.ErrorContains(t, New(open(t, t.TempDir()+"/test.db"), SQLite, WithFetchBytes(0)).Migrate(t.Context()), "WithFetchBytes of 0 makes no sense")
 }
 
-// What a bound leaves out of a fetch is free for others, but for the locks of a
-// transaction.
+// A backlog of large messages goes at once, whatever the interval.
+func TestALargeBacklogDoesNotWaitForTheInterval(t *testing.T) {
+	for name, newOutbox := range ways() {
+		for kind, run := range map[string]func(o *Outbox, l *ledger) interface{ Start(context.Context) error }{
+			"polling": func(o *Outbox, l *ledger) interface{ Start(context.Context) error } {
+				return courier.NewPollingCoordinator(o.Source(), l.applier(0), courier.WithInterval(time.Hour))
+			},
+			"prefetch": func(o *Outbox, l *ledger) interface{ Start(context.Context) error } {
+				return courier.NewPollingCoordinator(o.Source(), l.applier(0), courier.WithInterval(time.Hour), courier.WithPrefetch(2))
+			},
+			"stream": func(o *Outbox, l *ledger) interface{ Start(context.Context) error } {
+				return courier.NewStreamingCoordinator(o.Stream(time.Hour), l.applier(0))
+			},
+		} {
+			if name == "locked" && kind == "stream" {
+				continue
+			}
+			t.Run(name+"/"+kind, func(t *testing.T) {
+				o := newOutbox(t, WithFetchBytes(1000), WithClock(nil))
+				var ids []string
+				for i := range 20 {
+					ids = append(ids, fmt.Sprintf("/%d", i))
+					write(t, o, Message{ID: ids[i], Topic: "t", Payload: make([]byte, 400)})
+				}
+				l := newLedger()
+				ctx, stop := context.WithCancel(t.Context())
+				done := make(chan error)
+				go func() { done <- run(o, l).Start(ctx) }()
+				require.Eventually(t, func() bool { return l.count() >= 20 }, 60*time.Second, time.Millisecond)
+				stop()
+				require.NoError(t, <-done)
+				require.ElementsMatch(t, ids, l.deliveries)
+			})
+		}
+	}
+}
+
+// What a bound leaves out of a fetch is free for others.
 func TestWhatABoundLeavesOut(t *testing.T) {
 	for name, h := range holds {
 		t.Run(name, func(t *testing.T) {
@@ -179,9 +214,7 @@ func TestWhatABoundLeavesOut(t *testing.T) {
 			s, other := o.Source(), o.Source()
 			rows := take(t, s, 10)
 			require.Equal(t, []string{"a"}, idsOf(rows))
-			if o.lease > 0 {
-				require.Equal(t, []string{"b"}, idsOf(take(t, other, 10)))
-			}
+			require.Equal(t, []string{"b"}, idsOf(take(t, other, 10)))
 			require.NoError(t, s.Mark(t.Context(), rows))
 			require.Len(t, take(t, s, 10), 1)
 		})

@@ -43,6 +43,49 @@ func (o *Outbox) planned(into *[]Row, limit int, text string, args ...any) *pgx.
 	return batch
 }
 
+// share is how many bytes each of so many rows may have without a look at the others.
+func (o *Outbox) share(rows int) int64 { return o.fetchBytes / int64(rows) }
+
+// leftOut reads what a fetch left out of the rows, for their bytes; it is nil where
+// that is nothing. Rows that are gone meanwhile are gone from the list.
+func (o *Outbox) leftOut(batch *[]Row) *pgx.Batch {
+	var without []Row
+	for _, row := range *batch {
+		if _, yes := row.without(); yes {
+			without = append(without, row)
+		}
+	}
+	if without == nil {
+		return nil
+	}
+	statements := new(pgx.Batch)
+	statements.Queue(o.sql(o.grammar.large), o.grammar.known(without)...).Query(func(rows pgx.Rows) error {
+		found := make(map[int64]Row, len(without))
+		var row Row
+		if _, err := pgx.ForEachRow(rows, []any{&row.Seq, &row.Payload, &row.Headers}, func() error {
+			found[row.Seq] = row
+			return nil
+		}); err != nil {
+			return err
+		}
+		whole := (*batch)[:0]
+		for _, row := range *batch {
+			if _, yes := row.without(); yes {
+				large, there := found[row.Seq]
+				if !there {
+					continue
+				}
+				row.Payload, row.Headers = large.Payload, large.Headers
+			}
+			whole = append(whole, row)
+		}
+		clear((*batch)[len(whole):])
+		*batch = whole
+		return nil
+	})
+	return statements
+}
+
 // collect is rows by pgx itself: database/sql boxes each value of each row, which
 // costs a relay a quarter of its time.
 func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
@@ -121,7 +164,9 @@ func (r *Row) decodeBinary(values [][]byte) {
 		r.Topic = string(values[2])
 	}
 	r.Key = string(values[3])
-	r.Payload = append(make([]byte, 0, len(values[4])), values[4]...)
+	if r.Payload = nil; values[4] != nil {
+		r.Payload = append(make([]byte, 0, len(values[4])), values[4]...)
+	}
 	r.Headers, r.Trace = string(values[5]), string(values[6])
 	r.CreatedAt = min(max(int64(binary.BigEndian.Uint64(values[7])), earliestTime-postgresEpoch), latestTime-postgresEpoch) + postgresEpoch
 	r.Attempts = int(int32(binary.BigEndian.Uint32(values[8])))

@@ -16,8 +16,19 @@ import (
 //go:embed migrations/postgres/*.sql
 var postgresMigrations embed.FS
 
-// What a fetch reads of a row.
+// What a claim reads of a row.
 const postgresRow = `seq, id, topic, key, payload, headers, trace, created_at, attempts, claim`
+
+// The bytes of a row that may be many. The size of a large value is known without
+// reading it.
+const postgresBytes = `(octet_length(payload) + octet_length(headers))`
+
+// What a fetch reads of a row: payload and headers where they have up to so many bytes,
+// else no payload and, in the place of the headers, how many bytes they have.
+func postgresUpTo(bytes string) string {
+	return `seq, id, topic, key, CASE WHEN ` + postgresBytes + ` <= ` + bytes + `::bigint THEN payload END,
+		CASE WHEN ` + postgresBytes + ` <= ` + bytes + `::bigint THEN headers ELSE ` + postgresBytes + `::text END, trace, created_at, attempts, claim`
+}
 
 // The rows to be handed out, each kind by an index of its own: those that have not
 // failed, and those that have. The transaction of an elected relay began long ago, and
@@ -38,7 +49,7 @@ func postgresGrammar() grammar {
 	const known = `unnest($1::bigint[], $2::text[]) AS k(seq, id)`
 	const knownSeq = `t.seq = ANY($1::bigint[]) AND t.seq = k.seq`
 	const claims = `unnest($1::bigint[], $2::bigint[], $3::text[]) AS c(seq, claim, id)
-		WHERE t.seq = c.seq AND t.id = c.id AND t.claim = c.claim AND t.owner = $4`
+		WHERE t.seq = ANY($1::bigint[]) AND t.seq = c.seq AND t.id = c.id AND t.claim = c.claim AND t.owner = $4`
 	const claimed = `FROM ` + claims + ` AND t.processed_at IS NULL`
 	failed := func(owned, lock string) string {
 		return `FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) AS f(seq, claim, attempts, delay, error)
@@ -56,13 +67,6 @@ func postgresGrammar() grammar {
 	unhindered := func(by string) string {
 		return `(key = '' OR (SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq < t.seq AND ` + by + `
 			ORDER BY hashtextextended(f.key, 0), f.seq LIMIT 1) IS NULL)`
-	}
-	// Rows, until their bytes reach a bound. The size of a large value is known without
-	// reading it.
-	const bytes = `(octet_length(payload) + octet_length(headers))`
-	bounded := func(columns, bound, order, from string) string {
-		return `SELECT ` + columns + ` FROM (SELECT *, sum(` + bytes + `) OVER (` + order + ` ROWS UNBOUNDED PRECEDING) - ` + bytes + ` AS ahead FROM (` + from + `) AS b) AS c
-			WHERE ahead < ` + bound + `::bigint`
 	}
 	// It locks no row more than limit: the second part is asked for the rest.
 	locking := func(columns, from string) string {
@@ -117,9 +121,11 @@ func postgresGrammar() grammar {
 
 		// Statistics of a time when nothing was pending promise a planner that it
 		// may as well read all that is, and sort it: with a backlog of a million
-		// rows, for each batch anew. The partial index has the order already.
+		// rows, for each batch anew. The partial index has the order already, whatever the
+		// arguments: to plan for them anew takes longer than to fetch a few rows.
 		plan: `SELECT set_config('enable_sort', 'off', true), set_config('enable_bitmapscan', 'off', true),
-			set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true)`,
+			set_config('enable_seqscan', 'off', true), set_config('jit', 'off', true),
+			set_config('plan_cache_mode', 'force_generic_plan', true)`,
 		orphan: `SELECT set_config('idle_in_transaction_session_timeout', $1::bigint::text, true)
 			WHERE current_setting('idle_in_transaction_session_timeout')::interval NOT BETWEEN interval '1 ms' AND $1::bigint * interval '1 ms'`,
 
@@ -132,13 +138,15 @@ func postgresGrammar() grammar {
 				SELECT e.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t, LATERAL (
 					SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq <= t.last AND f.seq NOT BETWEEN $2 AND $3
 					ORDER BY hashtextextended(f.key, 0), f.seq LIMIT $1) e)
-			` + bounded(postgresRow, "$5", "ORDER BY seq", `SELECT `+postgresRow+` FROM "{table}" WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))`) + `
+			SELECT ` + postgresUpTo("$5") + ` FROM "{table}" WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))
 			UNION ALL
-			` + bounded(postgresRow, "$5", "", `SELECT `+postgresRow+` FROM "{table}" t WHERE `+fresh+` AND seq NOT BETWEEN $2 AND $3 AND seq >= $4::bigint
-				AND `+unhindered("(f.available_at > statement_timestamp() OR f.seq NOT BETWEEN $2 AND $3 AND f.seq NOT IN (SELECT seq FROM failed))")+`
-				ORDER BY seq LIMIT $1`),
-		lock: bounded(postgresRow, "$3", "", locking(postgresRow, "$2")),
-		claim: `WITH next AS MATERIALIZED (` + bounded("seq", "$5", "", locking("seq, payload, headers", "$4")) + `)
+			SELECT * FROM (SELECT ` + postgresUpTo("$5") + ` FROM "{table}" t WHERE ` + fresh + ` AND seq NOT BETWEEN $2 AND $3 AND seq >= $4::bigint
+				AND ` + unhindered("(f.available_at > statement_timestamp() OR f.seq NOT BETWEEN $2 AND $3 AND f.seq NOT IN (SELECT seq FROM failed))") + `
+				ORDER BY seq LIMIT $1) AS others`,
+		lock:  locking(postgresUpTo("$3"), "$2"),
+		large: `SELECT t.seq, t.payload, t.headers FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id`,
+		claim: `WITH next AS MATERIALIZED (SELECT seq FROM (SELECT seq, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS ahead
+				FROM (` + locking("seq, "+postgresBytes+" AS bytes", "$4") + `) AS b) AS c WHERE ahead < $5::bigint)
 			UPDATE "{table}" t SET claim = t.claim + 1, owner = $2, available_at = now() + $3::bigint * interval '1 microsecond'
 			FROM next WHERE t.seq = next.seq
 			RETURNING t.seq, t.id, t.topic, t.key, t.payload, t.headers, t.trace, t.created_at, t.attempts, t.claim`,

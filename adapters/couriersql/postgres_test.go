@@ -92,7 +92,7 @@ func TestPostgresFetchGoesByThePartialIndex(t *testing.T) {
 	// The statements that mark find their rows, and do not look for them.
 	known := o.grammar.known(make([]Row, 1000))
 	for _, text := range []string{o.grammar.delete, o.grammar.keep, o.grammar.deleteKnown, o.grammar.keepKnown,
-		o.grammar.deleteFree, o.grammar.keepFree, o.grammar.left, o.grammar.reused} {
+		o.grammar.deleteFree, o.grammar.keepFree, o.grammar.left, o.grammar.reused, o.grammar.large} {
 		args := known
 		if text == o.grammar.delete || text == o.grammar.keep {
 			args = known[:1]

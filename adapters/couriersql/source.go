@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -25,6 +26,7 @@ type Source struct {
 	holder holder
 	waker  *waker
 	head   head
+	cut    atomic.Bool // the last fetch, by its bytes
 }
 
 var (
@@ -33,6 +35,7 @@ var (
 	_ courier.Failer[Row]     = (*Source)(nil)
 	_ courier.Renewer[Row]    = (*Source)(nil)
 	_ courier.Waker           = (*Source)(nil)
+	_ courier.Pager           = (*Source)(nil)
 	_ courier.Lagger          = (*Source)(nil)
 	_ courier.Identifier[Row] = (*Source)(nil)
 	_ courier.Validator       = (*Source)(nil)
@@ -105,11 +108,13 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	}); err != nil {
 		return nil, o.failed(err, "fetching up to %d pending rows of %s", limit, o.table)
 	}
-	if len(batch) < limit && bytesOf(batch) >= o.fetchBytes {
-		s.waker.more() // to a coordinator, it is no full batch
-	}
+	s.cut.Store(len(batch) < limit && bytesOf(batch) >= o.fetchBytes)
 	return batch, nil
 }
+
+// More reports whether the last Fetch ended for its bytes ([WithFetchBytes]), so that a
+// coordinator fetches again at once.
+func (s *Source) More() bool { return s.cut.Load() }
 
 // Mark deletes the rows, or with [WithKeep] sets the time they were processed
 // at, in one statement whatever their number. Rows that are marked already, or
@@ -308,7 +313,22 @@ func bytesOf(rows []Row) (n int64) {
 	return n
 }
 
-func (r Row) bytes() int64 { return int64(len(r.Payload) + len(r.Headers)) }
+func (r Row) bytes() int64 {
+	if n, without := r.without(); without {
+		return n
+	}
+	return int64(len(r.Payload) + len(r.Headers))
+}
+
+// without reports whether a fetch left payload and headers out, and how many bytes they
+// have. Headers are a JSON object otherwise, or empty.
+func (r Row) without() (bytes int64, yes bool) {
+	if r.Payload != nil {
+		return 0, false
+	}
+	bytes, err := strconv.ParseInt(r.Headers, 10, 64)
+	return bytes, err == nil
+}
 
 // inOrder sorts what a fetch returns part by part, or as an update comes across it.
 func inOrder(rows []Row) []Row {
@@ -319,9 +339,16 @@ func inOrder(rows []Row) []Row {
 // earliest are up to limit of the rows, in order, until their bytes reach the bound. Of
 // each part, a fetch that holds nothing returns up to both.
 func (o *Outbox) earliest(rows []Row, limit int) []Row {
+	inOrder(rows)
+	clear(rows[min(limit, len(rows)):])
+	return o.within(rows[:min(limit, len(rows))])
+}
+
+// within are the rows until their bytes reach the bound.
+func (o *Outbox) within(rows []Row) []Row {
 	bytes := int64(0)
-	for i, row := range inOrder(rows) {
-		if i == limit || bytes >= o.fetchBytes {
+	for i, row := range rows {
+		if bytes >= o.fetchBytes {
 			clear(rows[i:])
 			return rows[:i]
 		}

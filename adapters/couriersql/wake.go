@@ -34,9 +34,7 @@ func WithWakeUp() Option { return func(o *Outbox) { o.wakeUp = true } }
 
 // Wake starts to listen, if it was not begun before, and returns the channel
 // that tells a polling coordinator to fetch now. It is nil without [WithWakeUp]
-// and [WithStrictOrder], the latter of which tells of an election. It also tells that a
-// fetch ended for its bytes ([WithFetchBytes]); without it, the coordinator's interval
-// passes before the next fetch then.
+// and [WithStrictOrder], the latter of which tells of an election.
 func (s *Source) Wake() <-chan struct{} {
 	if s.outbox.fault != nil || !s.outbox.wakeUp && s.waker.elected == nil {
 		return nil
@@ -102,11 +100,6 @@ func (w *waker) tell() {
 	if w.elected != nil && !w.elected.leads.Load() {
 		return
 	}
-	w.more()
-}
-
-// more wakes the coordinator.
-func (w *waker) more() {
 	select {
 	case w.wake <- struct{}{}:
 	default:
