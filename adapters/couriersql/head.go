@@ -2,6 +2,7 @@ package couriersql
 
 import (
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -75,4 +76,78 @@ func (h *head) back() {
 	defer h.mu.Unlock()
 	h.until = time.Time{}
 	h.moves++
+}
+
+// floor is where the fetches of an elected relay begin. In strict order a row that
+// waits for an earlier one of its key, and one that is committed late, comes before the
+// later ones of its key: fetches begin at a number only when no pending row has a lower
+// one, and no transaction is left that could commit one.
+//
+// To know that takes two looks, once fetches are dear. The first finds the lowest pending
+// number, and after it the transactions that write to the table: a lower number was given
+// before, so that whoever has not committed it is among them. The second finds those
+// transactions ended, and after that no lower number. Rows below the floor that came to be
+// there in another way, such as by hand, wait for the next fetch from the first number.
+type floor struct {
+	seq   int64     // where to begin
+	until time.Time // when to begin at the first number again
+	look  time.Time // when a look is due; zero is never
+
+	last    int64    // the highest number handed out
+	noted   bool     // of the first look:
+	lower   int64    // nothing pending was below it
+	writers []string // the transactions
+}
+
+// floorCheap is what a fetch may take before its relay looks for a floor. A look takes as
+// long as a fetch does that finds one row.
+const floorCheap = 5 * time.Millisecond
+
+func newFloor() floor { return floor{seq: math.MinInt64, last: math.MinInt64} }
+
+// from is the number that a fetch begins at.
+func (f *floor) from(now time.Time) int64 {
+	if left := f.until.Sub(now); left <= 0 || left > headLate { // the clock may have been set back
+		return math.MinInt64
+	}
+	return f.seq
+}
+
+// sees notes what a fetch returned, and what it took. It reports whether a look is due.
+func (f *floor) sees(rows []Row, from int64, now time.Time, took time.Duration) (look bool) {
+	for _, row := range rows {
+		f.last = max(f.last, row.Seq)
+		if row.Attempts == 0 && row.Seq < f.seq {
+			f.seq = math.MinInt64
+		}
+	}
+	if from < f.seq { // the fetch was one of all
+		f.until = now.Add(headLate)
+		return false
+	}
+	if took <= floorCheap {
+		f.noted = false
+		return false
+	}
+	due := f.look.Sub(now)
+	return due <= 0 || due > headLate
+}
+
+// looked notes the result of a look: the lowest pending number, nil if there is none, and
+// the transactions that wrote before it was looked for, and after that.
+func (f *floor) looked(lowest *int64, before, after []string, now time.Time, took time.Duration) {
+	f.look = now.Add(min(headShare*took, headLate))
+	lower := f.last + 1
+	if lowest != nil {
+		lower = min(lower, *lowest)
+	}
+	switch {
+	case f.last == math.MinInt64: // no number is known that was given
+	case !f.noted:
+		f.noted, f.lower, f.writers = true, lower, after
+		f.look = now
+	case !slices.ContainsFunc(f.writers, func(writer string) bool { return slices.Contains(before, writer) }):
+		f.seq, f.until = min(f.lower, lower), now.Add(headLate)
+		f.lower, f.writers = lower, after
+	}
 }

@@ -1,11 +1,14 @@
 package couriersql
 
 import (
+	"database/sql"
 	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"regexp"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -56,6 +59,157 @@ func TestHead(t *testing.T) {
 	h.back() // while the fetch is under way
 	h.sees([]Row{{Seq: 70}}, from, moves, now, time.Second)
 	require.EqualValues(t, first, fetch(0))
+}
+
+// The fetches of an elected relay begin at a number once two looks have shown that no
+// pending row has a lower one and that nobody is left who could commit one.
+func TestFloor(t *testing.T) {
+	const first = math.MinInt64
+	now := start
+	f := newFloor()
+	fetch := func(took time.Duration, rows ...Row) (from int64, look bool) {
+		from = f.from(now)
+		return from, f.sees(rows, from, now, took)
+	}
+	begins := func(want int64, wantLook bool, took time.Duration, rows ...Row) {
+		t.Helper()
+		from, look := fetch(took, rows...)
+		require.Equal(t, want, from)
+		require.Equal(t, wantLook, look)
+	}
+	look := func(lowest int64, before, after []string) {
+		var p *int64
+		if lowest > 0 {
+			p = &lowest
+		}
+		f.looked(p, before, after, now, time.Millisecond)
+		now = now.Add(headShare * time.Millisecond)
+	}
+	begins(first, false, floorCheap, Row{Seq: 5})
+	begins(first, true, time.Second, Row{Seq: 6})
+	look(6, nil, []string{"a", "b"})
+	now = now.Add(-headShare * time.Millisecond) // after a first look, the second is due
+	begins(first, true, time.Second, Row{Seq: 7})
+	look(7, []string{"b", "c"}, []string{"d"})
+	begins(first, true, time.Second, Row{Seq: 8})
+	look(8, []string{"c", "d"}, []string{"c", "d"})
+	begins(6, true, time.Second, Row{Seq: 9})
+	look(4, []string{"e"}, []string{"f"})
+	begins(4, true, time.Second)
+	now = now.Add(-headShare * time.Millisecond)
+	begins(4, false, time.Second)
+	now = now.Add(headShare * time.Millisecond)
+	look(0, nil, []string{"g"})
+	begins(4, true, time.Second)
+	look(0, nil, nil)
+	begins(10, false, floorCheap)
+	begins(10, true, time.Second)
+	look(0, nil, nil)
+	begins(10, true, time.Second, Row{Seq: 3, Attempts: 1})
+	now = now.Add(headLate)
+	begins(first, false, time.Hour)
+	begins(10, true, time.Second)
+	now = now.Add(-time.Hour)
+	begins(first, false, time.Hour)
+	now = now.Add(headLate)
+	begins(first, true, time.Hour, Row{Seq: 2})
+	begins(first, false, floorCheap)
+	begins(first, true, time.Second)
+
+	unknown := newFloor()
+	unknown.looked(nil, nil, nil, now, 0)
+	unknown.looked(nil, nil, nil, now, 0)
+	require.EqualValues(t, first, unknown.from(now), "no number is known that was given")
+}
+
+// In strict order, a row comes before the later ones of its key however late it is
+// committed, and though fetches begin at a number: beside rows that were delivered and
+// are still there, they do.
+func TestAFloorPassesOverNoRowThatIsCommittedLate(t *testing.T) {
+	o := newPostgres(t, WithStrictOrder(), WithClock(&slow{fixed{start}}))
+	s := o.Source()
+	s.RenewEvery()
+	floor := func() int64 { return s.holder.(*elected).floor.seq }
+	relay := func(n int) (got []string) {
+		for range n {
+			rows := take(t, s, 1)
+			require.NoError(t, s.Mark(t.Context(), rows))
+			got = append(got, idsOf(rows)...)
+		}
+		return got
+	}
+	var ids []string
+	for i := range 200 {
+		ids = append(ids, fmt.Sprintf("x%d", i))
+	}
+	write(t, o, named(ids[:50]...)...)
+	require.Equal(t, ids[:50], relay(50))
+	require.Greater(t, floor(), int64(20), "fetches begin at the first number, and the test finds nothing")
+
+	var open []*sql.Tx
+	for _, id := range []string{"late1", "late2"} { // they have their numbers, and are not committed
+		tx, err := o.db.BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		require.NoError(t, o.Write(t.Context(), tx, Message{ID: id, Topic: "t", Key: id}))
+		open = append(open, tx)
+	}
+	write(t, o, named(ids[50:150]...)...)
+	require.Equal(t, ids[50:100], relay(50))
+	require.LessOrEqual(t, floor(), int64(51))
+	require.NoError(t, open[0].Commit())
+	write(t, o, Message{ID: "after1", Topic: "t", Key: "late1"})
+	require.Equal(t, append([]string{"late1"}, ids[100:120]...), relay(21))
+	require.LessOrEqual(t, floor(), int64(52))
+	require.NoError(t, open[1].Commit())
+	write(t, o, Message{ID: "after2", Topic: "t", Key: "late2"})
+	require.Equal(t, append([]string{"late2"}, ids[120:150]...), relay(31))
+	require.Equal(t, []string{"after1", "after2"}, relay(4))
+	require.Greater(t, floor(), int64(140))
+
+	// Another leader knows nothing.
+	s.holder.(*elected).resign()
+	write(t, o, named("y")...)
+	require.Equal(t, []string{"y"}, relay(1))
+	require.NoError(t, o.Close())
+}
+
+// A fetch walks past no rows that were delivered and that a snapshot keeps.
+func TestAnElectedRelayWalksPastNoDeadRows(t *testing.T) {
+	o := newPostgres(t, WithStrictOrder(), WithClock(&slow{fixed{start}}))
+	s := o.Source()
+	s.RenewEvery()
+	snapshot, err := o.db.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, snapshot.Rollback()) }()
+	_, err = snapshot.ExecContext(t.Context(), `SELECT count(*) FROM courier_outbox`)
+	require.NoError(t, err)
+	fill(t, o, 20_000, false)
+	for range 20 {
+		require.NoError(t, s.Mark(t.Context(), take(t, s, 1000)))
+	}
+	for range 20 { // by this clock, a look takes some time
+		require.Empty(t, take(t, s, 1000))
+	}
+	fill(t, o, 10, false)
+	touched := func(from int64) (blocks int) {
+		tx, err := o.db.BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		defer func() { require.NoError(t, tx.Rollback()) }()
+		_, err = tx.ExecContext(t.Context(), o.grammar.plan)
+		require.NoError(t, err)
+		var plan string
+		require.NoError(t, tx.QueryRowContext(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+o.fetch.text, 1000, 1, 0, from, o.share(1000)).Scan(&plan))
+		for _, count := range regexp.MustCompile(`"Shared (?:Hit|Read) Blocks": (\d+)`).FindAllStringSubmatch(plan, 2) { // of the whole
+			n, err := strconv.Atoi(count[1])
+			require.NoError(t, err)
+			blocks += n
+		}
+		return blocks
+	}
+	require.Greater(t, touched(math.MinInt64), 200, "the rows are gone, and the test finds nothing")
+	require.Less(t, touched(s.holder.(*elected).floor.seq), 20)
+	require.Len(t, take(t, s, 1000), 10)
+	require.NoError(t, o.Close())
 }
 
 // slow is a clock by which each fetch takes a second.

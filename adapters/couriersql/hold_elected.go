@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -31,6 +30,7 @@ type elected struct {
 	turn    chan struct{} // holds a value while somebody uses what follows
 	conn    *sql.Conn     // in the transaction; nil without the lock
 	used    time.Time     // when the server heard of it
+	floor   floor         // of this time that it leads
 
 	leads atomic.Bool // for those who do not have the turn
 }
@@ -60,6 +60,13 @@ const (
 		SELECT pg_advisory_xact_lock(` + electionKey + `); SELECT pg_advisory_unlock(` + electionKey + `); ` + savepoint
 )
 
+const (
+	lowestText = `SELECT min(seq) FROM (SELECT seq FROM "{table}" WHERE processed_at IS NULL AND attempts < 1 AND seq >= $1::bigint ORDER BY seq LIMIT 1) AS l`
+	// Whoever inserts has this lock before a number is given, until the row is to be seen.
+	writersText = `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
+		AND relation = '"{table}"'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+)
+
 var errReadOnly = errors.New("this server is read-only, a standby perhaps, where no relay is elected as it could mark nothing: connect to the primary (target_session_attrs=read-write)")
 
 func newElected(o *Outbox) *elected {
@@ -71,8 +78,6 @@ func (e *elected) sql(text string) string {
 	return strings.ReplaceAll(e.outbox.sql(text), "{silence}", fmt.Sprint(e.silence.Milliseconds()))
 }
 
-// fetch begins at the first number always: rows that wait for an earlier one of their
-// key stay before those that it returns, and come before the later ones of that key.
 func (e *elected) fetch(ctx context.Context, limit int, _ int64) ([]Row, error) {
 	if err := enter(ctx, e.turn); err != nil {
 		return nil, err
@@ -98,9 +103,11 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 	}
 	o := e.outbox
 	first, last := e.bounds()
+	began := o.now()
+	from := e.floor.from(began)
 	statements := new(pgx.Batch)
 	statements.Queue(o.grammar.plan)
-	statements.Queue(o.fetch.text, limit, first, last, int64(math.MinInt64), o.share(limit)).Query(func(rows pgx.Rows) (err error) {
+	statements.Queue(o.fetch.text, limit, first, last, from, o.share(limit)).Query(func(rows pgx.Rows) (err error) {
 		batch, err = collect(rows, limit)
 		return err
 	})
@@ -112,6 +119,10 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 			rest.Queue(backToLeading)
 			err = send(ctx, e.conn, rest)
 		}
+		now := o.now()
+		if err == nil && e.floor.sees(batch, from, now, now.Sub(began)) {
+			err = e.look(ctx)
+		}
 	}
 	if err != nil {
 		e.resign()
@@ -120,6 +131,31 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 	e.used = time.Now()
 	e.add(batch)
 	return batch, nil
+}
+
+// look looks for the number that fetches may begin at.
+func (e *elected) look(ctx context.Context) error {
+	var lowest *int64
+	var before, after []string
+	began := e.outbox.now()
+	statements := new(pgx.Batch)
+	statements.Queue(e.outbox.grammar.plan)
+	writers := func(into *[]string) {
+		statements.Queue(e.sql(writersText)).Query(func(rows pgx.Rows) (err error) {
+			*into, err = pgx.CollectRows(rows, pgx.RowTo[string])
+			return err
+		})
+	}
+	writers(&before) // each statement sees what was committed before it began
+	statements.Queue(e.sql(lowestText), e.floor.seq).QueryRow(func(row pgx.Row) error { return row.Scan(&lowest) })
+	writers(&after)
+	statements.Queue(backToLeading)
+	if err := send(ctx, e.conn, statements); err != nil {
+		return err
+	}
+	now := e.outbox.now()
+	e.floor.looked(lowest, before, after, now, now.Sub(began))
+	return nil
 }
 
 // try is elect for who does not have the turn.
@@ -151,7 +187,7 @@ func (e *elected) elect(ctx context.Context) (bool, error) {
 		_ = conn.Close() // back to the pool, or gone already
 		return false, err
 	}
-	e.conn, e.used = conn, time.Now()
+	e.conn, e.used, e.floor = conn, time.Now(), newFloor()
 	e.leads.Store(true)
 	e.outbox.opened(e, true)
 	return true, nil
