@@ -23,7 +23,7 @@ type PollingCoordinator[T any] struct {
 func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *PollingCoordinator[T] {
 	c := &PollingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
 	c.control = newControl(source, applier, &c.config)
-	c.fault = firstFault(configErrorOf("source", source), applierFault("applier", applier), c.config.fault, c.config.attemptFault(), keyFault[T](&c.config))
+	c.fault = firstFault(configErrorOf("source", source), applierFault("applier", applier), c.config.fault, c.config.attemptFault(), keyFault[T](&c.config), portionFault(&c.config, applier))
 	if c.fault == nil && c.config.streaming != "" {
 		c.fault = &ConfigError{c.config.streaming, "is for a streaming coordinator; a polling one has no use for it"}
 	}
@@ -46,6 +46,14 @@ func firstFault(faults ...error) error {
 		}
 	}
 	return nil
+}
+
+// portionFault reports a size of batches for an applier that gets none.
+func portionFault[T any](c *config, applier Applier[T]) error {
+	if c.applyBatch == 0 || asBatch(applier) != nil {
+		return nil
+	}
+	return &ConfigError{"WithApplyBatchSize", fmt.Sprintf("needs an applier that takes batches (a BatchApplier), and %T gets one record at a time: give it an ApplyBatch, or leave the option out", applier)}
 }
 
 // keyFault reports a function that is for records of another type.

@@ -189,7 +189,7 @@ func WithIdentity[T any](identity func(record T) string) Option {
 
 // WithApplyBatchSize sets how many records a [BatchApplier] is given at most in
 // one call. The default is the batch, or with several workers an equal share of
-// it.
+// it. It is refused for an applier that gets one record at a time.
 func WithApplyBatchSize(n int) Option {
 	return func(c *config) { c.count("WithApplyBatchSize", &c.applyBatch, n) }
 }

@@ -394,7 +394,7 @@ func (p *pipeline) build(left []int, faulty bool) starter {
 	if p.keys > 0 {
 		opts = append(opts, courier.WithOrderKey(p.key))
 	}
-	if p.portion > 0 {
+	if p.portion > 0 && p.batches {
 		opts = append(opts, courier.WithApplyBatchSize(p.portion))
 	}
 	if p.prefetch >= 0 {

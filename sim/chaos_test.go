@@ -212,7 +212,7 @@ func (w *world) live(t *testing.T, d time.Duration, crash bool) {
 	if w.plan.keys > 0 {
 		opts = append(opts, courier.WithOrderKey(func(r record) string { return strconv.Itoa(w.key(r)) }))
 	}
-	if w.plan.portion > 0 {
+	if w.plan.portion > 0 && w.plan.batches {
 		opts = append(opts, courier.WithApplyBatchSize(w.plan.portion))
 	}
 	if w.plan.prefetch >= 0 {

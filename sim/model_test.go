@@ -583,7 +583,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	if m.Keys > 0 {
 		opts = append(opts, courier.WithOrderKey(x.keyOf))
 	}
-	if m.Portion > 0 {
+	if m.Portion > 0 && m.Batches {
 		opts = append(opts, courier.WithApplyBatchSize(m.Portion))
 	}
 	if m.Prefetch >= 0 {
