@@ -118,12 +118,12 @@ func TestNoCallWaitsForADeadConnection(t *testing.T) {
 			return err
 		},
 		"requeue": func(ctx context.Context, s *Source, _ []Row) error {
-			_, err := s.outbox.DLQ().Requeue(ctx, "1.1")
+			_, err := s.outbox.DLQ().Requeue(ctx, idAt("1.1"))
 			return err
 		},
-		"remove": func(ctx context.Context, s *Source, _ []Row) error { return s.outbox.DLQ().Delete(ctx, "1.1") },
+		"remove": func(ctx context.Context, s *Source, _ []Row) error { return s.outbox.DLQ().Delete(ctx, idAt("1.1")) },
 		"update": func(ctx context.Context, s *Source, _ []Row) error {
-			return s.outbox.DLQ().Update(ctx, courier.DeadLetter[Row]{ID: "1.1"})
+			return s.outbox.DLQ().Update(ctx, courier.DeadLetter[Row]{ID: idAt("1.1")})
 		},
 	}
 	for name, opts := range postgresHolds {

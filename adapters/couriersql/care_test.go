@@ -169,7 +169,7 @@ func TestALateMarkTakesNoRequeuedRow(t *testing.T) {
 				if marked {
 					require.NoError(t, s.Mark(t.Context(), rows))
 				}
-				requeued, err := o.DLQ().Requeue(t.Context(), "1.1")
+				requeued, err := o.DLQ().Requeue(t.Context(), idAt("1.1"))
 				require.NoError(t, err)
 				require.NoError(t, s.Mark(t.Context(), rows))
 				if isLocked(s) && !marked { // and so the row was the relay's
@@ -178,7 +178,7 @@ func TestALateMarkTakesNoRequeuedRow(t *testing.T) {
 					require.Equal(t, []string{"a.1"}, lettersOf(t, o))
 					return
 				}
-				require.Equal(t, []string{"1.1"}, requeued)
+				require.Equal(t, []string{idAt("1.1")}, requeued)
 				require.Equal(t, []string{"a"}, pendingOf(t, o))
 				require.Empty(t, lettersOf(t, o))
 			})
@@ -198,19 +198,19 @@ func TestRequeueRefusesTheLetterOfABranch(t *testing.T) {
 			l := letterFor(rows[i/2])
 			l.Branch = branch
 			require.NoError(t, o.DLQ().Send(t.Context(), l))
-			ids = append(ids, fmt.Sprintf("%d.1", i+1))
+			ids = append(ids, idAt(fmt.Sprintf("%d.1", i+1)))
 		}
 		require.NoError(t, s.Mark(t.Context(), rows))
 		all := lettersOf(t, o)
 		_, err := o.DLQ().Requeue(t.Context(), ids...)
 		require.ErrorIs(t, err, ErrOfBranch)
-		require.EqualError(t, err, `couriersql: putting 4 dead letters of courier_outbox_dlq back into courier_outbox (none was): the letter 2.1 is of the branch "search": `+ErrOfBranch.Error())
+		require.EqualError(t, err, `couriersql: putting 4 dead letters of courier_outbox_dlq back into courier_outbox (none was): the letter `+ids[1]+` is of the branch "search": `+ErrOfBranch.Error())
 		require.Equal(t, all, lettersOf(t, o))
 		require.Empty(t, pendingOf(t, o))
 
 		requeued, err := o.DLQ().Requeue(t.Context(), ids[0], ids[3])
 		require.NoError(t, err)
-		require.Equal(t, []string{"1.1", "4.1"}, requeued)
+		require.Equal(t, []string{ids[0], ids[3]}, requeued)
 		require.Equal(t, []string{"a.1", "b.1"}, lettersOf(t, o), "of the branches")
 		require.Equal(t, []string{"a", "b"}, pendingOf(t, o))
 	})
@@ -225,7 +225,7 @@ func TestRequeueAtOnce(t *testing.T) {
 			l := letter(fmt.Sprint(i), errors.New("boom"))
 			l.Record.Seq = int64(i)
 			require.NoError(t, o.DLQ().Send(t.Context(), l))
-			ids = append(ids, fmt.Sprintf("%d.1", i+1))
+			ids = append(ids, idAt(fmt.Sprintf("%d.1", i+1)))
 		}
 		requeued := make([][]string, 4)
 		errs := make([]error, len(requeued))

@@ -80,7 +80,7 @@ type grammar struct {
 	send       string
 	moved      string   // whether the row ?3 with the ID ?1 is pending no more, and a letter of the branch ?2 instead
 	list       string   // up to ?2 with a seq above ?1
-	update     string   // the letter with seq ?1 and version ?2
+	update     string   // the letter with seq ?1 and ID ?2
 	remove     string   // letters: their IDs
 	replace    []string // removes the rows that letters have in the outbox, but those that somebody has locked
 	ofBranch   string   // the first of the letters that is a branch's: its ID and branch

@@ -20,7 +20,8 @@ import (
 // concurrent use; any number of values, of any number of processes, may share a
 // table.
 //
-// The ID of a letter is that of its row, with a version: seq.version. That of
+// The ID of a letter is the number of its row, its version, and the time of its first
+// failure in microseconds, as a number may be given twice: seq.version.time. The ID of
 // the message is letter.Record.ID.
 type DLQ struct {
 	outbox *Outbox
@@ -137,8 +138,8 @@ func (q *DLQ) List(ctx context.Context, after string, max int) ([]courier.DeadLe
 	var seq int64
 	if after != "" {
 		var ok bool
-		if seq, _, ok = parseID(after); !ok {
-			return nil, fmt.Errorf("couriersql: listing the dead letters of %s_dlq behind %q: this is no ID of a letter, which is of the form 17.1", o.table, after)
+		if seq, ok = parseID(after); !ok {
+			return nil, fmt.Errorf("couriersql: listing the dead letters of %s_dlq behind %q: this is no ID of a letter, which is of the form 17.1.1767225600000000", o.table, after)
 		}
 	}
 	if max <= 0 {
@@ -172,7 +173,7 @@ func (o *Outbox) letters(ctx context.Context, on executor, after int64, max int)
 			&letter.Redriven, &letter.Branch, &letter.Key); err != nil {
 			return nil, err
 		}
-		letter.ID = fmt.Sprintf("%d.%d", seq, version)
+		letter.ID = fmt.Sprintf("%d.%d.%d", seq, version, int64(first))
 		letter.Error = &failure
 		letter.FirstFailedAt, letter.FailedAt = time.UnixMicro(int64(first)).UTC(), time.UnixMicro(int64(last)).UTC()
 		letters = append(letters, letter)
@@ -187,12 +188,12 @@ func (q *DLQ) Update(ctx context.Context, letter courier.DeadLetter[Row]) error 
 	if o.fault != nil {
 		return o.fault
 	}
-	seq, version, ok := parseID(letter.ID)
+	seq, ok := parseID(letter.ID)
 	if !ok {
 		return nil
 	}
 	if err := o.bounded(ctx, func(ctx context.Context) error {
-		_, err := o.execute(ctx, o.sql(o.grammar.update), append([]any{seq, version}, o.stateOf(letter)...)...)
+		_, err := o.execute(ctx, o.sql(o.grammar.update), append([]any{seq, letter.ID}, o.stateOf(letter)...)...)
 		return err
 	}); err != nil {
 		return o.failed(err, "updating the dead letter %s of %s_dlq", letter.ID, o.table)
@@ -372,12 +373,19 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 	return found, nil
 }
 
-// parseID splits an ID of the form seq.version.
-func parseID(id string) (seq, version int64, ok bool) {
-	first, second, found := strings.Cut(id, ".")
-	seq, err1 := strconv.ParseInt(first, 10, 64)
-	version, err2 := strconv.ParseInt(second, 10, 64)
-	return seq, version, found && err1 == nil && err2 == nil
+// parseID takes the number of its row from an ID of a letter.
+func parseID(id string) (seq int64, ok bool) {
+	parts := strings.Split(id, ".")
+	for i, part := range parts {
+		n, err := strconv.ParseInt(part, 10, 64)
+		if err != nil {
+			return 0, false
+		}
+		if i == 0 {
+			seq = n
+		}
+	}
+	return seq, len(parts) == 3
 }
 
 // Count returns how many letters are in the queue.

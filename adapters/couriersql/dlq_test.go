@@ -24,6 +24,9 @@ func letter(id string, err error) courier.DeadLetter[Row] {
 	}
 }
 
+// idAt is the ID of a letter, by its number and version, that first failed at start.
+func idAt(place string) string { return fmt.Sprintf("%s.%d", place, start.UnixMicro()) }
+
 func TestDLQKeepsTheRowAsItIs(t *testing.T) { inEach(t, testDLQKeepsTheRowAsItIs) }
 
 func testDLQKeepsTheRowAsItIs(t *testing.T, newOutbox maker) {
@@ -34,7 +37,7 @@ func testDLQKeepsTheRowAsItIs(t *testing.T, newOutbox maker) {
 	sent.Key = "k\uFFFD\uFFFD"
 	received, err := o.DLQ().Receive(t.Context(), 10)
 	require.NoError(t, err)
-	sent.ID = "1.1"
+	sent.ID = fmt.Sprintf("1.1.%d", sent.FirstFailedAt.UnixMicro())
 	sent.Error = &StoredError{Text: "open /x: gone", Type: "*fs.PathError"}
 	require.Equal(t, []courier.DeadLetter[Row]{sent}, received)
 	var stored *StoredError
@@ -57,7 +60,7 @@ func testDLQIsIdempotent(t *testing.T, newOutbox maker) {
 	require.Len(t, received, 2)
 	got := received[0]
 	require.Equal(t, "a", got.Record.ID, "it keeps its place")
-	require.Equal(t, "1.2", got.ID, "under a new ID")
+	require.Equal(t, idAt("1.2"), got.ID, "under a new ID")
 	require.Equal(t, start, got.FirstFailedAt)
 	require.EqualError(t, got.Error, "second")
 	require.Equal(t, 5, got.Attempts)
@@ -100,14 +103,14 @@ func testDLQReceivesOldestFirstAndDeletes(t *testing.T, newOutbox maker) {
 	require.Empty(t, ids("", 0))
 	require.Empty(t, ids("", -1))
 	_, err = q.List(t.Context(), "c", 10)
-	require.EqualError(t, err, `couriersql: listing the dead letters of courier_outbox_dlq behind "c": this is no ID of a letter, which is of the form 17.1`)
+	require.EqualError(t, err, `couriersql: listing the dead letters of courier_outbox_dlq behind "c": this is no ID of a letter, which is of the form 17.1.1767225600000000`)
 
 	require.NoError(t, q.Delete(t.Context()))
-	require.NoError(t, q.Delete(t.Context(), "c", "1", "1.2", "1.1x", "x1.1", "01.1", "1.1 "))
+	require.NoError(t, q.Delete(t.Context(), "c", "1", "1.1", idAt("1.2"), idAt("1.1")+"x", idAt("x1.1"), idAt("01.1"), idAt("1.1")+" ", idAt("1.1")+".1", "1.1.1"))
 	require.Len(t, ids("", 10), 3, "none of these is an ID")
-	removed, err := q.Remove(t.Context(), "3.1", "1.1", "9.1", "3.1")
+	removed, err := q.Remove(t.Context(), idAt("3.1"), idAt("1.1"), idAt("9.1"), idAt("3.1"))
 	require.NoError(t, err)
-	require.Equal(t, []string{"3.1", "1.1"}, removed)
+	require.Equal(t, []string{idAt("3.1"), idAt("1.1")}, removed)
 	require.Equal(t, []string{"a"}, ids("", 10))
 	require.Equal(t, []string{"a"}, ids(first[0].ID, 10), "the place of one that is gone")
 	n, err := q.Count(t.Context())
@@ -124,7 +127,7 @@ func testDLQADeleteThatIsOutOfDateLeavesTheNewerFailure(t *testing.T, newOutbox 
 	require.NoError(t, q.Send(t.Context(), letter("a", errors.New("first"))))
 	old, err := q.Receive(t.Context(), 1)
 	require.NoError(t, err)
-	require.Equal(t, "1.1", old[0].ID)
+	require.Equal(t, idAt("1.1"), old[0].ID)
 	require.NoError(t, q.Send(t.Context(), letter("a", errors.New("newer"))))
 	old[0].Error = errors.New("of a redrive")
 	require.NoError(t, q.Update(t.Context(), old[0]))
@@ -135,12 +138,12 @@ func testDLQADeleteThatIsOutOfDateLeavesTheNewerFailure(t *testing.T, newOutbox 
 	require.Len(t, now, 1)
 	require.EqualError(t, now[0].Error, "newer")
 
-	// A place is not given again, so that neither can an ID be.
+	// A number is not given again.
 	require.NoError(t, q.Delete(t.Context(), now[0].ID))
 	require.NoError(t, q.Send(t.Context(), letter("a", errors.New("newest"))))
 	now, err = q.Receive(t.Context(), 1)
 	require.NoError(t, err)
-	require.NotContains(t, []string{"1.1", "1.2"}, now[0].ID)
+	require.Equal(t, idAt("3.1"), now[0].ID)
 }
 
 func TestDLQParkedKeys(t *testing.T) { inEach(t, testDLQParkedKeys) }

@@ -154,7 +154,7 @@ func TestMigrateFromVersion1(t *testing.T) {
 	letters, err := o.DLQ().Receive(t.Context(), 10)
 	require.NoError(t, err)
 	require.Equal(t, []courier.DeadLetter[Row]{{
-		ID: "1.1", Record: Row{Seq: 7, ID: "a", Topic: "orders", Key: "k", Payload: []byte{0xff}, CreatedAt: 5},
+		ID: "1.1.1000", Record: Row{Seq: 7, ID: "a", Topic: "orders", Key: "k", Payload: []byte{0xff}, CreatedAt: 5},
 		Error:  &StoredError{Text: "boom", Type: "*fs.PathError"},
 		Reason: courier.Exhausted, Attempts: 3, FirstFailedAt: time.UnixMicro(1000).UTC(), FailedAt: time.UnixMicro(2000).UTC(),
 	}}, letters)
@@ -165,7 +165,7 @@ func TestMigrateFromVersion1(t *testing.T) {
 	letters, err = o.DLQ().Receive(t.Context(), 10)
 	require.NoError(t, err)
 	require.Equal(t, 1, letters[0].Redriven)
-	require.Equal(t, "1.2", letters[0].ID)
+	require.Equal(t, "1.2.1000", letters[0].ID)
 }
 
 // beforeBranches is the last version that knew a letter by its message alone.
@@ -202,7 +202,7 @@ func testMigrateLettersToBranches(t *testing.T, newOutbox maker) {
 	var sent []courier.DeadLetter[Row]
 	for i, id := range []string{"a", "b", "c"} {
 		l := letter(id, &StoredError{Text: "boom", Type: "*fs.PathError"})
-		l.ID, l.FirstFailedAt, l.Branch, l.Key = fmt.Sprintf("%d.1", i+1), start.Add(-time.Minute), []string{"", "search", "mail"}[i], "k"
+		l.ID, l.FirstFailedAt, l.Branch, l.Key = fmt.Sprintf("%d.1.%d", i+1, start.Add(-time.Minute).UnixMicro()), start.Add(-time.Minute), []string{"", "search", "mail"}[i], "k"
 		execute(t, db, insert, old.letterOf(l)...)
 		sent = append(sent, l)
 	}

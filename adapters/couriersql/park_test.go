@@ -28,8 +28,7 @@ func lettersOf(t *testing.T, o *Outbox) []string {
 	require.NoError(t, err)
 	list := []string{}
 	for _, l := range letters {
-		_, version, _ := strings.Cut(l.ID, ".")
-		list = append(list, l.Record.ID+"."+version)
+		list = append(list, l.Record.ID+"."+strings.Split(l.ID, ".")[1])
 	}
 	return list
 }

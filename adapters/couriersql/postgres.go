@@ -78,7 +78,8 @@ func postgresGrammar() grammar {
 	const giveBack = `UPDATE "{table}" t SET available_at = 'epoch', owner = '' `
 	const free = `seq IN (SELECT t.seq FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id
 		AND t.processed_at IS NULL FOR UPDATE OF t SKIP LOCKED)`
-	const letters = `seq = ANY($1::bigint[]) AND seq || '.' || version = ANY($2::text[])`
+	const letterID = `seq || '.' || version || '.' || (extract(epoch FROM first_failed_at) * 1000000)::bigint`
+	const letters = `seq = ANY($1::bigint[]) AND ` + letterID + ` = ANY($2::text[])`
 	return grammar{
 		migrations: migrations,
 		shapes:     postgresShapes(),
@@ -200,8 +201,8 @@ func postgresGrammar() grammar {
 			FROM "{table}_dlq" WHERE seq > $1 ORDER BY seq LIMIT $2`,
 		update: `UPDATE "{table}_dlq" SET version = version + 1, error = $3, error_type = $4, reason = $5, attempts = $6,
 				first_failed_at = $7, last_failed_at = $8, redriven = $9, order_key = $10
-			WHERE seq = $1 AND version = $2`,
-		remove: `DELETE FROM "{table}_dlq" WHERE ` + letters + ` RETURNING seq || '.' || version`,
+			WHERE seq = $1 AND ` + letterID + ` = $2`,
+		remove: `DELETE FROM "{table}_dlq" WHERE ` + letters + ` RETURNING ` + letterID,
 		replace: []string{
 			`SELECT 1 FROM "{table}_dlq" WHERE ` + letters + ` ORDER BY seq FOR UPDATE`,
 			// A row that a relay has locked is about to be marked, or to be parked
@@ -209,11 +210,11 @@ func postgresGrammar() grammar {
 			`DELETE FROM "{table}" WHERE seq IN (SELECT t.seq FROM "{table}" t
 				WHERE t.id IN (SELECT id FROM "{table}_dlq" WHERE ` + letters + `) FOR UPDATE SKIP LOCKED)`,
 		},
-		ofBranch: `SELECT seq || '.' || version, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + letters + ` ORDER BY seq LIMIT 1`,
+		ofBranch: `SELECT ` + letterID + `, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + letters + ` ORDER BY seq LIMIT 1`,
 		requeue: `INSERT INTO "{table}" AS t (id, topic, key, payload, headers, trace, created_at, requeued_at)
 			SELECT id, topic, key, payload, headers, trace, created_at, $3 FROM "{table}_dlq" d
 			WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id) ORDER BY seq
-			RETURNING (SELECT d.seq || '.' || d.version FROM "{table}_dlq" d WHERE d.id = t.id AND d.branch = '')`,
+			RETURNING (SELECT ` + letterID + ` FROM "{table}_dlq" d WHERE d.id = t.id AND d.branch = '')`,
 		parkedKeys: `SELECT DISTINCT k FROM unnest($2::text[]) AS k WHERE k <> '' AND EXISTS (SELECT FROM "{table}_dlq" d
 			WHERE hashtextextended(d.order_key, 0) = hashtextextended(k, 0) AND d.order_key = k AND d.order_key <> '' AND d.branch = $1)`,
 		parked: `SELECT count(*) FROM "{table}_dlq"`,
@@ -333,7 +334,7 @@ func postgresFailures(list []failure) []any {
 func postgresLetters(ids []string) []any {
 	seqs := make([]int64, 0, len(ids))
 	for _, id := range ids {
-		if seq, _, ok := parseID(id); ok {
+		if seq, ok := parseID(id); ok {
 			seqs = append(seqs, seq)
 		}
 	}

@@ -208,7 +208,7 @@ func TestPostgresWithoutPreparedStatements(t *testing.T) {
 			require.NoError(t, o.DLQ().Send(t.Context(), letter("b", nil)))
 			_, err := o.DLQ().Receive(t.Context(), 1)
 			require.NoError(t, err)
-			require.NoError(t, o.DLQ().Delete(t.Context(), "1.1"))
+			require.NoError(t, o.DLQ().Delete(t.Context(), idAt("1.1")))
 		}
 	})
 }

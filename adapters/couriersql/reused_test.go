@@ -88,3 +88,49 @@ func TestANumberThatIsGivenTwice(t *testing.T) {
 		}
 	}
 }
+
+// A letter's number that is given twice is another letter's: whatever is done about the
+// letter that was read before leaves the other one alone.
+func TestALettersNumberThatIsGivenTwice(t *testing.T) {
+	for what, settle := range map[string]func(t *testing.T, q *DLQ, old courier.DeadLetter[Row]){
+		"delete": func(t *testing.T, q *DLQ, old courier.DeadLetter[Row]) {
+			require.NoError(t, q.Delete(t.Context(), old.ID))
+		},
+		"update": func(t *testing.T, q *DLQ, old courier.DeadLetter[Row]) {
+			require.NoError(t, q.Update(t.Context(), old))
+		},
+		"requeue": func(t *testing.T, q *DLQ, old courier.DeadLetter[Row]) {
+			requeued, err := q.Requeue(t.Context(), old.ID)
+			require.NoError(t, err)
+			require.Empty(t, requeued)
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			inEach(t, func(t *testing.T, newOutbox maker) {
+				o := newOutbox(t)
+				q := o.DLQ()
+				require.NoError(t, q.Send(t.Context(), letter("old", errors.New("boom"))))
+				old, err := q.Receive(t.Context(), 1)
+				require.NoError(t, err)
+				if o.dialect == SQLite {
+					execute(t, o.db, `DELETE FROM courier_outbox_dlq`)
+					execute(t, o.db, `DELETE FROM sqlite_sequence WHERE name = 'courier_outbox_dlq'`)
+				} else {
+					execute(t, o.db, `TRUNCATE courier_outbox_dlq RESTART IDENTITY`)
+				}
+				other := letter("new", errors.New("other"))
+				other.FailedAt = start.Add(time.Microsecond)
+				require.NoError(t, q.Send(t.Context(), other))
+				before, err := q.Receive(t.Context(), 2)
+				require.NoError(t, err)
+				require.Len(t, before, 1)
+				require.Equal(t, "1.1.", before[0].ID[:4], "the number is given twice")
+				settle(t, q, old[0])
+				after, err := q.Receive(t.Context(), 2)
+				require.NoError(t, err)
+				require.Equal(t, before, after)
+				require.Empty(t, pendingOf(t, o))
+			})
+		})
+	}
+}

@@ -31,8 +31,9 @@ const (
 		AND seq || '.' || id IN (SELECT value FROM json_each(?1))`
 	sqliteClaimed = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND seq || '.' || claim || '.' || id IN (SELECT value FROM json_each(?1)) AND owner = ?2`
-	sqliteLetters = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
-		AND seq || '.' || version IN (SELECT value FROM json_each(?1))`
+	sqliteLetterID = `seq || '.' || version || '.' || first_failed_at`
+	sqliteLetters  = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
+		AND ` + sqliteLetterID + ` IN (SELECT value FROM json_each(?1))`
 	sqliteFail   = `UPDATE "{table}" SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', available_at = (f.value ->> 3)`
 	sqliteFree   = `UPDATE "{table}" SET available_at = 0, owner = ''`
 	sqliteFailed = ` FROM json_each(?1) AS f WHERE seq = (f.value ->> 0) AND claim = (f.value ->> 1) AND attempts = (f.value ->> 2)
@@ -135,15 +136,15 @@ func sqliteGrammar() grammar {
 			FROM "{table}_dlq" WHERE seq > ?1 ORDER BY seq LIMIT ?2`,
 		update: `UPDATE "{table}_dlq" SET version = version + 1, error = ?3, error_type = ?4, reason = ?5, attempts = ?6,
 				first_failed_at = ?7, last_failed_at = ?8, redriven = ?9, order_key = ?10
-			WHERE seq = ?1 AND version = ?2`,
-		remove: `DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters + ` RETURNING seq || '.' || version`,
+			WHERE seq = ?1 AND ` + sqliteLetterID + ` = ?2`,
+		remove: `DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters + ` RETURNING ` + sqliteLetterID,
 		replace: []string{
 			`DELETE FROM "{table}" WHERE id IN (SELECT id FROM "{table}_dlq" WHERE ` + sqliteLetters + `)`,
 		},
-		ofBranch: `SELECT seq || '.' || version, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + sqliteLetters + ` ORDER BY seq LIMIT 1`,
+		ofBranch: `SELECT ` + sqliteLetterID + `, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + sqliteLetters + ` ORDER BY seq LIMIT 1`,
 		requeue: `INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at, requeued_at)
 			SELECT id, topic, key, payload, headers, trace, created_at, ?2 FROM "{table}_dlq" WHERE ` + sqliteLetters + ` ORDER BY seq
-			RETURNING (SELECT d.seq || '.' || d.version FROM "{table}_dlq" d WHERE d.id = "{table}".id AND d.branch = '')`,
+			RETURNING (SELECT ` + sqliteLetterID + ` FROM "{table}_dlq" d WHERE d.id = "{table}".id AND d.branch = '')`,
 		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq"
 			WHERE branch = ?1 AND order_key <> '' AND order_key IN (SELECT value FROM json_each(?2))`,
 		parked: `SELECT count(*) FROM "{table}_dlq"`,

@@ -193,7 +193,7 @@ func lettersWith(ctx context.Context, outbox *couriersql.Outbox, ids []string) (
 		seq, err := strconv.ParseInt(place, 10, 64)
 		var at []courier.DeadLetter[couriersql.Row]
 		if err == nil && seq > 0 {
-			if at, err = outbox.DLQ().List(ctx, fmt.Sprintf("%d.1", seq-1), 1); err != nil {
+			if at, err = outbox.DLQ().List(ctx, fmt.Sprintf("%d.1.0", seq-1), 1); err != nil {
 				return nil, err
 			}
 		}

@@ -35,6 +35,7 @@ type bed struct {
 	dsn    string
 	db     *sql.DB
 	outbox *couriersql.Outbox
+	ids    map[string]string // of letters, by what the test calls them
 }
 
 func inEach(t *testing.T, test func(*testing.T, *bed)) {
@@ -57,7 +58,7 @@ func inEach(t *testing.T, test func(*testing.T, *bed)) {
 				require.NoError(t, outbox.Close())
 				require.NoError(t, db.Close())
 			})
-			test(t, &bed{t, dsn, db, outbox})
+			test(t, &bed{t, dsn, db, outbox, map[string]string{}})
 		})
 	}
 }
@@ -66,13 +67,38 @@ func inEach(t *testing.T, test func(*testing.T, *bed)) {
 func (b *bed) run(status int, args ...string) (stdout string) {
 	b.t.Helper()
 	var out, errs bytes.Buffer
-	require.Equal(b.t, status, run(b.t.Context(), append([]string{"-db", b.dsn}, args...), &out, &errs), "%s%s", &out, &errs)
+	all := []string{"-db", b.dsn}
+	for _, arg := range args {
+		if id, ok := b.ids[arg]; ok {
+			arg = id
+		}
+		all = append(all, arg)
+	}
+	require.Equal(b.t, status, run(b.t.Context(), all, &out, &errs), "%s%s", &out, &errs)
 	if status == 0 {
 		require.Empty(b.t, errs.String())
-		return out.String()
+		return b.short(out.String())
 	}
 	require.Regexp(b.t, "^courierctl: .*\n(\n|$)", errs.String())
-	return out.String() + errs.String()
+	return b.short(out.String() + errs.String())
+}
+
+// know has the letters that there are be called by their number and version alone.
+func (b *bed) know() {
+	b.t.Helper()
+	letters, err := b.outbox.DLQ().Receive(b.t.Context(), 100)
+	require.NoError(b.t, err)
+	for _, l := range letters {
+		b.ids[l.ID[:strings.LastIndexByte(l.ID, '.')]] = l.ID
+	}
+}
+
+// short is a text with the letters called so.
+func (b *bed) short(text string) string {
+	for short, id := range b.ids {
+		text = strings.ReplaceAll(text, id, short)
+	}
+	return text
 }
 
 func (b *bed) json(into any, args ...string) {
@@ -110,6 +136,7 @@ func (b *bed) migrated() {
 	require.NoError(b.t, source.Mark(b.t.Context(), rows[:3]))
 	require.NoError(b.t, source.Fail(b.t.Context(), []courier.FailedRecord[couriersql.Row]{{Record: rows[3], Error: errors.New("refused")}}))
 	require.NoError(b.t, source.Release(b.t.Context(), rows[4:], 0))
+	b.know()
 }
 
 func TestMigrate(t *testing.T) {
@@ -354,6 +381,7 @@ func TestARequeuedRowIsNew(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, b.outbox.DLQ().Send(t.Context(), courier.DeadLetter[couriersql.Row]{Record: rows[0], Error: errors.New("boom"), Attempts: 5, FailedAt: time.Now()}))
 		require.NoError(t, source.Mark(t.Context(), rows))
+		b.know()
 		b.run(0, "dlq", "requeue", "1.1")
 		require.NotContains(t, b.run(0, "status", "-max-lag", "1h", "-max-dead", "0"), "failing")
 	})
@@ -370,6 +398,7 @@ func (b *bed) branched() {
 			Record: row, Branch: branch, Error: errors.New("boom"), Reason: courier.Exhausted, FailedAt: time.Now(),
 		}))
 	}
+	b.know()
 }
 
 func TestLettersOfBranches(t *testing.T) {
@@ -418,15 +447,16 @@ func TestLettersThatChangeMeanwhile(t *testing.T) {
 		all := &invocation{db: b.dsn, table: couriersql.DefaultTable, timeout: time.Minute, all: true, json: true, stdout: &out}
 		err := change(all, func(ids []string) { require.NoError(t, b.outbox.DLQ().Delete(t.Context(), ids[0])) })
 		require.ErrorIs(t, err, errPartly)
-		require.EqualError(t, err, "1 of 2 dead letters was deleted: 1 dead letter changed meanwhile, or a relay has the row in hand (1.1)")
+		require.Equal(t, b.short(err.Error()), "1 of 2 dead letters was deleted: 1 dead letter changed meanwhile, or a relay has the row in hand (1.1)")
 		var report changeReport
-		require.NoError(t, json.Unmarshal(out.Bytes(), &report))
+		require.NoError(t, json.Unmarshal([]byte(b.short(out.String())), &report))
 		require.Equal(t, changeReport{Letters: []string{"2.1"}, Left: []string{"1.1"}}, report)
 
 		require.NoError(t, b.outbox.DLQ().Send(t.Context(), courier.DeadLetter[couriersql.Row]{Record: couriersql.Row{ID: "x", Topic: "t"}, FailedAt: time.Now()}))
+		b.know()
 		err = change(all, func(ids []string) { require.NoError(t, b.outbox.DLQ().Delete(t.Context(), ids...)) })
 		require.ErrorIs(t, err, errFinding)
-		require.EqualError(t, err, "no dead letter was deleted: 1 dead letter changed meanwhile, or a relay has the row in hand (3.1)")
+		require.Equal(t, b.short(err.Error()), "no dead letter was deleted: 1 dead letter changed meanwhile, or a relay has the row in hand (3.1)")
 	})
 }
 
@@ -532,7 +562,7 @@ func TestFlagsStandAnywhere(t *testing.T) {
 			args := slices.Concat(places[0], []string{"dlq"}, places[1], []string{"list"}, places[2])
 			var out, errs bytes.Buffer
 			require.Zero(b.t, run(b.t.Context(), args, &out, &errs), "%q: %s", args, &errs)
-			require.Equal(b.t, want, out.String(), args)
+			require.Equal(b.t, want, b.short(out.String()), args)
 		}
 		require.Equal(b.t, want, b.run(0, "--limit=1", "dlq", "--json=true", "list"))
 		require.Contains(b.t, b.run(exitFinding, "-dry-run", "dlq", "delete", "--", "-1.1"), "no dead letter has the ID -1.1")

@@ -120,6 +120,7 @@ func TestNothingOfTheDatabaseIsObeyed(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, source.Fail(t.Context(), []courier.FailedRecord[couriersql.Row]{{Record: rows[0], Error: errors.New(hostile[1])}}))
 
+		b.know()
 		listed := b.run(0, "dlq", "list")
 		require.Len(t, strings.Split(listed, "\n"), len(hostile)+3, "a line for each letter, the head and the count")
 		at := map[int]bool{}
