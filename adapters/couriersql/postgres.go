@@ -16,9 +16,6 @@ import (
 //go:embed migrations/postgres/*.sql
 var postgresMigrations embed.FS
 
-// What a claim reads of a row.
-const postgresRow = `seq, id, topic, key, payload, headers, trace, created_at, attempts, claim`
-
 // The bytes of a row that may be many. The size of a large value is known without
 // reading it.
 const postgresBytes = `(octet_length(payload) + octet_length(headers))`
