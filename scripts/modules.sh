@@ -57,7 +57,7 @@ for m in $modules; do
 	build)
 		[ "$m" = tools ] && continue # it has no packages of its own
 		echo "GOWORK=off $m"
-		(cd "$m" && go vet -modfile="$temp/go.mod" ./...)
+		(cd "$m" && go build -modfile="$temp/go.mod" ./... && go vet -modfile="$temp/go.mod" ./...)
 		;;
 	*)
 		sed -n '2,7p' "$0" >&2

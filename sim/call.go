@@ -57,6 +57,15 @@ type callID struct {
 	id   uint64
 }
 
+// streak is what the model has seen fail of a closed phase of the breaker.
+type streak struct {
+	failures int // all, at the most
+	vouched  int // of which the destination was well after so many
+	links    int // surely, each begun after the one before
+	broken   int // likewise
+	unsure   int // that may have been failures
+}
+
 // call is one call into the world. It parks until the scheduler lets it go on.
 type call struct {
 	callID

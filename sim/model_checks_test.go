@@ -495,15 +495,6 @@ func (m *model) leave(c *call, n int) {
 	}
 }
 
-// streak is what the model has seen fail of a closed phase of the breaker.
-type streak struct {
-	failures int // all, at the most
-	vouched  int // of which the destination was well after so many
-	links    int // surely, each begun after the one before
-	broken   int // likewise
-	unsure   int // that may have been failures
-}
-
 // vouch says that a call succeeded that began after another streak had been counted.
 func (s *streak) vouch(began streak) {
 	s.vouched, s.broken = max(s.vouched, began.failures), max(s.broken, began.links)
