@@ -20,6 +20,7 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriernats"
+	"github.com/erfanmomeniii/courier/courierttest/network"
 )
 
 var (
@@ -172,7 +173,7 @@ func number(id string) (n int) {
 
 type chaos struct {
 	*broker
-	hole   *hole
+	net    *network.Network
 	ledger *ledger
 	relay  *courier.PollingCoordinator[order]
 	dlq    courier.DLQ[order]
@@ -195,13 +196,13 @@ func chaosUsers(denied ...string) []*server.User {
 func startChaos(t *testing.T, options []nats.Option) *chaos {
 	b := startBrokerWith(t, jetstream.StreamConfig{}, func(o *server.Options) { o.Users = chaosUsers() })
 	c := &chaos{
-		broker: b, hole: startHole(t, b.address()),
+		broker: b, net: b.network(t),
 		ledger: &ledger{marked: make(map[string]bool), markedOne: make(chan struct{}), failed: make(map[string][]string)},
 		random: rand.New(rand.NewPCG(*chaosSeed, 0)),
 		stored: make(map[string]bool), worst: make(map[string]time.Duration), times: make(map[string]int),
 	}
 	c.update(t, func(*jetstream.StreamConfig) {})
-	conn, err := nats.Connect(c.hole.url(), append(options, nats.UserInfo("relay", "secret"), nats.Timeout(time.Second),
+	conn, err := nats.Connect(c.net.Addr().String(), append(options, nats.UserInfo("relay", "secret"), nats.Timeout(time.Second),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))...)
 	require.NoError(t, err)
 	t.Cleanup(conn.Close)
@@ -302,10 +303,10 @@ func (c *chaos) causes(t *testing.T) map[string]struct{ begin, end func() } {
 		}, reload(func(o *server.Options) { o.MaxPayload = 1 << 20 })},
 		"user is gone":          {reload(func(o *server.Options) { o.Users = chaosUsers()[1:] }), reload(func(o *server.Options) { o.Users = chaosUsers() })},
 		"publish is denied":     {reload(func(o *server.Options) { o.Users = chaosUsers("orders.>") }), reload(func(o *server.Options) { o.Users = chaosUsers() })},
-		"network cuts":          {c.hole.cut, nothing},
-		"network holds back":    {func() { c.hole.freeze(true) }, func() { c.hole.freeze(false) }},
-		"network swallows":      {func() { c.hole.swallow(true) }, func() { c.hole.swallow(false) }},
-		"server is unreachable": {func() { c.hole.swallow(true); c.hole.cut() }, func() { c.hole.swallow(false); c.hole.cut() }},
+		"network cuts":          {c.net.Cut, nothing},
+		"network holds back":    {func() { c.net.Hold(true) }, func() { c.net.Hold(false) }},
+		"network swallows":      {func() { c.net.Swallow(network.BothWays) }, func() { c.net.Swallow(0) }},
+		"server is unreachable": {func() { c.net.Swallow(network.BothWays); c.net.Cut() }, func() { c.net.Swallow(0); c.net.Cut() }},
 	}
 }
 

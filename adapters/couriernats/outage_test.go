@@ -13,6 +13,7 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriernats"
+	"github.com/erfanmomeniii/courier/courierttest/network"
 )
 
 // How long a call may take that has no server to talk to.
@@ -357,8 +358,8 @@ func TestBadSubjectWithinABatch(t *testing.T) {
 func TestSilentConnection(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, jetstream.StreamConfig{})
-	h := startHole(t, b.address())
-	conn, err := nats.Connect(h.url(), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(100*time.Millisecond))
+	n := b.network(t)
+	conn, err := nats.Connect(n.Addr().String(), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.Timeout(100*time.Millisecond))
 	require.NoError(t, err)
 	t.Cleanup(conn.Close)
 	js, err := jetstream.New(conn)
@@ -367,7 +368,7 @@ func TestSilentConnection(t *testing.T) {
 	all := orders(20)
 	require.NoError(t, sink.ApplyBatch(t.Context(), all[:5]))
 
-	h.swallow(true)
+	n.Swallow(network.BothWays)
 	start := time.Now()
 	for conn.IsConnected() {
 		err = sink.ApplyBatch(t.Context(), all)
@@ -378,7 +379,7 @@ func TestSilentConnection(t *testing.T) {
 	require.ErrorIs(t, failures(t, err)[0], nats.ErrDisconnected)
 	require.ErrorContains(t, err, "not even the answer to a ping")
 
-	h.swallow(false)
+	n.Swallow(0)
 	require.Empty(t, delivered(t, sink, all))
 	require.ElementsMatch(t, idsOf(all), b.ids(t))
 }
@@ -388,8 +389,8 @@ func TestSilentConnection(t *testing.T) {
 func TestNetworkTakesNothing(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, jetstream.StreamConfig{})
-	h := startHole(t, b.address())
-	conn, err := nats.Connect(h.url(), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.FlusherTimeout(300*time.Millisecond),
+	n := b.network(t)
+	conn, err := nats.Connect(n.Addr().String(), nats.MaxReconnects(-1), nats.ReconnectWait(5*time.Millisecond), nats.FlusherTimeout(300*time.Millisecond),
 		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
 	require.NoError(t, err)
 	t.Cleanup(conn.Close)
@@ -401,14 +402,14 @@ func TestNetworkTakesNothing(t *testing.T) {
 	for i := range all[5:] {
 		all[5+i].payload = make([]byte, 1<<20-100) // more than the buffers on the way
 	}
-	h.freeze(true)
+	n.Hold(true)
 	start := time.Now()
 	err = sink.ApplyBatch(t.Context(), all[5:])
 	require.Less(t, time.Since(start), bounded)
 	for _, err := range failures(t, err) {
 		require.NotEqual(t, courier.PermanentClass, courier.Classify(t.Context(), err), "%v", err)
 	}
-	h.freeze(false)
+	n.Hold(false)
 	require.Empty(t, delivered(t, sink, all))
 	require.ElementsMatch(t, idsOf(all), b.ids(t))
 }

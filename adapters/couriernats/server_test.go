@@ -2,7 +2,9 @@ package couriernats_test
 
 import (
 	"fmt"
+	"net"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/erfanmomeniii/courier/adapters/couriernats"
+	"github.com/erfanmomeniii/courier/courierttest/network"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -75,6 +78,12 @@ func (b *broker) start(tb testing.TB) {
 func (b *broker) shutdown() {
 	b.server.Shutdown()
 	b.server.WaitForShutdown()
+}
+
+// network starts one between clients and the server.
+func (b *broker) network(tb testing.TB) *network.Network {
+	address := strings.TrimPrefix(b.server.ClientURL(), "nats://")
+	return network.Local(tb, func() (net.Conn, error) { return net.Dial("tcp", address) })
 }
 
 func (b *broker) port() int {

@@ -9,76 +9,33 @@ import (
 	"maps"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/erfanmomeniii/courier/courierttest/network"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/stretchr/testify/require"
 )
 
-// network is between a pool and its server.
-type network struct {
-	mu    sync.Mutex
-	conns map[net.Conn]bool // true swallows what comes
-}
-
 // through returns a connection string that leads through a network.
-func through(t *testing.T, dsn string) (string, *network) {
+func through(t *testing.T, dsn string) (string, *network.Network) {
 	t.Helper()
-	n := &network{conns: make(map[net.Conn]bool)}
-	return between(t, dsn, func(wg *sync.WaitGroup, client, server net.Conn) {
-		n.mu.Lock()
-		n.conns[client], n.conns[server] = false, false
-		n.mu.Unlock()
-		wg.Go(func() { n.carry(client, server) })
-		wg.Go(func() { n.carry(server, client) })
-	}, n.cut), n
-}
-
-func (n *network) carry(from, to net.Conn) {
-	buffer := make([]byte, 64<<10)
-	for {
-		size, err := from.Read(buffer)
-		n.mu.Lock()
-		silent := n.conns[from]
-		n.mu.Unlock()
-		if silent && err == nil {
-			continue
-		}
-		if err != nil && !silent { // of a silent one the other end learns nothing
-			_ = to.Close()
-		}
-		if err != nil {
-			_ = from.Close()
-			return
-		}
-		if _, err := to.Write(buffer[:size]); err != nil {
-			_ = from.Close()
-			return
-		}
-	}
+	way, address := serverOf(t, dsn)
+	folder := t.TempDir()
+	listener, err := net.Listen("unix", filepath.Join(folder, ".s.PGSQL.5432"))
+	require.NoError(t, err)
+	return dsn + " host=" + folder, network.Between(t, listener, func() (net.Conn, error) { return net.Dial(way, address) })
 }
 
 // silence has the connections that there are swallow everything from now on, as
 // those do that a firewall has forgotten. New ones work.
-func (n *network) silence() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for c := range n.conns {
-		n.conns[c] = true
-	}
-}
-
-func (n *network) cut() {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for c := range n.conns {
-		_ = c.Close()
-	}
+func silence(n *network.Network) {
+	n.Swallow(network.BothWays)
+	n.Swallow(0)
 }
 
 // postgresHolds are the ways to hold rows in PostgreSQL.
@@ -129,7 +86,7 @@ func TestNoCallWaitsForADeadConnection(t *testing.T) {
 	for name, opts := range postgresHolds {
 		schema := pgtest.Schema(t)
 		direct := openPostgres(t, schema)
-		dsn, network := through(t, schema)
+		dsn, n := through(t, schema)
 		db := openPostgres(t, dsn)
 		outboxIn(t, db, opts...)
 		calls := calls
@@ -145,7 +102,7 @@ func TestNoCallWaitsForADeadConnection(t *testing.T) {
 				})
 				o := New(db, Postgres, append([]Option{WithClock(&fixed{start})}, opts...)...)
 				t.Cleanup(func() {
-					network.cut() // else pgx takes seconds to close a connection that is dead
+					n.Cut() // else pgx takes seconds to close a connection that is dead
 					require.NoError(t, o.Close())
 				})
 				write(t, New(direct, Postgres, WithClock(&fixed{start})), named("a", "b")...)
@@ -157,7 +114,7 @@ func TestNoCallWaitsForADeadConnection(t *testing.T) {
 				require.NoError(t, db.PingContext(t.Context()))
 				require.NoError(t, first.Close())
 				o.timeout = shortTimeout
-				network.silence()
+				silence(n)
 				for try := 1; ; try++ { // the pool has two idle ones, and one is the batch's
 					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 					err := call(ctx, s, rows)
@@ -180,7 +137,7 @@ func TestNoCallWaitsForADeadConnection(t *testing.T) {
 func TestARelayWhoseConnectionsDie(t *testing.T) {
 	for name, opts := range postgresHolds {
 		t.Run(name, func(t *testing.T) {
-			dsn, network := through(t, pgtest.Schema(t))
+			dsn, n := through(t, pgtest.Schema(t))
 			o := outboxIn(t, openPostgres(t, dsn), append([]Option{WithClock(nil)}, opts...)...)
 			o.timeout = 2 * shortTimeout
 			l := newLedger()
@@ -196,7 +153,7 @@ func TestARelayWhoseConnectionsDie(t *testing.T) {
 			defer func() { stop(); require.NoError(t, <-done) }()
 			write(t, o, named("a")...)
 			require.Eventually(t, func() bool { return l.count() == 1 && relay.Ready() == nil }, 20*time.Second, time.Millisecond)
-			network.silence()
+			silence(n)
 			require.Eventually(t, func() bool { return errors.Is(relay.Ready(), ErrQueryTimeout) }, 5*time.Second, time.Millisecond, "%v %v", relay.Ready(), relay.Stats())
 			require.Eventually(t, func() bool { return relay.Ready() == nil }, 20*time.Second, time.Millisecond)
 			write(t, o, named("b")...)
@@ -208,7 +165,7 @@ func TestARelayWhoseConnectionsDie(t *testing.T) {
 // The connection that listens has died, and so have the idle ones of the pool that
 // it would take next.
 func TestAListenerWhoseConnectionsDie(t *testing.T) {
-	dsn, network := through(t, pgtest.Schema(t))
+	dsn, n := through(t, pgtest.Schema(t))
 	db := openPostgres(t, dsn)
 	var log logged
 	o := outboxIn(t, db, WithWakeUp(), WithTable("wake_silent"), log.option())
@@ -218,7 +175,7 @@ func TestAListenerWhoseConnectionsDie(t *testing.T) {
 	wake := s.Wake()
 	awaken(t, wake) // it listens
 	require.NoError(t, db.PingContext(t.Context()))
-	network.silence()
+	silence(n)
 	require.Eventually(t, func() bool { // it listens again
 		ctx, cancel := context.WithTimeout(t.Context(), shortTimeout)
 		defer cancel()

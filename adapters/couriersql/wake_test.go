@@ -106,27 +106,13 @@ func TestWakeUpSurvivesItsConnection(t *testing.T) {
 // no place for a notification but within an answer.
 func pooler(t *testing.T, dsn string) string {
 	t.Helper()
-	return between(t, dsn, func(wg *sync.WaitGroup, client, server net.Conn) {
-		wg.Go(func() { _, _ = io.Copy(server, client); _ = server.Close() })
-		wg.Go(func() { withoutNotifications(client, server); _ = client.Close() })
-	}, func() {})
-}
-
-// between returns a connection string to a listener in front of the server. It calls
-// serve, which returns at once, with each client's connection and one to the server,
-// and end at the end of the test, before it waits for what serve has begun.
-func between(t *testing.T, dsn string, serve func(wg *sync.WaitGroup, client, server net.Conn), end func()) string {
-	t.Helper()
-	config, err := pgx.ParseConfig(dsn)
-	require.NoError(t, err)
-	network, address := pgconnNetwork(config)
+	network, address := serverOf(t, dsn)
 	folder := t.TempDir()
 	listener, err := net.Listen("unix", filepath.Join(folder, ".s.PGSQL.5432"))
 	require.NoError(t, err)
 	var wg sync.WaitGroup
 	t.Cleanup(func() {
 		require.NoError(t, listener.Close())
-		end()
 		wg.Wait()
 	})
 	wg.Go(func() {
@@ -140,13 +126,17 @@ func between(t *testing.T, dsn string, serve func(wg *sync.WaitGroup, client, se
 				_ = client.Close()
 				return
 			}
-			serve(&wg, client, server)
+			wg.Go(func() { _, _ = io.Copy(server, client); _ = server.Close() })
+			wg.Go(func() { withoutNotifications(client, server); _ = client.Close() })
 		}
 	})
 	return dsn + " host=" + folder
 }
 
-func pgconnNetwork(config *pgx.ConnConfig) (network, address string) {
+func serverOf(t *testing.T, dsn string) (network, address string) {
+	t.Helper()
+	config, err := pgx.ParseConfig(dsn)
+	require.NoError(t, err)
 	if filepath.IsAbs(config.Host) {
 		return "unix", filepath.Join(config.Host, ".s.PGSQL.5432")
 	}
