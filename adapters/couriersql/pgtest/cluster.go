@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/user"
@@ -24,6 +25,7 @@ const startTimeout = 60 * time.Second
 // cluster is a private server in a folder of its own.
 type cluster struct {
 	binaries, version string
+	program           []string // with its arguments
 	folder            string
 	owner             *syscall.Credential // nil is the user who runs the tests
 
@@ -36,12 +38,12 @@ type cluster struct {
 // standard input closes. A line on it is the signal to end the server with.
 const watchdogScript = `
 trap '' INT TERM HUP
-"$0/postgres" -D "$1/data" >>"$1/log" 2>&1 <&3 3<&- &
+"$@" >>"$0/log" 2>&1 <&3 3<&- &
 pid=$!
 read -r signal
 kill -"${signal:-INT}" $pid
 wait $pid
-[ -n "$signal" ] || rm -rf "$1"
+[ -n "$signal" ] || rm -rf "$0"
 `
 
 // startCluster starts a server, as the replica of another one unless that is nil.
@@ -54,17 +56,31 @@ func startCluster(primary *cluster) (*cluster, error) {
 	if version, err := exec.Command(filepath.Join(binaries, "postgres"), "--version").Output(); err == nil {
 		c.version = strings.TrimSpace(strings.Replace(string(version), "postgres (PostgreSQL)", "PostgreSQL", 1))
 	}
-	if c.folder, err = os.MkdirTemp("", "courier-pg-"); err != nil {
-		return nil, err
+	if err := c.settle(func() error { return c.create(primary) }); err != nil {
+		return nil, fmt.Errorf("pgtest: starting a private PostgreSQL (%s): %w", binaries, err)
 	}
-	if err = c.create(primary); err == nil {
+	return c, nil
+}
+
+// settle gives the server a folder, which create fills, and starts it. PostgreSQL and
+// its poolers refuse to run as root, which is who tests in containers are run by.
+func (c *cluster) settle(create func() error) (err error) {
+	if c.folder, err = os.MkdirTemp("", "courier-pg-"); err != nil {
+		return err
+	}
+	if os.Geteuid() == 0 {
+		err = c.disown()
+	}
+	if err == nil {
+		err = create()
+	}
+	if err == nil {
 		err = c.start()
 	}
 	if err != nil {
 		_ = c.remove()
-		return nil, fmt.Errorf("pgtest: starting a private PostgreSQL (%s): %w", binaries, err)
 	}
-	return c, nil
+	return err
 }
 
 // findBinaries looks where packages put the server's programs, which is often
@@ -94,14 +110,9 @@ func findBinaries() (folder string, err error) {
 }
 
 // create makes the folder a cluster: an empty one, or a copy of the primary's that
-// follows it. PostgreSQL refuses to run as root, which is who tests in containers
-// are run by.
+// follows it.
 func (c *cluster) create(primary *cluster) error {
-	if os.Geteuid() == 0 {
-		if err := c.disown(); err != nil {
-			return err
-		}
-	}
+	c.program = []string{filepath.Join(c.binaries, "postgres"), "-D", filepath.Join(c.folder, "data")}
 	program, args := "initdb", []string{"-U", "courier", "-A", "trust", "-E", "UTF8", "--no-locale"}
 	if primary != nil {
 		program, args = "pg_basebackup", []string{"-d", primary.dsn(), "--write-recovery-conf", "--checkpoint=fast"}
@@ -150,7 +161,7 @@ func (c *cluster) start() error {
 	if c.watchdog != nil {
 		return errors.New("pgtest: the server is running")
 	}
-	cmd := c.command("/bin/sh", "-c", watchdogScript, c.binaries, c.folder)
+	cmd := c.command("/bin/sh", append([]string{"-c", watchdogScript, c.folder}, c.program...)...)
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
@@ -204,6 +215,10 @@ func (c *cluster) stop(signal string) error {
 // remove ends the server and removes its folder.
 func (c *cluster) remove() error {
 	return errors.Join(c.stop("INT"), os.RemoveAll(c.folder))
+}
+
+func (c *cluster) dial() (net.Conn, error) {
+	return net.Dial("unix", filepath.Join(c.folder, ".s.PGSQL.5432"))
 }
 
 func (c *cluster) dsn() string {

@@ -19,6 +19,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -78,6 +79,11 @@ func (s *Server) Replica() (*Server, error) { return startPrivate(s.cluster) }
 
 // Promote makes a replica a primary, and returns once it is one.
 func (s *Server) Promote(ctx context.Context) error { return s.execute(ctx, "SELECT pg_promote()") }
+
+// Dial opens a plain connection to a private server, for a network in front of it.
+func (s *Server) Dial() (net.Conn, error) {
+	return s.cluster.dial()
+}
 
 // Private reports whether the server was started by Start, so that Crash and
 // Restart may be called.

@@ -1,12 +1,14 @@
 package pgtest
 
 import (
+	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/erfanmomeniii/courier/courierttest/network"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -90,6 +92,32 @@ func TestReplica(t *testing.T) {
 	require.NoError(t, replica.Promote(t.Context()))
 	require.NoError(t, replica.execute(t.Context(), `INSERT INTO a VALUES (9)`))
 	require.Equal(t, 16, number(t, replica.DSN, `SELECT sum(n) FROM a`), "it missed the 8")
+}
+
+// A pooler in transaction mode gives each transaction another session.
+func TestPooler(t *testing.T) {
+	t.Setenv(DSNVariable, "")
+	server, err := Start()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, server.Stop()) }()
+	way := network.Local(t, func() (net.Conn, error) { return server.Dial() })
+	pooler, err := StartPooler(way.Addr().(*net.TCPAddr))
+	require.NoError(t, err)
+	defer func() { require.NoError(t, pooler.Stop()) }()
+	require.NoError(t, server.execute(t.Context(), `CREATE DATABASE other`))
+	session := func(dsn string) (pid int) {
+		return number(t, dsn+" default_query_exec_mode=exec", `SELECT pg_backend_pid()`)
+	}
+	first := session(pooler.DSN)
+	require.Equal(t, first, session(pooler.DSN), "one client after the other")
+	require.NotEqual(t, first, session(pooler.DSN+" dbname=other"))
+	require.NoError(t, pooler.Reconnect(t.Context()))
+	require.Eventually(t, func() bool { return session(pooler.DSN) != first }, 10*time.Second, time.Millisecond)
+	require.NoError(t, pooler.Crash())
+	_, err = pgx.Connect(t.Context(), pooler.DSN)
+	require.Error(t, err)
+	require.NoError(t, pooler.Restart())
+	require.NotZero(t, session(pooler.DSN))
 }
 
 // A test binary that is killed leaves no server behind.
