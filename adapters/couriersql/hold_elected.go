@@ -254,6 +254,7 @@ func (e *elected) renew(ctx context.Context, rows []Row) (map[string]bool, error
 	for _, row := range rows {
 		lost[row.ID] = true
 	}
+	e.removeRows(rows) // a coordinator leaves them alone, and this relay may lead again
 	return lost, nil
 }
 

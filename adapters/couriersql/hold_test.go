@@ -333,6 +333,30 @@ func cut(t *testing.T, s *Source) {
 	execute(t, s.outbox.db, `SELECT pg_terminate_backend($1)`, pid)
 }
 
+// A coordinator leaves alone what it is told is lost: neither a mark nor a release
+// follows. A relay that has the lock again hands it out again, as another would.
+func TestWhatIsLostComesAgain(t *testing.T) {
+	for _, name := range []string{"locked", "elected"} {
+		t.Run(name, func(t *testing.T) {
+			o := newPostgres(t, postgresHolds[name]...)
+			write(t, o, named("a", "b", "c")...)
+			s := o.Source()
+			s.RenewEvery()
+			rows := take(t, s, 2)
+			cut(t, s)
+			require.Eventually(t, func() bool { return errors.Is(s.Renew(t.Context(), rows), ErrLeaseLost) }, 10*time.Second, time.Millisecond)
+			require.NoError(t, s.Mark(t.Context(), rows[:1]), "a was begun, and was delivered")
+			var again []Row
+			require.Eventually(t, func() bool {
+				again = append(again, take(t, s, 10)...)
+				return len(again) >= 2
+			}, 10*time.Second, time.Millisecond)
+			require.Equal(t, []string{"b", "c"}, idsOf(again))
+			require.Empty(t, take(t, s, 10), "they are in hand")
+		})
+	}
+}
+
 func TestAMarkWhoseConnectionIsCut(t *testing.T) {
 	o := newPostgres(t)
 	write(t, o, named("a", "b")...)
