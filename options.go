@@ -332,9 +332,11 @@ type trouble struct {
 	tries int
 }
 
-func (t *trouble) delay(c *config) time.Duration {
+func (t *trouble) delay(c *config) time.Duration { return t.upTo(30*time.Second, c) }
+
+func (t *trouble) upTo(longest time.Duration, c *config) time.Duration {
 	t.tries++
-	p := backoff.Policy{Base: 100 * time.Millisecond, Max: 30 * time.Second, Multiplier: 2, Jitter: backoff.Equal}
+	p := backoff.Policy{Base: 100 * time.Millisecond, Max: longest, Multiplier: 2, Jitter: backoff.Equal}
 	return p.Delay(t.tries, 0, uniform(c.random))
 }
 
@@ -342,9 +344,14 @@ func (t *trouble) delay(c *config) time.Duration {
 // errors of Fetch and Mark ask for, and by default a breaker.
 const maxCallAfter = time.Hour
 
-// after is delay, or what the error asks for where that is longer.
+// maxCallPace is how long a source is left alone after an error: delivery goes on so
+// soon after the end of an outage, however long that was.
+const maxCallPace = 5 * time.Second
+
+// after is the pace of calls of the source, or what the error asks for where that is
+// longer.
 func (t *trouble) after(c *config, err error) time.Duration {
-	return max(t.delay(c), afterOf(err, maxCallAfter))
+	return max(t.upTo(maxCallPace, c), afterOf(err, maxCallAfter))
 }
 
 // atStop is after while the coordinator stops: what an error asks for counts only where
