@@ -102,12 +102,12 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 		return nil, err
 	}
 	o := e.outbox
-	first, last := e.bounds()
+	seqs, first, last := e.seqs()
 	began := o.now()
 	from := e.floor.from(began)
 	statements := new(pgx.Batch)
 	statements.Queue(o.grammar.plan)
-	statements.Queue(o.fetch.text, limit, first, last, from, o.share(limit)).Query(func(rows pgx.Rows) (err error) {
+	statements.Queue(o.fetch.text, limit, first, last, from, o.share(limit), seqs).Query(func(rows pgx.Rows) (err error) {
 		batch, err = collect(rows, limit)
 		return err
 	})

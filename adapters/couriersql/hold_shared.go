@@ -3,6 +3,7 @@ package couriersql
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"time"
 )
 
@@ -18,8 +19,10 @@ func (s *shared) fetch(ctx context.Context, limit int, from int64) ([]Row, error
 	if err != nil {
 		return nil, err
 	}
-	first, last := s.bounds()
-	batch, err := o.rows(ctx, preparedStatement{on}, limit, o.fetchBytes, o.fetch.text, o.timed(limit, first, last, from, o.fetchBytes)...)
+	seqs, first, last := s.seqs()
+	list, _ := json.Marshal(seqs) // never fails for numbers
+	args := append(o.timed(limit, first, last, from, o.fetchBytes), string(list))
+	batch, err := o.rows(ctx, preparedStatement{on}, limit, o.fetchBytes, o.fetch.text, args...)
 	batch = o.earliest(batch, limit)
 	s.add(batch)
 	return batch, err

@@ -454,6 +454,41 @@ func TestFetchingAhead(t *testing.T) {
 	}
 }
 
+// Rows whose numbers lie between those in hand, and are not in hand themselves, come
+// before the later ones of their key.
+func TestFetchingAheadKeepsTheOrderOfAKey(t *testing.T) {
+	for _, name := range []string{"elected", "sqlite"} {
+		t.Run(name, func(t *testing.T) {
+			var o *Outbox
+			if name == "elected" {
+				o = newPostgres(t, WithStrictOrder())
+			} else {
+				o = newOutbox(t)
+			}
+			s := o.Source()
+			s.RenewEvery()
+			keyed := func(id string) Message { return Message{ID: id, Topic: "t", Key: "k"} }
+			write(t, o, Message{ID: "a", Topic: "t"}, keyed("failed"), Message{ID: "b", Topic: "t"})
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), take(t, s, 3)[1])))
+			write(t, o, keyed("later"))
+			require.Empty(t, take(t, s, 10), "it waits for the one that failed")
+			makeDue(t, o)
+			require.Equal(t, []string{"failed", "later"}, idsOf(take(t, s, 10)))
+			if name == "sqlite" {
+				return // where one writes at a time
+			}
+			tx, err := o.db.BeginTx(t.Context(), nil)
+			require.NoError(t, err)
+			require.NoError(t, o.Write(t.Context(), tx, keyed("slow")))
+			write(t, o, Message{ID: "c", Topic: "t"})
+			require.Equal(t, []string{"c"}, idsOf(take(t, s, 10)))
+			require.NoError(t, tx.Commit())
+			write(t, o, keyed("next"))
+			require.Equal(t, []string{"slow", "next"}, idsOf(take(t, s, 10)))
+		})
+	}
+}
+
 func TestCoordinatorsThatFetchAhead(t *testing.T) {
 	for name, newOutbox := range ways() {
 		t.Run(name, func(t *testing.T) {

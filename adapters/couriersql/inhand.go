@@ -1,6 +1,10 @@
 package couriersql
 
-import "sync"
+import (
+	"maps"
+	"slices"
+	"sync"
+)
 
 // inHand is what a source has handed out that holds nothing in the database, so
 // that a coordinator which fetches ahead is not given the same rows again. A
@@ -49,18 +53,21 @@ func (h *inHand) removeFailed(rows []failure) {
 	h.remove(len(rows), func(i int) rowKey { return rows[i].key() })
 }
 
-// bounds are the first and the last in hand; the first is behind the last when
-// there is none. A row between them that was committed late is handed out once
-// they are settled.
-func (h *inHand) bounds() (first, last int64) {
+// seqs are the numbers in hand, and the first and the last of them; the first is
+// behind the last when there is none. Between them there may be rows that are not in
+// hand: one that was committed late, or that failed. Such a row comes before later
+// ones of its key.
+func (h *inHand) seqs() (seqs []int64, first, last int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	first, last = 1, 0
-	for seq := range h.ids {
-		if first > last {
-			first, last = seq, seq
-		}
-		first, last = min(first, seq), max(last, seq)
+	seqs = slices.AppendSeq(make([]int64, 0, len(h.ids)), maps.Keys(h.ids))
+	if len(seqs) == 0 {
+		return seqs, 1, 0
 	}
+	return seqs, slices.Min(seqs), slices.Max(seqs)
+}
+
+func (h *inHand) bounds() (first, last int64) {
+	_, first, last = h.seqs()
 	return first, last
 }

@@ -55,6 +55,10 @@ func postgresGrammar() grammar {
 				ON l.seq = g.seq AND l.id = g.id AND l.claim = g.claim AND l.attempts = g.attempts
 			WHERE l.processed_at IS NULL` + owned + ` FOR UPDATE OF l` + lock + `)`
 	}
+	// Between the first and the last in hand there may be others.
+	notInHand := func(seq string) string {
+		return `(` + seq + ` NOT BETWEEN $2 AND $3 OR ` + seq + ` <> ALL($6::bigint[]))`
+	}
 	const noteFailure = `UPDATE "{table}" t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
 			last_error = f.error, owner = '' `
 	// The rows of a key that failed. The order that the subqueries ask for is to be had
@@ -130,16 +134,16 @@ func postgresGrammar() grammar {
 		// Of the rows that failed, those that have been due for longest, and all of their
 		// keys before them. The second part takes a row of a key with an earlier one that
 		// failed only if the first part has that.
-		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + retry + ` AND seq NOT BETWEEN $2 AND $3
+		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + retry + ` AND ` + notInHand("seq") + `
 				AND ` + unhindered("f.available_at > statement_timestamp()") + ` ORDER BY available_at, seq LIMIT $1),
 			failed AS MATERIALIZED (SELECT seq FROM due WHERE key = '' UNION ALL
 				SELECT e.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t, LATERAL (
-					SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq <= t.last AND f.seq NOT BETWEEN $2 AND $3
+					SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq <= t.last AND ` + notInHand("f.seq") + `
 					ORDER BY hashtextextended(f.key, 0), f.seq LIMIT $1) e)
 			SELECT ` + postgresUpTo("$5") + ` FROM "{table}" WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))
 			UNION ALL
-			SELECT * FROM (SELECT ` + postgresUpTo("$5") + ` FROM "{table}" t WHERE ` + fresh + ` AND seq NOT BETWEEN $2 AND $3 AND seq >= $4::bigint
-				AND ` + unhindered("(f.available_at > statement_timestamp() OR f.seq NOT BETWEEN $2 AND $3 AND f.seq NOT IN (SELECT seq FROM failed))") + `
+			SELECT * FROM (SELECT ` + postgresUpTo("$5") + ` FROM "{table}" t WHERE ` + fresh + ` AND ` + notInHand("seq") + ` AND seq >= $4::bigint
+				AND ` + unhindered("(f.available_at > statement_timestamp() OR "+notInHand("f.seq")+" AND f.seq NOT IN (SELECT seq FROM failed))") + `
 				ORDER BY seq LIMIT $1) AS others`,
 		lock:  locking(postgresUpTo("$3"), "$2"),
 		large: `SELECT t.seq, t.payload, t.headers FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id`,

@@ -168,7 +168,7 @@ func TestWriterWaitsForAnother(t *testing.T) {
 
 func TestKeptRowsDoNotSlowTheFetch(t *testing.T) {
 	o := newOutbox(t, WithKeep())
-	rows, err := o.db.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+o.fetch.text, 100, 1, 0, 0, 1, 0)
+	rows, err := o.db.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+o.fetch.text, 100, 1, 0, 0, 1, 0, "[]")
 	require.NoError(t, err)
 	defer rows.Close()
 	var plan string

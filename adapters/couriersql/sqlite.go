@@ -27,6 +27,9 @@ const (
 	sqliteUnhindered = `(key = '' OR NOT EXISTS (SELECT 1 FROM "{table}" f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
 		AND f.processed_at IS NULL AND f.attempts > 0 AND `
 	// The cast takes the digits before the point: by it the rows are found.
+	// Between the first and the last in hand there may be others.
+	sqliteNotInHand = `(seq NOT BETWEEN ?2 AND ?3 OR seq NOT IN (SELECT value FROM json_each(?7)))`
+
 	sqliteKnown = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND seq || '.' || id IN (SELECT value FROM json_each(?1))`
 	sqliteClaimed = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
@@ -76,16 +79,16 @@ func sqliteGrammar() grammar {
 		// Of the rows that failed, those that have been due for longest, and all of their
 		// keys before them. The second part takes a row of a key with an earlier one that
 		// failed only if the first part has that.
-		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + sqliteRetry + ` AND seq NOT BETWEEN ?2 AND ?3
+		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + sqliteRetry + ` AND ` + sqliteNotInHand + `
 				AND ` + sqliteUnhindered + `f.available_at > ?6)) ORDER BY available_at, seq LIMIT ?1),
 			failed AS MATERIALIZED (SELECT seq FROM due WHERE key = '' UNION ALL
 				SELECT f.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t
-				CROSS JOIN "{table}" f INDEXED BY "{table}_failed" ON f.key = t.key AND f.seq <= t.last AND f.seq NOT BETWEEN ?2 AND ?3
+				CROSS JOIN "{table}" f INDEXED BY "{table}_failed" ON f.key = t.key AND f.seq <= t.last AND ` + strings.ReplaceAll(sqliteNotInHand, "seq", "f.seq") + `
 					AND f.processed_at IS NULL AND f.attempts > 0)
 			SELECT * FROM (SELECT ` + sqliteRow + ` FROM "{table}" WHERE seq IN (SELECT seq FROM failed ORDER BY seq LIMIT ?1) ORDER BY seq)
 			UNION ALL
-			SELECT * FROM (SELECT ` + sqliteRow + ` FROM "{table}" t WHERE ` + sqliteFresh + ` AND seq NOT BETWEEN ?2 AND ?3
-				AND ` + sqliteUnhindered + `(f.available_at > ?6 OR f.seq NOT BETWEEN ?2 AND ?3 AND f.seq NOT IN (SELECT seq FROM failed))))
+			SELECT * FROM (SELECT ` + sqliteRow + ` FROM "{table}" t WHERE ` + sqliteFresh + ` AND ` + sqliteNotInHand + `
+				AND ` + sqliteUnhindered + `(f.available_at > ?6 OR ` + strings.ReplaceAll(sqliteNotInHand, "seq", "f.seq") + ` AND f.seq NOT IN (SELECT seq FROM failed))))
 				ORDER BY seq LIMIT ?1)`,
 		claim: `UPDATE "{table}" SET claim = claim + 1, owner = ?2, available_at = ?6 + ?3 WHERE seq IN (
 			SELECT seq FROM (SELECT seq, sum(` + sqliteBytes + `) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - ` + sqliteBytes + ` AS ahead FROM "{table}" WHERE seq IN (
