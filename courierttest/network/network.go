@@ -13,6 +13,7 @@ import (
 // Way is a direction. Ways may be added.
 type Way int
 
+// The directions that bytes take.
 const (
 	ToServer Way = 1 << iota
 	ToClient
