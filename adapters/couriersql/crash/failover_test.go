@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -24,17 +23,14 @@ import (
 // name is a name of the service: it leads to one server, and later to another.
 type name struct{ server atomic.Pointer[pgtest.Server] }
 
-func (n *name) open(t *testing.T) *sql.DB {
+func (n *name) dial() (net.Conn, error) { return n.server.Load().Dial() }
+
+func (n *name) open(t *testing.T, database string) *sql.DB {
 	t.Helper()
 	config, err := pgx.ParseConfig(n.server.Load().DSN)
 	require.NoError(t, err)
-	config.DialFunc = func(ctx context.Context, _, _ string) (net.Conn, error) {
-		now, err := pgx.ParseConfig(n.server.Load().DSN)
-		if err != nil {
-			return nil, err
-		}
-		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(now.Host, ".s.PGSQL.5432"))
-	}
+	config.Database = database
+	config.DialFunc = func(context.Context, string, string) (net.Conn, error) { return n.dial() }
 	db := stdlib.OpenDB(*config)
 	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	return db
@@ -71,7 +67,7 @@ func startServer(t *testing.T, start func() (*pgtest.Server, error)) *pgtest.Ser
 // and marks them: fsync and synchronous_commit are on.
 func TestFailoverToAReplicaThatMissesCommits(t *testing.T) {
 	const batch = 50
-	for hold, title := range map[string]string{"": "locked", "lease": "leased", "strict": "strict"} {
+	for hold, title := range groups {
 		t.Run(title, func(t *testing.T) {
 			var service name
 			primary := startServer(t, pgtest.Start)
@@ -79,7 +75,7 @@ func TestFailoverToAReplicaThatMissesCommits(t *testing.T) {
 				t.Skip("it crashes the server, which is somebody's")
 			}
 			service.server.Store(primary)
-			db := service.open(t)
+			db := service.open(t, "postgres")
 			var log text
 			logger := slog.New(slog.NewTextHandler(&log, nil))
 			outbox := relayConfig{Driver: "pgx", Hold: hold}.outbox(db, couriersql.WithLogger(logger))

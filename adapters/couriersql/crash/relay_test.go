@@ -31,6 +31,12 @@ import (
 //	parked id            answered by a line: then its mark goes on
 //	marked id id …
 //	released id id …     or failed
+//
+// A relay of the chaos delivers to JetStream instead, and tells of it:
+//
+//	trying id id …
+//	deliver id id …      acked, and answered by a line
+//	ready                or with a reason why it is not
 
 const relayVariable = "COURIER_CRASH_RELAY"
 
@@ -40,12 +46,16 @@ type relayConfig struct {
 	Hold                      string // "", "lease" or "strict"
 	Failures                  int    // one in so many applies fails; 0 is none
 	Seed                      uint64
+	Chaos                     *chaosConfig // nil delivers to the parent
 }
 
 const batchSize = 20
 
 // poison is the topic of messages that nobody can deliver.
 const poison = "poison"
+
+// big is the topic of messages that are poison while the broker takes no large ones.
+const big = "big"
 
 // leaseTime is short, as what a killed relay leased waits for so long.
 const leaseTime = 3 * time.Second
@@ -56,6 +66,9 @@ func (c relayConfig) outbox(db *sql.DB, more ...couriersql.Option) *couriersql.O
 	if c.Driver == "pgx" {
 		dialect = couriersql.Postgres
 		opts = append(opts, couriersql.WithWakeUp())
+	}
+	if c.Chaos != nil {
+		opts = append(opts, couriersql.WithQueryTimeout(queryTimeout))
 	}
 	switch c.Hold {
 	case "lease":
@@ -86,7 +99,10 @@ func relayMain(text string) {
 	if err != nil {
 		panic(err)
 	}
-	source := &told{Source: config.outbox(db).Source(), line: line}
+	if config.Chaos != nil {
+		panic(config.relay(line, db))
+	}
+	source := tell(config.outbox(db).Source(), line)
 	parking := courier.NewDLQApplier(courier.ProcessFunc(line.deliver), courier.DLQ[couriersql.Row](toldDLQ{source.DLQ(), line}))
 	apply := courier.ProcessFunc(func(ctx context.Context, r couriersql.Row) error {
 		if line.fails() {
@@ -101,6 +117,7 @@ func relayMain(text string) {
 
 // line is the way to the parent.
 type line struct {
+	asking   sync.Mutex
 	mu       sync.Mutex
 	conn     net.Conn
 	answers  *bufio.Reader
@@ -118,6 +135,8 @@ func (l *line) tell(words ...string) {
 
 // ask is tell for what the parent answers.
 func (l *line) ask(words ...string) {
+	l.asking.Lock()
+	defer l.asking.Unlock()
 	l.tell(words...)
 	if _, err := l.answers.ReadString('\n'); err != nil {
 		os.Exit(3)
@@ -151,8 +170,11 @@ func (q toldDLQ) Send(ctx context.Context, letter courier.DeadLetter[couriersql.
 // told is a source that tells the parent what is in hand.
 type told struct {
 	*couriersql.Source
-	line *line
+	fetch func(context.Context, int) ([]couriersql.Row, error) // the source's or a stream's
+	line  *line
 }
+
+func tell(source *couriersql.Source, line *line) *told { return &told{source, source.Fetch, line} }
 
 func ids(rows []couriersql.Row) []string {
 	list := make([]string, len(rows))
@@ -163,7 +185,7 @@ func ids(rows []couriersql.Row) []string {
 }
 
 func (t *told) Fetch(ctx context.Context, limit int) ([]couriersql.Row, error) {
-	rows, err := t.Source.Fetch(ctx, limit)
+	rows, err := t.fetch(ctx, limit)
 	if len(rows) > 0 {
 		t.line.tell(append([]string{"fetched"}, ids(rows)...)...)
 	}

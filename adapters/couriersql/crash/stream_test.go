@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,20 +20,39 @@ type stream struct {
 	listener net.Listener
 	group    sync.WaitGroup
 
-	mu         sync.Mutex
-	hands      map[string]*hand
-	deliveries map[string]int // of an ID
-	excused    map[string]int // how often an ID was in a hand that was disturbed
-	total      int
-	repeated   int
-	last       string         // the relay that delivered last
-	keys       map[string]int // the highest number of a key that was delivered
-	faults     []string       // what must not be
-	ordered    bool
-	struck     int                 // rows that were in a hand when it was disturbed
-	strike     chan string         // is sent who parks next, if that is asked for
-	history    map[string][]string // of an ID
-	blows      []string            // that fell, and on whom
+	mu       sync.Mutex
+	hands    map[string]*hand
+	dead     map[string]bool   // who was killed
+	orders   map[string]*order // by ID: those of this round, and in former of the one before
+	former   map[string]*order
+	total    int
+	repeated int
+	last     string         // the relay that delivered last
+	keys     map[string]int // the highest number of a key that was delivered
+	faults   []string       // what must not be
+	ordered  bool
+	struck   int                  // rows that were in a hand when it was disturbed
+	strike   chan string          // is sent who parks next, if that is asked for
+	blows    []string             // that fell, and on whom
+	marks    []settled            // of late
+	owed     map[string]time.Time // committed when, and not delivered or parked
+	still    standstill
+}
+
+// order is all that is known of a message.
+type order struct {
+	deliveries int
+	tries      int // at a broker
+	excused    int // how often it was in a hand that was disturbed
+	parked     bool
+	committing time.Time // zero if it was not
+	acked      time.Time // as committed
+	history    []string
+}
+
+type settled struct {
+	id string
+	at time.Time
 }
 
 // hand is what a relay has fetched and not settled.
@@ -40,13 +60,14 @@ type hand struct {
 	rows      map[string]bool
 	disturbed time.Time // what it fetches until then is excused too
 	gone      chan struct{}
+	red       time.Time // when its Ready was last not nil, or it began
 }
 
 func newStream(t *testing.T, ordered bool) *stream {
 	listener, err := net.Listen("unix", filepath.Join(t.TempDir(), "stream"))
 	require.NoError(t, err)
-	s := &stream{listener: listener, ordered: ordered, hands: map[string]*hand{},
-		deliveries: map[string]int{}, excused: map[string]int{}, keys: map[string]int{}, history: map[string][]string{}}
+	s := &stream{listener: listener, ordered: ordered, hands: map[string]*hand{}, dead: map[string]bool{},
+		orders: map[string]*order{}, keys: map[string]int{}, owed: map[string]time.Time{}}
 	s.group.Go(func() {
 		for {
 			conn, err := listener.Accept()
@@ -73,7 +94,7 @@ func (s *stream) serve(conn net.Conn) {
 		if words[0] == "name" {
 			name = words[1]
 			s.mu.Lock()
-			s.hands[name] = &hand{rows: map[string]bool{}, gone: make(chan struct{})}
+			s.hands[name] = &hand{rows: map[string]bool{}, gone: make(chan struct{}), red: time.Now()}
 			s.mu.Unlock()
 			continue
 		}
@@ -88,8 +109,18 @@ func (s *stream) serve(conn net.Conn) {
 		}
 	}
 	if name != "" {
-		close(s.hand(name).gone)
+		s.end(name)
 	}
+}
+
+func (s *stream) end(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h := s.hands[name]
+	if !s.dead[name] {
+		s.faults = append(s.faults, name+" ended by itself")
+	}
+	close(h.gone)
 }
 
 func (s *stream) hand(name string) *hand {
@@ -102,46 +133,76 @@ func (s *stream) note(name, what string, ids []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	h := s.hands[name]
+	if what == "ready" {
+		if len(ids) > 0 {
+			h.red = time.Now()
+		}
+		return
+	}
 	for _, id := range ids {
-		s.history[id] = append(s.history[id], fmt.Sprint(stamp(), " ", name, " ", what))
+		o := s.order(id)
+		o.history = append(o.history, fmt.Sprint(stamp(), " ", name, " ", what))
 		switch what {
 		case "fetched":
 			h.rows[id] = true
 			if time.Now().Before(h.disturbed) {
-				s.excused[id]++
+				o.excused++
 			}
+		case "trying":
+			o.tries++
 		case "deliver":
-			s.deliver(id)
+			s.deliver(id, o)
 			s.last = name
 		case "parked":
+			o.parked = true
+			s.settle(id)
+		case "marked":
+			delete(h.rows, id)
+			s.marks = append(s.marks, settled{id, time.Now()})
 		default:
 			delete(h.rows, id)
 		}
 	}
 }
 
-func (s *stream) deliver(id string) {
+func (s *stream) order(id string) *order {
+	if o := s.former[id]; o != nil {
+		return o
+	}
+	o := s.orders[id]
+	if o == nil {
+		o = new(order)
+		s.orders[id] = o
+	}
+	return o
+}
+
+func (s *stream) deliver(id string, o *order) {
 	s.total++
-	s.deliveries[id]++
-	if n := s.deliveries[id]; n > 1 {
+	o.deliveries++
+	s.settle(id)
+	if n := o.deliveries; n > 1 {
 		s.repeated++
-		if n-1 > s.excused[id] {
-			s.faults = append(s.faults, fmt.Sprintf("%s was delivered %d times and was in a disturbed hand %d times: %v; the blows before: %v", id, n, s.excused[id], s.history[id], s.blows[max(0, len(s.blows)-5):]))
+		if n-1 > o.excused {
+			s.faults = append(s.faults, fmt.Sprintf("%s was delivered %d times and was in a disturbed hand %d times: %v; the blows before: %v", id, n, o.excused, o.history, s.blows[max(0, len(s.blows)-5):]))
 		}
 		return
 	}
 	key, text, _ := strings.Cut(id, "/")
 	var number int
 	_, _ = fmt.Sscan(text, &number)
-	if s.ordered && number < s.keys[key] {
-		s.faults = append(s.faults, fmt.Sprintf("%s was delivered after %s/%d", id, key, s.keys[key]))
+	// A leader that is cut off may deliver what it has in hand beside the next one.
+	if s.ordered && number < s.keys[key] && o.excused == 0 {
+		s.faults = append(s.faults, fmt.Sprintf("%s was delivered after %s/%d: %v", id, key, s.keys[key], o.history))
 	}
 	s.keys[key] = max(s.keys[key], number)
 }
 
 // disturb excuses what a relay has in hand from being delivered once only, and
 // what it fetches in the next moment, or has fetched and not told of yet.
-func (s *stream) disturb(name string) {
+func (s *stream) disturb(name string) { s.disturbFor(name, 2*time.Second) }
+
+func (s *stream) disturbFor(name string, d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.blows = append(s.blows, fmt.Sprint(stamp(), " ", name))
@@ -150,10 +211,10 @@ func (s *stream) disturb(name string) {
 		return
 	}
 	for id := range h.rows {
-		s.excused[id]++
+		s.order(id).excused++
 	}
 	s.struck += len(h.rows)
-	h.disturbed = time.Now().Add(2 * time.Second)
+	h.disturbed = time.Now().Add(d)
 }
 
 // nextToPark is sent the name of the relay that parks next, which is left without
@@ -188,4 +249,132 @@ func (s *stream) lastRelay() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.last
+}
+
+// expectDeath is of a relay that is killed: others do not end.
+func (s *stream) expectDeath(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dead[name] = true
+}
+
+// committing is called before a commit whose outcome only the database may know.
+func (s *stream) committing(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.order(id).committing = time.Now()
+}
+
+// committed is called once a commit was acknowledged.
+func (s *stream) committed(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.order(id)
+	o.acked = time.Now()
+	if o.deliveries > 0 || o.parked {
+		return
+	}
+	if len(s.owed) == 0 {
+		s.still.restart()
+	}
+	s.owed[id] = time.Now()
+}
+
+func (s *stream) settle(id string) {
+	delete(s.owed, id)
+	s.still.restart()
+}
+
+func (s *stream) owes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.owed)
+}
+
+// unmark excuses what was marked since then: a promoted replica may miss its marks.
+func (s *stream) unmark(since time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.marks {
+		if !m.at.Before(since) {
+			s.order(m.id).excused++
+		}
+	}
+}
+
+// compare says what is wrong about the copies of messages that a broker has.
+func (s *stream) compare(copies map[string]int) (wrong []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, o := range s.orders {
+		switch n := copies[id]; {
+		case o.deliveries > 0 && n == 0:
+			wrong = append(wrong, fmt.Sprintf("LOST: %s was delivered, and is not stored: %v", id, o.history))
+		case n > o.tries:
+			wrong = append(wrong, fmt.Sprintf("%s is stored %d times, and was tried %d times: %v", id, n, o.tries, o.history))
+		}
+	}
+	for id := range copies {
+		if s.orders[id] == nil && s.former[id] == nil {
+			wrong = append(wrong, fmt.Sprintf("%s is stored, and nobody wrote it", id))
+		}
+	}
+	return wrong
+}
+
+// forget begins another round, and tells of the one before.
+func (s *stream) forget() (total, repeated int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	total, repeated = s.total, s.repeated
+	s.former, s.orders, s.marks, s.total, s.repeated = s.orders, map[string]*order{}, nil, 0, 0
+	return total, repeated
+}
+
+func (s *stream) faulty() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.faults)
+}
+
+// standstill is a time in which messages were owed and none was delivered or parked.
+type standstill struct {
+	since   time.Time
+	told    bool
+	longest time.Duration
+	silent  time.Duration // the longest of a relay whose Ready was nil
+}
+
+func (s *standstill) restart() { s.since, s.told = time.Now(), false }
+
+// watch measures the standstill, and notes a fault when a relay that has its part in
+// it has been ready for longer than a bound. In strict order that is the one relay
+// that leads, whichever.
+func (s *stream) watch(bound time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	if len(s.owed) == 0 {
+		s.still.restart()
+		return
+	}
+	s.still.longest = max(s.still.longest, now.Sub(s.still.since))
+	var silent time.Duration
+	var who string
+	first := true
+	for name, h := range s.hands {
+		if s.dead[name] {
+			continue
+		}
+		d := min(now.Sub(h.red), now.Sub(s.still.since))
+		if first || s.ordered == (d < silent) {
+			silent, who, first = d, name, false
+		}
+	}
+	s.still.silent = max(s.still.silent, silent)
+	if silent > bound && !s.still.told {
+		s.still.told = true
+		s.faults = append(s.faults, fmt.Sprintf("%s: Ready of %s was nil for %v of a standstill with %d messages pending; the blows before: %v",
+			stamp(), who, silent, len(s.owed), s.blows[max(0, len(s.blows)-5):]))
+	}
 }
