@@ -27,10 +27,10 @@ type chaosConfig struct {
 }
 
 // These are short, so that what they bound is over soon. A healthy call on a busy
-// machine has to take less.
+// machine has to take less. A breaker opens after five timeouts of acks.
 const (
 	queryTimeout = time.Second
-	ackTimeout   = time.Second
+	ackTimeout   = 500 * time.Millisecond
 )
 
 // relay relays to JetStream as the READMEs of both adapters show it.
