@@ -55,9 +55,10 @@ func postgresGrammar() grammar {
 				ON l.seq = g.seq AND l.id = g.id AND l.claim = g.claim AND l.attempts = g.attempts
 			WHERE l.processed_at IS NULL` + owned + ` FOR UPDATE OF l` + lock + `)`
 	}
-	// Between the first and the last in hand there may be others.
+	// Between the first and the last in hand there may be others. A list that is no
+	// subquery is searched from its beginning for each row, by a plan that is kept.
 	notInHand := func(seq string) string {
-		return `(` + seq + ` NOT BETWEEN $2 AND $3 OR ` + seq + ` <> ALL($6::bigint[]))`
+		return `(` + seq + ` NOT BETWEEN $2 AND $3 OR ` + seq + ` NOT IN (SELECT unnest($6::bigint[])))`
 	}
 	const noteFailure = `UPDATE "{table}" t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
 			last_error = f.error, owner = '' `
