@@ -10,7 +10,7 @@ import (
 // head is where the fetches of a source begin. Each begins at the first number as
 // long as that costs nothing. Rows that were delivered while something holds an old
 // snapshot stay in the index, millions of them during a dump, and each fetch walks
-// past them all: then a fetch begins at the lowest number that the last one found,
+// past them all: when two in a row took long, a fetch begins at the lowest number that the last one found,
 // and at the first every so often, for rows that were committed late or that another
 // relay gave back.
 //
@@ -20,9 +20,10 @@ import (
 type head struct {
 	mu    sync.Mutex
 	on    bool
-	seq   int64     // the lowest number that the last fetch found
-	until time.Time // when to begin at the first again
-	moves int       // how often rows were given back
+	seq   int64         // the lowest number that the last fetch found
+	until time.Time     // when to begin at the first again
+	moves int           // how often rows were given back
+	took  time.Duration // the last fetch from the first number
 }
 
 const (
@@ -35,7 +36,7 @@ const (
 func (h *head) begin() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.on, h.until = true, time.Time{}
+	h.on, h.until, h.took = true, time.Time{}, 0
 	h.moves++
 }
 
@@ -58,9 +59,12 @@ func (h *head) sees(rows []Row, from int64, moves int, now time.Time, took time.
 	}
 	if from == math.MinInt64 {
 		h.seq, h.until = from, time.Time{}
-		if took > headCheap {
-			h.until = now.Add(min(headShare*took, headLate))
+		// A single one may have been slow for an outage, after which rows that others
+		// had in hand come free at lower numbers.
+		if costs := min(took, h.took); costs > headCheap {
+			h.until = now.Add(min(headShare*costs, headLate))
 		}
+		h.took = took
 	}
 	for _, row := range rows {
 		if row.Attempts == 0 {

@@ -31,6 +31,9 @@ func TestHead(t *testing.T) {
 
 	h.begin()
 	require.EqualValues(t, first, fetch(headCheap, Row{Seq: 7}))
+	require.EqualValues(t, first, fetch(time.Minute, Row{Seq: 7}))
+	require.EqualValues(t, first, fetch(headCheap, Row{Seq: 7}), "one took long, as in an outage")
+	require.EqualValues(t, first, fetch(time.Minute, Row{Seq: 7}))
 	require.EqualValues(t, first, fetch(100*time.Millisecond, Row{Seq: 6, Attempts: 1}, Row{Seq: 8}, Row{Seq: 9}))
 	require.EqualValues(t, 8, fetch(time.Minute), "nothing is there")
 	require.EqualValues(t, 8, fetch(time.Minute, Row{Seq: 7, Attempts: 1}), "a failed row is found by its time")
@@ -40,6 +43,8 @@ func TestHead(t *testing.T) {
 	require.EqualValues(t, 30, fetch(time.Minute))
 	now = now.Add(1)
 	require.EqualValues(t, first, fetch(time.Minute, Row{Seq: 30}), "of the time, one part in 20")
+	now = now.Add(headShare * 100 * time.Millisecond)
+	require.EqualValues(t, first, fetch(time.Minute, Row{Seq: 30}))
 	now = now.Add(headLate - 1)
 	require.EqualValues(t, 30, fetch(0))
 	now = now.Add(1)
@@ -51,6 +56,7 @@ func TestHead(t *testing.T) {
 
 	h.begin()
 	fetch(time.Second, Row{Seq: 50})
+	require.EqualValues(t, first, fetch(time.Second, Row{Seq: 50}))
 	require.EqualValues(t, 50, fetch(0))
 	h.back()
 	require.EqualValues(t, first, fetch(time.Second, Row{Seq: 60}))
