@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier/courierttest/network"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/stretchr/testify/require"
 )
 
@@ -220,6 +221,15 @@ func (c *chaos) backends() (pids []int) {
 		pids = pids[i : i+1]
 	}
 	return pids
+}
+
+// sessions tells of those that relays have, for who looks into a failure.
+func (c *chaos) sessions() (list []string) {
+	c.ask(func(ctx context.Context, db *sql.DB) error {
+		return db.QueryRowContext(ctx, `SELECT array_agg(format('%s %s %s %s %s, for %s: %s', pid, datname, application_name, state, wait_event, now() - state_change, left(query, 100)))
+			FROM pg_stat_activity WHERE application_name LIKE 'relay-%'`).Scan(pgtype.NewMap().SQLScanner(&list))
+	})
+	return list
 }
 
 func (c *chaos) freeze() func() {

@@ -330,7 +330,8 @@ func (c *chaos) await(after string) time.Duration {
 				list = append(list, fmt.Sprintf("%s %s: %v", d.g.name, d.id, d.g.stream.order(d.id).history))
 				d.g.stream.mu.Unlock()
 			}
-			require.Fail(c.t, "it does not recover", "seed %d: %d are pending %v after the end of: %s\n%s", *seed, len(debts), took, after, strings.Join(list, "\n"))
+			require.Fail(c.t, "it does not recover", "seed %d: %d are pending %v after the end of: %s\n%s\nthe sessions of relays:\n%s",
+				*seed, len(debts), took, after, strings.Join(list, "\n"), strings.Join(c.sessions(), "\n"))
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
