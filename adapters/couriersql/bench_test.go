@@ -37,7 +37,7 @@ func BenchmarkRelay(b *testing.B) {
 			b.ReportAllocs()
 			b.ResetTimer()
 			for range (b.N + batch - 1) / batch {
-				rows, err := fetch.QueryContext(b.Context(), batch, 1, 0, time.Now().UnixMicro())
+				rows, err := fetch.QueryContext(b.Context(), batch, 1, 0, 0, DefaultFetchBytes, time.Now().UnixMicro(), "[]")
 				require.NoError(b, err)
 				var seqs []int64
 				var seq int64
