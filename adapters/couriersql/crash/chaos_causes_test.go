@@ -349,3 +349,20 @@ func (g *group) reconcile(ctx context.Context) error {
 	}
 	return nil
 }
+
+// settleParked settles the debts that are parked.
+func (g *group) settleParked(ctx context.Context) error {
+	rows, err := g.db.QueryContext(ctx, `SELECT id FROM courier_outbox_dlq`)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return err
+		}
+		g.stream.parked(id)
+	}
+	return rows.Err()
+}

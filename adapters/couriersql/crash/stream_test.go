@@ -285,6 +285,16 @@ func (s *stream) settle(id string) {
 	s.still.restart()
 }
 
+// parked notes that a message which is owed is parked.
+func (s *stream) parked(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.owed[id].IsZero() {
+		s.order(id).parked = true
+		s.settle(id)
+	}
+}
+
 func (s *stream) owes() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
