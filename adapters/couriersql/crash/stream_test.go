@@ -357,9 +357,13 @@ type standstill struct {
 
 func (s *standstill) restart() { s.since, s.told = time.Now(), false }
 
+// allHands is more than the other relays of a group have in hand, and their sessions
+// that the server has not missed yet.
+const allHands = 10 * batchSize
+
 // watch measures the standstill, and notes a fault when a relay that has its part in
-// it has been ready for longer than a bound. In strict order that is the one relay
-// that leads, whichever.
+// it has been ready for longer than a bound. In strict order that is the one relay that
+// leads, whichever, and where the others may have all in hand it is one of them.
 func (s *stream) watch(bound time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -371,13 +375,13 @@ func (s *stream) watch(bound time.Duration) {
 	s.still.longest = max(s.still.longest, now.Sub(s.still.since))
 	var silent time.Duration
 	var who string
-	first := true
+	first, one := true, s.ordered || len(s.owed) < allHands
 	for name, h := range s.hands {
 		if s.dead[name] {
 			continue
 		}
 		d := min(now.Sub(h.red), now.Sub(s.still.since))
-		if first || s.ordered == (d < silent) {
+		if first || one == (d < silent) {
 			silent, who, first = d, name, false
 		}
 	}
