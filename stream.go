@@ -71,7 +71,7 @@ type stream[T any] struct {
 	sparing  bool // suspects wait for others to close the breaker
 
 	pausedUntil, fetchAt, markAt, flushAt      time.Time
-	lookAt, refusedAt, spareUntil              time.Time
+	lookAt, refusedUntil, spareUntil           time.Time
 	pausePace, fetchPace, markPace, refusePace trouble
 	lastPace                                   trouble // of marks, once the run stops
 
@@ -256,7 +256,7 @@ func (s *stream[T]) direct() {
 		case <-s.renewal:
 			s.renewalDue = true
 		case <-s.control.wake:
-			s.fetchAt = time.Time{}
+			s.fetchAt, s.refusedUntil = time.Time{}, time.Time{}
 			if !s.shut {
 				s.pausedUntil = time.Time{}
 			}
@@ -337,7 +337,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.full = false
 		s.watch.resumed(s.life.settle, byFullHand)
 	}
-	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) {
+	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) && !now.Before(s.refusedUntil) {
 		s.ask()
 	}
 	if s.asking || len(s.out) > 0 || s.job != nil || s.line.ready() > 0 || len(s.back.groups)+len(s.faulty) > 0 {
@@ -356,7 +356,7 @@ func (s *stream[T]) heed() {
 		s.close(ErrPaused)
 	case !paused && s.paused && !s.stopping:
 		s.watch.resumed(s.life.settle, byPause)
-		s.fetchAt = time.Time{}
+		s.fetchAt, s.refusedUntil = time.Time{}, time.Time{}
 	}
 	s.paused = paused
 	if !paused && !s.asking && s.intake.Err() != nil && !s.stopping {
@@ -432,6 +432,7 @@ func (s *stream[T]) next(now time.Time) time.Time {
 	}
 	if !s.stopping {
 		consider(s.fetchAt)
+		consider(s.refusedUntil)
 		if len(s.held.items) > 0 {
 			consider(s.held.items[0].past.due)
 		}

@@ -468,6 +468,7 @@ func (s *stream[T]) finishJob(err error) {
 		s.inHand -= n
 		s.line.reuse(j.records)
 		s.markPace, s.markAt = trouble{}, time.Time{}
+		s.refusePace, s.refusedUntil = trouble{}, time.Time{} // others are settled
 		s.watch.moves(byRefusal)
 	case s.life.settle.Err() != nil:
 		s.line.putBack(j.records)
@@ -490,17 +491,14 @@ const releasedFor = 5 * time.Second
 
 // refuse stops intake for a while that grows, because records can be settled
 // nowhere: a full dead letter queue must not have the source drained against it.
+// Those refused meanwhile, which may be many, tell nothing new.
 func (s *stream[T]) refuse(err error, now time.Time) {
-	if now.Sub(s.refusedAt) > time.Minute {
-		s.refusePace = trouble{}
-	}
-	s.refusedAt = now
-	if at := now.Add(s.refusePace.delay(s.config)); at.After(s.fetchAt) {
-		s.fetchAt = at
+	if !now.Before(s.refusedUntil) {
+		s.refusedUntil = now.Add(s.refusePace.delay(s.config))
 	}
 	until := now.Add(releasedFor) // when the records come again
-	if s.fetchAt.After(until) {
-		until = s.fetchAt
+	if s.refusedUntil.After(until) {
+		until = s.refusedUntil
 	}
 	s.watch.stands(byRefusal, err, until)
 }
