@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -22,7 +23,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-var chaosTime = flag.Duration("crash.chaos", 10*time.Second, "TestChaos: let things befall the relays for `d`")
+var (
+	chaosTime = flag.Duration("crash.chaos", 10*time.Second, "TestChaos: let things befall the relays for `d`")
+	chaosOnly = flag.String("crash.only", "", "TestChaos: let befall the relays those things alone that match `regexp`")
+)
 
 const (
 	// recovery is how soon all that was pending at the end of a cause is delivered.
@@ -337,6 +341,11 @@ func (c *chaos) await(after string) time.Duration {
 				list = append(list, fmt.Sprintf("%s %s: %v", d.g.name, d.id, d.g.stream.order(d.id).history))
 				d.g.stream.mu.Unlock()
 			}
+			for _, g := range c.groups {
+				for _, state := range g.stream.states() {
+					list = append(list, g.name+" "+state)
+				}
+			}
 			require.Fail(c.t, "it does not recover", "seed %d: %d are pending %v after the end of: %s\n%s\nthe sessions of relays:\n%s",
 				*seed, len(debts), took, after, strings.Join(list, "\n"), strings.Join(c.sessions(), "\n"))
 		}
@@ -366,7 +375,9 @@ func (c *chaos) verify() {
 func (c *chaos) draw() string {
 	if len(c.deck) == 0 {
 		for what := range c.causes() {
-			c.deck = append(c.deck, what)
+			if regexp.MustCompile(*chaosOnly).MatchString(what) {
+				c.deck = append(c.deck, what)
+			}
 		}
 		slices.Sort(c.deck)
 		c.random.Shuffle(len(c.deck), func(i, j int) { c.deck[i], c.deck[j] = c.deck[j], c.deck[i] })

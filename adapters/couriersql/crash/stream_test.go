@@ -2,7 +2,9 @@ package crash
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
+	"maps"
 	"net"
 	"path/filepath"
 	"slices"
@@ -61,6 +63,7 @@ type hand struct {
 	disturbed time.Time // what it fetches until then is excused too
 	gone      chan struct{}
 	red       time.Time // when its Ready was last not nil, or it began
+	why       string    // it is not; empty if it is
 }
 
 func newStream(t *testing.T, ordered bool) *stream {
@@ -134,7 +137,7 @@ func (s *stream) note(name, what string, ids []string) {
 	defer s.mu.Unlock()
 	h := s.hands[name]
 	if what == "ready" {
-		if len(ids) > 0 {
+		if h.why = strings.Join(ids, " "); h.why != "" {
 			h.red = time.Now()
 		}
 		return
@@ -345,6 +348,18 @@ func (s *stream) faulty() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.faults)
+}
+
+// states tells what the Ready of each relay says.
+func (s *stream) states() (list []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(s.hands)) {
+		if !s.dead[name] {
+			list = append(list, name+": "+cmp.Or(s.hands[name].why, "ready"))
+		}
+	}
+	return list
 }
 
 // standstill is a time in which messages were owed and none was delivered or parked.
