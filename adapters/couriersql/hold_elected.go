@@ -286,7 +286,7 @@ func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) erro
 		return err
 	}
 	e.used = time.Now()
-	e.removeRows(row)
+	e.inHand.park(letter.Record)
 	return nil
 }
 

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"sync"
 	"time"
 )
 
@@ -16,7 +15,7 @@ import (
 type leased struct {
 	outbox *Outbox
 	owner  string
-	parked sync.Map // the keys of rows that are parked and have not come to mark yet
+	parked parkedRows
 }
 
 // newOwner names a source to operators, and no two of them the same.
@@ -59,6 +58,17 @@ func (l *leased) planned(ctx context.Context, limit int, args []any) (batch []Ro
 }
 
 func (l *leased) mark(ctx context.Context, rows []Row) error {
+	err := l.markHeld(ctx, l.parked.others(rows))
+	if err == nil {
+		l.parked.remove(rows...)
+	}
+	return err
+}
+
+func (l *leased) markHeld(ctx context.Context, rows []Row) error {
+	if len(rows) == 0 {
+		return nil
+	}
 	o := l.outbox
 	text, args := l.marking(rows)
 	result, err := o.execute(ctx, text, args...)
@@ -67,14 +77,6 @@ func (l *leased) mark(ctx context.Context, rows []Row) error {
 	}
 	n, err := result.RowsAffected()
 	if err != nil || n == int64(len(rows)) {
-		return nil
-	}
-	for _, row := range rows {
-		if _, parked := l.parked.LoadAndDelete(row.key()); parked {
-			n++ // and marked then
-		}
-	}
-	if n == int64(len(rows)) {
 		return nil
 	}
 	if n += o.reused(ctx, rows); n < int64(len(rows)) {
@@ -107,8 +109,7 @@ func (l *leased) renew(ctx context.Context, rows []Row) (map[string]bool, error)
 	o := l.outbox
 	lost := make(map[string]bool, len(rows))
 	for _, row := range rows {
-		_, parked := l.parked.Load(row.key())
-		lost[row.ID] = !parked
+		lost[row.ID] = !l.parked.has(row.key())
 	}
 	args := o.timed(append(o.grammar.claims(rows), l.owner, o.lease.Microseconds())...)
 	var renewed []string
@@ -122,7 +123,7 @@ func (l *leased) renew(ctx context.Context, rows []Row) (map[string]bool, error)
 	return lost, err
 }
 
-func (l *leased) begin() { l.parked.Clear() }
+func (l *leased) begin() { l.parked.clear() }
 
 func (l *leased) renewEvery() time.Duration { return l.outbox.lease / 3 }
 

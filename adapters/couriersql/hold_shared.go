@@ -30,14 +30,17 @@ func (s *shared) fetch(ctx context.Context, limit int, from int64) ([]Row, error
 
 func (s *shared) mark(ctx context.Context, rows []Row) error {
 	o := s.outbox
-	result, err := o.mark.execute(ctx, o, o.marking(o.grammar.known(rows)...)...)
-	if err != nil {
-		return err
+	if marked := s.parked.others(rows); len(marked) > 0 {
+		result, err := o.mark.execute(ctx, o, o.marking(o.grammar.known(marked)...)...)
+		if err != nil {
+			return err
+		}
+		if n, err := result.RowsAffected(); err == nil && n < int64(len(marked)) {
+			o.reused(ctx, marked)
+		}
 	}
 	s.removeRows(rows)
-	if n, err := result.RowsAffected(); err == nil && n < int64(len(rows)) {
-		o.reused(ctx, rows)
-	}
+	s.parked.remove(rows...)
 	return nil
 }
 

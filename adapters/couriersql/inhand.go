@@ -11,6 +11,8 @@ import (
 // coordinator settles all that it fetches; plain functions do not, and are given
 // them again.
 type inHand struct {
+	parked parkedRows
+
 	mu  sync.Mutex
 	on  bool
 	ids map[int64]string // by seq
@@ -21,6 +23,7 @@ func (h *inHand) begin() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.on, h.ids = true, make(map[int64]string)
+	h.parked.clear()
 }
 
 func (h *inHand) add(rows []Row) {
@@ -42,6 +45,17 @@ func (h *inHand) remove(n int, key func(int) rowKey) {
 				delete(h.ids, k.seq)
 			}
 		}
+	}
+}
+
+// park is remove for a row that became a letter.
+func (h *inHand) park(row Row) {
+	h.removeRows([]Row{row})
+	h.mu.Lock()
+	on := h.on
+	h.mu.Unlock()
+	if on {
+		h.parked.add(row.key())
 	}
 }
 
@@ -70,4 +84,51 @@ func (h *inHand) seqs() (seqs []int64, first, last int64) {
 func (h *inHand) bounds() (first, last int64) {
 	_, first, last = h.seqs()
 	return first, last
+}
+
+// parkedRows are rows that were marked with their letter, and have not come to mark yet.
+// That mark leaves them alone: if one is pending again, a failover to a replica that missed
+// its letter took both back.
+type parkedRows struct {
+	mu   sync.Mutex
+	keys map[rowKey]bool
+}
+
+func (p *parkedRows) clear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.keys = make(map[rowKey]bool)
+}
+
+func (p *parkedRows) add(key rowKey) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.keys == nil {
+		p.keys = make(map[rowKey]bool)
+	}
+	p.keys[key] = true
+}
+
+func (p *parkedRows) remove(rows ...Row) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, row := range rows {
+		delete(p.keys, row.key())
+	}
+}
+
+func (p *parkedRows) has(key rowKey) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.keys[key]
+}
+
+// others are the rows that a mark is for.
+func (p *parkedRows) others(rows []Row) []Row {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.keys) == 0 {
+		return rows
+	}
+	return slices.DeleteFunc(slices.Clone(rows), func(row Row) bool { return p.keys[row.key()] })
 }

@@ -81,7 +81,7 @@ func (s *shared) park(ctx context.Context, letter courier.DeadLetter[Row]) error
 		return o.moveAlone(ctx, conn, letter, o.mark.text, o.marking(o.grammar.known(row)...)...)
 	})
 	if err == nil {
-		s.removeRows(row)
+		s.inHand.park(letter.Record)
 	}
 	return err
 }
@@ -89,18 +89,18 @@ func (s *shared) park(ctx context.Context, letter courier.DeadLetter[Row]) error
 func (l *leased) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	o := l.outbox
 	text, args := l.marking([]Row{letter.Record})
-	l.parked.Store(letter.Record.key(), true) // first, as a renewal may meet it
+	l.parked.add(letter.Record.key()) // first, as a renewal may meet it
 	err := o.on(ctx, func(conn *sql.Conn) error { return o.moveAlone(ctx, conn, letter, text, args...) })
 	if err != nil {
-		l.parked.Delete(letter.Record.key())
+		l.parked.remove(letter.Record)
 	}
 	return err
 }
 
 // parkedRow is one whose letter is in the transaction of a batch.
 type parkedRow struct {
-	in          *lockedBatch
-	branch, key string // of the letter
+	in          *lockedBatch // nil once it is committed
+	branch, key string       // of the letter
 }
 
 func (l *locked) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
@@ -142,9 +142,15 @@ func (l *locked) parkLate(ctx context.Context, letter courier.DeadLetter[Row]) e
 	}
 	o := l.outbox
 	text := o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree))
-	return o.on(ctx, func(conn *sql.Conn) error {
+	if err := o.on(ctx, func(conn *sql.Conn) error {
 		return o.moveAlone(ctx, conn, letter, text, o.marking(o.grammar.known([]Row{letter.Record})...)...)
-	})
+	}); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	l.parked[letter.Record.key()] = parkedRow{} // committed: of no batch, and no key is parked but by the letter
+	l.mu.Unlock()
+	return nil
 }
 
 // uncommittedKeys are those of a branch's letters that nobody else sees yet.
@@ -162,7 +168,7 @@ func (l *locked) uncommittedKeys(branch string) map[string]bool {
 
 // unparked are the rows of a batch, or of none, that a mark is for. Those whose
 // letters were in a transaction that has ended are not: they went with it, or are
-// pending.
+// pending, also again, where a failover to a replica that missed the letter took both back.
 func (l *locked) unparked(b *lockedBatch, rows []Row) []Row {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -171,7 +177,7 @@ func (l *locked) unparked(b *lockedBatch, rows []Row) []Row {
 	}
 	marked := make([]Row, 0, len(rows))
 	for _, row := range rows {
-		if p, parked := l.parked[row.key()]; !parked || p.in == b {
+		if p, parked := l.parked[row.key()]; !parked || b != nil && p.in == b {
 			marked = append(marked, row)
 		}
 	}

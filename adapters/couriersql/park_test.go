@@ -499,6 +499,63 @@ func TestARowIsMarkedWhoseLetterWasLostBefore(t *testing.T) {
 	require.Empty(t, lettersOf(t, o))
 }
 
+// A failover to a replica that missed a letter gives its row back. The mark that follows
+// the letter leaves the row alone: it would be neither delivered nor parked.
+func TestALetterThatAFailoverTakesBack(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		for _, late := range []bool{false, true} { // after the row's transaction was lost
+			s := o.Source()
+			s.RenewEvery()
+			if late && !isLocked(s) {
+				continue
+			}
+			execute(t, o.db, `DELETE FROM courier_outbox`)
+			write(t, o, named("a", "b")...)
+			rows := take(t, s, 10)
+			execute(t, o.db, `CREATE TABLE replica AS SELECT * FROM courier_outbox`)
+			if late {
+				cut(t, s)
+				require.ErrorIs(t, s.Renew(t.Context(), rows), ErrLeaseLost)
+			}
+			require.Eventually(t, func() bool { return s.DLQ().Send(t.Context(), letterFor(rows[0])) == nil }, 10*time.Second, time.Millisecond)
+			if isLocked(s) && !late {
+				cut(t, s) // it is committed with the mark
+			} else {
+				execute(t, o.db, `DELETE FROM courier_outbox WHERE id = 'a'`)
+				overriding := ""
+				if o.dialect == Postgres {
+					overriding = "OVERRIDING SYSTEM VALUE "
+				}
+				execute(t, o.db, `INSERT INTO courier_outbox `+overriding+`SELECT * FROM replica WHERE id = 'a'`)
+				execute(t, o.db, `DELETE FROM courier_outbox_dlq`)
+			}
+			require.Eventually(t, func() bool { return s.Mark(t.Context(), rows) == nil }, 10*time.Second, time.Millisecond)
+			require.Equal(t, []string{"a"}, pendingOf(t, o))
+
+			makeDue(t, o)
+			var again []Row
+			require.Eventually(t, func() (got bool) {
+				again, _ = s.Fetch(t.Context(), 10)
+				return len(again) > 0
+			}, 10*time.Second, time.Millisecond)
+			require.NoError(t, s.DLQ().Send(t.Context(), letterFor(again[0])))
+			require.NoError(t, s.Mark(t.Context(), again))
+			require.Empty(t, pendingOf(t, o))
+			require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+			execute(t, o.db, `DELETE FROM courier_outbox_dlq`)
+			execute(t, o.db, `DROP TABLE replica`)
+			if late {
+				continue
+			}
+			// And once more without letters, for which there is a mark as ever.
+			write(t, o, named("c")...)
+			rows = take(t, s, 10)
+			require.NoError(t, s.Mark(t.Context(), rows))
+			require.Empty(t, pendingOf(t, o))
+		}
+	})
+}
+
 // A row that is parked is not lost to who renews the rest of its batch.
 func TestAParkedRowIsNotLost(t *testing.T) {
 	inEachWay(t, func(t *testing.T, o *Outbox) {

@@ -349,7 +349,7 @@ func (tr *trial) verify() int {
 		require.Equal(t, "1", strings.Split(letter.ID, ".")[1], "%s was parked twice: %s", letter.Record.ID, letter.ID)
 	}
 	require.Empty(t, tr.stream.faulty())
-	require.Empty(t, tr.wrong(want, parked))
+	require.Empty(t, tr.wrong(want, parked), "seed %d, %s", *seed, groups[tr.config.Hold])
 	return len(parked)
 }
 
