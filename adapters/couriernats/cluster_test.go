@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,17 +81,17 @@ func TestClusterLosesItsLeader(t *testing.T) {
 	_, err = conn.Subscribe("orders.>", func(m *nats.Msg) { _ = m.Respond([]byte("+OK")) }) // before any ack
 	require.NoError(t, err)
 	require.NoError(t, sink.ApplyBatch(t.Context(), all[:100]))
-	for _, s := range servers {
-		if s.Name() == leader() {
-			lose = s.Shutdown
-			break
-		}
-	}
+	name := leader()
+	i := slices.IndexFunc(servers, func(s *server.Server) bool { return s.Name() == name })
+	require.GreaterOrEqual(t, i, 0)
+	lose = servers[i].Shutdown
 	start := time.Now()
 	err = sink.ApplyBatch(t.Context(), all[100:])
 	require.Less(t, time.Since(start), 15*time.Second)
-	for _, err := range failures(t, err) {
-		require.Contains(t, []courier.Class{courier.NotAttempted, courier.Retryable}, courier.Classify(t.Context(), err), "%v", err)
+	if err != nil { // the others may have elected one sooner than anything failed
+		for _, err := range failures(t, err) {
+			require.Contains(t, []courier.Class{courier.NotAttempted, courier.Retryable}, courier.Classify(t.Context(), err), "%v", err)
+		}
 	}
 	require.Empty(t, delivered(t, sink, all[100:]))
 	t.Logf("all are stored %v after the leader was lost", time.Since(start))
