@@ -96,7 +96,7 @@ func (b *batch[T]) make(ctx context.Context, index int, record T) *nats.Msg {
 		if courier.Classify(ctx, err) == courier.Retryable {
 			err = courier.Permanent(err)
 		}
-		b.failed.Add(index, err)
+		b.failed.Add(index, unsendable{err})
 		return nil
 	}
 	return m
@@ -113,11 +113,13 @@ func (b *batch[T]) publish(ctx context.Context, i int, m *nats.Msg) {
 	if errors.Is(err, nats.ErrMaxPayload) {
 		err = fmt.Errorf("%w: it has %d bytes, and the server takes %d", err, len(m.Data)+b.header, b.conn.MaxPayload())
 	}
-	if !permanent(err) { // the client could not take it: it has no server, or no longer
-		err = fmt.Errorf("%w: %w", nats.ErrDisconnected, err)
-		b.stop = publishFailure(m, err)
+	if permanent(err) {
+		b.failed.Add(b.done+i, unsendable{publishFailure(m, err)})
+		return
 	}
-	b.failed.Add(b.done+i, publishFailure(m, err))
+	// The client could not take it: it has no server, or no longer.
+	b.stop = publishFailure(m, fmt.Errorf("%w: %w", nats.ErrDisconnected, err))
+	b.failed.Add(b.done+i, b.stop)
 }
 
 // prepare makes the message of a record.

@@ -59,6 +59,14 @@ func publishFailure(m *nats.Msg, err error) error {
 	return failure
 }
 
+// unsendable is the error of a record of which no message can be made, or sent. No
+// server was asked, so that it is no answer: to a breaker it says as little as a record
+// that cannot be decoded.
+type unsendable struct{ error }
+
+func (e unsendable) Unwrap() error        { return e.error }
+func (e unsendable) Is(target error) bool { return target == courier.ErrDecode }
+
 // headerTooLarge is the server's answer to a header of more than 64 KiB. The
 // client has no name for it.
 var headerTooLarge = &jetstream.APIError{ErrorCode: 10097}

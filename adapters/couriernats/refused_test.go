@@ -3,6 +3,7 @@ package couriernats_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -50,6 +51,7 @@ func TestWhatNoServerTakesIsNotSent(t *testing.T) {
 		sent := b.conn.Stats().OutMsgs
 		err := sink.Apply(t.Context(), row.message)
 		requireClass(t, courier.PermanentClass, err)
+		require.Equal(t, courier.BreakerHalfOpen, afterAProbe(t, err), "%s: nobody has answered", name)
 		require.ErrorContains(t, err, row.problem, name)
 		require.Less(t, len(err.Error()), 1000, "%s: an error is for a log", name)
 		require.Equal(t, sent, b.conn.Stats().OutMsgs, "%s was sent", name)
@@ -57,6 +59,18 @@ func TestWhatNoServerTakesIsNotSent(t *testing.T) {
 	require.Zero(t, b.conn.Stats().Reconnects)
 	require.True(t, b.conn.IsConnected())
 	require.Empty(t, b.ids(t))
+}
+
+// afterAProbe returns what a breaker makes of the error of a probe.
+func afterAProbe(t *testing.T, err error) courier.BreakerState {
+	t.Helper()
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Nanosecond, MaxOpenFor: time.Nanosecond})
+	for _, err := range []error{nats.ErrTimeout, err} {
+		permit, refused := b.Acquire(t.Context())
+		require.NoError(t, refused)
+		_ = b.Report(t.Context(), permit, err)
+	}
+	return b.State()
 }
 
 // What is just within the limits arrives.
