@@ -271,7 +271,9 @@ func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, 
 		return err // it was not attempted, as any record while a breaker is open: without an allocation
 	}
 	run := r.begin(ctx, entry)
-	run.about = record
+	if run.told() {
+		run.about = record
+	}
 	used := 0
 	if past != nil {
 		used = past[0].by(r)
@@ -429,7 +431,9 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		if alone && whole { // the retries of a batch that is taken apart are one
 			charge = 1
 		}
-		run.about, run.records = left[0], len(left)
+		if run.told() {
+			run.about, run.records = left[0], len(left)
+		}
 		if cut := run.wait(delayBy, charge); cut != nil {
 			for _, i := range open {
 				results[i] = run.giveUp(cut.reason, max(used[i], round), lasts[i], cut.cause)
@@ -548,7 +552,7 @@ func (r *retryRun) wait(last error, n int) *cut {
 		return &cut{BudgetEmpty, nil}
 	}
 	event := RetryEvent{Records: max(1, r.records), Attempt: r.waits, Delay: delay, Err: last}
-	if w := r.passage.watch; w != nil && (r.policy.OnRetry != nil || w.observer.Retried != nil) {
+	if w := r.passage.watch; w != nil && r.told() {
 		event.Record = w.name(r.about)
 	}
 	tell(r.ctx, r.policy.OnRetry, event)
@@ -579,6 +583,13 @@ func (r *retryRun) wait(last error, n int) *cut {
 		}
 	}
 	return nil
+}
+
+// told reports whether anybody hears of retries: to keep a record for that costs an
+// allocation.
+func (r *retryRun) told() bool {
+	w := r.passage.watch
+	return r.policy.OnRetry != nil || w != nil && w.observer.Retried != nil
 }
 
 // maxAfter is the longest delay that a coordinator obeys of those that the errors
