@@ -23,7 +23,7 @@ type PollingCoordinator[T any] struct {
 func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *PollingCoordinator[T] {
 	c := &PollingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
 	c.control = newControl(source, applier, &c.config)
-	c.fault = firstFault(configErrorOf("source", source), applierFault("applier", applier), c.config.fault, c.config.attemptFault(), keyFault[T](&c.config), portionFault(&c.config, applier))
+	c.fault = commonFault(source, applier, &c.config)
 	if c.fault == nil && c.config.streaming != "" {
 		c.fault = &ConfigError{c.config.streaming, "is for a streaming coordinator; a polling one has no use for it"}
 	}
@@ -37,6 +37,11 @@ func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...
 		c.fault = &ConfigError{"WithPrefetch", "cannot be kept with WithOrderKey: what is fetched ahead may come behind records that are given back meanwhile; leave it out, or use a streaming coordinator"}
 	}
 	return c
+}
+
+// commonFault reports what is wrong for either coordinator.
+func commonFault[T any](source Source[T], applier Applier[T], c *config) error {
+	return firstFault(configErrorOf("source", source), applierFault("applier", applier), c.fault, c.attemptFault(), keyFault[T](c), portionFault(c, applier))
 }
 
 func firstFault(faults ...error) error {

@@ -22,7 +22,7 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 	if c.config.prefetch < 0 {
 		c.config.prefetch = 1
 	}
-	c.fault = firstFault(configErrorOf("source", source), applierFault("applier", applier), c.config.fault, c.config.attemptFault(), keyFault[T](&c.config), portionFault(&c.config, applier))
+	c.fault = commonFault(source, applier, &c.config)
 	if c.fault == nil && c.config.polling != "" {
 		c.fault = &ConfigError{c.config.polling, "is for a polling coordinator; a streaming one has no use for it"}
 	}

@@ -165,20 +165,19 @@ func (c *chaos) deny() func() {
 	}
 }
 
-func (c *chaos) restart() func() {
-	end := c.trouble()
-	require.NoError(c.t, c.primary.Crash())
-	return func() {
-		require.NoError(c.t, c.primary.Restart())
-		end()
-	}
-}
+func (c *chaos) restart() func() { return c.restartOf(c.primary) }
 
-func (c *chaos) restartPooler() func() {
+func (c *chaos) restartPooler() func() { return c.restartOf(c.pooler) }
+
+func (c *chaos) restartOf(server interface {
+	Crash() error
+	Restart() error
+},
+) func() {
 	end := c.trouble()
-	require.NoError(c.t, c.pooler.Crash())
+	require.NoError(c.t, server.Crash())
 	return func() {
-		require.NoError(c.t, c.pooler.Restart())
+		require.NoError(c.t, server.Restart())
 		end()
 	}
 }
