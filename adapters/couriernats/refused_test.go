@@ -61,7 +61,7 @@ func TestWhatNoServerTakesIsNotSent(t *testing.T) {
 	require.Empty(t, b.ids(t))
 }
 
-// afterAProbe returns what a breaker makes of the error of a probe.
+// afterAProbe returns the state of a breaker whose probe has returned an error.
 func afterAProbe(t *testing.T, err error) courier.BreakerState {
 	t.Helper()
 	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Nanosecond, MaxOpenFor: time.Nanosecond})

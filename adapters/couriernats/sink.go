@@ -96,10 +96,10 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 //
 // Permanent are the errors of the message function and failures that no retry
 // can mend: a subject that is not valid, is reserved ([WithReservedSubjects]), has
-// a wildcard or is longer than 2,000 bytes, a header with a line break or of more than 64 KiB, a message larger
-// than the connection's server takes at the time. Such a message is not sent, and says
-// nothing to a breaker: errors.Is finds [courier.ErrDecode] in its error.
-// Larger than the stream takes is permanent too.
+// a wildcard or is longer than 2,000 bytes, a header with a line break or of more than
+// 64 KiB, a message larger than the connection's server takes at the time. The sink does
+// not send such a message, and a breaker ignores its error, in which errors.Is finds
+// [courier.ErrDecode]. A message larger than the stream takes is permanent too.
 //
 // Not attempted, with a method RetryAt that makes a coordinator pause for a second,
 // are messages that a server has no room for, which says nothing of the record: the

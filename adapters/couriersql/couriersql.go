@@ -219,8 +219,8 @@ const DefaultFetchBytes = 64 << 20
 
 // WithFetchBytes bounds a fetch by the bytes of its payloads and headers, beside its
 // number of rows: it ends with the row by which they reach n, and so has one row at
-// least. The coordinator then fetches again at once. The default is [DefaultFetchBytes]. A relay holds so much for each batch in
-// hand, and the largest message more.
+// least. The coordinator then fetches again at once. The default is [DefaultFetchBytes].
+// For each batch in hand a relay needs n bytes of memory and those of the largest message.
 func WithFetchBytes(n int64) Option {
 	return func(o *Outbox) {
 		if n <= 0 {

@@ -66,7 +66,8 @@ func (b *broker) dial() (net.Conn, error) {
 	return net.Dial("tcp", fmt.Sprint("127.0.0.1:", b.options.Port))
 }
 
-// stream is one that stores what comes twice, so that the test sees it.
+// stream is the configuration of a stream that stores a repeated message too, so that
+// the test sees the repeat.
 func (b *broker) stream() jetstream.StreamConfig {
 	return jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}, Duplicates: 100 * time.Millisecond, Storage: jetstream.FileStorage}
 }
@@ -87,7 +88,7 @@ func (b *broker) handOut() {
 
 func (b *broker) reload() { require.NoError(b.t, b.server.ReloadOptions(b.options.Clone())) }
 
-// call tries what the server may be too busy for, as after its start.
+// call repeats a request for which the server may be too busy, as after its start.
 func (b *broker) call(call func(ctx context.Context) error) {
 	var err error
 	for start := time.Now(); time.Since(start) < recovery; {

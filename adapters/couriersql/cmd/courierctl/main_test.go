@@ -35,7 +35,7 @@ type bed struct {
 	dsn    string
 	db     *sql.DB
 	outbox *couriersql.Outbox
-	ids    map[string]string // of letters, by what the test calls them
+	ids    map[string]string // of letters, by the names that the test gives them
 }
 
 func inEach(t *testing.T, test func(*testing.T, *bed)) {
