@@ -16,6 +16,7 @@ import (
 type usage struct {
 	owner any // the retry's address
 	used  int
+	pace  pace // of its delays
 }
 
 // history is what the retries of a stack have used on one record: several with
@@ -29,20 +30,23 @@ func (h history) with(more ...usage) history {
 		i := slices.IndexFunc(h, func(known usage) bool { return known.owner == u.owner })
 		if i < 0 {
 			h = append(h, u)
-		} else {
-			h[i].used = max(h[i].used, u.used)
+			continue
+		}
+		h[i].used = max(h[i].used, u.used)
+		if u.pace.waits > h[i].pace.waits {
+			h[i].pace = u.pace
 		}
 	}
 	return h
 }
 
-func (h history) by(owner any) int {
+func (h history) by(owner any) usage {
 	for _, u := range h {
 		if u.owner == owner {
-			return u.used
+			return u
 		}
 	}
-	return 0
+	return usage{owner: owner}
 }
 
 // pendingError is an error of class NotAttempted with the attempts that a retry
@@ -66,6 +70,10 @@ func historyOf(err error) history {
 			return found
 		case *pendingError:
 			found = found.with(e.usage)
+		case *laterError:
+			if e.usage.owner != nil {
+				found = found.with(e.usage)
+			}
 		case *notCalledError:
 			return found.with(e.past...)
 		case *FanOutError:
@@ -84,7 +92,7 @@ func historyOf(err error) history {
 func countedIn(err error) int {
 	for err != nil {
 		switch e := err.(type) {
-		case *unattemptedError, *pendingError:
+		case *unattemptedError, *pendingError, *laterError:
 			return 0
 		case *OpenError:
 			if e.Counted {
@@ -99,10 +107,24 @@ func countedIn(err error) int {
 
 type historyKey struct{}
 
+// pastContext is a context with the histories of a delivery. It is a type of its own so
+// that whoever has nothing to do with histories sees that at a glance.
+type pastContext struct {
+	context.Context
+	past []history
+}
+
+func (c *pastContext) Value(key any) any {
+	if key == (historyKey{}) {
+		return c.past
+	}
+	return c.Context.Value(key)
+}
+
 // withHistories gives the retries what was used on the records of a delivery,
 // one history for each.
 func withHistories(ctx context.Context, past []history) context.Context {
-	return context.WithValue(ctx, historyKey{}, past)
+	return &pastContext{ctx, past}
 }
 
 // historiesIn returns what withHistories set for a batch of n. That of another

@@ -234,6 +234,13 @@ func (s *stage[T]) Unwrap() Applier[T] { return s.inner }
 func (s *stage[T]) kind() kind      { return s.what }
 func (s *stage[T]) inside() []layer { return []layer{s.below} }
 
+func (s *stage[T]) next() []layer {
+	if !s.ours {
+		return nil
+	}
+	return []layer{s.below}
+}
+
 // refuse returns why there is no call to be made: there is a fault, or ctx is nil or
 // has ended.
 func (s *stage[T]) refuse(ctx context.Context) error {

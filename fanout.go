@@ -354,6 +354,13 @@ func (f *fanOutApplier[T]) inside() []layer {
 	return branches
 }
 
+func (f *fanOutApplier[T]) next() (branches []layer) {
+	for i := range f.branches {
+		branches = append(branches, f.branches[i].next()...)
+	}
+	return branches
+}
+
 func (f *fanOutApplier[T]) branchNames() []string {
 	names := make([]string, len(f.branches))
 	for i := range f.branches {

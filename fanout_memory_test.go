@@ -99,7 +99,7 @@ func TestF2_AttemptsGoWithTheRecordsOfAShare(t *testing.T) {
 		for i := range records {
 			used := 0
 			if past != nil {
-				used = past[i].by(owner)
+				used = past[i].by(owner).used
 			}
 			seen = append(seen, used)
 		}
@@ -117,7 +117,7 @@ func TestF2_AttemptsGoWithTheRecordsOfAShare(t *testing.T) {
 	records := []int{0, 1, 2, 3, 4}
 	past := make([]history, len(records))
 	for i := range past {
-		past[i] = history{{owner, 10 + i}}
+		past[i] = history{{owner: owner, used: 10 + i}}
 	}
 	require.Error(t, f.ApplyBatch(withHistories(t.Context(), past), records))
 	require.Equal(t, []int{10, 11, 12, 13, 14}, seen)

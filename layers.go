@@ -16,6 +16,7 @@ import (
 type layer interface {
 	kind() kind
 	inside() []layer // what it decorates: one applier, or the branches of a fan-out; nil for one of the user's
+	next() []layer   // of these the ones that no decorator of the user's is around
 }
 
 // maxUnwraps is more than anybody has decorators: one that returns itself ends there.

@@ -47,6 +47,7 @@ type ApplyEvent struct {
 	Took      time.Duration
 	Applied   int    // or parked, or skipped: to be marked
 	Failed    int    // and stay pending
+	Waiting   int    // and are tried again while others go on: nothing is decided of them yet
 	Refused   int    // not attempted for a reason that is not a pause or a stop, or refused by the dead letter queue
 	Record    string // the first that failed, or was refused, or was cut short by the drain timeout
 	Err       error  // of that one

@@ -233,6 +233,11 @@ func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 	if r.fault != nil || ctx == nil || !r.refuses && ctx.Err() != nil {
 		return r.refuse(ctx)
 	}
+	if p, ok := ctx.(*pastContext); ok && len(p.past) == 1 {
+		if last := p.past[0].by(r); last.pace.waits > 0 {
+			return r.goOnAfterWait(ctx, record, last)
+		}
+	}
 	if r.metered {
 		return r.applyMetered(ctx, record)
 	}
@@ -241,6 +246,26 @@ func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 		return nil
 	}
 	return r.again(ctx, record, time.Time{}, err)
+}
+
+// goOnAfterWait is the rest of Apply for a record that has waited in the coordinator's
+// hand for this attempt.
+func (r *retryApplier[T]) goOnAfterWait(ctx context.Context, record T, last usage) error {
+	if stop := passageOf(ctx).stop; stop.Err() != nil {
+		r.policy.Budget.refund(last.pace.owes)
+		run := r.begin(ctx, last.pace.entry)
+		run.resume(last.pace)
+		return run.giveUp(Interrupted, last.used, last.pace.last, causeOf(stop))
+	}
+	ctx = withAttempt(ctx, last.pace.waits+1)
+	err := r.attempt(ctx, record)
+	if err == nil || untouched(ctx, err) {
+		r.policy.Budget.refund(last.pace.owes)
+	}
+	if err == nil {
+		return nil
+	}
+	return r.again(ctx, record, last.pace.entry, err)
 }
 
 // applyMetered is the rest of Apply where a success has to be noted, or the time
@@ -276,7 +301,9 @@ func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, 
 	}
 	used := 0
 	if past != nil {
-		used = past[0].by(r)
+		last := past[0].by(r)
+		used = last.used
+		run.resume(last.pace)
 	}
 	return r.loop(ctx, record, run, used, err)
 }
@@ -300,7 +327,14 @@ func (r *retryApplier[T]) rounds(ctx context.Context, record T, run *retryRun, u
 		if final := run.judge(classify(ctx, err), err, false, used); final != nil {
 			return final
 		}
-		if cut := run.wait(err, 1); cut != nil {
+		delay, cut := run.plan(err, 1)
+		if cut == nil && run.held {
+			return run.later(err, delay, *used, 1)
+		}
+		if cut == nil {
+			cut = run.sleep(delay, 1)
+		}
+		if cut != nil {
 			return run.giveUp(cut.reason, *used, err, cut.cause)
 		}
 		if err = r.retry(withAttempt(ctx, run.waits+1), record); err == nil {
@@ -386,7 +420,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 	results := make([]error, len(records))
 	used := make([]int, len(records))
 	for i := range past {
-		used[i] = past[i].by(r)
+		used[i] = past[i].by(r).used
 	}
 	open := make([]int, len(records)) // the indices still to be applied
 	for i := range open {
@@ -434,7 +468,11 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		if run.told() {
 			run.about, run.records = left[0], len(left)
 		}
-		if cut := run.wait(delayBy, charge); cut != nil {
+		delay, cut := run.plan(delayBy, charge)
+		if cut == nil {
+			cut = run.sleep(delay, charge)
+		}
+		if cut != nil {
 			for _, i := range open {
 				results[i] = run.giveUp(cut.reason, max(used[i], round), lasts[i], cut.cause)
 			}
@@ -475,12 +513,31 @@ type retryRun struct {
 	start   time.Time     // of the first failure
 	delay   time.Duration // the last one
 	waits   int
-	about   any // the first record that is tried again
-	records int // how many are, of a batch
+	about   any  // the first record that is tried again
+	records int  // how many are, of a batch
+	held    bool // the coordinator keeps what waits
 }
 
 func (r *retryApplier[T]) begin(ctx context.Context, entry time.Time) retryRun {
-	return retryRun{ctx: ctx, passage: passageOf(ctx), entry: entry, owner: r, policy: &r.policy, clock: r.clock, backoff: &r.backoff, start: r.clock.Now()}
+	passage := passageOf(ctx)
+	return retryRun{ctx: ctx, passage: passage, entry: entry, owner: r, policy: &r.policy, clock: r.clock, backoff: &r.backoff, start: r.clock.Now(), held: passage.watch.holds(r)}
+}
+
+// resume goes on with the delays where an earlier delivery has stopped.
+func (r *retryRun) resume(last pace) {
+	if last.waits > 0 {
+		r.waits, r.delay, r.start = last.waits, last.delay, last.start
+	}
+}
+
+// later has the coordinator deliver the record again after a delay. Of the budget n
+// retries are withdrawn for it.
+func (r *retryRun) later(err error, delay time.Duration, used, n int) error {
+	if r.policy.Budget == nil {
+		n = 0
+	}
+	due := r.passage.watch.clock.Now().Add(delay)
+	return &laterError{err, due, usage{r.owner, used, pace{r.waits, r.delay, r.start, r.entry, n, err}}}
 }
 
 // judge counts a failed attempt and returns the record's final error, or nil
@@ -496,7 +553,7 @@ func (r *retryRun) judge(class Class, err error, mixed bool, used *int) error {
 		if *used += countedIn(err); *used == 0 {
 			return err
 		}
-		return &pendingError{err, usage{r.owner, *used}}
+		return &pendingError{err, usage{owner: r.owner, used: *used}}
 	case PermanentClass:
 		*used++
 		return r.giveUp(PermanentFailure, *used, err, nil)
@@ -525,10 +582,10 @@ type cut struct {
 	cause  error
 }
 
-// wait sleeps before the next attempt, which is one of n records. It returns at
-// once, and not nil, when there is no budget for it, when the deadline would
-// pass, or when the coordinator stops.
-func (r *retryRun) wait(last error, n int) *cut {
+// plan returns the delay before the next attempt, which is one of n records, or why
+// there is to be none: there is no budget for it, the deadline would pass, or the
+// coordinator stops.
+func (r *retryRun) plan(last error, n int) (time.Duration, *cut) {
 	r.waits++
 	r.delay = r.backoff.Delay(r.waits, r.delay, uniform(r.policy.Random))
 	most := r.policy.MaxRetryAfter
@@ -536,20 +593,20 @@ func (r *retryRun) wait(last error, n int) *cut {
 	stop := r.passage.stop
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
-			return &cut{Interrupted, causeOf(ctx)}
+			return 0, &cut{Interrupted, causeOf(ctx)}
 		}
 		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.clock.Clock.Now()) <= delay {
 			if ctx == stop {
-				return &cut{DeadlineTooClose, errEndsFirst}
+				return 0, &cut{DeadlineTooClose, errEndsFirst}
 			}
-			return &cut{DeadlineTooClose, nil}
+			return 0, &cut{DeadlineTooClose, nil}
 		}
 	}
 	if limit := r.policy.MaxElapsed; limit > 0 && delay > limit-r.clock.Now().Sub(r.entry) {
-		return &cut{DeadlineTooClose, nil}
+		return 0, &cut{DeadlineTooClose, nil}
 	}
 	if !r.policy.Budget.withdraw(n) {
-		return &cut{BudgetEmpty, nil}
+		return 0, &cut{BudgetEmpty, nil}
 	}
 	event := RetryEvent{Records: max(1, r.records), Attempt: r.waits, Delay: delay, Err: last}
 	if w := r.passage.watch; w != nil && r.told() {
@@ -557,6 +614,12 @@ func (r *retryRun) wait(last error, n int) *cut {
 	}
 	tell(r.ctx, r.policy.OnRetry, event)
 	r.passage.watch.retried(r.ctx, event)
+	return delay, nil
+}
+
+// sleep waits for the next attempt, and returns why it was cut short, if it was.
+func (r *retryRun) sleep(delay time.Duration, n int) *cut {
+	stop := r.passage.stop
 	if delay > 0 {
 		over := timer{C: r.clock.After(delay)}
 		if r.policy.MaxElapsed > 0 { // else it does not matter how much has passed

@@ -38,25 +38,26 @@ type stream[T any] struct {
 	leases  chan []T            // to the renewer
 	renewed chan error          // from it
 
-	limit  int                 // of the records in hand
-	inHand int                 // records fetched and neither marked nor given back
-	queue  []item[T]           // to be applied, in this order
-	again  pile[T]             // to be applied in between, by their numbers; only where there are lanes
-	fresh  []fresh[T]          // to be applied after those, as they were fetched
-	unread int                 // how many records these are
-	held   pile[T]             // failed, to be tried again when due
-	failed uint64              // how often a record was held
-	young  int                 // the held ones that are worth waiting for at the end of the stream
-	lanes  map[string]*lane[T] // of the keys that something is under way for; nil without an order
-	mu     sync.Mutex          // over what is out, for drainOver
-	out    []*share[T]         // with the workers, in the order they were handed out
-	spare  []*share[T]
-	line   line[T]           // of the marks
-	back   backlog[T]        // to be released
-	faulty []FailedRecord[T] // to be reported
-	leased []uint64          // the records that are being renewed
-	number uint64            // of the next record
-	pace   time.Duration     // of a record at a worker, lately
+	limit   int                 // of the records in hand
+	inHand  int                 // records fetched and neither marked nor given back
+	queue   []item[T]           // to be applied, in this order
+	again   pile[T]             // to be applied in between, by their numbers; only where there are lanes
+	fresh   []fresh[T]          // to be applied after those, as they were fetched
+	unread  int                 // how many records these are
+	held    pile[T]             // failed, or between two attempts: to be tried again when due
+	returns []item[T]           // failed, to go back to the source
+	failed  uint64              // how often a record was held
+	young   int                 // the held ones that are worth waiting for at the end of the stream
+	lanes   map[string]*lane[T] // of the keys that something is under way for; nil without an order
+	mu      sync.Mutex          // over what is out, for drainOver
+	out     []*share[T]         // with the workers, in the order they were handed out
+	spare   []*share[T]
+	line    line[T]           // of the marks
+	back    backlog[T]        // to be released
+	faulty  []FailedRecord[T] // to be reported
+	leased  []uint64          // the records that are being renewed
+	number  uint64            // of the next record
+	pace    time.Duration     // of a record at a worker, lately
 
 	asking   bool        // the fetcher is at work
 	fetching atomic.Bool // and has called the source
@@ -95,6 +96,7 @@ type past struct {
 	unkeyed error     // why its order key is not known
 	used    history   // attempts interrupted by an open breaker
 	refused bool      // the last time, which was no attempt
+	waits   bool      // for its next attempt, which is part of the same delivery
 	suspect bool      // the breaker opened over it, or stayed open
 	probes  int       // in vain
 	tries   trouble   // deliveries that failed
@@ -323,7 +325,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.wakeHeld(now, true) // nothing of it will be tried again
 		s.giveBackAll()
 	}
-	if (s.stopping || s.eof) && !s.asking && s.releaser != nil && len(s.out)+s.queued()+len(s.held.items) == 0 {
+	if (s.stopping || s.eof) && !s.asking && s.releaser != nil && len(s.out)+s.queued()+len(s.held.items)+len(s.returns) == 0 {
 		s.giveBackWaiting()
 	}
 	if s.stopping && !s.asking && len(s.out) == 0 && (over || s.queued() == 0) {

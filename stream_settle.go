@@ -168,10 +168,11 @@ func (s *stream[T]) collect(sh *share[T], upto int) {
 			s.drop(&it)
 		case state == ledger.Pending && (err == nil || err == errHeldBack): // not begun
 			again = append(again, it)
+		case state == ledger.Pending && s.keepWaiting(sh, &it, err):
 		case state == ledger.Pending && sh.account.halted.err != nil:
 			p := it.history()
 			p.err = err
-			if used := historyOf(err); used != nil {
+			if used := historyOf(err); used != nil || !refusedOutside(err) {
 				p.used = used
 			}
 			if sh.taken != sh.account.halted.at {
@@ -218,18 +219,20 @@ func (s *stream[T]) applied(sh *share[T], n int) {
 // fail has a record that failed, or was refused, tried again when it is due.
 func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now time.Time) {
 	p := it.history()
-	p.err, p.used, p.refused = err, nil, refused
+	if !refused || !refusedOutside(err) {
+		p.used = nil
+	}
+	p.err, p.refused, p.waits = err, refused, false
 	delay := p.tries.delay(s.config)
 	if s.givesBack() {
 		delay = releasedFor // what is given back takes no count along
 	}
 	p.due = now.Add(max(delay, afterOf(err, maxAfter)))
 	switch {
-	case !s.givesBack() && sh.account.isLost(sh.taken): // it is another's to try again
+	case s.givesBack():
+		s.returns = append(s.returns, it)
+	case sh.account.isLost(sh.taken): // it is another's to try again
 		s.drop(&it)
-	case s.lanes != nil:
-		s.lanes[it.key].held++
-		fallthrough
 	default:
 		s.hold(it)
 	}
@@ -259,8 +262,30 @@ func (s *stream[T]) givesBack() bool {
 	return s.releaser != nil && s.lanes == nil && !s.line.ordered
 }
 
-// hold keeps a failed record until it is due.
+// keepWaiting keeps a record in hand that waits for its next attempt, and reports
+// whether it does.
+func (s *stream[T]) keepWaiting(sh *share[T], it *item[T], err error) bool {
+	due, waits := waitOf(err)
+	if !waits {
+		return false
+	}
+	if sh.account.isLost(sh.taken) {
+		s.drop(it)
+		return true
+	}
+	p := it.history()
+	p.err, p.used, p.refused, p.waits, p.due = err, historyOf(err), false, true, due
+	p.suspect = p.suspect || p.used != nil // one that has not failed is the better probe
+	sh.event.Waiting++
+	s.hold(*it)
+	return true
+}
+
+// hold keeps a record until it is due, and the later ones of its key behind it.
 func (s *stream[T]) hold(it item[T]) {
+	if s.lanes != nil {
+		s.lanes[it.key].held++
+	}
 	s.failed++
 	it.past.turn = s.failed
 	if it.past.tries.tries < lastTries {
@@ -288,14 +313,21 @@ func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
 	if closing && s.releaser == nil {
 		return
 	}
-	for _, it := range s.letGo(now, closing || s.givesBack()) {
+	for _, it := range s.returns {
 		switch {
 		case closing:
 			s.giveBack(it, 0)
-		case s.givesBack() && s.failer != nil && !it.past.refused:
+		case s.failer != nil && !it.past.refused:
 			s.faulty = append(s.faulty, FailedRecord[T]{it.record, it.past.err, afterOf(it.past.err, maxAfter)})
-		case s.givesBack():
+		default:
 			s.giveBack(it, it.past.due.Sub(now))
+		}
+	}
+	s.returns = nil
+	for _, it := range s.letGo(now, closing) {
+		switch {
+		case closing:
+			s.giveBack(it, 0)
 		case s.lanes == nil:
 			s.queue = append(s.queue, it)
 		default:

@@ -26,6 +26,9 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 	if c.fault == nil && c.config.polling != "" {
 		c.fault = &ConfigError{c.config.polling, "is for a polling coordinator; a streaming one has no use for it"}
 	}
+	if c.config.workers > 1 || c.config.keyOf != nil {
+		c.watch.retries = heldRetries(applier)
+	}
 	if _, ok := source.(interface{ ignoresLimit() }); ok && c.fault == nil {
 		c.fault = &ConfigError{"source", "returns a record again until it is marked, and does not block: use NewPollingCoordinator"}
 	}

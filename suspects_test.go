@@ -61,7 +61,7 @@ func TestSuspects(t *testing.T) {
 							}
 							got := 0
 							if past != nil {
-								got = past[i].by(t)
+								got = past[i].by(t).used
 							}
 							if got != want {
 								t.Fatalf("record %d has used %d, want %d", record, got, want)

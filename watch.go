@@ -18,6 +18,7 @@ type watch struct {
 	clock    *steady
 	name     func(record any) string // for people; empty where it has none
 	branches map[*Breaker]string     // of the breakers of the stack that are in one
+	retries  []any                   // whose waits the coordinator keeps, see holds
 	count    counters
 	// Of the coordinator's own goroutine.
 	pauses int           // since the last was over
@@ -100,7 +101,7 @@ func (w *watch) hangs() error {
 type counters struct {
 	fetched, applied, failed, skipped, retried, parked, released, marked atomic.Int64
 	fetchFailures, markFailures, duplicatesAvoided                       atomic.Int64
-	inHand                                                               atomic.Int64
+	inHand, waiting                                                      atomic.Int64
 }
 
 func newWatch(c *config, name func(any) string) *watch {
