@@ -27,6 +27,7 @@ func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...
 	if c.fault == nil && c.config.streaming != "" {
 		c.fault = &ConfigError{c.config.streaming, "is for a streaming coordinator; a polling one has no use for it"}
 	}
+	c.holdRetries()
 	if _, ok := source.(interface{ handsOutOnce() }); ok && c.fault == nil {
 		c.fault = &ConfigError{"source", "hands each record out once, so that a failed one would be lost: use NewStreamingCoordinator"}
 	}
@@ -37,6 +38,22 @@ func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...
 		c.fault = &ConfigError{"WithPrefetch", "cannot be kept with WithOrderKey: what is fetched ahead may come behind records that are given back meanwhile; leave it out, or use a streaming coordinator"}
 	}
 	return c
+}
+
+// holdRetries has records wait in hand between their attempts, where others may go on
+// meanwhile. Behind a breaker a record that cannot be known again keeps its worker: over
+// a pause its attempts would be forgotten, and be it poison, it was never parked.
+func (c *PollingCoordinator[T]) holdRetries() {
+	if c.config.workers == 1 && c.config.keyOf == nil {
+		return
+	}
+	retries := heldRetries(c.applier)
+	_, leases := c.source.(Releaser[T])
+	if id := identityOf(c.source, &c.config, false, false); len(retries) > 0 && !leases && id.inHand && len(c.breakers) > 0 {
+		c.advice = "courier: the records have no names, so that one which is tried again keeps a worker meanwhile, and others may have to wait for it; name the records with WithIdentity"
+		return
+	}
+	c.watch.retries = retries
 }
 
 // commonFault reports what is wrong for either coordinator.

@@ -48,6 +48,7 @@ type lease[T any] struct {
 	over  bool         // it was applied, as far as it will be
 	ahead []*leased[T] // fetches in hand behind it
 	aside *leased[T]   // in hand as well, while those are taken to be given back
+	waits *leased[T]   // likewise: what waits for its next attempt
 }
 
 // leased is what one fetch brought, and what is lost of it.
@@ -77,13 +78,47 @@ func (l *lease[T]) hold(held []pending[T]) {
 	l.fetch = &leased[T]{records: recordsOf(held)}
 	for i, h := range held {
 		l.fetch.numbers = append(l.fetch.numbers, h.key.number)
-		for _, f := range [...]*leased[T]{before, aside} {
+		for _, f := range [...]*leased[T]{before, aside, l.waits} {
 			if j := f.find(h.key.number); j >= 0 && f.lost[j] {
 				l.fetch.setLost(i)
 			}
 		}
 	}
 	l.batch, l.base, l.size, l.over = nil, 0, 0, false
+}
+
+// waitBeside has records in hand that wait, beside the fetch.
+func (l *lease[T]) waitBeside(waiting []pending[T]) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := l.waits
+	l.waits = nil
+	if len(waiting) == 0 {
+		return
+	}
+	l.waits = &leased[T]{records: recordsOf(waiting)}
+	for i, w := range waiting {
+		l.waits.numbers = append(l.waits.numbers, w.key.number)
+		for _, f := range [...]*leased[T]{l.fetch, before} {
+			if j := f.find(w.key.number); j >= 0 && f.lost[j] {
+				l.waits.setLost(i)
+			}
+		}
+	}
+}
+
+// lostWaiting reports whether the lease of a record that waits is lost.
+func (l *lease[T]) lostWaiting(number uint64) bool {
+	if l == nil {
+		return false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	j := l.waits.find(number)
+	return j >= 0 && l.waits.lost[j]
 }
 
 // number tells how the records of a fetch that was made ahead are known, for a
@@ -100,6 +135,19 @@ func (l *lease[T]) number(ids []recordKey) {
 	for _, id := range ids {
 		l.fetch.numbers = append(l.fetch.numbers, id.number)
 	}
+}
+
+// numberOne does so for one record of the batch.
+func (l *lease[T]) numberOne(i int, number uint64) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fetch.numbers == nil {
+		l.fetch.numbers = make([]uint64, len(l.fetch.records))
+	}
+	l.fetch.numbers[l.base+i] = number
 }
 
 // change and begin are before and after the next batch of it is made out.
@@ -200,6 +248,10 @@ func (l *lease[T]) lose(f *leased[T], i int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if f != l.fetch && f.numbers != nil {
+		if j := l.waits.find(f.numbers[i]); j >= 0 { // it waits by now
+			l.waits.setLost(j)
+			return true
+		}
 		if j := l.fetch.find(f.numbers[i]); j >= 0 { // the next pass has it by now
 			f, i = l.fetch, j
 		}
@@ -216,7 +268,7 @@ func (l *lease[T]) lose(f *leased[T], i int) bool {
 			l.batch.lose(i - l.base)
 			return true
 		}
-	} else if f != l.aside && !slices.Contains(l.ahead, f) {
+	} else if f != l.aside && f != l.waits && !slices.Contains(l.ahead, f) {
 		return false
 	}
 	f.setLost(i)
@@ -248,7 +300,7 @@ func (l *lease[T]) renew() {
 	var of []*leased[T] // each record's fetch
 	var place []int     // and its place in that
 	l.mu.Lock()
-	for _, f := range append([]*leased[T]{l.fetch}, l.ahead...) {
+	for _, f := range append([]*leased[T]{l.fetch, l.waits}, l.ahead...) {
 		if f == nil {
 			continue
 		}
@@ -257,6 +309,9 @@ func (l *lease[T]) renew() {
 			from = l.base
 		}
 		for i := from; i < len(f.records); i++ {
+			if f == l.waits && f.lost[i] { // somebody else's by now
+				continue
+			}
 			records, of, place = append(records, f.records[i]), append(of, f), append(place, i)
 		}
 	}

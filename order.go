@@ -67,6 +67,14 @@ func (g *keyGate) lift(now, until time.Time) {
 	g.some.Store(len(g.held) > 0)
 }
 
+// free lets go of a key that nothing with the source is held for.
+func (g *keyGate) free(key string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.held, key)
+	g.some.Store(len(g.held) > 0)
+}
+
 // until is when a key is let go, zero if it is not held until a time.
 func (g *keyGate) until(key string) time.Time {
 	g.mu.Lock()

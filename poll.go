@@ -68,6 +68,7 @@ type poller[T any] struct {
 	taken     int         // how many of the fetch came into hand before this batch
 	fetchErr  error
 	more      bool          // the source says so
+	limit     int           // of the fetch, but for what is looked past
 	full      bool          // the source may have more
 	whole     bool          // all records of the pass have failed
 	progress  bool          // something was marked
@@ -90,6 +91,8 @@ type poller[T any] struct {
 	behind    []pending[T] // likewise, but for as long as another of their key
 	back      backlog[T]   // failed records to be released, for as long as each asks at least
 	kept      []pending[T] // in hand for the next pass
+	due       []waiter[T]  // the first records of the pass, which have waited
+	dueOnly   bool         // and there are no others
 
 	// From pass to pass.
 	gate                          keyGate
@@ -104,6 +107,9 @@ type poller[T any] struct {
 	identity                      identity[T]
 	waits                         waits     // of failed records of a source that takes nothing back
 	asked                         time.Time // until when nothing is fetched
+	waiting                       waiters[T]
+	fullHand                      bool      // of them
+	fetchAt                       time.Time // the next time, where some wait
 	misses                        int       // probes that failed since one closed the breaker, and may not be known again
 	missed                        int       // likewise, during RunOnce
 	nameless                      bool      // the probe is a record that cannot be known again at all
@@ -216,6 +222,7 @@ func (p *poller[T]) loop() {
 
 func (p *poller[T]) fetch() {
 	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
+	p.due, p.dueOnly = nil, false
 	p.more, p.full, p.progress, p.refused, p.scheduled, p.whole = false, false, false, nil, nil, true
 	p.halted = halt{}
 	if p.life.stop.Err() != nil {
@@ -231,13 +238,14 @@ func (p *poller[T]) fetch() {
 				return
 			}
 		}
-		select {
-		case <-resumed:
-		case <-p.life.stop.Done():
+		if len(p.waiting) == 0 { // else they are worked off
+			select {
+			case <-resumed:
+			case <-p.life.stop.Done():
+			}
+			return
 		}
-		return
-	}
-	if p.paused {
+	} else if p.paused {
 		p.paused = false
 		p.watch.resumed(p.life.settle, byPause)
 	}
@@ -246,7 +254,8 @@ func (p *poller[T]) fetch() {
 		p.spareUntil = time.Time{}
 		p.halted = halt{err: g.cause, until: p.config.clock.of(g.until)}
 		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: g.until, Err: g.cause}, true)
-		if p.phase = resting; p.dropAhead() {
+		p.phase = resting
+		if waiting, ahead := p.setAside(), p.dropAhead(); waiting || ahead {
 			p.phase = releasing
 		}
 		return
@@ -258,11 +267,15 @@ func (p *poller[T]) fetch() {
 	if p.keyOf != nil {
 		p.fetchedAt = p.config.clock.Now()
 	}
-	if p.takeKept() {
+	if p.takeKept() || p.takeWaiting() {
 		return
 	}
 	p.fetchErr = nil
 	limit := p.config.batchSize
+	if p.releaser != nil { // another one returns those that wait, too
+		limit = p.room()
+	}
+	p.limit = limit
 	past := 1 + len(p.memory.list)                         // to see past the suspects
 	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and past all that waits behind them, or cannot be told from them
 		past = max(p.config.batchSize, minWindow)
@@ -277,6 +290,7 @@ func (p *poller[T]) fetch() {
 	p.life.applying.Store(true) // what comes after a stop is given back under a live context
 	if r, ok := p.ahead.take(); ok {
 		p.records, p.more, p.fetchErr, p.intake, p.cancelled = r.records, r.more, r.err, nil, r.cancelled
+		p.limit = p.config.batchSize
 		p.began, p.took = time.Time{}, r.took
 		p.phase = fetched
 		return
@@ -327,7 +341,10 @@ func (p *poller[T]) take() {
 		p.tellFetched(n)
 		p.dropEarly()
 	}
-	if len(p.kept) > 0 {
+	if len(p.waiting) > 0 && len(p.kept) == 0 && !p.handed && !p.ahead.took() {
+		p.joinWaiting()
+	}
+	if len(p.kept) > 0 && !p.handed {
 		gone := p.lookPast()
 		p.watch.count.inHand.Add(-int64(gone))
 	}
@@ -354,10 +371,11 @@ func (p *poller[T]) take() {
 	p.spared = len(p.records) == 0 && len(p.release) > 0
 	// What is passed over is in hand until the probe is marked.
 	if !p.ahead.took() || p.handed || len(p.release) > 0 {
-		p.lease.hold(append(pendings(p.records, p.ids), p.release...))
+		p.lease.hold(p.inLease())
 	} else {
 		p.lease.number(p.ids)
 	}
+	p.lease.waitBeside(p.waiting.leased())
 }
 
 // spare has the suspects among the records wait.
@@ -377,7 +395,7 @@ func (p *poller[T]) spare(keys []string) {
 
 // tellFetched takes in what a fetch has returned, n records.
 func (p *poller[T]) tellFetched(n int) {
-	p.full = p.more && n > 0 || n >= p.config.batchSize || p.limitless && n > 0 && n >= p.most
+	p.full = p.more && n > 0 || n >= p.limit || p.limitless && n > 0 && n >= p.most
 	p.most = max(p.most, n)
 	event := FetchEvent{Records: n, Err: p.fetchErr, Took: p.took}
 	if p.took = 0; !p.began.IsZero() {
@@ -440,7 +458,7 @@ func (p *poller[T]) cut() {
 		hands = min(hands, 1)
 	}
 	p.batch.mu.Lock()
-	p.batch.reset(records, p.memory.histories(p.known), keys, hands)
+	p.batch.reset(records, p.pasts(n), keys, hands)
 	p.batch.unkeyed = unkeyed
 	for i := range p.batch.hands {
 		p.crew.hands[i].reset(&p.batch, p.crew.orNone())

@@ -43,6 +43,7 @@ func (p *poller[T]) settle() {
 			case state != ledger.Pending:
 			case b.isLost(i): // it is not ours to give back
 				p.watch.count.inHand.Add(-1)
+			case p.halted.err == nil && p.keepWaiting(i):
 			case b.ledger.Err(i) == errHeldBack:
 				p.behind = append(p.behind, pending[T]{record, p.idOf(i)})
 			case p.waitsAlone(b.ledger.Err(i)):
@@ -56,6 +57,7 @@ func (p *poller[T]) settle() {
 		p.pace(failed, errs)
 	}
 	if p.halted.err != nil || p.life.stop.Err() != nil {
+		p.setAside()
 		if p.ids == nil && p.identity.inHand {
 			p.ids = p.identity.keysOf(p.records)
 		}
@@ -101,6 +103,9 @@ func (p *poller[T]) remember() {
 			p.memory.drop(key)
 		} else if err := b.ledger.Err(i); err != nil {
 			past := historyOf(err)
+			if !refusedOutside(err) && err != errHeldBack { // it has had its verdict
+				p.memory.drop(key)
+			}
 			if past != nil || b.halted.err != nil && i == b.halted.at || p.probing && b.begun.Load() {
 				p.memory.note(key, past)
 			}
@@ -113,7 +118,10 @@ func (p *poller[T]) index(i int) int {
 	if p.once && p.known != nil {
 		return int(p.known[i].number) - 1 // which it has had since, see identity.keysOf
 	}
-	return p.taken + i
+	if one := p.dueNow(i); one != nil {
+		return one.place
+	}
+	return p.taken + i - len(p.due)
 }
 
 // noteFailures keeps what RunOnce returns of the records, as of their last attempt.
@@ -153,12 +161,16 @@ func (p *poller[T]) report() {
 			continue
 		}
 		failed := b.ledger.State(i) == ledger.Failed
+		_, waits := waitOf(err)
 		switch {
 		case failed:
 			event.Failed++
 			if p.failer != nil {
 				p.faulty = append(p.faulty, FailedRecord[T]{record, err, afterOf(err, maxAfter)})
 			}
+		case waits:
+			event.Waiting++
+			continue
 		case p.halted.err == nil && (p.life.stop.Err() == nil || errors.Is(err, ErrPark)) && err != errHeldBack && err != errLeaseLost:
 			event.Refused++
 			if p.refused == nil {
@@ -277,6 +289,9 @@ func (p *poller[T]) giveBack() {
 	}
 	if len(records) == 0 {
 		if p.keyOf != nil && p.releaser != nil { // else all comes with the next fetch, and in order
+			for _, one := range p.waiting { // which keep the order of their keys themselves
+				p.gate.free(one.order)
+			}
 			p.gate.lift(p.fetchedAt, now.Add(after))
 		}
 		if records, after = p.nextBehind(now); len(records) == 0 {
@@ -340,7 +355,7 @@ func (p *poller[T]) rest() {
 		p.finish()
 		return
 	}
-	if p.paused { // all was given back
+	if p.paused && len(p.waiting) == 0 { // all was given back
 		p.lease.drop()
 		return
 	}
@@ -352,11 +367,18 @@ func (p *poller[T]) rest() {
 	}
 	passed := p.noteProbe()
 	p.memory.forgetUnseen()
+	p.dropLost()
+	p.lease.waitBeside(p.waiting.leased())
 	if len(p.kept) == 0 {
 		p.lease.drop()
 	}
+	p.easeHand()
 	lost := p.probing && len(p.batch.ledger.Records) > 0 && p.batch.isLost(0) // the probe's lease, so that another one may go
 	p.batch.reset(nil, nil, nil, 1)
+	if p.dueOnly && p.halted.err == nil && (p.refused == nil || p.progress) { // the time to fetch stays as it was
+		p.nap(p.fetchAt.Sub(p.config.clock.Now()))
+		return
+	}
 	var delay time.Duration
 	switch {
 	case p.halted.err != nil:
@@ -383,6 +405,12 @@ func (p *poller[T]) rest() {
 	if len(p.kept) == 0 {
 		delay = max(delay, p.asked.Sub(p.config.clock.Now()))
 	}
+	if p.worksOff() && !p.once {
+		p.watch.log.keeping(p.life.settle, len(p.waiting))
+	}
+	if len(p.waiting) > 0 {
+		p.fetchAt = p.config.clock.Now().Add(delay)
+	}
 	p.nap(delay)
 }
 
@@ -402,7 +430,7 @@ func (p *poller[T]) intakeIsOpen() bool {
 func (p *poller[T]) finish() {
 	p.leaving = true
 	p.phase = ended
-	if kept, ahead := p.letGo(), p.dropAhead(); kept || ahead {
+	if waiting, kept, ahead := p.setAside(), p.letGo(), p.dropAhead(); waiting || kept || ahead {
 		p.phase = releasing
 	}
 }
@@ -432,6 +460,9 @@ func (p *poller[T]) noteProbe() (passed bool) {
 // goesOn reports whether RunOnce waits for a breaker that has interrupted it, to
 // try the rest of its records. It does so for the drain timeout in all.
 func (p *poller[T]) goesOn() bool {
+	if len(p.waiting) > 0 {
+		return true
+	}
 	if len(p.kept) == 0 || p.refused != nil && p.halted.err == nil { // it would be refused again, without end
 		return false
 	}
@@ -446,6 +477,9 @@ func (p *poller[T]) goesOn() bool {
 // breaker has closed; by a wake-up of the source, which knows nothing of it, no
 // pause ends.
 func (p *poller[T]) nap(d time.Duration) {
+	if due, some := p.waiting.next(); some {
+		d = min(d, due.Sub(p.config.clock.Now()))
+	}
 	if d <= 0 || p.life.stop.Err() != nil {
 		return
 	}
@@ -465,6 +499,7 @@ func (p *poller[T]) nap(d time.Duration) {
 		case <-p.control.wake:
 			if p.halted.err == nil || !gateOf(p.control.breakers).closed {
 				p.waits.lift()
+				p.fetchAt = time.Time{}
 				return
 			}
 		case <-p.control.stirred:
@@ -473,6 +508,7 @@ func (p *poller[T]) nap(d time.Duration) {
 			}
 		case _, open := <-woken:
 			if open {
+				p.fetchAt = time.Time{}
 				return
 			}
 			woken, p.woken = nil, nil // the source has given up waking: the interval is the pace

@@ -153,7 +153,7 @@ func (s *suspects) probe(ids []recordKey, keys []string, pass int) int {
 		if j < oldest {
 			pick, oldest = i, j
 		}
-		if turn := s.list[j].turn; !turn.After(dueAt) {
+		if turn := s.list[j].turn; turn.Before(dueAt) || due < 0 && turn.Equal(dueAt) {
 			due, dueAt = i, turn
 		}
 	}

@@ -1,0 +1,322 @@
+package courier
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// This file is about the records that a poller keeps in hand while they wait for their
+// next attempt: others are fetched, applied and marked meanwhile.
+
+// waiter is a record that waits, or that has to come after one of its key that does.
+type waiter[T any] struct {
+	pending[T]
+	order  string    // its order key; "" where no order was asked for
+	number uint64    // in the order in which they came into hand
+	due    time.Time // the zero time is as soon as those before it are settled
+	past   history
+	place  int // in its fetch
+}
+
+// waiters is the records in hand that wait, in the order fetched.
+type waiters[T any] []waiter[T]
+
+// add takes a record in. One that comes back has its old place.
+func (w *waiters[T]) add(one waiter[T]) {
+	i, _ := slices.BinarySearchFunc(*w, one.number, func(w waiter[T], n uint64) int { return cmp.Compare(w.number, n) })
+	*w = slices.Insert(*w, i, one)
+}
+
+// next is when the first of them is due, and whether there is any.
+func (w waiters[T]) next() (due time.Time, some bool) {
+	for i := range w {
+		if at := w[i].due; !at.IsZero() && (!some || at.Before(due)) {
+			due, some = at, true
+		}
+	}
+	return due, some
+}
+
+// takeDue takes out the records that are due, with those that come after one of them
+// in their order.
+func (w *waiters[T]) takeDue(now time.Time) (taken []waiter[T]) {
+	var held map[string]bool
+	*w = slices.DeleteFunc(*w, func(one waiter[T]) bool {
+		if now.Before(one.due) || held[one.order] {
+			if held == nil {
+				held = make(map[string]bool)
+			}
+			held[one.order] = one.order != ""
+			return false
+		}
+		taken = append(taken, one)
+		return true
+	})
+	return taken
+}
+
+// keeps reports whether a record of the order key waits.
+func (w waiters[T]) keeps(order string) bool {
+	return order != "" && slices.ContainsFunc(w, func(one waiter[T]) bool { return one.order == order })
+}
+
+// find returns the record that is known by a key, nil if there is none.
+func (w waiters[T]) find(key recordKey) *waiter[T] {
+	if key == (recordKey{}) {
+		return nil
+	}
+	for i := range w {
+		if w[i].key == key {
+			return &w[i]
+		}
+	}
+	return nil
+}
+
+// leased returns the records as a lease knows them: by their numbers.
+func (w waiters[T]) leased() []pending[T] {
+	list := make([]pending[T], len(w))
+	for i, one := range w {
+		list[i] = pending[T]{one.record, recordKey{number: one.number}}
+	}
+	return list
+}
+
+// dueNow returns the record that waited and is now in the batch, nil where it is one
+// that was fetched.
+func (p *poller[T]) dueNow(i int) *waiter[T] {
+	if i += p.taken; i < len(p.due) {
+		return &p.due[i]
+	}
+	return nil
+}
+
+// keepWaiting has a record of the batch that was not settled wait in hand, and reports
+// whether it does: it asks for that, or comes after one of its key that waits.
+func (p *poller[T]) keepWaiting(i int) bool {
+	err := p.batch.ledger.Err(i)
+	due, waits := waitOf(err)
+	order, before := p.orderOf(i), p.dueNow(i)
+	past := historyOf(err)
+	switch {
+	case p.life.stop.Err() != nil:
+		return false
+	case waits:
+	case err == errHeldBack && p.waiting.keeps(order):
+	case before != nil && !p.once && !p.identity.inHand && refusedOutside(err): // else it could keep all others out
+		due = p.config.clock.Now().Add(max(p.config.interval, afterOf(err, maxAfter)))
+	default:
+		return false
+	}
+	if p.known == nil {
+		p.known = p.identity.keysOf(p.batch.ledger.Records)
+	}
+	one := waiter[T]{pending: pending[T]{p.batch.ledger.Records[i], p.idOf(i)}, order: order, due: due, past: past, place: p.index(i)}
+	if before != nil {
+		one.number = before.number
+		if !waits {
+			one.past = before.past
+		}
+	}
+	p.lease.numberOne(i, p.enlist(one))
+	return true
+}
+
+// enlist has a record wait, and returns its number. One that has come into hand just
+// now gets it.
+func (p *poller[T]) enlist(one waiter[T]) (number uint64) {
+	if one.number == 0 {
+		if one.number = one.key.number; one.number == 0 {
+			p.identity.number++
+			one.number = p.identity.number
+		}
+	}
+	p.waiting.add(one)
+	p.watch.count.waiting.Store(int64(len(p.waiting)))
+	return one.number
+}
+
+// orderOf returns the order key of a record of the batch.
+func (p *poller[T]) orderOf(i int) (key string) {
+	if p.batch.keys != nil {
+		key = p.batch.keys[i]
+	}
+	return key
+}
+
+// worksOff reports whether the waiting records are settled before more is fetched: the
+// source would return them again, and they could not be told from others.
+func (p *poller[T]) worksOff() bool {
+	if len(p.waiting) == 0 || p.releaser != nil && !p.once {
+		return false
+	}
+	return p.identity.inHand || slices.ContainsFunc(p.waiting, func(one waiter[T]) bool { return one.key == recordKey{} })
+}
+
+// room is how many records may come into hand beside those that wait.
+func (p *poller[T]) room() int { return p.config.batchSize - len(p.waiting) }
+
+// takeWaiting has the pass work on waiting records alone while it is not the time to
+// fetch, or there is no room for more, and reports whether the pass has its task.
+func (p *poller[T]) takeWaiting() bool {
+	if len(p.waiting) == 0 {
+		return false
+	}
+	now := p.config.clock.Now()
+	worksOff := p.worksOff()
+	mayFetch := !worksOff && !p.paused && p.room() > 0 && !now.Before(p.fetchAt)
+	if mayFetch && p.ahead == nil { // then what is due goes along with what is fetched
+		return false
+	}
+	if p.takeDue(now); len(p.due) > 0 {
+		p.records, p.ids = p.dueRecords()
+		p.handed, p.dueOnly = true, true
+		p.phase = fetched
+		return true
+	}
+	if mayFetch {
+		return false
+	}
+	due, _ := p.waiting.next()
+	if !worksOff && p.room() <= 0 {
+		p.tellFullHand(due)
+	}
+	d := due.Sub(now)
+	if !worksOff && !p.paused && p.room() > 0 {
+		d = min(d, p.fetchAt.Sub(now))
+	}
+	p.nap(d)
+	return true
+}
+
+// takeDue takes the records that are due out of those that wait, for the pass.
+func (p *poller[T]) takeDue(now time.Time) {
+	p.due = p.waiting.takeDue(now)
+	p.watch.count.waiting.Store(int64(len(p.waiting)))
+	if !p.probing && !p.sparing {
+		return
+	}
+	for _, one := range p.due { // the suspects are who is not to be the probe
+		if one.past != nil {
+			p.memory.note(one.key, one.past)
+		}
+	}
+}
+
+func (p *poller[T]) dueRecords() (records []T, ids []recordKey) {
+	for _, one := range p.due {
+		records, ids = append(records, one.record), append(ids, one.key)
+	}
+	return records, ids
+}
+
+// tellFullHand tells that the waiting records are all that may be in hand.
+func (p *poller[T]) tellFullHand(until time.Time) {
+	if !p.fullHand {
+		p.fullHand = true
+		p.watch.paused(p.life.settle, byFullHand, PauseEvent{Until: p.config.clock.told(until), Err: ErrFullHand}, false)
+	}
+}
+
+// easeHand tells, once half of the hand is free, that it is not full any more.
+func (p *poller[T]) easeHand() {
+	if p.fullHand && len(p.waiting) <= p.config.batchSize/2 {
+		p.fullHand = false
+		p.watch.resumed(p.life.settle, byFullHand)
+	}
+}
+
+// joinWaiting takes in hand, beside what was fetched, what is due. It drops what the
+// source has returned a second time, and has those wait that come after a waiting one
+// of their key.
+func (p *poller[T]) joinWaiting() {
+	fetchedNow := p.records
+	ids := p.identity.keysOf(fetchedNow)
+	keys, _ := p.keysOf(nil, fetchedNow)
+	p.takeDue(p.config.clock.Now())
+	var fresh []T
+	var freshIDs []recordKey
+	room := p.room() - len(p.due)
+	dropped := 0
+	for i, record := range fetchedNow {
+		twin := p.waiting.find(ids[i])
+		if twin == nil {
+			twin = waiters[T](p.due).find(ids[i])
+		}
+		switch {
+		case twin != nil:
+			if p.releaser != nil { // its lease had run out, and the source knows this one
+				twin.record = record
+			}
+			dropped++
+		case keys != nil && p.waiting.keeps(keys[i]):
+			p.enlist(waiter[T]{pending: pending[T]{record, ids[i]}, order: keys[i], place: i})
+			room--
+		case room <= 0 && p.releaser == nil && !p.limitless:
+			dropped++
+		default:
+			fresh, freshIDs = append(fresh, record), append(freshIDs, ids[i])
+			room--
+		}
+	}
+	p.records, p.ids = p.dueRecords()
+	p.records, p.ids = append(p.records, fresh...), append(p.ids, freshIDs...)
+	p.watch.count.inHand.Add(-int64(dropped))
+}
+
+// pasts returns what was used on the next n records of the pass, nil where nothing was.
+func (p *poller[T]) pasts(n int) []history {
+	past := p.memory.histories(p.known)
+	for i := range n {
+		one := p.dueNow(i)
+		if one == nil {
+			break
+		}
+		if past == nil {
+			past = make([]history, n)
+		}
+		if one.past != nil {
+			past[i] = one.past
+		}
+	}
+	return past
+}
+
+// inLease returns what the pass has in hand, as a lease knows it.
+func (p *poller[T]) inLease() []pending[T] {
+	list := pendings(p.records, p.ids)
+	for i := range min(len(p.due), len(list)) {
+		list[i].key = recordKey{number: p.due[i].number}
+	}
+	return append(append(list, p.release...), p.kept...)
+}
+
+// setAside has the waiting records go back to the source, or be kept for as long as
+// nothing is applied. What they have used is remembered as far as they are known.
+func (p *poller[T]) setAside() (some bool) {
+	some = len(p.waiting) > 0
+	for _, one := range p.waiting {
+		if one.past != nil {
+			p.memory.note(one.key, one.past)
+		}
+		p.release = append(p.release, one.pending)
+	}
+	p.waiting = nil
+	p.watch.count.waiting.Store(0)
+	p.lease.waitBeside(nil)
+	p.easeHand()
+	return some
+}
+
+// dropLost lets go of waiting records that another instance has by now.
+func (p *poller[T]) dropLost() {
+	p.waiting = slices.DeleteFunc(p.waiting, func(one waiter[T]) bool {
+		lost := p.lease.lostWaiting(one.number)
+		if lost {
+			p.watch.count.inHand.Add(-1)
+		}
+		return lost
+	})
+	p.watch.count.waiting.Store(int64(len(p.waiting)))
+}
