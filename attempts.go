@@ -17,6 +17,8 @@ type usage struct {
 	owner any // the retry's address
 	used  int
 	pace  pace // of its delays
+
+	answers []answer // instead, of a fan-out: those of its branches
 }
 
 // history is what the retries of a stack have used on one record: several with
@@ -38,6 +40,18 @@ func (h history) with(more ...usage) history {
 		}
 	}
 	return h
+}
+
+// attempts returns the history without the answers of branches. They are told while the
+// record stays in hand: one that comes again from the source by the same name or value
+// may have changed since.
+func (h history) attempts() (left history) {
+	for _, u := range h {
+		if u.answers == nil {
+			left = append(left, u)
+		}
+	}
+	return left
 }
 
 func (h history) by(owner any) usage {

@@ -390,22 +390,28 @@ func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 		return errNoContext
 	}
 	var names []string
-	var memory [][]bool
+	var known [][]bool
+	var told [][]answer
 	var skip []bool
 	if f.remembers() {
 		names = f.name([]T{record}, nil)
-		if memory = f.memory.recall(names); memory != nil {
-			skip = memory[0]
-		}
+		known = f.memory.recall(names)
+	}
+	if _, delivered := ctx.(*pastContext); delivered { // before, in part
+		told = f.answersTo(ctx, 1)
+		known = f.known(known, told)
+	}
+	if known != nil {
+		skip = known[0]
 	}
 	if gates := f.gates(); gates != nil {
-		return f.applyInTurn(ctx, []T{record}, names, memory, gates, func(ctx context.Context, b int, records []T, before error) error {
+		return f.applyInTurn(ctx, []T{record}, names, known, told, gates, func(ctx context.Context, b int, records []T, before error) error {
 			return f.branches[b].apply(ctx, records[0], before)
 		})[0]
 	}
 	errs := make([]error, len(f.branches))
 	f.each(skip, errs, func(b int) error { return f.branches[b].apply(ctx, record, errs[b]) })
-	return f.conclude(ctx, record, names, errs)
+	return f.conclude(ctx, record, names, told, errs)
 }
 
 // apply calls the branch, or goes on after the Goexit that ended the call before.
@@ -418,12 +424,12 @@ func (b *branch[T]) apply(ctx context.Context, record T, before error) error {
 
 // resume is for an only branch, which is applied on the caller's goroutine.
 func (f *fanOutApplier[T]) resume(ctx context.Context, record T, exit error) error {
-	return f.conclude(ctx, record, nil, []error{afterExit(ctx, f.branches[0].inner, record, exit)})
+	return f.conclude(ctx, record, nil, nil, []error{afterExit(ctx, f.branches[0].inner, record, exit)})
 }
 
 // conclude is the rest of Apply once the branches have ended.
-func (f *fanOutApplier[T]) conclude(ctx context.Context, record T, names []string, errs []error) error {
-	if allNil(errs) {
+func (f *fanOutApplier[T]) conclude(ctx context.Context, record T, names []string, told [][]answer, errs []error) error {
+	if told == nil && allNil(errs) {
 		f.memory.forget(names)
 		return nil
 	}
@@ -431,6 +437,7 @@ func (f *fanOutApplier[T]) conclude(ctx context.Context, record T, names []strin
 	for b := range errs {
 		columns[b] = errs[b : b+1]
 	}
+	f.recollect(told, columns)
 	return f.settle(ctx, []T{record}, names, columns)[0]
 }
 
@@ -442,11 +449,13 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 		return errNoContext
 	}
 	var names []string
-	var memory [][]bool
+	var known [][]bool
 	if f.remembers() {
 		names = f.name(records, nil)
-		memory = f.memory.recall(names)
+		known = f.memory.recall(names)
 	}
+	told := f.answersTo(ctx, len(records))
+	known = f.known(known, told)
 	call := func(ctx context.Context, b int, records []T, _ error) error {
 		if batch := f.branches[b].batch; batch != nil {
 			return applyIsolated(ctx, batch, records)
@@ -454,9 +463,9 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 		return applyEach(ctx, f.branches[b].inner, records)
 	}
 	if gates := f.gates(); gates != nil {
-		return gather(f.applyInTurn(ctx, records, names, memory, gates, call))
+		return gather(f.applyInTurn(ctx, records, names, known, told, gates, call))
 	}
-	skip, shares := f.shares(memory) // of each branch that lacks only some records, their indices
+	skip, shares := f.shares(known) // of each branch that lacks only some records, their indices
 	errs := make([]error, len(f.branches))
 	f.each(skip, errs, func(b int) error {
 		if shares != nil && shares[b] != nil {
@@ -465,7 +474,7 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 		}
 		return call(ctx, b, records, nil)
 	})
-	if allNil(errs) {
+	if told == nil && allNil(errs) {
 		f.memory.forget(names)
 		return nil
 	}
@@ -481,6 +490,7 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 		}
 		scatter(err, shares[b], columns[b])
 	}
+	f.recollect(told, columns)
 	return gather(f.settle(ctx, records, names, columns))
 }
 
@@ -539,6 +549,9 @@ func (f *fanOutApplier[T]) settle(ctx context.Context, records []T, names []stri
 	var reports []report
 	for i := range records {
 		v := f.judge(ctx, i, errs)
+		if later := f.later(ctx, i, errs); later != nil && !pauses(ctx, v.err) {
+			v.err, v.tolerated = later, nil
+		}
 		results[i] = v.err
 		for _, failure := range v.tolerated {
 			reports = append(reports, report{i, failure})

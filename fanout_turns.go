@@ -75,12 +75,12 @@ func (f *fanOutApplier[T]) turnsOf(has []bool, gates []gate) []turn {
 // applyInTurn is a delivery while a breaker does not let every call through. call
 // calls a branch with some of the records, and is told what ended the call before
 // where that is a Goexit.
-func (f *fanOutApplier[T]) applyInTurn(ctx context.Context, records []T, names []string, memory [][]bool, gates []gate, call func(ctx context.Context, branch int, records []T, before error) error) []error {
+func (f *fanOutApplier[T]) applyInTurn(ctx context.Context, records []T, names []string, known [][]bool, told [][]answer, gates []gate, call func(ctx context.Context, branch int, records []T, before error) error) []error {
 	turns := make([][]turn, len(records))
 	for i := range records {
 		var has []bool
-		if memory != nil {
-			has = memory[i]
+		if known != nil {
+			has = known[i]
 		}
 		turns[i] = f.turnsOf(has, gates)
 	}
@@ -93,11 +93,12 @@ func (f *fanOutApplier[T]) applyInTurn(ctx context.Context, records []T, names [
 		f.answered(ctx, i, turns[i], gates, errs)
 	}
 	f.applyTurn(ctx, second, records, turns, errs, call)
+	f.recollect(told, errs)
 	past := historiesIn(ctx, len(records))
 	for i := range records {
 		var used history
 		if past != nil {
-			used = past[i]
+			used = past[i].attempts()
 		}
 		f.excuse(ctx, i, turns[i], gates, used, errs)
 	}

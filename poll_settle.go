@@ -102,7 +102,7 @@ func (p *poller[T]) remember() {
 		if b.ledger.State(i) != ledger.Pending {
 			p.memory.drop(key)
 		} else if err := b.ledger.Err(i); err != nil {
-			past := historyOf(err)
+			past := historyOf(err).attempts()
 			if !refusedOutside(err) && err != errHeldBack { // it has had its verdict
 				p.memory.drop(key)
 			}

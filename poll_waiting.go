@@ -297,8 +297,8 @@ func (p *poller[T]) inLease() []pending[T] {
 func (p *poller[T]) setAside() (some bool) {
 	some = len(p.waiting) > 0
 	for _, one := range p.waiting {
-		if one.past != nil {
-			p.memory.note(one.key, one.past)
+		if past := one.past.attempts(); past != nil {
+			p.memory.note(one.key, past)
 		}
 		p.release = append(p.release, one.pending)
 	}

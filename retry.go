@@ -537,7 +537,7 @@ func (r *retryRun) later(err error, delay time.Duration, used, n int) error {
 		n = 0
 	}
 	due := r.passage.watch.clock.Now().Add(delay)
-	return &laterError{err, due, usage{r.owner, used, pace{r.waits, r.delay, r.start, r.entry, n, err}}}
+	return &laterError{err, due, usage{owner: r.owner, used: used, pace: pace{r.waits, r.delay, r.start, r.entry, n, err}}}
 }
 
 // judge counts a failed attempt and returns the record's final error, or nil

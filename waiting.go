@@ -54,7 +54,8 @@ type pace struct {
 	last  error         // of the last attempt
 }
 
-// heldRetries returns the retries of a stack whose waits a coordinator may keep. One
+// heldRetries returns the retries of a stack whose waits a coordinator may keep, and the
+// fan-outs that they are in. One
 // inside a decorator of the user's is not among them: that takes what it gets for the
 // end of the retries.
 func heldRetries(stack any) (found []any) {
@@ -62,11 +63,8 @@ func heldRetries(stack any) (found []any) {
 	if !ours {
 		return nil
 	}
-	switch l.kind() {
-	case retrying:
+	if l.kind() == retrying || l.kind() == branching {
 		found = append(found, l)
-	case branching:
-		return nil
 	}
 	for _, inner := range l.next() {
 		found = append(found, heldRetries(inner)...)
