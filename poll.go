@@ -348,6 +348,9 @@ func (p *poller[T]) take() {
 		gone := p.lookPast()
 		p.watch.count.inHand.Add(-int64(gone))
 	}
+	if p.keyOf != nil && len(p.waiting) > 0 {
+		p.putBehind()
+	}
 	if p.ids == nil && (len(p.memory.list) > 0 || p.probing || p.sparing || p.once || p.lease != nil && p.identity.inHand) {
 		p.ids = p.identity.keysOf(p.records)
 	}

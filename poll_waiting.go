@@ -228,12 +228,10 @@ func (p *poller[T]) easeHand() {
 }
 
 // joinWaiting takes in hand, beside what was fetched, what is due. It drops what the
-// source has returned a second time, and has those wait that come after a waiting one
-// of their key.
+// source has returned a second time.
 func (p *poller[T]) joinWaiting() {
 	fetchedNow := p.records
 	ids := p.identity.keysOf(fetchedNow)
-	keys, _ := p.keysOf(nil, fetchedNow)
 	p.takeDue(p.config.clock.Now())
 	var fresh []T
 	var freshIDs []recordKey
@@ -250,9 +248,6 @@ func (p *poller[T]) joinWaiting() {
 				twin.record = record
 			}
 			dropped++
-		case keys != nil && p.waiting.keeps(keys[i]):
-			p.enlist(waiter[T]{pending: pending[T]{record, ids[i]}, order: keys[i], place: i})
-			room--
 		case room <= 0 && p.releaser == nil && !p.limitless:
 			dropped++
 		default:
@@ -263,6 +258,24 @@ func (p *poller[T]) joinWaiting() {
 	p.records, p.ids = p.dueRecords()
 	p.records, p.ids = append(p.records, fresh...), append(p.ids, freshIDs...)
 	p.watch.count.inHand.Add(-int64(dropped))
+}
+
+// putBehind has the records of the pass wait that come after a waiting one of their key.
+func (p *poller[T]) putBehind() {
+	if p.ids == nil {
+		p.ids = p.identity.keysOf(p.records)
+	}
+	keys, _ := p.keysOf(nil, p.records)
+	n := len(p.due)
+	records, ids := slices.Clone(p.records[:n]), slices.Clone(p.ids[:n])
+	for i := n; i < len(p.records); i++ {
+		if p.waiting.keeps(keys[i]) {
+			p.enlist(waiter[T]{pending: pending[T]{p.records[i], p.ids[i]}, order: keys[i], place: i - n})
+		} else {
+			records, ids = append(records, p.records[i]), append(ids, p.ids[i])
+		}
+	}
+	p.records, p.ids = records, ids
 }
 
 // pasts returns what was used on the next n records of the pass, nil where nothing was.
