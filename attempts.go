@@ -18,6 +18,8 @@ type usage struct {
 	used  int
 	pace  pace // of its delays
 
+	together bool // it was one of the failures that a call of a batch listed, and may be in another
+
 	answers []answer // instead, of a fan-out: those of its branches
 }
 
@@ -35,11 +37,18 @@ func (h history) with(more ...usage) history {
 			continue
 		}
 		h[i].used = max(h[i].used, u.used)
+		h[i].together = h[i].together && u.together
 		if u.pace.waits > h[i].pace.waits {
 			h[i].pace = u.pace
 		}
 	}
 	return h
+}
+
+// alone reports whether the next call is to be for the record alone: it may have failed
+// all others of its batch.
+func (h history) alone() bool {
+	return slices.ContainsFunc(h, func(u usage) bool { return u.answers == nil && !u.together })
 }
 
 // attempts returns the history without the answers of branches. They are told while the

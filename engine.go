@@ -218,6 +218,9 @@ func (b *batch[T]) lose(i int) {
 	b.alert.Store(true)
 }
 
+// alone reports whether a record is not to be in one call with others.
+func (b *batch[T]) alone(i int) bool { return b.past != nil && b.past[i].alone() }
+
 func (b *batch[T]) isLost(i int) bool {
 	if !b.alert.Load() {
 		return false
@@ -323,7 +326,7 @@ type hand[T any] struct {
 	unsettled int   // from here to at all are applied, and that is not noted yet
 	list      []int // the records of the claim, where they are chains
 	tried     bool  // as one batch
-	partly    bool  // and only records with a history are left to do
+	partly    bool  // and only records that go alone are left to do
 	calling   bool  // user code runs, on the record at
 	exit      error // the call on the record at ended the goroutine; nil if none did
 
@@ -440,7 +443,7 @@ func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
 	defer h.caught(ctx)
 	for ; h.at < h.to && !h.over(stop); h.at++ {
 		i := h.record(h.at)
-		if h.partly && (h.past == nil || h.past[i] == nil) { // has its verdict
+		if h.partly && !h.alone(i) { // has its verdict
 			continue
 		}
 		if err := h.withheld(i); err != nil {
@@ -524,9 +527,9 @@ func (h *hand[T]) resume(ctx context.Context) {
 	h.at++
 }
 
-// applyTogether applies as one batch the records of the claim that have no
-// attempts behind them. One that has may be poison, and goes alone rather than
-// fail the batch for all. After a batch that failed as one, all go alone.
+// applyTogether applies as one batch the records of the claim, but for those that may be
+// poison: they go alone rather than fail the batch for all. After a batch that failed as
+// one, all go alone.
 func (h *hand[T]) applyTogether(ctx context.Context) {
 	records, index := h.unburdened(ctx)
 	if len(records) == 0 {
@@ -539,7 +542,15 @@ func (h *hand[T]) applyTogether(ctx context.Context) {
 	}
 	h.group, h.index = records, index
 	h.showTogether()
-	guard(&h.outcome, func() error { return h.together.ApplyBatch(ctx, records) })
+	share := ctx
+	if h.past != nil {
+		past := make([]history, len(index))
+		for j, i := range index {
+			past[j] = h.past[i]
+		}
+		share = withHistories(ctx, past)
+	}
+	guard(&h.outcome, func() error { return h.together.ApplyBatch(share, records) })
 	h.settleTogether(ctx)
 }
 
@@ -585,7 +596,7 @@ func (h *hand[T]) unburdened(ctx context.Context) (records []T, index []int) {
 	index = make([]int, 0, h.to-h.at)
 	for at := h.at; at < h.to; at++ {
 		i := h.record(at)
-		if h.past != nil && h.past[i] != nil {
+		if h.alone(i) {
 			continue
 		}
 		if err := h.withheld(i); err != nil {

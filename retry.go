@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/erfanmomeniii/courier/internal/backoff"
@@ -251,11 +252,8 @@ func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 // goOnAfterWait is the rest of Apply for a record that has waited in the coordinator's
 // hand for this attempt.
 func (r *retryApplier[T]) goOnAfterWait(ctx context.Context, record T, last usage) error {
-	if stop := passageOf(ctx).stop; stop.Err() != nil {
-		r.policy.Budget.refund(last.pace.owes)
-		run := r.begin(ctx, last.pace.entry)
-		run.resume(last.pace)
-		return run.giveUp(Interrupted, last.used, last.pace.last, causeOf(stop))
+	if passageOf(ctx).stop.Err() != nil {
+		return r.interrupted(ctx, last)
 	}
 	ctx = withAttempt(ctx, last.pace.waits+1)
 	err := r.attempt(ctx, record)
@@ -266,6 +264,15 @@ func (r *retryApplier[T]) goOnAfterWait(ctx context.Context, record T, last usag
 		return nil
 	}
 	return r.again(ctx, record, last.pace.entry, err)
+}
+
+// interrupted is the error of a record that was to be attempted when the coordinator
+// stopped.
+func (r *retryApplier[T]) interrupted(ctx context.Context, last usage) error {
+	r.policy.Budget.refund(last.pace.owes)
+	run := r.begin(ctx, last.pace.entry)
+	run.resume(last.pace)
+	return run.giveUp(Interrupted, last.used, last.pace.last, causeOf(run.passage.stop))
 }
 
 // applyMetered is the rest of Apply where a success has to be noted, or the time
@@ -396,6 +403,9 @@ func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	if r.fault != nil || ctx == nil || ctx.Err() != nil {
 		return r.refuse(ctx)
 	}
+	if past := historiesIn(ctx, len(records)); past != nil && slices.ContainsFunc(past, func(h history) bool { return h.by(r).pace.waits > 0 }) {
+		return r.batchAfterWait(ctx, records, past)
+	}
 	entry := r.entry()
 	err := r.attemptBatch(ctx, records)
 	if err == nil {
@@ -417,6 +427,9 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		return err // of every record
 	}
 	run := r.begin(ctx, entry)
+	if run.held {
+		return gather(r.batchLater(run, records, past, err))
+	}
 	results := make([]error, len(records))
 	used := make([]int, len(records))
 	for i := range past {
@@ -488,6 +501,94 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 	}
 }
 
+// batchAfterWait is ApplyBatch where some of the records have waited in the
+// coordinator's hand for this attempt.
+func (r *retryApplier[T]) batchAfterWait(ctx context.Context, records []T, past []history) error {
+	stop := passageOf(ctx).stop
+	results := make([]error, len(records))
+	attempt := 1
+	var index []int // of those that are attempted
+	for i := range records {
+		last := past[i].by(r)
+		if last.pace.waits > 0 && stop.Err() != nil {
+			results[i] = r.interrupted(ctx, last)
+			continue
+		}
+		attempt = max(attempt, last.pace.waits+1)
+		index = append(index, i)
+	}
+	if len(index) == 0 {
+		return gather(results)
+	}
+	entry := r.entry()
+	share, some := shareOf(ctx, records, index)
+	err := r.attemptBatch(withAttempt(share, attempt), some)
+	errs := make([]error, len(index))
+	spread(err, errs)
+	for j, i := range index {
+		switch last := past[i].by(r); {
+		case errs[j] != nil && !untouched(ctx, errs[j]):
+		case last.pace.waits > 0:
+			r.policy.Budget.refund(last.pace.owes)
+		case errs[j] == nil:
+			r.policy.Budget.deposit(1)
+		}
+	}
+	if err != nil {
+		ofShare := make([]history, len(index))
+		for j, i := range index {
+			ofShare[j] = past[i]
+		}
+		for j, err := range r.batchLater(r.begin(ctx, entry), some, ofShare, err) {
+			results[index[j]] = err
+		}
+	}
+	return gather(results)
+}
+
+// batchLater returns the errors of the records of a batch of which some have failed,
+// and are to be delivered again. After a batch that failed as one, which counts against
+// no record of it, each goes alone.
+func (r *retryApplier[T]) batchLater(run retryRun, records []T, past []history, err error) []error {
+	ctx := run.ctx
+	results := make([]error, len(records))
+	whole := spread(err, results)
+	class := classify(ctx, err)
+	whole = whole && len(records) > 1 && (class == Retryable || class == PermanentClass)
+	mixed := r.guarded && batchOutcomeOf(ctx, err, len(records)) == breaker.Mixed
+	charge := 1 // the retries of a batch that is taken apart are one
+	for i, err := range results {
+		if err == nil {
+			continue
+		}
+		one := run
+		last := usage{owner: r}
+		if past != nil {
+			last = past[i].by(r)
+			one.resume(last.pace)
+		}
+		if one.told() {
+			one.about = records[i]
+		}
+		if !whole {
+			if results[i] = one.judge(classify(ctx, err), err, mixed, &last.used); results[i] != nil {
+				continue
+			}
+		}
+		delay, cut := one.plan(err, charge)
+		if cut != nil {
+			results[i] = one.giveUp(cut.reason, max(last.used, one.waits), err, cut.cause)
+			continue
+		}
+		later := one.later(err, delay, last.used, charge)
+		later.usage.together = !whole && len(records) > 1
+		if results[i] = later; whole {
+			charge = 0
+		}
+	}
+	return results
+}
+
 // unspent counts the records of a retried batch that cost the destination
 // nothing in vain: they are applied, or were not attempted.
 func unspent(ctx context.Context, err error, n int) (count int) {
@@ -532,7 +633,7 @@ func (r *retryRun) resume(last pace) {
 
 // later has the coordinator deliver the record again after a delay. Of the budget n
 // retries are withdrawn for it.
-func (r *retryRun) later(err error, delay time.Duration, used, n int) error {
+func (r *retryRun) later(err error, delay time.Duration, used, n int) *laterError {
 	if r.policy.Budget == nil {
 		n = 0
 	}
