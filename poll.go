@@ -366,7 +366,9 @@ func (p *poller[T]) take() {
 		p.memory.picked(p.ids[i])
 		p.nameless = p.ids[i] == recordKey{}
 		all := pendings(p.records, p.ids)
-		p.release = append(append(p.release, all[:i]...), all[i+1:]...)
+		n := len(p.due)
+		p.waitOn(func(j int) bool { return j == i }, time.Time{})
+		p.release = append(append(p.release, all[min(n, i):i]...), all[max(n, i+1):]...)
 		p.records, p.ids = p.records[i:i+1:i+1], p.ids[i:i+1:i+1]
 	case p.sparing:
 		p.spare(keys)
@@ -384,9 +386,14 @@ func (p *poller[T]) take() {
 // spare has the suspects among the records wait.
 func (p *poller[T]) spare(keys []string) {
 	suspected := p.memory.suspected(p.ids, keys)
+	n := len(p.due)
+	p.waitOn(func(i int) bool { return !suspected[i] }, p.spareUntil)
 	var others []T
 	var othersIDs []recordKey
 	for i, record := range p.records {
+		if suspected[i] && i < n {
+			continue
+		}
 		if suspected[i] {
 			p.release = append(p.release, pending[T]{record, p.ids[i]})
 		} else {

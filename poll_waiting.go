@@ -99,18 +99,24 @@ func (p *poller[T]) keepWaiting(i int) bool {
 	due, waits := waitOf(err)
 	order, before := p.orderOf(i), p.dueNow(i)
 	past := historyOf(err)
+	if p.known == nil {
+		p.known = p.identity.keysOf(p.batch.ledger.Records)
+	}
 	switch {
 	case p.life.stop.Err() != nil:
 		return false
+	case waits && p.leftToSource(i, due, past):
+		return true
 	case waits:
 	case err == errHeldBack && p.waiting.keeps(order):
-	case before != nil && !p.once && !p.identity.inHand && refusedOutside(err): // else it could keep all others out
+	case before != nil && !p.once && refusedOutside(err):
+		if p.lease == nil && (p.releaser != nil || p.identity.inHand) { // it cannot be held for long, or would keep all others out
+			p.memory.note(p.idOf(i), before.past.attempts())
+			return false
+		}
 		due = p.config.clock.Now().Add(max(p.config.interval, afterOf(err, maxAfter)))
 	default:
 		return false
-	}
-	if p.known == nil {
-		p.known = p.identity.keysOf(p.batch.ledger.Records)
 	}
 	one := waiter[T]{pending: pending[T]{p.batch.ledger.Records[i], p.idOf(i)}, order: order, due: due, past: past, place: p.index(i)}
 	if before != nil {
@@ -120,6 +126,21 @@ func (p *poller[T]) keepWaiting(i int) bool {
 		}
 	}
 	p.lease.numberOne(i, p.enlist(one))
+	return true
+}
+
+// maxUnrenewed is how long a record waits in hand whose lease cannot be renewed.
+const maxUnrenewed = 10 * time.Second
+
+// leftToSource gives a record back that waits for longer than its source may leave it in
+// hand, if the source keeps the time, and reports whether it did.
+func (p *poller[T]) leftToSource(i int, due time.Time, past history) bool {
+	after := due.Sub(p.config.clock.Now())
+	if p.releaser == nil || p.failer != nil || p.lease != nil || p.once || after <= maxUnrenewed {
+		return false
+	}
+	p.memory.note(p.idOf(i), past.attempts())
+	p.back.add(p.batch.ledger.Records[i], after)
 	return true
 }
 
@@ -198,10 +219,27 @@ func (p *poller[T]) takeDue(now time.Time) {
 		return
 	}
 	for _, one := range p.due { // the suspects are who is not to be the probe
-		if one.past != nil {
-			p.memory.note(one.key, one.past)
+		if past := one.past.attempts(); past != nil {
+			p.memory.note(one.key, past)
 		}
 	}
+}
+
+// waitOn has those of the due records wait on that are not among the next ones of the
+// pass, for which pick is called with their places: until some time, if it is not zero.
+func (p *poller[T]) waitOn(picked func(i int) bool, until time.Time) {
+	var due []waiter[T]
+	for i, one := range p.due {
+		if picked(i) {
+			due = append(due, one)
+			continue
+		}
+		if until.After(one.due) && !one.due.IsZero() {
+			one.due = until
+		}
+		p.enlist(one)
+	}
+	p.due = due
 }
 
 func (p *poller[T]) dueRecords() (records []T, ids []recordKey) {
