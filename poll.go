@@ -91,7 +91,8 @@ type poller[T any] struct {
 	behind    []pending[T] // likewise, but for as long as another of their key
 	back      backlog[T]   // failed records to be released, for as long as each asks at least
 	kept      []pending[T] // in hand for the next pass
-	due       []waiter[T]  // the first records of the pass, which have waited
+	due       []waiter[T]  // the records of the pass which have waited: its first, unless they are mixed
+	mixed     []int        // the places that the records of the pass had before they were mixed
 	dueOnly   bool         // and there are no others
 
 	// From pass to pass.
@@ -222,7 +223,7 @@ func (p *poller[T]) loop() {
 
 func (p *poller[T]) fetch() {
 	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
-	p.due, p.dueOnly = nil, false
+	p.due, p.mixed, p.dueOnly = nil, nil, false
 	p.more, p.full, p.progress, p.refused, p.scheduled, p.whole = false, false, false, nil, nil, true
 	p.halted = halt{}
 	if p.life.stop.Err() != nil {
@@ -374,6 +375,9 @@ func (p *poller[T]) take() {
 		p.spare(keys)
 	}
 	p.spared = len(p.records) == 0 && len(p.release) > 0
+	if n := len(p.due); n > 0 && len(p.records) > n && !p.probing && !p.sparing {
+		p.mix()
+	}
 	// What is passed over is in hand until the probe is marked.
 	if !p.ahead.took() || p.handed || len(p.release) > 0 {
 		p.lease.hold(p.inLease())

@@ -121,7 +121,10 @@ func (p *poller[T]) index(i int) int {
 	if one := p.dueNow(i); one != nil {
 		return one.place
 	}
-	return p.taken + i - len(p.due)
+	if i += p.taken; i < len(p.mixed) {
+		i = p.mixed[i]
+	}
+	return i - len(p.due)
 }
 
 // noteFailures keeps what RunOnce returns of the records, as of their last attempt.

@@ -86,10 +86,51 @@ func (w waiters[T]) leased() []pending[T] {
 // dueNow returns the record that waited and is now in the batch, nil where it is one
 // that was fetched.
 func (p *poller[T]) dueNow(i int) *waiter[T] {
-	if i += p.taken; i < len(p.due) {
+	i += p.taken
+	if i < len(p.mixed) {
+		i = p.mixed[i]
+	}
+	if i < len(p.due) {
 		return &p.due[i]
 	}
 	return nil
+}
+
+// mix puts the fetched records of the pass between those that were due: these have failed
+// before and may again, and a breaker must not take that for an outage for having been
+// put together. A due record stays before the fetched ones of its key.
+func (p *poller[T]) mix() {
+	n := len(p.due)
+	keys, _ := p.keysOf(nil, p.records)
+	left := make(map[string]int) // due records by key
+	for i := range min(n, len(keys)) {
+		left[keys[i]]++
+	}
+	records, ids := p.records, p.ids
+	p.records, p.ids, p.mixed = make([]T, 0, len(records)), make([]recordKey, 0, len(records)), nil
+	put := func(i int) {
+		p.records, p.ids, p.mixed = append(p.records, records[i]), append(p.ids, ids[i]), append(p.mixed, i)
+	}
+	due := 0
+	putDue := func() {
+		if keys != nil {
+			left[keys[due]]--
+		}
+		put(due)
+		due++
+	}
+	for i := n; i < len(records); i++ {
+		if due < n {
+			putDue()
+		}
+		for keys != nil && left[keys[i]] > 0 {
+			putDue()
+		}
+		put(i)
+	}
+	for due < n {
+		putDue()
+	}
 }
 
 // keepWaiting has a record of the batch that was not settled wait in hand, and reports
@@ -320,14 +361,13 @@ func (p *poller[T]) putBehind() {
 func (p *poller[T]) pasts(n int) []history {
 	past := p.memory.histories(p.known)
 	for i := range n {
-		one := p.dueNow(i)
-		if one == nil {
+		if len(p.due) == 0 {
 			break
 		}
 		if past == nil {
 			past = make([]history, n)
 		}
-		if one.past != nil {
+		if one := p.dueNow(i); one != nil && one.past != nil {
 			past[i] = one.past
 		}
 	}
@@ -337,8 +377,10 @@ func (p *poller[T]) pasts(n int) []history {
 // inLease returns what the pass has in hand, as a lease knows it.
 func (p *poller[T]) inLease() []pending[T] {
 	list := pendings(p.records, p.ids)
-	for i := range min(len(p.due), len(list)) {
-		list[i].key = recordKey{number: p.due[i].number}
+	for i := range list {
+		if one := p.dueNow(i); one != nil {
+			list[i].key = recordKey{number: one.number}
+		}
 	}
 	return append(append(list, p.release...), p.kept...)
 }

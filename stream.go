@@ -38,26 +38,27 @@ type stream[T any] struct {
 	leases  chan []T            // to the renewer
 	renewed chan error          // from it
 
-	limit   int                 // of the records in hand
-	inHand  int                 // records fetched and neither marked nor given back
-	queue   []item[T]           // to be applied, in this order
-	again   pile[T]             // to be applied in between, by their numbers; only where there are lanes
-	fresh   []fresh[T]          // to be applied after those, as they were fetched
-	unread  int                 // how many records these are
-	held    pile[T]             // failed, or between two attempts: to be tried again when due
-	returns []item[T]           // failed, to go back to the source
-	failed  uint64              // how often a record was held
-	young   int                 // the held ones that are worth waiting for at the end of the stream
-	lanes   map[string]*lane[T] // of the keys that something is under way for; nil without an order
-	mu      sync.Mutex          // over what is out, for drainOver
-	out     []*share[T]         // with the workers, in the order they were handed out
-	spare   []*share[T]
-	line    line[T]           // of the marks
-	back    backlog[T]        // to be released
-	faulty  []FailedRecord[T] // to be reported
-	leased  []uint64          // the records that are being renewed
-	number  uint64            // of the next record
-	pace    time.Duration     // of a record at a worker, lately
+	limit     int                 // of the records in hand
+	inHand    int                 // records fetched and neither marked nor given back
+	queue     []item[T]           // to be applied, in this order
+	again     pile[T]             // to be applied in between, by their numbers; only where there are lanes
+	drewAgain bool                // the last record that was drawn was one of these
+	fresh     []fresh[T]          // to be applied after those, as they were fetched
+	unread    int                 // how many records these are
+	held      pile[T]             // failed, or between two attempts: to be tried again when due
+	returns   []item[T]           // failed, to go back to the source
+	failed    uint64              // how often a record was held
+	young     int                 // the held ones that are worth waiting for at the end of the stream
+	lanes     map[string]*lane[T] // of the keys that something is under way for; nil without an order
+	mu        sync.Mutex          // over what is out, for drainOver
+	out       []*share[T]         // with the workers, in the order they were handed out
+	spare     []*share[T]
+	line      line[T]           // of the marks
+	back      backlog[T]        // to be released
+	faulty    []FailedRecord[T] // to be reported
+	leased    []uint64          // the records that are being renewed
+	number    uint64            // of the next record
+	pace      time.Duration     // of a record at a worker, lately
 
 	asking   bool        // the fetcher is at work
 	fetching atomic.Bool // and has called the source

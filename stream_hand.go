@@ -88,8 +88,13 @@ func (s *stream[T]) handOut(now time.Time) {
 	}
 	for len(s.out) < s.config.workers && s.queued() > 0 {
 		n := (s.queued() + s.config.workers - 1) / s.config.workers
+		enough := n
 		if s.pace > 0 {
-			n = min(s.queued(), max(n, int(worthwhile/s.pace)))
+			enough = max(1, int(worthwhile/s.pace))
+			n = min(s.queued(), max(n, enough))
+		}
+		if s.lanes != nil { // not to have all keys with one worker
+			n = min(n, or(s.portion, enough))
 		}
 		switch {
 		case s.lanes != nil:
@@ -97,11 +102,7 @@ func (s *stream[T]) handOut(now time.Time) {
 				s.send(items, false, now)
 			}
 		case len(s.queue) > 0:
-			n = min(n, len(s.queue))
-			s.send(s.queue[:n], false, now)
-			if s.queue = s.queue[n:]; len(s.queue) == 0 {
-				s.queue = nil
-			}
+			s.send(s.take(n), false, now)
 		default:
 			s.sendFresh(n, now)
 		}
@@ -133,13 +134,46 @@ func (s *stream[T]) putBetween() {
 	}
 }
 
+// take takes n records out of the queue, and others between them that nobody has had to do
+// with: what failed before may fail again, and a breaker must not take that for an outage
+// for having been put together.
+func (s *stream[T]) take(n int) (items []item[T]) {
+	for len(items) < n && len(s.queue) > 0 {
+		items = append(items, s.queue[0])
+		if s.queue = s.queue[1:]; len(s.queue) == 0 {
+			s.queue = nil
+		}
+		if s.unread > 0 {
+			records, first := s.takeFresh(1)
+			items = append(items, item[T]{record: records[0], number: first})
+		}
+	}
+	return items
+}
+
+// takeFresh takes up to n records as they were fetched, and returns the number of the
+// first.
+func (s *stream[T]) takeFresh(n int) (records []T, first uint64) {
+	f := &s.fresh[0]
+	n = min(n, len(f.records))
+	records, first = f.records[:n:n], f.first
+	if f.records, f.first = f.records[n:], f.first+uint64(n); len(f.records) == 0 {
+		s.fresh[0] = fresh[T]{}
+		if s.fresh = s.fresh[1:]; len(s.fresh) == 0 {
+			s.fresh = nil
+		}
+	}
+	s.unread -= n
+	return records, first
+}
+
 // draw takes up to n records from the queue whose keys nobody is busy with. The
 // others go and wait in their lanes.
 func (s *stream[T]) draw(n int) (items []item[T]) {
 	mine := make(map[string]bool)
 	for len(s.queue)+len(s.again.items) > 0 && len(items) < n {
 		var it item[T]
-		if len(s.queue) == 0 || len(s.again.items) > 0 && fetchedBefore(&s.again.items[0], &s.queue[0]) {
+		if s.drewAgain = s.drawsAgain(); s.drewAgain {
 			it = s.again.pop()
 		} else {
 			it, s.queue = s.queue[0], s.queue[1:]
@@ -152,6 +186,19 @@ func (s *stream[T]) draw(n int) (items []item[T]) {
 		items = append(items, it)
 	}
 	return items
+}
+
+// drawsAgain reports whether the next record is one that comes again, rather than one of
+// the queue: by turns, as take has it, as far as the order of its key allows that.
+func (s *stream[T]) drawsAgain() bool {
+	switch {
+	case len(s.again.items) == 0:
+		return false
+	case len(s.queue) == 0 || !s.drewAgain:
+		return true
+	}
+	key := s.queue[0].key
+	return slices.ContainsFunc(s.again.items, func(it item[T]) bool { return it.key == key })
 }
 
 // pile is records of which the first is known, by some order: a binary heap. What
@@ -338,18 +385,10 @@ func (s *stream[T]) send(items []item[T], probe bool, now time.Time) {
 
 // sendFresh gives up to n records to a worker as they were fetched.
 func (s *stream[T]) sendFresh(n int, now time.Time) {
-	f := &s.fresh[0]
-	n = min(n, len(f.records))
 	sh := s.newShare()
-	sh.first = f.first
-	sh.account.reset(f.records[:n:n], nil, nil, 1)
-	if f.records, f.first = f.records[n:], f.first+uint64(n); len(f.records) == 0 {
-		s.fresh[0] = fresh[T]{}
-		if s.fresh = s.fresh[1:]; len(s.fresh) == 0 {
-			s.fresh = nil
-		}
-	}
-	s.unread -= n
+	var records []T
+	records, sh.first = s.takeFresh(n)
+	sh.account.reset(records, nil, nil, 1)
 	s.launch(sh, now)
 }
 
