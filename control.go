@@ -269,8 +269,10 @@ type Stats struct {
 	MarkFailures      int64 // calls
 	DuplicatesAvoided int64 // marked by a later try, and not applied again because the first failed
 
-	InHand      int64 // fetched, and neither marked nor given back
-	LastError   error // of a fetch, a mark, or a record that stays pending or was parked; nil when there was none
+	InHand      int64     // fetched, and neither marked nor given back
+	Waiting     int       // of those, between two attempts
+	NextAttempt time.Time // when the first of these is due; zero when none waits
+	LastError   error     // of a fetch, a mark, or a record that stays pending or was parked; nil when there was none
 	LastErrorAt time.Time
 	Breakers    []BreakerStats // of the applier's stack, outermost first
 }
@@ -298,6 +300,7 @@ func (c *control) Stats() Stats {
 	c.watch.mu.Lock()
 	defer c.watch.mu.Unlock()
 	s.LastError, s.LastErrorAt = c.watch.lastErr, c.watch.lastErrAt
+	s.Waiting, s.NextAttempt = c.watch.waiting, c.watch.clock.told(c.watch.nextDue)
 	return s
 }
 

@@ -169,6 +169,8 @@ func (b *batch[T]) note(ctx context.Context, i int, err error) {
 	if class == NotAttempted { // before the lock: it asks the error, and the clock
 		if until, paused = pauseOf(err); paused {
 			until = b.clock.of(until)
+		} else {
+			err = timed(err, b.clock.Now())
 		}
 	}
 	b.mu.Lock()

@@ -501,7 +501,7 @@ func (l *look) into(err error, told bool) {
 	case *ParkRateError:
 		_ = e.Until
 		return
-	case *permanentError, *skipError, *retryAfterError, *unattemptedError, *pendingError, *laterError, *OpenError, *RetryError,
+	case *permanentError, *skipError, *retryAfterError, *unattemptedError, *pendingError, *laterError, *askedLaterError, *OpenError, *RetryError,
 		*AttemptTimeoutError, *ParkError, *FanOutError, *DecodeError, *MarkError, *RedriveError:
 		ours = true // with methods that are sound if what they wrap is
 	}

@@ -86,14 +86,20 @@ func (f *fanOutApplier[T]) later(ctx context.Context, i int, errs [][]error) err
 		return nil
 	}
 	var first time.Time
-	some := false
+	some, asked := false, true
 	for b := range f.branches {
 		if errs[b] == nil {
 			continue
 		}
-		if due, waits := waitOf(errs[b][i]); waits && (!some || due.Before(first)) {
-			first, some = due, true
+		errs[b][i] = timed(errs[b][i], passageOf(ctx).watch.clock.Now())
+		due, waits := waitOf(errs[b][i])
+		if !waits {
+			continue
 		}
+		if !some || due.Before(first) {
+			first = due
+		}
+		some, asked = true, asked && ownWait(errs[b][i])
 	}
 	if !some {
 		return nil
@@ -107,5 +113,5 @@ func (f *fanOutApplier[T]) later(ctx context.Context, i int, errs [][]error) err
 			undone.Failures = append(undone.Failures, BranchFailure{f.branches[b].name, errs[b][i]})
 		}
 	}
-	return &laterError{undone, first, usage{owner: f, answers: answers}}
+	return &laterError{undone, first, usage{owner: f, answers: answers}, asked}
 }

@@ -447,11 +447,12 @@ func (s *stream[T]) finishRenewal(err error) {
 		if s.lanes != nil {
 			s.lanes[it.key].held--
 		}
-		if it.past.tries.tries < lastTries {
+		if s.isYoung(&it) {
 			s.young--
 		}
 		return ours(it)
 	})
+	s.tellWaiting()
 	for key := range s.lanes {
 		s.openLane(key)
 	}

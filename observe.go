@@ -99,6 +99,8 @@ type PauseEvent struct {
 	Err                     error     // why; nil when Pause was called
 	Record, Branch, Breaker string    // over which, by name: the first record that was refused, the branch of a fan-out, the breaker; "" where there is none or it is not known
 
+	Waiting int // records in hand that wait to be tried again, where they are all that may be in hand
+
 	Stuck bool // every record at hand has failed as a probe before: a long outage, or poison that nothing can tell from one
 }
 

@@ -15,6 +15,7 @@ type waiter[T any] struct {
 	order  string    // its order key; "" where no order was asked for
 	number uint64    // in the order in which they came into hand
 	due    time.Time // the zero time is as soon as those before it are settled
+	asked  bool      // by the record's own error
 	past   history
 	place  int // in its fetch
 }
@@ -148,6 +149,8 @@ func (p *poller[T]) keepWaiting(i int) bool {
 		return false
 	case waits && p.leftToSource(i, due, past):
 		return true
+	case waits && p.once && ownWait(err) && due.Sub(p.config.clock.Now()) > p.config.drainTimeout:
+		return false
 	case waits:
 	case err == errHeldBack && p.waiting.keeps(order):
 	case before != nil && !p.once && refusedOutside(err):
@@ -159,7 +162,7 @@ func (p *poller[T]) keepWaiting(i int) bool {
 	default:
 		return false
 	}
-	one := waiter[T]{pending: pending[T]{p.batch.ledger.Records[i], p.idOf(i)}, order: order, due: due, past: past, place: p.index(i)}
+	one := waiter[T]{pending: pending[T]{p.batch.ledger.Records[i], p.idOf(i)}, order: order, due: due, asked: ownWait(err), past: past, place: p.index(i)}
 	if before != nil {
 		one.number = before.number
 		if !waits {
@@ -180,6 +183,9 @@ func (p *poller[T]) leftToSource(i int, due time.Time, past history) bool {
 	if p.releaser == nil || p.failer != nil || p.lease != nil || p.once || after <= maxUnrenewed {
 		return false
 	}
+	if past.attempts() != nil && (p.idOf(i) == recordKey{}) { // they would be lost, and poison never parked
+		return false
+	}
 	p.memory.note(p.idOf(i), past.attempts())
 	p.back.add(p.batch.ledger.Records[i], after)
 	return true
@@ -195,8 +201,19 @@ func (p *poller[T]) enlist(one waiter[T]) (number uint64) {
 		}
 	}
 	p.waiting.add(one)
-	p.watch.count.waiting.Store(int64(len(p.waiting)))
+	p.tellWaiting()
 	return one.number
+}
+
+func (p *poller[T]) tellWaiting() {
+	next, _ := p.waiting.next()
+	n := 0
+	for i := range p.waiting {
+		if !p.waiting[i].due.IsZero() {
+			n++
+		}
+	}
+	p.watch.waits(n, next)
 }
 
 // orderOf returns the order key of a record of the batch.
@@ -255,7 +272,7 @@ func (p *poller[T]) takeWaiting() bool {
 // takeDue takes the records that are due out of those that wait, for the pass.
 func (p *poller[T]) takeDue(now time.Time) {
 	p.due = p.waiting.takeDue(now)
-	p.watch.count.waiting.Store(int64(len(p.waiting)))
+	p.tellWaiting()
 	if !p.probing && !p.sparing {
 		return
 	}
@@ -294,7 +311,7 @@ func (p *poller[T]) dueRecords() (records []T, ids []recordKey) {
 func (p *poller[T]) tellFullHand(until time.Time) {
 	if !p.fullHand {
 		p.fullHand = true
-		p.watch.paused(p.life.settle, byFullHand, PauseEvent{Until: p.config.clock.told(until), Err: ErrFullHand}, false)
+		p.watch.paused(p.life.settle, byFullHand, PauseEvent{Until: p.config.clock.told(until), Err: ErrFullHand, Waiting: len(p.waiting)}, false)
 	}
 }
 
@@ -393,10 +410,14 @@ func (p *poller[T]) setAside() (some bool) {
 		if past := one.past.attempts(); past != nil {
 			p.memory.note(one.key, past)
 		}
-		p.release = append(p.release, one.pending)
+		if left := one.due.Sub(p.config.clock.Now()); one.asked && left > 0 && p.releaser != nil && p.keyOf == nil && !p.once {
+			p.back.add(one.record, left)
+		} else {
+			p.release = append(p.release, one.pending)
+		}
 	}
 	p.waiting = nil
-	p.watch.count.waiting.Store(0)
+	p.tellWaiting()
 	p.lease.waitBeside(nil)
 	p.easeHand()
 	return some
@@ -411,5 +432,5 @@ func (p *poller[T]) dropLost() {
 		}
 		return lost
 	})
-	p.watch.count.waiting.Store(int64(len(p.waiting)))
+	p.tellWaiting()
 }

@@ -638,7 +638,7 @@ func (r *retryRun) later(err error, delay time.Duration, used, n int) *laterErro
 		n = 0
 	}
 	due := r.passage.watch.clock.Now().Add(delay)
-	return &laterError{err, due, usage{owner: r.owner, used: used, pace: pace{r.waits, r.delay, r.start, r.entry, n, err}}}
+	return &laterError{err: err, due: due, usage: usage{owner: r.owner, used: used, pace: pace{r.waits, r.delay, r.start, r.entry, n, err}}}
 }
 
 // judge counts a failed attempt and returns the record's final error, or nil
@@ -654,7 +654,11 @@ func (r *retryRun) judge(class Class, err error, mixed bool, used *int) error {
 		if *used += countedIn(err); *used == 0 {
 			return err
 		}
-		return &pendingError{err, usage{owner: r.owner, used: *used}}
+		left := usage{owner: r.owner, used: *used}
+		if _, asked := askedLater(err); asked {
+			left.pace = pace{waits: r.waits, delay: r.delay, start: r.start, entry: r.entry, last: err}
+		}
+		return &pendingError{err, left}
 	case PermanentClass:
 		*used++
 		return r.giveUp(PermanentFailure, *used, err, nil)

@@ -393,6 +393,9 @@ func (l *slogObserver) paused(ctx context.Context, e PauseEvent) {
 			attrs = append(attrs, about.key, about.name)
 		}
 	}
+	if e.Waiting > 0 {
+		attrs = append(attrs, "waiting", e.Waiting)
+	}
 	if e.Err != nil && errors.Is(e.Err, ErrParkRate) {
 		l.stir(&l.guarded, e.Until)
 		l.complain(ctx, slog.LevelWarn, saidGuard, e.Err, attrs...)

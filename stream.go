@@ -97,7 +97,7 @@ type past struct {
 	unkeyed error     // why its order key is not known
 	used    history   // attempts interrupted by an open breaker
 	refused bool      // the last time, which was no attempt
-	waits   bool      // for its next attempt, which is part of the same delivery
+	asked   bool      // it waits because its own error says so
 	suspect bool      // the breaker opened over it, or stayed open
 	probes  int       // in vain
 	tries   trouble   // deliveries that failed
@@ -384,7 +384,7 @@ func (s *stream[T]) ask() {
 	} else if !s.probing && s.idle() && s.line.ready() == 0 && s.job == nil && len(s.back.groups)+len(s.faulty) == 0 {
 		if !s.full { // until half of them are settled: not to tell of every single one
 			s.full = true
-			s.watch.paused(s.life.settle, byFullHand, PauseEvent{Err: ErrFullHand}, false)
+			s.watch.paused(s.life.settle, byFullHand, PauseEvent{Err: ErrFullHand, Waiting: len(s.held.items)}, false)
 		}
 	}
 }

@@ -222,7 +222,7 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 	if !refused || !refusedOutside(err) {
 		p.used = nil
 	}
-	p.err, p.refused, p.waits = err, refused, false
+	p.err, p.refused, p.asked = err, refused, false
 	delay := p.tries.delay(s.config)
 	if s.givesBack() {
 		delay = releasedFor // what is given back takes no count along
@@ -274,10 +274,15 @@ func (s *stream[T]) keepWaiting(sh *share[T], it *item[T], err error) bool {
 		return true
 	}
 	p := it.history()
-	p.err, p.used, p.refused, p.waits, p.due = err, historyOf(err), false, true, due
+	p.err, p.used, p.refused, p.asked, p.due = err, historyOf(err), false, ownWait(err), due
 	p.suspect = p.suspect || p.used != nil // one that has not failed is the better probe
 	sh.event.Waiting++
-	s.hold(*it)
+	now := s.config.clock.Now()
+	if s.givesBack() && p.used == nil && s.renewEvery <= 0 && s.failer == nil && p.due.Sub(now) > maxUnrenewed {
+		s.giveBack(*it, p.due.Sub(now))
+	} else {
+		s.hold(*it)
+	}
 	return true
 }
 
@@ -288,21 +293,39 @@ func (s *stream[T]) hold(it item[T]) {
 	}
 	s.failed++
 	it.past.turn = s.failed
-	if it.past.tries.tries < lastTries {
+	if s.isYoung(&it) {
 		s.young++
 	}
 	s.held.push(it)
+	s.tellWaiting()
+}
+
+// isYoung reports whether a held record is worth waiting for at the end of the stream.
+func (s *stream[T]) isYoung(it *item[T]) bool {
+	return it.past.tries.tries < lastTries && !(it.past.asked && s.releaser != nil)
+}
+
+func (s *stream[T]) tellWaiting() {
+	var next time.Time
+	if len(s.held.items) > 0 {
+		next = s.held.items[0].past.due
+	}
+	s.watch.waits(len(s.held.items), next)
 }
 
 // letGo takes the held records that are due, or all, in the order they failed.
 func (s *stream[T]) letGo(now time.Time, all bool) (items []item[T]) {
 	for len(s.held.items) > 0 && (all || !now.Before(s.held.items[0].past.due)) {
 		it := s.held.pop()
-		if it.past.tries.tries < lastTries {
+		if s.isYoung(&it) {
 			s.young--
 		}
 		items = append(items, it)
 	}
+	if items == nil {
+		return nil
+	}
+	s.tellWaiting()
 	slices.SortFunc(items, func(a, b item[T]) int { return cmp.Compare(a.past.turn, b.past.turn) })
 	return items
 }
@@ -326,6 +349,8 @@ func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
 	s.returns = nil
 	for _, it := range s.letGo(now, closing) {
 		switch {
+		case closing && it.past.asked:
+			s.giveBack(it, it.past.due.Sub(now))
 		case closing:
 			s.giveBack(it, 0)
 		case s.lanes == nil:

@@ -33,7 +33,9 @@ type watch struct {
 	fetchErr  error // of the last fetch
 	markErr   error // of the last mark
 	still     [reasons]standstill
-	fetching  underway // by a polling coordinator: that of a stream waits for records
+	waiting   int       // records in hand between two attempts
+	nextDue   time.Time // of the first of them, by the steady clock
+	fetching  underway  // by a polling coordinator: that of a stream waits for records
 	settling  underway
 }
 
@@ -101,7 +103,7 @@ func (w *watch) hangs() error {
 type counters struct {
 	fetched, applied, failed, skipped, retried, parked, released, marked atomic.Int64
 	fetchFailures, markFailures, duplicatesAvoided                       atomic.Int64
-	inHand, waiting                                                      atomic.Int64
+	inHand                                                               atomic.Int64
 }
 
 func newWatch(c *config, name func(any) string) *watch {
@@ -153,6 +155,13 @@ func (w *watch) stands(why reason, err error, until time.Time) {
 }
 
 func (w *watch) moves(why reason) { w.stands(why, nil, time.Time{}) }
+
+// waits notes how many records wait in hand, and when the first of them is due.
+func (w *watch) waits(n int, next time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.waiting, w.nextDue = n, next
+}
 
 // standstill returns why the coordinator stands still, nil if it does not.
 func (w *watch) standstill() error {
@@ -291,6 +300,7 @@ func (w *watch) resumed(ctx context.Context, why reason) {
 
 func (w *watch) stopped(ctx context.Context, event StopEvent) {
 	w.count.inHand.Store(0)
+	w.waits(0, time.Time{})
 	w.pauses, w.closed, w.gated = 0, [reasons]bool{}, false
 	for why := range reasons {
 		w.moves(why)
