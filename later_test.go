@@ -1,0 +1,218 @@
+package courier_test
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
+)
+
+// busy is a destination that takes some records from a time on only.
+type busy struct {
+	mu      sync.Mutex
+	began   time.Time
+	records map[int]bool
+	until   time.Duration
+	calls   map[int][]time.Duration
+	err     error // beside Later; nil is errTest
+}
+
+func newBusy(until time.Duration, records ...int) *busy {
+	b := &busy{began: time.Now(), until: until, records: map[int]bool{}, calls: map[int][]time.Duration{}}
+	for _, r := range records {
+		b.records[r] = true
+	}
+	return b
+}
+
+func (b *busy) Apply(_ context.Context, r int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	now := time.Since(b.began)
+	b.calls[r] = append(b.calls[r], now)
+	if left := b.until - now; b.records[r] && left > 0 {
+		return courier.Later(errTest, left)
+	}
+	return nil
+}
+
+func (b *busy) called(r int) []time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.calls[r])
+}
+
+// A record that asks for another time is applied then, with the others gone on
+// meanwhile, and none of it is held against the record or the destination.
+func TestLater_TheRecordWaitsAndTheOthersGoOn(t *testing.T) {
+	for _, workers := range []int{1, 3} {
+		for _, together := range []bool{false, true} {
+			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+				destination := newBusy(5*time.Second, 1)
+				var applier courier.Applier[int] = destination
+				if together {
+					applier = eachOfBatch[int]{destination}
+				}
+				breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1})
+				stack := courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(applier, breaker), courier.RetryPolicy{MaxAttempts: 1})
+				applier, queue := courier.WithDLQ(stack)
+				source.add(numbers(5)...)
+				option := courier.WithWorkers(workers)
+				if source.wait {
+					option = courier.WithStreamWorkers(workers)
+				}
+				c := make(applier, unspread, option)
+				stop := start(t, c)
+				time.Sleep(2 * time.Second)
+				synctest.Wait()
+				require.Equal(t, []int{1}, source.left(), "the others are marked")
+				source.add(5)
+				time.Sleep(5 * time.Second)
+				require.NoError(t, stop())
+				require.Empty(t, source.left())
+				require.Len(t, destination.called(1), 2)
+				require.Equal(t, 5*time.Second, destination.called(1)[1])
+				require.Equal(t, courier.BreakerClosed, breaker.State())
+				letters, err := queue.Receive(t.Context(), 1)
+				require.NoError(t, err)
+				require.Empty(t, letters)
+			})
+		}
+	}
+}
+
+func TestLater_StatsTellHowManyWaitAndUntilWhen(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(numbers(4)...)
+		began := time.Now()
+		c := make(newBusy(5*time.Second, 1, 2), unspread)
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		stats := c.(interface{ Stats() courier.Stats }).Stats()
+		require.Equal(t, 2, stats.Waiting)
+		require.EqualValues(t, 2, stats.InHand)
+		require.Equal(t, 5*time.Second, stats.NextAttempt.Sub(began))
+		require.Zero(t, stats.Failed)
+		time.Sleep(9 * time.Second)
+		stats = c.(interface{ Stats() courier.Stats }).Stats()
+		require.Zero(t, stats.Waiting)
+		require.Zero(t, stats.NextAttempt)
+		require.NoError(t, stop())
+	})
+}
+
+// With an order key the later records of the key wait with it, and no other.
+func TestLater_KeepsTheOrderOfItsKey(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		destination := newBusy(5*time.Second, 1)
+		source.add(numbers(6)...)
+		stop := start(t, make(destination, unspread, courier.WithOrderKey(func(r int) string { return string(rune('a' + r%2)) })))
+		time.Sleep(2 * time.Second)
+		require.Equal(t, []int{1, 3, 5}, source.left())
+		require.Empty(t, destination.called(3))
+		time.Sleep(8 * time.Second)
+		require.NoError(t, stop())
+		require.Empty(t, source.left())
+		require.LessOrEqual(t, destination.called(1)[1], destination.called(3)[0])
+		require.LessOrEqual(t, destination.called(3)[0], destination.called(5)[0])
+	})
+}
+
+// A stop gives the record back for the rest of its time.
+func TestLater_AStopGivesTheRecordBack(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(numbers(2)...)
+		stop := start(t, make(newBusy(8*time.Second, 1), unspread))
+		time.Sleep(3 * time.Second)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1}, source.left())
+		require.Equal(t, [][]int{{1}}, source.released)
+		require.Equal(t, []time.Duration{5 * time.Second}, source.afters)
+	})
+}
+
+// What waits for longer than a lease that is not renewed may last goes back at once.
+func TestLater_ALongWaitIsTheSourcesToKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r courierttest.Recorder[int]
+		destination := newBusy(time.Hour, 1)
+		source := r.LeasingSource(time.Minute, numbers(2)...)
+		c := courier.NewPollingCoordinator(courier.Source[int](struct {
+			courier.Source[int]
+			courier.Releaser[int]
+		}{source, source}), courier.Applier[int](destination), quiet, unspread)
+		stop := start(t, c)
+		time.Sleep(3 * time.Second)
+		require.EqualValues(t, 1, c.Stats().Released)
+		require.Zero(t, c.Stats().InHand)
+		time.Sleep(2 * time.Hour)
+		require.NoError(t, stop())
+		require.Len(t, destination.called(1), 2)
+		require.GreaterOrEqual(t, destination.called(1)[1], time.Hour)
+		require.EqualValues(t, 2, c.Stats().Marked)
+	})
+}
+
+func TestLater_RunOnceWaitsWithinTheDrainTimeout(t *testing.T) {
+	for _, until := range []time.Duration{5 * time.Second, time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			shelf := newShelf(numbers(3)...)
+			destination := newBusy(until, 1)
+			began := time.Now()
+			err := courier.RunOnce(t.Context(), func(ctx context.Context) ([]int, error) { return shelf.Fetch(ctx, 10) }, destination.Apply, shelf.Mark, quiet)
+			if until < 10*time.Second {
+				require.NoError(t, err)
+				require.Empty(t, shelf.left())
+				require.Equal(t, until, time.Since(began))
+				return
+			}
+			require.ErrorIs(t, err, errTest)
+			require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+			require.Equal(t, []int{1}, shelf.left())
+			require.Zero(t, time.Since(began))
+		})
+	}
+}
+
+// A branch that asks for another time gets the record then, and the others do not get
+// it again.
+func TestLater_OfABranchIsThatBranchsAlone(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		late, other := newBusy(5*time.Second, 1), newBusy(0)
+		source.add(numbers(3)...)
+		option := courier.WithWorkers(2)
+		if source.wait {
+			option = courier.WithStreamWorkers(2)
+		}
+		stop := start(t, make(courier.NewFanOutApplier[int](late, other), unspread, option))
+		time.Sleep(10 * time.Second)
+		require.NoError(t, stop())
+		require.Empty(t, source.left())
+		require.Len(t, late.called(1), 2)
+		require.Equal(t, 5*time.Second, late.called(1)[1])
+		require.Len(t, other.called(1), 1)
+	})
+}
+
+func TestLater_OutsideOfACoordinatorIsReturned(t *testing.T) {
+	applier, queue := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error {
+		return courier.Later(errTest, time.Minute)
+	}), nil)
+	err := applier.Apply(t.Context(), 1)
+	require.ErrorIs(t, err, errTest)
+	require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+	letters, receiveErr := queue.Receive(t.Context(), 1)
+	require.NoError(t, receiveErr)
+	require.Empty(t, letters)
+	require.NoError(t, courier.Later(nil, time.Minute))
+	require.Equal(t, "the record's own error", courier.Later(errTest, -1).Error())
+	require.True(t, errors.Is(courier.Later(errTest, 0), errTest))
+}
