@@ -312,6 +312,7 @@ func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 	errs := make([]error, len(records))
 	past := historiesIn(ctx, len(records))
 	ctx = withExits(ctx)
+	worker := exitsIn(ctx)
 	next := 0
 	one := ctx
 	supervise(func() {
@@ -326,6 +327,7 @@ func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 				one = withHistories(ctx, past[i:i+1])
 			}
 			next++
+			worker.step()
 			guard(&errs[i], func() error { return a.Apply(one, records[i]) })
 		}
 	})

@@ -447,6 +447,7 @@ func TestD12_BadInputIsOneClearError(t *testing.T) {
 		{"WithBatchSize", courier.Sync(fetch, process, mark, courier.WithBatchSize(0))},
 		{"WithInterval", courier.Sync(fetch, process, mark, courier.WithInterval(-time.Second))},
 		{"WithInterval", courier.Sync(fetch, process, mark, courier.WithInterval(0))},
+		{"WithStallAfter", courier.Sync(fetch, process, mark, courier.WithStallAfter(-time.Second))},
 		{"WithDrainTimeout", courier.Sync(fetch, process, mark, courier.WithDrainTimeout(0))},
 		{"WithClock", courier.Sync(fetch, process, mark, courier.WithClock(nil))},
 		{"WithRandom", courier.Sync(fetch, process, mark, courier.WithRandom(nil))},

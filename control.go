@@ -218,7 +218,9 @@ func nudge(ch chan<- struct{}) {
 // user's own, [ErrFullHand]; one that refuses records stays a reason until others are
 // settled), the error of the last fetch or mark, for as long as
 // none has succeeded, or a call of the source that has been under way for a minute: a
-// polling coordinator's fetch, or a mark, a release or a note of failures. Records that
+// polling coordinator's fetch, or a mark, a release or a note of failures. Before the
+// last fetch or mark it names the record that has been in work for the longest, once
+// that is longer than [WithStallAfter], and for as long as its call does not return. Records that
 // fail do not make it unready, however many: a breaker does, and Stats().Failed tells.
 // It is for a readiness probe, and never blocks.
 func (c *control) Ready() error {
@@ -240,6 +242,9 @@ func (c *control) Ready() error {
 		return err
 	}
 	if err := c.watch.hangs(); err != nil {
+		return err
+	}
+	if err := c.watch.stalled(); err != nil {
 		return err
 	}
 	c.watch.mu.Lock()
@@ -272,7 +277,14 @@ type Stats struct {
 	InHand      int64     // fetched, and neither marked nor given back
 	Waiting     int       // of those, between two attempts
 	NextAttempt time.Time // when the first of these is due; zero when none waits
-	LastError   error     // of a fetch, a mark, or a record that stays pending or was parked; nil when there was none
+
+	// OldestInWork is how long the record has been in work at least that has been for the
+	// longest, and OldestRecord is its name. They are 0 and "" until a record has been for
+	// a quarter to a half of the time that is set with [WithStallAfter], and go on by quarters.
+	OldestInWork time.Duration
+	OldestRecord string
+
+	LastError   error // of a fetch, a mark, or a record that stays pending or was parked; nil when there was none
 	LastErrorAt time.Time
 	Breakers    []BreakerStats // of the applier's stack, outermost first
 }
@@ -296,6 +308,9 @@ func (c *control) Stats() Stats {
 	}
 	for _, b := range c.breakers {
 		s.Breakers = append(s.Breakers, BreakerStats{c.watch.branches[b], b.Metrics()})
+	}
+	if st := c.watch.oldest(); st != nil {
+		s.OldestInWork, s.OldestRecord = st.age, st.name
 	}
 	c.watch.mu.Lock()
 	defer c.watch.mu.Unlock()

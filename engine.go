@@ -90,6 +90,8 @@ type batch[T any] struct {
 	begun   atomic.Bool  // a record was
 	alert   atomic.Bool  // before the next record, look whether it is still to be begun
 	careful bool         // as if there were an alert always
+	exact   atomic.Bool  // the hands write down each record, and not the claim alone
+	turn    uint64       // counts the resets: what is in work now is no record of a batch before
 
 	mu     sync.Mutex // over what is rare
 	open   bool       // it is in work, for those who look at that from outside
@@ -108,6 +110,7 @@ type halt struct {
 // reset begins a new batch, to be shared by some hands. Where an order was asked
 // for, the keys are the records'.
 func (b *batch[T]) reset(records []T, past []history, keys []string, hands int) {
+	b.turn++
 	b.ledger.Reset(records)
 	b.past, b.keys, b.hands, b.units = past, keys, max(1, hands), len(records)
 	b.halted, b.lost, b.unkeyed = halt{}, nil, nil
@@ -339,19 +342,25 @@ type hand[T any] struct {
 	crew   *crew[T] // nil for the only one
 	roused bool     // it has woken others
 
-	doing atomic.Uint64 // see show
-	began time.Time     // of the call, where its duration is asked for
+	doing atomic.Uint64   // see show
+	ctx   context.Context // what the last run was under
+	calls *exits          // of that; written under the batch's lock
+	began time.Time       // of the call, where its duration is asked for
 
 	_ [64]byte // keeps the hands off each other's cache lines
 }
 
 func (h *hand[T]) reset(b *batch[T], c *crew[T]) {
-	*h = hand[T]{batch: b, list: h.list[:0], crew: c}
+	*h = hand[T]{batch: b, list: h.list[:0], crew: c, ctx: h.ctx, calls: h.calls}
 }
 
 // run applies what it can claim until nothing is left, stop has ended, or the
 // destination takes nothing for now. What it leaves is pending.
 func (h *hand[T]) run(stop, ctx context.Context) {
+	if h.ctx != ctx {
+		h.under(ctx)
+	}
+	h.calls.unwatched()
 	switch {
 	case h.exit != nil:
 		h.resume(ctx)
@@ -370,7 +379,7 @@ func (h *hand[T]) run(stop, ctx context.Context) {
 			h.applyAll(stop, ctx)
 		}
 	}
-	h.show(0, 0, false)
+	h.doing.Store(uint64(nothing))
 }
 
 // advance goes on to the next records of the chains in hand, or claims more.
@@ -423,7 +432,9 @@ func (h *hand[T]) applyAll(stop, ctx context.Context) {
 		records, i := h.ledger.Records[:h.to], h.at
 		h.unsettled = i
 		for ; i < len(records) && stop.Err() == nil && !h.alert.Load(); i++ {
-			h.at = i
+			if h.at = i; h.exact.Load() {
+				h.doing.Store(uint64(doingOf(i, 1, false)))
+			}
 			if err := apply(ctx, records[i]); err != nil {
 				h.ledger.SettleRun(h.unsettled, i)
 				h.unsettled = i + 1

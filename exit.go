@@ -17,6 +17,7 @@ import (
 type exits struct {
 	mu   sync.Mutex
 	left map[any]error
+	inCall
 }
 
 type exitsKey struct{}

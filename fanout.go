@@ -410,7 +410,7 @@ func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 		})[0]
 	}
 	errs := make([]error, len(f.branches))
-	f.each(skip, errs, func(b int) error { return f.branches[b].apply(ctx, record, errs[b]) })
+	f.each(ctx, skip, errs, func(b int) error { return f.branches[b].apply(ctx, record, errs[b]) })
 	return f.conclude(ctx, record, names, told, errs)
 }
 
@@ -467,7 +467,7 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	}
 	skip, shares := f.shares(known) // of each branch that lacks only some records, their indices
 	errs := make([]error, len(f.branches))
-	f.each(skip, errs, func(b int) error {
+	f.each(ctx, skip, errs, func(b int) error {
 		if shares != nil && shares[b] != nil {
 			ctx, some := shareOf(ctx, records, shares[b])
 			return call(ctx, b, some, nil)
@@ -507,17 +507,20 @@ func scatter(err error, share []int, errs []error) {
 // ended. A Goexit ends the goroutine of a branch, and call is called again on
 // another one, with that in errs; an only branch has the caller's goroutine, see
 // resume.
-func (f *fanOutApplier[T]) each(skip []bool, errs []error, call func(branch int) error) {
+func (f *fanOutApplier[T]) each(ctx context.Context, skip []bool, errs []error, call func(branch int) error) {
 	if len(f.branches) == 1 {
 		guard(&errs[0], func() error { return call(0) })
 		return
 	}
 	var wg sync.WaitGroup
+	worker := exitsIn(ctx)
 	for b := range f.branches {
 		if skip != nil && skip[b] {
 			continue
 		}
+		worker.fork(1)
 		wg.Go(func() {
+			defer worker.fork(-1)
 			returned := false
 			defer func() {
 				if !returned {
@@ -528,7 +531,9 @@ func (f *fanOutApplier[T]) each(skip []bool, errs []error, call func(branch int)
 			returned = true
 		})
 	}
+	worker.fork(-1) // which waits for them
 	wg.Wait()
+	worker.fork(1)
 }
 
 func allNil(errs []error) bool {

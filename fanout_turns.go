@@ -116,7 +116,7 @@ func (f *fanOutApplier[T]) applyTurn(ctx context.Context, now turn, records []T,
 		}
 		skip[b] = len(shares[b]) == 0
 	}
-	f.each(skip, results, func(b int) error {
+	f.each(ctx, skip, results, func(b int) error {
 		ctx, some := shareOf(ctx, records, shares[b])
 		return call(ctx, b, some, results[b])
 	})

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// This file is about which records are in work when the drain timeout of a stop
-// passes. The workers write down where they are as rarely as they can: a record that
-// is quickly applied must not pay for this.
+// This file is about which records are in work, when the drain timeout of a stop passes
+// or they have been for long, see stall.go. The workers write down where they are as
+// rarely as they can: a record that is quickly applied must not pay for this.
 
 // maxClaim is how many records a hand takes at a time at the most: when one of them
 // hangs, that is how many it may be.
@@ -92,7 +92,7 @@ const maxNamed = 10
 
 // tellDrainOver tells, at the moment that the drain timeout passes, for which records and
 // which fetch the stop still waits.
-func tellDrainOver[T any](ctx context.Context, w *watch, at []inWork[T], fetch bool) {
+func tellDrainOver[T any](ctx context.Context, w *watch, at []working[T], fetch bool) {
 	if len(at) > 0 {
 		var names []string
 		for i := range min(len(at), maxNamed) {
@@ -112,33 +112,13 @@ func tellDrainOver[T any](ctx context.Context, w *watch, at []inWork[T], fetch b
 // drainOver looks at what the workers are at, and returns what tells of it. It is
 // called by the lifecycle's goroutine, as the poller's own may be a worker.
 func (p *poller[T]) drainOver() (tell func()) {
-	var at []inWork[T]
-	p.batch.mu.Lock()
-	if p.batch.open {
-		for i := range p.batch.hands {
-			if w, some := p.batch.seen(doing(p.crew.hands[i].doing.Load())); some {
-				at = append(at, w)
-			}
-		}
-	}
-	p.batch.mu.Unlock()
+	at, _ := p.working()
 	fetch := p.watch.fetches()
 	return func() { tellDrainOver(p.life.settle, p.watch, at, fetch) }
 }
 
 func (s *stream[T]) drainOver() (tell func()) {
-	var at []inWork[T]
-	s.mu.Lock()
-	for _, sh := range s.out {
-		d := doing(sh.doing.Load())
-		if begun := min(int(sh.account.next.Load()), sh.account.cut); s.together == nil && begun > 0 {
-			d = doingOf(begun-1, 1, false)
-		}
-		if w, some := sh.account.seen(d); some {
-			at = append(at, w)
-		}
-	}
-	s.mu.Unlock()
+	at, _ := s.working()
 	fetch := s.fetching.Load()
 	return func() { tellDrainOver(s.life.settle, s.watch, at, fetch) }
 }

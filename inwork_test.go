@@ -199,34 +199,38 @@ func (h hangingBatches) ApplyBatch(ctx context.Context, records []int) error {
 func TestLog_WhenTheDrainTimeoutPassesOverRecordsWithoutAName(t *testing.T) {
 	type secret struct{ n int }
 	for name, test := range map[string]struct {
-		opts []courier.Option
-		want string
+		opts  []courier.Option
+		first string // when it is in the first batch
+		want  string // when it is after quick ones
 	}{
-		"by place":       {nil, `records="one of the 4 from record 17 of the batch (the first is 1) to record 20 of the batch (the first is 1)"`},
-		"by identity":    {[]courier.Option{courier.WithIdentity(func(s secret) string { return fmt.Sprintf("order %d", s.n) })}, `records="one of the 4 from order 16 to order 19"`},
-		"that panics":    {[]courier.Option{courier.WithIdentity(func(secret) string { panic("no") })}, "record 17 of the batch"},
-		"with a history": {[]courier.Option{courier.WithOrderKey(func(secret) string { return "" })}, `records="record 18 of the batch (the first is 1)"`},
+		"by place":       {nil, `records="record 18 of the batch (the first is 1)"`, `records="one of the 4 from record 17 of the batch (the first is 1) to record 20 of the batch (the first is 1)"`},
+		"by identity":    {[]courier.Option{courier.WithIdentity(func(s secret) string { return fmt.Sprintf("order %d", s.n) })}, `records="order 17"`, `records="one of the 4 from order 16 to order 19"`},
+		"that panics":    {[]courier.Option{courier.WithIdentity(func(secret) string { panic("no") })}, "record 18 of the batch", "record 17 of the batch"},
+		"with a history": {[]courier.Option{courier.WithOrderKey(func(secret) string { return "" })}, `records="record 18 of the batch (the first is 1)"`, `records="record 18 of the batch (the first is 1)"`},
 	} {
-		t.Run(name, func(t *testing.T) {
-			courierttest.Bubble(t, func(t *testing.T) {
-				var log bytes.Buffer
-				var records []secret
-				for i := range 20 {
-					records = append(records, secret{i})
-				}
-				source := courier.BatchSourceFunc[secret]{FetchFunc: func(context.Context) ([]secret, error) { return records, nil }, MarkFunc: nop[[]secret]}
-				a := courier.ProcessFunc(func(_ context.Context, s secret) error {
-					if s.n == 17 {
-						time.Sleep(time.Hour)
+		for batch, want := range map[int]string{1: test.first, 3: test.want} {
+			t.Run(fmt.Sprintf("%s, batch %d", name, batch), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					var log bytes.Buffer
+					var records []secret
+					for i := range 20 {
+						records = append(records, secret{i})
 					}
-					return nil
+					fetches := 0
+					source := courier.BatchSourceFunc[secret]{FetchFunc: func(context.Context) ([]secret, error) { fetches++; return records, nil }, MarkFunc: nop[[]secret]}
+					a := courier.ProcessFunc(func(_ context.Context, s secret) error {
+						if s.n == 17 && fetches == batch {
+							time.Sleep(20 * time.Second)
+						}
+						return nil
+					})
+					stop := start(t, courier.NewPollingCoordinator(source, a, append(test.opts, courier.WithLogger(timeless(&log)))...))
+					time.Sleep(time.Second)
+					require.NoError(t, stop())
+					require.Contains(t, log.String(), want)
 				})
-				stop := start(t, courier.NewPollingCoordinator(source, a, append(test.opts, courier.WithLogger(timeless(&log)))...))
-				time.Sleep(time.Second)
-				require.NoError(t, stop())
-				require.Contains(t, log.String(), test.want)
 			})
-		})
+		}
 	}
 }
 

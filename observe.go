@@ -10,7 +10,7 @@ import (
 // something, when they are set. Every function may be nil.
 //
 // The functions are called one at a time for a coordinator; RecordStarted,
-// RecordEnded, Retried and Parked, which its workers call, and Renewed excepted.
+// RecordEnded, Retried and Parked, which its workers call, Renewed and Stalled excepted.
 // They delay the coordinator for as long as they run, may call any of its methods
 // but Stop, which would wait for them, and do no harm when they panic. Counts are
 // of records. ctx is that of the work or of the settling that the event is about,
@@ -26,6 +26,7 @@ type Observer struct {
 	Renewed  func(ctx context.Context, event RenewEvent)
 	Paused   func(ctx context.Context, event PauseEvent)
 	Resumed  func(ctx context.Context, event ResumeEvent)
+	Stalled  func(ctx context.Context, event StallEvent)
 	Stopped  func(ctx context.Context, event StopEvent)
 
 	RecordStarted func(ctx context.Context, event RecordEvent)
@@ -109,6 +110,16 @@ type ResumeEvent struct {
 	Pauses int // that it took: the events of them. Of a breaker there is one for each time that it opened, also after a probe
 }
 
+// StallEvent is a record that has been in work for longer than [WithStallAfter], or the
+// end of that. There is one at the beginning, and one at the end.
+type StallEvent struct {
+	Record  string        // by name; where it is one of several, or the first of several in one call, a text that says so
+	Records int           // 1, or how many these are
+	Attempt int           // of this delivery: 1 is the first
+	InWork  time.Duration // for how long at least
+	Over    bool          // its call has returned
+}
+
 // StopEvent is the end of a run.
 type StopEvent struct {
 	Unsettled int // records that the stream hands back by its error
@@ -135,6 +146,7 @@ func TeeObservers(observers ...Observer) Observer {
 		Renewed:  teed(observers, func(o Observer) func(context.Context, RenewEvent) { return o.Renewed }),
 		Paused:   teed(observers, func(o Observer) func(context.Context, PauseEvent) { return o.Paused }),
 		Resumed:  teed(observers, func(o Observer) func(context.Context, ResumeEvent) { return o.Resumed }),
+		Stalled:  teed(observers, func(o Observer) func(context.Context, StallEvent) { return o.Stalled }),
 		Stopped:  teed(observers, func(o Observer) func(context.Context, StopEvent) { return o.Stopped }),
 
 		RecordStarted: teed(observers, func(o Observer) func(context.Context, RecordEvent) { return o.RecordStarted }),

@@ -27,6 +27,7 @@ type config struct {
 	orderedMarks  bool
 	flushInterval time.Duration
 	drainTimeout  time.Duration
+	stallAfter    time.Duration
 	clock         *steady
 	random        func() float64 // nil is the default
 	attempt       time.Duration  // 0 is no timeout; of the functions that are given a process function
@@ -44,6 +45,7 @@ func newConfig(opts []Option) config {
 		prefetch:      -1,
 		flushInterval: 100 * time.Millisecond,
 		drainTimeout:  10 * time.Second,
+		stallAfter:    30 * time.Second,
 		clock:         newSteady(systemClock{}),
 	}
 	for _, opt := range opts {
@@ -260,7 +262,8 @@ func WithFlushInterval(d time.Duration) Option {
 //
 // When the drain timeout passes, the coordinator logs the names of the records in work.
 // A worker of a polling coordinator takes up to 16 records at a time, unless there is
-// an order key; the log then names the range that has the one in work.
+// an order key. Where records have taken less than a microsecond each until then, the
+// log names the range that has the one in work.
 //
 // A call of a [DLQ] has 10 seconds, or the drain timeout where that is less, and
 // ends with the drain timeout of a stop. Records that fail for good at the very end
@@ -268,6 +271,28 @@ func WithFlushInterval(d time.Duration) Option {
 // parked.
 func WithDrainTimeout(d time.Duration) Option {
 	return func(c *config) { c.duration("WithDrainTimeout", &c.drainTimeout, d) }
+}
+
+// WithStallAfter sets how long a record may be in work until the coordinator tells of
+// it. The default is 30 seconds. Nothing is cancelled: a call that does not return keeps
+// its worker, and at a stop the drain timeout is for it. To end a call, give it a
+// timeout, see [WithAttemptTimeout] and RetryPolicy.AttemptTimeout.
+//
+// The log names the record, its attempt and for how long it has been in work at least:
+// once at Warn, again every 5 minutes, and at Info when its call has returned, see also
+// Observer.Stalled. Ready returns an error that says the same for as long as it lasts,
+// and Stats().OldestInWork how long that is. So set it above the longest call of a healthy
+// destination. What counts is one attempt: a wait between two does not, but in a
+// fan-out whose other branches go on. Records that are applied in one call of ApplyBatch
+// are in work together, and the first of them is named.
+//
+// The coordinator looks at what its workers are at every quarter of d (a millisecond at
+// least) while anything is in work. So a record that hangs is told of when it has been in
+// work for d to one and a quarter of d, and that its call has returned up to a quarter
+// later, by the log; Ready and Stats know that at once. Of a worker of a polling coordinator that was
+// quick until then, the range is told that has the record, see [WithDrainTimeout].
+func WithStallAfter(d time.Duration) Option {
+	return func(c *config) { c.duration("WithStallAfter", &c.stallAfter, d) }
 }
 
 // WithClock sets the clock of the coordinator. The default is the system's.

@@ -52,11 +52,12 @@ type poller[T any] struct {
 	life      *lifecycle
 	work      context.Context // what an only worker applies under
 
-	phase phase
-	batch batch[T]
-	crew  crew[T]   // one hand for each worker
-	lease *lease[T] // nil unless the source wants its leases renewed
-	ahead *ahead[T] // nil unless batches are fetched ahead
+	phase  phase
+	stalls *stalls
+	batch  batch[T]
+	crew   crew[T]   // one hand for each worker
+	lease  *lease[T] // nil unless the source wants its leases renewed
+	ahead  *ahead[T] // nil unless batches are fetched ahead
 
 	// The pass.
 	began     time.Time   // of the call in work, where its duration is asked for
@@ -143,6 +144,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
 	p.life = beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout, p.drainOver)
 	p.work = withExits(p.life.work)
+	p.stalls = newStalls(p.life.work, p.config, p.watch, p.working)
 	if r, ok := c.source.(Renewer[T]); ok {
 		if every := renewEvery(r); every > 0 {
 			p.lease = &lease[T]{source: r, every: every, clock: c.config.clock, watch: c.watch}
@@ -172,6 +174,7 @@ func (p *poller[T]) run() error {
 			workers.Go(func() { supervise(w.loop) })
 		}
 	}
+	helpers.Go(p.stalls.loop)
 	supervise(p.loop)
 	if p.crew.todo != nil {
 		close(p.crew.todo)
@@ -183,6 +186,7 @@ func (p *poller[T]) run() error {
 	if p.ahead != nil {
 		close(p.ahead.wanted)
 	}
+	p.stalls.end()
 	helpers.Wait()
 	p.life.end()
 	err := p.outcome()
@@ -478,6 +482,7 @@ func (p *poller[T]) cut() {
 		p.crew.hands[i].reset(&p.batch, p.crew.orNone())
 	}
 	p.batch.open = true
+	p.batch.exact.Store(p.watch.slow(n))
 	p.batch.mu.Unlock()
 	p.lease.begin(&p.batch)
 	p.began = p.watch.now(p.watch.observer.Applied != nil)
@@ -486,6 +491,7 @@ func (p *poller[T]) cut() {
 
 func (p *poller[T]) apply() {
 	p.life.applying.Store(true)
+	p.stalls.begins()
 	if p.full && p.fetchErr == nil && !p.probing && !p.sparing {
 		p.ahead.ask(p.config.batchSize)
 	}

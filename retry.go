@@ -256,6 +256,9 @@ func (r *retryApplier[T]) goOnAfterWait(ctx context.Context, record T, last usag
 		return r.interrupted(ctx, last)
 	}
 	ctx = withAttempt(ctx, last.pace.waits+1)
+	worker := exitsIn(ctx)
+	worker.goesOn(r, last.pace.waits+1)
+	defer worker.tried(r)
 	err := r.attempt(ctx, record)
 	if err == nil || untouched(ctx, err) {
 		r.policy.Budget.refund(last.pace.owes)
@@ -318,6 +321,7 @@ func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, 
 // loop is the rest of again, on whatever goroutines the attempts leave.
 func (r *retryApplier[T]) loop(ctx context.Context, record T, run retryRun, used int, err error) error {
 	returned := false
+	defer run.worker.tried(r)
 	defer func() {
 		if !returned { // an attempt has called runtime.Goexit
 			r.goOn(ctx, record, run, used)
@@ -430,6 +434,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 	if run.held {
 		return gather(r.batchLater(run, records, past, err))
 	}
+	defer run.worker.tried(r)
 	results := make([]error, len(records))
 	used := make([]int, len(records))
 	for i := range past {
@@ -606,7 +611,8 @@ func unspent(ctx context.Context, err error, n int) (count int) {
 type retryRun struct {
 	ctx     context.Context
 	passage *passage
-	owner   any // the retry
+	worker  *exits // nil outside of a coordinator
+	owner   any    // the retry
 	policy  *RetryPolicy
 	clock   *steady
 	backoff *backoff.Policy
@@ -621,7 +627,7 @@ type retryRun struct {
 
 func (r *retryApplier[T]) begin(ctx context.Context, entry time.Time) retryRun {
 	passage := passageOf(ctx)
-	return retryRun{ctx: ctx, passage: passage, entry: entry, owner: r, policy: &r.policy, clock: r.clock, backoff: &r.backoff, start: r.clock.Now(), held: passage.watch.holds(r)}
+	return retryRun{ctx: ctx, passage: passage, worker: exitsIn(ctx), entry: entry, owner: r, policy: &r.policy, clock: r.clock, backoff: &r.backoff, start: r.clock.Now(), held: passage.watch.holds(r)}
 }
 
 // resume goes on with the delays where an earlier delivery has stopped.
@@ -725,6 +731,7 @@ func (r *retryRun) plan(last error, n int) (time.Duration, *cut) {
 // sleep waits for the next attempt, and returns why it was cut short, if it was.
 func (r *retryRun) sleep(delay time.Duration, n int) *cut {
 	stop := r.passage.stop
+	r.worker.waits(r.owner, r.waits)
 	if delay > 0 {
 		over := timer{C: r.clock.After(delay)}
 		if r.policy.MaxElapsed > 0 { // else it does not matter how much has passed
@@ -742,6 +749,7 @@ func (r *retryRun) sleep(delay time.Duration, n int) *cut {
 			}
 		}
 	}
+	r.worker.goesOn(r.owner, r.waits+1)
 	// Several cases may have been ready: what ended decides, not which was
 	// picked.
 	for _, ctx := range [...]context.Context{r.ctx, stop} {

@@ -33,6 +33,7 @@ func SlogObserver(logger *slog.Logger) Observer {
 	return Observer{
 		Fetched: l.fetched, Applied: l.applied, Marked: l.marked, Released: l.released, Renewed: l.renewed,
 		Parked: l.parked, Paused: l.paused, Resumed: l.resumed, Stopped: l.stopped,
+		Stalled: l.stalled,
 	}
 }
 

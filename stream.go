@@ -23,6 +23,7 @@ type stream[T any] struct {
 	failer      Failer[T]   // likewise
 	renewer     Renewer[T]  // likewise
 	life        *lifecycle
+	stalls      *stalls
 	leave       context.Context // once it has ended, workers begin no record
 	intake      context.Context // what is fetched under
 	close       context.CancelCauseFunc
@@ -157,6 +158,7 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 		back:    backlog[T]{at: make(map[time.Duration]int)},
 	}
 	s.life = beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout, s.drainOver)
+	s.stalls = newStalls(s.life.work, s.config, s.watch, s.working)
 	s.life.applying.Store(true) // the director says when that has ended
 	if s.keyOf != nil {
 		s.lanes = make(map[string]*lane[T])
@@ -187,6 +189,7 @@ func (s *stream[T]) run() error {
 		w := &worker[*share[T]]{todo: s.todo, stop: s.leave, ctx: s.life.work}
 		helpers.Go(func() { supervise(w.loop) })
 	}
+	helpers.Go(s.stalls.loop)
 	s.direct()
 	close(s.wanted)
 	close(s.todo)
@@ -195,6 +198,7 @@ func (s *stream[T]) run() error {
 	if s.endRenewals != nil {
 		s.endRenewals(ErrStopped)
 	}
+	s.stalls.end()
 	helpers.Wait()
 	s.close(ErrStopped)
 	s.life.end()

@@ -416,6 +416,7 @@ func (s *stream[T]) launch(sh *share[T], now time.Time) {
 	s.mu.Lock()
 	s.out = append(s.out, sh)
 	s.mu.Unlock()
+	s.stalls.begins()
 	s.todo <- sh
 }
 

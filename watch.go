@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"reflect"
 	"sync"
 	"sync/atomic"
@@ -37,6 +38,9 @@ type watch struct {
 	nextDue   time.Time // of the first of them, by the steady clock
 	fetching  underway  // by a polling coordinator: that of a stream waits for records
 	settling  underway
+	settledAt time.Time    // when the last one began
+	cycle     atomic.Int64 // how long that was after the one before
+	stalls    *stalls      // of the run; nil while there is none
 }
 
 // reason is why the intake stops. Each ends by itself.
@@ -71,6 +75,10 @@ func (w *watch) begins(call *underway, what string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	*call = underway{what, now}
+	if call == &w.settling {
+		w.cycle.Store(int64(now.Sub(w.settledAt)))
+		w.settledAt = now
+	}
 }
 
 func (w *watch) ends(call *underway) {
@@ -84,6 +92,12 @@ func (w *watch) fetches() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.fetching.what != ""
+}
+
+// slow reports whether so many records take long enough, in all, that to write down
+// each of them costs nothing next to it.
+func (w *watch) slow(records int) bool {
+	return time.Duration(w.cycle.Load()) >= time.Duration(records)*time.Microsecond
 }
 
 // hangs returns which call of the source is overdue, nil if none is.
@@ -107,7 +121,9 @@ type counters struct {
 }
 
 func newWatch(c *config, name func(any) string) *watch {
-	return &watch{name: name, clock: c.clock, log: newSlogObserver(c.logger, c.clock, c.interval), observer: TeeObservers(c.observers...)}
+	w := &watch{name: name, clock: c.clock, log: newSlogObserver(c.logger, c.clock, c.interval), observer: TeeObservers(c.observers...)}
+	w.cycle.Store(math.MaxInt64)
+	return w
 }
 
 // perRecord reports whether somebody wants to know of every record.

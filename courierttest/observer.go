@@ -42,6 +42,7 @@ func (r *ObserverRecorder) Observer() courier.Observer {
 		Renewed:  noteEvent[courier.RenewEvent](r),
 		Paused:   noteEvent[courier.PauseEvent](r),
 		Resumed:  noteEvent[courier.ResumeEvent](r),
+		Stalled:  noteEvent[courier.StallEvent](r),
 		Stopped:  noteEvent[courier.StopEvent](r),
 	}
 	if r.PerRecord {
