@@ -14,6 +14,7 @@ import (
 // come looks at a call that has begun.
 func (m *model) come(c *call) {
 	l := m.lives[c.p.number]
+	l.watcher.applies(c)
 	switch c.kind {
 	case Fetch:
 		m.comeFetch(l)
@@ -381,6 +382,7 @@ func (m *model) answer(c *call) {
 		m.good = m.now.Load() // by now the breaker knows, too
 	}
 	m.answerContext(l, c)
+	l.watcher.hasApplied(c)
 	switch c.kind {
 	case Fetch:
 		if c.fault == Partly {

@@ -17,6 +17,7 @@ type coordinator interface {
 	Pause()
 	Resume()
 	Stats() courier.Stats
+	Ready() error
 }
 
 // start runs the coordinators of a process, where an operator can get at them.

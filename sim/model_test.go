@@ -76,6 +76,7 @@ type settings struct {
 	Instances                  int
 	Twins                      bool // two coordinators share the stack
 	Interval, Flush, Drain     time.Duration
+	Stall                      time.Duration
 	Lease                      time.Duration
 	Poison, Stubborn, Skipped  []int
 	Foreign                    int // the record that is for a misconfigured pipeline of the handler's own, -1 if none is
@@ -104,6 +105,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		Interval: []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second, 30 * time.Second}[w.Pick("interval", 4)],
 		Flush:    []time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second}[w.Pick("flush", 3)],
 		Drain:    []time.Duration{100 * time.Millisecond, time.Second, 5 * time.Second}[w.Pick("drain", 3)],
+		Stall:    []time.Duration{time.Second, 4 * time.Second, 30 * time.Second}[w.Pick("stall", 3)],
 		Lease:    []time.Duration{2 * time.Second, 2 * time.Second, 20 * time.Second}[w.Pick("lease", 3)], Instances: 1,
 		form: []form{orders, orders, orders, versions, documents, documents}[w.Pick("form", 6)], Named: maybe("named", 0.3),
 	}
@@ -565,7 +567,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	}
 	opts := []courier.Option{
 		courier.WithClock(&p.clock), courier.WithRandom(p.random), courier.WithLogger(slog.New(slog.DiscardHandler)),
-		courier.WithBatchSize(m.Batch), courier.WithDrainTimeout(m.Drain),
+		courier.WithBatchSize(m.Batch), courier.WithDrainTimeout(m.Drain), courier.WithStallAfter(m.Stall),
 	}
 	var watch courier.Observer
 	if m.Yield {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -23,6 +24,9 @@ type watcher struct {
 	parked   int64 // by OnPark
 	retried  int64 // by OnRetry
 	lost     int64
+	long     []string // the records that have been in work for long, as far as it has told
+	applied  int64    // when the last apply had its reply
+	before   int64    // likewise, the one before the last that has begun
 }
 
 // outcome is a call that has returned.
@@ -42,6 +46,56 @@ func (w *watcher) returns(c *call, records int, after time.Duration) {
 	w.returned[c.kind] = append(w.returned[c.kind], outcome{
 		records, c.err != nil, c.gone || c.ctx.Err() != nil, time.Duration(w.l.m.now.Load() - c.came), after,
 	})
+}
+
+// applies notes an apply that begins, and hasApplied one that returns, which must have
+// been told if it took long.
+func (w *watcher) applies(c *call) {
+	if w != nil && (c.kind == Apply || c.kind == Batch) {
+		w.before = w.applied
+	}
+}
+
+func (w *watcher) hasApplied(c *call) {
+	if w == nil || c.kind != Apply && c.kind != Batch {
+		return
+	}
+	m := w.l.m
+	w.applied = m.now.Load()
+	took := time.Duration(w.applied - c.came)
+	if took > m.Stall*5/4+10*time.Millisecond && m.stepped == 0 && w.l.p.still == 0 && len(w.long) == 0 {
+		w.fail("watch: process %d does not tell that %s was in work for %v, with %v as the limit", w.l.p.number, c.name, took, m.Stall)
+	}
+}
+
+// stalled looks at what is told of records that have been in work for long.
+func (w *watcher) stalled(e courier.StallEvent) {
+	l, m := w.l, w.l.m
+	i := slices.Index(w.long, e.Record)
+	if e.Over {
+		if i < 0 {
+			w.fail("watch: process %d tells that %q is not in work for long any more, which it has not told of", l.p.number, e.Record)
+			return
+		}
+		w.long = slices.Delete(w.long, i, i+1)
+		return
+	}
+	w.long = append(w.long, e.Record)
+	m.Sometimes("in work for long")
+	began := l.p.began
+	if m.Workers == 1 && m.FanOut == 0 && !m.Twins {
+		began = max(began, w.before)
+	}
+	switch least := time.Duration(m.now.Load() - began); {
+	case e.Record == "" || e.Records < 1 || e.Attempt < 1:
+		w.fail("watch: process %d tells that %d records (%q) are in work for long, in attempt %d", l.p.number, e.Records, e.Record, e.Attempt)
+	case m.stepped == 0 && (e.InWork < m.Stall || e.InWork > least):
+		w.fail("watch: process %d tells that %q has been in work for %v, which is %v at the most, with %v as the limit", l.p.number, e.Record, e.InWork, least, m.Stall)
+	case !slices.ContainsFunc(l.running, func(c coordinator) bool { return c.Ready() != nil }):
+		w.fail("watch: process %d is ready, and %q has been in work for %v", l.p.number, e.Record, e.InWork)
+	case !slices.ContainsFunc(l.running, func(c coordinator) bool { return c.Stats().OldestInWork >= e.InWork }) && m.stepped == 0:
+		w.fail("watch: process %d: Stats does not tell that %q has been in work for %v", l.p.number, e.Record, e.InWork)
+	}
 }
 
 // next returns the call that an event is about. A fetch that was cut short and
@@ -175,6 +229,7 @@ func (w *watcher) observer() courier.Observer {
 			w.pauses, w.held = 0, false
 			m.Sometimes("resumed")
 		},
+		Stalled: func(_ context.Context, e courier.StallEvent) { w.stalled(e) },
 		Stopped: func(_ context.Context, e courier.StopEvent) {
 			w.stops, w.stopErr = w.stops+1, e.Err
 			w.pauses, w.held = 0, false // the next run, of the same coordinator, counts anew
@@ -213,6 +268,7 @@ func (w *watcher) end(s courier.Stats) {
 	same("records parked, by Stats and by OnPark", s.Parked, w.parked)
 	same("retries, by Stats and by OnRetry", s.Retried, w.retried)
 	same("records in hand at the end", s.InHand, 0)
+	same("records in work for long at the end", int64(len(w.long)), 0)
 	if clean && !m.Ordered && m.Cron == 0 {
 		same("records applied and marked", s.Applied, s.Marked)
 	}

@@ -437,6 +437,25 @@ var rogues = []rogue{
 	}},
 	{breaks: "watch: process 0 tells of a pause by hand until", fixed: watched, act: func(g *gear) { g.told().Paused(g.ctx, courier.PauseEvent{Until: g.l.p.clock.Now()}) }},
 	{breaks: "watch: process 0 tells that 1 pauses are over, of 0", fixed: watched, act: func(g *gear) { g.told().Resumed(g.ctx, courier.ResumeEvent{Pauses: 1}) }},
+	{breaks: "watch: process 0 tells that \"r0\" is not in work for long any more", fixed: watched, act: func(g *gear) { g.told().Stalled(g.ctx, courier.StallEvent{Record: "r0", Over: true}) }},
+	{breaks: "watch: process 0 tells that 0 records (\"r0\") are in work for long", fixed: watched, act: func(g *gear) { g.told().Stalled(g.ctx, courier.StallEvent{Record: "r0"}) }},
+	{breaks: "watch: process 0 tells that \"r0\" has been in work for 1h", fixed: watched, act: func(g *gear) {
+		g.told().Stalled(g.ctx, courier.StallEvent{Record: "r0", Records: 1, Attempt: 1, InWork: time.Hour})
+	}},
+	{breaks: "watch: process 0 is ready, and \"r0\" has been in work", fixed: watched, act: func(g *gear) {
+		g.stepped = 1
+		g.told().Stalled(g.ctx, courier.StallEvent{Record: "r0", Records: 1, Attempt: 1, InWork: time.Hour})
+	}},
+	{breaks: "watch: process 0: Stats does not tell that \"r0\" has been in work", fixed: watched, act: func(g *gear) {
+		g.l.p.began, g.Workers = g.l.p.began-int64(time.Hour), 2
+		g.l.running = []coordinator{unready{}}
+		g.told().Stalled(g.ctx, courier.StallEvent{Record: "r0", Records: 1, Attempt: 1, InWork: time.Hour})
+	}},
+	{breaks: "watch: process 0 does not tell that r0 was in work", fixed: watched, act: func(g *gear) {
+		c := &call{callID: callID{kind: Apply}, name: "r0", p: g.l.p}
+		c.came = g.now.Load() - int64(time.Hour)
+		g.l.watcher.hasApplied(c)
+	}},
 	{breaks: "watch: process 0: records fetched, by Stats and by events: 1 and 0", fixed: watched, act: func(g *gear) { g.l.runs = 0; g.l.watcher.end(courier.Stats{Fetched: 1}) }},
 	{breaks: "watch: process 0 tells of its end 0 times", fixed: watched, act: func(g *gear) { g.l.runs = 1; g.l.watcher.end(courier.Stats{}) }},
 }
@@ -518,6 +537,12 @@ func (idle) Start(context.Context) error { return nil }
 func (idle) Pause()                      {}
 func (idle) Resume()                     {}
 func (idle) Stats() courier.Stats        { return courier.Stats{} }
+func (idle) Ready() error                { return nil }
+
+// unready is one that says so.
+type unready struct{ idle }
+
+func (unready) Ready() error { return errRogue }
 
 // called notes the lines that a problem was found at.
 func called(sites map[string]bool) {

@@ -21,7 +21,7 @@ var swept = Options{Episodes: 1000, Within: time.Hour, StopWithin: 40 * time.Sec
 	"a record comes again after a crash", "given back", "reported as failed", "paused by an operator", "redriven",
 	"redriven in vain", "the same record twice", "records and an error", "beyond the limit", "a run returned an error",
 	"the breaker is forced open by an operator", "the breaker is forced closed by an operator", "the breaker is closed by an operator",
-	"a call through a breaker that is forced closed", "resumed", "a foreign configuration",
+	"a call through a breaker that is forced closed", "resumed", "in work for long", "a foreign configuration",
 )}
 
 // TestChaos runs episodes of faults against the delivery contract: the real
