@@ -89,6 +89,53 @@ func ExamplePollingCoordinator_Stop() {
 	// 3 fetched, 3 applied, 3 marked
 }
 
+// A process function that hangs shows: Ready names the record until the call returns.
+// Nothing is cancelled; for that an attempt has a timeout.
+func ExampleWithStallAfter() {
+	ctx, stop := context.WithCancel(context.Background())
+	hang, stalled, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	coordinator := courier.NewStreamingCoordinator(
+		courier.NewChannelSource(ordersOf("order 1", "order 2"), func(context.Context, []string) error { return nil }),
+		courier.ProcessFunc(func(_ context.Context, order string) error {
+			if order == "order 2" {
+				<-hang // a client without a timeout
+			}
+			return nil
+		}),
+		courier.WithStallAfter(100*time.Millisecond), quiet,
+		courier.WithObserver(courier.Observer{Stalled: func(_ context.Context, e courier.StallEvent) {
+			if e.Over {
+				close(over)
+				return
+			}
+			fmt.Println(e.Record, "has been in work for long, in attempt", e.Attempt)
+			close(stalled)
+		}}))
+
+	var running sync.WaitGroup
+	running.Go(func() { _ = coordinator.Start(ctx) })
+	<-stalled
+	stats := coordinator.Stats()
+	fmt.Println(stats.OldestRecord, stats.OldestInWork >= 100*time.Millisecond, coordinator.Ready() != nil)
+	close(hang)
+	<-over
+	fmt.Println(coordinator.Ready())
+	stop()
+	running.Wait()
+	// Output:
+	// order 2 has been in work for long, in attempt 1
+	// order 2 true true
+	// <nil>
+}
+
+func ordersOf(orders ...string) <-chan string {
+	ch := make(chan string, len(orders))
+	for _, order := range orders {
+		ch <- order
+	}
+	return ch
+}
+
 // An observer is a struct of functions: set those that you want to hear of.
 func ExampleWithObserver() {
 	metrics := courier.Observer{
