@@ -171,6 +171,7 @@ func (b *batch[T]) settle(ctx context.Context) {
 		select {
 		case m := <-b.inbox.answers:
 			b.receive(m)
+			b.receiveAll() // to wait for each by a select would cost as much as all else here
 		case <-b.inbox.broken:
 			b.giveUp(lostTo(b.conn))
 		case <-timeout.C:
@@ -274,7 +275,7 @@ func (b *batch[T]) receive(m *nats.Msg) {
 
 // receiveAll receives what has arrived.
 func (b *batch[T]) receiveAll() {
-	for len(b.inbox.answers) > 0 {
+	for range len(b.inbox.answers) {
 		b.receive(<-b.inbox.answers)
 	}
 }

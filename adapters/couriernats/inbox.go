@@ -22,11 +22,14 @@ type inbox struct {
 	answers chan *nats.Msg   // has room for several to each message that waits: others may answer too
 	broken  chan nats.Status // the connection broke, and what was on its way with it
 	usual   []byte           // how an ack begins, up to its number
+	reply   []byte           // the prefix, and room for a number
+	sending nats.Msg         // the last one, whose room is used again
 }
 
 func openInbox(conn *nats.Conn, waiting int, stream string) (*inbox, error) {
 	in := &inbox{conn: conn, prefix: conn.NewInbox() + ".", stream: stream, answers: make(chan *nats.Msg, max(64, 4*waiting))}
 	in.broken = conn.StatusChanged(nats.RECONNECTING, nats.CLOSED)
+	in.reply = append(make([]byte, 0, len(in.prefix)+20), in.prefix...)
 	var err error
 	if in.sub, err = conn.ChanSubscribe(in.prefix+"*", in.answers); err != nil {
 		conn.RemoveStatusListener(in.broken)
@@ -42,12 +45,9 @@ func (in *inbox) close() {
 
 // send publishes a message whose answer is to be known by a number.
 func (in *inbox) send(m *nats.Msg, number int) error {
-	return in.conn.PublishMsg(&nats.Msg{
-		Subject: m.Subject,
-		Reply:   in.prefix + strconv.Itoa(number),
-		Header:  m.Header,
-		Data:    m.Data,
-	})
+	reply := string(strconv.AppendInt(in.reply, int64(number), 10))
+	in.sending = nats.Msg{Subject: m.Subject, Reply: reply, Header: m.Header, Data: m.Data}
+	return in.conn.PublishMsg(&in.sending) // which keeps nothing of it
 }
 
 // answer is what JetStream says of a message.
@@ -100,8 +100,13 @@ func (in *inbox) read(m *nats.Msg) (a answer, ok bool) {
 // there, both are acks or none.
 func beforeNumber(object []byte) (begin []byte, ok bool) {
 	const most = 19 // digits, of which every number fits
-	open, closed := bytes.CutSuffix(object, []byte("}"))
-	begin = bytes.TrimRight(open, "0123456789")
-	number := open[len(begin):]
-	return begin, closed && len(begin) > 0 && 0 < len(number) && len(number) <= most && number[0] != '0'
+	end := len(object) - 1
+	if end < 0 || object[end] != '}' {
+		return nil, false
+	}
+	first := end
+	for first > 0 && '0' <= object[first-1] && object[first-1] <= '9' {
+		first--
+	}
+	return object[:first], 0 < first && first < end && end-first <= most && object[first] != '0'
 }
