@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -99,11 +100,12 @@ func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
 		plain = plain && i < len(rowTypes) && field.DataTypeOID == rowTypes[i] && (field.Format == pgx.BinaryFormatCode || field.DataTypeOID == pgtype.TextOID)
 	}
 	var row Row
+	var payloads room
 	var created moment
 	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace, &created, &row.Attempts, &row.claim}
 	for rows.Next() {
 		if plain {
-			row.decodeBinary(rows.RawValues())
+			row.decodeBinary(rows.RawValues(), &payloads)
 		} else if err := rows.Scan(into...); err != nil {
 			return nil, err
 		} else {
@@ -157,7 +159,7 @@ const postgresEpoch = 946_684_800_000_000
 
 // decodeBinary sets a row, which holds the one before it, from the columns of a
 // fetch, whose types are rowTypes.
-func (r *Row) decodeBinary(values [][]byte) {
+func (r *Row) decodeBinary(values [][]byte, payloads *room) {
 	r.Seq = int64(binary.BigEndian.Uint64(values[0]))
 	r.ID = string(values[1])
 	if r.Topic != string(values[2]) { // of a table there are few
@@ -165,10 +167,29 @@ func (r *Row) decodeBinary(values [][]byte) {
 	}
 	r.Key = string(values[3])
 	if r.Payload = nil; values[4] != nil {
-		r.Payload = append(make([]byte, 0, len(values[4])), values[4]...)
+		r.Payload = payloads.copy(values[4])
 	}
 	r.Headers, r.Trace = string(values[5]), string(values[6])
 	r.CreatedAt = min(max(int64(binary.BigEndian.Uint64(values[7])), earliestTime-postgresEpoch), latestTime-postgresEpoch) + postgresEpoch
 	r.Attempts = int(int32(binary.BigEndian.Uint32(values[8])))
 	r.claim = int64(binary.BigEndian.Uint64(values[9]))
+}
+
+// room is memory that small payloads share: a payload of its own for each row is a good
+// part of what a fetch costs. A row that is kept keeps its neighbours' as well, and so
+// there is not much room in one piece.
+type room []byte
+
+const roomSize = 4096
+
+func (r *room) copy(payload []byte) []byte {
+	n := len(payload)
+	if n > roomSize/8 {
+		return slices.Clone(payload)
+	}
+	if n > cap(*r)-len(*r) || *r == nil {
+		*r = make([]byte, 0, roomSize)
+	}
+	*r = append(*r, payload...)
+	return (*r)[len(*r)-n : len(*r) : len(*r)]
 }
