@@ -26,14 +26,14 @@ const (
 	// A row waits for an earlier one of its key, by what follows.
 	sqliteUnhindered = `(key = '' OR NOT EXISTS (SELECT 1 FROM "{table}" f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
 		AND f.processed_at IS NULL AND f.attempts > 0 AND `
-	// The cast takes the digits before the point: by it the rows are found.
 	// Between the first and the last in hand there may be others.
 	sqliteNotInHand = `(seq NOT BETWEEN ?2 AND ?3 OR seq NOT IN (SELECT value FROM json_each(?7)))`
 
-	sqliteKnown = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
-		AND seq || '.' || id IN (SELECT value FROM json_each(?1))`
-	sqliteClaimed = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
-		AND seq || '.' || claim || '.' || id IN (SELECT value FROM json_each(?1)) AND owner = ?2`
+	sqliteKnown   = sqliteListed + `t.seq || '.' || t.id)`
+	sqliteClaimed = sqliteListed + `t.seq || '.' || t.claim || '.' || t.id) AND owner = ?2`
+	// The cast takes the digits before the point: by it the rows are found. To look for
+	// each row in the list, SQLite would sort its texts.
+	sqliteListed   = `seq IN (SELECT t.seq FROM json_each(?1) k CROSS JOIN "{table}" t ON t.seq = CAST(k.value AS INTEGER) AND k.value = `
 	sqliteLetterID = `seq || '.' || version || '.' || first_failed_at`
 	sqliteLetters  = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND ` + sqliteLetterID + ` IN (SELECT value FROM json_each(?1))`
