@@ -305,7 +305,7 @@ func TestLockedRowsOfARelayThatIsSilent(t *testing.T) {
 				s.RenewEvery()
 			}
 			require.Len(t, take(t, s, 10), 1)
-			for b := range s.holder.(*locked).batches {
+			for _, b := range s.holder.(*locked).batches {
 				var got string
 				require.NoError(t, b.conn.QueryRowContext(t.Context(), `SHOW idle_in_transaction_session_timeout`).Scan(&got))
 				require.Equal(t, want[renews], got, setting)

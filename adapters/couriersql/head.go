@@ -103,9 +103,12 @@ type floor struct {
 	writers []string // the transactions
 }
 
-// floorCheap is what a fetch may take before its relay looks for a floor. A look takes as
-// long as a fetch does that finds one row.
-const floorCheap = 5 * time.Millisecond
+// What a fetch may take before its relay looks for a floor, and for each row that it
+// returns. A look takes as long as a fetch does that finds one row.
+const (
+	floorCheap = 5 * time.Millisecond
+	floorRow   = 10 * time.Microsecond
+)
 
 func newFloor() floor { return floor{seq: math.MinInt64, last: math.MinInt64} }
 
@@ -129,7 +132,7 @@ func (f *floor) sees(rows []Row, from int64, now time.Time, took time.Duration) 
 		f.until = now.Add(headLate)
 		return false
 	}
-	if took <= floorCheap {
+	if took <= floorCheap+time.Duration(len(rows))*floorRow {
 		f.noted = false
 		return false
 	}

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -50,14 +51,14 @@ const (
 	// something back.
 	leadText = `SELECT set_config(name, CASE name WHEN 'transaction_timeout' THEN '0' ELSE '{silence}' END, true)
 		FROM pg_settings WHERE name IN ('transaction_timeout', 'idle_in_transaction_session_timeout')`
-	savepoint     = `SAVEPOINT courier`
+	lead          = leadText + `; {plan}; SAVEPOINT courier`
 	backToLeading = `ROLLBACK TO SAVEPOINT courier`
 	stillElected  = `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
 		AND objsubid = 1 AND ((classid::bigint << 32) | objid::bigint) = ` + electionKey + `)`
 	// In one message, so that no pooler takes the session away in between, and with
 	// a lock of the session, so that no other relay is elected.
-	commitAndLead = `SELECT pg_advisory_lock(` + electionKey + `); COMMIT; ` + beginElection + `; ` + leadText + `;
-		SELECT pg_advisory_xact_lock(` + electionKey + `); SELECT pg_advisory_unlock(` + electionKey + `); ` + savepoint
+	commitAndLead = `SELECT pg_advisory_lock(` + electionKey + `); COMMIT; ` + beginElection + `;
+		SELECT pg_advisory_xact_lock(` + electionKey + `); SELECT pg_advisory_unlock(` + electionKey + `); ` + lead
 )
 
 const (
@@ -75,7 +76,7 @@ func newElected(o *Outbox) *elected {
 
 // sql puts names and times into a statement.
 func (e *elected) sql(text string) string {
-	return strings.ReplaceAll(e.outbox.sql(text), "{silence}", fmt.Sprint(e.silence.Milliseconds()))
+	return strings.NewReplacer("{silence}", fmt.Sprint(e.silence.Milliseconds()), "{plan}", e.outbox.grammar.plan).Replace(e.outbox.sql(text))
 }
 
 func (e *elected) fetch(ctx context.Context, limit int, _ int64) ([]Row, error) {
@@ -106,8 +107,7 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 	began := o.now()
 	from := e.floor.from(began)
 	statements := new(pgx.Batch)
-	statements.Queue(o.grammar.plan)
-	statements.Queue(o.fetch.text, limit, first, last, from, o.share(limit), seqs).Query(func(rows pgx.Rows) (err error) {
+	statements.Queue(o.fetch.text, limit, first, last, from, o.share(limit), multirange(seqs)).Query(func(rows pgx.Rows) (err error) {
 		batch, err = collect(rows, limit)
 		return err
 	})
@@ -133,13 +133,29 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 	return batch, nil
 }
 
+// multirange is a list of numbers, in order, in the words of PostgreSQL: those in hand
+// are neighbours, but for a few.
+func multirange(seqs []int64) string {
+	var ranges []string
+	for i, first := 0, 0; i < len(seqs); i++ {
+		if i+1 < len(seqs) && seqs[i]+1 == seqs[i+1] {
+			continue
+		}
+		last := fmt.Sprint(seqs[i])
+		if seqs[i] == math.MaxInt64 { // the server would add one
+			last = ""
+		}
+		ranges, first = append(ranges, fmt.Sprintf("[%d,%s]", seqs[first], last)), i+1
+	}
+	return "{" + strings.Join(ranges, ",") + "}"
+}
+
 // look looks for the number that fetches may begin at.
 func (e *elected) look(ctx context.Context) error {
 	var lowest *int64
 	var before, after []string
 	began := e.outbox.now()
 	statements := new(pgx.Batch)
-	statements.Queue(e.outbox.grammar.plan)
 	writers := func(into *[]string) {
 		statements.Queue(e.sql(writersText)).Query(func(rows pgx.Rows) (err error) {
 			*into, err = pgx.CollectRows(rows, pgx.RowTo[string])
@@ -208,11 +224,15 @@ func (e *elected) campaign(ctx context.Context, conn *sql.Conn) (got bool, err e
 	if !got {
 		return false, nil
 	}
-	if _, err := conn.ExecContext(ctx, e.sql(leadText)); err != nil {
-		return false, err
-	}
-	_, err = conn.ExecContext(ctx, savepoint)
-	return true, err
+	return true, e.message(ctx, conn, lead)
+}
+
+// message sends statements in one message.
+func (e *elected) message(ctx context.Context, conn *sql.Conn, text string) error {
+	return native(conn, func(c *pgx.Conn) error {
+		_, err := c.PgConn().Exec(ctx, e.sql(text)).ReadAll()
+		return err
+	})
 }
 
 // confirm looks whether this relay is still the one.
@@ -278,10 +298,7 @@ func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) erro
 		}
 		return err
 	}
-	if err := native(e.conn, func(c *pgx.Conn) error {
-		_, err := c.PgConn().Exec(ctx, e.sql(commitAndLead)).ReadAll()
-		return err
-	}); err != nil {
+	if err := e.message(ctx, e.conn, commitAndLead); err != nil {
 		e.resign()
 		return err
 	}

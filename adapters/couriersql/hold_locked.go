@@ -3,7 +3,6 @@ package couriersql
 import (
 	"context"
 	"database/sql"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -20,22 +19,18 @@ type locked struct {
 
 	mu      sync.Mutex
 	several bool // a coordinator settles all that it fetches, and may fetch ahead
-	batches map[*lockedBatch]bool
-	of      map[int64]heldRow    // by seq
+	batches []*lockedBatch
 	parked  map[rowKey]parkedRow // rows that have not come to mark yet
 }
 
-// heldRow is a row that a batch has locked. While a batch whose transaction was
-// lost is still in hand, another one may have another row of the same number.
-type heldRow struct {
-	by *lockedBatch
-	id string
-}
-
-// holding is the batch that has a row, nil if none does.
+// holding is the batch that has a row, nil if none does. While a batch whose
+// transaction was lost is still in hand, another one may have another row of the
+// same number.
 func (l *locked) holding(key rowKey) *lockedBatch {
-	if row := l.of[key.seq]; row.id == key.id {
-		return row.by
+	for _, b := range l.batches {
+		if _, found := b.rows.find(key); found {
+			return b
+		}
 	}
 	return nil
 }
@@ -45,8 +40,8 @@ type lockedBatch struct {
 	*locked
 	turn  chan struct{} // holds a value while somebody uses what follows
 	conn  *sql.Conn     // nil once the transaction has ended
-	rows  map[int64]bool
-	dirty bool // there is something to commit
+	rows  rowKeys       // guarded by mu
+	dirty bool          // there is something to commit
 }
 
 // leftover is for how long the rows that a mark leaves in a batch, whose locks go
@@ -68,8 +63,7 @@ const orphanAfter = time.Minute
 const closeTimeout = 5 * time.Second
 
 func newLocked(o *Outbox) *locked {
-	return &locked{outbox: o, marks: o.sql(o.either(o.grammar.delete, o.grammar.keep)),
-		batches: make(map[*lockedBatch]bool), of: make(map[int64]heldRow), parked: make(map[rowKey]parkedRow)}
+	return &locked{outbox: o, marks: o.sql(o.either(o.grammar.delete, o.grammar.keep)), parked: make(map[rowKey]parkedRow)}
 }
 
 // enter waits for a turn, which a renewal may have.
@@ -124,10 +118,11 @@ func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, 
 		b.abandon()
 		return nil, err
 	}
+	inOrder(rows)
 	if len(rows) > 0 {
 		b.hold(rows)
 	}
-	return inOrder(rows), nil
+	return rows, nil
 }
 
 // lock begins the transaction, and locks rows in it. It locks no more than fit: others
@@ -159,33 +154,24 @@ func (b *lockedBatch) lock(ctx context.Context, limit int, from int64) (rows []R
 // hold notes what a new batch has.
 func (b *lockedBatch) hold(rows []Row) {
 	b.mu.Lock()
-	b.rows = make(map[int64]bool, len(rows))
-	for _, row := range rows {
-		b.rows[row.Seq], b.of[row.Seq] = true, heldRow{b, row.ID}
+	for _, other := range b.batches { // that has them no more: its transaction was lost
+		other.rows.remove(len(rows), func(i int) rowKey { return rows[i].key() })
 	}
-	b.batches[b] = true
+	b.rows.add(rows)
+	b.batches = append(b.batches, b)
 	b.mu.Unlock()
 	b.outbox.opened(b.locked, true)
 }
 
 // settled notes that rows are held no more, and returns those that still are.
-func (b *lockedBatch) settled(seqs []int64) (rest []int64) {
+func (b *lockedBatch) settled(n int, key func(int) rowKey) (rest []int64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, seq := range seqs {
-		b.letGo(seq)
-		delete(b.rows, seq)
-	}
-	for seq := range b.rows {
-		rest = append(rest, seq)
+	b.rows.remove(n, key)
+	for _, left := range b.rows.keys {
+		rest = append(rest, left.seq)
 	}
 	return rest
-}
-
-func (b *lockedBatch) letGo(seq int64) {
-	if b.of[seq].by == b {
-		delete(b.of, seq)
-	}
 }
 
 // split sorts rows by the batch that holds them, nil where none does.
@@ -195,6 +181,9 @@ func (l *locked) split(n int, key func(int) rowKey) map[*lockedBatch][]int {
 	parts := make(map[*lockedBatch][]int, 1)
 	for i := range n {
 		b := l.holding(key(i))
+		if parts[b] == nil {
+			parts[b] = make([]int, 0, n-i)
+		}
 		parts[b] = append(parts[b], i)
 	}
 	return parts
@@ -245,7 +234,7 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 	}
 	batch := new(pgx.Batch)
 	batch.Queue(b.marks, o.marking(seqs)...)
-	if rest := b.settled(seqs); len(rest) > 0 && b.runs() {
+	if rest := b.settled(len(rows), func(i int) rowKey { return rows[i].key() }); len(rest) > 0 && b.runs() {
 		batch.Queue(o.sql(o.grammar.hold), rest, leftover.Microseconds())
 	}
 	batch.Queue("COMMIT")
@@ -350,11 +339,7 @@ func (b *lockedBatch) settle(ctx context.Context, rows []failure, writes bool, w
 			return err
 		}
 	}
-	seqs := make([]int64, len(rows))
-	for i, row := range rows {
-		seqs[i] = row.seq
-	}
-	if rest := b.settled(seqs); len(rest) > 0 {
+	if rest := b.settled(len(rows), func(i int) rowKey { return rows[i].key() }); len(rest) > 0 {
 		return nil
 	}
 	err := b.end(ctx)
@@ -447,11 +432,8 @@ func (b *lockedBatch) forget() {
 	_ = b.conn.Close() // back to the pool, or gone already
 	b.conn = nil
 	b.mu.Lock()
-	for seq := range b.rows {
-		b.letGo(seq)
-	}
-	b.rows = nil
-	delete(b.batches, b)
+	b.rows = rowKeys{}
+	b.batches = slices.DeleteFunc(b.batches, func(other *lockedBatch) bool { return other == b })
 	none := len(b.batches) == 0
 	b.mu.Unlock()
 	if none {
@@ -461,7 +443,7 @@ func (b *lockedBatch) forget() {
 
 func (l *locked) close() {
 	l.mu.Lock()
-	batches := slices.Collect(maps.Keys(l.batches))
+	batches := slices.Clone(l.batches)
 	l.mu.Unlock()
 	for _, b := range batches {
 		b.close()

@@ -323,7 +323,7 @@ func cut(t *testing.T, s *Source) {
 	var conn *sql.Conn
 	switch h := s.holder.(type) {
 	case *locked:
-		for b := range h.batches {
+		for _, b := range h.batches {
 			conn = b.conn
 		}
 	case *elected:

@@ -1,10 +1,71 @@
 package couriersql
 
 import (
-	"maps"
+	"cmp"
 	"slices"
 	"sync"
 )
+
+// rowKeys are rows in the order of their numbers.
+type rowKeys struct {
+	keys []rowKey
+	next int // where find probably finds the next one, as rows are asked for in order
+}
+
+func (r *rowKeys) find(key rowKey) (i int, found bool) {
+	if r.next < len(r.keys) && r.keys[r.next] == key {
+		i = r.next
+	} else if i, found = slices.BinarySearchFunc(r.keys, key, compareKeys); !found {
+		return i, false
+	}
+	r.next = i + 1
+	return i, true
+}
+
+// add adds rows that are in order.
+func (r *rowKeys) add(rows []Row) {
+	r.keys = slices.Grow(r.keys, len(rows))
+	ordered := len(r.keys) == 0 || len(rows) == 0 || r.keys[len(r.keys)-1].seq < rows[0].Seq
+	for _, row := range rows {
+		r.keys = append(r.keys, row.key())
+	}
+	if !ordered {
+		slices.SortFunc(r.keys, compareKeys)
+		r.keys = slices.Compact(r.keys)
+	}
+}
+
+// remove removes n rows, which are most often neighbours.
+func (r *rowKeys) remove(n int, key func(int) rowKey) {
+	var first, end int
+	var rest map[rowKey]bool
+	for i := range n {
+		k := key(i)
+		switch j, found := r.find(k); {
+		case !found:
+		case first == end:
+			first, end = j, j+1
+		case j == end:
+			end++
+		default:
+			if rest == nil {
+				rest = make(map[rowKey]bool)
+			}
+			rest[k] = true
+		}
+	}
+	r.keys = slices.Delete(r.keys, first, end)
+	if rest != nil {
+		r.keys = slices.DeleteFunc(r.keys, func(k rowKey) bool { return rest[k] })
+	}
+}
+
+func compareKeys(a, b rowKey) int {
+	if c := cmp.Compare(a.seq, b.seq); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.id, b.id)
+}
 
 // inHand is what a source has handed out that holds nothing in the database, so
 // that a coordinator which fetches ahead is not given the same rows again. A
@@ -13,16 +74,16 @@ import (
 type inHand struct {
 	parked parkedRows
 
-	mu  sync.Mutex
-	on  bool
-	ids map[int64]string // by seq
+	mu   sync.Mutex
+	on   bool
+	rows rowKeys
 }
 
 // begin is a new run of a coordinator.
 func (h *inHand) begin() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.on, h.ids = true, make(map[int64]string)
+	h.on, h.rows = true, rowKeys{}
 	h.parked.clear()
 }
 
@@ -30,9 +91,7 @@ func (h *inHand) add(rows []Row) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.on {
-		for _, row := range rows {
-			h.ids[row.Seq] = row.ID
-		}
+		h.rows.add(rows)
 	}
 }
 
@@ -40,11 +99,7 @@ func (h *inHand) remove(n int, key func(int) rowKey) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.on {
-		for i := range n {
-			if k := key(i); h.ids[k.seq] == k.id {
-				delete(h.ids, k.seq)
-			}
-		}
+		h.rows.remove(n, key)
 	}
 }
 
@@ -74,11 +129,15 @@ func (h *inHand) removeFailed(rows []failure) {
 func (h *inHand) seqs() (seqs []int64, first, last int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	seqs = slices.AppendSeq(make([]int64, 0, len(h.ids)), maps.Keys(h.ids))
-	if len(seqs) == 0 {
-		return seqs, 1, 0
+	n := len(h.rows.keys)
+	if n == 0 {
+		return []int64{}, 1, 0
 	}
-	return seqs, slices.Min(seqs), slices.Max(seqs)
+	seqs = make([]int64, n)
+	for i, key := range h.rows.keys {
+		seqs[i] = key.seq
+	}
+	return seqs, seqs[0], seqs[n-1]
 }
 
 func (h *inHand) bounds() (first, last int64) {

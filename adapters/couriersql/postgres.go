@@ -41,13 +41,13 @@ func postgresGrammar() grammar {
 	if err != nil {
 		panic(err) // the path is a constant of this file
 	}
-	// The list of seqs comes as well, as planners take an index for it at any size
-	// of the table, and for a join with the pairs perhaps not.
-	const known = `unnest($1::bigint[], $2::text[]) AS k(seq, id)`
-	const knownSeq = `t.seq = ANY($1::bigint[]) AND t.seq = k.seq`
-	const claims = `unnest($1::bigint[], $2::bigint[], $3::text[]) AS c(seq, claim, id)
-		WHERE t.seq = ANY($1::bigint[]) AND t.seq = c.seq AND t.id = c.id AND t.claim = c.claim AND t.owner = $4`
-	const claimed = `FROM ` + claims + ` AND t.processed_at IS NULL`
+	// The list of seqs is for the index, at any size of the table. What follows it is no
+	// join to a planner: for one, it may compare each row with each.
+	const knownSeq = `t.seq = ANY($1::bigint[]) AND ((t.seq, t.id) IN (SELECT * FROM unnest($1::bigint[], $2::text[])))`
+	const known = knownSeq + ` IS TRUE`
+	const claims = `t.seq = ANY($1::bigint[]) AND t.owner = $4 AND
+		((t.seq, t.claim, t.id) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[]))) IS TRUE`
+	const claimed = `WHERE ` + claims + ` AND t.processed_at IS NULL`
 	failed := func(owned, lock string) string {
 		return `FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) AS f(seq, claim, attempts, delay, error)
 		WHERE t.seq = f.seq AND t.seq IN (
@@ -55,10 +55,9 @@ func postgresGrammar() grammar {
 				ON l.seq = g.seq AND l.id = g.id AND l.claim = g.claim AND l.attempts = g.attempts
 			WHERE l.processed_at IS NULL` + owned + ` FOR UPDATE OF l` + lock + `)`
 	}
-	// Between the first and the last in hand there may be others. A list that is no
-	// subquery is searched from its beginning for each row, by a plan that is kept.
+	// Between the first and the last in hand there may be others.
 	notInHand := func(seq string) string {
-		return `(` + seq + ` NOT BETWEEN $2 AND $3 OR ` + seq + ` NOT IN (SELECT unnest($6::bigint[])))`
+		return `(` + seq + ` NOT BETWEEN $2 AND $3 OR NOT $6::int8multirange @> ` + seq + `)`
 	}
 	const noteFailure = `UPDATE "{table}" t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
 			last_error = f.error, owner = '' `
@@ -78,8 +77,7 @@ func postgresGrammar() grammar {
 			LIMIT $1`
 	}
 	const giveBack = `UPDATE "{table}" t SET available_at = 'epoch', owner = '' `
-	const free = `seq IN (SELECT t.seq FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id
-		AND t.processed_at IS NULL FOR UPDATE OF t SKIP LOCKED)`
+	const free = `seq IN (SELECT t.seq FROM "{table}" t WHERE ` + known + ` AND t.processed_at IS NULL FOR UPDATE SKIP LOCKED)`
 	const letterID = `seq || '.' || version || '.' || (extract(epoch FROM first_failed_at) * 1000000)::bigint`
 	const letters = `seq = ANY($1::bigint[]) AND ` + letterID + ` = ANY($2::text[])`
 	return grammar{
@@ -147,7 +145,7 @@ func postgresGrammar() grammar {
 				AND ` + unhindered("(f.available_at > statement_timestamp() OR "+notInHand("f.seq")+" AND f.seq NOT IN (SELECT seq FROM failed))") + `
 				ORDER BY seq LIMIT $1) AS others`,
 		lock:  locking(postgresUpTo("$3"), "$2"),
-		large: `SELECT t.seq, t.payload, t.headers FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id`,
+		large: `SELECT t.seq, t.payload, t.headers FROM "{table}" t WHERE ` + known,
 		claim: `WITH next AS MATERIALIZED (SELECT seq FROM (SELECT seq, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS ahead
 				FROM (` + locking("seq, "+postgresBytes+" AS bytes", "$4") + `) AS b) AS c WHERE ahead < $5::bigint)
 			UPDATE "{table}" t SET claim = t.claim + 1, owner = $2, available_at = now() + $3::bigint * interval '1 microsecond'
@@ -156,13 +154,13 @@ func postgresGrammar() grammar {
 
 		delete:        `DELETE FROM "{table}" WHERE seq = ANY($1::bigint[])`,
 		keep:          `UPDATE "{table}" SET processed_at = $2 WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
-		deleteKnown:   `DELETE FROM "{table}" t USING ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id`,
-		keepKnown:     `UPDATE "{table}" t SET processed_at = $3 FROM ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id AND t.processed_at IS NULL`,
+		deleteKnown:   `DELETE FROM "{table}" t WHERE ` + known,
+		keepKnown:     `UPDATE "{table}" t SET processed_at = $3 WHERE ` + known + ` AND t.processed_at IS NULL`,
 		deleteFree:    `DELETE FROM "{table}" WHERE ` + free,
 		keepFree:      `UPDATE "{table}" SET processed_at = $3 WHERE ` + free,
-		left:          `SELECT count(*) FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id = k.id AND t.processed_at IS NULL`,
-		reused:        `SELECT count(*) FROM "{table}" t, ` + known + ` WHERE ` + knownSeq + ` AND t.id <> k.id`,
-		deleteClaimed: `DELETE FROM "{table}" t USING ` + claims,
+		left:          `SELECT count(*) FROM "{table}" t WHERE ` + known + ` AND t.processed_at IS NULL`,
+		reused:        `SELECT count(*) FROM "{table}" t WHERE ` + knownSeq + ` IS FALSE`,
+		deleteClaimed: `DELETE FROM "{table}" t WHERE ` + claims,
 		keepClaimed:   `UPDATE "{table}" t SET processed_at = $5 ` + claimed,
 
 		renew: `UPDATE "{table}" t SET available_at = now() + $5::bigint * interval '1 microsecond' ` + claimed + ` RETURNING t.id`,

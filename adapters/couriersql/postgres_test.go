@@ -75,7 +75,7 @@ func TestPostgresFetchGoesByThePartialIndex(t *testing.T) {
 			case "claim":
 				args = append(args, "me", 1, 0, DefaultFetchBytes)
 			case "ordered":
-				args = append(args, 1, 0, 0, DefaultFetchBytes, []int64{})
+				args = append(args, 1, 0, 0, DefaultFetchBytes, multirange(nil))
 			case "lock":
 				args = append(args, 0, DefaultFetchBytes)
 			}
@@ -385,4 +385,28 @@ func TestPostgresIdleTransactionTimeout(t *testing.T) {
 	require.Eventually(t, func() bool { return s.Renew(t.Context(), rows) != nil }, 10*time.Second, 100*time.Millisecond)
 	require.NoError(t, s.Mark(t.Context(), rows))
 	require.Empty(t, take(t, s, 10))
+}
+
+// A mark takes its rows from the index and looks each of them up, though a planner that
+// takes the table for empty would as soon compare each row with each.
+func TestPostgresMarkComparesNoRowWithEach(t *testing.T) {
+	o := newPostgres(t)
+	execute(t, o.db, `ANALYZE courier_outbox`)
+	fill(t, o, 1000, false)
+	s := o.Source()
+	rows := take(t, s, 1000)
+	require.NoError(t, o.Close())
+	g := o.grammar
+	for text, args := range map[string][]any{
+		g.deleteKnown:   g.known(rows),
+		g.deleteClaimed: append(g.claims(rows), ""),
+	} {
+		for _, mode := range []string{"custom", "generic"} {
+			plan := explainWith(t, o.db, `SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_`+mode+`_plan`, o.sql(text), args...)
+			require.Contains(t, plan, "hashed SubPlan")
+			require.NotContains(t, plan, "Join")
+			require.NotContains(t, plan, "Nested Loop")
+			require.Contains(t, plan, "courier_outbox_pkey")
+		}
+	}
 }
