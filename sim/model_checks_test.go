@@ -17,7 +17,7 @@ func (m *model) come(c *call) {
 	l.watcher.applies(c)
 	switch c.kind {
 	case Fetch:
-		m.comeFetch(l)
+		m.comeFetch(l, c.data.(*handing).limit)
 	case Apply:
 		if t, first := c.data.(try); first {
 			m.comeApply(l, c, t.n)
@@ -72,6 +72,21 @@ func (m *model) comeRetry(l *life, t try) {
 		m.Fail("R-1: %s was given up after %d of %d attempts", names[t.n], made, m.Attempts)
 	}
 	delete(l.tries, t.n)
+}
+
+// forget has the attempts be forgotten that were made at some records: what a keyed
+// queue, when asked, did not answer for is given back, and one that has no name is
+// another record when it comes again.
+func (m *model) forget(l *life, keys []string) {
+	unnamed := !m.Named && (m.shape < leasing || m.Renewing)
+	if m.streaming() || !unnamed && m.Cron == 0 {
+		return
+	}
+	for n := range l.tries {
+		if slices.Contains(keys, m.keyName(n)) {
+			delete(l.tries, n)
+		}
+	}
 }
 
 // answerRetry notes whether an attempt is to be followed by another. A breaker may
@@ -137,7 +152,7 @@ func (l *life) inTime() bool {
 	return !l.redrives() && l.p.stopping && l.m.now.Load() < l.p.askedAt+int64(l.m.Drain)
 }
 
-func (m *model) comeFetch(l *life) {
+func (m *model) comeFetch(l *life, limit int) {
 	l.fetches++
 	up := time.Duration(m.now.Load() - l.p.began)
 	if l.fetches > 200+60*int(up/time.Second+1) && !m.streaming() {
@@ -159,17 +174,32 @@ func (m *model) comeFetch(l *life) {
 	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.changedAt < m.now.Load() && l.tooEarly():
 		m.Fail("D6: process %d fetches while its breaker is open", l.p.number)
 	}
-	kept := 0 // over a breaker's pause, of a source that names no records
-	if m.Stack == 2 {
-		kept = max(100, m.Batch)
+	if most := m.hand(); !m.Twins && m.shape == leasing && len(l.inHand)+limit > most && l.generation == 1 {
+		m.Fail("D11: process %d fetches %d records beside %v, which it has in hand, and may have %d", l.p.number, limit, numbers(l.inHand), most)
 	}
-	if (m.Prefetch <= 0 || l.halted.Load()) && !m.Twins && m.shape == leasing && len(l.inHand) > kept {
+	// Once its breaker has opened, a poller looks past those that it was probed with.
+	if kept := max(100, m.Batch); (m.Prefetch <= 0 || l.halted.Load()) && !m.Twins && m.shape == leasing && len(l.inHand) > kept {
 		m.Fail("D11: process %d fetches, and has these in hand still: %v", l.p.number, numbers(l.inHand))
 	}
 	l.halted.Store(false)
 	if room := m.room(); m.shape == broker && len(l.inHand) > room {
 		m.Fail("D11: process %d has %d records in hand, more than %d", l.p.number, len(l.inHand), room)
 	}
+}
+
+// hand is how many records a poller may have in hand, those that wait included. What
+// a source returns beyond the limit is in hand besides, but for what keeps a poller
+// that fetches nothing ahead from the next fetch.
+func (m *model) hand() int {
+	batches := 1 + max(0, m.Prefetch)
+	switch {
+	case m.Prefetch <= 0:
+	case m.Beyond:
+		batches *= 3
+	default:
+		batches++ // that wait
+	}
+	return m.Batch * batches
 }
 
 // room is how many records a stream may have in hand.
@@ -444,6 +474,10 @@ func (m *model) answer(c *call) {
 			m.Sometimes("parked")
 		} else {
 			m.Sometimes("the queue refused")
+		}
+	case Keys:
+		if asked, ok := c.data.([]string); ok && c.err != nil {
+			m.forget(l, asked)
 		}
 	case Renew:
 		l.watcher.returns(c, len(c.data.([]int)), 0)

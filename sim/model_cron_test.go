@@ -46,6 +46,7 @@ func (l *life) ranOnce(err error) {
 	if errors.Is(err, courier.ErrMark) { // its records come again
 		l.markFailed = false
 		clear(l.inHand)
+		clear(l.tries) // nor does the next run know of them
 		for n := range m.rows {
 			if r := &m.rows[n]; !r.marked {
 				r.sure[l.p.instance] = nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/erfanmomeniii/courier"
 )
@@ -197,7 +198,7 @@ func (q *parkingLot[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) 
 }
 
 func (q *parkingLot[T]) ParkedKeys(ctx context.Context, branch string, keys []string) (parked []string, err error) {
-	err = q.p.await(ctx, Keys, q.id(digest(fmt.Sprint(keys))>>32), fmt.Sprint(keys), nil, func(c *call) {
+	err = q.p.await(ctx, Keys, q.id(digest(fmt.Sprint(keys))>>32), fmt.Sprint(keys), slices.Clone(keys), func(c *call) {
 		parked, c.err = q.MemoryDLQ.ParkedKeys(ctx, branch, keys)
 	})
 	return parked, err

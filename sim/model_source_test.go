@@ -20,8 +20,9 @@ type source[T record] struct {
 
 // handing is the records of a fetch that has not returned.
 type handing struct {
-	list []int
-	all  []int // with what is in it twice
+	limit int // of the fetch
+	list  []int
+	all   []int // with what is in it twice
 }
 
 // given is records that are given back.
@@ -147,6 +148,7 @@ func (s *source[T]) Identity(record T) string { return record.String() }
 
 func (s *source[T]) Fetch(ctx context.Context, limit int) (records []T, err error) {
 	partly := false
+	s.handing.limit = limit
 	err = s.p.await(ctx, Fetch, uint64(s.p.instance+instances*s.number), "the source", &s.handing, func(c *call) {
 		records = s.fetch(c, limit)
 		partly = c.fault == Partly
@@ -198,6 +200,9 @@ func (s *source[T]) fetch(c *call, limit int) (records []T) {
 	}
 	s.handing.list = s.handing.list[:0]
 	for _, o := range records {
+		if s.watcher != nil && s.inHand[o.number()] {
+			s.watcher.again++
+		}
 		s.handing.list = append(s.handing.list, o.number())
 	}
 	if n := len(records); c.fault == Twice && n > 0 && (m.Workers == 1 || m.Keys > 0) { // two at once could not be told apart
@@ -208,6 +213,9 @@ func (s *source[T]) fetch(c *call, limit int) (records []T) {
 		}
 	}
 	s.handing.all = numbersOf(records)
+	if s.watcher != nil {
+		s.watcher.again += int64(len(records) - len(s.handing.list))
+	}
 	if m.tracing {
 		c.detail = fmt.Sprintf("(%d) %v", limit, records)
 	}

@@ -300,7 +300,14 @@ var rogues = []rogue{
 			g.wait(time.Second)
 		}
 	}},
-	{breaks: "D11: process 0 fetches, and has", act: func(g *gear) { g.fetch(1); g.fetch(1) }},
+	{breaks: "D11: process 0 fetches 2 records beside [0 1]", act: func(g *gear) { g.fetch(2); g.fetch(2) }},
+	{breaks: "D11: process 0 fetches, and has", fixed: func(s *settings) { s.Stack, s.Records = resilient, 101 }, act: func(g *gear) {
+		g.trip()
+		g.wait(g.OpenFor)
+		g.change(courier.BreakerOpen, courier.BreakerHalfOpen)
+		g.fetch(101)
+		g.fetch(1)
+	}},
 	{breaks: "D11: process 0 has 6 records in hand", fixed: func(s *settings) { s.shape, s.Batch = broker, 1 }, act: func(g *gear) {
 		g.fetch(6)
 		g.fetch(1)
@@ -457,6 +464,11 @@ var rogues = []rogue{
 		g.l.watcher.hasApplied(c)
 	}},
 	{breaks: "watch: process 0: records fetched, by Stats and by events: 1 and 0", fixed: watched, act: func(g *gear) { g.l.runs = 0; g.l.watcher.end(courier.Stats{Fetched: 1}) }},
+	{breaks: "watch: process 0: 2 records fetched, of which 0 again, and 1 marked or released", fixed: watched, act: func(g *gear) {
+		g.l.runs = 0
+		g.l.watcher.told = courier.Stats{Fetched: 2, Marked: 1, Applied: 1}
+		g.l.watcher.end(g.l.watcher.told)
+	}},
 	{breaks: "watch: process 0 tells of its end 0 times", fixed: watched, act: func(g *gear) { g.l.runs = 1; g.l.watcher.end(courier.Stats{}) }},
 }
 
