@@ -15,11 +15,14 @@ import (
 func (m *model) come(c *call) {
 	l := m.lives[c.p.number]
 	l.watcher.applies(c)
+	l.look(nil)
 	switch c.kind {
 	case Fetch:
+		m.comeFetchWaits(l)
 		m.comeFetch(l, c.data.(*handing).limit)
 	case Apply:
 		if t, first := c.data.(try); first {
+			m.comeWait(l, c, t.n, t.attempt)
 			m.comeApply(l, c, t.n)
 			m.comeBreaker(l, c)
 			if t.attempt == 1 && !m.Yield {
@@ -40,14 +43,25 @@ func (m *model) come(c *call) {
 			}
 		}
 	case Batch:
+		if v := c.data.(*verdicts); v.attempt > 1 && l.p.stopping && l.p.still < l.p.askedAt && m.now.Load() > l.p.askedAt {
+			m.Fail("D8: a batch is tried again after process %d was told to stop: %s", l.p.number, c.name)
+		}
 		for _, n := range c.data.(*verdicts).records {
+			m.comeWait(l, c, n, 0)
 			if m.comeApply(l, c, n); !m.Yield {
 				m.comeFirst(l, n)
 			}
 		}
 		m.comeBreaker(l, c)
+	case Send:
+		if letter := c.data.(sent); letter.branch != second {
+			l.waits.end(letter.n)
+		}
+	case Mark:
+		l.waits.end(c.data.([]int)...)
 	case Begin:
 		if n, err := strconv.Atoi(c.name[1:]); err == nil && !m.Batches {
+			l.waits.meet(n)
 			m.comeFirst(l, n)
 		}
 	case Renew:
@@ -58,6 +72,7 @@ func (m *model) come(c *call) {
 			}
 		}
 	case Release, Fail:
+		l.waits.end(c.data.(given).list...)
 		for _, n := range c.data.(given).list {
 			m.rows[n].leaving = true
 		}
@@ -408,6 +423,7 @@ func (m *model) answer(c *call) {
 		return
 	}
 	l := m.lives[c.p.number]
+	l.look(c)
 	if c.err == nil && (c.kind == Apply || c.kind == Batch) {
 		m.good = m.now.Load() // by now the breaker knows, too
 	}
@@ -430,6 +446,7 @@ func (m *model) answer(c *call) {
 			switch {
 			case c.err == nil || c.fault == Partly:
 				l.inHand[n] = true
+				l.give(n)
 				m.rows[n].given = m.now.Load()
 			case m.shape == broker: // which finds out by and by that nobody has them
 				l.putBack(n, time.Second)
@@ -478,11 +495,13 @@ func (m *model) answer(c *call) {
 	case Keys:
 		if asked, ok := c.data.([]string); ok && c.err != nil {
 			m.forget(l, asked)
+			m.refuse(&l.waits, asked)
 		}
 	case Renew:
 		l.watcher.returns(c, len(c.data.([]int)), 0)
 		for _, n := range l.losing {
 			if r := &m.rows[n]; c.err == nil && r.given <= l.renewAt { // not handed out again since
+				l.waits.end(n)
 				r.lostBy = l.p
 			}
 		}
@@ -629,6 +648,8 @@ func (l *life) breakerChanged(_ context.Context, change courier.BreakerChange) {
 }
 
 func (l *life) follow(change courier.BreakerChange) {
+	l.look(nil)
+	l.waits.interrupt()
 	l.breaker, l.generation = change.To, change.Generation
 	l.counted, l.surely, l.changedAt = streak{}, 0, l.m.now.Load()
 	l.until = l.changedAt + int64(change.Until.Sub(l.p.clock.Now()))

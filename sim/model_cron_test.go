@@ -43,6 +43,9 @@ func (l *life) ranOnce(err error) {
 	if l.p.dead {
 		return
 	}
+	l.look(nil)
+	clear(l.waits.of) // the next run fetches them anew
+	clear(l.waits.unbegun)
 	if errors.Is(err, courier.ErrMark) { // its records come again
 		l.markFailed = false
 		clear(l.inHand)

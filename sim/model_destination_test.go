@@ -71,13 +71,14 @@ type batches[T record] struct{ destination[T] }
 type verdicts struct {
 	records []int
 	errs    []error
+	attempt int
 }
 
 func (b *batches[T]) ApplyBatch(ctx context.Context, records []T) error {
 	for _, record := range records {
 		handle(ctx, record)
 	}
-	v := &verdicts{records: numbersOf(records)}
+	v := &verdicts{records: numbersOf(records), attempt: courier.AttemptFrom(ctx)}
 	first := v.records[0]
 	err := b.p.await(ctx, Batch, uint64(first+1), names[first], v, func(c *call) {
 		m := b.m
@@ -214,6 +215,9 @@ func parkedBy[T record](l *life) func(context.Context, courier.DeadLetter[T]) {
 		}
 		if l.watcher != nil {
 			l.watcher.parked++
+		}
+		if letter.Branch != second {
+			l.waits.end(n)
 		}
 		l.parked(n, letter.Branch, letter.Reason)
 		if letter.Branch != second && letter.Reason != courier.KeyParked {

@@ -57,7 +57,9 @@ func (m *model) pause(paused bool) (woke bool) {
 		if l.p.ended || l.p.dead || l.redrives() {
 			continue
 		}
+		l.look(nil)
 		l.paused, l.pausedAt = paused, m.now.Load()
+		l.waits.interrupt()
 		if l.watcher != nil && !paused {
 			l.watcher.held = false
 		}

@@ -399,6 +399,7 @@ type life struct {
 	probeAt    int64
 	permanent  map[int]bool // records whose last attempt failed for good
 	tries      map[int]int  // how many attempts were made at those whose retries are to go on
+	waits      waiting
 }
 
 // modelled sets the model up in a world.
@@ -522,7 +523,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	p, m := processOf(ctx), x.model
 	l := m.lives[p.number]
 	applier := x.destination(l)
-	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay, OnRetry: l.retried})
+	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay, OnRetry: l.retriedIn(first)})
 	queue, policy := x.parks(l, first)
 	switch m.Stack {
 	case retrying:
@@ -552,7 +553,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		other := courier.ProcessFunc(x.count(l))
 		if m.FanOut > 1 {
 			other = &branch[T]{l}
-			other = courier.NewRetryableApplier(other, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2, OnRetry: l.retried}))
+			other = courier.NewRetryableApplier(other, m.Retry(ctx, courier.RetryPolicy{MaxAttempts: 2, OnRetry: l.retriedIn(second)}))
 		}
 		if m.FanOut == 4 {
 			queue, policy := x.parks(l, second)
@@ -577,7 +578,9 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		if e.Err != nil {
 			l.halted.Store(true)
 		}
+		l.toldOf(e)
 	}
+	watch.Resumed = func(context.Context, courier.ResumeEvent) { l.waits.fullTold = false }
 	opts = append(opts, courier.WithObserver(watch))
 	if l.watcher != nil {
 		opts = append(opts, courier.WithObserver(l.watcher.observer()))
@@ -632,13 +635,6 @@ func (x *pipe[T]) parks(l *life, branch string) (courier.DLQ[T], courier.DLQPoli
 	return &parkingLot[T]{queue, l, branch}, policy
 }
 
-// retried counts the retries of a process.
-func (l *life) retried(context.Context, courier.RetryEvent) {
-	if l.watcher != nil {
-		l.watcher.retried++
-	}
-}
-
 func (m *model) key(n int) int { return n % max(1, m.Keys) }
 
 func (m *model) keyName(n int) string { return strconv.Itoa(m.key(n)) }
@@ -648,6 +644,7 @@ func (x *pipe[T]) keyOf(record T) string { return x.keyName(record.number()) }
 // begin, die and end are the ends of a process.
 func (m *model) begin(p *Process) {
 	l := &life{m: m, p: p, inHand: map[int]bool{}, permanent: map[int]bool{}, tries: map[int]int{}, breaker: courier.BreakerClosed, generation: 1, at: m.position}
+	l.waits = waiting{of: map[int]*wait{}, unbegun: map[int]time.Duration{}, met: map[int]bool{}, lookedAt: m.now.Load()}
 	if m.Waking {
 		l.wake = make(chan struct{}, 1)
 	}
@@ -696,6 +693,7 @@ func (m *model) end(p *Process) {
 	if p.dead {
 		return
 	}
+	l.look(nil)
 	troubled := m.rates[Mark] != [faults]float64{} || len(m.outages[0]) > 0 || m.script != nil || m.stepped > 0 || m.Drain < time.Second ||
 		p.still > 0 && p.still >= p.stoppedAt || // it stood still beyond its time for marks
 		m.streaming() && m.rates[Release][Hang]+m.rates[Fail][Hang] > 0 // which has one goroutine for these and for marks

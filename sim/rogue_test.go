@@ -342,6 +342,84 @@ var rogues = []rogue{
 		g.do(r...)
 	}},
 
+	// What waits.
+	{breaks: "I-1: process 0 has r1 in hand", fixed: holding, act: func(g *gear) {
+		r := g.fetch(2)
+		g.do(r[0])
+		g.wait(time.Second)
+		g.do(r[1])
+	}},
+	{breaks: "I-1: r0 is tried again 900ms before", fixed: holding, act: func(g *gear) {
+		g.do(g.fetch(1)...)
+		g.retries(0, 1, time.Second)
+		g.wait(100 * time.Millisecond)
+		g.again(0, 2)
+	}},
+	{breaks: "I-1: r0 is due since", fixed: holding, act: func(g *gear) {
+		g.do(g.fetch(1)...)
+		g.retries(0, 1, time.Second)
+		g.wait(2 * time.Second)
+		g.again(0, 2)
+	}},
+	{breaks: "I-1: process 0 fetches once more, and r0 is due", fixed: holding, act: func(g *gear) {
+		g.do(g.fetch(1)...)
+		g.retries(0, 1, time.Millisecond)
+		for range 3 {
+			g.wait(2 * time.Millisecond)
+			g.fetch(1)
+		}
+	}},
+	{breaks: "I-2: r1 is begun by process 0, and r0 of its key waits", fixed: together(holding, func(s *settings) { s.Keys = 1 }), act: func(g *gear) {
+		r := g.fetch(2)
+		g.do(r[0])
+		g.retries(0, 1, time.Second)
+		g.do(r[1])
+	}},
+	{breaks: "I-3: ", fixed: holding, act: func(g *gear) {
+		r := g.fetch(1)
+		g.do(r...)
+		g.wait(time.Second)
+		_ = g.s.Mark(g.ctx, r)
+	}},
+	{breaks: "I-4: 3 records of process 0 wait", fixed: holding, act: func(g *gear) {
+		for n, r := range g.fetch(3) {
+			g.do(r)
+			g.retries(n, 1, time.Minute)
+		}
+		g.wait(10 * time.Second)
+		g.again(0, 2)
+	}},
+	{breaks: "I-5: r0 is applied by process 0, which is at it already", fixed: holding, act: func(g *gear) {
+		r := g.fetch(1)
+		go g.do(r...)
+		g.wait(1)
+		g.do(r...)
+	}},
+	{breaks: "I-5: r0 is begun anew", fixed: holding, act: func(g *gear) {
+		r := g.fetch(1)
+		g.do(r...)
+		g.retries(0, 1, time.Millisecond)
+		g.wait(time.Millisecond)
+		g.do(r...)
+	}},
+	{breaks: "I-5: r0 is tried for the 3th time", fixed: holding, act: func(g *gear) {
+		g.do(g.fetch(1)...)
+		g.retries(0, 1, time.Millisecond)
+		g.wait(time.Millisecond)
+		g.again(0, 3)
+	}},
+	{breaks: "I-7: process 0 is to stop, and does nothing", fixed: holding, plan: stopAt(time.Second), act: func(g *gear) {
+		r := g.fetch(1)
+		g.do(r...)
+		g.retries(0, 1, 2*time.Second)
+		g.wait(2 * time.Second)
+		_ = g.s.Release(g.detached(), r, 0)
+	}},
+	{breaks: "D8: a batch is tried again", fixed: func(s *settings) { s.Stack, s.Batches = retrying, true }, plan: stopAt(time.Second), act: func(g *gear) {
+		g.wait(2 * time.Second)
+		g.again(0, 2)
+	}},
+
 	// The breaker.
 	{breaks: "B-1: a call behind 2 failures", fixed: func(s *settings) { s.Stack = resilient }, act: func(g *gear) {
 		g.l.surely = 2
@@ -472,6 +550,11 @@ var rogues = []rogue{
 	{breaks: "watch: process 0 tells of its end 0 times", fixed: watched, act: func(g *gear) { g.l.runs = 1; g.l.watcher.end(courier.Stats{}) }},
 }
 
+// holding are the settings where what waits is in hand, and not with a worker.
+func holding(s *settings) { s.Stack, s.Workers, s.Named = retrying, 2, true }
+
+func together(a, b func(s *settings)) func(s *settings) { return func(s *settings) { a(s); b(s) } }
+
 func cronly(s *settings)  { s.shape, s.Cron = rereading, time.Second }
 func watched(s *settings) { s.Watched = true }
 
@@ -490,6 +573,23 @@ func (g *gear) retry(ctx context.Context) {
 	}), courier.RetryPolicy{Clock: &g.l.p.clock})
 	_ = a.Apply(ctx, order{0})
 }
+
+// retries has a retry tell that a record is tried again, after so many attempts.
+func (g *gear) retries(n, attempt int, delay time.Duration) {
+	g.l.retriedIn(first)(g.ctx, courier.RetryEvent{Record: names[n], Records: 1, Attempt: attempt, Delay: delay, Err: errRogue})
+}
+
+// again has the destination see an attempt that is not the first.
+func (g *gear) again(n, attempt int) {
+	ctx := context.WithoutCancel(g.ctx)
+	if g.Batches {
+		_ = g.p().await(ctx, Batch, uint64(n+1), names[n], &verdicts{records: []int{n}, errs: make([]error, 1), attempt: attempt}, func(*call) {})
+		return
+	}
+	_ = g.p().await(ctx, Apply, uint64(n+1), names[n], try{n, attempt}, func(*call) {})
+}
+
+func (g *gear) p() *Process { return g.l.p }
 
 // fail has the process return an error.
 func (g *gear) fail(err error) { panic(quit{err}) }

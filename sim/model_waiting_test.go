@@ -1,0 +1,333 @@
+package sim
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// This file is about records that wait for their next attempt (I-1 to I-8 of the
+// engine's rules), as far as calls and events tell: when they are tried again, and what
+// goes on meanwhile.
+
+// wait is a record that is to be tried again.
+type wait struct {
+	due     int64
+	next    int           // attempt
+	untimed bool          // something came between, and nobody knows by when
+	stalled time.Duration // overdue, with nothing in its way
+	fetched bool          // since it is due, the source was asked for others
+}
+
+// waiting is what the model knows of the waits of a process.
+type waiting struct {
+	of       map[int]*wait         // by record, of the first branch
+	unbegun  map[int]time.Duration // records in hand: how long nothing was in their way
+	met      map[int]bool          // that were begun with, at one time or another
+	lookedAt int64
+	unmarked time.Duration // how long an applied record waits for nothing to be marked
+	idle     time.Duration // how long nothing is under way, in a stop
+	full     time.Duration // how long waiting records are all that may be in hand
+	fullTold bool
+}
+
+// slack is how long what may begin at once takes at most, beside the calls that it
+// makes.
+const slack = 100 * time.Millisecond
+
+// holds reports whether a coordinator keeps what waits in hand, and not with a worker.
+// One worker without keys has nothing else to do, in a fan-out each branch retries by
+// itself, and behind a breaker a record without a name would be forgotten over a pause.
+func (m *model) holds() bool {
+	unnamed := !m.Named && m.shape < leasing
+	return m.Stack >= retrying && !m.Batches && m.FanOut == 0 && (m.Workers > 1 || m.Keys > 0) && !(m.breaks() && unnamed)
+}
+
+// retriedIn follows what a retry tells of its next attempt.
+func (l *life) retriedIn(branch string) func(context.Context, courier.RetryEvent) {
+	return func(_ context.Context, e courier.RetryEvent) {
+		if l.watcher != nil {
+			l.watcher.retried++
+		}
+		if n, err := strconv.Atoi(e.Record[min(1, len(e.Record)):]); err == nil && branch == first && !l.p.dead {
+			l.look(nil)
+			l.waits.of[n] = &wait{due: l.m.now.Load() + int64(e.Delay), next: e.Attempt + 1}
+		}
+	}
+}
+
+// give takes in that a process has got a record. A poller whose source takes nothing
+// back may let go of it for want of room.
+func (l *life) give(n int) {
+	if l.m.shape >= leasing && !l.waits.met[n] {
+		l.waits.unbegun[n] = 0
+	}
+}
+
+// end ends the waits of records, with which something is done.
+func (w *waiting) end(records ...int) {
+	for _, n := range records {
+		delete(w.of, n)
+		w.meet(n)
+	}
+}
+
+// meet takes in that a record is begun with, if only by asking a queue for its key.
+func (w *waiting) meet(n int) {
+	delete(w.unbegun, n)
+	w.met[n] = true
+}
+
+// refuse takes in that a queue was asked which keys it has, and did not answer.
+func (m *model) refuse(w *waiting, keys []string) {
+	for n := range w.unbegun {
+		if slices.Contains(keys, m.keyName(n)) {
+			w.meet(n)
+		}
+	}
+	for n, one := range w.of {
+		one.untimed = one.untimed || slices.Contains(keys, m.keyName(n))
+	}
+}
+
+// asks reports whether a queue is being asked by a process for the key of a record.
+func (m *model) asks(l *life, n int, returning *call) bool {
+	about := func(c *call) bool {
+		keys, ok := c.data.([]string)
+		return ok && c.p == l.p && slices.Contains(keys, m.keyName(n))
+	}
+	return m.KeyedQueue && (returning != nil && about(returning) || slices.ContainsFunc(m.parked, about))
+}
+
+// interrupt has the waits go on who knows how: a breaker, or an operator, came between.
+func (w *waiting) interrupt() {
+	for _, one := range w.of {
+		one.untimed = true
+	}
+}
+
+// restart has all measures begin anew.
+func (w *waiting) restart() {
+	w.unmarked, w.idle, w.full = 0, 0, 0
+	for n := range w.unbegun {
+		w.unbegun[n] = 0
+	}
+	for _, one := range w.of {
+		one.stalled = 0
+	}
+}
+
+// comeWait looks at an attempt on a record, 0 where its number is not known.
+func (m *model) comeWait(l *life, c *call, n, attempt int) {
+	r := &m.rows[n]
+	sure := !r.twice && !r.strayed && !m.Twins
+	if under := slices.ContainsFunc(m.parked, func(o *call) bool { return o != c && o.p == l.p && !o.gone && isAbout(o, n) }); under && sure {
+		m.Fail("I-5: %s is applied by process %d, which is at it already", names[n], l.p.number)
+	}
+	w := l.waits.of[n]
+	l.waits.end(n)
+	for before, one := range l.waits.of {
+		if m.Keys > 0 && before < n && m.key(before) == m.key(n) && !one.untimed && sure && !m.rows[before].strayed && m.has(l, before) {
+			m.Fail("I-2: %s is begun by process %d, and %s of its key waits", names[n], l.p.number, names[before])
+		}
+	}
+	if w == nil || !sure || !m.has(l, n) {
+		return
+	}
+	now := m.now.Load()
+	switch {
+	case w.untimed:
+	case attempt == 1:
+		m.Fail("I-5: %s is begun anew by process %d, in which it waits for attempt %d", names[n], l.p.number, w.next)
+	case attempt > 0 && attempt != w.next:
+		m.Fail("I-5: %s is tried for the %dth time by process %d, where attempt %d was to be next", names[n], attempt, l.p.number, w.next)
+	case now < w.due && m.stepped == 0 && !l.p.stopping:
+		m.Fail("I-1: %s is tried again %v before it is due", names[n], time.Duration(w.due-now))
+	}
+}
+
+// isAbout reports whether a call applies a record, in the first branch.
+func isAbout(c *call, n int) bool {
+	switch data := c.data.(type) {
+	case try:
+		return c.kind == Apply && data.n == n
+	case *verdicts:
+		return slices.Contains(data.records, n)
+	}
+	return false
+}
+
+// has reports whether a process has a record still, as far as leases tell.
+func (m *model) has(l *life, n int) bool {
+	return m.shape != leasing && m.shape != broker || m.rows[n].lessee == l.p && !m.rows[n].put && l.inHand[n]
+}
+
+// comeFetchWaits looks at a fetch of a poller: what was due before the one before was
+// made has been begun with since.
+func (m *model) comeFetchWaits(l *life) {
+	if !m.holds() || m.streaming() || m.Prefetch > 0 || m.Twins || m.stepped > 0 || m.breaks() && l.generation > 1 {
+		return
+	}
+	for n := range names { // in order
+		w := l.waits.of[n]
+		if w == nil || w.untimed || m.now.Load() <= w.due || !m.has(l, n) {
+			continue
+		}
+		if w.fetched && l.p.still == 0 {
+			m.Fail("I-1: process %d fetches once more, and %s is due since %v", l.p.number, names[n], time.Duration(w.due))
+		}
+		w.fetched = true
+	}
+}
+
+// told has the full hand of a process be told, see courier.ErrFullHand.
+func (l *life) toldOf(e courier.PauseEvent) {
+	if errors.Is(e.Err, courier.ErrFullHand) {
+		l.waits.fullTold = true
+		l.m.Sometimes("a hand full of waiting records")
+	}
+}
+
+// under is how many calls are under way that a process has made.
+type under struct{ applying, fetching, settling int }
+
+// under counts the calls of a process, with one that returns just now.
+func (l *life) under(returning *call) (u under) {
+	now := l.m.now.Load()
+	count := func(c *call) {
+		switch c.kind {
+		case Renew:
+		case Fetch:
+			u.fetching++
+		case Mark, Release, Fail:
+			u.settling++
+		default:
+			u.applying++
+		}
+	}
+	for _, c := range l.m.parked {
+		if c.p == l.p && c.came < now {
+			count(c)
+		}
+	}
+	if returning != nil && returning.came < now {
+		count(returning)
+	}
+	return u
+}
+
+// look takes in that time has passed since the last call of a process began or ended,
+// whichever was later: what might have gone on meanwhile should have.
+func (l *life) look(returning *call) {
+	m, w := l.m, &l.waits
+	now := m.now.Load()
+	from := w.lookedAt
+	if w.lookedAt = now; now == from {
+		return
+	}
+	if !m.holds() || l.p.dead || l.redrives() || m.Twins || m.stepped > 0 || l.p.still > from || l.markFailed || l.paused {
+		w.restart()
+		return
+	}
+	passed, u := time.Duration(now-from), l.under(returning)
+	add := func(to *time.Duration, d time.Duration, stalls bool) time.Duration {
+		if *to += d; !stalls {
+			*to = 0
+		}
+		return *to
+	}
+	still := u == under{}
+	if m.streaming() {
+		u.fetching = 0 // beside which all goes on
+	}
+	at := u.applying + u.fetching + u.settling
+	if m.streaming() {
+		at = u.settling
+	}
+	patience := slack
+	if m.streaming() {
+		patience += 2 * m.Flush
+	}
+
+	// I-3: marks do not wait.
+	unmarked := false
+	for n := range l.inHand {
+		r := &m.rows[n]
+		unmarked = unmarked || r.told[l.p.instance] == l.p && !r.marked && !r.twice && !r.strayed && m.has(l, n)
+	}
+	if add(&w.unmarked, passed, unmarked && at == 0 && !m.Ordered) > patience {
+		m.Fail("I-3: process %d has applied records in hand, nothing to do, and does not mark them for %v", l.p.number, w.unmarked)
+	}
+	if l.p.stopping {
+		if add(&w.idle, min(passed, time.Duration(now-l.p.askedAt)), still) > 2*slack {
+			m.Fail("I-7: process %d is to stop, and does nothing for %v", l.p.number, w.idle)
+		}
+		return
+	}
+	if l.breaker != courier.BreakerClosed || m.breaks() && l.generation > 1 {
+		w.restart()
+		return
+	}
+
+	// I-1: who waits holds no worker.
+	begun := patience
+	if m.Prefetch > 0 && !m.streaming() {
+		begun += 2 * m.Interval // what is fetched ahead has its time, too
+	}
+	idle := u.applying < m.Workers
+	if !m.streaming() {
+		idle = idle && u.fetching+u.settling == 0 && (u.applying == 0 || m.Prefetch <= 0 && !m.Beyond)
+	}
+	for n := range w.unbegun {
+		d := w.unbegun[n]
+		if add(&d, passed, idle && m.has(l, n) && !m.rows[n].strayed && !m.behindAnother(n) && !m.asks(l, n, returning)) > begun {
+			m.Fail("I-1: process %d has %s in hand and idle workers, and does not begin with it for %v", l.p.number, names[n], d)
+		}
+		w.unbegun[n] = d
+	}
+	for n, one := range w.of {
+		if late := min(passed, time.Duration(now-one.due)); late > 0 && !one.untimed {
+			free := idle
+			if !m.streaming() {
+				free = at == 0
+			}
+			if add(&one.stalled, late, free && m.has(l, n) && !m.asks(l, n, returning)) > patience {
+				m.Fail("I-1: %s is due since %v, and process %d has idle workers", names[n], time.Duration(one.due), l.p.number)
+			}
+		}
+	}
+
+	// I-4: a hand full of waiting records is told.
+	room, told := m.Batch, patience
+	if m.streaming() {
+		room = m.room()
+	} else {
+		told += 2 * m.Interval // until when it would fetch
+	}
+	waits := 0
+	for n, one := range w.of {
+		if m.has(l, n) && !one.untimed && one.due > now {
+			waits++
+		}
+	}
+	if add(&w.full, passed, waits >= room && !w.fullTold && at+u.applying == 0 && (m.Named || m.shape >= leasing)) > told {
+		m.Fail("I-4: %d records of process %d wait, which may have %d in hand, and it does not tell", waits, l.p.number, room)
+	}
+}
+
+// behindAnother reports whether a record comes before one in the order of its key.
+func (m *model) behindAnother(n int) bool {
+	if m.Keys == 0 {
+		return false
+	}
+	for before := m.key(n); before < n; before += m.Keys {
+		if r := &m.rows[before]; r.arrived && (!r.marked || r.twice || r.strayed) {
+			return true
+		}
+	}
+	return false
+}
