@@ -445,8 +445,8 @@ func (m *model) answer(c *call) {
 		for _, n := range handing.list {
 			switch {
 			case c.err == nil || c.fault == Partly:
-				l.inHand[n] = true
 				l.give(n)
+				l.inHand[n] = true
 				m.rows[n].given = m.now.Load()
 			case m.shape == broker: // which finds out by and by that nobody has them
 				l.putBack(n, time.Second)

@@ -63,6 +63,9 @@ func (l *life) retriedIn(branch string) func(context.Context, courier.RetryEvent
 // give takes in that a process has got a record. A poller whose source takes nothing
 // back may let go of it for want of room.
 func (l *life) give(n int) {
+	if w := l.waits.of[n]; w != nil && !l.m.has(l, n) { // who had it meanwhile may have done anything with it
+		w.untimed = true
+	}
 	if l.m.shape >= leasing && !l.waits.met[n] {
 		l.waits.unbegun[n] = 0
 	}
