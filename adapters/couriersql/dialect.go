@@ -65,6 +65,7 @@ type grammar struct {
 
 	renew string // claims, by ?n, for ?n+1 microseconds from now: the IDs of those that were
 	hold  string // the seqs of the list ?1, for ?2 microseconds from now
+	held  string // the known rows ?1 …, for ?n microseconds from now: the IDs of those that still were
 	fail  string // failures, from now
 	free  string // the same, without an attempt
 

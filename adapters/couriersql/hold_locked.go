@@ -21,6 +21,7 @@ type locked struct {
 	several bool // a coordinator settles all that it fetches, and may fetch ahead
 	batches []*lockedBatch
 	parked  map[rowKey]parkedRow // rows that have not come to mark yet
+	left    map[rowKey]time.Time // rows that a mark has left in hand, and until when at least they are kept from others
 }
 
 // holding is the batch that has a row, nil if none does. While a batch whose
@@ -46,12 +47,12 @@ type lockedBatch struct {
 
 // leftover is for how long the rows that a mark leaves in a batch, whose locks go
 // with its transaction, are kept from other relays. They are about to be failed or
-// released, which ends it: another relay that took a failed row before could not be
-// told of the failure, and the row would be tried again at once, without end. It is
-// as long as a coordinator may take for that, and what a relay that dies in this
-// very moment adds to the wait for its rows. Plain functions fail and release
+// released, which ends it, or wait in hand to be tried again, for as long as they are
+// renewed: another relay that took one before could not be told of its failures, and
+// the row would be tried again at once, without end. It is three renewals, and what a
+// relay that dies adds to the wait for its rows. Plain functions fail and release
 // nothing, and are to have the rows again at the next fetch.
-const leftover = 5 * time.Second
+const leftover = 15 * time.Second
 
 // orphanAfter is when the server ends the transaction of a coordinator that it does
 // not hear of, though it renews: a connection that died without a sign would keep
@@ -63,7 +64,7 @@ const orphanAfter = time.Minute
 const closeTimeout = 5 * time.Second
 
 func newLocked(o *Outbox) *locked {
-	return &locked{outbox: o, marks: o.sql(o.either(o.grammar.delete, o.grammar.keep)), parked: make(map[rowKey]parkedRow)}
+	return &locked{outbox: o, marks: o.sql(o.either(o.grammar.delete, o.grammar.keep)), parked: make(map[rowKey]parkedRow), left: make(map[rowKey]time.Time)}
 }
 
 // enter waits for a turn, which a renewal may have.
@@ -91,6 +92,7 @@ func (l *locked) drop() {
 	l.close()
 	l.mu.Lock()
 	clear(l.parked)
+	clear(l.left)
 	l.mu.Unlock()
 }
 
@@ -104,6 +106,9 @@ func (l *locked) runs() bool {
 func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, err error) {
 	if !l.runs() { // nobody says of what was not marked that it is to be had again
 		l.drop()
+	}
+	if err := l.makeRoom(ctx); err != nil {
+		return nil, err
 	}
 	o := l.outbox
 	b := &lockedBatch{locked: l, turn: make(chan struct{}, 1)}
@@ -123,6 +128,56 @@ func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, 
 		b.hold(rows)
 	}
 	return rows, nil
+}
+
+// mostOpen is how many transactions may be open before the next fetch, which needs a
+// connection of the pool too. Those of which all rows wait in hand are not ended by a
+// mark, and would take one connection each.
+func (l *locked) mostOpen() int {
+	most, others := 2, 1
+	if l.outbox.wakeUp {
+		others++
+	}
+	if has := l.outbox.db.Stats().MaxOpenConnections; has > 0 {
+		most = min(most, max(0, has-others))
+	}
+	return most
+}
+
+// makeRoom ends the oldest transactions where there are too many, and keeps their rows
+// from others in the way of those that a mark leaves.
+func (l *locked) makeRoom(ctx context.Context) error {
+	most := l.mostOpen()
+	l.mu.Lock()
+	old := slices.Clone(l.batches[:max(0, len(l.batches)-most)])
+	l.mu.Unlock()
+	for _, b := range old {
+		if err := b.leaveAll(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (b *lockedBatch) leaveAll(ctx context.Context) error {
+	if err := enter(ctx, b.turn); err != nil {
+		return err
+	}
+	defer func() { <-b.turn }()
+	if b.conn == nil {
+		return nil
+	}
+	batch, o := new(pgx.Batch), b.outbox
+	batch.Queue(o.sql(o.grammar.hold), b.settled(0, nil), leftover.Microseconds())
+	batch.Queue("COMMIT")
+	until := time.Now().Add(leftover)
+	if err := send(ctx, b.conn, batch); err != nil {
+		b.abandon()
+		return err
+	}
+	b.leave(until)
+	b.forget()
+	return nil
 }
 
 // lock begins the transaction, and locks rows in it. It locks no more than fit: others
@@ -212,8 +267,21 @@ func (l *locked) mark(ctx context.Context, rows []Row) error {
 			return err
 		}
 	}
-	l.forgetParked(len(rows), func(i int) rowKey { return rows[i].key() })
+	l.gone(len(rows), func(i int) rowKey { return rows[i].key() })
 	return nil
+}
+
+// gone lets go of what is known of rows that are in hand no more.
+func (l *locked) gone(n int, key func(int) rowKey) {
+	l.forgetParked(n, key)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := range n {
+		if len(l.left) == 0 {
+			return
+		}
+		delete(l.left, key(i))
+	}
 }
 
 func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
@@ -238,12 +306,25 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 		batch.Queue(o.sql(o.grammar.hold), rest, leftover.Microseconds())
 	}
 	batch.Queue("COMMIT")
+	until := time.Now().Add(leftover)
 	if err := send(ctx, b.conn, batch); err != nil {
 		b.abandon()
 		return err
 	}
+	b.leave(until)
 	b.forget()
 	return nil
+}
+
+// leave notes the rows that a mark has left in hand.
+func (b *lockedBatch) leave(until time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, key := range b.rows.keys {
+		if b.several {
+			b.left[key] = until
+		}
+	}
 }
 
 // How often and how long markLate waits for a lock to go, unless its call has to end
@@ -305,7 +386,7 @@ func (l *locked) release(ctx context.Context, rows []failure) error {
 // settle writes what became of rows that were not marked: in the transaction
 // that has them, or after its end.
 func (l *locked) settle(ctx context.Context, rows []failure, writes bool, write func(executor, []failure) error) error {
-	defer l.forgetParked(len(rows), func(i int) rowKey { return rows[i].key() })
+	defer l.gone(len(rows), func(i int) rowKey { return rows[i].key() })
 	for b, index := range l.split(len(rows), func(i int) rowKey { return rows[i].key() }) {
 		part := chosen(rows, index)
 		if b == nil {
@@ -370,7 +451,7 @@ func (b *lockedBatch) apart(ctx context.Context, work func() error) error {
 }
 
 // renew looks whether the transactions are alive, and keeps them from being
-// ended as idle.
+// ended as idle. The rows that marks have left in hand are kept from others for longer.
 func (l *locked) renew(ctx context.Context, rows []Row) (map[string]bool, error) {
 	lost := make(map[string]bool)
 	for b, index := range l.split(len(rows), func(i int) rowKey { return rows[i].key() }) {
@@ -383,11 +464,50 @@ func (l *locked) renew(ctx context.Context, rows []Row) (map[string]bool, error)
 				continue
 			}
 		}
-		for _, i := range index {
-			lost[rows[i].ID] = true
+		part := chosen(rows, index)
+		kept, err := l.keepLeft(ctx, part)
+		if err != nil {
+			return nil, err
+		}
+		for _, row := range part {
+			if !kept[row.ID] {
+				lost[row.ID] = true
+			}
 		}
 	}
 	return lost, nil
+}
+
+// keepLeft keeps rows that marks have left in hand from others for longer, and returns
+// the IDs of those that others cannot have had meanwhile.
+func (l *locked) keepLeft(ctx context.Context, rows []Row) (kept map[string]bool, err error) {
+	now := time.Now()
+	l.mu.Lock()
+	left := slices.DeleteFunc(slices.Clone(rows), func(row Row) bool { return !now.Before(l.left[row.key()]) })
+	l.mu.Unlock()
+	if len(left) == 0 {
+		return nil, nil
+	}
+	var ids []string
+	o := l.outbox
+	if err := o.on(ctx, func(conn *sql.Conn) (err error) {
+		ids, err = texts(ctx, conn, o.sql(o.grammar.held), append(o.grammar.known(left), leftover.Microseconds())...)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	kept = make(map[string]bool, len(ids))
+	for _, id := range ids {
+		kept[id] = true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, row := range left {
+		if _, still := l.left[row.key()]; still && kept[row.ID] {
+			l.left[row.key()] = now.Add(leftover)
+		}
+	}
+	return kept, nil
 }
 
 func (b *lockedBatch) alive(ctx context.Context) (bool, error) {

@@ -117,6 +117,60 @@ func TestWhatAMarkLeavesIsNotFree(t *testing.T) {
 	}
 }
 
+// A row that waits in hand behind a mark is kept from others for as long as it is
+// renewed; one that others may have had is lost.
+func TestWhatAMarkLeavesIsRenewed(t *testing.T) {
+	o := newPostgres(t)
+	write(t, o, named("a", "b", "c", "d")...)
+	s, other := o.Source(), o.Source()
+	s.RenewEvery()
+	other.RenewEvery()
+	rows := take(t, s, 10)
+	require.NoError(t, s.Mark(t.Context(), rows[:1]))
+	execute(t, o.db, `UPDATE courier_outbox SET available_at = now() + interval '1 second'`) // as if most of the time had passed
+	require.NoError(t, s.Renew(t.Context(), rows[1:]))
+	require.Equal(t, 3, count(t, o.db, `SELECT count(*) FROM courier_outbox WHERE available_at > now() + interval '10 seconds'`))
+	require.Empty(t, take(t, other, 10))
+	require.NoError(t, s.Mark(t.Context(), rows[1:2]))
+	makeDue(t, o)
+	require.Equal(t, []string{"c", "d"}, idsOf(take(t, other, 10)))
+	require.Equal(t, []int{0, 1}, lostIndices(s.Renew(t.Context(), rows[2:])))
+	require.NoError(t, other.Release(t.Context(), rows[2:], 0))
+	require.Equal(t, []int{0, 1}, lostIndices(s.Renew(t.Context(), rows[2:])), "they were free for a while")
+}
+
+func lostIndices(err error) (lost []int) {
+	var list *courier.BatchError
+	if errors.As(err, &list) {
+		for _, f := range list.Failures {
+			lost = append(lost, f.Index)
+		}
+	}
+	return lost
+}
+
+// Batches of which every row waits in hand do not take a connection each.
+func TestBatchesThatWaitAsAWhole(t *testing.T) {
+	o := newPostgres(t)
+	write(t, o, named("a", "b", "c", "d", "e", "f")...)
+	s, other := o.Source(), o.Source()
+	s.RenewEvery()
+	other.RenewEvery()
+	var rows []Row
+	for range 6 {
+		rows = append(rows, take(t, s, 1)...)
+	}
+	require.Equal(t, []string{"a", "b", "c", "d", "e", "f"}, idsOf(rows))
+	require.LessOrEqual(t, o.db.Stats().InUse, 3)
+	require.Empty(t, take(t, other, 10))
+	require.NoError(t, s.Renew(t.Context(), rows))
+	require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), rows[0])))
+	require.Equal(t, 1, count(t, o.db, `SELECT attempts FROM courier_outbox WHERE id = 'a'`))
+	require.NoError(t, s.Release(t.Context(), rows[1:2], 0))
+	require.NoError(t, s.Mark(t.Context(), rows[2:]))
+	require.Equal(t, []string{"b"}, idsOf(take(t, other, 10)))
+}
+
 // The failures of a batch may be told before, or without, a mark.
 func TestABatchThatFails(t *testing.T) {
 	for name, newOutbox := range ways() {

@@ -166,6 +166,8 @@ func postgresGrammar() grammar {
 		renew: `UPDATE "{table}" t SET available_at = now() + $5::bigint * interval '1 microsecond' ` + claimed + ` RETURNING t.id`,
 		// In a transaction that has been open for a while, now() is long ago.
 		hold: `UPDATE "{table}" SET available_at = clock_timestamp() + $2::bigint * interval '1 microsecond' WHERE seq = ANY($1::bigint[])`,
+		held: `UPDATE "{table}" SET available_at = clock_timestamp() + $3::bigint * interval '1 microsecond' WHERE ` + free + `
+			AND processed_at IS NULL AND available_at > statement_timestamp() RETURNING id`,
 		// A row that somebody else has locked is in other hands by now, which also
 		// decide about it: to wait for them would be to undo what they do.
 		fail: noteFailure + failed("", " SKIP LOCKED"),
