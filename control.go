@@ -21,9 +21,9 @@ var (
 	ErrPaused = errors.New("courier: the coordinator is paused, until Resume is called")
 	// ErrNoLag is returned by Lag when the source is no [Lagger].
 	ErrNoLag = errors.New("courier: the source cannot tell how far behind it is")
-	// ErrFullHand is the reason of a pause in which every record that a streaming
-	// coordinator may have in hand has failed and waits to be tried again.
-	ErrFullHand = errors.New("courier: all records that may be in hand have failed and wait to be tried again, or wait for one of their key that has: park what never succeeds, or raise WithPrefetch")
+	// ErrFullHand is the reason of a pause in which every record that a coordinator may
+	// have in hand has failed and waits to be tried again.
+	ErrFullHand = errors.New("courier: all records that may be in hand have failed and wait to be tried again, or wait for one of their key that has: park what never succeeds, or raise WithBatchSize or WithPrefetch")
 )
 
 // control is the part of a coordinator that outlives its runs. Its methods are

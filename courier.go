@@ -15,8 +15,10 @@
 // or a lease runs out, between the apply and the mark. What is applied should
 // therefore be idempotent.
 //
-// A failing record never keeps the others of its batch from being applied. With one
-// worker they wait while it is retried, and with several they do not. Only a real
+// A failing record never keeps the others from being applied. With one worker they
+// wait while it is retried. With several, or with an order key, it waits for its next
+// attempt in hand, and occupies no worker and no batch: others are applied, marked and
+// fetched meanwhile. Only a real
 // attempt counts as one: a record that was refused by an open breaker, or that
 // was still waiting when the coordinator stopped, stays pending and is never
 // dead-lettered.
@@ -56,7 +58,8 @@
 //
 // What an applier returns steers what happens to the record, see [Classify]:
 // any error is retryable, [Permanent] ends the retries, [RetryAfter] sets a
-// minimum delay, [Skip] marks the record without applying it.
+// minimum delay, [Later] puts the record off without an attempt, [Skip] marks it
+// without applying it.
 package courier
 
 import (

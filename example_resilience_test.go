@@ -212,3 +212,25 @@ func ExampleClassify() {
 	// permanent
 	// not attempted
 }
+
+// A destination that says until when it is busy costs no attempt, and holds up no
+// other record.
+func ExampleLater() {
+	opensAt := time.Now().Add(50 * time.Millisecond)
+	orders := []string{"coffee", "books", "tea"}
+	deliver := func(_ context.Context, order string) error {
+		if wait := time.Until(opensAt); order == "coffee" && wait > 0 {
+			return courier.Later(errors.New("the café is closed"), wait)
+		}
+		fmt.Println(order)
+		return nil
+	}
+	fetch := func(context.Context) ([]string, error) { return orders, nil }
+	mark := func(context.Context, []string) error { return nil }
+	fmt.Println(courier.RunOnce(context.Background(), fetch, deliver, mark))
+	// Output:
+	// books
+	// tea
+	// coffee
+	// <nil>
+}

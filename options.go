@@ -116,8 +116,9 @@ func WithFixedInterval() Option {
 
 // WithBatchSize sets how many records are fetched, and marked, at a time. The
 // default is 100, or the number of workers where that is more. A polling
-// coordinator has no more than that in hand, and [WithPrefetch] times as many
-// behind it. While an open breaker is probed either coordinator may look at up
+// coordinator has no more than that in hand, records that wait to be tried again
+// included, and [WithPrefetch] times as many behind it. Where those that wait fill
+// it, nothing is fetched; the log, [PauseEvent] and Ready say so. While an open breaker is probed either coordinator may look at up
 // to 100 records, so that a few bad ones do not hide the others.
 func WithBatchSize(n int) Option {
 	return func(c *config) { c.count("WithBatchSize", &c.batchSize, n) }
@@ -126,7 +127,8 @@ func WithBatchSize(n int) Option {
 // WithWorkers sets how many records of a batch a polling coordinator applies at
 // once. The default is 1, which applies them in the order fetched. With more
 // there is no order, unless [WithOrderKey] asks for one; the applier must be
-// safe for concurrent use. The batch is marked when all have come to its end.
+// safe for concurrent use. The batch is marked when all have come to its end, but
+// for those that wait to be tried again, which hold up no other.
 func WithWorkers(n int) Option {
 	return func(c *config) {
 		c.polling = "WithWorkers"
@@ -175,7 +177,11 @@ func WithOrderKey[T any](key func(record T) string) Option {
 // its String method, or by its value where that is a string, a number or a bool, or by
 // its place. A polling coordinator also knows a record by its name when the source
 // returns it a second time, see [Identifier].
-// Without names, a bad record that is no number or string is not parked while the
+// While a record waits for its next attempt, a source that is no [Releaser] returns it
+// again: it is recognized by its name, or its value where that is a number or a string.
+// Without either no more is fetched until it is settled. Behind a breaker it then keeps
+// its worker, and
+// a bad record is not parked while the
 // others come one at a time: over each of them the breaker forgets its attempts.
 // The function must be safe for concurrent use. T is the type of the coordinator's
 // records.

@@ -198,11 +198,19 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 
 // NewRetryableApplier tries records again that fail with a retryable error.
 // Apply returns nil, a [*RetryError], or what is NotAttempted or Skipped as it
-// came. It blocks during the delays; it gives up at once, with the record
+// came. It gives up at once, with the record
 // pending, when the context's deadline is nearer than the next attempt, and
 // when its coordinator stops. In a batch only what failed is applied again; a
 // batch that failed as one is applied again record by record, and only then do
 // failures count. Around another retry, or a dead letter queue, it is refused.
+//
+// In a coordinator with several workers, or an order key, a delay holds up no other
+// record: Apply returns an error of class NotAttempted, and the coordinator calls it again
+// when the next attempt is due. It blocks during the delays everywhere else: with one
+// worker and no key, in Redrive, inside a decorator of the user's own, which would take
+// that error for the end of the retries, and behind a breaker where the records of a
+// source that is no [Releaser] have no name (see [WithIdentity]), since the attempts of
+// such a record would be forgotten over the breaker's pause.
 //
 // A success costs no allocation, no clock read and no timer. The result is as
 // safe for concurrent use as the applier. A panic, or a call of runtime.Goexit, is
