@@ -223,6 +223,14 @@ func (b *batch[T]) lose(i int) {
 	b.alert.Store(true)
 }
 
+// verdict returns what became of a record that has its verdict, also while the hand
+// goes on.
+func (b *batch[T]) verdict(i int) (ledger.State, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ledger.State(i), b.ledger.Err(i)
+}
+
 // alone reports whether a record is not to be in one call with others.
 func (b *batch[T]) alone(i int) bool { return b.past != nil && b.past[i].alone() }
 

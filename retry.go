@@ -32,7 +32,8 @@ const (
 // is the default. A policy is copied when it is given to a decorator.
 type RetryPolicy struct {
 	// MaxAttempts is the number of attempts, the first included. 0 is 5;
-	// [Unlimited] has no limit. Around a breaker, a call of a batch in which other
+	// [Unlimited] has no limit. Around a breaker, and where the retry blocks (see
+	// [NewRetryableApplier]), a call of a batch in which other
 	// records got through counts only if it is the record's first: there the
 	// breaker begins to count anew as well. The attempt over which the breaker opened
 	// is made once more, so that a record which is parked after an outage may have had
@@ -568,7 +569,6 @@ func (r *retryApplier[T]) batchLater(run retryRun, records []T, past []history, 
 	whole := spread(err, results)
 	class := classify(ctx, err)
 	whole = whole && len(records) > 1 && (class == Retryable || class == PermanentClass)
-	mixed := r.guarded && batchOutcomeOf(ctx, err, len(records)) == breaker.Mixed
 	charge := 1 // the retries of a batch that is taken apart are one
 	for i, err := range results {
 		if err == nil {
@@ -584,7 +584,9 @@ func (r *retryApplier[T]) batchLater(run retryRun, records []T, past []history, 
 			one.about = records[i]
 		}
 		if !whole {
-			if results[i] = one.judge(classify(ctx, err), err, mixed, &last.used); results[i] != nil {
+			// Other records that got through may be new ones, each time: then no attempt
+			// on poison would ever count, if those of a mixed call did not.
+			if results[i] = one.judge(classify(ctx, err), err, false, &last.used); results[i] != nil {
 				continue
 			}
 		}

@@ -142,7 +142,7 @@ func (s *stream[T]) finish(sh *share[T]) {
 }
 
 // collect takes in what became of a share's records, up to one of them. While
-// the worker goes on that is those that are settled.
+// the worker goes on that is those that are settled, have failed or wait.
 func (s *stream[T]) collect(sh *share[T], upto int) {
 	now := s.config.clock.Now()
 	var again, last []item[T] // last: so that the next probe is another record
@@ -158,11 +158,13 @@ func (s *stream[T]) collect(sh *share[T], upto int) {
 			s.applied(sh, n)
 			continue
 		}
-		if !sh.ended {
+		state, err := sh.account.verdict(sh.taken)
+		// What else has an error may be interrupted, with others, and where there is an
+		// order the worker itself holds back what comes after it.
+		if _, waits := waitOf(err); !sh.ended && (s.lanes != nil || state != ledger.Failed && !waits) {
 			break
 		}
 		it := sh.item(sh.taken)
-		state, err := sh.account.ledger.State(sh.taken), sh.account.ledger.Err(sh.taken)
 		switch {
 		case state != ledger.Failed && sh.account.isLost(sh.taken):
 			s.drop(&it)
