@@ -67,7 +67,7 @@ func (m *model) come(c *call) {
 	case Renew:
 		l.renewAt = m.now.Load()
 		for _, n := range c.data.([]int) { // while some are being given back, the others of that may be renewed still
-			if r := &m.rows[n]; r.put && !r.twice && !r.strayed && r.lessee == l.p && r.putAt < l.renewAt-int64(40*time.Second) {
+			if r := &m.rows[n]; r.put && !r.twice && !r.strayed && r.lessee == l.p && l.p.still < r.putAt && r.putAt < l.renewAt-int64(40*time.Second) {
 				m.Fail("D11: process %d renews %s, which it gave back long ago", l.p.number, names[n])
 			}
 		}
@@ -525,7 +525,7 @@ func (m *model) answer(c *call) {
 			m.rows[n].leaving = false
 			delete(l.inHand, n)
 			if r := &m.rows[n]; c.err != nil && r.lessee == l.p && !r.put { // it comes again when the source finds out
-				r.put, r.until = true, m.now.Load()+int64(time.Minute)
+				r.put, r.putAt, r.until = true, m.now.Load(), m.now.Load()+int64(time.Minute)
 				m.later(time.Minute, func() bool { m.kick(); return false })
 			}
 		}

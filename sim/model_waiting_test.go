@@ -44,7 +44,7 @@ const slack = 100 * time.Millisecond
 // itself, and behind a breaker a record without a name would be forgotten over a pause.
 func (m *model) holds() bool {
 	unnamed := !m.Named && m.shape < leasing
-	return m.Stack >= retrying && !m.Batches && m.FanOut == 0 && (m.Workers > 1 || m.Keys > 0) && !(m.breaks() && unnamed)
+	return m.Stack >= retrying && !m.Batches && m.FanOut == 0 && (m.Workers > 1 || m.Keys > 0) && (!m.breaks() || !unnamed)
 }
 
 // retriedIn follows what a retry tells of its next attempt.
@@ -196,7 +196,7 @@ func (l *life) toldOf(e courier.PauseEvent) {
 }
 
 // under is how many calls are under way that a process has made.
-type under struct{ applying, fetching, settling int }
+type under struct{ applying, fetching, settling, renewing int }
 
 // under counts the calls of a process, with one that returns just now.
 func (l *life) under(returning *call) (u under) {
@@ -204,6 +204,7 @@ func (l *life) under(returning *call) (u under) {
 	count := func(c *call) {
 		switch c.kind {
 		case Renew:
+			u.renewing++
 		case Fetch:
 			u.fetching++
 		case Mark, Release, Fail:
@@ -293,6 +294,7 @@ func (l *life) look(returning *call) {
 		w.unbegun[n] = d
 	}
 	for n, one := range w.of {
+		m.lapses(l, n)
 		if late := min(passed, time.Duration(now-one.due)); late > 0 && !one.untimed {
 			free := idle
 			if !m.streaming() {
@@ -309,7 +311,7 @@ func (l *life) look(returning *call) {
 	if m.streaming() {
 		room = m.room()
 	} else {
-		told += 2 * m.Interval // until when it would fetch
+		told += m.Interval * 5 / 4 // until when it would fetch
 	}
 	waits := 0
 	for n, one := range w.of {

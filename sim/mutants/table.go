@@ -58,7 +58,7 @@ var mutants = []mutant{
 	{"a stop in mid-batch loses what was not begun", "poll_settle.go",
 		"			default:\n				p.release = append(p.release, pending[T]{record, p.idOf(i)})\n			}\n", "			}\n"},
 	{"a stop does not wait for the work in flight", "lifecycle.go",
-		"	case <-once:\n		tell := func() {}\n", "	case <-l.clock.After(0):\n		tell := func() {}\n"},
+		"	case <-once:\n		tell := func() {}\n", "	case <-l.clock.After(0):\n		_ = once\n		tell := func() {}\n"},
 	{"a stop never ends the work in flight", "lifecycle.go",
 		"		l.cancelWork(ErrDrainTimeout)\n", "		<-l.applied\n"},
 	{"a stream fetches on after a stop", "stream.go",
