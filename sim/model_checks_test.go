@@ -207,12 +207,8 @@ func (m *model) comeFetch(l *life, limit int) {
 // that fetches nothing ahead from the next fetch.
 func (m *model) hand() int {
 	batches := 1 + max(0, m.Prefetch)
-	switch {
-	case m.Prefetch <= 0:
-	case m.Beyond:
+	if m.Beyond && m.Prefetch > 0 {
 		batches *= 3
-	default:
-		batches++ // that wait
 	}
 	return m.Batch * batches
 }
