@@ -42,15 +42,19 @@ func newAhead[T any](c *PollingCoordinator[T], pager Pager, lease *lease[T]) *ah
 	}
 }
 
-// ask has as many batches fetched as there is room for.
-func (a *ahead[T]) ask(limit int) {
-	if a == nil || a.pending == cap(a.wanted) {
+// ask has as many batches fetched as there is room for, beside so many records in hand.
+func (a *ahead[T]) ask(limit, inHand int) {
+	if a == nil {
+		return
+	}
+	most := min(cap(a.wanted), (limit*(1+cap(a.wanted))-inHand)/limit)
+	if a.pending >= most {
 		return
 	}
 	if a.intake == nil {
 		a.intake, a.cancel = context.WithCancelCause(a.control.intake())
 	}
-	for a.pending < cap(a.wanted) {
+	for a.pending < most {
 		a.wanted <- aheadRequest{a.intake, limit, a.pending == 0}
 		a.pending++
 	}

@@ -110,6 +110,18 @@ func (l *lease[T]) waitBeside(waiting []pending[T]) {
 	}
 }
 
+// regain notes that the source has handed a record out again that waits.
+func (l *lease[T]) regain(number uint64) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if j := l.waits.find(number); j >= 0 {
+		delete(l.waits.lost, j)
+	}
+}
+
 // lostWaiting reports whether the lease of a record that waits is lost.
 func (l *lease[T]) lostWaiting(number uint64) bool {
 	if l == nil {

@@ -493,7 +493,7 @@ func (p *poller[T]) apply() {
 	p.life.applying.Store(true)
 	p.stalls.begins()
 	if p.full && p.fetchErr == nil && !p.probing && !p.sparing {
-		p.ahead.ask(p.config.batchSize)
+		p.ahead.ask(p.config.batchSize, len(p.waiting)+len(p.batch.ledger.Records)+len(p.records))
 	}
 	if p.crew.todo == nil {
 		p.crew.hands[0].run(p.life.stop, p.work)

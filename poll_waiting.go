@@ -342,6 +342,7 @@ func (p *poller[T]) joinWaiting() {
 		case twin != nil:
 			if p.releaser != nil { // its lease had run out, and the source knows this one
 				twin.record = record
+				p.lease.regain(twin.number)
 			}
 			dropped++
 		case room <= 0 && p.releaser == nil && !p.limitless:
