@@ -81,6 +81,9 @@ func (a *ahead[T]) take() (r fetchResult[T], ok bool) {
 	return fetchResult[T]{}, false
 }
 
+// asked reports whether a batch was asked for that is not taken.
+func (a *ahead[T]) asked() bool { return a != nil && a.pending > 0 }
+
 // took reports whether the last take returned a batch.
 func (a *ahead[T]) took() bool { return a != nil && a.taken }
 

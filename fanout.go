@@ -554,8 +554,8 @@ func (f *fanOutApplier[T]) settle(ctx context.Context, records []T, names []stri
 	var reports []report
 	for i := range records {
 		v := f.judge(ctx, i, errs)
-		if later := f.later(ctx, i, errs); later != nil && !pauses(ctx, v.err) {
-			v.err, v.tolerated = later, nil
+		if unfinished := f.unfinished(ctx, i, errs, v.err); unfinished != nil {
+			v.err, v.tolerated = unfinished, nil
 		}
 		results[i] = v.err
 		for _, failure := range v.tolerated {

@@ -80,38 +80,39 @@ func (f *fanOutApplier[T]) recollect(told [][]answer, errs [][]error) {
 	}
 }
 
-// later returns the error of a record for which a branch waits, nil where none does.
-func (f *fanOutApplier[T]) later(ctx context.Context, i int, errs [][]error) error {
-	if !passageOf(ctx).watch.holds(f) {
+// unfinished returns the error of a record for which a branch waits, or was refused
+// while others have answered, with the answers so far; nil where the delivery is over, or
+// ends for a pause.
+func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, errs [][]error, verdict error) error {
+	watch := passageOf(ctx).watch
+	if !watch.holds(f) || pauses(ctx, verdict) {
 		return nil
 	}
 	var first time.Time
-	some, asked := false, true
-	for b := range f.branches {
-		if errs[b] == nil {
-			continue
-		}
-		errs[b][i] = timed(errs[b][i], passageOf(ctx).watch.clock.Now())
-		due, waits := waitOf(errs[b][i])
-		if !waits {
-			continue
-		}
-		if !some || due.Before(first) {
-			first = due
-		}
-		some, asked = true, asked && ownWait(errs[b][i])
-	}
-	if !some {
-		return nil
-	}
+	waits, asked := false, true
 	undone := new(FanOutError)
 	answers := make([]answer, len(f.branches))
 	for b := range f.branches {
 		answers[b].given = true
-		if errs[b] != nil && errs[b][i] != nil {
-			answers[b].err = errs[b][i]
-			undone.Failures = append(undone.Failures, BranchFailure{f.branches[b].name, errs[b][i]})
+		if errs[b] == nil || errs[b][i] == nil {
+			continue
+		}
+		err := timed(errs[b][i], watch.clock.Now())
+		answers[b].err = err
+		undone.Failures = append(undone.Failures, BranchFailure{f.branches[b].name, err})
+		if due, later := waitOf(err); later {
+			if !waits || due.Before(first) {
+				first = due
+			}
+			waits, asked = true, asked && ownWait(err)
 		}
 	}
-	return &laterError{undone, first, usage{owner: f, answers: answers}, asked}
+	told := usage{owner: f, answers: answers}
+	switch {
+	case waits:
+		return &laterError{undone, first, told, asked}
+	case verdict != nil && classify(ctx, verdict) == NotAttempted:
+		return &pendingError{verdict, told}
+	}
+	return nil
 }

@@ -73,6 +73,7 @@ type poller[T any] struct {
 	full      bool          // the source may have more
 	whole     bool          // all records of the pass have failed
 	progress  bool          // something was marked
+	waited    bool          // something waits for its next attempt since
 	failed    map[int]error // by index, in RunOnce
 	refused   error         // why a record stays pending that no time was told for; nil if none does
 	halted    halt
@@ -228,7 +229,7 @@ func (p *poller[T]) loop() {
 func (p *poller[T]) fetch() {
 	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
 	p.due, p.mixed, p.dueOnly = nil, nil, false
-	p.more, p.full, p.progress, p.refused, p.scheduled, p.whole = false, false, false, nil, nil, true
+	p.more, p.full, p.progress, p.waited, p.refused, p.scheduled, p.whole = false, false, false, false, nil, nil, true
 	p.halted = halt{}
 	if p.life.stop.Err() != nil {
 		p.finish()
@@ -444,6 +445,7 @@ func (p *poller[T]) dropAhead() (some bool) {
 		r, ok := p.ahead.take()
 		if !ok {
 			if some {
+				p.lease.waitBeside(p.waiting.leased())
 				p.lease.hold(append(slices.Clip(p.kept), p.release...))
 			}
 			if some && live && p.life.settle.Err() != nil { // a fetch did not heed its context
@@ -470,6 +472,7 @@ func (p *poller[T]) cut() {
 	}
 	keys, unkeyed := p.keysOf(p.keys, records)
 	p.keys = keys
+	p.lease.waitBeside(p.waiting.leased()) // of the parts of the fetch before this one
 	p.lease.change()
 	hands := min(len(p.crew.hands), n)
 	if p.sparing { // else chance would decide which of the records is the probe

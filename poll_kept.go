@@ -84,6 +84,7 @@ func (p *poller[T]) keep() {
 		}
 	}
 	slices.SortFunc(p.kept, func(a, b pending[T]) int { return cmp.Compare(a.key.number, b.key.number) })
+	p.lease.waitBeside(p.waiting.leased())
 	p.lease.hold(p.kept)
 	if len(p.kept) > 0 && !p.once {
 		p.watch.log.keeping(p.life.settle, len(p.kept))
@@ -106,7 +107,10 @@ func (p *poller[T]) takeKept() bool {
 	if len(p.kept) == 0 || p.looksPast() {
 		return false
 	}
-	p.records, p.ids = p.unkeep()
+	kept, ids := p.unkeep()
+	p.takeDue(p.config.clock.Now())
+	p.records, p.ids = p.dueRecords()
+	p.records, p.ids = append(p.records, kept...), append(p.ids, ids...)
 	p.full, p.handed = true, true
 	p.phase = fetched
 	return true

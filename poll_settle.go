@@ -378,8 +378,8 @@ func (p *poller[T]) rest() {
 	p.easeHand()
 	lost := p.probing && len(p.batch.ledger.Records) > 0 && p.batch.isLost(0) // the probe's lease, so that another one may go
 	p.batch.reset(nil, nil, nil, 1)
-	if p.dueOnly && p.halted.err == nil && (p.refused == nil || p.progress) { // the time to fetch stays as it was
-		p.nap(p.fetchAt.Sub(p.config.clock.Now()))
+	if now := p.config.clock.Now(); p.dueOnly && p.halted.err == nil && (p.refused == nil || p.progress || p.fetchAt.After(now)) { // the time to fetch stays as it was
+		p.nap(p.fetchAt.Sub(now))
 		return
 	}
 	var delay time.Duration
@@ -400,7 +400,7 @@ func (p *poller[T]) rest() {
 		p.watch.stands(byRefusal, p.refused, p.config.clock.Now().Add(max(delay, p.config.interval)))
 	default:
 		p.restPace = trouble{}
-		more := passed || p.full && p.progress
+		more := passed || p.full && (p.progress || p.waited)
 		if (p.config.fixed || !more) && !p.once && !lost {
 			delay = p.config.pace()
 		}

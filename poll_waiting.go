@@ -29,10 +29,21 @@ func (w *waiters[T]) add(one waiter[T]) {
 	*w = slices.Insert(*w, i, one)
 }
 
-// next is when the first of them is due, and whether there is any.
+// next is when the first of them is due that comes after no other in its order, and
+// whether there is any.
 func (w waiters[T]) next() (due time.Time, some bool) {
+	var met map[string]bool
 	for i := range w {
-		if at := w[i].due; !at.IsZero() && (!some || at.Before(due)) {
+		if order := w[i].order; order != "" {
+			if met[order] {
+				continue
+			}
+			if met == nil {
+				met = make(map[string]bool)
+			}
+			met[order] = true
+		}
+		if at := w[i].due; !some || at.Before(due) {
 			due, some = at, true
 		}
 	}
@@ -153,9 +164,12 @@ func (p *poller[T]) keepWaiting(i int) bool {
 		return false
 	case waits:
 	case err == errHeldBack && p.waiting.keeps(order):
-	case before != nil && !p.once && refusedOutside(err):
+	case !p.once && (past != nil || before != nil && refusedOutside(err)):
+		if past == nil {
+			past = before.past
+		}
 		if p.lease == nil && (p.releaser != nil || p.identity.inHand) { // it cannot be held for long, or would keep all others out
-			p.memory.note(p.idOf(i), before.past.attempts())
+			p.memory.note(p.idOf(i), past.attempts())
 			return false
 		}
 		due = p.config.clock.Now().Add(max(p.config.interval, afterOf(err, maxAfter)))
@@ -165,11 +179,12 @@ func (p *poller[T]) keepWaiting(i int) bool {
 	one := waiter[T]{pending: pending[T]{p.batch.ledger.Records[i], p.idOf(i)}, order: order, due: due, asked: ownWait(err), past: past, place: p.index(i)}
 	if before != nil {
 		one.number = before.number
-		if !waits {
+		if one.past == nil && err == errHeldBack {
 			one.past = before.past
 		}
 	}
 	p.lease.numberOne(i, p.enlist(one))
+	p.waited = p.waited || waits
 	return true
 }
 
@@ -244,7 +259,8 @@ func (p *poller[T]) takeWaiting() bool {
 	}
 	now := p.config.clock.Now()
 	worksOff := p.worksOff()
-	mayFetch := !worksOff && !p.paused && p.room() > 0 && !now.Before(p.fetchAt)
+	room := p.room() > 0 || p.ahead.asked() // what was fetched ahead is in hand
+	mayFetch := !worksOff && !p.paused && room && !now.Before(p.fetchAt)
 	if mayFetch && p.ahead == nil { // then what is due goes along with what is fetched
 		return false
 	}
@@ -258,11 +274,11 @@ func (p *poller[T]) takeWaiting() bool {
 		return false
 	}
 	due, _ := p.waiting.next()
-	if !worksOff && p.room() <= 0 {
+	if !worksOff && !room {
 		p.tellFullHand(due)
 	}
 	d := due.Sub(now)
-	if !worksOff && !p.paused && p.room() > 0 {
+	if !worksOff && !p.paused && room {
 		d = min(d, p.fetchAt.Sub(now))
 	}
 	p.nap(d)

@@ -671,7 +671,7 @@ func (r *retryRun) judge(class Class, err error, mixed bool, used *int) error {
 			return err
 		}
 		left := usage{owner: r.owner, used: *used}
-		if _, asked := askedLater(err); asked {
+		if r.held { // what interrupts a delivery that goes on in hand is no end of it
 			left.pace = pace{waits: r.waits, delay: r.delay, start: r.start, entry: r.entry, last: err}
 		}
 		return &pendingError{err, left}

@@ -299,7 +299,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		if g.closed && len(s.out) == 0 { // it has opened again, and not for a probe of this stream
 			s.spareUntil = time.Time{}
 		}
-		s.sparing = g.probe && now.Before(s.spareUntil)
+		s.sparing = g.probe && now.Before(s.spareUntil) && !s.stopping
 		if until := s.config.clock.of(g.until); until.After(s.pausedUntil) {
 			s.pausedUntil = until
 		}

@@ -114,7 +114,8 @@ func waitOf(err error) (due time.Time, waits bool) {
 // retry, so that what the retry has used before still counts.
 func refusedOutside(err error) bool {
 	var parked *ParkError
-	return err != nil && err != errHeldBack && !errors.As(err, &parked)
+	var fan *FanOutError
+	return err != nil && err != errHeldBack && !errors.As(err, &parked) && !errors.As(err, &fan)
 }
 
 // pace is how far the delays of a retry have come on one record.

@@ -580,7 +580,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		}
 		l.toldOf(e)
 	}
-	watch.Resumed = func(context.Context, courier.ResumeEvent) { l.waits.fullTold = false }
+	watch.Resumed = func(context.Context, courier.ResumeEvent) { l.waits.fullTold.Store(false) }
 	opts = append(opts, courier.WithObserver(watch))
 	if l.watcher != nil {
 		opts = append(opts, courier.WithObserver(l.watcher.observer()))
@@ -644,7 +644,7 @@ func (x *pipe[T]) keyOf(record T) string { return x.keyName(record.number()) }
 // begin, die and end are the ends of a process.
 func (m *model) begin(p *Process) {
 	l := &life{m: m, p: p, inHand: map[int]bool{}, permanent: map[int]bool{}, tries: map[int]int{}, breaker: courier.BreakerClosed, generation: 1, at: m.position}
-	l.waits = waiting{of: map[int]*wait{}, unbegun: map[int]time.Duration{}, met: map[int]bool{}, lookedAt: m.now.Load()}
+	l.waits.of, l.waits.unbegun, l.waits.met, l.waits.lookedAt = map[int]*wait{}, map[int]time.Duration{}, map[int]bool{}, m.now.Load()
 	if m.Waking {
 		l.wake = make(chan struct{}, 1)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -32,7 +33,7 @@ type waiting struct {
 	unmarked time.Duration // how long an applied record waits for nothing to be marked
 	idle     time.Duration // how long nothing is under way, in a stop
 	full     time.Duration // how long waiting records are all that may be in hand
-	fullTold bool
+	fullTold atomic.Bool
 }
 
 // slack is how long what may begin at once takes at most, beside the calls that it
@@ -190,7 +191,7 @@ func (m *model) comeFetchWaits(l *life) {
 // told has the full hand of a process be told, see courier.ErrFullHand.
 func (l *life) toldOf(e courier.PauseEvent) {
 	if errors.Is(e.Err, courier.ErrFullHand) {
-		l.waits.fullTold = true
+		l.waits.fullTold.Store(true)
 		l.m.Sometimes("a hand full of waiting records")
 	}
 }
@@ -319,7 +320,7 @@ func (l *life) look(returning *call) {
 			waits++
 		}
 	}
-	if add(&w.full, passed, waits >= room && !w.fullTold && at+u.applying == 0 && (m.Named || m.shape >= leasing)) > told {
+	if add(&w.full, passed, waits >= room && !w.fullTold.Load() && at+u.applying == 0 && (m.Named || m.shape >= leasing)) > told {
 		m.Fail("I-4: %d records of process %d wait, which may have %d in hand, and it does not tell", waits, l.p.number, room)
 	}
 }
