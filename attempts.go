@@ -45,6 +45,11 @@ func (h history) with(more ...usage) history {
 	return h
 }
 
+// goesOn reports whether the history is of a delivery that goes on in hand.
+func (h history) goesOn() bool {
+	return slices.ContainsFunc(h, func(u usage) bool { return u.answers != nil || u.pace.waits > 0 })
+}
+
 // alone reports whether the next call is to be for the record alone: it may have failed
 // all others of its batch.
 func (h history) alone() bool {

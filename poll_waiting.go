@@ -164,8 +164,8 @@ func (p *poller[T]) keepWaiting(i int) bool {
 		return false
 	case waits:
 	case err == errHeldBack && p.waiting.keeps(order):
-	case !p.once && (past != nil || before != nil && refusedOutside(err)):
-		if past == nil {
+	case !p.once && (past.goesOn() || before != nil && refusedOutside(err)):
+		if !past.goesOn() {
 			past = before.past
 		}
 		if p.lease == nil && (p.releaser != nil || p.identity.inHand) { // it cannot be held for long, or would keep all others out

@@ -221,8 +221,10 @@ func (s *stream[T]) applied(sh *share[T], n int) {
 // fail has a record that failed, or was refused, tried again when it is due.
 func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now time.Time) {
 	p := it.history()
-	if used := historyOf(err); refused && used != nil || !refused || !refusedOutside(err) {
+	if used := historyOf(err); refused && used.goesOn() {
 		p.used = used
+	} else if !refused || !refusedOutside(err) {
+		p.used = nil
 	}
 	p.err, p.refused, p.asked = err, refused, false
 	delay := p.tries.delay(s.config)
