@@ -56,6 +56,16 @@ func (h history) alone() bool {
 	return slices.ContainsFunc(h, func(u usage) bool { return u.answers == nil && !u.together })
 }
 
+// of returns what some retries have used, nil where none has.
+func (h history) of(owners []any) (theirs history) {
+	for _, u := range h {
+		if slices.Contains(owners, u.owner) {
+			theirs = append(theirs, u)
+		}
+	}
+	return theirs
+}
+
 // attempts returns the history without the answers of branches. They are told while the
 // record stays in hand: one that comes again from the source by the same name or value
 // may have changed since.

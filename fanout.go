@@ -550,11 +550,16 @@ func allNil(errs []error) bool {
 // has none. Every failure of a branch is either in the result or reported.
 func (f *fanOutApplier[T]) settle(ctx context.Context, records []T, names []string, errs [][]error) []error {
 	results := make([]error, len(records))
+	past := historiesIn(ctx, len(records))
 	var lacking [][]bool // by record that is to come again: which branches have it
 	var reports []report
 	for i := range records {
 		v := f.judge(ctx, i, errs)
-		if unfinished := f.unfinished(ctx, i, errs, v.err); unfinished != nil {
+		var used history
+		if past != nil {
+			used = past[i]
+		}
+		if unfinished := f.unfinished(ctx, i, used, errs, v.err); unfinished != nil {
 			v.err, v.tolerated = unfinished, nil
 		}
 		results[i] = v.err

@@ -83,7 +83,7 @@ func (f *fanOutApplier[T]) recollect(told [][]answer, errs [][]error) {
 // unfinished returns the error of a record for which a branch waits, or was refused
 // while others have answered, with the answers so far; nil where the delivery is over, or
 // ends for a pause.
-func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, errs [][]error, verdict error) error {
+func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, past history, errs [][]error, verdict error) error {
 	watch := passageOf(ctx).watch
 	if !watch.holds(f) || pauses(ctx, verdict) {
 		return nil
@@ -98,6 +98,9 @@ func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, errs [][]error
 			continue
 		}
 		err := timed(errs[b][i], watch.clock.Now())
+		if used := past.of(f.branches[b].retries); used != nil && historyOf(err) == nil && classify(ctx, err) == NotAttempted && refusedOutside(err) {
+			err = &notCalledError{err, used} // its retry was not
+		}
 		answers[b].err = err
 		undone.Failures = append(undone.Failures, BranchFailure{f.branches[b].name, err})
 		if due, later := waitOf(err); later {
@@ -112,6 +115,10 @@ func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, errs [][]error
 	case waits:
 		return &laterError{undone, first, told, asked}
 	case verdict != nil && classify(ctx, verdict) == NotAttempted:
+		if e, ok := verdict.(*FanOutError); ok {
+			undone.short = e.short
+			verdict = undone
+		}
 		return &pendingError{verdict, told}
 	}
 	return nil

@@ -161,7 +161,7 @@ func (s *stream[T]) collect(sh *share[T], upto int) {
 		state, err := sh.account.verdict(sh.taken)
 		// What else has an error may be interrupted, with others, and where there is an
 		// order the worker itself holds back what comes after it.
-		if _, waits := waitOf(err); !sh.ended && (s.lanes != nil || state != ledger.Failed && !waits) {
+		if !sh.ended && (s.lanes != nil || state != ledger.Failed && mayBeInterrupted(err)) {
 			break
 		}
 		it := sh.item(sh.taken)
@@ -201,6 +201,16 @@ func (s *stream[T]) collect(sh *share[T], upto int) {
 		s.unpack()
 		s.queue = append(s.queue, last...)
 	}
+}
+
+// mayBeInterrupted reports whether a record with an error, or none, that was not settled
+// may have to wait for what becomes of the others of its share.
+func mayBeInterrupted(err error) bool {
+	if err == nil || err == errHeldBack || err == errLeaseLost {
+		return true
+	}
+	_, paused := pauseOf(err)
+	return paused
 }
 
 // applied has the next n records of a share wait for their mark.

@@ -93,7 +93,7 @@ func (m *model) comeRetry(l *life, t try) {
 // queue, when asked, did not answer for is given back, and one that has no name is
 // another record when it comes again.
 func (m *model) forget(l *life, keys []string) {
-	unnamed := !m.Named && (m.shape < leasing || m.Renewing)
+	unnamed := !m.Named
 	if m.streaming() || !unnamed && m.Cron == 0 {
 		return
 	}
