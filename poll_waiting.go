@@ -308,7 +308,7 @@ func (p *poller[T]) waitOn(picked func(i int) bool, until time.Time) {
 			due = append(due, one)
 			continue
 		}
-		if until.After(one.due) && !one.due.IsZero() {
+		if until.After(one.due) {
 			one.due = until
 		}
 		p.enlist(one)

@@ -319,11 +319,12 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 
 	s.look(now)
 	s.wakeHeld(now, s.stopping)
-	if over && s.releaser != nil {
-		s.giveBackAll()
-	}
 	if !over && !open {
 		s.handOut(now)
+		over = s.stopping && !s.asking && len(s.out) == 0 // what is left waits for what will not be applied
+	}
+	if over && s.releaser != nil {
+		s.giveBackAll()
 	}
 	s.lookAgain(now)
 	if s.eof && len(s.out) == 0 && s.queued() == 0 && !s.retrying() && s.releaser != nil {

@@ -88,7 +88,7 @@ func (s *stream[T]) handOut(now time.Time) {
 	}
 	for len(s.out) < s.config.workers && s.queued() > 0 {
 		n := (s.queued() + s.config.workers - 1) / s.config.workers
-		enough := n
+		enough := min(n, maxClaim)
 		if s.pace > 0 {
 			enough = max(1, int(worthwhile/s.pace))
 			n = min(s.queued(), max(n, enough))

@@ -262,9 +262,9 @@ func (l *life) look(returning *call) {
 	unmarked := false
 	for n := range l.inHand {
 		r := &m.rows[n]
-		unmarked = unmarked || r.told[l.p.instance] == l.p && !r.marked && !r.twice && !r.strayed && m.has(l, n)
+		unmarked = unmarked || r.told[l.p.instance] == l.p && !r.marked && !r.twice && !r.strayed && !m.stubborn[n] && m.has(l, n)
 	}
-	if add(&w.unmarked, passed, unmarked && at == 0 && !m.Ordered && m.Keys == 0) > patience { // with keys a share comes to its end first
+	if add(&w.unmarked, passed, unmarked && at == 0 && !m.Ordered && m.Keys == 0 && m.Cron == 0) > patience { // with keys a share comes to its end first
 		m.Fail("I-3: process %d has applied records in hand, nothing to do, and does not mark them for %v", l.p.number, w.unmarked)
 	}
 	if l.p.stopping {
@@ -284,6 +284,9 @@ func (l *life) look(returning *call) {
 		begun += 2 * m.Interval // what is fetched ahead has its time, too
 	}
 	idle := u.applying < m.Workers
+	if m.streaming() && m.Keys > 0 { // what a worker was given comes to its end first
+		idle = u.applying == 0
+	}
 	if !m.streaming() {
 		idle = idle && u.fetching+u.settling == 0 && (u.applying == 0 || m.Prefetch <= 0 && !m.Beyond)
 	}
@@ -301,7 +304,7 @@ func (l *life) look(returning *call) {
 			if !m.streaming() {
 				free = at == 0
 			}
-			if add(&one.stalled, late, free && m.has(l, n) && !m.asks(l, n, returning)) > patience {
+			if add(&one.stalled, late, free && m.has(l, n) && !m.rows[n].strayed && !m.rows[n].twice && !m.asks(l, n, returning)) > patience {
 				m.Fail("I-1: %s is due since %v, and process %d has idle workers", names[n], time.Duration(one.due), l.p.number)
 			}
 		}
