@@ -35,6 +35,7 @@ func (p *poller[T]) settle() {
 		p.report()
 		var failed []T
 		var errs []error
+		gone := make(map[string]bool)
 		for i, record := range b.ledger.Records {
 			switch state := b.ledger.State(i); {
 			case state == ledger.Failed && p.failer == nil:
@@ -44,6 +45,7 @@ func (p *poller[T]) settle() {
 			case b.isLost(i): // it is not ours to give back
 				p.watch.count.inHand.Add(-1)
 			case p.halted.err == nil && p.keepWaiting(i):
+				continue
 			case b.ledger.Err(i) == errHeldBack:
 				p.behind = append(p.behind, pending[T]{record, p.idOf(i)})
 			case p.waitsAlone(b.ledger.Err(i)):
@@ -52,7 +54,11 @@ func (p *poller[T]) settle() {
 			default:
 				p.release = append(p.release, pending[T]{record, p.idOf(i)})
 			}
+			if b.keys != nil && b.ledger.State(i) != ledger.Settled && b.ledger.Err(i) != errHeldBack {
+				gone[b.keys[i]] = true
+			}
 		}
+		p.followGone(gone)
 		p.whole = p.whole && len(failed) == len(b.ledger.Records)
 		p.pace(failed, errs)
 	}

@@ -231,6 +231,22 @@ func (p *poller[T]) tellWaiting() {
 	p.watch.waits(n, next)
 }
 
+// followGone has waiting records leave the hand with an earlier one of their key that
+// leaves it without being settled.
+func (p *poller[T]) followGone(gone map[string]bool) {
+	if len(p.waiting) == 0 || len(gone) == 0 {
+		return
+	}
+	p.waiting = slices.DeleteFunc(p.waiting, func(one waiter[T]) bool {
+		if gone[one.order] {
+			p.memory.note(one.key, one.past.attempts())
+			p.behind = append(p.behind, one.pending)
+		}
+		return gone[one.order]
+	})
+	p.tellWaiting()
+}
+
 // orderOf returns the order key of a record of the batch.
 func (p *poller[T]) orderOf(i int) (key string) {
 	if p.batch.keys != nil {
