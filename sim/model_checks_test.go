@@ -572,7 +572,11 @@ func (m *model) probed(l *life, c *call, failed bool) {
 	case c.err != nil && !c.gone && slices.Contains(counting, c.fault) && courier.Classify(c.ctx, c.err) == courier.Retryable:
 		l.surely++
 		l.counted.failures++
-		l.counted.links = max(l.counted.links, c.after.links+1)
+		before := c.after.links
+		if c.kind == Batch && m.Timeout > 0 { // it may have passed the breaker a while before it came
+			before = 0
+		}
+		l.counted.links = max(l.counted.links, before+1)
 	default: // it may have failed, or not
 		l.surely = 0
 		l.counted.failures++
