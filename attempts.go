@@ -21,6 +21,8 @@ type usage struct {
 	together bool // it was one of the failures that a call of a batch listed, and may be in another
 
 	answers []answer // instead, of a fan-out: those of its branches
+
+	yielded uint64 // of a keyed breaker: the open period in which the record gave way to another probe
 }
 
 // history is what the retries of a stack have used on one record: several with
@@ -111,6 +113,10 @@ func historyOf(err error) history {
 		case *laterError:
 			if e.usage.owner != nil {
 				found = found.with(e.usage)
+			}
+		case *askedLaterError:
+			if e.usage != nil {
+				found = found.with(*e.usage)
 			}
 		case *notCalledError:
 			return found.with(e.past...)

@@ -78,6 +78,13 @@ type BreakerPolicy struct {
 	// is longer.
 	ProbeTimeout time.Duration
 
+	// MaxKeys is how many breakers a keyed breaker keeps, see
+	// [NewKeyedCircuitBreakerApplier]; 0 is 1,000. Of the closed ones that goes first
+	// which was not used for the longest, then of the others: set it above the number of
+	// destinations that may be down together, as what a breaker that is open has learned
+	// costs records attempts to learn again. For one breaker it must be 0.
+	MaxKeys int
+
 	// OnStateChange is called after each transition, once and in order, outside
 	// any lock, by the call that made it or one that came at the same time. It
 	// may call any method of the breaker; a panic in it does no harm.
@@ -157,6 +164,8 @@ func (p BreakerPolicy) validate() error {
 		return bad("Probes", "is %d: want at least 1, or 0 for the default", p.Probes)
 	case p.Successes < 0:
 		return bad("Successes", "is %d: want at least 1, or 0 for the default", p.Successes)
+	case p.MaxKeys < 0 || p.MaxKeys > maxCount:
+		return bad("MaxKeys", "is %d: want 1 to %d, or 0 for the default", p.MaxKeys, maxCount)
 	case p.ProbeTimeout < 0:
 		return bad("ProbeTimeout", "is %v: want more than 0, or 0 for the default", p.ProbeTimeout)
 	}
@@ -302,6 +311,9 @@ func NewBreaker(policy BreakerPolicy) *Breaker {
 		Successes:        p.Successes,
 		ProbeTimeout:     p.ProbeTimeout,
 	}}
+	if policy.MaxKeys != 0 {
+		b.fault = firstFault(b.fault, &ConfigError{"BreakerPolicy.MaxKeys", "is set for a single breaker: leave it out, or use NewKeyedCircuitBreakerApplier or ResilientConfig.BreakerKey"})
+	}
 	b.state.Force(breaker.Closed) // so that no permit carries 0
 	b.settled()
 	return b

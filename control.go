@@ -32,6 +32,7 @@ type control struct {
 	watch    *watch
 	lagger   Lagger        // nil if the source is none
 	breakers []*Breaker    // of the stack, outermost first
+	stack    layer         // what is applied with
 	advice   string        // to be logged when it first runs
 	fleeting string        // likewise, of RunOnce
 	parkers  []parker      // of the stack
@@ -51,7 +52,7 @@ type control struct {
 func newControl[T any](source Source[T], applier Applier[T], config *config) *control {
 	stack := layerOf(applier)
 	c := &control{
-		watch: newWatch(config, nameWith(source, config)), breakers: breakersOf(stack),
+		watch: newWatch(config, nameWith(source, config)), breakers: breakersOf(stack), stack: stack,
 		wake: make(chan struct{}, 1), stirred: make(chan struct{}, 1),
 	}
 	c.watch.branches = make(map[*Breaker]string)
@@ -286,7 +287,7 @@ type Stats struct {
 
 	LastError   error // of a fetch, a mark, or a record that stays pending or was parked; nil when there was none
 	LastErrorAt time.Time
-	Breakers    []BreakerStats // of the applier's stack, outermost first
+	Breakers    []BreakerStats // of the applier's stack, outermost first; then those of keyed breakers that are not closed
 }
 
 // BreakerStats is a breaker of a stack: its metrics, and the branch of a fan-out in which
@@ -309,6 +310,7 @@ func (c *control) Stats() Stats {
 	for _, b := range c.breakers {
 		s.Breakers = append(s.Breakers, BreakerStats{c.watch.branches[b], b.Metrics()})
 	}
+	s.Breakers = append(s.Breakers, keyedStats(c.stack, "")...)
 	if st := c.watch.oldest(); st != nil {
 		s.OldestInWork, s.OldestRecord = st.age, st.name
 	}

@@ -45,6 +45,7 @@ func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...
 // a pause its attempts would be forgotten, and be it poison, it was never parked.
 func (c *PollingCoordinator[T]) holdRetries() {
 	if c.config.workers == 1 && c.config.keyOf == nil {
+		c.watch.retries = keyedFanOuts(c.applier)
 		return
 	}
 	retries := heldRetries(c.applier)

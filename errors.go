@@ -394,6 +394,8 @@ func pauseOf(err error) (until time.Time, paused bool) {
 		return pauseOf(e.Store)
 	case *RetryError:
 		return pauseOf(e.Cause)
+	case *askedLaterError: // the record waits alone, be it for a breaker
+		return time.Time{}, false
 	case interface{ RetryAt() time.Time }:
 		if n, ok := err.(interface{ NotAttempted() bool }); ok && n.NotAttempted() {
 			return e.RetryAt(), true

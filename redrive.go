@@ -1,6 +1,7 @@
 package courier
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -143,7 +144,10 @@ func (e *RedriveError) Unwrap() error { return e.Err }
 // is refused for another reason than a breaker; when a dead letter queue inside
 // the applier refuses one; and when the queue fails. A letter whose record was
 // not applied is unchanged. A record's failure is no error of the redrive: see
-// RedriveResult.Failed.
+// RedriveResult.Failed. Nor does it end for a record that is to wait alone, because the
+// breaker of its key is open ([NewKeyedCircuitBreakerApplier]) or it asks for that with
+// [Later]: that letter stays, with those behind it in its key, the others go on, and the
+// error at the end says so.
 //
 // An applier that parks in the same queue, by itself or by a decorator inside
 // it, would make a loop and is refused with a [*ConfigError]; one that hides it
@@ -193,6 +197,8 @@ type redrive[T any] struct {
 
 	waited time.Duration // since the last success
 	proven bool          // a record was applied since a breaker last refused one
+
+	refusal error // of the first letter that stayed for its record's own time, while others went on
 }
 
 // prepare sets the defaults, or returns what is wrong.
@@ -234,7 +240,7 @@ func (r *redrive[T]) run(ctx context.Context) (total int, err error) {
 	r.config.Limit = min(or(r.config.Limit, total), total)
 	for {
 		if err := r.walk(ctx, total); err != nil || r.next == 0 {
-			return total, err
+			return total, cmp.Or(err, r.refusal)
 		}
 		r.level = r.next
 	}
@@ -387,6 +393,13 @@ func (r *redrive[T]) settle(ctx context.Context, letters []DeadLetter[T], trials
 			if key := lineOf(letter); key != "" {
 				r.held[key] = true
 			}
+		case t.alone: // it stays, and the later ones of its key with it
+			if key := lineOf(letter); key != "" {
+				r.held[key] = true
+			}
+			if r.refusal == nil {
+				r.refusal = t.refusal
+			}
 		case t.refusal != nil:
 			refused = append(refused, letter)
 		default:
@@ -453,12 +466,13 @@ type trial struct {
 	refusal error     // NotAttempted; a failure beside it is the one over which a breaker opened
 	until   time.Time // when a record is worth applying again, by the steady clock, where
 	paused  bool      // the refusal tells
+	alone   bool      // the refusal is of this record, and says nothing of others
 }
 
 // halts reports whether no further record is worth applying for now. The retries
 // of one record may have ended for its own sake, by their budget, say.
 func (t *trial) halts() bool {
-	return t.refusal != nil && (t.failure == nil || t.paused || errors.Is(t.refusal, ErrPark))
+	return t.refusal != nil && !t.alone && (t.failure == nil || t.paused || errors.Is(t.refusal, ErrPark))
 }
 
 // trialOf judges a result as it arrives: an end of ctx later on changes nothing.
@@ -476,6 +490,8 @@ func (r *redrive[T]) trialOf(ctx context.Context, err error) (t trial) {
 		t.failure, t.attempts = failureIn(ctx, err)
 		t.until, t.paused = pauseOf(err)
 		t.until = r.clock.of(t.until)
+		_, t.alone = askedLater(err)
+		t.alone = t.alone && !t.paused
 	default:
 		t.failure, t.attempts = err, attemptsOf(err)
 	}
@@ -524,6 +540,8 @@ func failureIn(ctx context.Context, err error) (failure error, attempts int) { /
 			return e.Cause, attemptsOf(e.Cause)
 		}
 		return e.Cause, 0
+	case *askedLaterError:
+		return failureIn(ctx, e.err)
 	case *pendingError:
 		if failure, _ = failureIn(ctx, e.err); failure == nil {
 			failure = fmt.Errorf("courier: the record failed %d times, and was not tried again because a breaker refused it: %w", e.usage.used, e.err)

@@ -14,6 +14,11 @@ type ResilientConfig[T any] struct {
 	// or Retry.MaxAttempts where that is less.
 	Breaker BreakerPolicy
 
+	// BreakerKey tells which destination a record is for: a host, a tenant, a topic. Each
+	// has a breaker of its own then, and the records of one that is down wait while the
+	// others go on, see [NewKeyedCircuitBreakerApplier]. nil is one breaker for all.
+	BreakerKey func(T) string
+
 	// AroundBreaker puts a decorator of the user's own between the retry and the
 	// breaker, which is the place of a rate limit: there each attempt is charged, and
 	// none that the breaker's own open period would make wait. It is called once, with
@@ -81,7 +86,12 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		sink = newTimeoutApplier(sink, timeout, c.Retry.Clock, fault)
 		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
 	}
-	var guarded Applier[T] = newBreakerApplier(sink, NewBreaker(c.Breaker), fault)
+	var guarded Applier[T]
+	if c.BreakerKey != nil {
+		guarded = newKeyedBreaker(sink, c.BreakerKey, c.Breaker, fault)
+	} else {
+		guarded = newBreakerApplier(sink, NewBreaker(c.Breaker), fault)
+	}
 	if c.AroundBreaker != nil {
 		guarded = newAroundApplier(guarded, c.AroundBreaker)
 	}

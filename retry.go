@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier/internal/backoff"
-	"github.com/erfanmomeniii/courier/internal/breaker"
 )
 
 // Unlimited is a MaxAttempts without a limit.
@@ -226,7 +225,7 @@ func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[
 	_, refuses := applier.(*breakerApplier[T])
 	return &retryApplier[T]{newStage(retrying, applier, fault), p, newSteady(p.Clock), backoff.Policy{
 		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
-	}, p.MaxElapsed > 0 || p.Budget != nil, refuses, len(breakersOf(layerOf(applier))) > 0}
+	}, p.MaxElapsed > 0 || p.Budget != nil, refuses, len(breakersOf(layerOf(applier))) > 0, keyedIn[T](layerOf(applier))}
 }
 
 type retryApplier[T any] struct {
@@ -234,9 +233,10 @@ type retryApplier[T any] struct {
 	policy  RetryPolicy
 	clock   *steady
 	backoff backoff.Policy
-	metered bool // there is a budget or a MaxElapsed
-	refuses bool // what is inside refuses an ended context by itself
-	guarded bool // a breaker is inside
+	metered bool             // there is a budget or a MaxElapsed
+	refuses bool             // what is inside refuses an ended context by itself
+	guarded bool             // a breaker is inside
+	keyed   *KeyedBreaker[T] // likewise, nil if none is
 }
 
 func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
@@ -468,12 +468,12 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		} else {
 			still := open[:0]
 			delayBy = nil
-			mixed := r.guarded && batchOutcomeOf(ctx, err, len(open)) == breaker.Mixed
+			mixed := r.mixedIn(ctx, left, err, errs)
 			for j, i := range open {
 				if errs[j] == nil {
 					continue
 				}
-				if results[i] = run.judge(classify(ctx, errs[j]), errs[j], mixed, &used[i]); results[i] == nil {
+				if results[i] = run.judge(classify(ctx, errs[j]), errs[j], mixed != nil && mixed[j], &used[i]); results[i] == nil {
 					still = append(still, i)
 					if delayBy == nil || afterOf(errs[j], math.MaxInt64) > afterOf(delayBy, math.MaxInt64) {
 						delayBy = errs[j]

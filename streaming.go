@@ -28,6 +28,8 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 	}
 	if c.config.workers > 1 || c.config.keyOf != nil {
 		c.watch.retries = heldRetries(applier)
+	} else {
+		c.watch.retries = keyedFanOuts(applier)
 	}
 	if _, ok := source.(interface{ ignoresLimit() }); ok && c.fault == nil {
 		c.fault = &ConfigError{"source", "returns a record again until it is marked, and does not block: use NewPollingCoordinator"}

@@ -41,12 +41,13 @@ func Later(err error, d time.Duration) error {
 	if err == nil {
 		return nil
 	}
-	return &askedLaterError{err, min(max(d, 0), maxAfter)}
+	return &askedLaterError{err: err, after: min(max(d, 0), maxAfter)}
 }
 
 type askedLaterError struct {
 	err   error
 	after time.Duration
+	usage *usage // of the keyed breaker that asks; nil where none does, or it knows nothing of the record
 }
 
 func (e *askedLaterError) Error() string      { return e.err.Error() }
