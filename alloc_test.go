@@ -24,6 +24,39 @@ func TestAllocs_ASuccessAllocatesNothing(t *testing.T) { // R-14
 	}
 }
 
+// Nor does one of a keyed breaker, whether or not its key has failed before, and in a batch
+// no record does.
+func TestAllocs_ASuccessOfAKeyedBreakerAllocatesNothing(t *testing.T) {
+	ctx := t.Context()
+	fails := true
+	apply := courier.ProcessFunc(func(_ context.Context, r int) error {
+		if fails && r == 1 {
+			return errTest
+		}
+		return nil
+	})
+	keys := []string{"a", "b"}
+	for _, policy := range []courier.BreakerPolicy{{}, {FailureRate: 0.9}} {
+		applier, _ := courier.ResilientApplier(apply, &courier.ResilientConfig[int]{Breaker: policy, BreakerKey: func(r int) string { return keys[r%2] }})
+		keyed := courier.NewKeyedCircuitBreakerApplier(apply, func(r int) string { return keys[r%2] }, policy)
+		fails = true
+		require.Error(t, keyed.Apply(ctx, 1))
+		fails = false
+		for r := range 2 {
+			_ = applier.Apply(ctx, r)
+			_ = keyed.Apply(ctx, r)
+			require.Zero(t, testing.AllocsPerRun(1000, func() { _ = applier.Apply(ctx, r) }))
+			require.Zero(t, testing.AllocsPerRun(1000, func() { _ = keyed.Apply(ctx, r) }))
+		}
+		batch := courier.NewKeyedCircuitBreakerApplier(courier.Applier[int](eachOfBatch[int]{apply}), func(r int) string { return keys[r%2] }, policy)
+		cost := func(n int) float64 {
+			records := numbers(n)
+			return testing.AllocsPerRun(100, func() { _ = batch.ApplyBatch(ctx, records) })
+		}
+		require.InDelta(t, cost(10), cost(1000), 1)
+	}
+}
+
 func TestAllocs_ARejectionAllocatesNothing(t *testing.T) {
 	ctx := t.Context()
 	for name, applier := range stacks(courier.NewCircuitBreakerApplier(

@@ -77,7 +77,12 @@ func (a *KeyedBreaker[T]) Validate() error {
 	return a.fault
 }
 
-func (a *KeyedBreaker[T]) clocks() []*steady { return []*steady{a.set.clock} }
+func (a *KeyedBreaker[T]) clocks() (all []*steady) {
+	if a.set.clock != nil {
+		all = append(all, a.set.clock)
+	}
+	return all
+}
 
 // refuse returns why there is no call to be made.
 func (a *KeyedBreaker[T]) refuse(ctx context.Context) error {

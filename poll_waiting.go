@@ -341,7 +341,9 @@ func (p *poller[T]) dueRecords() (records []T, ids []recordKey) {
 
 // tellFullHand tells that the waiting records are all that may be in hand.
 func (p *poller[T]) tellFullHand(until time.Time) {
-	if !p.fullHand {
+	if p.fullHand { // since, with what was due in vain
+		p.watch.stands(byFullHand, ErrFullHand, until)
+	} else {
 		p.fullHand = true
 		p.watch.paused(p.life.settle, byFullHand, PauseEvent{Until: p.config.clock.told(until), Err: ErrFullHand, Waiting: len(p.waiting)}, false)
 	}
