@@ -312,12 +312,14 @@ func NewBreaker(policy BreakerPolicy) *Breaker {
 		ProbeTimeout:     p.ProbeTimeout,
 	}}
 	if policy.MaxKeys != 0 {
-		b.fault = firstFault(b.fault, &ConfigError{"BreakerPolicy.MaxKeys", "is set for a single breaker: leave it out, or use NewKeyedCircuitBreakerApplier or ResilientConfig.BreakerKey"})
+		b.fault = firstFault(b.fault, errOneBreaker)
 	}
 	b.state.Force(breaker.Closed) // so that no permit carries 0
 	b.settled()
 	return b
 }
+
+var errOneBreaker = &ConfigError{"BreakerPolicy.MaxKeys", "is set for a single breaker: leave it out, or use NewKeyedCircuitBreakerApplier or ResilientConfig.BreakerKey"}
 
 var errZeroBreaker = &ConfigError{"breaker", "is nil or the zero value: make it with NewBreaker"}
 

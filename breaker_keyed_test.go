@@ -4,20 +4,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"pgregory.net/rapid"
 	"runtime"
 	"slices"
-
 	"strconv"
 	"sync"
 	"testing"
-
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // hosts is a destination with several hosts: record r is for host r%n. A host that is down
@@ -622,7 +621,7 @@ func TestB4_AKeyedBreakerCountsPanics(t *testing.T) {
 				eitherInHand(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 					destination := newHosts(2, nil)
 					began := time.Now()
-					var applier courier.Applier[int] = courier.ProcessFunc(func(ctx context.Context, r int) error {
+					applier := courier.ProcessFunc(func(ctx context.Context, r int) error {
 						if r%2 == 1 && time.Since(began) < time.Hour {
 							end()
 						}
@@ -763,7 +762,7 @@ func TestRedrive_AKeyedBreakerKeepsItsOwnLettersAlone(t *testing.T) {
 
 // D3, I-1: one dead host of 50 costs the others no time, whatever is around.
 func TestD3_OneDeadHostOf50CostsTheOthersNoTime(t *testing.T) {
-	const records = 2000
+	const records = 1000
 	for _, workers := range []int{1, 8} {
 		for _, batches := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%d workers, batches %v", workers, batches), func(t *testing.T) {
@@ -830,4 +829,28 @@ func (c *handClock) advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.now = c.now.Add(d)
+}
+
+// A source whose leases cannot be renewed gets the records of a dead host back for as long
+// as its breaker is open, and none is parked for that.
+func TestKeyedBreaker_AnOpenPeriodIsTheSourcesToKeep(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r courierttest.Recorder[int]
+		destination := newHosts(3, map[int]time.Duration{1: time.Hour})
+		source := r.LeasingSource(time.Minute, numbers(30)...)
+		applier, queue := courier.ResilientApplier(courier.Applier[int](destination), &courier.ResilientConfig[int]{BreakerKey: destination.host})
+		c := courier.NewPollingCoordinator(courier.Source[int](struct {
+			courier.Source[int]
+			courier.Releaser[int]
+		}{source, source}), applier, quiet, unspread, courier.WithWorkers(2))
+		stop := start(t, c)
+		time.Sleep(time.Minute)
+		require.EqualValues(t, 20, c.Stats().Marked)
+		time.Sleep(time.Hour + 2*time.Minute)
+		require.NoError(t, stop())
+		require.EqualValues(t, 30, c.Stats().Marked)
+		n, err := queue.Count(t.Context())
+		require.NoError(t, err)
+		require.Zero(t, n)
+	})
 }

@@ -33,6 +33,41 @@ func ExampleResilientApplier() {
 	// -1 permanent 1
 }
 
+// A webhook host that is down makes its own deliveries wait, and no others.
+func ExampleNewKeyedCircuitBreakerApplier() {
+	type delivery struct{ host, body string }
+	post := courier.ProcessFunc(func(_ context.Context, d delivery) error {
+		if d.host == "dead.example" {
+			return errors.New("connection refused")
+		}
+		return nil
+	})
+	keyed := courier.NewKeyedCircuitBreakerApplier(post, func(d delivery) string { return d.host }, courier.BreakerPolicy{FailureThreshold: 2})
+	ctx := context.Background()
+	for range 3 {
+		err := keyed.Apply(ctx, delivery{"dead.example", "hello"})
+		fmt.Println(keyed.State("dead.example"), errors.Is(err, courier.ErrOpen))
+	}
+	fmt.Println(keyed.Apply(ctx, delivery{"well.example", "hello"}))
+	// Output:
+	// closed false
+	// open true
+	// open true
+	// <nil>
+}
+
+// With a retry and a dead letter queue around it, in the right order.
+func ExampleResilientConfig_breakerKey() {
+	type delivery struct{ tenant, body string }
+	post := courier.ProcessFunc(func(context.Context, delivery) error { return nil })
+	applier, _ := courier.ResilientApplier(post, &courier.ResilientConfig[delivery]{
+		BreakerKey: func(d delivery) string { return d.tenant },
+		Breaker:    courier.BreakerPolicy{Name: "webhooks", MaxKeys: 5000},
+	})
+	fmt.Println(applier.Apply(context.Background(), delivery{"acme", "hello"}))
+	// Output: <nil>
+}
+
 // throttled waits for a token before each call, as with a rate.Limiter of
 // golang.org/x/time, whose Wait goes in the place of the select.
 type throttled struct {

@@ -54,6 +54,7 @@ type ResilientConfig[T any] struct {
 // the open period; and if it is alone it stays pending until another record
 // comes, since only that can tell. So return Permanent where it is known. A
 // panic in the applier is a failure as any other. A success allocates nothing.
+// With BreakerKey all of that holds for each key by itself.
 // An applier with a retry or a dead letter queue of its own is refused. The result
 // is as safe for concurrent use as the applier.
 func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Applier[T], DLQ[T]) {
@@ -108,6 +109,8 @@ func (c *ResilientConfig[T]) validate(attempts int) error {
 		return err
 	}
 	switch {
+	case c.BreakerKey == nil && c.Breaker.MaxKeys != 0:
+		return errOneBreaker
 	case attempts < 2:
 		return &ConfigError{"RetryPolicy.MaxAttempts", "is 1: a breaker with a dead letter queue needs at least 2 to tell a poison record from an outage"}
 	case c.Breaker.rated() && c.Breaker.withDefaults().MinCalls < 2:
