@@ -22,7 +22,6 @@ type busy struct {
 	records map[int]bool
 	until   time.Duration
 	calls   map[int][]time.Duration
-	err     error // beside Later; nil is errTest
 }
 
 func newBusy(until time.Duration, records ...int) *busy {

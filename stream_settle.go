@@ -316,7 +316,7 @@ func (s *stream[T]) hold(it item[T]) {
 
 // isYoung reports whether a held record is worth waiting for at the end of the stream.
 func (s *stream[T]) isYoung(it *item[T]) bool {
-	return it.past.tries.tries < lastTries && !(it.past.asked && s.releaser != nil)
+	return it.past.tries.tries < lastTries && (!it.past.asked || s.releaser == nil)
 }
 
 func (s *stream[T]) tellWaiting() {
