@@ -477,7 +477,7 @@ func TestP3_AKeyedBreakerProbesWithAnotherRecord(t *testing.T) {
 			probes[call.record]++
 		}
 		destination.mu.Unlock()
-		require.Len(t, probes, 5, "they take turns: %v", destination.calls)
+		require.Len(t, probes, 5, "they take turns: %v", probes)
 		time.Sleep(3 * time.Minute)
 		require.NoError(t, stop())
 		require.Empty(t, source.left())

@@ -394,8 +394,8 @@ func (r *redrive[T]) settle(ctx context.Context, letters []DeadLetter[T], trials
 				r.held[key] = true
 			}
 		case t.alone: // it stays, and the later ones of its key with it
-			if key := lineOf(letter); key != "" {
-				r.held[key] = true
+			if letter.Key != "" {
+				r.held[lineOf(letter)] = true
 			}
 			if r.refusal == nil {
 				r.refusal = t.refusal
