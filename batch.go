@@ -199,6 +199,17 @@ func asBatch[T any](a Applier[T]) BatchApplier[T] {
 	return b
 }
 
+// isOrdered reports whether an applier takes batches and keeps the order inside a call.
+func isOrdered[T any](a Applier[T]) (ordered bool) {
+	o, ok := a.(OrderedBatcher)
+	if !ok || asBatch(a) == nil {
+		return false
+	}
+	var ignored error // one that panics has promised nothing
+	isolate(&ignored, func() error { ordered = o.OrderedBatches(); return nil })
+	return ordered
+}
+
 // stage is what every decorator is made of: the applier inside it, the batch
 // form of that where there is one, and what is wrong with the configuration.
 type stage[T any] struct {
@@ -206,6 +217,7 @@ type stage[T any] struct {
 	inner Applier[T]
 	below layer // the next decorator inside, nil if there is none
 	batch BatchApplier[T]
+	order bool // that keeps the order inside a call
 	fault error
 	ours  bool // what is inside is a decorator, whose errors are sound
 	safe  bool // and lets no panic through
@@ -216,7 +228,7 @@ func newStage[T any](what kind, inner Applier[T], fault error) stage[T] {
 	fault = firstFault(applierFault("applier", inner), fault, misplaced("applier", what, below))
 	s := stage[T]{what: what, inner: inner, below: below, fault: fault}
 	if inner != nil {
-		s.batch = asBatch(inner)
+		s.batch, s.order = asBatch(inner), isOrdered(inner)
 		l, ours := inner.(layer)
 		s.ours, s.safe = ours, ours && l.kind().catches()
 	}
@@ -227,6 +239,9 @@ func newStage[T any](what kind, inner Applier[T], fault error) stage[T] {
 func (s *stage[T]) Validate() error { return s.fault }
 
 func (s *stage[T]) batches() bool { return s.batch != nil }
+
+// OrderedBatches reports whether what is inside keeps the order.
+func (s *stage[T]) OrderedBatches() bool { return s.order }
 
 // Unwrap returns what the decorator is around.
 func (s *stage[T]) Unwrap() Applier[T] { return s.inner }
@@ -306,6 +321,12 @@ func (s *stage[T]) sound(err error) error {
 // are applied on a goroutine that user code may end without taking the verdicts
 // of the others along.
 func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
+	return applySingly(ctx, a, records, false)
+}
+
+// applySingly is applyEach that, where an order is kept, ends behind the first record
+// that has failed.
+func applySingly[T any](ctx context.Context, a Applier[T], records []T, order bool) error {
 	if ctx == nil {
 		return errNoContext
 	}
@@ -315,12 +336,13 @@ func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 	worker := exitsIn(ctx)
 	next := 0
 	one := ctx
+	ends := func(err error) bool { return err != nil && (order && classify(ctx, err) != Skipped || pauses(ctx, err)) }
 	supervise(func() {
 		if next > 0 && isExit(errs[next-1]) { // it ended the goroutine before this one
 			i := next - 1
 			errs[i] = afterExit(one, a, records[i], errs[i])
 		}
-		for next < len(records) && ctx.Err() == nil && (next == 0 || !pauses(ctx, errs[next-1])) {
+		for next < len(records) && ctx.Err() == nil && (next == 0 || !ends(errs[next-1])) {
 			i := next
 			one = ctx
 			if past != nil {
@@ -332,12 +354,15 @@ func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 		}
 	})
 	if next < len(records) {
-		why := causeOf(ctx)
-		if why == nil {
-			why = errs[next-1]
+		left := ErrBehindFailed
+		switch why := causeOf(ctx); {
+		case why != nil:
+			left = unattempted(why)
+		case pauses(ctx, errs[next-1]):
+			left = unattempted(errs[next-1])
 		}
 		for i := next; i < len(records); i++ {
-			errs[i] = unattempted(why)
+			errs[i] = left
 		}
 	}
 	return gather(errs)
@@ -346,8 +371,8 @@ func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
 // applyIsolated calls ApplyBatch and, when the batch fails as one by an attempt
 // that was made or with a list that does not fit it, applies its records one by one:
 // the failure may be a single record's (D3), and none may be parked or failed for
-// another's.
-func applyIsolated[T any](ctx context.Context, a BatchApplier[T], records []T) error {
+// another's. Where an order is kept, those behind a failed one are not attempted.
+func applyIsolated[T any](ctx context.Context, a BatchApplier[T], records []T, order bool) error {
 	var err error
 	isolate(&err, func() error { return a.ApplyBatch(ctx, records) })
 	if err == nil {
@@ -356,5 +381,39 @@ func applyIsolated[T any](ctx context.Context, a BatchApplier[T], records []T) e
 	if whole := spread(err, make([]error, len(records))); !whole || classify(ctx, err) == NotAttempted {
 		return err
 	}
-	return applyEach(ctx, Applier[T](a), records)
+	return applySingly(ctx, Applier[T](a), records, order)
+}
+
+// allOf returns the indices of n records.
+func allOf(n int) []int {
+	index := make([]int, n)
+	for i := range index {
+		index[i] = i
+	}
+	return index
+}
+
+// applyOn is applyIsolated that goes on behind a failed record, for records that have no
+// order among each other.
+func applyOn[T any](ctx context.Context, a BatchApplier[T], records []T, order bool) error {
+	err := applyIsolated(ctx, a, records, order)
+	if _, listed := batchErrorIn(err); !listed {
+		return err
+	}
+	errs := make([]error, len(records))
+	spread(err, errs)
+	for index := []int(nil); ; {
+		var left []int
+		for i := range errs {
+			if behindFailed(ctx, errs[i]) {
+				left = append(left, i)
+			}
+		}
+		if len(left) == 0 || len(left) == len(records) || len(left) == len(index) {
+			return gather(errs)
+		}
+		index = left
+		share, some := shareOf(ctx, records, index)
+		scatter(applyIsolated(share, a, some, order), index, errs)
+	}
 }

@@ -102,6 +102,30 @@ type Identifier[T any] interface {
 	Identity(record T) string
 }
 
+// OrderedBatcher is an optional capability of a [BatchApplier]: it keeps the order of
+// records inside a call. ApplyBatch then applies them in the order of the slice, and
+// behind one that has failed nothing that has to come after it. As an applier does not
+// know what has to, it is simplest to end the call there. What it leaves for that reason
+// it lists with [ErrBehindFailed]: such a record is applied by the next call, at once or,
+// if it is behind a failed one of its key, once that is settled. An applier that keeps
+// the order of something itself, such as a partition, may go on with the rest, if all
+// records of an order key are in the same one.
+//
+// With [WithOrderKey] several records of a key are then in one call, where else no two
+// are. When a later one of them is reported as applied and an earlier one as failed, the
+// promise is broken: the later one is marked, and the earlier one comes after it.
+//
+// OrderedBatches is called once, by each constructor that is given the applier. false is
+// that of an applier that does not keep the order, such as a decorator around one that
+// does not. A decorator of one's own that takes batches passes on what is inside it; one
+// without the method hides it, whether or not it has an Unwrap. The decorators of this
+// package have the order if what they are around does, and a fan-out if no branch is
+// optional or beyond a quorum, each keeps the order, and it knows the records again
+// (FanOutConfig.Identity).
+type OrderedBatcher interface {
+	OrderedBatches() bool
+}
+
 // Validator is an optional capability of a [Source] or an [Applier]: it tells
 // before anything is fetched that it cannot work, with an error that should be
 // a [*ConfigError]. Start and RunOnce return that error; a panic in Validate becomes

@@ -86,6 +86,12 @@ func (d *decodingApplier[R, T]) ApplyBatch(ctx context.Context, rows []R) error 
 				}
 			}
 			undecoded.Add(i, Permanent(&DecodeError{sound(err)}))
+			if d.order { // what is behind it is not to be applied before it is settled
+				for j := i + 1; j < len(rows); j++ {
+					undecoded.Add(j, ErrBehindFailed)
+				}
+				break
+			}
 			continue
 		}
 		if undecoded.Failures != nil {

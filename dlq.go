@@ -341,7 +341,7 @@ func (d *dlqApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	case d.keys != nil:
 		return d.applyBatchKeyed(ctx, records)
 	}
-	err := applyIsolated(ctx, d.batch, records)
+	err := applyIsolated(ctx, d.batch, records, d.order)
 	if err == nil {
 		d.guard.applied(len(records))
 		return nil

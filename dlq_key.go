@@ -41,7 +41,8 @@ func (d *dlqApplier[T]) applyKeyed(ctx context.Context, record T) error {
 }
 
 // applyBatchKeyed applies a batch in rounds that hold one record of each key, so
-// that a record of which an earlier one failed can be kept back.
+// that a record of which an earlier one failed can be kept back. An applier that keeps
+// the order does that itself, and is given all in one call.
 func (d *dlqApplier[T]) applyBatchKeyed(ctx context.Context, records []T) error {
 	errs := make([]error, len(records))
 	keys := make([]string, len(records))
@@ -59,8 +60,13 @@ func (d *dlqApplier[T]) applyBatchKeyed(ctx context.Context, records []T) error 
 	parked, refusal := d.parkedKeys(ctx, ask)
 	var hung hungQueue
 	pending := make(map[string]error) // why a record of the key was not settled
-	for _, round := range roundsOf(keys) {
+	rounds := roundsOf(keys)
+	if d.order {
+		rounds = [][]int{allOf(len(records))}
+	}
+	for _, round := range rounds {
 		var open []int
+		left := false // a record stays pending, which those behind it are not to overtake
 		for _, i := range round {
 			key := keys[i]
 			switch {
@@ -71,9 +77,12 @@ func (d *dlqApplier[T]) applyBatchKeyed(ctx context.Context, records []T) error 
 				errs[i] = unattempted(pending[key])
 			case key != "" && parked[key]:
 				errs[i] = hung.settle(ctx, ErrKeyParked, func() error { return d.parkBehind(ctx, records[i], key) })
+			case left:
+				errs[i] = ErrBehindFailed
 			default:
 				open = append(open, i)
 			}
+			left = left || d.order && errs[i] != nil
 		}
 		if len(open) == 0 {
 			continue
@@ -83,6 +92,15 @@ func (d *dlqApplier[T]) applyBatchKeyed(ctx context.Context, records []T) error 
 		for j, err := range results {
 			i := open[j]
 			if err == nil {
+				continue
+			}
+			if d.order && keys[i] != "" && behindFailed(ctx, err) {
+				switch errs[i] = err; {
+				case parked[keys[i]]:
+					errs[i] = hung.settle(ctx, ErrKeyParked, func() error { return d.parkBehind(ctx, records[i], keys[i]) })
+				case pending[keys[i]] != nil:
+					errs[i] = unattempted(pending[keys[i]])
+				}
 				continue
 			}
 			skipped := classify(ctx, err) == Skipped
@@ -110,7 +128,7 @@ func (d *dlqApplier[T]) applySome(ctx context.Context, records []T, index []int)
 		ctx, some = shareOf(ctx, records, index)
 	}
 	errs := make([]error, len(index))
-	spread(applyIsolated(ctx, d.batch, some), errs)
+	spread(applyIsolated(ctx, d.batch, some, d.order), errs)
 	return errs
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -18,6 +19,7 @@ type engine[T any] struct {
 	applier  Applier[T]
 	apply    func(context.Context, T) error // the applier's
 	together BatchApplier[T]                // nil unless the applier is better at batches
+	ordered  bool                           // and keeps the order inside a call
 	portion  int                            // of records that go together; 0 is an equal share
 	keyOf    func(T) string                 // nil when no order was asked for
 	keyless  uint64                         // records met without a key
@@ -27,6 +29,7 @@ type engine[T any] struct {
 
 func newEngine[T any](applier Applier[T], c *config, w *watch) *engine[T] {
 	e := &engine[T]{applier: applier, apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, watch: w, clock: c.clock}
+	e.ordered = isOrdered(applier)
 	if fn, ok := applier.(processFunc[T]); ok { // one call less for each record
 		e.apply = fn
 	}
@@ -115,12 +118,14 @@ func (b *batch[T]) reset(records []T, past []history, keys []string, hands int) 
 	b.past, b.keys, b.hands, b.units = past, keys, max(1, hands), len(records)
 	b.halted, b.lost, b.unkeyed = halt{}, nil, nil
 	b.chains.heads = b.chains.heads[:0]
-	if keys != nil && (b.hands > 1 || b.together != nil) {
+	if keys != nil && (b.hands > 1 || b.together != nil && !b.ordered) {
 		b.chains.link(keys)
 		b.units = len(b.chains.heads)
 	}
 	b.cut = b.units
 	switch {
+	case b.ordered && len(b.chains.heads) > 0: // see fill
+		b.step = 1
 	case b.together != nil:
 		b.step = or(b.portion, (b.units+b.hands-1)/b.hands)
 	case b.stepwise:
@@ -234,6 +239,14 @@ func (b *batch[T]) verdict(i int) (ledger.State, error) {
 // alone reports whether a record is not to be in one call with others.
 func (b *batch[T]) alone(i int) bool { return b.past != nil && b.past[i].alone() }
 
+// judged reports whether a record has its verdict, or an error that says why it stays
+// pending.
+func (b *batch[T]) judged(i int) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ledger.State(i) != ledger.Pending || b.ledger.Err(i) != nil
+}
+
 func (b *batch[T]) isLost(i int) bool {
 	if !b.alert.Load() {
 		return false
@@ -339,7 +352,9 @@ type hand[T any] struct {
 	unsettled int   // from here to at all are applied, and that is not noted yet
 	list      []int // the records of the claim, where they are chains
 	tried     bool  // as one batch
-	partly    bool  // and only records that go alone are left to do
+	partly    bool  // and only those are left to do that have no verdict
+	again     []int // those that ApplyBatch has left behind a failed one, for the next call
+	cutChain  int   // where the chain goes on that a call had no room for; -1 where none does
 	calling   bool  // user code runs, on the record at
 	exit      error // the call on the record at ended the goroutine; nil if none did
 
@@ -359,7 +374,7 @@ type hand[T any] struct {
 }
 
 func (h *hand[T]) reset(b *batch[T], c *crew[T]) {
-	*h = hand[T]{batch: b, list: h.list[:0], crew: c, ctx: h.ctx, calls: h.calls}
+	*h = hand[T]{batch: b, list: h.list[:0], cutChain: -1, crew: c, ctx: h.ctx, calls: h.calls}
 }
 
 // run applies what it can claim until nothing is left, stop has ended, or the
@@ -398,6 +413,12 @@ func (h *hand[T]) advance() bool {
 		h.callOthers()
 		return h.at < h.to
 	}
+	if h.ordered {
+		h.fill()
+		h.callOthers()
+		h.at, h.to = 0, len(h.list)
+		return h.to > 0
+	}
 	h.list = h.chains.follow(h.list)
 	if len(h.list) == 0 {
 		from, to := h.claim()
@@ -406,6 +427,29 @@ func (h *hand[T]) advance() bool {
 	}
 	h.at, h.to = 0, len(h.list)
 	return h.to > 0
+}
+
+// fill claims whole chains, as many as make up the hand's share of the batch, or a call.
+// What there is no room for in a call comes first in the next one.
+func (h *hand[T]) fill() {
+	n := len(h.ledger.Records)
+	most := or(h.portion, n)
+	share := min(most, (n+h.hands-1)/h.hands)
+	for h.list = h.list[:0]; len(h.list) < share; {
+		i := h.cutChain
+		if i < 0 {
+			from, to := h.claim()
+			if from == to {
+				break
+			}
+			i = h.chains.heads[from]
+		}
+		for ; i >= 0 && len(h.list) < most; i = h.chains.after[i] {
+			h.list = append(h.list, i)
+		}
+		h.cutChain = i
+	}
+	slices.Sort(h.list)
 }
 
 // callOthers has further hands woken once the first claim was made, if that left
@@ -464,7 +508,7 @@ func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
 	defer h.caught(ctx)
 	for ; h.at < h.to && !h.over(stop); h.at++ {
 		i := h.record(h.at)
-		if h.partly && !h.alone(i) { // has its verdict
+		if h.partly && h.judged(i) {
 			continue
 		}
 		if err := h.withheld(i); err != nil {
@@ -589,37 +633,83 @@ func (h *hand[T]) settleTogether(ctx context.Context) {
 	for j, i := range index {
 		h.tellEnded(ctx, i, errs[j])
 	}
+	h.partly = index != nil
 	if whole && len(records) > 1 && classify(ctx, err) != NotAttempted {
 		return
 	}
+	behind := h.leftBehind(ctx, errs)
 	for j, err := range errs {
 		i := h.at + j
 		if index != nil {
 			i = index[j]
 		}
-		if err == nil {
+		switch {
+		case err == nil:
 			h.ledger.Settle(i)
-		} else {
+		case behind == nil || !behind[j]:
 			h.note(ctx, i, err)
+		case h.keys != nil && h.gate.blocks(h.keys[i]):
+			h.note(ctx, i, errHeldBack)
+		default:
+			h.again = append(h.again, i)
 		}
 	}
-	if h.partly = index != nil; !h.partly {
+	switch {
+	case len(h.again) > 0:
+		h.tried, h.partly = false, true
+	case !h.partly:
 		h.at = h.to
 	}
+}
+
+// leftBehind says which records of a call ApplyBatch did not apply behind a failed one,
+// nil where it says so of none, or of all: these it would leave again and again.
+func (h *hand[T]) leftBehind(ctx context.Context, errs []error) []bool {
+	behind, n := make([]bool, len(errs)), 0
+	for j, err := range errs {
+		if behind[j] = behindFailed(ctx, err); behind[j] {
+			n++
+		}
+	}
+	if n == 0 || n == len(errs) {
+		return nil
+	}
+	return behind
 }
 
 // unburdened returns the records of the claim that may go together, and their
 // indices where they are not simply those of the claim.
 func (h *hand[T]) unburdened(ctx context.Context) (records []T, index []int) {
+	if again := h.again; again != nil {
+		h.again = nil
+		return h.willing(ctx, again)
+	}
 	if !h.careful && !h.alert.Load() {
 		return h.ledger.Records[h.at:h.to:h.to], nil
 	}
-	index = make([]int, 0, h.to-h.at)
+	list := make([]int, 0, h.to-h.at)
+	var behind map[string]bool // keys of records that go alone
 	for at := h.at; at < h.to; at++ {
 		i := h.record(at)
-		if h.alone(i) {
-			continue
+		switch {
+		case h.alone(i):
+			if h.keys != nil {
+				if behind == nil {
+					behind = make(map[string]bool)
+				}
+				behind[h.keys[i]] = true
+			}
+		case behind == nil || !behind[h.keys[i]]:
+			list = append(list, i)
 		}
+	}
+	return h.willing(ctx, list)
+}
+
+// willing returns those of some records that are not withheld, with their indices.
+func (h *hand[T]) willing(ctx context.Context, list []int) (records []T, index []int) {
+	index = list[:0]
+	for _, i := range list {
 		if err := h.withheld(i); err != nil {
 			h.note(ctx, i, err)
 			continue

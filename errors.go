@@ -380,6 +380,24 @@ func (e *unattemptedError) Error() string      { return "not attempted: " + e.er
 func (e *unattemptedError) Unwrap() error      { return e.err }
 func (e *unattemptedError) NotAttempted() bool { return true }
 
+// ErrBehindFailed is for an ApplyBatch that keeps the order ([OrderedBatcher]): the error
+// of a record that it did not apply because an earlier one of the call has failed. Its
+// class is NotAttempted. An ApplyBatch that lists it for every record has attempted none,
+// for a reason that is not told.
+var ErrBehindFailed = unattempted(errors.New("an earlier record of the same call has failed"))
+
+// behindFailed reports whether nothing else than ErrBehindFailed keeps a record from
+// being applied now.
+func behindFailed(ctx context.Context, err error) bool {
+	if err == nil || !errors.Is(err, ErrBehindFailed) || classify(ctx, err) != NotAttempted {
+		return false
+	}
+	_, paused := pauseOf(err)
+	_, waits := waitOf(err)
+	_, asked := askedLater(err)
+	return !paused && !waits && !asked
+}
+
 // pauseOf says whether an error means that the destination takes nothing for
 // now, so that trying other records is pointless, and until when. Any error
 // that is NotAttempted and has a method RetryAt() time.Time means that. The time

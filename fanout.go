@@ -264,6 +264,7 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 		onFailure: c.OnBranchFailure,
 		identity:  c.Identity,
 		memory:    doneMemory{limit: c.Remember, among: rememberAmong},
+		order:     c.Identity != nil || len(c.Branches) == 1,
 		fault:     fault,
 	}
 	if c.Remember == 0 {
@@ -282,6 +283,7 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 		}
 		f.branches[i].retries = retryOwnersOf(layerOf(b.Applier))
 		f.batched = f.batched || f.branches[i].batch != nil
+		f.order = f.order && f.branches[i].order && !b.Optional
 		if c.Quorum == 0 && !b.Optional {
 			f.quorum++
 		}
@@ -289,6 +291,7 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 			f.fault = oneLetterFor(c.Branches[:i+1], fmt.Sprintf("%s[%d]", field, i))
 		}
 	}
+	f.order = f.order && f.quorum == len(f.branches)
 	return f
 }
 
@@ -336,6 +339,7 @@ type fanOutApplier[T any] struct {
 	identity  func(T) string
 	memory    doneMemory
 	batched   bool
+	order     bool // of the records of a call is kept in each branch
 	fault     error
 }
 
@@ -343,6 +347,8 @@ type fanOutApplier[T any] struct {
 func (f *fanOutApplier[T]) Validate() error { return f.fault }
 
 func (f *fanOutApplier[T]) batches() bool { return f.batched }
+
+func (f *fanOutApplier[T]) OrderedBatches() bool { return f.order }
 
 func (f *fanOutApplier[T]) kind() kind { return branching }
 
@@ -458,7 +464,10 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	known = f.known(known, told)
 	call := func(ctx context.Context, b int, records []T, _ error) error {
 		if batch := f.branches[b].batch; batch != nil {
-			return applyIsolated(ctx, batch, records)
+			if f.order {
+				return applyIsolated(ctx, batch, records, true)
+			}
+			return applyOn(ctx, batch, records, false)
 		}
 		return applyEach(ctx, f.branches[b].inner, records)
 	}

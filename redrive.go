@@ -508,7 +508,7 @@ func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) []trial
 	}
 	trials, errs := make([]trial, len(records)), make([]error, len(records))
 	if r.batch != nil && len(records) > 1 {
-		spread(applyIsolated(ctx, r.batch, records), errs)
+		spread(applyOn(ctx, r.batch, records, false), errs)
 		for i, err := range errs {
 			trials[i] = r.trialOf(ctx, err)
 		}

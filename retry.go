@@ -456,6 +456,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 	lasts := make([]error, len(records)) // each record's last error
 	left, errs := records, make([]error, len(records))
 	alone := false
+	var behind []int // of the open ones, those that were not attempted behind a failed one
 	for round := 1; ; round++ {
 		errs = errs[:len(open)]
 		whole := spread(err, errs)
@@ -464,13 +465,17 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		}
 		delayBy := err // the failure that asks for the longest delay
 		if class := classify(ctx, err); whole && len(open) > 1 && (class == Retryable || class == PermanentClass) {
-			alone = true
+			alone, behind = true, nil
 		} else {
 			still := open[:0]
-			delayBy = nil
+			delayBy, behind = nil, behind[:0]
 			mixed := r.mixedIn(ctx, left, err, errs)
 			for j, i := range open {
 				if errs[j] == nil {
+					continue
+				}
+				if len(still) > 0 && behindFailed(ctx, errs[j]) { // it goes along, behind that
+					still, behind = append(still, i), append(behind, i)
 					continue
 				}
 				if results[i] = run.judge(classify(ctx, errs[j]), errs[j], mixed != nil && mixed[j], &used[i]); results[i] == nil {
@@ -488,7 +493,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 				left[j] = records[i]
 			}
 		}
-		charge := len(open)
+		charge := len(open) - len(behind)
 		if alone && whole { // the retries of a batch that is taken apart are one
 			charge = 1
 		}
@@ -501,17 +506,19 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 		}
 		if cut != nil {
 			for _, i := range open {
-				results[i] = run.giveUp(cut.reason, max(used[i], round), lasts[i], cut.cause)
+				if results[i] = lasts[i]; !slices.Contains(behind, i) {
+					results[i] = run.giveUp(cut.reason, max(used[i], round), lasts[i], cut.cause)
+				}
 			}
 			return gather(results)
 		}
 		again := withAttempt(ctx, round+1)
 		if alone {
-			err = applyEach(again, Applier[T](r.batch), left)
+			err = applySingly(again, Applier[T](r.batch), left, r.order)
 		} else {
 			err = r.attemptBatch(again, left)
 		}
-		r.policy.Budget.refund(min(charge, unspent(ctx, err, len(open))))
+		r.policy.Budget.refund(min(charge, unspent(ctx, err, open, behind)))
 	}
 }
 
@@ -526,6 +533,12 @@ func (r *retryApplier[T]) batchAfterWait(ctx context.Context, records []T, past 
 		last := past[i].by(r)
 		if last.pace.waits > 0 && stop.Err() != nil {
 			results[i] = r.interrupted(ctx, last)
+			if r.order { // what is behind it is not to overtake it
+				for j := i + 1; j < len(records); j++ {
+					results[j] = ErrBehindFailed
+				}
+				break
+			}
 			continue
 		}
 		attempt = max(attempt, last.pace.waits+1)
@@ -541,7 +554,7 @@ func (r *retryApplier[T]) batchAfterWait(ctx context.Context, records []T, past 
 	spread(err, errs)
 	for j, i := range index {
 		switch last := past[i].by(r); {
-		case errs[j] != nil && !untouched(ctx, errs[j]):
+		case errs[j] != nil && (!untouched(ctx, errs[j]) || behindFailed(ctx, errs[j])): // which still has it
 		case last.pace.waits > 0:
 			r.policy.Budget.refund(last.pace.owes)
 		case errs[j] == nil:
@@ -605,12 +618,13 @@ func (r *retryApplier[T]) batchLater(run retryRun, records []T, past []history, 
 }
 
 // unspent counts the records of a retried batch that cost the destination
-// nothing in vain: they are applied, or were not attempted.
-func unspent(ctx context.Context, err error, n int) (count int) {
-	errs := make([]error, n)
+// nothing in vain: they are applied, or were not attempted. It leaves out those that
+// were no retry.
+func unspent(ctx context.Context, err error, open, fresh []int) (count int) {
+	errs := make([]error, len(open))
 	spread(err, errs)
-	for _, err := range errs {
-		if err == nil || untouched(ctx, err) {
+	for j, err := range errs {
+		if !slices.Contains(fresh, open[j]) && (err == nil || untouched(ctx, err)) {
 			count++
 		}
 	}

@@ -97,6 +97,10 @@ func (s *stream[T]) handOut(now time.Time) {
 			n = min(n, or(s.portion, enough))
 		}
 		switch {
+		case s.ordersTogether():
+			if items := s.drawChains(or(s.portion, s.config.batchSize)); len(items) > 0 {
+				s.send(items, false, now)
+			}
 		case s.lanes != nil:
 			if items := s.draw(n); len(items) > 0 {
 				s.send(items, false, now)
@@ -185,6 +189,42 @@ func (s *stream[T]) draw(n int) (items []item[T]) {
 		mine[it.key] = true
 		items = append(items, it)
 	}
+	return items
+}
+
+// ordersTogether reports whether several records of a key may be in one call.
+func (s *stream[T]) ordersTogether() bool { return s.lanes != nil && s.ordered }
+
+// drawChains takes up to n records from the queue whose keys nobody is busy with, of as
+// many keys as are a worker's share of these. The others of a key follow once these are
+// settled.
+func (s *stream[T]) drawChains(n int) (items []item[T]) {
+	s.putBetween()
+	queue := s.queue[:0]
+	free := make(map[string]bool)
+	for _, it := range s.queue {
+		if l := s.lanes[it.key]; l != nil && (l.out > 0 || l.held > 0) {
+			l.waiting.push(it)
+			continue
+		}
+		free[it.key] = true
+		queue = append(queue, it)
+	}
+	clear(s.queue[len(queue):])
+	idle := s.config.workers - len(s.out)
+	most := (len(free) + idle - 1) / idle
+	clear(free)
+	left := queue[:0]
+	for _, it := range queue {
+		if len(items) < n && (free[it.key] || len(free) < most) {
+			free[it.key] = true
+			items = append(items, it)
+		} else {
+			left = append(left, it)
+		}
+	}
+	clear(queue[len(left):])
+	s.queue = left
 	return items
 }
 
