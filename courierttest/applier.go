@@ -85,7 +85,14 @@ type BatchApplier[T any] struct {
 	// ApplyBatchFunc is what takes the records that no fault keeps from it. nil
 	// is ApplyFunc for each.
 	ApplyBatchFunc func(ctx context.Context, records []T) error
+
+	// InOrder makes it a [courier.OrderedBatcher]: behind the first record of a batch
+	// that a fault comes over, or that ApplyFunc fails, none is applied.
+	InOrder bool
 }
+
+// OrderedBatches returns InOrder.
+func (a *BatchApplier[T]) OrderedBatches() bool { return a.InOrder }
 
 // BatchApplier returns a destination for batches over which the faults come; nil
 // is none.
@@ -124,9 +131,20 @@ func (a *BatchApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	for i, record := range records {
 		if err := a.apply(ctx, record, verdicts[i]); err != nil {
 			failed.Add(i, err)
+			if a.InOrder && courier.Classify(ctx, err) != courier.Skipped {
+				addBehind(&failed, i, len(records))
+				break
+			}
 		}
 	}
 	return failed.ErrorOrNil()
+}
+
+// addBehind lists the records of a batch of n behind one that has failed.
+func addBehind(failed *courier.BatchError, index, n int) {
+	for i := index + 1; i < n; i++ {
+		failed.Add(i, courier.ErrBehindFailed)
+	}
 }
 
 // applyRest gives the records that have no fault to ApplyBatchFunc.
@@ -137,10 +155,18 @@ func (a *BatchApplier[T]) applyRest(ctx context.Context, records []T, verdicts [
 	for i, v := range verdicts {
 		if v.effect == OK || v.effect == Lost {
 			rest, index = append(rest, records[i]), append(index, i)
+			if v.effect == Lost && a.InOrder {
+				addBehind(&failed, i, len(records))
+				break
+			}
 			continue
 		}
 		failed.Add(i, v.err())
 		a.recorder.note(Failed, v.err(), records[i])
+		if a.InOrder {
+			addBehind(&failed, i, len(records))
+			break
+		}
 	}
 	var err error
 	if len(rest) > 0 {
@@ -178,5 +204,6 @@ func failuresOf(list *courier.BatchError) []courier.Failure {
 var (
 	_ courier.Applier[int]      = (*Applier[int])(nil)
 	_ courier.BatchApplier[int] = (*BatchApplier[int])(nil)
+	_ courier.OrderedBatcher    = (*BatchApplier[int])(nil)
 	_ courier.Validator         = (*Applier[int])(nil)
 )

@@ -39,17 +39,22 @@ type applierDefect struct {
 
 func TestBrokenAppliers(t *testing.T) {
 	var table []broken[applierRun[int]]
+	features := batchFeatures
+	features.OrderedBatches = true
 	for _, d := range slices.Concat(ofAppliers, ofBatches) {
 		table = append(table, broken[applierRun[int]]{d.defect, d.check, func(t *testing.T, tb TB) *applierRun[int] {
 			x := openShop(t)
 			a := &applierWith{BatchApplier: x.Applier.(*BatchApplier[int])}
+			a.InOrder = d.check == endsBehind
 			x.Applier = a
 			d.break_(t, a, &x)
-			return newApplierRun(tb, x, batchFeatures)
+			return newApplierRun(tb, x, features)
 		}})
 	}
-	testBroken(t, slices.Concat(applierChecks[int](batchFeatures), batchChecks[int](batchFeatures)), table)
+	testBroken(t, slices.Concat(applierChecks[int](features), batchChecks[int](features)), table)
 }
+
+const endsBehind = "applies nothing behind what failed of a batch"
 
 // down makes a destination fail, and not hang.
 func down(a *applierWith, x *ApplierFixture[int]) {
@@ -323,6 +328,44 @@ var ofBatches = []applierDefect{
 			records = slices.Clone(records)
 			slices.Reverse(records)
 			return a.BatchApplier.ApplyBatch(ctx, records)
+		}
+	}},
+	{"does not say that it is", endsBehind, func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
+		a.InOrder = false
+	}},
+	{"goes on", endsBehind, func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
+		a.batch = func(ctx context.Context, records []int) error {
+			var list courier.BatchError
+			for i, r := range records {
+				if err := a.BatchApplier.Apply(ctx, r); err != nil {
+					list.Add(i, err)
+				}
+			}
+			return list.ErrorOrNil()
+		}
+	}},
+	{"goes on, and says it did not", endsBehind, func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
+		a.batch = func(ctx context.Context, records []int) error {
+			err := a.BatchApplier.ApplyBatch(ctx, records)
+			_ = a.Apply(ctx, records[4])
+			return err
+		}
+	}},
+	{"counts what is behind as attempts", endsBehind, func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
+		a.batch = relisting(a, func(f courier.Failure) courier.Failure {
+			if errors.Is(f.Err, courier.ErrBehindFailed) {
+				f.Err = errors.New("not sent")
+			}
+			return f
+		})
+	}},
+	{"fails what is before it", endsBehind, func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
+		a.batch = func(ctx context.Context, records []int) error {
+			err := a.BatchApplier.ApplyBatch(ctx, records)
+			if list, ok := err.(*courier.BatchError); ok {
+				list.Add(0, courier.ErrBehindFailed)
+			}
+			return err
 		}
 	}},
 	{"stops at the first", "lists poison alone", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {

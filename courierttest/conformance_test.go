@@ -114,6 +114,13 @@ func TestTheFakesAreSources(t *testing.T) {
 	})
 }
 
+// openOrderly is a shop that keeps the order of a batch.
+func openOrderly(t *testing.T) ApplierFixture[int] {
+	x := openShop(t)
+	x.Applier.(*BatchApplier[int]).InOrder = true
+	return x
+}
+
 // shop is a destination that has each record once.
 func openShop(*testing.T) ApplierFixture[int] {
 	var r Recorder[int]
@@ -148,6 +155,32 @@ func poisonFaults() (faults Faults) {
 
 func TestTheFakesAreAppliers(t *testing.T) {
 	TestBatchApplier(t, openShop, batchFeatures)
+}
+
+// orderly is the features of an applier that keeps the order of a batch.
+func orderly() ApplierFeatures {
+	f := batchFeatures
+	f.Isolated, f.OrderedBatches = false, true
+	return f
+}
+
+func TestTheFakesKeepTheOrderOfABatch(t *testing.T) {
+	TestBatchApplier(t, openOrderly, orderly())
+	t.Run("with a function", func(t *testing.T) {
+		TestBatchApplier(t, func(t *testing.T) ApplierFixture[int] {
+			x := openOrderly(t)
+			x.Applier.(*BatchApplier[int]).ApplyBatchFunc = func(context.Context, []int) error { return nil }
+			return x
+		}, orderly())
+	})
+	t.Run("watched", func(t *testing.T) {
+		TestBatchApplier(t, func(t *testing.T) ApplierFixture[int] {
+			var r Recorder[int]
+			x := openOrderly(t)
+			x.Applier = r.WatchApplier(x.Applier)
+			return x
+		}, orderly())
+	})
 }
 
 func openDLQ(*testing.T) DLQFixture[int] {

@@ -66,6 +66,11 @@ type ApplierFeatures struct {
 	// poison and nothing else.
 	Isolated bool
 
+	// OrderedBatches is a [courier.OrderedBatcher]: of a batch with poison in it, it
+	// applies nothing behind the poison. All records of the fixture are then such as have
+	// to keep their order, and Isolated is not what it is.
+	OrderedBatches bool
+
 	// Recovers is how long after an outage, of the bubble's time, records may be
 	// refused, as by a breaker that is open. 0 is not at all.
 	Recovers time.Duration

@@ -28,6 +28,9 @@ func batchChecks[T any](f ApplierFeatures) []check[applierRun[T]] {
 	if f.Ordered {
 		list = append(list, check[run]{"keeps the order of a batch", (*run).keepsBatchOrder})
 	}
+	if f.OrderedBatches {
+		list = append(list, check[run]{"applies nothing behind what failed of a batch", (*run).endsBehindPoison})
+	}
 	if f.Isolated {
 		list = append(list, check[run]{"lists poison alone", (*run).listsPoisonAlone})
 	}
@@ -160,6 +163,32 @@ func (s *applierRun[T]) keepsBatchOrder() {
 	slices.Reverse(records)
 	s.mustApplyBatch(records)
 	s.inOrder(records)
+}
+
+func (s *applierRun[T]) endsBehindPoison() {
+	s.tb.Helper()
+	if o, ok := s.Applier.(courier.OrderedBatcher); !ok || !o.OrderedBatches() {
+		s.tb.Fatalf("%T is no courier.OrderedBatcher whose OrderedBatches returns true, so that no two records of a key are in one of its batches", s.Applier)
+	}
+	if s.Poison == nil {
+		return
+	}
+	records, poison, errs := s.poisoned()
+	whole := s.wholeBatch(errs)
+	for i, err := range errs {
+		switch {
+		case i == poison || whole && s.Applied == nil:
+		case i > poison && (err == nil || s.Applied != nil && s.has(records[i])):
+			s.tb.Errorf("ApplyBatch applied record %s behind one that failed, index %d, so that it has overtaken that if they are of one key", s.name(records[i]), poison)
+		case whole: // which says that no record was applied
+		case i < poison && err != nil:
+			s.tb.Errorf("ApplyBatch failed for a record before the poison at index %d, index %d: %v", poison, i, err)
+		case i > poison && !errors.Is(err, courier.ErrBehindFailed):
+			s.tb.Errorf("ApplyBatch did not list index %d, behind the poison at index %d, with courier.ErrBehindFailed, so that it does not go on at once: %v", i, poison, err)
+		case i > poison && courier.Classify(context.Background(), err) != courier.NotAttempted:
+			s.tb.Errorf("ApplyBatch listed index %d, behind the poison at index %d, with an error that counts as an attempt: %v", i, poison, err)
+		}
+	}
 }
 
 // errorsOf lays the result of ApplyBatch out over its records, as the core does,

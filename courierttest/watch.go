@@ -145,7 +145,7 @@ func (w watchedFailer[T]) Fail(ctx context.Context, failed []courier.FailedRecor
 
 // WatchApplier returns an applier of one's own with its calls recorded: the
 // destination itself, inside of the decorators. It takes batches when the applier
-// does. A batch that fails as a whole has an event for each record.
+// does, and keeps their order when that does. A batch that fails as a whole has an event for each record.
 func (r *Recorder[T]) WatchApplier(applier courier.Applier[T]) courier.Applier[T] {
 	if applier == nil {
 		return nil
@@ -203,6 +203,11 @@ func (w *watchedApplier[T]) watch(ctx context.Context, records []T, apply func()
 type watchedBatchApplier[T any] struct {
 	*watchedApplier[T]
 	batches courier.BatchApplier[T]
+}
+
+func (w *watchedBatchApplier[T]) OrderedBatches() bool {
+	ordered, ok := w.Applier.(courier.OrderedBatcher)
+	return ok && ordered.OrderedBatches()
 }
 
 func (w *watchedBatchApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
