@@ -648,8 +648,6 @@ func (h *hand[T]) settleTogether(ctx context.Context) {
 			h.ledger.Settle(i)
 		case behind == nil || !behind[j]:
 			h.note(ctx, i, err)
-		case h.keys != nil && h.gate.blocks(h.keys[i]):
-			h.note(ctx, i, errHeldBack)
 		default:
 			h.again = append(h.again, i)
 		}

@@ -483,6 +483,53 @@ func TestOrderedBatches_AStopInTheMiddle(t *testing.T) {
 	})
 }
 
+// What the stop keeps a retry from attempting is not overtaken in the same call.
+func TestOrderedBatches_NothingOvertakesARetryThatAStopInterrupts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOrdered(1)
+		o.key = func(r int) string { return []string{"x", "y", "a", "a"}[r] }
+		o.goesOn = true
+		o.fates = map[int]fate{0: {"later", 1}, 1: {"later", 1}, 2: {"fail", 1}}
+		o.began = func(call int) {
+			if call == 3 {
+				time.Sleep(time.Second)
+			}
+		}
+		var marked collector
+		retry := courier.NewRetryableApplier[int](o, courier.RetryPolicy{InitialDelay: 3 * time.Second, Jitter: courier.NoJitter})
+		ch := make(chan int, 4)
+		for r := range 4 {
+			ch <- r
+		}
+		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), retry, quiet,
+			courier.WithOrderKey(o.key), courier.WithApplyBatchSize(2), courier.WithFlushInterval(time.Millisecond)))
+		time.Sleep(3500 * time.Millisecond)
+		require.Equal(t, [][]int{{0, 1}, {2, 3}, {0, 1}}, o.calls)
+		var left *courier.UnsettledError[int]
+		require.ErrorAs(t, stop(), &left)
+		require.Equal(t, []int{2, 3}, left.Records)
+		require.Equal(t, []int{0, 1}, marked.all())
+		require.Empty(t, o.problems)
+	})
+}
+
+// The key of the dead letters may be finer than that of the order: a record that could
+// not be parked is not overtaken by one of another dead letter key.
+func TestOrderedBatches_NothingOvertakesARecordThatCouldNotBeParked(t *testing.T) {
+	var r courierttest.Recorder[int]
+	queue := r.DLQ(0)
+	require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Key: "0"}))
+	queue.SendFaults.Set(courierttest.Fault{Effect: courierttest.Fail})
+	o := newOrdered(1)
+	dlq := courier.NewDLQApplierWith[int](o, courier.DLQ[int](queue), courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r) }})
+	var list *courier.BatchError
+	require.ErrorAs(t, asBatch(dlq).ApplyBatch(t.Context(), []int{0, 1}), &list)
+	require.Len(t, list.Failures, 2)
+	require.ErrorIs(t, list.Failures[0].Err, courier.ErrPark)
+	require.Equal(t, courier.ErrBehindFailed, list.Failures[1].Err)
+	require.Empty(t, o.applied)
+}
+
 // Whatever fails, and however: the records of a key are applied in the order fetched, no
 // two calls have them at once, and each is settled once.
 func TestOrderedBatches_Property(t *testing.T) {
@@ -494,7 +541,7 @@ func TestOrderedBatches_Property(t *testing.T) {
 		portion := rapid.SampledFrom([]int{0, 1, 7, 100}).Draw(rt, "portion")
 		size := rapid.SampledFrom([]int{10, 100}).Draw(rt, "batch size")
 		shape := rapid.SampledFrom([]string{"polling", "leasing", "streaming"}).Draw(rt, "shape")
-		stack := rapid.SampledFrom([]string{"plain", "retry", "DLQ(retry)", "keyed DLQ(retry)", "ResilientApplier", "fan-out"}).Draw(rt, "stack")
+		stack := rapid.SampledFrom([]string{"plain", "retry", "DLQ", "DLQ(retry)", "keyed DLQ(retry)", "ResilientApplier", "fan-out"}).Draw(rt, "stack")
 		goesOn := rapid.Bool().Draw(rt, "goes on with other keys")
 		stops := rapid.SliceOfN(rapid.IntRange(1, 3000), 0, 2).Draw(rt, "stops after ms")
 		o := newOrdered(keys)
@@ -511,6 +558,8 @@ func TestOrderedBatches_Property(t *testing.T) {
 			switch stack {
 			case "retry":
 				applier = courier.NewRetryableApplier(applier, policy)
+			case "DLQ":
+				applier = courier.NewDLQApplierWith(applier, queue, parking)
 			case "DLQ(retry)", "keyed DLQ(retry)":
 				applier = courier.NewDLQApplierWith(courier.NewRetryableApplier(applier, policy), queue, parking)
 			case "ResilientApplier":
