@@ -336,7 +336,9 @@ func applySingly[T any](ctx context.Context, a Applier[T], records []T, order bo
 	worker := exitsIn(ctx)
 	next := 0
 	one := ctx
-	ends := func(err error) bool { return err != nil && (order && classify(ctx, err) != Skipped || pauses(ctx, err)) }
+	ends := func(err error) bool {
+		return err != nil && (order && classify(ctx, err) != Skipped || pauses(ctx, err))
+	}
 	supervise(func() {
 		if next > 0 && isExit(errs[next-1]) { // it ended the goroutine before this one
 			i := next - 1

@@ -26,7 +26,8 @@
 // # Order
 //
 // One worker, the default, applies records in the order fetched. Several apply
-// them together; [WithOrderKey] keeps the order of each key. What a coordinator
+// them together; [WithOrderKey] keeps the order of each key, and an [OrderedBatcher] may be
+// given several records of a key in one call. What a coordinator
 // marks, and tells its [Observer], is in the order fetched within a batch, and not
 // in the order in which its workers came to an end; a stream's is the latter,
 // unless [WithOrderedMarks] is given.
@@ -115,7 +116,8 @@ type Applier[T any] interface {
 // ApplyBatch returns nil when all records were applied and a [*BatchError]
 // when only the listed ones were not. Any other error means that none was, and
 // Courier then applies the records one by one, so that one bad record does not
-// take the batch with it. The slice must not be kept or modified.
+// take the batch with it. The slice must not be kept or modified. One that keeps the
+// order inside a call is an [OrderedBatcher].
 type BatchApplier[T any] interface {
 	Applier[T]
 	ApplyBatch(ctx context.Context, records []T) error

@@ -221,6 +221,47 @@ func (bulk) ApplyBatch(_ context.Context, numbers []int) error {
 	return failed.ErrorOrNil()
 }
 
+// log is a destination that keeps the order of records, also inside a call.
+type log struct{}
+
+func (l log) Apply(ctx context.Context, line string) error {
+	if line == "" {
+		return courier.Permanent(errors.New("an empty line"))
+	}
+	return nil
+}
+
+func (l log) ApplyBatch(ctx context.Context, lines []string) error {
+	fmt.Printf("append %q\n", lines)
+	var failed courier.BatchError
+	for i, line := range lines {
+		if err := l.Apply(ctx, line); err != nil {
+			failed.Add(i, err)
+			for behind := i + 1; behind < len(lines); behind++ {
+				failed.Add(behind, courier.ErrBehindFailed)
+			}
+			break
+		}
+	}
+	return failed.ErrorOrNil()
+}
+
+func (log) OrderedBatches() bool { return true }
+
+func ExampleOrderedBatcher() {
+	applier, _ := courier.WithDLQ[string](log{})
+	source := courier.BatchSourceFunc[string]{
+		FetchFunc: func(context.Context) ([]string, error) { return []string{"a1", "a2", "b1", "", "a3", "b2"}, nil },
+		MarkFunc:  func(_ context.Context, done []string) error { fmt.Printf("marked %q\n", done); return nil },
+	}
+	key := func(line string) string { return line[:min(1, len(line))] }
+	_ = courier.NewPollingCoordinator(source, applier, courier.WithOrderKey(key)).RunOnce(context.Background())
+	// Output:
+	// append ["a1" "a2" "b1" "" "a3" "b2"]
+	// append ["a3" "b2"]
+	// marked ["a1" "a2" "b1" "" "a3" "b2"]
+}
+
 func ExampleBatchApplier() {
 	applier, dlq := courier.ResilientApplier(bulk{}, nil)
 	source := courier.BatchSourceFunc[int]{

@@ -154,7 +154,9 @@ func WithStreamWorkers(n int) Option {
 // Records that wait take up room in hand, or in the batches that the source hands
 // out: where they fill it, the other keys wait too. So park what never succeeds.
 //
-// With a [BatchApplier] no two records of a key are in one call of ApplyBatch.
+// With a [BatchApplier] no two records of a key are in one call of ApplyBatch, unless it
+// keeps the order inside a call ([OrderedBatcher]): then all of a key that are in hand go
+// in one call, in order, up to [WithApplyBatchSize].
 // The source must hand out the records of a key in their order, also those that
 // failed or were given back before, as an outbox that is read by its sequence
 // does; a [Failer], whose schedule is its own, must hold back the later ones
@@ -197,7 +199,8 @@ func WithIdentity[T any](identity func(record T) string) Option {
 
 // WithApplyBatchSize sets how many records a [BatchApplier] is given at most in
 // one call. The default is the batch, or with several workers an equal share of
-// it. It is refused for an applier that gets one record at a time.
+// it; with an order key, and an applier that keeps the order inside a call, no key is split
+// for that share. It is refused for an applier that gets one record at a time.
 func WithApplyBatchSize(n int) Option {
 	return func(c *config) { c.count("WithApplyBatchSize", &c.applyBatch, n) }
 }

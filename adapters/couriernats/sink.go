@@ -21,7 +21,9 @@
 // sync_interval to always, at a fraction of the throughput.
 //
 // Messages are sent in the order of the records. Where one fails, those after
-// it may already be stored.
+// it may already be stored, as all of a call are on their way before the first ack.
+// So the sink is no [courier.OrderedBatcher], and with courier.WithOrderKey no two
+// records of a key are in one call.
 package couriernats
 
 import (
