@@ -29,7 +29,7 @@ type head struct {
 const (
 	headCheap = 20 * time.Millisecond // what a fetch from the first number may take
 	headShare = 20                    // else it may be one part in so many of the time
-	headLate  = 10 * time.Second      // and rows wait for no longer than this
+	headLate  = 5 * time.Second       // and rows wait for no longer than this
 )
 
 // begin is a new run of a coordinator.

@@ -49,10 +49,10 @@ type lockedBatch struct {
 // with its transaction, are kept from other relays. They are about to be failed or
 // released, which ends it, or wait in hand to be tried again, for as long as they are
 // renewed: another relay that took one before could not be told of its failures, and
-// the row would be tried again at once, without end. It is three renewals, and what a
+// the row would be tried again at once, without end. It is more than a renewal, and what a
 // relay that dies adds to the wait for its rows. Plain functions fail and release
 // nothing, and are to have the rows again at the next fetch.
-const leftover = 15 * time.Second
+const leftover = 8 * time.Second
 
 // orphanAfter is when the server ends the transaction of a coordinator that it does
 // not hear of, though it renews: a connection that died without a sign would keep
