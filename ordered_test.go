@@ -167,6 +167,19 @@ func (o *ordered) ApplyBatch(ctx context.Context, records []int) error {
 	return list.ErrorOrNil()
 }
 
+// got is what was applied so far, and called the calls.
+func (o *ordered) got() []int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.applied)
+}
+
+func (o *ordered) called() [][]int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.calls)
+}
+
 // shared is how many calls have had several records of a key.
 func (o *ordered) shared() (n int) {
 	for _, call := range o.calls {
@@ -233,7 +246,7 @@ func TestOrderedBatches_WorkersShareTheKeys(t *testing.T) {
 		stop := start(t, make(o, option, courier.WithBatchSize(96), courier.WithApplyBatchSize(20), courier.WithOrderKey(o.key)))
 		time.Sleep(2100 * time.Millisecond)
 		synctest.Wait()
-		require.Len(t, o.applied, 96, "24 each, 20 at most in a call")
+		require.Len(t, o.got(), 96, "24 each, 20 at most in a call")
 		require.NoError(t, stop())
 		require.Empty(t, o.problems)
 		for _, call := range o.calls {
@@ -255,7 +268,7 @@ func TestOrderedBatches_OnlyTheKeyOfAFailedRecordWaits(t *testing.T) {
 			policy := courier.RetryPolicy{InitialDelay: time.Second, Multiplier: 1, Jitter: courier.NoJitter}
 			stop := start(t, make(courier.NewRetryableApplier[int](o, policy), unspread, courier.WithOrderKey(o.key)))
 			time.Sleep(500 * time.Millisecond)
-			require.ElementsMatch(t, []int{0, 1, 3, 5, 7}, o.applied)
+			require.ElementsMatch(t, []int{0, 1, 3, 5, 7}, o.got())
 			time.Sleep(1600 * time.Millisecond)
 			require.NoError(t, stop())
 			require.Empty(t, source.left())
@@ -504,13 +517,33 @@ func TestOrderedBatches_NothingOvertakesARetryThatAStopInterrupts(t *testing.T) 
 		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), retry, quiet,
 			courier.WithOrderKey(o.key), courier.WithApplyBatchSize(2), courier.WithFlushInterval(time.Millisecond)))
 		time.Sleep(3500 * time.Millisecond)
-		require.Equal(t, [][]int{{0, 1}, {2, 3}, {0, 1}}, o.calls)
+		require.Equal(t, [][]int{{0, 1}, {2, 3}, {0, 1}}, o.called())
 		var left *courier.UnsettledError[int]
 		require.ErrorAs(t, stop(), &left)
 		require.Equal(t, []int{2, 3}, left.Records)
 		require.Equal(t, []int{0, 1}, marked.all())
 		require.Empty(t, o.problems)
 	})
+}
+
+// A queue that keeps the order of keys parks what is behind a parked record in the same
+// call, and leaves what is behind one that stays pending.
+func TestOrderedBatches_DeadLetterKeys(t *testing.T) {
+	o := newOrdered(2)
+	o.goesOn = true
+	o.fates = map[int]fate{0: {"permanent", 1}, 1: {"refuse", 1}}
+	queue, policy := o.parks(true)
+	dlq := courier.NewDLQApplierWith[int](o, queue, policy)
+	var list *courier.BatchError
+	require.ErrorAs(t, asBatch(dlq).ApplyBatch(t.Context(), numbers(4)), &list)
+	require.Len(t, list.Failures, 2)
+	require.Equal(t, 3, list.Failures[1].Index)
+	require.ErrorIs(t, list.Failures[1].Err, courier.ErrConfig, "why the one before it is pending")
+	letters, err := queue.List(t.Context(), "", 10)
+	require.NoError(t, err)
+	require.Len(t, letters, 2)
+	require.Equal(t, courier.KeyParked, letters[1].Reason)
+	require.Len(t, o.calls, 1)
 }
 
 // The key of the dead letters may be finer than that of the order: a record that could
