@@ -110,9 +110,11 @@ func (p *poller[T]) dueNow(i int) *waiter[T] {
 
 // mix puts the fetched records of the pass between those that were due: these have failed
 // before and may again, and a breaker must not take that for an outage for having been
-// put together. A due record stays before the fetched ones of its key.
+// put together, by one worker or by many that begin at once. A due record stays before the
+// fetched ones of its key.
 func (p *poller[T]) mix() {
 	n := len(p.due)
+	apart := max(1, min((len(p.records)-n)/n, p.config.workers))
 	keys, _ := p.keysOf(nil, p.records)
 	left := make(map[string]int) // due records by key
 	for i := range min(n, len(keys)) {
@@ -132,7 +134,7 @@ func (p *poller[T]) mix() {
 		due++
 	}
 	for i := n; i < len(records); i++ {
-		if due < n {
+		if due < n && (i-n)%apart == 0 {
 			putDue()
 		}
 		for keys != nil && left[keys[i]] > 0 {
