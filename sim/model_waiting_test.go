@@ -323,7 +323,7 @@ func (l *life) look(returning *call) {
 			waits++
 		}
 	}
-	if add(&w.full, passed, waits >= room && !w.fullTold.Load() && at+u.applying == 0 && (m.Named || m.shape >= leasing)) > told {
+	if add(&w.full, passed, waits >= room && !w.fullTold.Load() && at+u.applying == 0 && m.Cron == 0 && (m.Named || m.shape >= leasing)) > told {
 		m.Fail("I-4: %d records of process %d wait, which may have %d in hand, and it does not tell", waits, l.p.number, room)
 	}
 }
