@@ -125,7 +125,7 @@ func (p *poller[T]) unkeep() (records []T, ids []recordKey) {
 // looksPast reports whether none of the records in hand can tell more than the
 // probes before it could.
 func (p *poller[T]) looksPast() bool {
-	if p.once || !p.probing && !p.sparing || len(p.kept) >= max(minWindow, p.config.batchSize) || p.config.clock.Now().Before(p.asked) {
+	if p.once || !p.probing && !p.sparing || len(p.kept)+len(p.waiting) >= max(minWindow, p.config.batchSize) || p.config.clock.Now().Before(p.asked) {
 		return false
 	}
 	keys, _ := p.keysOf(nil, recordsOf(p.kept))
