@@ -53,7 +53,7 @@ func (h *hosts) Apply(_ context.Context, r int) error {
 	down := at < h.down[r%h.n]
 	h.calls = append(h.calls, hostCall{r, at})
 	h.now[r%h.n]++
-	if at > time.Minute {
+	if down && at > time.Minute {
 		h.most[r%h.n] = max(h.most[r%h.n], h.now[r%h.n])
 	}
 	h.mu.Unlock()
@@ -184,7 +184,7 @@ func TestKeyedBreaker_ADeadHostStopsNoOther(t *testing.T) {
 				if shape == "keyed order" { // behind the first of the key
 					require.Equal(t, 1, stats.Waiting)
 				} else {
-					require.Equal(t, records/6, stats.Waiting)
+					require.InDelta(t, records/6, stats.Waiting, 1, "but for a probe")
 				}
 				time.Sleep(outage - time.Since(destination.began))
 				calls := len(destination.callsOf(2))
