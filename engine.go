@@ -609,11 +609,7 @@ func (h *hand[T]) applyTogether(ctx context.Context) {
 	h.showTogether()
 	share := ctx
 	if h.past != nil {
-		past := make([]history, len(index))
-		for j, i := range index {
-			past[j] = h.past[i]
-		}
-		share = withHistories(ctx, past)
+		share = historiesOf(withHistories(ctx, h.past), len(h.past), index)
 	}
 	guard(&h.outcome, func() error { return h.together.ApplyBatch(share, records) })
 	h.settleTogether(ctx)

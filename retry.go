@@ -449,10 +449,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 	for i := range past {
 		used[i] = past[i].by(r).used
 	}
-	open := make([]int, len(records)) // the indices still to be applied
-	for i := range open {
-		open[i] = i
-	}
+	open := allOf(len(records)) // the indices still to be applied
 	lasts := make([]error, len(records)) // each record's last error
 	left, errs := records, make([]error, len(records))
 	alone := false
@@ -562,11 +559,7 @@ func (r *retryApplier[T]) batchAfterWait(ctx context.Context, records []T, past 
 		}
 	}
 	if err != nil {
-		ofShare := make([]history, len(index))
-		for j, i := range index {
-			ofShare[j] = past[i]
-		}
-		for j, err := range r.batchLater(r.begin(ctx, entry), some, ofShare, err) {
+		for j, err := range r.batchLater(r.begin(ctx, entry), some, historiesIn(share, len(some)), err) {
 			results[index[j]] = err
 		}
 	}
