@@ -49,8 +49,8 @@ type lockedBatch struct {
 // with its transaction, are kept from other relays. They are about to be failed or
 // released, which ends it, or wait in hand to be tried again, for as long as they are
 // renewed: another relay that took one before could not be told of its failures, and
-// the row would be tried again at once, without end. It is more than a renewal, and what a
-// relay that dies adds to the wait for its rows. Plain functions fail and release
+// the row would be tried again at once, without end. It is longer than the time from one
+// renewal to the next, and the rows of a relay that dies wait for as long. Plain functions fail and release
 // nothing, and are to have the rows again at the next fetch.
 const leftover = 8 * time.Second
 
@@ -167,8 +167,20 @@ func (b *lockedBatch) leaveAll(ctx context.Context) error {
 	if b.conn == nil {
 		return nil
 	}
-	batch, o := new(pgx.Batch), b.outbox
-	batch.Queue(o.sql(o.grammar.hold), b.settled(0, nil), leftover.Microseconds())
+	batch := new(pgx.Batch)
+	b.queueHold(batch, b.settled(0, nil))
+	return b.commitAndLeave(ctx, batch)
+}
+
+// queueHold adds the statement that keeps rows from other relays once their locks are
+// gone.
+func (b *lockedBatch) queueHold(batch *pgx.Batch, seqs []int64) {
+	batch.Queue(b.outbox.sql(b.outbox.grammar.hold), seqs, leftover.Microseconds())
+}
+
+// commitAndLeave ends the transaction with some statements, and notes the rows that it
+// leaves in hand.
+func (b *lockedBatch) commitAndLeave(ctx context.Context, batch *pgx.Batch) error {
 	batch.Queue("COMMIT")
 	until := time.Now().Add(leftover)
 	if err := send(ctx, b.conn, batch); err != nil {
@@ -271,7 +283,7 @@ func (l *locked) mark(ctx context.Context, rows []Row) error {
 	return nil
 }
 
-// gone lets go of what is known of rows that are in hand no more.
+// gone forgets rows that the coordinator no longer has in hand.
 func (l *locked) gone(n int, key func(int) rowKey) {
 	l.forgetParked(n, key)
 	l.mu.Lock()
@@ -303,17 +315,9 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 	batch := new(pgx.Batch)
 	batch.Queue(b.marks, o.marking(seqs)...)
 	if rest := b.settled(len(rows), func(i int) rowKey { return rows[i].key() }); len(rest) > 0 && b.runs() {
-		batch.Queue(o.sql(o.grammar.hold), rest, leftover.Microseconds())
+		b.queueHold(batch, rest)
 	}
-	batch.Queue("COMMIT")
-	until := time.Now().Add(leftover)
-	if err := send(ctx, b.conn, batch); err != nil {
-		b.abandon()
-		return err
-	}
-	b.leave(until)
-	b.forget()
-	return nil
+	return b.commitAndLeave(ctx, batch)
 }
 
 // leave notes the rows that a mark has left in hand.
