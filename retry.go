@@ -449,7 +449,7 @@ func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry tim
 	for i := range past {
 		used[i] = past[i].by(r).used
 	}
-	open := allOf(len(records)) // the indices still to be applied
+	open := allOf(len(records))          // the indices still to be applied
 	lasts := make([]error, len(records)) // each record's last error
 	left, errs := records, make([]error, len(records))
 	alone := false
