@@ -59,6 +59,7 @@ func (p *poller[T]) settle() {
 			}
 		}
 		p.followGone(gone)
+		p.tellWaiting()
 		p.whole = p.whole && len(failed) == len(b.ledger.Records)
 		p.pace(failed, errs)
 	}

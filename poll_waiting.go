@@ -218,10 +218,10 @@ func (p *poller[T]) enlist(one waiter[T]) (number uint64) {
 		}
 	}
 	p.waiting.add(one)
-	p.tellWaiting()
 	return one.number
 }
 
+// tellWaiting tells Stats how many records wait, once others do than before.
 func (p *poller[T]) tellWaiting() {
 	next, _ := p.waiting.next()
 	n := 0
@@ -246,7 +246,6 @@ func (p *poller[T]) followGone(gone map[string]bool) {
 		}
 		return gone[one.order]
 	})
-	p.tellWaiting()
 }
 
 // orderOf returns the order key of a record of the batch.
@@ -317,8 +316,8 @@ func (p *poller[T]) takeDue(now time.Time) {
 	}
 }
 
-// waitOn has those of the due records wait on that are not among the next ones of the
-// pass, for which pick is called with their places: until some time, if it is not zero.
+// waitOn has those of the due records wait on that are not picked, of which it asks by
+// their places: until some time, if it is not zero.
 func (p *poller[T]) waitOn(picked func(i int) bool, until time.Time) {
 	var due []waiter[T]
 	for i, one := range p.due {
@@ -332,6 +331,7 @@ func (p *poller[T]) waitOn(picked func(i int) bool, until time.Time) {
 		p.enlist(one)
 	}
 	p.due = due
+	p.tellWaiting()
 }
 
 func (p *poller[T]) dueRecords() (records []T, ids []recordKey) {
@@ -409,6 +409,7 @@ func (p *poller[T]) putBehind() {
 		}
 	}
 	p.records, p.ids = records, ids
+	p.tellWaiting()
 }
 
 // pasts returns what was used on the next n records of the pass, nil where nothing was.
