@@ -79,10 +79,11 @@ type BreakerPolicy struct {
 	ProbeTimeout time.Duration
 
 	// MaxKeys is how many breakers a keyed breaker keeps, see
-	// [NewKeyedCircuitBreakerApplier]; 0 is 1,000. Of the closed ones that goes first
-	// which was not used for the longest, then of the others: set it above the number of
-	// destinations that may be down together, as what a breaker that is open has learned
-	// costs records attempts to learn again. For one breaker it must be 0.
+	// [NewKeyedCircuitBreakerApplier]; 0 is 1,000. Beyond that it drops the closed breaker
+	// that was not used for the longest, and an open one only if none is closed. Records
+	// use attempts again until a breaker that was dropped has opened once more, so set
+	// MaxKeys above the number of destinations that may be down together. For one breaker
+	// it must be 0.
 	MaxKeys int
 
 	// OnStateChange is called after each transition, once and in order, outside

@@ -103,8 +103,8 @@ type floor struct {
 	writers []string // the transactions
 }
 
-// What a fetch may take before its relay looks for a floor, and for each row that it
-// returns. A look takes as long as a fetch does that finds one row.
+// A relay looks for a floor once a fetch has taken longer than floorCheap, and floorRow
+// more for each row that it returned. A look costs as much as a fetch of one row.
 const (
 	floorCheap = 5 * time.Millisecond
 	floorRow   = 10 * time.Microsecond

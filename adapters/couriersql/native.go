@@ -175,9 +175,9 @@ func (r *Row) decodeBinary(values [][]byte, payloads *room) {
 	r.claim = int64(binary.BigEndian.Uint64(values[9]))
 }
 
-// room is memory that small payloads share: a payload of its own for each row is a good
-// part of what a fetch costs. A row that is kept keeps its neighbours' as well, and so
-// there is not much room in one piece.
+// room is memory that small payloads share: allocating each payload apart is a good part
+// of the cost of a fetch. A caller that holds on to one row holds on to its whole piece,
+// so pieces are small.
 type room []byte
 
 const roomSize = 4096
