@@ -35,7 +35,10 @@ func (p *poller[T]) settle() {
 		p.report()
 		var failed []T
 		var errs []error
-		gone := make(map[string]bool)
+		var gone map[string]bool // keys of which a record leaves the hand
+		if b.keys != nil {
+			gone = make(map[string]bool)
+		}
 		for i, record := range b.ledger.Records {
 			switch state := b.ledger.State(i); {
 			case state == ledger.Failed && p.failer == nil:
