@@ -24,6 +24,16 @@ func TestAllocs_ASuccessAllocatesNothing(t *testing.T) { // R-14
 	}
 }
 
+// A batch that succeeds pays into a budget as one.
+func TestAllocs_ABudgetCostsABatchNothing(t *testing.T) {
+	ctx, records := t.Context(), numbers(100)
+	cost := func(budget *courier.RetryBudget) float64 {
+		applier := courier.NewRetryableApplier(courier.Applier[int](eachOfBatch[int]{courier.ProcessFunc(nop[int])}), courier.RetryPolicy{Budget: budget})
+		return testing.AllocsPerRun(100, func() { _ = applier.(courier.BatchApplier[int]).ApplyBatch(ctx, records) })
+	}
+	require.Equal(t, cost(nil), cost(courier.NewRetryBudget(courier.BudgetPolicy{})))
+}
+
 // Nor does one of a keyed breaker, whether or not its key has failed before, and in a batch
 // no record does.
 func TestAllocs_ASuccessOfAKeyedBreakerAllocatesNothing(t *testing.T) {

@@ -2,10 +2,12 @@ package courier
 
 import (
 	"context"
+	"errors"
 	"slices"
+	"time"
 )
 
-// This room is about attempts that outlive a call. When an open breaker
+// This file is about attempts that outlive a call, and waits between them. When an open breaker
 // interrupts the retries of a record, the attempts that it has used travel
 // outwards with the error, stay with the coordinator while the record is
 // pending, and come back inwards with the context of its next delivery. They
@@ -89,7 +91,7 @@ func (h history) by(owner any) usage {
 	return usage{owner: owner}
 }
 
-// pendingError is an error of class NotAttempted with the attempts that a retry
+// pendingError is an error of class ClassNotAttempted with the attempts that a retry
 // had used on the record before.
 type pendingError struct {
 	err   error
@@ -131,7 +133,7 @@ func historyOf(err error) history {
 	return found
 }
 
-// countedIn returns 1 when an error of class NotAttempted was an attempt all
+// countedIn returns 1 when an error of class ClassNotAttempted was an attempt all
 // the same: the one over which a breaker opened.
 func countedIn(err error) int {
 	for err != nil {
@@ -211,10 +213,10 @@ func withAttempt(ctx context.Context, n int) context.Context {
 	return context.WithValue(ctx, attemptKey{}, n)
 }
 
-// AttemptFrom returns which attempt of the current delivery a call is, for logs
+// AttemptFromContext returns which attempt of the current delivery a call is, for logs
 // and idempotency keys: 1 is the first, and so is what no retry makes. In a
 // batch it is the attempt of the batch.
-func AttemptFrom(ctx context.Context) int {
+func AttemptFromContext(ctx context.Context) int {
 	if n, ok := ctx.Value(attemptKey{}).(int); ok {
 		return n
 	}
@@ -226,6 +228,7 @@ type passage struct {
 	stop  context.Context // ends when the coordinator stops, while the work's own still lives (D8)
 	watch *watch          // nil where there is none
 	life  *lifecycle      // likewise
+	owed  owedRetries
 }
 
 type passageKey struct{}
@@ -244,3 +247,133 @@ func passageOf(ctx context.Context) *passage {
 	}
 	return &nowhere
 }
+
+// What follows is about records that wait for their next attempt while others go on.
+// Inside a coordinator a retry does not sleep: it returns a laterError, the
+// coordinator keeps the record in hand, and delivers it again when it is due, with
+// what the retry has to know then.
+
+// laterError is the error of a record whose next attempt is due at a time.
+type laterError struct {
+	err   error
+	due   time.Time // by the coordinator's clock
+	usage usage     // of the retry that asks for the wait; without an owner where none does
+	asked bool      // by the record's own error, see Later
+}
+
+func (e *laterError) Error() string      { return e.err.Error() }
+func (e *laterError) Unwrap() error      { return e.err }
+func (e *laterError) NotAttempted() bool { return true }
+
+// Later asks that the record be tried again once d has passed, and not before: the
+// destination has said that it is busy until then. Nothing was attempted: no attempt is
+// counted, nothing is parked, no breaker hears of it, and the coordinator goes on with
+// other records, with one worker and without an order key too. With an order key the
+// later records of the key wait with it. A negative d counts as 0, and 24 hours are the
+// most. Later(nil, d) is nil. An error that counts as an attempt and asks for time is
+// [RetryAfter].
+//
+// To an open breaker it is no verdict: that the destination has answered does not say that
+// it is well. A probe that is answered so leaves the breaker half-open, and another record
+// is the next probe, at once.
+//
+// The record waits in hand, where it takes up room, see [WithBatchSize]. It is given back
+// for the time that is left when the coordinator stops, if the source is a [Releaser]; so
+// is one that waits for more than 10 seconds, unless its lease is renewed ([Renewer]) or
+// the source keeps a schedule of its own ([Failer]). RunOnce waits for it within the drain
+// timeout. An ApplyBatch lists it in a [*BatchError], or returns it for all its records.
+// Outside of a coordinator the error is returned as it is, and its class is ClassNotAttempted.
+func Later(err error, d time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	return &askedLaterError{err: err, after: min(max(d, 0), maxAfter)}
+}
+
+type askedLaterError struct {
+	err   error
+	after time.Duration
+	usage *usage // of the keyed breaker that asks; nil where none does, or it knows nothing of the record
+}
+
+func (e *askedLaterError) Error() string      { return e.err.Error() }
+func (e *askedLaterError) Unwrap() error      { return e.err }
+func (e *askedLaterError) NotAttempted() bool { return true }
+
+// askedLater returns for how long an error asks with Later, of several in it the longest.
+func askedLater(err error) (after time.Duration, asked bool) {
+	for err != nil {
+		if e, ok := err.(*askedLaterError); ok {
+			return e.after, true
+		}
+		several, one := wrappedIn(err)
+		for _, child := range several {
+			if d, ok := askedLater(child); ok {
+				after, asked = max(after, d), true
+			}
+		}
+		if several != nil {
+			return after, asked
+		}
+		err = one
+	}
+	return 0, false
+}
+
+// timed returns an error that asks with Later as one that has the time.
+func timed(err error, now time.Time) error {
+	if _, waits := waitOf(err); waits {
+		return err
+	}
+	if after, asked := askedLater(err); asked {
+		return &laterError{err: err, due: now.Add(after), asked: true}
+	}
+	return err
+}
+
+// ownWait reports whether a wait was asked for by the record's own error.
+func ownWait(err error) bool {
+	for err != nil {
+		if e, ok := err.(*laterError); ok {
+			return e.asked
+		}
+		_, err = wrappedIn(err)
+	}
+	return false
+}
+
+// waitOf says whether an error means that its record waits for its next attempt while
+// others go on, and until when.
+func waitOf(err error) (due time.Time, waits bool) {
+	for err != nil {
+		switch e := err.(type) {
+		case *laterError:
+			return e.due, true
+		case *FanOutError: // which waits as a whole, or not at all
+			return time.Time{}, false
+		}
+		_, err = wrappedIn(err)
+	}
+	return time.Time{}, false
+}
+
+// refusedOutside reports whether an error of class ClassNotAttempted came from around the
+// retry, so that what the retry has used before still counts.
+func refusedOutside(err error) bool {
+	var parked *ParkError
+	var fan *FanOutError
+	return err != nil && err != errHeldBack && !errors.As(err, &parked) && !errors.As(err, &fan)
+}
+
+// pace is how far the delays of a retry have come on one record.
+type pace struct {
+	waits int           // how many there were
+	delay time.Duration // the last one
+	start time.Time     // when the first failure was seen, by the retry's clock
+	entry time.Time     // when Apply was first called, where MaxElapsed is set
+	owes  int           // retries withdrawn from the budget for the attempt that is due
+	last  error         // of the last attempt
+}
+
+// holds reports whether the coordinator keeps records that a retry wants to wait.
+func (w *watch) holds(retry any) bool { return w != nil && slices.Contains(w.retries, retry) }

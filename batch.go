@@ -16,18 +16,18 @@ import (
 // around it are meant for each record that it lists; but not inside a join with
 // other errors, which could mean anything of the records it does not list.
 type BatchError struct {
-	Failures []Failure
+	Failures []BatchFailure
 }
 
-// Failure is one record of a batch, by its index, and its error.
-type Failure struct {
+// BatchFailure is one record of a batch, by its index, and its error.
+type BatchFailure struct {
 	Index int
 	Err   error
 }
 
 // Add lists a record as failed.
 func (e *BatchError) Add(index int, err error) {
-	e.Failures = append(e.Failures, Failure{index, err})
+	e.Failures = append(e.Failures, BatchFailure{index, err})
 }
 
 // ErrorOrNil returns e, or nil when it lists no failure: the last line of an
@@ -120,7 +120,7 @@ func (e *BatchError) marked(marks []func(error) error) *BatchError {
 	if e == nil || len(marks) == 0 {
 		return e
 	}
-	all := &BatchError{make([]Failure, len(e.Failures))}
+	all := &BatchError{make([]BatchFailure, len(e.Failures))}
 	for i, f := range e.Failures {
 		for _, mark := range slices.Backward(marks) {
 			f.Err = mark(f.Err)
@@ -130,35 +130,83 @@ func (e *BatchError) marked(marks []func(error) error) *BatchError {
 	return all
 }
 
-// spread lays the result of ApplyBatch out over its records: errs[i] is nil
-// when record i was applied. whole says that the batch failed as one, so that
-// the error can be held against no record in particular.
-func spread(err error, errs []error) (whole bool) {
-	clear(errs)
-	if err == nil {
-		return false
+// verdicts is what became of the records of one call, between the decorators and the
+// coordinators: a BatchError is for code of the user's alone. The zero value says that all
+// are applied. Whoever is given verdicts owns the slice.
+type verdicts struct {
+	each  []error // by index, nil for what is applied; nil where all of it is, and beside a whole
+	whole error   // the batch failed as one, so that the error can be held against no record in particular
+}
+
+func (v verdicts) ok() bool { return v.each == nil && v.whole == nil }
+
+// of returns the error of each of the n records of the call.
+func (v verdicts) of(n int) []error {
+	if v.each != nil {
+		return v.each
 	}
-	if e, ok := batchErrorIn(err); ok {
-		if err = e.fill(errs); err == nil {
-			return false
+	errs := make([]error, n)
+	if v.whole != nil {
+		for i := range errs {
+			errs[i] = v.whole
 		}
 	}
-	for i := range errs {
-		errs[i] = err
+	return errs
+}
+
+// scatter enters the verdicts on some records of a batch, by their indices.
+func (v verdicts) scatter(index []int, errs []error) {
+	for j, err := range v.of(len(index)) {
+		errs[index[j]] = err
+	}
+}
+
+func allNil(errs []error) bool {
+	for _, err := range errs {
+		if err != nil {
+			return false
+		}
 	}
 	return true
 }
 
-// fill sets the errors of the listed records. A list that does not fit the
-// batch is not to be believed about any record of it.
-func (e *BatchError) fill(errs []error) error {
-	if e == nil {
-		return nil
+// apart returns the verdicts on records whose errors are each their own.
+func apart(errs []error) verdicts {
+	if allNil(errs) {
+		return verdicts{}
 	}
-	for _, f := range e.Failures {
+	return verdicts{each: errs}
+}
+
+// err returns what an ApplyBatch returns.
+func (v verdicts) err() error {
+	if v.each == nil {
+		return v.whole
+	}
+	list := new(BatchError)
+	for i, err := range v.each {
+		if err != nil {
+			list.Add(i, err)
+		}
+	}
+	return list
+}
+
+// decoded returns what an ApplyBatch of the user's has said of n records. A list that
+// does not fit the batch is not to be believed about any record of it.
+func decoded(err error, n int) verdicts {
+	list, listed := batchErrorIn(err)
+	if !listed {
+		return verdicts{whole: err}
+	}
+	if list == nil || len(list.Failures) == 0 {
+		return verdicts{}
+	}
+	errs := make([]error, n)
+	for _, f := range list.Failures {
 		switch {
-		case f.Index < 0 || f.Index >= len(errs):
-			return fmt.Errorf("courier: a BatchError lists record %d of a batch of %d; the whole batch counts as not applied: %w", f.Index, len(errs), f.Err)
+		case f.Index < 0 || f.Index >= n:
+			return verdicts{whole: misfit(f, n)}
 		case f.Err == nil:
 			errs[f.Index] = errors.New("courier: listed as failed in a BatchError, without an error")
 		case errs[f.Index] != nil: // listed twice
@@ -167,22 +215,42 @@ func (e *BatchError) fill(errs []error) error {
 			errs[f.Index] = f.Err
 		}
 	}
-	return nil
+	return verdicts{each: errs}
 }
 
-// gather is the inverse of spread: nil when no record failed, else a
-// BatchError.
-func gather(errs []error) error {
-	var e *BatchError
-	for i, err := range errs {
-		if err != nil {
-			if e == nil {
-				e = new(BatchError)
-			}
-			e.Add(i, err)
-		}
+// misfit is the error of a batch of n whose list does not fit it. A skip in it is not to
+// be believed either.
+func misfit(f BatchFailure, n int) error {
+	format := "courier: a BatchError lists record %d of a batch of %d; the whole batch counts as not applied: %w"
+	if f.Err == nil || markedClass(context.Background(), f.Err) == ClassSkipped {
+		format = strings.Replace(format, "%w", "%v", 1)
 	}
-	return e.ErrorOrNil()
+	return fmt.Errorf(format, f.Index, n, f.Err)
+}
+
+// manyApplier is a decorator of this package. Its applyMany is called where it is sound and
+// takes batches.
+type manyApplier[T any] interface {
+	described
+	applyMany(ctx context.Context, records []T) verdicts
+}
+
+// applyMany applies records as one batch, or each by itself by a decorator around an
+// applier that takes no batches.
+func applyMany[T any](ctx context.Context, a BatchApplier[T], records []T) verdicts {
+	d, ours := a.(manyApplier[T])
+	if !ours || !isOurs(a) {
+		return decoded(sound(a.ApplyBatch(ctx, records)), len(records))
+	}
+	switch l := d.describe(); {
+	case l.fault != nil:
+		return verdicts{whole: l.fault}
+	case ctx == nil:
+		return verdicts{whole: errNoContext}
+	case !l.batches:
+		return applyEach(ctx, Applier[T](a), records)
+	}
+	return d.applyMany(ctx, records)
 }
 
 // asBatch returns the batch form of an applier if it has one that is worth
@@ -193,7 +261,7 @@ func asBatch[T any](a Applier[T]) BatchApplier[T] {
 	if !ok {
 		return nil
 	}
-	if d, ok := layerOf(a).(interface{ batches() bool }); ok && !d.batches() {
+	if l := layerOf(a); l != nil && !l.batches {
 		return nil
 	}
 	return b
@@ -210,126 +278,18 @@ func isOrdered[T any](a Applier[T]) (ordered bool) {
 	return ordered
 }
 
-// stage is what every decorator is made of: the applier inside it, the batch
-// form of that where there is one, and what is wrong with the configuration.
-type stage[T any] struct {
-	what  kind
-	inner Applier[T]
-	below layer // the next decorator inside, nil if there is none
-	batch BatchApplier[T]
-	order bool // that keeps the order inside a call
-	fault error
-	ours  bool // what is inside is a decorator, whose errors are sound
-	safe  bool // and lets no panic through
-}
-
-func newStage[T any](what kind, inner Applier[T], fault error) stage[T] {
-	below := layerOf(inner)
-	fault = firstFault(applierFault("applier", inner), fault, misplaced("applier", what, below))
-	s := stage[T]{what: what, inner: inner, below: below, fault: fault}
-	if inner != nil {
-		s.batch, s.order = asBatch(inner), isOrdered(inner)
-		l, ours := inner.(layer)
-		s.ours, s.safe = ours, ours && l.kind().catches()
-	}
-	return s
-}
-
-// Validate reports a fault of the decorator or of what it decorates.
-func (s *stage[T]) Validate() error { return s.fault }
-
-func (s *stage[T]) batches() bool { return s.batch != nil }
-
-// OrderedBatches reports whether what is inside keeps the order.
-func (s *stage[T]) OrderedBatches() bool { return s.order }
-
-// Unwrap returns what the decorator is around.
-func (s *stage[T]) Unwrap() Applier[T] { return s.inner }
-
-func (s *stage[T]) kind() kind      { return s.what }
-func (s *stage[T]) inside() []layer { return []layer{s.below} }
-
-func (s *stage[T]) next() []layer {
-	if !s.ours {
-		return nil
-	}
-	return []layer{s.below}
-}
-
-// refuse returns why there is no call to be made: there is a fault, or ctx is nil or
-// has ended.
-func (s *stage[T]) refuse(ctx context.Context) error {
-	switch {
-	case s.fault != nil:
-		return s.fault
-	case ctx == nil:
-		return errNoContext
-	}
-	return unattempted(causeOf(ctx))
-}
-
-// attempt is apply with a panic as an error.
-func (s *stage[T]) attempt(ctx context.Context, record T) error {
-	if s.safe {
-		return s.sound(s.inner.Apply(ctx, record))
-	}
-	return s.shielded(ctx, record)
-}
-
-// shielded is guard without a closure, on the path of every record.
-func (s *stage[T]) shielded(ctx context.Context, record T) (err error) {
-	returned := false
-	defer func() {
-		if !returned {
-			err = newPanicError(recover())
-		}
-	}()
-	err = s.inner.Apply(ctx, record)
-	returned = true
-	return s.sound(err)
-}
-
-func (s *stage[T]) apply(ctx context.Context, record T) error {
-	return s.sound(s.inner.Apply(ctx, record))
-}
-
-func (s *stage[T]) applyBatch(ctx context.Context, records []T) error {
-	return s.sound(s.batch.ApplyBatch(ctx, records))
-}
-
-// attemptBatch is applyBatch with a panic, or a Goexit, as an error of the whole
-// batch.
-func (s *stage[T]) attemptBatch(ctx context.Context, records []T) (err error) {
-	if s.safe {
-		return s.applyBatch(ctx, records)
-	}
-	isolate(&err, func() error { return s.batch.ApplyBatch(ctx, records) })
-	return err
-}
-
-// sound makes an error of what is inside one that can be looked into.
-func (s *stage[T]) sound(err error) error {
-	if err == nil || s.ours {
-		return err
-	}
-	return tested(err)
-}
-
 // applyEach is the batch form of an applier that has none: the records one by
 // one, each failure its own. Once the context ends, or an error stops the
 // intake (see pauseOf), the remaining records are not attempted. The records
 // are applied on a goroutine that user code may end without taking the verdicts
 // of the others along.
-func applyEach[T any](ctx context.Context, a Applier[T], records []T) error {
+func applyEach[T any](ctx context.Context, a Applier[T], records []T) verdicts {
 	return applySingly(ctx, a, records, false)
 }
 
 // applySingly is applyEach that, where an order is kept, ends behind the first record
 // that has failed.
-func applySingly[T any](ctx context.Context, a Applier[T], records []T, order bool) error {
-	if ctx == nil {
-		return errNoContext
-	}
+func applySingly[T any](ctx context.Context, a Applier[T], records []T, order bool) verdicts {
 	errs := make([]error, len(records))
 	past := historiesIn(ctx, len(records))
 	ctx = withExits(ctx)
@@ -337,7 +297,7 @@ func applySingly[T any](ctx context.Context, a Applier[T], records []T, order bo
 	next := 0
 	one := ctx
 	ends := func(err error) bool {
-		return err != nil && (order && classify(ctx, err) != Skipped || pauses(ctx, err))
+		return err != nil && (order && classify(ctx, err) != ClassSkipped || pauses(ctx, err))
 	}
 	supervise(func() {
 		if next > 0 && isExit(errs[next-1]) { // it ended the goroutine before this one
@@ -367,21 +327,26 @@ func applySingly[T any](ctx context.Context, a Applier[T], records []T, order bo
 			errs[i] = left
 		}
 	}
-	return gather(errs)
+	return apart(errs)
+}
+
+// isolated is applyMany with a panic, or a Goexit, as an error of the whole batch.
+func isolated[T any](ctx context.Context, a BatchApplier[T], records []T) (v verdicts) {
+	isolate(&v.whole, func() error {
+		v = applyMany(ctx, a, records)
+		return v.whole
+	})
+	return v
 }
 
 // applyIsolated calls ApplyBatch and, when the batch fails as one by an attempt
 // that was made or with a list that does not fit it, applies its records one by one:
 // the failure may be a single record's (D3), and none may be parked or failed for
 // another's. Where an order is kept, those behind a failed one are not attempted.
-func applyIsolated[T any](ctx context.Context, a BatchApplier[T], records []T, order bool) error {
-	var err error
-	isolate(&err, func() error { return a.ApplyBatch(ctx, records) })
-	if err == nil {
-		return nil
-	}
-	if whole := spread(err, make([]error, len(records))); !whole || classify(ctx, err) == NotAttempted {
-		return err
+func applyIsolated[T any](ctx context.Context, a BatchApplier[T], records []T, order bool) verdicts {
+	v := isolated(ctx, a, records)
+	if v.whole == nil || classify(ctx, v.whole) == ClassNotAttempted {
+		return v
 	}
 	return applySingly(ctx, Applier[T](a), records, order)
 }
@@ -397,25 +362,23 @@ func allOf(n int) []int {
 
 // applyOn is applyIsolated that goes on behind a failed record, for records that have no
 // order among each other.
-func applyOn[T any](ctx context.Context, a BatchApplier[T], records []T, order bool) error {
-	err := applyIsolated(ctx, a, records, order)
-	if _, listed := batchErrorIn(err); !listed {
-		return err
+func applyOn[T any](ctx context.Context, a BatchApplier[T], records []T, order bool) verdicts {
+	v := applyIsolated(ctx, a, records, order)
+	if v.each == nil {
+		return v
 	}
-	errs := make([]error, len(records))
-	spread(err, errs)
-	for index := []int(nil); ; {
+	for before := len(records); ; {
 		var left []int
-		for i := range errs {
-			if behindFailed(ctx, errs[i]) {
+		for i, err := range v.each {
+			if behindFailed(ctx, err) {
 				left = append(left, i)
 			}
 		}
-		if len(left) == 0 || len(left) == len(records) || len(left) == len(index) {
-			return gather(errs)
+		if len(left) == 0 || len(left) == before {
+			return apart(v.each)
 		}
-		index = left
-		share, some := shareOf(ctx, records, index)
-		scatter(applyIsolated(share, a, some, order), index, errs)
+		before = len(left)
+		share, some := shareOf(ctx, records, left)
+		applyIsolated(share, a, some, order).scatter(left, v.each)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 func failures(indices ...int) *courier.BatchError {
@@ -43,9 +45,9 @@ func TestD2_BatchError_OnlyTheListedRecordsStayPending(t *testing.T) {
 		{"wrapped", fmt.Errorf("publish: %w", failures(0)), []int{0}},
 		{"none listed", &courier.BatchError{}, nil},
 		{"typed nil", (*courier.BatchError)(nil), nil},
-		{"no error given", &courier.BatchError{Failures: []courier.Failure{{Index: 2}}}, []int{2}},
-		{"listed twice", &courier.BatchError{Failures: []courier.Failure{{Index: 2, Err: errTest}, {Index: 2, Err: errTest}}}, []int{2}},
-		{"a skipped one", &courier.BatchError{Failures: []courier.Failure{{Index: 2, Err: courier.Skip(errTest)}}}, nil},
+		{"no error given", &courier.BatchError{Failures: []courier.BatchFailure{{Index: 2}}}, []int{2}},
+		{"listed twice", &courier.BatchError{Failures: []courier.BatchFailure{{Index: 2, Err: errTest}, {Index: 2, Err: errTest}}}, []int{2}},
+		{"a skipped one", &courier.BatchError{Failures: []courier.BatchFailure{{Index: 2, Err: courier.Skip(errTest)}}}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			source := newShelf(numbers(4)...)
@@ -63,6 +65,7 @@ func TestD2_BatchError_InDoubtEachRecordIsAppliedOnItsOwn(t *testing.T) {
 	for name, err := range map[string]error{
 		"out of range": failures(9),
 		"negative":     failures(-1),
+		"skipped":      &courier.BatchError{Failures: []courier.BatchFailure{{Index: 9, Err: courier.Skip(errTest)}}},
 		"joined":       errors.Join(failures(0), errors.New("the flush failed")),
 		"panicked":     &courier.PanicError{Value: failures(0)},
 	} {
@@ -94,14 +97,16 @@ func TestD2_BatchError_InDoubtEachRecordIsAppliedOnItsOwn(t *testing.T) {
 // The error that a breaker refuses a batch with carries its cause, which may be
 // the list of another batch. It says nothing of this one.
 func TestD2_ARefusedBatchIsNotTheBatchThatOpenedTheBreaker(t *testing.T) {
-	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return failures(0) }}
-	applier := asBatch(courier.NewCircuitBreakerApplier[int](s, newBreaker(1)))
-	require.ErrorIs(t, applier.ApplyBatch(t.Context(), []int{1}), courier.ErrOpen)
-	source := newShelf(numbers(4)...)
-	for _, a := range []courier.Applier[int]{applier, courier.WithRetry[int](applier)} {
-		require.ErrorIs(t, courier.NewPollingCoordinator(source, a, quiet).RunOnce(t.Context()), courier.ErrOpen)
-		require.Equal(t, numbers(4), source.left())
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return failures(0) }}
+		applier := asBatch(courier.NewCircuitBreakerApplier[int](s, newBreaker(1)))
+		require.ErrorIs(t, applier.ApplyBatch(t.Context(), []int{1}), courier.ErrOpen)
+		source := newShelf(numbers(4)...)
+		for _, a := range []courier.Applier[int]{applier, courier.WithRetry[int](applier)} {
+			require.ErrorIs(t, courier.NewPollingCoordinator(source, a, quiet).RunOnce(t.Context()), courier.ErrOpen)
+			require.Equal(t, numbers(4), source.left())
+		}
+	})
 }
 
 // A stack of decorators reports exactly the records that the sink failed,
@@ -188,7 +193,7 @@ func TestDecode_AnUndecodableRowIsParkedWithItsBytes(t *testing.T) {
 			require.Equal(t, "two", parked[0].Record)
 			require.ErrorIs(t, parked[0].Error, courier.ErrDecode)
 			require.ErrorIs(t, parked[0].Error, strconv.ErrSyntax)
-			require.Equal(t, courier.PermanentFailure, parked[0].Reason)
+			require.Equal(t, courier.ReasonPermanent, parked[0].Reason)
 			require.Equal(t, [][]string{{"1", "two", "3"}}, source.marks)
 		})
 	}
@@ -238,8 +243,61 @@ func TestBatchError_AMarkAroundItIsMeantForAllThatItLists(t *testing.T) {
 			var list *courier.BatchError
 			require.ErrorAs(t, err, &list)
 			require.Len(t, list.Failures, 1)
-			require.Equal(t, courier.PermanentClass, courier.Classify(t.Context(), list.Failures[0].Err))
+			require.Equal(t, courier.ClassPermanent, courier.Classify(t.Context(), list.Failures[0].Err))
 			require.Len(t, s.batches, 1, "no retry")
 		})
 	}
+}
+
+// A function for batches is an applier: its error for a record that is alone is the
+// record's own.
+func TestBatch_OfAFunction(t *testing.T) {
+	odd := courier.BatchProcessFunc(func(_ context.Context, records []int) error {
+		var failed courier.BatchError
+		for i, r := range records {
+			if r%2 == 1 {
+				failed.Add(i, errTest)
+			}
+		}
+		return failed.ErrorOrNil()
+	})
+	require.Equal(t, errTest, odd.Apply(t.Context(), 1))
+	require.NoError(t, odd.Apply(t.Context(), 2))
+	var list *courier.BatchError
+	require.ErrorAs(t, odd.ApplyBatch(t.Context(), []int{1, 2, 3}), &list)
+	require.Len(t, list.Failures, 2)
+
+	var fault *courier.ConfigError
+	none := courier.BatchProcessFunc[int](nil)
+	require.ErrorAs(t, none.Apply(t.Context(), 1), &fault)
+	require.ErrorAs(t, none.ApplyBatch(t.Context(), []int{1}), &fault)
+	require.ErrorAs(t, courier.NewPollingCoordinator[int](courier.BatchSourceFunc[int]{
+		FetchFunc: func(context.Context) ([]int, error) { return nil, nil }, MarkFunc: nop[[]int],
+	}, none).Start(t.Context()), &fault)
+}
+
+// WithWorkers is for both coordinators.
+func TestWorkers_OfAStream(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var r courierttest.Recorder[int]
+		source := r.StreamSource()
+		together, most := 0, 0
+		var mu sync.Mutex
+		slow := courier.ProcessFunc(func(context.Context, int) error {
+			mu.Lock()
+			together++
+			most = max(most, together)
+			mu.Unlock()
+			time.Sleep(time.Second)
+			mu.Lock()
+			together--
+			mu.Unlock()
+			return nil
+		})
+		run := courierttest.Start(t, courier.NewStreamingCoordinator[int](source, slow, courier.WithWorkers(4), quiet))
+		source.Add(1, 2, 3, 4, 5, 6, 7, 8)
+		time.Sleep(time.Minute)
+		require.NoError(t, run.Stop())
+		require.Equal(t, 4, most)
+	})
 }

@@ -123,52 +123,37 @@ func (p BreakerPolicy) withDefaults() BreakerPolicy {
 }
 
 func (p BreakerPolicy) validate() error {
-	bad := func(field, format string, args ...any) error {
-		return &ConfigError{"BreakerPolicy." + field, fmt.Sprintf(format, args...)}
-	}
 	share := func(v float64) bool { return v >= 0 && v <= 1 } // NaN is none
+	const count, time = "at least 1, or 0 for the default", "more than 0, or 0 for the default"
 	d := p.withDefaults()
+	fault := boundsFault("BreakerPolicy", []bound{
+		{"FailureThreshold", p.FailureThreshold, p.FailureThreshold >= 0, count},
+		{"FailureRate", p.FailureRate, share(p.FailureRate), "more than 0 and at most 1, or 0 for off"},
+		{"SlowCallRate", p.SlowCallRate, share(p.SlowCallRate), "more than 0 and at most 1, or 0 for off"},
+		{"SlowCall", p.SlowCall, p.SlowCall >= 0, "more than 0, or 0 for off"},
+		{"MinCalls", p.MinCalls, p.MinCalls >= 0, count},
+		{"Window", p.Window, p.Window >= 0, time},
+		{"WindowCalls", p.WindowCalls, p.WindowCalls >= 0 && p.WindowCalls <= maxCount, fmt.Sprintf("1 to %d, or 0 for a window of time", maxCount)},
+		{"OpenFor", p.OpenFor, p.OpenFor >= 0, time},
+		{"MaxOpenFor", p.MaxOpenFor, p.MaxOpenFor >= 0, time},
+		{"MaxOpenFor", p.MaxOpenFor, d.MaxOpenFor >= d.OpenFor, fmt.Sprintf("at least OpenFor (%v)", d.OpenFor)},
+		{"OpenMultiplier", p.OpenMultiplier, d.OpenMultiplier >= 1 && !math.IsInf(d.OpenMultiplier, 1), "a finite number of at least 1, or 0 for the default"},
+		{"MaxRetryAfter", p.MaxRetryAfter, p.MaxRetryAfter >= 0, time},
+		{"Jitter", p.Jitter, p.Jitter >= 0 && p.Jitter < 1, "at least 0 and less than 1"},
+		{"Probes", p.Probes, p.Probes >= 0, count},
+		{"Successes", p.Successes, p.Successes >= 0, count},
+		{"MaxKeys", p.MaxKeys, p.MaxKeys >= 0 && p.MaxKeys <= maxCount, fmt.Sprintf("1 to %d, or 0 for the default", maxCount)},
+		{"ProbeTimeout", p.ProbeTimeout, p.ProbeTimeout >= 0, time},
+	})
 	switch {
-	case p.FailureThreshold < 0:
-		return bad("FailureThreshold", "is %d: want at least 1, or 0 for the default", p.FailureThreshold)
-	case !share(p.FailureRate):
-		return bad("FailureRate", "is %v: want more than 0 and at most 1, or 0 for off", p.FailureRate)
-	case !share(p.SlowCallRate):
-		return bad("SlowCallRate", "is %v: want more than 0 and at most 1, or 0 for off", p.SlowCallRate)
-	case p.SlowCall < 0:
-		return bad("SlowCall", "is %v: want more than 0, or 0 for off", p.SlowCall)
+	case fault != nil:
+		return fault
 	case (p.SlowCall == 0) != (p.SlowCallRate == 0):
-		return bad("SlowCall", "is %v with a SlowCallRate of %v: set both or neither", p.SlowCall, p.SlowCallRate)
-	case p.MinCalls < 0:
-		return bad("MinCalls", "is %d: want at least 1, or 0 for the default", p.MinCalls)
-	case p.Window < 0:
-		return bad("Window", "is %v: want more than 0, or 0 for the default", p.Window)
-	case p.WindowCalls < 0 || p.WindowCalls > maxCount:
-		return bad("WindowCalls", "is %d: want 1 to %d, or 0 for a window of time", p.WindowCalls, maxCount)
+		return &ConfigError{"BreakerPolicy.SlowCall", fmt.Sprintf("is %v with a SlowCallRate of %v: set both or neither", p.SlowCall, p.SlowCallRate)}
 	case p.Window != 0 && p.WindowCalls != 0:
-		return bad("WindowCalls", "is set beside Window: set one of them")
+		return &ConfigError{"BreakerPolicy.WindowCalls", "is set beside Window: set one of them"}
 	case p.rated() && p.WindowCalls != 0 && d.MinCalls > p.WindowCalls:
-		return bad("MinCalls", "is %d, more than the %d calls that the window holds", d.MinCalls, p.WindowCalls)
-	case p.OpenFor < 0:
-		return bad("OpenFor", "is %v: want more than 0, or 0 for the default", p.OpenFor)
-	case p.MaxOpenFor < 0:
-		return bad("MaxOpenFor", "is %v: want more than 0, or 0 for the default", p.MaxOpenFor)
-	case d.MaxOpenFor < d.OpenFor:
-		return bad("MaxOpenFor", "is %v: want at least OpenFor (%v)", p.MaxOpenFor, d.OpenFor)
-	case !(d.OpenMultiplier >= 1) || math.IsInf(d.OpenMultiplier, 1):
-		return bad("OpenMultiplier", "is %v: want a finite number of at least 1, or 0 for the default", p.OpenMultiplier)
-	case p.MaxRetryAfter < 0:
-		return bad("MaxRetryAfter", "is %v: want more than 0, or 0 for the default", p.MaxRetryAfter)
-	case !(p.Jitter >= 0 && p.Jitter < 1):
-		return bad("Jitter", "is %v: want at least 0 and less than 1", p.Jitter)
-	case p.Probes < 0:
-		return bad("Probes", "is %d: want at least 1, or 0 for the default", p.Probes)
-	case p.Successes < 0:
-		return bad("Successes", "is %d: want at least 1, or 0 for the default", p.Successes)
-	case p.MaxKeys < 0 || p.MaxKeys > maxCount:
-		return bad("MaxKeys", "is %d: want 1 to %d, or 0 for the default", p.MaxKeys, maxCount)
-	case p.ProbeTimeout < 0:
-		return bad("ProbeTimeout", "is %v: want more than 0, or 0 for the default", p.ProbeTimeout)
+		return &ConfigError{"BreakerPolicy.MinCalls", fmt.Sprintf("is %d, more than the %d calls that the window holds", d.MinCalls, p.WindowCalls)}
 	}
 	return clockFault("BreakerPolicy.Clock", p.Clock)
 }
@@ -223,7 +208,7 @@ func (e *OpenError) RetryAt() time.Time { return e.due.told(e.Until) }
 var ErrProbeTimeout = errors.New("courier: the breaker's probes gave no verdict within the probe timeout")
 
 // ErrForcedOpen is the cause of a breaker that was opened by ForceOpen.
-var ErrForcedOpen = errors.New("courier: the breaker was forced open, until Auto or ForceClosed is called")
+var ErrForcedOpen = errors.New("courier: the breaker was forced open, until Reset or ForceClosed is called")
 
 // BreakerState is what a breaker does with calls.
 type BreakerState string
@@ -233,8 +218,8 @@ const (
 	BreakerClosed       BreakerState = "closed"        // all calls pass
 	BreakerOpen         BreakerState = "open"          // none do
 	BreakerHalfOpen     BreakerState = "half-open"     // a few probes do
-	BreakerForcedOpen   BreakerState = "forced open"   // none do, until Auto
-	BreakerForcedClosed BreakerState = "forced closed" // all do, until Auto
+	BreakerForcedOpen   BreakerState = "forced open"   // none do, until Reset
+	BreakerForcedClosed BreakerState = "forced closed" // all do, until Reset
 )
 
 // BreakerChange is a transition of a breaker.
@@ -365,6 +350,23 @@ func (b *Breaker) passing() bool {
 	return b.state.Phase.Passing()
 }
 
+// gate tells what is to be known before anything is fetched.
+func (b *Breaker) gate() gate {
+	if b.calm.Load() != 0 {
+		return gate{}
+	}
+	now := b.clock.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state.Phase.Passing() {
+		return gate{}
+	}
+	if b.state.Ready(&b.kernel, now) {
+		return gate{probe: true}
+	}
+	return gate{closed: true, until: b.refused().Until, cause: b.refusal}
+}
+
 // RetryAt returns the earliest time at which an open breaker lets a call
 // through. It is zero for one that is not open, and for one that is forced open,
 // of which nobody knows.
@@ -397,20 +399,20 @@ func (b *Breaker) Metrics() BreakerMetrics {
 	return m
 }
 
-// ForceOpen refuses all calls until [Breaker.Auto] or ForceClosed. It does not
+// ForceOpen refuses all calls until [Breaker.Reset] or ForceClosed. It does not
 // become half-open by itself. A coordinator that waits for the breaker is told at
-// once of ForceOpen, ForceClosed and Auto.
+// once of ForceOpen, ForceClosed and Reset.
 func (b *Breaker) ForceOpen() {
 	b.force(breaker.ForcedOpen, &OpenError{Cause: ErrForcedOpen, Breaker: b.policy.Name, of: b})
 }
 
-// ForceClosed lets all calls through until [Breaker.Auto] or ForceOpen, whatever
+// ForceClosed lets all calls through until [Breaker.Reset] or ForceOpen, whatever
 // becomes of them.
 func (b *Breaker) ForceClosed() { b.force(breaker.ForcedClosed, nil) }
 
-// Auto ends what ForceOpen or ForceClosed began: the breaker is closed and
+// Reset ends what ForceOpen or ForceClosed began: the breaker is closed and
 // decides by itself again. It closes a breaker that has opened by itself, too.
-func (b *Breaker) Auto() { b.force(breaker.Closed, nil) }
+func (b *Breaker) Reset() { b.force(breaker.Closed, nil) }
 
 func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {
 	now := b.now()
@@ -452,7 +454,7 @@ type Permit struct {
 
 // Acquire asks to make a call, for code that is no [Applier]. It returns a
 // permit, or an [*OpenError]; or, when ctx has ended, its cause as an error that
-// is NotAttempted; or a [*ConfigError]. Every permit must be given back with Report of this breaker,
+// is ClassNotAttempted; or a [*ConfigError]. Every permit must be given back with Report of this breaker,
 // once, whatever becomes of the call.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	switch {
@@ -520,20 +522,30 @@ func (b *Breaker) Report(ctx context.Context, permit Permit, err error) error {
 	if b.zero() {
 		return err
 	}
-	return b.report(ctx, permit, outcomeOf(ctx, err), true, err)
+	open := b.report(ctx, permit, outcomeOf(ctx, err), true, verdicts{whole: err})
+	list, _ := batchErrorIn(err)
+	if open == nil || list == nil {
+		return open.over(ctx, err)
+	}
+	all := new(BatchError)
+	for _, f := range list.Failures {
+		all.Add(f.Index, open.over(ctx, sound(f.Err)))
+	}
+	return all
 }
 
-// report gives the verdict of a call. counts says whether a failure can be held
-// against every record of the call.
-func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Outcome, counts bool, err error) error {
+// report gives the verdict of a call, and returns the error that its failures are
+// wrapped in when the breaker is open because of it. counts says whether a failure can be
+// held against every record of the call.
+func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Outcome, counts bool, v verdicts) *OpenError {
 	if outcome == breaker.Success && b.calm.Load() == permit.permit.Seq {
-		return err
+		return nil
 	}
 	now, random, after := b.clock.Now(), 0.5, time.Duration(0)
 	slow := b.policy.SlowCall > 0 && now.Sub(permit.start) >= b.policy.SlowCall
 	failed := outcome == breaker.Failure || outcome == breaker.Mixed
 	if failed || slow { // what may open it
-		random, after = uniform(b.policy.Random), afterOf(err, b.policy.MaxRetryAfter)
+		random, after = uniform(b.policy.Random), v.after(b.policy.MaxRetryAfter)
 	}
 	b.mu.Lock()
 	from, gen := b.state.Phase, b.state.Gen
@@ -544,8 +556,8 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	changed := b.state.Gen != gen
 	if changed {
 		if b.state.Phase == breaker.Open {
-			cause := err
-			if err == nil {
+			cause := v.err()
+			if cause == nil {
 				cause = ErrSlow
 			}
 			b.refusal = b.openError(b.state.Until, cause)
@@ -562,32 +574,24 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	switch {
 	case !failed:
 	case !passing:
-		return (&OpenError{Until: refusal.Until, Cause: err, Breaker: b.policy.Name, of: b, due: refusal.due, called: counts, Counted: counts && !permit.permit.Probe}).each(ctx)
+		return &OpenError{Until: refusal.Until, Breaker: b.policy.Name, of: b, due: refusal.due, called: counts, Counted: counts && !permit.permit.Probe}
 	case permit.permit.Probe && outcome == breaker.Failure: // a late one: the breaker has closed without it
-		late := b.openError(now, err)
+		late := b.openError(now, nil)
 		late.called = counts
-		return late.each(ctx)
+		return late
 	}
-	return err
+	return nil
 }
 
-// each gives each record of a batch that failed an error of its own, which
-// carries its own failure. The others keep theirs.
-func (e *OpenError) each(ctx context.Context) error {
-	list, ok := batchErrorIn(e.Cause)
-	if !ok || list == nil {
-		return e
+// over returns the error of a record of the call that was reported, which is in this one
+// if the record has failed.
+func (e *OpenError) over(ctx context.Context, err error) error {
+	if e == nil || outcomeOf(ctx, err) != breaker.Failure {
+		return err
 	}
-	all := new(BatchError)
-	for _, f := range list.Failures {
-		if cause := sound(f.Err); cause != nil && outcomeOf(ctx, cause) == breaker.Failure {
-			own := *e
-			own.Cause = cause
-			f.Err = &own
-		}
-		all.Add(f.Index, f.Err)
-	}
-	return all
+	own := *e
+	own.Cause = err
+	return &own
 }
 
 // openError says that a probe may go from a time of the steady clock on.

@@ -5,9 +5,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/erfanmomeniii/courier/internal/breaker"
@@ -28,7 +25,7 @@ type KeyedBreaker[T any] struct {
 // key as any other.
 //
 // While the breaker of a key is open, Apply returns an error without a call that is an
-// [*OpenError] to errors.As, and whose class is NotAttempted. A coordinator does not stop
+// [*OpenError] to errors.As, and whose class is ClassNotAttempted. A coordinator does not stop
 // its intake over it: the record waits in hand until its breaker admits a probe, as one
 // does that asks for that with [Later], and the others go on. Intake pauses only once such
 // records are all that may be in hand ([ErrFullHand]), so give the coordinator room for
@@ -64,6 +61,7 @@ func newKeyedBreaker[T any](applier Applier[T], key func(T) string, policy Break
 	}
 	a := &KeyedBreaker[T]{stage: newStage(breaking, applier, fault), key: key}
 	a.set.init(policy)
+	a.tells.of, a.tells.clock, a.tells.keyed = a, a.set.clock, a.Metrics
 	return a
 }
 
@@ -77,11 +75,11 @@ func (a *KeyedBreaker[T]) Validate() error {
 	return a.fault
 }
 
-func (a *KeyedBreaker[T]) clocks() (all []*steady) {
-	if a.set.clock != nil {
-		all = append(all, a.set.clock)
+func (a *KeyedBreaker[T]) describe() *layer {
+	if a == nil || a.tells == nil {
+		return &layer{kind: breaking, fault: errZeroKeyed}
 	}
-	return all
+	return a.tells
 }
 
 // refuse returns why there is no call to be made.
@@ -113,20 +111,20 @@ func (a *KeyedBreaker[T]) Metrics() (open []BreakerMetrics) {
 	return open
 }
 
-// ForceOpen refuses the records of a key until Auto or ForceClosed is called for it. They
+// ForceOpen refuses the records of a key until Reset or ForceClosed is called for it. They
 // ask again every five seconds. A breaker that is forced is kept beside those that
 // BreakerPolicy.MaxKeys allows.
 func (a *KeyedBreaker[T]) ForceOpen(key string) { a.force(key, (*Breaker).ForceOpen) }
 
-// ForceClosed lets all records of a key through until Auto or ForceOpen is called for it,
+// ForceClosed lets all records of a key through until Reset or ForceOpen is called for it,
 // whatever becomes of them.
 func (a *KeyedBreaker[T]) ForceClosed(key string) { a.force(key, (*Breaker).ForceClosed) }
 
-// Auto ends what ForceOpen or ForceClosed began: the breaker of the key is closed and
+// Reset ends what ForceOpen or ForceClosed began: the breaker of the key is closed and
 // decides by itself again. It closes one that has opened by itself, too.
-func (a *KeyedBreaker[T]) Auto(key string) {
+func (a *KeyedBreaker[T]) Reset(key string) {
 	if e := a.set.known(key); e != nil {
-		e.Auto()
+		e.Reset()
 	}
 }
 
@@ -146,7 +144,6 @@ type keyCall struct {
 	of     *keyBreaker // nil where the key had none
 	permit Permit
 	births uint64 // when there was none
-	n      int    // records, in a batch
 }
 
 // Apply applies the record, or returns why its breaker does not let it through.
@@ -173,7 +170,7 @@ func (a *KeyedBreaker[T]) Apply(ctx context.Context, record T) (err error) {
 		return nil
 	}
 	err = a.sound(err)
-	return a.judged(&call, a.report(ctx, &call, outcomeOf(ctx, err), true, err))
+	return a.failed(ctx, &call, err)
 }
 
 // panicked reports a panic of the applier or of the key function, or a Goexit, where the
@@ -181,7 +178,7 @@ func (a *KeyedBreaker[T]) Apply(ctx context.Context, record T) (err error) {
 func (a *KeyedBreaker[T]) panicked(ctx context.Context, call *keyCall, value any) error {
 	var err error = newPanicError(value)
 	if call.known {
-		err = a.judged(call, a.report(ctx, call, outcomeOf(ctx, err), true, err))
+		err = a.failed(ctx, call, err)
 	} else {
 		err = unkeyedError(err)
 	}
@@ -240,29 +237,34 @@ func (a *KeyedBreaker[T]) well(call *keyCall) bool {
 
 // report gives the verdict of a call. The breaker of a key that had none when the call
 // began is made by the first failure: before that it had nothing to remember.
-func (a *KeyedBreaker[T]) report(ctx context.Context, call *keyCall, outcome breaker.Outcome, counts bool, err error) error {
+func (a *KeyedBreaker[T]) report(ctx context.Context, call *keyCall, outcome breaker.Outcome, counts bool, v verdicts) *OpenError {
 	if call.of == nil {
 		switch outcome {
 		case breaker.Failure, breaker.Mixed:
 			call.of = a.set.made(call.key)
 		default:
 			if call.of = a.set.known(call.key); call.of == nil {
-				return err
+				return nil
 			}
 		}
 		call.permit = calmPermit(call.of.first)
 	}
-	return call.of.report(ctx, call.permit, outcome, counts, err)
+	return call.of.report(ctx, call.permit, outcome, counts, v)
+}
+
+// failed gives the verdict of a call on one record, and returns the record's error.
+func (a *KeyedBreaker[T]) failed(ctx context.Context, call *keyCall, err error) error {
+	return a.judged(ctx, call, a.report(ctx, call, outcomeOf(ctx, err), true, verdicts{whole: err}), err)
 }
 
 // judged returns a record's error, which waits where its own failure has opened the
 // breaker or kept it open.
-func (a *KeyedBreaker[T]) judged(call *keyCall, err error) error {
-	open, is := err.(*OpenError)
-	if !is || call.of == nil || open.of != call.of.Breaker {
+func (a *KeyedBreaker[T]) judged(ctx context.Context, call *keyCall, open *OpenError, err error) error {
+	own, is := open.over(ctx, err).(*OpenError)
+	if !is || open == nil || own.of != open.of {
 		return err
 	}
-	return a.waits(open, usage{used: call.of.failedProbe()})
+	return a.waits(own, usage{used: call.of.failedProbe()})
 }
 
 const (
@@ -294,45 +296,37 @@ func (a *KeyedBreaker[T]) waits(open *OpenError, past usage) error {
 
 // ApplyBatch applies the records whose breakers let them through, in one call.
 func (a *KeyedBreaker[T]) ApplyBatch(ctx context.Context, records []T) error {
-	if a.batch == nil {
-		return applyEach(ctx, Applier[T](a), records)
+	return applyMany(ctx, BatchApplier[T](a), records).err()
+}
+
+func (a *KeyedBreaker[T]) applyMany(ctx context.Context, records []T) verdicts {
+	if ctx.Err() != nil {
+		return verdicts{whole: a.refuse(ctx)}
 	}
-	if a.fault != nil || a.key == nil || ctx == nil || ctx.Err() != nil {
-		return a.refuse(ctx)
+	calls := a.admitAll(ctx, records)
+	share, index := ctx, []int(nil)
+	if calls.errs != nil {
+		if index = calls.let(); len(index) == 0 {
+			return apart(calls.errs)
+		}
+		share, records = shareOf(ctx, records, index)
 	}
-	keys, errs := a.keysOf(records)
-	calls, of, let := a.admitAll(ctx, keys, &errs)
-	if let == 0 {
-		return gather(errs)
-	}
-	share, some := ctx, records
-	var index []int // of those that are called, where they are not all
-	if let < len(records) {
-		for i := range records {
-			if of[i] >= 0 {
-				index = append(index, i)
+	v := a.attemptBatch(share, records)
+	switch {
+	case v.ok():
+		for c := range calls.each {
+			if call := &calls.each[c]; !a.well(call) {
+				_ = a.report(ctx, call, breaker.Success, true, v)
 			}
 		}
-		share, some = shareOf(ctx, records, index)
+		return apart(calls.errs)
+	case v.whole != nil && len(records) > 1:
+		return a.failedAsOne(ctx, calls, v)
+	case index == nil:
+		return a.failedApart(ctx, calls, v.of(len(records)))
 	}
-	err := a.attemptBatch(share, some)
-	if err == nil {
-		for c := range calls {
-			if !a.well(&calls[c]) {
-				_ = a.report(ctx, &calls[c], breaker.Success, true, nil)
-			}
-		}
-		return gather(errs)
-	}
-	if errs == nil {
-		errs = make([]error, len(records))
-	}
-	results := make([]error, len(some))
-	if whole := spread(err, results); whole && len(some) > 1 {
-		return a.failedAsOne(ctx, calls, of, errs, err)
-	}
-	a.failedApart(ctx, calls, of, index, results, errs)
-	return gather(errs)
+	v.scatter(index, calls.errs)
+	return a.failedApart(ctx, calls, calls.errs)
 }
 
 // keysOf returns the keys of records, and the errors of those whose key is not known, nil
@@ -358,390 +352,105 @@ func (a *KeyedBreaker[T]) keysOf(records []T) (keys []string, errs []error) {
 	return keys, errs
 }
 
+// keyCalls is the calls to breakers that one call of a batch is.
+type keyCalls struct {
+	each []keyCall
+	of   []int   // which of them a record is in, -1 where it is in none
+	errs []error // of the records that are in none, by index; nil where there is none
+}
+
+func (c *keyCalls) refuse(i int, err error) {
+	if c.errs == nil {
+		c.errs = make([]error, len(c.of))
+	}
+	c.errs[i], c.of[i] = err, -1
+}
+
+// let returns the indices of the records that are in a call.
+func (c *keyCalls) let() (index []int) {
+	for i, call := range c.of {
+		if call >= 0 {
+			index = append(index, i)
+		}
+	}
+	return index
+}
+
 // admitAll asks for calls with the records of a batch, one for each key; but one for each
-// record where the key's breaker is not closed: a probe is one record. of is which call a
-// record is in, -1 where it is in none and has an error.
-func (a *KeyedBreaker[T]) admitAll(ctx context.Context, keys []string, errs *[]error) (calls []keyCall, of []int, let int) {
-	of = make([]int, len(keys))
+// record where the key's breaker is not closed: a probe is one record. Where the order is
+// kept inside a call, none goes that is behind one with an error, and takes no other's
+// place as a probe.
+func (a *KeyedBreaker[T]) admitAll(ctx context.Context, records []T) *keyCalls {
+	keys, errs := a.keysOf(records)
+	calls := &keyCalls{of: make([]int, len(keys)), errs: errs}
 	byKey := make(map[string]int)
+	behind := false
 	for i, key := range keys {
-		if *errs != nil && (*errs)[i] != nil {
-			of[i] = -1
+		if errs != nil && errs[i] != nil {
+			calls.of[i], behind = -1, a.order
+			continue
+		}
+		if behind {
+			calls.refuse(i, ErrBehindFailed)
 			continue
 		}
 		c, met := byKey[key]
 		if !met {
 			call := keyCall{key: key, known: true}
 			if err := a.admit(ctx, &call, i, len(keys)); err != nil {
-				if *errs == nil {
-					*errs = make([]error, len(keys))
-				}
-				(*errs)[i], of[i] = err, -1
+				calls.refuse(i, err)
+				behind = a.order
 				continue
 			}
-			c = len(calls)
-			calls = append(calls, call)
+			c = len(calls.each)
+			calls.each = append(calls.each, call)
 			if !call.permit.permit.Probe {
 				byKey[key] = c
 			}
 		}
-		calls[c].n++
-		of[i] = c
-		let++
+		calls.of[i] = c
 	}
-	return calls, of, let
+	return calls
 }
 
 // failedAsOne reports a call that failed as one. That can be held against no record, and
 // so each is to go alone (D3): the error is of all, those included that were refused.
-func (a *KeyedBreaker[T]) failedAsOne(ctx context.Context, calls []keyCall, of []int, errs []error, err error) error {
-	outcome := outcomeOf(ctx, err)
-	for c := range calls {
-		_ = a.report(ctx, &calls[c], outcome, false, err)
+func (a *KeyedBreaker[T]) failedAsOne(ctx context.Context, calls *keyCalls, v verdicts) verdicts {
+	outcome := v.outcome(ctx)
+	for c := range calls.each {
+		_ = a.report(ctx, &calls.each[c], outcome, false, v)
 	}
-	if class := classify(ctx, err); class == Retryable || class == PermanentClass {
-		return err
+	if class := classify(ctx, v.whole); calls.errs == nil || class == ClassRetryable || class == ClassPermanent {
+		return v
 	}
-	all := true
-	for i := range errs {
-		if of[i] >= 0 {
-			errs[i] = err
+	for i, c := range calls.of {
+		if c >= 0 {
+			calls.errs[i] = v.whole
 		}
-		all = all && of[i] >= 0
 	}
-	if all {
-		return err
-	}
-	return gather(errs)
+	return apart(calls.errs)
 }
 
 // failedApart reports a call in which single records failed, to each breaker those of its
-// key, and enters their errors.
-func (a *KeyedBreaker[T]) failedApart(ctx context.Context, calls []keyCall, of, index []int, results, errs []error) {
-	lists := make([]BatchError, len(calls))
-	for j, err := range results {
-		i := j
-		if index != nil {
-			i = index[j]
-		}
-		if err != nil {
-			lists[of[i]].Add(i, err)
+// key.
+func (a *KeyedBreaker[T]) failedApart(ctx context.Context, calls *keyCalls, errs []error) verdicts {
+	groups := make([][]int, len(calls.each))
+	for i, c := range calls.of {
+		if c >= 0 {
+			groups[c] = append(groups[c], i)
 		}
 	}
-	for c := range calls {
-		call := &calls[c]
-		err := lists[c].ErrorOrNil()
-		err = a.report(ctx, call, batchOutcomeOf(ctx, err, call.n), true, err)
-		if list, _ := batchErrorIn(err); list != nil {
-			for _, f := range list.Failures {
-				errs[f.Index] = a.judged(call, f.Err)
+	for c, index := range groups {
+		call, own, cause := &calls.each[c], make([]error, len(index)), new(BatchError)
+		for j, i := range index {
+			if own[j] = errs[i]; own[j] != nil {
+				cause.Add(i, own[j])
 			}
 		}
-	}
-}
-
-// mixedIn returns which of the records of a call, of which errs are the errors, failed
-// beside others of their key that got through.
-func (a *KeyedBreaker[T]) mixedIn(ctx context.Context, records []T, errs []error) []bool {
-	keys, _ := a.keysOf(records)
-	byKey := make(map[string][]int)
-	for i, key := range keys {
-		byKey[key] = append(byKey[key], i)
-	}
-	mixed := make([]bool, len(records))
-	for _, index := range byKey {
-		var list BatchError
-		for _, i := range index {
-			if errs[i] != nil {
-				list.Add(i, errs[i])
-			}
-		}
-		for _, i := range index {
-			mixed[i] = batchOutcomeOf(ctx, list.ErrorOrNil(), len(index)) == breaker.Mixed
+		open := a.report(ctx, call, apart(own).outcome(ctx), true, verdicts{whole: cause.ErrorOrNil()})
+		for j, i := range index {
+			errs[i] = a.judged(ctx, call, open, own[j])
 		}
 	}
-	return mixed
-}
-
-// mixedIn returns which of the records of a call failed beside others that got through to
-// the same destination: the breaker around that begins to count anew. It is nil for none.
-func (r *retryApplier[T]) mixedIn(ctx context.Context, records []T, err error, errs []error) []bool {
-	if r.keyed != nil && len(records) > 1 {
-		return r.keyed.mixedIn(ctx, records, errs)
-	}
-	if !r.guarded || batchOutcomeOf(ctx, err, len(records)) != breaker.Mixed {
-		return nil
-	}
-	mixed := make([]bool, len(records))
-	for i := range mixed {
-		mixed[i] = true
-	}
-	return mixed
-}
-
-// keyedIn returns the keyed breaker that every record of a stack passes, nil if there is
-// none.
-func keyedIn[T any](stack layer) (found *KeyedBreaker[T]) {
-	within(stack, false, func(l layer, branch bool) bool {
-		if a, ok := l.(*KeyedBreaker[T]); ok && !branch {
-			found = a
-		}
-		return found != nil
-	})
-	return found
-}
-
-// keyedStats returns the metrics of the keyed breakers of a stack.
-func keyedStats(l layer, branch string) (found []BreakerStats) {
-	if l == nil {
-		return nil
-	}
-	if keyed, ok := l.(interface{ Metrics() []BreakerMetrics }); ok {
-		for _, m := range keyed.Metrics() {
-			found = append(found, BreakerStats{branch, m})
-		}
-	}
-	fan, fans := l.(interface{ branchNames() []string })
-	for i, inner := range l.inside() {
-		in := branch
-		if fans {
-			in = strings.TrimPrefix(joinBranches(branch, fan.branchNames()[i]), "/")
-		}
-		found = append(found, keyedStats(inner, in)...)
-	}
-	return found
-}
-
-// keyedFanOuts returns the fan-outs of a stack with a keyed breaker in a branch, whose
-// records wait in the hand of any coordinator.
-func keyedFanOuts(stack any) (found []any) {
-	for _, one := range heldRetries(stack) {
-		l := one.(layer)
-		if l.kind() == branching && within(l, false, func(l layer, _ bool) bool {
-			_, keyed := l.(interface{ Metrics() []BreakerMetrics })
-			return keyed
-		}) {
-			found = append(found, one)
-		}
-	}
-	return found
-}
-
-// defaultMaxKeys is how many breakers are kept by default.
-const defaultMaxKeys = 1000
-
-// keyBreakers is the breakers by key, of which a bounded number is kept. A key of which no
-// breaker is kept has none to remember anything for: it is closed, and no call has failed.
-type keyBreakers struct {
-	policy   BreakerPolicy
-	limit    int
-	clock    *steady
-	windowed bool // every result counts, and not the failures alone
-
-	births atomic.Uint64 // counts the breakers made
-
-	mu    sync.Mutex
-	byKey map[string]*keyBreaker
-	ends  keyBreaker // of the ring of all, by their last use
-}
-
-// keyBreaker is the breaker of a key.
-type keyBreaker struct {
-	*Breaker
-	key   string
-	first uint64 // what a permit carries that was given before there was a breaker
-	turns turnsOfKey
-
-	newer, older *keyBreaker
-}
-
-// turnsOfKey tells who is to be the probe (P-3): not the record that has just failed one,
-// while another waits.
-type turnsOfKey struct {
-	mu     sync.Mutex
-	failed int    // failed probes so far
-	period uint64 // the open period that the rest is of
-	some   bool   // a record was refused in it
-	oldest int    // of these, the number of the failed probe that is the longest ago; 0 for a record that was none
-}
-
-func (s *keyBreakers) init(policy BreakerPolicy) {
-	s.limit = or(policy.MaxKeys, defaultMaxKeys)
-	policy.MaxKeys = 0
-	s.policy, s.windowed = policy, policy.rated()
-	s.clock = newSteady(clockOr(policy.Clock))
-	s.byKey = make(map[string]*keyBreaker)
-	s.ends.newer, s.ends.older = &s.ends, &s.ends
-}
-
-// find returns the breaker of a key for a call, nil where there is none to ask.
-func (s *keyBreakers) find(key string) (e *keyBreaker, births uint64) {
-	s.mu.Lock()
-	e = s.byKey[key]
-	if e == nil && s.windowed {
-		e = s.add(s.newBreaker(key))
-	}
-	if e != nil && s.ends.older != e {
-		s.unlink(e)
-		s.link(e)
-	}
-	births = s.births.Load()
-	s.mu.Unlock()
-	return e, births
-}
-
-// known returns the breaker of a key, nil if it has none.
-func (s *keyBreakers) known(key string) *keyBreaker {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.byKey[key]
-}
-
-// made returns the breaker of a key, a new one if it has none.
-func (s *keyBreakers) made(key string) *keyBreaker {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if e := s.byKey[key]; e != nil {
-		return e
-	}
-	return s.add(s.newBreaker(key))
-}
-
-// keep has a breaker stay that was made or found before.
-func (s *keyBreakers) keep(e *keyBreaker) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if other := s.byKey[e.key]; other != e {
-		if other != nil {
-			s.unlink(other)
-		}
-		s.add(e)
-	}
-}
-
-func (s *keyBreakers) all() (all []*keyBreaker) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, e := range s.byKey {
-		all = append(all, e)
-	}
-	return all
-}
-
-func (s *keyBreakers) newBreaker(key string) *keyBreaker {
-	key = strings.Clone(key) // it may be a piece of the record
-	policy := s.policy
-	if policy.Name == "" {
-		policy.Name = key
-	} else {
-		policy.Name += "/" + key
-	}
-	b := NewBreaker(policy)
-	b.clock = s.clock
-	return &keyBreaker{Breaker: b, key: key, first: b.state.Seq}
-}
-
-// add takes a breaker in, in the place of another one where there are as many as may be.
-// The lock is held.
-func (s *keyBreakers) add(e *keyBreaker) *keyBreaker {
-	if len(s.byKey) >= s.limit {
-		s.forget()
-	}
-	s.byKey[e.key] = e
-	s.link(e)
-	s.births.Add(1)
-	return e
-}
-
-// forget makes room for a breaker: of those that are closed the one goes that was not used
-// for the longest, else of those that are not; never one that is forced.
-func (s *keyBreakers) forget() {
-	var oldest *keyBreaker
-	for e := s.ends.newer; e != &s.ends; e = e.newer {
-		switch state := e.State(); {
-		case state == BreakerForcedOpen || state == BreakerForcedClosed:
-			continue
-		case state == BreakerClosed:
-			s.unlink(e)
-			delete(s.byKey, e.key)
-			return
-		case oldest == nil:
-			oldest = e
-		}
-	}
-	if oldest != nil {
-		s.unlink(oldest)
-		delete(s.byKey, oldest.key)
-	}
-}
-
-// link puts a breaker into the ring as the last one used.
-func (s *keyBreakers) link(e *keyBreaker) {
-	last := s.ends.older
-	e.older, e.newer = last, &s.ends
-	last.newer, s.ends.older = e, e
-}
-
-func (s *keyBreakers) unlink(e *keyBreaker) {
-	e.older.newer, e.newer.older = e.newer, e.older
-}
-
-// period returns in which open period a breaker is, and whether a probe may go. It is 0
-// while calls pass.
-func (b *Breaker) period() (n uint64, ready bool) {
-	now := b.clock.Now()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.state.Phase.Passing() {
-		return 0, false
-	}
-	return b.opened, b.state.Ready(&b.kernel, now)
-}
-
-// refusalNow says that it is worth asking again at any time.
-func (b *Breaker) refusalNow() *OpenError {
-	now := b.clock.Now()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var cause error
-	if b.refusal != nil {
-		cause = b.refusal.Cause
-	}
-	return b.openError(now, cause)
-}
-
-// givesWay reports whether a record is not to be the probe now, once in an open period:
-// others wait that have not failed one, or longer ago.
-func (e *keyBreaker) givesWay(period uint64, past *usage) bool {
-	t := &e.turns
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if past.used == 0 || past.yielded == period || t.period != period || !t.some || t.oldest >= past.used {
-		return false
-	}
-	past.yielded = period
-	return true
-}
-
-// waitsIn notes that a record waits for the end of an open period, which may be the
-// probe then.
-func (e *keyBreaker) waitsIn(period uint64, failed int) {
-	t := &e.turns
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.period != period {
-		t.period, t.some = period, false
-	}
-	if !t.some || failed < t.oldest {
-		t.some, t.oldest = true, failed
-	}
-}
-
-// failedProbe numbers the failure of a record over which the breaker is open.
-func (e *keyBreaker) failedProbe() int {
-	t := &e.turns
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.failed++
-	return t.failed
+	return apart(errs)
 }

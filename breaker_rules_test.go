@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -122,7 +123,7 @@ func TestB16_ListenersAreToldInOrderOutsideTheLock(t *testing.T) {
 		}})
 		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
 		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
-		b.Auto()
+		b.Reset()
 		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
 		time.Sleep(time.Second)
 		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
@@ -190,13 +191,47 @@ func TestB17_AClockThatStepsBack(t *testing.T) {
 	require.True(t, b.Ready())
 }
 
+// Nor does it make a window longer, or the time that a probe has.
+func TestB17_AClockThatStepsBackWhileAProbeHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clock := &wallClock{}
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, FailureRate: 1, OpenFor: time.Second, Random: half, Clock: clock})
+		report := func() {
+			permit, err := b.Acquire(t.Context())
+			require.NoError(t, err)
+			_ = b.Report(t.Context(), permit, errTest)
+		}
+		report()
+		time.Sleep(20 * time.Second)
+		require.Equal(t, 1, b.Metrics().Calls) // nobody knows of the time since the clock was last read
+		clock.step(-time.Hour)
+		require.Equal(t, 1, b.Metrics().Calls)
+		time.Sleep(20 * time.Second)
+		require.Zero(t, b.Metrics().Calls)
+		report()
+		time.Sleep(time.Second)
+		_, err := b.Acquire(t.Context()) // and it never comes back
+		require.NoError(t, err)
+		time.Sleep(30 * time.Second)
+		require.False(t, b.Ready())
+		clock.step(-time.Hour)
+		require.False(t, b.Ready())
+		time.Sleep(30*time.Second - 1)
+		require.False(t, b.Ready())
+		time.Sleep(time.Nanosecond)
+		require.True(t, b.Ready())
+		_, err = b.Acquire(t.Context())
+		require.ErrorIs(t, err, courier.ErrProbeTimeout)
+	})
+}
+
 // steps is a clock that is set by hand.
 type steps struct{ now time.Time }
 
 func (c *steps) Now() time.Time                       { return c.now }
 func (c *steps) After(time.Duration) <-chan time.Time { return nil }
 
-func TestB18_ForcedStatesStayUntilAuto(t *testing.T) {
+func TestB18_ForcedStatesStayUntilReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBreaker(1)
 		s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
@@ -214,7 +249,7 @@ func TestB18_ForcedStatesStayUntilAuto(t *testing.T) {
 			require.Equal(t, errTest, applier.Apply(t.Context(), 1))
 		}
 		require.Equal(t, courier.BreakerForcedClosed, b.State())
-		b.Auto()
+		b.Reset()
 		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
 	})
 }
@@ -242,14 +277,34 @@ func TestB19_ReadyTellsTheTimeAndTakesNothing(t *testing.T) {
 	})
 }
 
-func TestB20_ABreakerHasNoGoroutine(t *testing.T) {
-	before := runtime.NumGoroutine()
-	for range 1000 {
-		b := newBreaker(1)
-		_ = courier.NewCircuitBreakerApplier(always(errTest), b).Apply(t.Context(), 1)
+// A goroutine of the breaker's, or a timer, would keep it from being collected; and its clock
+// panics when it is asked for a timer.
+func TestB20_ABreakerHasNoGoroutineAndNoTimer(t *testing.T) {
+	use := func() weak.Pointer[courier.Breaker] {
+		clock := newHandClock()
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Random: half, Clock: clock})
+		fails := courier.NewCircuitBreakerApplier(always(errTest), b)
+		require.ErrorIs(t, fails.Apply(t.Context(), 1), courier.ErrOpen)
+		require.ErrorIs(t, fails.Apply(t.Context(), 1), courier.ErrOpen)
+		clock.advance(time.Second)
+		hung, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		clock.advance(time.Hour)
+		require.ErrorIs(t, fails.Apply(t.Context(), 1), courier.ErrProbeTimeout)
+		_ = b.Report(t.Context(), hung, nil)
+		clock.advance(time.Hour)
+		require.NoError(t, courier.NewCircuitBreakerApplier(always(nil), b).Apply(t.Context(), 1))
+		require.Equal(t, courier.BreakerClosed, b.State())
+		b.ForceClosed()
+		b.ForceOpen()
+		b.Reset()
+		require.Error(t, fails.Apply(t.Context(), 1))
+		return weak.Make(b)
 	}
-	// Goroutines of tests that have just ended come and go; a thousand of our own would stay.
-	require.Less(t, runtime.NumGoroutine(), before+500)
+	b := use()
+	runtime.GC()
+	runtime.GC()
+	require.Nil(t, b.Value())
 }
 
 func TestBreaker_Metrics(t *testing.T) {
@@ -277,7 +332,7 @@ func TestBreaker_AcquireRefusesABadPolicyAndAnEndedContext(t *testing.T) {
 	cancel(cause)
 	_, err = newBreaker(1).Acquire(ctx)
 	require.ErrorIs(t, err, cause)
-	require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+	require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 }
 
 // The breaker as its users see it, against a model of the consecutive rule: it
@@ -334,4 +389,17 @@ func TestBreaker_Model(t *testing.T) {
 			}
 		})
 	})
+}
+
+// A record that cannot be decoded says nothing of the destination: it neither opens the
+// breaker nor ends a row of failures.
+func TestBreaker_AnUndecodableRecordEndsNoRow(t *testing.T) {
+	b := newBreaker(2)
+	fails := courier.NewCircuitBreakerApplier(always(errTest), b)
+	bad := courier.NewCircuitBreakerApplier(courier.NewDecodingApplier(always(nil), func(int) (int, error) { return 0, errTest }), b)
+	_ = fails.Apply(t.Context(), 1)
+	require.ErrorIs(t, bad.Apply(t.Context(), 2), courier.ErrDecode)
+	require.Equal(t, 1, b.Metrics().Consecutive)
+	_ = fails.Apply(t.Context(), 3)
+	require.Equal(t, courier.BreakerOpen, b.State())
 }

@@ -1,6 +1,7 @@
 package courier_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ func TestB1_AnOpenBreakerMakesNoCall(t *testing.T) {
 		var open *courier.OpenError
 		require.ErrorAs(t, err, &open)
 		require.ErrorIs(t, err, courier.ErrOpen)
-		require.ErrorIs(t, err, errTest, "E1: the cause is there to be found")
+		require.ErrorIs(t, err, errTest, "E-1: the cause is there to be found")
 		require.True(t, open.Counted, "P-1: it reached the destination while closed")
 		require.Equal(t, time.Now().Add(10*time.Second), open.Until)
 		require.EqualValues(t, "open", b.State())
@@ -43,7 +44,7 @@ func TestB1_AnOpenBreakerMakesNoCall(t *testing.T) {
 		time.Sleep(10*time.Second - 1)
 		err = applier.Apply(t.Context(), 1)
 		require.ErrorIs(t, err, courier.ErrOpen)
-		require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err)) // E3
+		require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err)) // E-3
 		require.Equal(t, 2, s.called())
 
 		time.Sleep(time.Nanosecond)
@@ -161,6 +162,58 @@ func TestB7_ATimeoutOfTheAppliersOwnIsAFailure(t *testing.T) {
 	require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
 }
 
+// In every form: an attempt's timeout and the caller's deadline are failures, as long as the
+// destination was asked; the caller's cancel is none.
+func TestB7_TheTimeoutsOfABatch(t *testing.T) {
+	hang := func(ctx context.Context) error {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	forms := map[string]func(err error) error{
+		"as one": func(err error) error { return err },
+		"listed": func(err error) error {
+			return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: err}, {Index: 1, Err: err}}}
+		},
+	}
+	for form, listed := range forms {
+		for name, test := range map[string]struct {
+			attempt, deadline, cancel time.Duration
+			err                       func(error) error
+			want                      courier.BreakerState
+		}{
+			"attempt timeout": {attempt: time.Second, want: courier.BreakerOpen},
+			"deadline":        {deadline: time.Second, want: courier.BreakerOpen},
+			"cancel":          {cancel: time.Second, want: courier.BreakerClosed},
+			"not asked": {deadline: time.Second, want: courier.BreakerClosed, err: func(err error) error {
+				return &courier.OpenError{Cause: err}
+			}},
+		} {
+			t.Run(form+"/"+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					b := newBreaker(1)
+					var a courier.Applier[int] = &batchSink[int]{failBatch: func(ctx context.Context, _ []int, _ int) error {
+						err := hang(ctx)
+						if test.err != nil {
+							err = test.err(err)
+						}
+						return listed(err)
+					}}
+					if test.attempt > 0 {
+						a = courier.NewAttemptTimeoutApplier(a, test.attempt, nil)
+					}
+					ctx, cancel := context.WithTimeout(t.Context(), cmp.Or(test.deadline, time.Hour))
+					defer cancel()
+					if test.cancel > 0 {
+						time.AfterFunc(test.cancel, cancel)
+					}
+					require.Error(t, asBatch(courier.NewCircuitBreakerApplier(a, b)).ApplyBatch(ctx, numbers(2)))
+					require.Equal(t, test.want, b.State())
+				})
+			})
+		}
+	}
+}
+
 func TestB8_AnEndedContextTakesNoPermit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBreaker(1)
@@ -215,7 +268,7 @@ func TestB15_HungProbesDoNotWedgeIt(t *testing.T) {
 		do = func() error { return nil }
 		err := applier.Apply(t.Context(), 1)
 		var open *courier.OpenError
-		require.ErrorAs(t, err, &open) // E2
+		require.ErrorAs(t, err, &open) // E-2
 		require.Equal(t, time.Now(), open.Until, "all slots are taken: asking again is worth it any time")
 		time.Sleep(time.Minute)
 		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrProbeTimeout)

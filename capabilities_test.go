@@ -5,7 +5,7 @@ package courier_test
 
 import (
 	"context"
-	"errors"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -72,7 +72,7 @@ func TestReleaser_ThatHandsOutAtOnceIsNotFetchedWithoutAPause(t *testing.T) {
 				source := &scheduling{leasing: newLeasing(numbers(30)...)} // whose Release heeds no time
 				source.wait = streaming
 				s := &sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}
-				full := courier.NewDLQApplier(s, courier.NewMemoryDLQ[int](3))
+				full := courier.NewDLQApplier(s, courier.NewMemoryDLQ[int](3), courier.DLQPolicy[int]{})
 				batch := courier.WithBatchSize(10)
 				var c running = courier.NewPollingCoordinator(source, full, quiet, batch)
 				if streaming {
@@ -99,20 +99,14 @@ type expiring struct {
 
 func (e *expiring) RenewEvery() time.Duration { return 20 * time.Second }
 
-func (e *expiring) Renew(_ context.Context, records []int) error {
+func (e *expiring) Renew(ctx context.Context, records []int) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.renewed = append(e.renewed, slices.Clone(records))
-	var lost courier.BatchError
-	for i, r := range records {
-		if e.lost[r] {
-			lost.Add(i, errors.New("somebody else has it"))
-		}
-	}
 	if e.err != nil {
 		return e.err
 	}
-	return lost.ErrorOrNil()
+	return losing(slices.Collect(maps.Keys(e.lost))...)(ctx, records)
 }
 
 func TestRenewer_LeasesAreRenewedForAsLongAsRecordsAreInHand(t *testing.T) {
@@ -137,6 +131,167 @@ func TestRenewer_LeasesAreRenewedForAsLongAsRecordsAreInHand(t *testing.T) {
 			})
 		})
 	}
+}
+
+// revoking is a source whose leases do not end by time: it tells when some are lost.
+type revoking struct {
+	*leasing[int]
+	lost    map[int]bool
+	renewed [][]int
+	revoked chan struct{}
+	slow    time.Duration // how long a Fetch holds back what it has
+}
+
+func newRevoking(records ...int) *revoking {
+	return &revoking{leasing: newLeasing(records...), lost: make(map[int]bool), revoked: make(chan struct{}, 1)}
+}
+
+func (r *revoking) Fetch(ctx context.Context, limit int) ([]int, error) {
+	records, err := r.leasing.Fetch(ctx, limit)
+	time.Sleep(r.slow)
+	return records, err
+}
+
+func (r *revoking) RenewEvery() time.Duration { return 0 }
+
+func (r *revoking) Revoked() <-chan struct{} { return r.revoked }
+
+func (r *revoking) lose(records ...int) {
+	r.mu.Lock()
+	for _, n := range records {
+		r.lost[n] = true
+	}
+	r.mu.Unlock()
+	r.revoked <- struct{}{}
+}
+
+func (r *revoking) Renew(ctx context.Context, records []int) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.renewed = append(r.renewed, slices.Clone(records))
+	return losing(slices.Collect(maps.Keys(r.lost))...)(ctx, records)
+}
+
+// asked returns what Renew was called with so far.
+func (r *revoking) asked() [][]int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.renewed)
+}
+
+// D5: the loss of a lease is told at once, also of records that were being fetched
+// meanwhile, or wait for a retry.
+func TestD5_ARecordThatIsRevokedIsNotBegun(t *testing.T) {
+	keyed := courier.WithOrderKey(func(n int) string { return strconv.Itoa(n % 2) })
+	for name, test := range map[string]struct {
+		streaming bool
+		opts      []courier.Option
+	}{
+		"polling":         {opts: []courier.Option{courier.WithBatchSize(4)}},
+		"prefetch":        {opts: []courier.Option{courier.WithBatchSize(1), courier.WithPrefetch(3)}},
+		"polling by key":  {opts: []courier.Option{keyed}},
+		"streaming":       {streaming: true},
+		"stream by key":   {streaming: true, opts: []courier.Option{keyed}},
+		"one by one":      {streaming: true, opts: []courier.Option{courier.WithBatchSize(1), courier.WithPrefetch(3)}},
+		"ordered marking": {streaming: true, opts: []courier.Option{courier.WithOrderedMarks()}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := newRevoking(1, 2, 3, 4)
+				source.wait = test.streaming
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(25 * time.Second); return nil }}
+				applier, dlq := courier.ResilientApplier[int](s, nil)
+				opts := append([]courier.Option{quiet}, test.opts...)
+				var c running = courier.NewPollingCoordinator(source, applier, opts...)
+				if test.streaming {
+					c = courier.NewStreamingCoordinator(source, applier, opts...)
+				}
+				stop := start(t, c)
+				time.Sleep(10 * time.Second)
+				source.lose(1, 3)
+				synctest.Wait()
+				require.NotEmpty(t, source.asked(), "at once")
+				time.Sleep(90 * time.Second)
+				require.NoError(t, stop())
+				require.Equal(t, []int{1, 2, 4}, s.got(), "1 was begun when it was lost, 3 was not")
+				require.LessOrEqual(t, len(source.asked()), 3, "and not by time")
+				n, err := dlq.Count(t.Context())
+				require.NoError(t, err)
+				require.Zero(t, n)
+				require.Zero(t, c.Stats().Failed)
+				require.Zero(t, c.Stats().InHand)
+			})
+		})
+	}
+}
+
+// bothRevoking runs a test with a coordinator of either kind, over a source of three records
+// of which each takes a time to be applied.
+func bothRevoking(t *testing.T, takes time.Duration, test func(t *testing.T, source *revoking, s *sink[int], run func() (stop func() error))) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := newRevoking(1, 2, 3)
+				source.wait = streaming
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(takes); return nil }}
+				var c running = courier.NewPollingCoordinator(source, s, quiet)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, s, quiet)
+				}
+				test(t, source, s, func() func() error { return start(t, c) })
+			})
+		})
+	}
+}
+
+// D5: what a Fetch has in its hands when the loss is told is asked about once it is here.
+func TestD5_ARecordThatIsRevokedWhileItIsFetchedIsNotBegun(t *testing.T) {
+	bothRevoking(t, time.Second, func(t *testing.T, source *revoking, s *sink[int], run func() func() error) {
+		source.slow = 20 * time.Second
+		stop := run()
+		time.Sleep(10 * time.Second)
+		source.lose(3)
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1, 2}, s.got())
+		require.Equal(t, [][]int{{1, 2, 3}}, source.asked())
+	})
+}
+
+// A source waits for what it has taken back until no renewal names it any more: a record in
+// work is named until its work has ended, though it is lost.
+func TestRevoker_ALostRecordIsNamedUntilItsWorkHasEnded(t *testing.T) {
+	bothRevoking(t, 25*time.Second, func(t *testing.T, source *revoking, s *sink[int], run func() func() error) {
+		stop := run()
+		time.Sleep(10 * time.Second)
+		source.lose(1)
+		time.Sleep(10 * time.Second)
+		source.lose() // once more
+		synctest.Wait()
+		asked := source.asked()
+		require.Len(t, asked, 2)
+		require.Equal(t, []int{1, 2, 3}, asked[1])
+		time.Sleep(5 * time.Minute)
+		source.lose()
+		synctest.Wait()
+		require.NoError(t, stop())
+		require.Len(t, source.asked(), 2, "nothing is in hand")
+		require.Equal(t, []int{1, 2, 3}, s.got())
+		require.Contains(t, source.marked(), 1, "it was applied, and its source decides")
+	})
+}
+
+// A source that closes the channel has nothing more to tell.
+func TestRevoker_AClosedChannelIsOneValue(t *testing.T) {
+	bothRevoking(t, 25*time.Second, func(t *testing.T, source *revoking, s *sink[int], run func() func() error) {
+		stop := run()
+		time.Sleep(10 * time.Second)
+		close(source.revoked)
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1, 2, 3}, s.got())
+		require.LessOrEqual(t, len(source.asked()), 2)
+	})
 }
 
 // D5: a lease that is lost is nothing against the record, and it is not begun.

@@ -38,7 +38,7 @@ func TestClassify_EveryPairOfMarks(t *testing.T) {
 		{"not attempted", func(err error) error { return &refused{err} }},
 		{"panic", func(err error) error { return &courier.PanicError{Value: err} }},
 	}
-	classes := map[byte]courier.Class{'r': courier.Retryable, 'p': courier.PermanentClass, 's': courier.Skipped, 'n': courier.NotAttempted}
+	classes := map[byte]courier.ErrorClass{'r': courier.ClassRetryable, 'p': courier.ClassPermanent, 's': courier.ClassSkipped, 'n': courier.ClassNotAttempted}
 	beside := []string{
 		"rprrnr",
 		"ppppnp",
@@ -61,16 +61,18 @@ func TestClassify_EveryPairOfMarks(t *testing.T) {
 		"a join below":     func(a, b error) error { return fmt.Errorf("both: %w", errors.Join(a, b)) },
 		"a join in a join": func(a, b error) error { return errors.Join(errors.Join(a), fmt.Errorf("and: %w", errors.Join(nil, b))) },
 		"a BatchError": func(a, b error) error {
-			return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: a}, {Index: 1, Err: b}}}
+			return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: a}, {Index: 1, Err: b}}}
 		},
 		"a BatchError beside": func(a, b error) error {
-			return errors.Join(&courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: a}}}, b)
+			return errors.Join(&courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: a}}}, b)
 		},
 		"a fan-out in a join": func(a, b error) error {
 			return errors.Join(&courier.FanOutError{Failures: []courier.BranchFailure{{Branch: "0", Err: a}}}, b)
 		},
-		"with what went well":  func(a, b error) error { return several{nil, a, nil, b, nil} },
-		"the end of a retry":   func(a, b error) error { return &courier.RetryError{Reason: courier.Exhausted, Last: errors.Join(a, b)} },
+		"with what went well": func(a, b error) error { return several{nil, a, nil, b, nil} },
+		"the end of a retry": func(a, b error) error {
+			return &courier.RetryError{Reason: courier.ReasonExhausted, Last: errors.Join(a, b)}
+		},
 		"a record's two fates": func(a, b error) error { return errors.Join(errors.Join(a, a), errors.Join(b, b)) },
 	}
 	for i, first := range marks {
@@ -100,14 +102,14 @@ func (s several) Unwrap() []error { return s }
 // A mark around a list of failures is meant for each, and the outer of two counts
 // there too.
 func TestClassify_MarksAroundAListKeepTheirOrder(t *testing.T) {
-	list := &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: errTest}}}
+	list := &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: errTest}}}
 	for _, test := range []struct {
 		err  error
-		want courier.Class
+		want courier.ErrorClass
 	}{
-		{courier.Permanent(courier.Skip(list)), courier.PermanentClass},
-		{courier.Skip(courier.Permanent(list)), courier.Skipped},
-		{courier.Skip(fmt.Errorf("insert: %w", courier.Permanent(list))), courier.Skipped},
+		{courier.Permanent(courier.Skip(list)), courier.ClassPermanent},
+		{courier.Skip(courier.Permanent(list)), courier.ClassSkipped},
+		{courier.Skip(fmt.Errorf("insert: %w", courier.Permanent(list))), courier.ClassSkipped},
 	} {
 		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return test.err }}
 		err := courier.WithRetry[int](s).(courier.BatchApplier[int]).ApplyBatch(t.Context(), numbers(2))
@@ -149,7 +151,7 @@ func TestClassify_Property_SkippedIsWhatHasASkipAroundAllOfIt(t *testing.T) {
 			return errTest
 		}
 		err := tree(rapid.IntRange(0, 5).Draw(t, "depth"), false)
-		if got := courier.Classify(context.Background(), err); got == courier.Skipped && !covered {
+		if got := courier.Classify(context.Background(), err); got == courier.ClassSkipped && !covered {
 			t.Fatalf("%v", err)
 		}
 	})
@@ -162,7 +164,7 @@ func TestD2_ASkipBesideAFailureMarksNothing(t *testing.T) {
 		"joined":               errors.Join(skip, io.ErrUnexpectedEOF),
 		"joined the other way": errors.Join(io.ErrUnexpectedEOF, skip),
 		"two %w":               fmt.Errorf("mail: %w; ledger: %w", skip, io.ErrUnexpectedEOF),
-		"a list inside":        fmt.Errorf("both: %w, %w", &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: io.ErrUnexpectedEOF}}}, skip),
+		"a list inside":        fmt.Errorf("both: %w, %w", &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: io.ErrUnexpectedEOF}}}, skip),
 		"no branch at all":     &courier.FanOutError{},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -182,7 +184,7 @@ func TestD2_ASkipBesideAFailureMarksNothing(t *testing.T) {
 // D9: a panic is a failed attempt, whatever it was called with: nothing is marked,
 // left for ever, waited for or counted by what its value says.
 func TestD9_APanicHasNoClassOfItsOwn(t *testing.T) {
-	interrupted := &courier.RetryError{Reason: courier.Exhausted, Attempts: 7, Last: errTest}
+	interrupted := &courier.RetryError{Reason: courier.ReasonExhausted, Attempts: 7, Last: errTest}
 	for name, value := range map[string]any{
 		"Skip":          courier.Skip(errTest),
 		"Permanent":     courier.Permanent(errTest),
@@ -191,7 +193,7 @@ func TestD9_APanicHasNoClassOfItsOwn(t *testing.T) {
 		"not attempted": &refused{errTest},
 		"an open one":   &courier.OpenError{Until: time.Now().Add(time.Hour), Cause: errTest, Counted: true},
 		"a retry":       interrupted,
-		"a list":        &courier.BatchError{Failures: []courier.Failure{{Index: 9, Err: errTest}}},
+		"a list":        &courier.BatchError{Failures: []courier.BatchFailure{{Index: 9, Err: errTest}}},
 		"configuration": &courier.ConfigError{Field: "x", Problem: "is bad"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -219,9 +221,9 @@ func TestD9_APanicHasNoClassOfItsOwn(t *testing.T) {
 				})
 			}
 			q := courier.NewMemoryDLQ[int](0)
-			require.NoError(t, courier.NewDLQApplier(must, courier.DLQ[int](q)).Apply(t.Context(), 1))
+			require.NoError(t, courier.NewDLQApplier(must, courier.DLQ[int](q), courier.DLQPolicy[int]{}).Apply(t.Context(), 1))
 			letters, _ := q.Receive(t.Context(), 1)
-			require.Equal(t, courier.Exhausted, letters[0].Reason)
+			require.Equal(t, courier.ReasonExhausted, letters[0].Reason)
 			require.Equal(t, 1, letters[0].Attempts, "the attempts of the panic's value are none of this record's")
 			if err, ok := value.(error); ok {
 				require.ErrorIs(t, letters[0].Error, err, "it can be found all the same")

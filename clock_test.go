@@ -90,7 +90,7 @@ func exactBreaker(clock courier.Clock, more ...func(p *courier.BreakerPolicy)) *
 
 // guarded parks in a queue that takes one record, and then none for a while.
 func guarded(a courier.Applier[int], clock courier.Clock, over func()) courier.Applier[int] {
-	return courier.NewDLQApplierWith(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{
+	return courier.NewDLQApplier(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{
 		ParkWindow: 2, MinParked: 1, ParkPause: longWait, Clock: clock, OnPark: func(context.Context, courier.DeadLetter[int]) { over() },
 	})
 }
@@ -157,7 +157,7 @@ func clockWaits() map[string]wait {
 		"call of the queue": {begin: func(t *testing.T, clock courier.Clock, over func()) {
 			queue := &dlqFunc{send: func(ctx context.Context, _ courier.DeadLetter[int]) error { <-ctx.Done(); over(); return ctx.Err() }}
 			go func() {
-				_ = courier.NewDLQApplierWith(always(courier.Permanent(errTest)), courier.DLQ[int](queue), courier.DLQPolicy[int]{Clock: clock}).Apply(t.Context(), 1)
+				_ = courier.NewDLQApplier(always(courier.Permanent(errTest)), courier.DLQ[int](queue), courier.DLQPolicy[int]{Clock: clock}).Apply(t.Context(), 1)
 			}()
 		}},
 		"polling, interval": {begin: func(t *testing.T, clock courier.Clock, over func()) {
@@ -582,5 +582,51 @@ func TestClock_ARedriveWaitsAfterAStep(t *testing.T) {
 		result, err := courier.Redrive(t.Context(), courier.DLQ[int](queue), a, &courier.RedriveConfig[int]{Clock: clock})
 		require.NoError(t, err)
 		require.Equal(t, 1, result.Succeeded)
+	})
+}
+
+// A time that is told is one of the clock as it is now, also where it was set back before.
+func TestClock_TimesThatAreTold(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var told courierttest.ObserverRecorder
+		clock := &wallClock{}
+		apply := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 1 {
+				return courier.Later(errTest, longWait/2)
+			}
+			return errTest
+		}), exactBreaker(clock))
+		opts := []courier.Option{courier.WithClock(clock), courier.WithObserver(told.Observer())}
+		if !source.wait {
+			opts = append(opts, courier.WithInterval(time.Second))
+		}
+		c := make(apply, opts...)
+		stop := start(t, c)
+		time.Sleep(5 * time.Second)
+		clock.step(-time.Hour)
+		time.Sleep(5 * time.Second)
+		source.add(1)
+		time.Sleep(1500 * time.Millisecond)
+		next := c.Stats().NextAttempt
+		require.WithinDuration(t, clock.Now().Add(longWait/2), next, 2*time.Second)
+		source.add(2)
+		time.Sleep(1500 * time.Millisecond)
+		pauses := courierttest.EventsOf[courier.PauseEvent](&told)
+		require.Len(t, pauses, 1)
+		require.WithinDuration(t, clock.Now().Add(longWait), pauses[0].Until, 2*time.Second)
+		require.NoError(t, stop())
+	})
+	synctest.Test(t, func(t *testing.T) {
+		clock := &wallClock{}
+		a := guarded(always(courier.Permanent(errTest)), clock, func() {})
+		for n := range 4 {
+			err := a.Apply(t.Context(), n)
+			if rate := (*courier.ParkRateError)(nil); errors.As(err, &rate) {
+				require.Equal(t, clock.Now().Add(longWait), rate.Until)
+				clock.step(-time.Hour)
+				clock.Now()
+			}
+		}
+		require.ErrorIs(t, a.Apply(t.Context(), 5), courier.ErrParkRate)
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -186,7 +187,7 @@ func TestD4_AFailedRecordHoldsBackOnlyTheLaterOnesOfItsKey(t *testing.T) {
 				require.ErrorAs(t, err, &list)
 				require.Len(t, list.Failures, 4)
 				for _, f := range list.Failures[1:] {
-					require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), f.Err))
+					require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), f.Err))
 					require.ErrorContains(t, f.Err, "earlier record of the same key")
 				}
 				for _, batch := range s.batches {
@@ -447,5 +448,47 @@ func TestD4_ALaterRecordWaitsForTheSourceToHandTheFirstOutAgain(t *testing.T) {
 		require.NoError(t, stop())
 		require.Empty(t, source.left(), "all within the minute")
 		require.Empty(t, l.problems)
+	})
+}
+
+// renewedLeasing is a source whose leases are renewed all the time.
+type renewedLeasing struct{ *leasing[int] }
+
+func (renewedLeasing) RenewEvery() time.Duration          { return 100 * time.Millisecond }
+func (renewedLeasing) Renew(context.Context, []int) error { return nil }
+
+// D4: records that were taken back from a slow worker, and looked at by a renewal, come
+// before those that waited for the slow one.
+func TestD4_WhatIsTakenBackFromASlowWorkerKeepsItsPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := renewedLeasing{newLeasing(1, 10, 20, 2, 30, 40, 3, 4)}
+		source.wait = true
+		key := func(r int) string { // 1, 2, 3 and 4 have one key
+			if r < 10 {
+				return "a"
+			}
+			return strconv.Itoa(r)
+		}
+		var mu sync.Mutex
+		var begun []int
+		applier := courier.ProcessFunc(func(_ context.Context, r int) error {
+			mu.Lock()
+			begun = append(begun, r)
+			mu.Unlock()
+			switch r {
+			case 1:
+				time.Sleep(time.Second)
+			case 10:
+				time.Sleep(3 * time.Second)
+			default:
+				time.Sleep(time.Millisecond)
+			}
+			return nil
+		})
+		stop := start(t, courier.NewStreamingCoordinator(source, applier, quiet, courier.WithWorkers(2), courier.WithOrderKey(key)))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Empty(t, source.left())
+		require.Equal(t, []int{1, 2, 3, 4}, slices.DeleteFunc(begun, func(r int) bool { return r >= 10 }))
 	})
 }

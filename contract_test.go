@@ -308,7 +308,7 @@ func TestD8_AStopInterruptsTheDelayOfARetry(t *testing.T) {
 
 func withDLQ[T any](a courier.Applier[T]) (courier.Applier[T], *courier.MemoryDLQ[T]) {
 	q := courier.NewMemoryDLQ[T](0)
-	return courier.NewDLQApplier(a, courier.DLQ[T](q)), q
+	return courier.NewDLQApplier(a, courier.DLQ[T](q), courier.DLQPolicy[T]{}), q
 }
 
 func TestD9_APanicIsTheRecordsFailure(t *testing.T) {
@@ -403,7 +403,7 @@ func TestD11_AFullDLQRefusesAndTheRecordStaysPending(t *testing.T) {
 			}
 			return nil
 		}}
-		applier := courier.NewDLQApplier(s, courier.DLQ[int](queue))
+		applier := courier.NewDLQApplier(s, courier.DLQ[int](queue), courier.DLQPolicy[int]{})
 		stop := start(t, courier.NewPollingCoordinator(source, applier, courier.WithLogger(textLogger(&logged)), courier.WithFastPolling()))
 		time.Sleep(time.Hour)
 		require.NoError(t, stop())
@@ -509,7 +509,7 @@ func TestD12_BadInputIsOneClearError(t *testing.T) {
 		{"BreakerPolicy.Successes", breaker(courier.BreakerPolicy{Successes: -1})},
 		{"BreakerPolicy.ProbeTimeout", breaker(courier.BreakerPolicy{ProbeTimeout: -1})},
 		{"breaker", courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.NewCircuitBreakerApplier(courier.ProcessFunc(process), nil))},
-		{"dlq", courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.NewDLQApplier(courier.ProcessFunc(process), nil))},
+		{"dlq", courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.NewDLQApplier(courier.ProcessFunc(process), nil, courier.DLQPolicy[int]{}))},
 		{"branches", courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.NewFanOutApplier[int]())},
 		{"branches[1]", courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.NewFanOutApplier(courier.ProcessFunc(process), noApplier))},
 		{"decode", courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, courier.NewDecodingApplier[int](courier.ProcessFunc(process), nil))},
@@ -527,7 +527,7 @@ func TestD12_BadInputIsOneClearError(t *testing.T) {
 			require.ErrorIs(t, err, courier.ErrConfig)
 			require.Equal(t, test.field, bad.Field)
 			require.Contains(t, err.Error(), test.field)
-			require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+			require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 		})
 	}
 }

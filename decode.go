@@ -68,52 +68,42 @@ func (d *decodingApplier[R, T]) resume(ctx context.Context, row R, exit error) e
 }
 
 func (d *decodingApplier[R, T]) ApplyBatch(ctx context.Context, rows []R) error {
-	if d.fault != nil || ctx == nil {
-		return d.refuse(ctx)
-	}
-	if d.batch == nil {
-		return applyEach(ctx, Applier[R](d), rows)
-	}
+	return applyMany(ctx, BatchApplier[R](d), rows).err()
+}
+
+func (d *decodingApplier[R, T]) applyMany(ctx context.Context, rows []R) verdicts {
 	records := make([]T, 0, len(rows))
-	var undecoded BatchError
-	var index []int // of the records among the rows, once one is missing
+	var errs []error // of the rows, once one cannot be decoded
+	var index []int  // likewise, of the records among the rows
 	for i, row := range rows {
 		record, err := d.decode(row)
-		if err != nil {
-			if undecoded.Failures == nil {
-				for j := range i {
-					index = append(index, j)
-				}
+		if err == nil {
+			if errs != nil {
+				index = append(index, i)
 			}
-			undecoded.Add(i, Permanent(&DecodeError{sound(err)}))
-			if d.order { // what is behind it is not to be applied before it is settled
-				for j := i + 1; j < len(rows); j++ {
-					undecoded.Add(j, ErrBehindFailed)
-				}
-				break
-			}
+			records = append(records, record)
 			continue
 		}
-		if undecoded.Failures != nil {
-			index = append(index, i)
+		if errs == nil {
+			errs, index = make([]error, len(rows)), allOf(i)
 		}
-		records = append(records, record)
+		errs[i] = Permanent(&DecodeError{sound(err)})
+		if d.order { // what is behind it is not to be applied before it is settled
+			for j := i + 1; j < len(rows); j++ {
+				errs[j] = ErrBehindFailed
+			}
+			break
+		}
 	}
-	if undecoded.Failures == nil {
+	if errs == nil {
 		return d.applyBatch(ctx, records)
 	}
-	errs := make([]error, len(rows))
-	_ = undecoded.fill(errs)
 	if len(records) > 0 {
-		ctx = historiesOf(ctx, len(rows), index)
-		results := make([]error, len(records))
-		err := d.applyBatch(ctx, records)
-		if whole := spread(err, results); whole {
-			return err // of the whole batch: that none was applied is true of the undecoded as well
+		v := d.applyBatch(historiesOf(ctx, len(rows), index), records)
+		if v.whole != nil {
+			return v // of the whole batch: that none was applied is true of the undecoded as well
 		}
-		for j, i := range index {
-			errs[i] = results[j]
-		}
+		v.scatter(index, errs)
 	}
-	return gather(errs)
+	return apart(errs)
 }

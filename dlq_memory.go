@@ -70,10 +70,10 @@ func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
 	if place, parked := q.byName[id]; parked && name != "" {
 		i, _ := q.find(place)
 		old := &q.slots[i].letter
-		if letter.Reason == KeyParked {
+		if letter.Reason == ReasonKeyParked {
 			return nil
 		}
-		letter.FirstFailedAt, letter.Redriven = old.FirstFailedAt, max(old.Redriven, letter.Redriven)
+		letter.FirstFailedAt, letter.FailedRedrives = old.FirstFailedAt, max(old.FailedRedrives, letter.FailedRedrives)
 		q.set(i, letter)
 		return nil
 	}
@@ -173,10 +173,10 @@ func (q *MemoryDLQ[T]) itself() any { return q }
 
 // inMemory counts the letters that decorators have parked in a [MemoryDLQ], each of
 // those once.
-func inMemory(parkers []parker) (letters int) {
+func inMemory(parkers []*parker) (letters int) {
 	counted := make(map[any]bool)
 	for _, p := range parkers {
-		q, ok := p.deadLetters().(interface {
+		q, ok := p.queue.(interface {
 			itself() any
 			Len() int
 		})

@@ -40,11 +40,11 @@ func TestMemoryDLQ_APlaceThatIsNone(t *testing.T) {
 
 func TestMemoryDLQ_KeepsWhatIsKnownOfARecordThatIsParkedAgain(t *testing.T) {
 	q := courier.NewMemoryDLQByIdentity(1, func(r int) string { return fmt.Sprint(r) })
-	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Error: errTest, Redriven: 3, Attempts: 1}))
+	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Error: errTest, FailedRedrives: 3, Attempts: 1}))
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Error: errTest, Attempts: 2}))
 	require.ErrorIs(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 8}), courier.ErrDLQFull)
 	letters, _ := q.Receive(t.Context(), 10)
 	require.Len(t, letters, 1)
-	require.Equal(t, 3, letters[0].Redriven)
+	require.Equal(t, 3, letters[0].FailedRedrives)
 	require.Equal(t, 2, letters[0].Attempts)
 }

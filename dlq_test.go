@@ -15,7 +15,7 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-func TestDeadLetter_D1_ParksWhatIsExhaustedOrPermanent(t *testing.T) {
+func TestQ1_ParksWhatIsExhaustedOrPermanent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		policy := plain
 		policy.MaxAttempts = 3
@@ -24,8 +24,8 @@ func TestDeadLetter_D1_ParksWhatIsExhaustedOrPermanent(t *testing.T) {
 			reason   courier.Reason
 			attempts int
 		}{
-			{errTest, courier.Exhausted, 3},
-			{courier.Permanent(errTest), courier.PermanentFailure, 1},
+			{errTest, courier.ReasonExhausted, 3},
+			{courier.Permanent(errTest), courier.ReasonPermanent, 1},
 		} {
 			applier, dlq := courier.WithDLQ(courier.NewRetryableApplier(always(test.err), policy))
 			require.NoError(t, applier.Apply(t.Context(), 7))
@@ -41,7 +41,7 @@ func TestDeadLetter_D1_ParksWhatIsExhaustedOrPermanent(t *testing.T) {
 	})
 }
 
-func TestDeadLetter_D2_NeverParksWhatWasNotAttempted(t *testing.T) {
+func TestQ2_NeverParksWhatWasNotAttempted(t *testing.T) {
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, test := range map[string]struct {
@@ -53,8 +53,8 @@ func TestDeadLetter_D2_NeverParksWhatWasNotAttempted(t *testing.T) {
 		"joined":            {t.Context(), errors.Join(errTest, &courier.OpenError{Cause: errTest})},
 		"context ended":     {cancelled, context.Canceled},
 		"misconfigured":     {t.Context(), &courier.ConfigError{Field: "x", Problem: "is bad"}},
-		"retry interrupted": {t.Context(), &courier.RetryError{Reason: courier.Interrupted, Last: errTest}},
-		"deadline":          {t.Context(), &courier.RetryError{Reason: courier.DeadlineTooClose, Last: errTest}},
+		"retry interrupted": {t.Context(), &courier.RetryError{Reason: courier.ReasonInterrupted, Last: errTest}},
+		"deadline":          {t.Context(), &courier.RetryError{Reason: courier.ReasonDeadline, Last: errTest}},
 		"own":               {t.Context(), rateLimited{}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -71,7 +71,7 @@ type rateLimited struct{}
 func (rateLimited) Error() string      { return "rate limited" }
 func (rateLimited) NotAttempted() bool { return true }
 
-func TestDeadLetter_D3_TheHandOverOutlivesTheContext(t *testing.T) {
+func TestQ3_TheHandOverOutlivesTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		store := &dlqFunc{send: func(ctx context.Context, _ courier.DeadLetter[int]) error {
@@ -86,7 +86,7 @@ func TestDeadLetter_D3_TheHandOverOutlivesTheContext(t *testing.T) {
 		applier := courier.NewDLQApplier(courier.ProcessFunc(func(context.Context, int) error {
 			cancel()
 			return courier.Permanent(errTest)
-		}), courier.DLQ[int](store))
+		}), courier.DLQ[int](store), courier.DLQPolicy[int]{})
 		require.NoError(t, applier.Apply(ctx, 1))
 	})
 }
@@ -107,19 +107,19 @@ func (d *dlqFunc) Update(context.Context, courier.DeadLetter[int]) error { retur
 func (d *dlqFunc) Delete(context.Context, ...string) error               { return nil }
 func (d *dlqFunc) Count(context.Context) (int, error)                    { return 0, nil }
 
-func TestDeadLetter_D4_ARefusalLeavesTheRecordPending(t *testing.T) {
+func TestQ4_ARefusalLeavesTheRecordPending(t *testing.T) {
 	refusal := errors.New("disk full")
 	for name, send := range map[string]func(context.Context, courier.DeadLetter[int]) error{
 		"error": func(context.Context, courier.DeadLetter[int]) error { return refusal },
 		"panic": func(context.Context, courier.DeadLetter[int]) error { panic(refusal) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			applier := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&dlqFunc{send}))
+			applier := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&dlqFunc{send}), courier.DLQPolicy[int]{})
 			err := applier.Apply(t.Context(), 1)
 			require.ErrorIs(t, err, courier.ErrPark)
 			require.ErrorIs(t, err, errTest)
 			require.ErrorIs(t, err, refusal)
-			require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+			require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 			require.Contains(t, err.Error(), "stays pending")
 		})
 	}
@@ -142,7 +142,7 @@ func TestDLQ_SkippedIsNotParked(t *testing.T) {
 
 func TestDLQ_ABatchParksOnlyWhatFailed(t *testing.T) {
 	for name, err := range map[string]error{
-		"listed": &courier.BatchError{Failures: []courier.Failure{{Index: 1, Err: errTest}}},
+		"listed": &courier.BatchError{Failures: []courier.BatchFailure{{Index: 1, Err: errTest}}},
 		"as one": errTest, // then record by record
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -200,7 +200,7 @@ func TestDLQ_ThatIsExposedToOutagesIsWarnedOf(t *testing.T) {
 	queue := courier.NewMemoryDLQ[int](0)
 	nop := courier.ProcessFunc(nop[int])
 	park := func(a courier.Applier[int]) courier.Applier[int] {
-		return courier.NewDLQApplier(a, courier.DLQ[int](queue))
+		return courier.NewDLQApplier(a, courier.DLQ[int](queue), courier.DLQPolicy[int]{})
 	}
 	resilient, _ := courier.ResilientApplier(nop, nil)
 	for name, test := range map[string]struct {
@@ -238,4 +238,42 @@ func TestDLQ_ThatIsExposedToOutagesIsWarnedOf(t *testing.T) {
 			})
 		}
 	}
+}
+
+// topic is a sink that only takes letters.
+type topic struct{ letters []courier.DeadLetter[int] }
+
+func (t *topic) Send(_ context.Context, letter courier.DeadLetter[int]) error {
+	t.letters = append(t.letters, letter)
+	return nil
+}
+
+// counted is one that counts them too.
+type counted struct{ topic }
+
+func (c *counted) Count(context.Context) (int, error) { return len(c.letters), nil }
+
+func TestDLQ_ASinkNeedsNoMoreThanSend(t *testing.T) {
+	poison := courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })
+	sink := new(topic)
+	require.NoError(t, courier.NewDLQApplier(poison, courier.DeadLetterSink[int](sink), courier.DLQPolicy[int]{}).Apply(t.Context(), 7))
+	require.Equal(t, 7, sink.letters[0].Record)
+
+	applier, queue := courier.ResilientApplier(poison, &courier.ResilientConfig[int]{DLQ: sink})
+	require.NoError(t, applier.Apply(t.Context(), 8))
+	require.Len(t, sink.letters, 2)
+	_, received := queue.Receive(t.Context(), 1)
+	_, listed := queue.List(t.Context(), "", 1)
+	_, count := queue.Count(t.Context())
+	_, redriven := courier.Redrive(t.Context(), queue, poison, nil)
+	for _, err := range []error{received, listed, count, redriven, queue.Update(t.Context(), sink.letters[0]), queue.Delete(t.Context(), "1")} {
+		require.ErrorIs(t, err, courier.ErrSendOnly)
+	}
+	require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: 9}))
+	require.Len(t, sink.letters, 3)
+
+	_, queue = courier.ResilientApplier(poison, &courier.ResilientConfig[int]{DLQ: &counted{*sink}})
+	n, err := queue.Count(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 3, n)
 }

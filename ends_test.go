@@ -69,7 +69,7 @@ func TestEnds_ARetryWaitsAsLongAsItMay(t *testing.T) { // R-2, R-10, R-11
 				t.Errorf("it took %v, beyond the end of the context", took)
 			case gaveUp == nil:
 				t.Error("it was not given up")
-			case gaveUp.Reason == courier.DeadlineTooClose && took != at[len(at)-1].Sub(began):
+			case gaveUp.Reason == courier.ReasonDeadline && took != at[len(at)-1].Sub(began):
 				t.Error("it waited before it gave up over the time")
 			case gaveUp.Elapsed < 0 || gaveUp.Elapsed > took:
 				t.Errorf("Elapsed is %v, of %v", gaveUp.Elapsed, took)

@@ -16,7 +16,7 @@ import (
 )
 
 // A record that pauses keeps the others from being begun.
-func TestEngine_D6_NothingIsBegunBehindARecordThatPauses(t *testing.T) {
+func TestD6_NothingIsBegunBehindARecordThatPauses(t *testing.T) {
 	for _, workers := range []int{1, 4} {
 		synctest.Test(t, func(t *testing.T) {
 			source := newShelf(numbers(100)...)
@@ -53,7 +53,7 @@ func TestEngine_ThePauseIsTheFirstRecords(t *testing.T) {
 }
 
 // A record without a key holds back nobody.
-func TestEngine_D4_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
+func TestD4_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
 	for _, workers := range []int{1, 2} {
 		source := newShelf(numbers(6)...)
 		_ = courier.NewPollingCoordinator(source, &sink[int]{}, courier.WithWorkers(workers), courier.WithOrderKey(func(r int) string {
@@ -81,7 +81,7 @@ func TestEngine_Race_ALookDoesNotTouchTheBatchInWork(t *testing.T) {
 }
 
 // What a batch did not attempt does not go alone.
-func TestEngine_D5_ABatchThatWasNotAttemptedDoesNotGoAlone(t *testing.T) {
+func TestD5_ABatchThatWasNotAttemptedDoesNotGoAlone(t *testing.T) {
 	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return notAttemptedTest{} }}
 	_ = courier.NewPollingCoordinator(newShelf(numbers(5)...), s, quiet).RunOnce(t.Context())
 	require.Zero(t, s.called())
@@ -94,7 +94,7 @@ func (notAttemptedTest) Error() string      { return "not now" }
 func (notAttemptedTest) NotAttempted() bool { return true }
 
 // What was lost of the batch before is not lost of this one.
-func TestEngine_D5_ALossIsOfItsBatchOnly(t *testing.T) {
+func TestD5_ALossIsOfItsBatchOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &expiring{leasing: newLeasing(numbers(8)...), lost: map[int]bool{2: true, 5: true}}
 		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(21 * time.Second); return nil }}
@@ -102,19 +102,6 @@ func TestEngine_D5_ALossIsOfItsBatchOnly(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		require.NoError(t, stop())
 		require.Equal(t, []int{0, 1, 3, 4, 6, 7}, s.got(), "2 and 5 were lost before they were begun")
-	})
-}
-
-// A mark that succeeds at once has avoided nothing.
-func TestEngine_Stats_DuplicatesAvoidedAreOfMarksThatFailedBefore(t *testing.T) {
-	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		source.add(1, 2)
-		c := make(&sink[int]{})
-		stop := start(t, c)
-		time.Sleep(time.Second)
-		require.NoError(t, stop())
-		require.EqualValues(t, 2, c.Stats().Marked)
-		require.Zero(t, c.Stats().DuplicatesAvoided)
 	})
 }
 

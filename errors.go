@@ -10,38 +10,38 @@ import (
 	"time"
 )
 
-// Class is what an error says about a record, see [Classify].
-type Class int
+// ErrorClass is what an error says about a record, see [Classify].
+type ErrorClass int
 
 const (
-	// Retryable is the default: the attempt was made and failed, and another
+	// ClassRetryable is the default: the attempt was made and failed, and another
 	// one may succeed. It counts against the record.
-	Retryable Class = iota
-	// PermanentClass is an attempt that no retry can mend: the record is
+	ClassRetryable ErrorClass = iota
+	// ClassPermanent is an attempt that no retry can mend: the record is
 	// parked, or left to fail.
-	PermanentClass
-	// NotAttempted means that nothing can be held against the record: an open
+	ClassPermanent
+	// ClassNotAttempted means that nothing can be held against the record: an open
 	// breaker refused it, its context ended, the pipeline is misconfigured, the
 	// dead letter queue did not take it. It stays pending, counts no attempt
 	// and is never dead-lettered.
-	NotAttempted
-	// Skipped means that there is nothing to do for the record: it is marked.
-	Skipped
+	ClassNotAttempted
+	// ClassSkipped means that there is nothing to do for the record: it is marked.
+	ClassSkipped
 )
 
 // String returns the name of the class in words.
-func (c Class) String() string {
+func (c ErrorClass) String() string {
 	switch c {
-	case Retryable:
+	case ClassRetryable:
 		return "retryable"
-	case PermanentClass:
+	case ClassPermanent:
 		return "permanent"
-	case NotAttempted:
+	case ClassNotAttempted:
 		return "not attempted"
-	case Skipped:
+	case ClassSkipped:
 		return "skipped"
 	}
-	return fmt.Sprintf("Class(%d)", int(c))
+	return fmt.Sprintf("ErrorClass(%d)", int(c))
 }
 
 // Classify says which class a non-nil error is of. Every decorator and both
@@ -50,11 +50,11 @@ func (c Class) String() string {
 // A class that the error names itself comes first:
 //
 //   - An error with a method NotAttempted() bool that returns true is
-//     NotAttempted, and so is everything around it.
+//     ClassNotAttempted, and so is everything around it.
 //   - [Permanent] and [Skip] decide for everything inside them: of two, one
 //     around the other, the outer one counts.
 //   - Of errors side by side (errors.Join, several %w, a [*BatchError]),
-//     NotAttempted counts before permanent, permanent before retryable, and
+//     ClassNotAttempted counts before permanent, permanent before retryable, and
 //     retryable before skipped: a Skip counts only when nothing beside it failed.
 //     A [*FanOutError] differs in one point: a branch that may be retried counts
 //     before one that failed for good.
@@ -62,43 +62,43 @@ func (c Class) String() string {
 //
 // Otherwise an error that arrived after ctx, the context that the applier was
 // given, had ended is NotAttempted: it tells of the stop, not of the record.
-// Everything else is Retryable, a context.Canceled or DeadlineExceeded while ctx
+// Everything else is ClassRetryable, a context.Canceled or DeadlineExceeded while ctx
 // lives included: that is the applier's own. So is an error that cannot be looked
 // into, a nil pointer, say, or that holds such a one: what it says is not believed.
 // A nil ctx counts as one that lives.
 //
 // It is safe for concurrent use and never blocks.
-func Classify(ctx context.Context, err error) Class { return classify(ctx, sound(err)) }
+func Classify(ctx context.Context, err error) ErrorClass { return classify(ctx, sound(err)) }
 
 // classify is Classify of an error that is sound.
-func classify(ctx context.Context, err error) Class {
-	if class := markedClass(ctx, err); class != Retryable {
+func classify(ctx context.Context, err error) ErrorClass {
+	if class := markedClass(ctx, err); class != ClassRetryable {
 		return class
 	}
 	if ctx != nil && ctx.Err() != nil {
-		return NotAttempted
+		return ClassNotAttempted
 	}
-	return Retryable
+	return ClassRetryable
 }
 
-// markedClass returns the class that an error tree was marked with, Retryable where
+// markedClass returns the class that an error tree was marked with, ClassRetryable where
 // there is no mark. It walks the tree by hand because errors.As would stop at
 // the first error that has a NotAttempted method, whatever that returns.
-func markedClass(ctx context.Context, err error) Class {
-	mark := Retryable
+func markedClass(ctx context.Context, err error) ErrorClass {
+	mark := ClassRetryable
 	switch e := err.(type) {
 	case *FanOutError: // several records' worth of marks below it: it decides
 		return e.class(ctx)
 	case *permanentError:
-		mark = PermanentClass
+		mark = ClassPermanent
 	case *skipError:
-		mark = Skipped
+		mark = ClassSkipped
 	case interface{ NotAttempted() bool }:
 		if e.NotAttempted() {
-			return NotAttempted
+			return ClassNotAttempted
 		}
 	}
-	class, found := Retryable, false
+	class, found := ClassRetryable, false
 	several, one := wrappedIn(err)
 	if one != nil {
 		class = markedClass(ctx, one)
@@ -112,7 +112,7 @@ func markedClass(ctx context.Context, err error) Class {
 			class = strongest(class, markedClass(ctx, child))
 		}
 	}
-	if mark != Retryable && class != NotAttempted {
+	if mark != ClassRetryable && class != ClassNotAttempted {
 		return mark
 	}
 	return class
@@ -134,24 +134,24 @@ func wrappedIn(err error) (several []error, one error) {
 
 // classOf is the class of a failed record's error, whatever has become of its
 // context since; what did not fail was not attempted.
-func classOf(failed bool, err error) Class {
+func classOf(failed bool, err error) ErrorClass {
 	if !failed {
-		return NotAttempted
+		return ClassNotAttempted
 	}
-	if markedClass(context.Background(), err) == PermanentClass {
-		return PermanentClass
+	if markedClass(context.Background(), err) == ClassPermanent {
+		return ClassPermanent
 	}
-	return Retryable
+	return ClassRetryable
 }
 
 // strongest is the class of two errors side by side.
-func strongest(a, b Class) Class {
-	for _, class := range [...]Class{NotAttempted, PermanentClass, Retryable} {
+func strongest(a, b ErrorClass) ErrorClass {
+	for _, class := range [...]ErrorClass{ClassNotAttempted, ClassPermanent, ClassRetryable} {
 		if a == class || b == class {
 			return class
 		}
 	}
-	return Skipped
+	return ClassSkipped
 }
 
 // Permanent marks err as one that no retry can mend: the record is parked at
@@ -234,6 +234,24 @@ func (e *ConfigError) Is(err error) bool { return err == ErrConfig }
 
 // NotAttempted reports true.
 func (e *ConfigError) NotAttempted() bool { return true }
+
+// bound is what the field of a policy has to be.
+type bound struct {
+	field string
+	value any
+	holds bool
+	want  string
+}
+
+// boundsFault reports the first bound of a policy that does not hold.
+func boundsFault(policy string, bounds []bound) error {
+	for _, b := range bounds {
+		if !b.holds {
+			return &ConfigError{policy + "." + b.field, fmt.Sprintf("is %v: want %s", b.value, b.want)}
+		}
+	}
+	return nil
+}
 
 // configErrorOf returns what is wrong with a source, an applier or a queue.
 func configErrorOf(field string, v any) (fault error) {
@@ -382,14 +400,14 @@ func (e *unattemptedError) NotAttempted() bool { return true }
 
 // ErrBehindFailed is for an ApplyBatch that keeps the order ([OrderedBatcher]): the error
 // of a record that it did not apply because an earlier one of the call has failed. Its
-// class is NotAttempted. An ApplyBatch that lists it for every record has attempted none,
+// class is ClassNotAttempted. An ApplyBatch that lists it for every record has attempted none,
 // for a reason that is not told.
 var ErrBehindFailed = unattempted(errors.New("an earlier record of the same call has failed"))
 
 // behindFailed reports whether nothing else than ErrBehindFailed keeps a record from
 // being applied now.
 func behindFailed(ctx context.Context, err error) bool {
-	if err == nil || !errors.Is(err, ErrBehindFailed) || classify(ctx, err) != NotAttempted {
+	if err == nil || !errors.Is(err, ErrBehindFailed) || classify(ctx, err) != ClassNotAttempted {
 		return false
 	}
 	_, paused := pauseOf(err)
@@ -400,7 +418,7 @@ func behindFailed(ctx context.Context, err error) bool {
 
 // pauseOf says whether an error means that the destination takes nothing for
 // now, so that trying other records is pointless, and until when. Any error
-// that is NotAttempted and has a method RetryAt() time.Time means that. The time
+// that is ClassNotAttempted and has a method RetryAt() time.Time means that. The time
 // in a record's own error, which was an attempt, is the record's alone.
 func pauseOf(err error) (until time.Time, paused bool) {
 	switch e := err.(type) {
@@ -433,7 +451,7 @@ func pauseOf(err error) (until time.Time, paused bool) {
 
 // pauses reports whether an error leaves the records behind it unattempted.
 func pauses(ctx context.Context, err error) bool {
-	if err == nil || classify(ctx, err) != NotAttempted {
+	if err == nil || classify(ctx, err) != ClassNotAttempted {
 		return false
 	}
 	_, paused := pauseOf(err)

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -155,39 +153,6 @@ func ExampleWithObserver() {
 	// Output:
 	// 2 applied, 1 failed
 	// 2 marked
-}
-
-// The log says once what repeats, and when it is over.
-func ExampleSlogObserver() {
-	log := courier.SlogObserver(slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{
-		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-			if a.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return a
-		},
-	})))
-	ctx := context.Background()
-	for range 25 {
-		log.Fetched(ctx, courier.FetchEvent{Err: errors.New("connection refused"), RetryIn: time.Second})
-	}
-	log.Fetched(ctx, courier.FetchEvent{Records: 100})
-	// Output:
-	// level=WARN msg="courier: fetch failed" records=0 retry_in=1s error="connection refused"
-	// level=WARN msg="courier: fetch failed" records=0 retry_in=1s error="connection refused" times=10
-	// level=INFO msg="courier: fetch works again" failures=25
-}
-
-// One observer for two.
-func ExampleTeeObservers() {
-	hear := func(name string) courier.Observer {
-		return courier.Observer{Marked: func(_ context.Context, e courier.MarkEvent) { fmt.Println(name, e.Records) }}
-	}
-	both := courier.TeeObservers(hear("metrics"), hear("audit"))
-	both.Marked(context.Background(), courier.MarkEvent{Records: 7})
-	// Output:
-	// metrics 7
-	// audit 7
 }
 
 // Marks in the order fetched, for a source that keeps a position.

@@ -46,7 +46,7 @@ func ExampleRedrive() {
 	result, err := courier.Redrive(ctx, dlq, ship, nil) // ship, not applier: that parks
 	fmt.Println(result.Succeeded, result.Failed, err)
 	for letter, err := range courier.Letters(ctx, dlq) {
-		fmt.Println(letter.Record, letter.Redriven, letter.Error, err)
+		fmt.Println(letter.Record, letter.FailedRedrives, letter.Error, err)
 	}
 	// Output:
 	// 2 1 <nil>
@@ -70,10 +70,10 @@ func ExampleDLQPolicy_branch() {
 	var branches []courier.Branch[int]
 	for _, name := range []string{"mail", "search"} {
 		parking := courier.DLQPolicy[int]{Branch: name}
-		branches = append(branches, courier.Branch[int]{Name: name, Applier: courier.NewDLQApplierWith(deliver(name), courier.DLQ[int](dlq), parking)})
+		branches = append(branches, courier.Branch[int]{Name: name, Applier: courier.NewDLQApplier(deliver(name), courier.DLQ[int](dlq), parking)})
 	}
 	ctx := context.Background()
-	err := courier.NewFanOut(courier.FanOutConfig[int]{Branches: branches}).Apply(ctx, 7)
+	err := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: branches}).Apply(ctx, 7)
 	fmt.Println(dlq.Len(), "letters,", err)
 
 	down = nil
@@ -119,7 +119,7 @@ func ExampleDLQPolicy() {
 		return nil
 	})
 	queue := courier.NewMemoryDLQ[order](0)
-	applier := courier.NewDLQApplierWith(ship, courier.DLQ[order](queue), courier.DLQPolicy[order]{
+	applier := courier.NewDLQApplier(ship, courier.DLQ[order](queue), courier.DLQPolicy[order]{
 		Key: func(o order) string { return o.customer },
 		OnPark: func(_ context.Context, letter courier.DeadLetter[order]) {
 			fmt.Println("parked", letter.Record, "as", letter.Reason)

@@ -23,7 +23,7 @@ func ExampleNewFanOutApplier() {
 	// Output: courier: 1 of the fan-out's branches failed: branch 1: index is read-only
 }
 
-func ExampleNewFanOut() {
+func ExampleNewFanOutFromConfig() {
 	searchIsUp := false
 	to := func(name string) courier.Applier[int] {
 		return courier.ProcessFunc(func(_ context.Context, n int) error {
@@ -34,7 +34,7 @@ func ExampleNewFanOut() {
 			return nil
 		})
 	}
-	applier := courier.NewFanOut(courier.FanOutConfig[int]{
+	applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{
 		Branches: []courier.Branch[int]{
 			{Name: "broker", Applier: to("broker")},
 			{Name: "search", Applier: to("search")},
@@ -55,7 +55,7 @@ func ExampleNewFanOut() {
 func ExampleBranch() {
 	ok := courier.ProcessFunc(func(context.Context, string) error { return nil })
 	down := courier.ProcessFunc(func(context.Context, string) error { return errors.New("connection refused") })
-	applier := courier.NewFanOut(courier.FanOutConfig[string]{
+	applier := courier.NewFanOutFromConfig(courier.FanOutConfig[string]{
 		Branches: []courier.Branch[string]{
 			{Name: "ledger", Applier: ok},
 			{Name: "metrics", Applier: down, Optional: true},
@@ -74,7 +74,7 @@ func ExampleFanOutConfig_quorum() {
 	replica := func(err error) courier.Applier[int] {
 		return courier.ProcessFunc(func(context.Context, int) error { return err })
 	}
-	applier := courier.NewFanOut(courier.FanOutConfig[int]{
+	applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{
 		Branches: []courier.Branch[int]{
 			{Name: "a", Applier: replica(nil)},
 			{Name: "b", Applier: replica(errors.New("disk full"))},

@@ -310,3 +310,18 @@ func ExampleLater() {
 	// coffee
 	// <nil>
 }
+
+func ExampleBatchProcessFunc() {
+	insert := courier.BatchProcessFunc(func(_ context.Context, orders []string) error {
+		fmt.Println("inserted", orders) // one statement
+		return nil
+	})
+	source := courier.BatchSourceFunc[string]{
+		FetchFunc: func(context.Context) ([]string, error) { return []string{"order 1", "order 2"}, nil },
+		MarkFunc:  func(context.Context, []string) error { return nil },
+	}
+	fmt.Println(courier.NewPollingCoordinator(source, courier.Applier[string](insert)).RunOnce(context.Background()))
+	// Output:
+	// inserted [order 1 order 2]
+	// <nil>
+}

@@ -44,7 +44,7 @@ func ExampleSyncWithRetry() {
 			if calls++; calls < 3 {
 				return errors.New("not yet")
 			}
-			fmt.Println("processed at attempt", courier.AttemptFrom(ctx))
+			fmt.Println("processed at attempt", courier.AttemptFromContext(ctx))
 			return nil
 		},
 		func(context.Context, []string) error { stop(); return nil },

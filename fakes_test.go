@@ -208,7 +208,7 @@ func (s *batchSink[T]) ApplyBatch(ctx context.Context, records []T) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, r := range records {
-		failed := list != nil && slices.ContainsFunc(list.Failures, func(f courier.Failure) bool { return f.Index == i })
+		failed := list != nil && slices.ContainsFunc(list.Failures, func(f courier.BatchFailure) bool { return f.Index == i })
 		if !failed {
 			s.applied = append(s.applied, r)
 		}

@@ -28,7 +28,7 @@ type Branch[T any] struct {
 	Optional bool
 }
 
-// FanOutConfig configures [NewFanOut]. Beside the branches, the zero value is
+// FanOutConfig configures [NewFanOutFromConfig]. Beside the branches, the zero value is
 // the default. The branches are copied.
 type FanOutConfig[T any] struct {
 	// Branches are applied at the same time. At least one is not optional.
@@ -118,12 +118,12 @@ func (c *FanOutConfig[T]) validate() error {
 }
 
 // FanOutError says which branches a record has yet to reach, and why it did not.
-// Its class is by their errors: NotAttempted if any of them is, so that the
+// Its class is by their errors: ClassNotAttempted if any of them is, so that the
 // coordinator pauses and nothing is parked; else retryable if any is; else
 // permanent.
 //
 // Where no branch failed and some of them skipped the record, it lists those
-// and its class is Skipped.
+// and its class is ClassSkipped.
 type FanOutError struct {
 	Failures []BranchFailure // in the order of the branches
 
@@ -159,16 +159,16 @@ func (e *FanOutError) Unwrap() []error {
 	return errs
 }
 
-func (e *FanOutError) class(ctx context.Context) Class {
+func (e *FanOutError) class(ctx context.Context) ErrorClass {
 	if len(e.Failures) == 0 { // of somebody's own making
-		return Retryable
+		return ClassRetryable
 	}
-	result := Skipped
+	result := ClassSkipped
 	for _, f := range e.Failures {
 		switch class := classify(ctx, f.Err); {
-		case class == NotAttempted:
-			return NotAttempted
-		case class == Retryable || result == Skipped:
+		case class == ClassNotAttempted:
+			return ClassNotAttempted
+		case class == ClassRetryable || result == ClassSkipped:
 			result = class
 		}
 	}
@@ -186,7 +186,7 @@ func (e *FanOutError) RetryAt() time.Time {
 func (e *FanOutError) pause() (until time.Time, paused bool) {
 	var times []time.Time
 	for _, f := range e.Failures {
-		if markedClass(context.Background(), f.Err) != NotAttempted {
+		if markedClass(context.Background(), f.Err) != ClassNotAttempted {
 			continue // its time is its own, and pauses nothing
 		}
 		if until, paused := pauseOf(f.Err); paused {
@@ -213,7 +213,7 @@ func (e *FanOutError) pause() (until time.Time, paused bool) {
 }
 
 // NewFanOutApplier applies each record to every branch, at the same time. It is
-// [NewFanOut] with all branches required, named by their position, and nothing
+// [NewFanOutFromConfig] with all branches required, named by their position, and nothing
 // else set: a branch that has a record gets it again when another failed it.
 func NewFanOutApplier[T any](branches ...Applier[T]) Applier[T] {
 	var c FanOutConfig[T]
@@ -226,7 +226,7 @@ func NewFanOutApplier[T any](branches ...Applier[T]) Applier[T] {
 	return newFanOut(c, "branches", nil)
 }
 
-// NewFanOut applies each record to several branches, at the same time, and
+// NewFanOutFromConfig applies each record to several branches, at the same time, and
 // waits for all of them: a slow branch sets the pace, so bound its attempts. A
 // branch that fails stops no other, and a panic in one is its failure. Apply
 // returns nil once the record is applied, that is, once all branches that are
@@ -253,7 +253,7 @@ func NewFanOutApplier[T any](branches ...Applier[T]) Applier[T] {
 // In a batch each branch gets the records that it does not have yet, in one
 // call if it takes batches. The result is as safe for concurrent use as the
 // branches.
-func NewFanOut[T any](config FanOutConfig[T]) Applier[T] {
+func NewFanOutFromConfig[T any](config FanOutConfig[T]) Applier[T] {
 	return newFanOut(config, "FanOutConfig.Branches", config.validate())
 }
 
@@ -292,6 +292,19 @@ func newFanOut[T any](c FanOutConfig[T], field string, fault error) Applier[T] {
 		}
 	}
 	f.order = f.order && f.quorum == len(f.branches)
+	f.tells = layer{kind: branching, fault: f.fault, of: f, batches: f.batched}
+	required := 0
+	for i := range f.branches {
+		if !f.branches[i].optional {
+			required++
+		}
+	}
+	for i := range f.branches {
+		b := &f.branches[i]
+		inner := b.tells.inside[0]
+		inner.branch, inner.needed = b.name, !b.optional && required <= f.quorum
+		f.tells.inside = append(f.tells.inside, inner)
+	}
 	return f
 }
 
@@ -303,8 +316,8 @@ func oneLetterFor[T any](branches []Branch[T], field string) error {
 	for _, p := range parkersOf(layerOf(last.Applier)) {
 		for _, other := range branches[:len(branches)-1] {
 			for _, o := range parkersOf(layerOf(other.Applier)) {
-				if p.branchName() == o.branchName() && p.parksIn(o.deadLetters()) {
-					return &ConfigError{field, fmt.Sprintf("parks in the same dead letter queue as the branch %s, and both have the DLQPolicy.Branch %q, so that their letters cannot be told apart: give each branch a DLQPolicy.Branch of its own", other.Name, p.branchName())}
+				if p.branch == o.branch && p.same(o.queue) {
+					return &ConfigError{field, fmt.Sprintf("parks in the same dead letter queue as the branch %s, and both have the DLQPolicy.Branch %q, so that their letters cannot be told apart: give each branch a DLQPolicy.Branch of its own", other.Name, p.branch)}
 				}
 			}
 		}
@@ -338,6 +351,7 @@ type fanOutApplier[T any] struct {
 	onFailure func(ctx context.Context, record T, branch string, err error)
 	identity  func(T) string
 	memory    doneMemory
+	tells     layer
 	batched   bool
 	order     bool // of the records of a call is kept in each branch
 	fault     error
@@ -346,47 +360,9 @@ type fanOutApplier[T any] struct {
 // Validate reports a fault of the configuration or of a branch.
 func (f *fanOutApplier[T]) Validate() error { return f.fault }
 
-func (f *fanOutApplier[T]) batches() bool { return f.batched }
-
 func (f *fanOutApplier[T]) OrderedBatches() bool { return f.order }
 
-func (f *fanOutApplier[T]) kind() kind { return branching }
-
-func (f *fanOutApplier[T]) inside() []layer {
-	branches := make([]layer, len(f.branches))
-	for i := range f.branches {
-		branches[i] = f.branches[i].below
-	}
-	return branches
-}
-
-func (f *fanOutApplier[T]) next() (branches []layer) {
-	for i := range f.branches {
-		branches = append(branches, f.branches[i].next()...)
-	}
-	return branches
-}
-
-func (f *fanOutApplier[T]) branchNames() []string {
-	names := make([]string, len(f.branches))
-	for i := range f.branches {
-		names[i] = f.branches[i].name
-	}
-	return names
-}
-
-// needed returns the branches without each of which no record is applied.
-func (f *fanOutApplier[T]) needed() (branches []layer) {
-	for i := range f.branches {
-		if !f.branches[i].optional {
-			branches = append(branches, f.branches[i].below)
-		}
-	}
-	if len(branches) > f.quorum {
-		return nil
-	}
-	return branches
-}
+func (f *fanOutApplier[T]) describe() *layer { return &f.tells }
 
 func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 	switch {
@@ -395,56 +371,40 @@ func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 	case ctx == nil:
 		return errNoContext
 	}
-	var names []string
-	var known [][]bool
-	var told [][]answer
-	var skip []bool
-	if f.remembers() {
-		names = f.name([]T{record}, nil)
-		known = f.memory.recall(names)
-	}
-	if _, delivered := ctx.(*pastContext); delivered { // before, in part
-		told = f.answersTo(ctx, 1)
-		known = f.known(known, told)
-	}
-	if known != nil {
-		skip = known[0]
-	}
-	if gates := f.gates(); gates != nil {
-		return f.applyInTurn(ctx, []T{record}, names, known, told, gates, func(ctx context.Context, b int, records []T, before error) error {
-			return f.branches[b].apply(ctx, records[0], before)
-		})[0]
+	_, before := ctx.(*pastContext) // it was delivered, in part
+	if gates := f.gates(); before || gates != nil || f.remembers() {
+		return f.deliver(ctx, []T{record}, gates, func(ctx context.Context, b int, records []T, exit error) verdicts {
+			return verdicts{whole: f.branches[b].apply(ctx, records[0], exit)}
+		}).of(1)[0]
 	}
 	errs := make([]error, len(f.branches))
-	f.each(ctx, skip, errs, func(b int) error { return f.branches[b].apply(ctx, record, errs[b]) })
-	return f.conclude(ctx, record, names, told, errs)
+	f.each(ctx, nil, errs, func(b int) error { return f.branches[b].apply(ctx, record, errs[b]) })
+	return f.conclude(ctx, record, errs)
 }
 
 // apply calls the branch, or goes on after the Goexit that ended the call before.
-func (b *branch[T]) apply(ctx context.Context, record T, before error) error {
-	if isExit(before) {
-		return afterExit(ctx, b.inner, record, before)
+func (b *branch[T]) apply(ctx context.Context, record T, exit error) error {
+	if isExit(exit) {
+		return afterExit(ctx, b.inner, record, exit)
 	}
 	return b.inner.Apply(ctx, record)
 }
 
 // resume is for an only branch, which is applied on the caller's goroutine.
 func (f *fanOutApplier[T]) resume(ctx context.Context, record T, exit error) error {
-	return f.conclude(ctx, record, nil, nil, []error{afterExit(ctx, f.branches[0].inner, record, exit)})
+	return f.conclude(ctx, record, []error{afterExit(ctx, f.branches[0].inner, record, exit)})
 }
 
-// conclude is the rest of Apply once the branches have ended.
-func (f *fanOutApplier[T]) conclude(ctx context.Context, record T, names []string, told [][]answer, errs []error) error {
-	if told == nil && allNil(errs) {
-		f.memory.forget(names)
+// conclude returns what becomes of a record that all branches were called with.
+func (f *fanOutApplier[T]) conclude(ctx context.Context, record T, errs []error) error {
+	if allNil(errs) {
 		return nil
 	}
 	columns := make([][]error, len(errs))
 	for b := range errs {
 		columns[b] = errs[b : b+1]
 	}
-	f.recollect(told, columns)
-	return f.settle(ctx, []T{record}, names, columns)[0]
+	return f.settle(ctx, []T{record}, nil, columns)[0]
 }
 
 func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
@@ -454,6 +414,28 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	case ctx == nil:
 		return errNoContext
 	}
+	return f.applyMany(ctx, records).err() // each branch at its own pace, be there one that takes batches or none
+}
+
+func (f *fanOutApplier[T]) applyMany(ctx context.Context, records []T) verdicts {
+	return f.deliver(ctx, records, f.gates(), func(ctx context.Context, b int, records []T, _ error) verdicts {
+		batch := f.branches[b].batch
+		switch {
+		case batch == nil:
+			return applyEach(ctx, f.branches[b].inner, records)
+		case f.order:
+			return applyIsolated(ctx, batch, records, true)
+		}
+		return applyOn(ctx, batch, records, false)
+	})
+}
+
+// callOf calls a branch with some records. It is told what ended the goroutine of the call
+// before, nil where nothing has.
+type callOf[T any] func(ctx context.Context, branch int, records []T, exit error) verdicts
+
+// deliver calls each branch with the records that it does not have yet.
+func (f *fanOutApplier[T]) deliver(ctx context.Context, records []T, gates []gate, call callOf[T]) verdicts {
 	var names []string
 	var known [][]bool
 	if f.remembers() {
@@ -462,54 +444,49 @@ func (f *fanOutApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	}
 	told := f.answersTo(ctx, len(records))
 	known = f.known(known, told)
-	call := func(ctx context.Context, b int, records []T, _ error) error {
-		if batch := f.branches[b].batch; batch != nil {
-			if f.order {
-				return applyIsolated(ctx, batch, records, true)
-			}
-			return applyOn(ctx, batch, records, false)
-		}
-		return applyEach(ctx, f.branches[b].inner, records)
-	}
-	if gates := f.gates(); gates != nil {
-		return gather(f.applyInTurn(ctx, records, names, known, told, gates, call))
+	if gates != nil {
+		return apart(f.applyInTurn(ctx, records, names, known, told, gates, call))
 	}
 	skip, shares := f.shares(known) // of each branch that lacks only some records, their indices
-	errs := make([]error, len(f.branches))
-	f.each(ctx, skip, errs, func(b int) error {
+	results := f.eachOf(ctx, skip, func(b int, exit error) verdicts {
 		if shares != nil && shares[b] != nil {
 			ctx, some := shareOf(ctx, records, shares[b])
-			return call(ctx, b, some, nil)
+			return call(ctx, b, some, exit)
 		}
-		return call(ctx, b, records, nil)
+		return call(ctx, b, records, exit)
 	})
-	if told == nil && allNil(errs) {
+	if told == nil && !slices.ContainsFunc(results, func(v verdicts) bool { return !v.ok() }) {
 		f.memory.forget(names)
-		return nil
+		return verdicts{}
 	}
-	columns := make([][]error, len(errs))
-	for b, err := range errs {
-		if err == nil {
-			continue
+	columns := make([][]error, len(results))
+	for b, v := range results {
+		switch {
+		case v.ok():
+		case shares == nil || shares[b] == nil:
+			columns[b] = v.of(len(records))
+		default:
+			columns[b] = make([]error, len(records))
+			v.scatter(shares[b], columns[b])
 		}
-		columns[b] = make([]error, len(records))
-		if shares == nil || shares[b] == nil {
-			spread(err, columns[b])
-			continue
-		}
-		scatter(err, shares[b], columns[b])
 	}
 	f.recollect(told, columns)
-	return gather(f.settle(ctx, records, names, columns))
+	return apart(f.settle(ctx, records, names, columns))
 }
 
-// scatter is spread for some records of a batch, by their indices.
-func scatter(err error, share []int, errs []error) {
-	some := make([]error, len(share))
-	spread(err, some)
-	for j, i := range share {
-		errs[i] = some[j]
+// eachOf is each with verdicts on several records.
+func (f *fanOutApplier[T]) eachOf(ctx context.Context, skip []bool, call func(branch int, exit error) verdicts) []verdicts {
+	results, errs := make([]verdicts, len(f.branches)), make([]error, len(f.branches))
+	f.each(ctx, skip, errs, func(b int) error {
+		results[b] = call(b, errs[b])
+		return results[b].whole
+	})
+	for b, err := range errs {
+		if err != nil {
+			results[b] = verdicts{whole: err}
+		}
 	}
+	return results
 }
 
 // each runs call for every branch that is not skipped and returns when all have
@@ -543,15 +520,6 @@ func (f *fanOutApplier[T]) each(ctx context.Context, skip []bool, errs []error, 
 	worker.fork(-1) // which waits for them
 	wg.Wait()
 	worker.fork(1)
-}
-
-func allNil(errs []error) bool {
-	for _, err := range errs {
-		if err != nil {
-			return false
-		}
-	}
-	return true
 }
 
 // settle decides what becomes of each record of a delivery in which a branch
@@ -608,7 +576,7 @@ func (f *fanOutApplier[T]) judge(ctx context.Context, i int, errs [][]error) ver
 	for b := range f.branches {
 		switch {
 		case errs[b] == nil || errs[b][i] == nil:
-		case classify(ctx, errs[b][i]) != Skipped:
+		case classify(ctx, errs[b][i]) != ClassSkipped:
 			failed = append(failed, b)
 			continue
 		case !f.branches[b].optional:
@@ -693,6 +661,10 @@ func (c *cloneApplier[T]) resume(ctx context.Context, record T, exit error) erro
 }
 
 func (c *cloneApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
+	return applyMany(ctx, BatchApplier[T](c), records).err()
+}
+
+func (c *cloneApplier[T]) applyMany(ctx context.Context, records []T) verdicts {
 	copies := make([]T, len(records))
 	for i, record := range records {
 		copies[i] = c.clone(record)

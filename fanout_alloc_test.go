@@ -22,9 +22,9 @@ func TestAllocs_AFanOut(t *testing.T) {
 			single = append(single, courier.Branch[int]{Name: strconv.Itoa(i), Applier: courier.ProcessFunc(nop[int])})
 			many = append(many, courier.Branch[int]{Name: strconv.Itoa(i), Applier: takesAll{}})
 		}
-		one := courier.NewFanOut(courier.FanOutConfig[int]{Branches: single, Identity: strconv.Itoa})
+		one := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: single, Identity: strconv.Itoa})
 		require.LessOrEqual(t, testing.AllocsPerRun(1000, func() { _ = one.Apply(ctx, 1) }), want.one, "%d branches", n)
-		batch := asBatch(courier.NewFanOut(courier.FanOutConfig[int]{Branches: many, Identity: strconv.Itoa}))
+		batch := asBatch(courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: many, Identity: strconv.Itoa}))
 		for _, size := range []int{1, 10_000} {
 			records := numbers(size)
 			require.LessOrEqual(t, testing.AllocsPerRun(100, func() { _ = batch.ApplyBatch(ctx, records) }), want.batch, "%d branches, %d records", n, size)

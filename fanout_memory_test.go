@@ -110,7 +110,7 @@ func TestF2_AttemptsGoWithTheRecordsOfAShare(t *testing.T) {
 		}
 		return nil
 	})
-	f := NewFanOut(FanOutConfig[int]{
+	f := NewFanOutFromConfig(FanOutConfig[int]{
 		Branches: []Branch[int]{{Name: "watch", Applier: watch}, {Name: "failing", Applier: failing}},
 		Identity: strconv.Itoa,
 	}).(BatchApplier[int])
@@ -148,7 +148,7 @@ func (w *watching) ApplyBatch(ctx context.Context, records []int) error {
 
 // Records that are settled elsewhere leave no cost behind for ever.
 func TestF2_ARecordThatDoesNotComeAgainIsForgotten(t *testing.T) {
-	f := NewFanOut(FanOutConfig[int]{
+	f := NewFanOutFromConfig(FanOutConfig[int]{
 		Branches: []Branch[int]{
 			{Name: "a", Applier: ProcessFunc(func(context.Context, int) error { return nil })},
 			{Name: "b", Applier: ProcessFunc(func(_ context.Context, r int) error {

@@ -79,7 +79,7 @@ func TestF1_EveryBranchRunsAndTheErrorNamesTheBranch(t *testing.T) {
 	a, b, c := &sink[int]{}, failsOn(map[int]error{1: errTest}), &sink[int]{}
 	for name, applier := range map[string]courier.Applier[int]{
 		"1": courier.NewFanOutApplier(a, b, c),
-		"b": courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b, c)}),
+		"b": courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b, c)}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			a.applied, c.applied = nil, nil
@@ -97,12 +97,12 @@ func TestF1_EveryBranchRunsAndTheErrorNamesTheBranch(t *testing.T) {
 func TestF2_ARedeliveryGoesToTheBranchesNotYetDone(t *testing.T) {
 	down := map[int]error{1: errTest, 3: errTest}
 	a, b, c := &batchSink[int]{}, lists(down), failsOn(map[int]error{2: courier.Skip(errTest)})
-	applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b, c), Identity: strconv.Itoa})
+	applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b, c), Identity: strconv.Itoa})
 
 	var list *courier.BatchError
 	require.ErrorAs(t, asBatch(applier).ApplyBatch(t.Context(), []int{0, 1, 2, 3}), &list)
 	require.Len(t, list.Failures, 3)
-	require.Equal(t, courier.Skipped, courier.Classify(t.Context(), list.Failures[1].Err))
+	require.Equal(t, courier.ClassSkipped, courier.Classify(t.Context(), list.Failures[1].Err))
 	require.Equal(t, [][]int{{0, 1, 2, 3}}, a.batches)
 	require.Equal(t, []int{0, 1, 3}, c.got())
 
@@ -132,7 +132,7 @@ func TestF2_ARedeliveryGoesToTheBranchesNotYetDone(t *testing.T) {
 func TestF2_ASkipIsDone(t *testing.T) {
 	down := map[int]error{1: errTest}
 	a, b := failsOn(map[int]error{1: courier.Skip(errTest)}), failsOn(down)
-	applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b), Identity: strconv.Itoa})
+	applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b), Identity: strconv.Itoa})
 	require.Equal(t, []courier.BranchFailure{{Branch: "b", Err: errTest}}, fanOutError(t, applier.Apply(t.Context(), 1)).Failures)
 	delete(down, 1)
 	require.NoError(t, applier.Apply(t.Context(), 1))
@@ -145,7 +145,7 @@ func TestF2_WhatIsAppliedIsForgotten(t *testing.T) {
 		down := map[int]error{1: errTest}
 		a, b := &sink[int]{}, failsOn(down)
 		branches := append(named(a, b), courier.Branch[int]{Name: "c", Applier: always(errTest), Optional: true})
-		applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: branches, Identity: strconv.Itoa, OnBranchFailure: new(missed).note})
+		applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: branches, Identity: strconv.Itoa, OnBranchFailure: new(missed).note})
 		deliver := func() error {
 			if inBatches {
 				return asBatch(applier).ApplyBatch(t.Context(), []int{1})
@@ -173,7 +173,7 @@ func TestF2_ARecordWithoutANameGoesToEveryBranch(t *testing.T) {
 			a, b := &batchSink[int]{}, &batchSink[int]{}
 			b.fail = func(context.Context, int, int) error { return errTest }
 			b.failBatch = func(context.Context, []int, int) error { return errTest }
-			applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b), Identity: identity})
+			applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b), Identity: identity})
 			for range 2 {
 				require.Error(t, applier.Apply(t.Context(), 1))
 				require.Error(t, asBatch(applier).ApplyBatch(t.Context(), []int{1, 2}))
@@ -186,7 +186,7 @@ func TestF2_ARecordWithoutANameGoesToEveryBranch(t *testing.T) {
 func TestF2_TheMemoryIsBounded(t *testing.T) {
 	down := map[int]error{1: errTest, 2: errTest, 3: errTest}
 	a, b := &sink[int]{}, failsOn(down)
-	applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b), Identity: strconv.Itoa, Remember: 2})
+	applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b), Identity: strconv.Itoa, Remember: 2})
 	for _, r := range []int{1, 2, 3} {
 		require.Error(t, applier.Apply(t.Context(), r))
 	}
@@ -208,7 +208,7 @@ func TestF2_ARetryAroundItGoesToTheBranchesNotYetDone(t *testing.T) {
 			}
 			return nil
 		}}
-		applier := courier.WithRetry(courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b), Identity: strconv.Itoa}))
+		applier := courier.WithRetry(courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b), Identity: strconv.Itoa}))
 		require.NoError(t, applier.Apply(t.Context(), 1))
 		require.Equal(t, []int{1}, a.got())
 		require.Equal(t, 4, b.called())
@@ -246,7 +246,7 @@ func newFanOutWorld(inBatches bool, config courier.FanOutConfig[int]) *fanOutWor
 	}
 	w.b.outage = time.Hour
 	config.OnBranchFailure = w.missed.note
-	w.applier = courier.NewFanOut(config)
+	w.applier = courier.NewFanOutFromConfig(config)
 	return w
 }
 
@@ -361,7 +361,7 @@ func TestF3_PoisonInABranchWhileAnotherIsDown(t *testing.T) {
 					appliers[i], queues[i] = courier.ResilientApplier(appliers[i], nil)
 				}
 				source := newShelf(numbers(n)...)
-				stop := start(t, courier.NewPollingCoordinator(source, courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(appliers...), Identity: strconv.Itoa}), quiet))
+				stop := start(t, courier.NewPollingCoordinator(source, courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(appliers...), Identity: strconv.Itoa}), quiet))
 				for i := range 20 {
 					time.Sleep(10 * time.Minute)
 					source.add(n + i)
@@ -416,11 +416,11 @@ func TestC2_NothingIsFetchedForAFanOutWhoseBreakerIsOpen(t *testing.T) {
 				config := test.config(courier.NewCircuitBreakerApplier(always(nil), b), s)
 				config.OnBranchFailure = new(missed).note
 				source := newShelf(numbers(5)...)
-				stop := start(t, courier.NewPollingCoordinator(source, courier.WithRetry(courier.NewFanOut(config)), quiet))
+				stop := start(t, courier.NewPollingCoordinator(source, courier.WithRetry(courier.NewFanOutFromConfig(config)), quiet))
 				time.Sleep(time.Hour)
 				require.Equal(t, test.fetches, source.fetchCount() > 0)
 				require.Equal(t, test.fetches, len(source.left()) == 0)
-				b.Auto()
+				b.Reset()
 				time.Sleep(10 * time.Minute)
 				require.NoError(t, stop())
 				require.Equal(t, numbers(5), s.got())
@@ -459,7 +459,7 @@ func TestF3_QuorumAndOptionalBranches(t *testing.T) {
 					branches[i] = courier.Branch[int]{Name: string(rune('a' + i)), Applier: always(err), Optional: i == 3}
 				}
 				var heard missed
-				applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: branches, Quorum: test.quorum, OnBranchFailure: heard.note})
+				applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: branches, Quorum: test.quorum, OnBranchFailure: heard.note})
 				var err error
 				if inBatches {
 					err = asBatch(applier).ApplyBatch(t.Context(), []int{1})
@@ -488,14 +488,14 @@ func TestF4_TheClassOfSeveralBranches(t *testing.T) {
 	skip := courier.Skip(errTest)
 	for _, test := range []struct {
 		errs []error
-		want courier.Class
+		want courier.ErrorClass
 	}{
-		{[]error{open, permanent, errTest}, courier.NotAttempted},
-		{[]error{permanent, errTest}, courier.Retryable},
-		{[]error{permanent, permanent, nil}, courier.PermanentClass},
-		{[]error{permanent, skip}, courier.PermanentClass},
-		{[]error{skip, nil}, courier.Skipped},
-		{[]error{nil, nil, errTest, permanent}, courier.Retryable},
+		{[]error{open, permanent, errTest}, courier.ClassNotAttempted},
+		{[]error{permanent, errTest}, courier.ClassRetryable},
+		{[]error{permanent, permanent, nil}, courier.ClassPermanent},
+		{[]error{permanent, skip}, courier.ClassPermanent},
+		{[]error{skip, nil}, courier.ClassSkipped},
+		{[]error{nil, nil, errTest, permanent}, courier.ClassRetryable},
 	} {
 		branches := make([]courier.Applier[int], len(test.errs))
 		for i, err := range test.errs {
@@ -505,8 +505,8 @@ func TestF4_TheClassOfSeveralBranches(t *testing.T) {
 		require.Equal(t, test.want, courier.Classify(t.Context(), err), "%v", test.errs)
 		require.Equal(t, test.want, courier.Classify(t.Context(), fmt.Errorf("publish: %w", err)), "wrapped: %v", test.errs)
 		joined := test.want
-		if joined == courier.Skipped {
-			joined = courier.Retryable // a failure is beside it
+		if joined == courier.ClassSkipped {
+			joined = courier.ClassRetryable // a failure is beside it
 		}
 		require.Equal(t, joined, courier.Classify(t.Context(), errors.Join(errTest, err)), "joined: %v", test.errs)
 
@@ -515,7 +515,7 @@ func TestF4_TheClassOfSeveralBranches(t *testing.T) {
 		for i, err := range []error{open, permanent, errTest} {
 			optional = append(optional, courier.Branch[int]{Name: strconv.Itoa(i), Applier: always(err), Optional: true})
 		}
-		err = courier.NewFanOut(courier.FanOutConfig[int]{Branches: optional, OnBranchFailure: new(missed).note}).Apply(t.Context(), 1)
+		err = courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: optional, OnBranchFailure: new(missed).note}).Apply(t.Context(), 1)
 		require.Equal(t, test.want, courier.Classify(t.Context(), err), "with optional ones: %v", test.errs)
 	}
 }
@@ -546,7 +546,7 @@ func TestF4_ThePauseOfSeveralBranches(t *testing.T) {
 			for _, err := range test.errs {
 				appliers = append(appliers, always(err))
 			}
-			applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(appliers...), Quorum: test.quorum, OnBranchFailure: new(missed).note})
+			applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(appliers...), Quorum: test.quorum, OnBranchFailure: new(missed).note})
 			require.Equal(t, test.want, fanOutError(t, applier.Apply(t.Context(), 1)).RetryAt())
 		})
 	}
@@ -558,7 +558,7 @@ func TestF4_ATimeWithoutAPausePausesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		at := time.Now().Add(time.Hour)
 		a := failsOn(map[int]error{0: &tooMany{at}})
-		b := courier.NewDLQApplier(failsOn(map[int]error{0: courier.Permanent(errTest)}), courier.DLQ[int](&dlqFunc{send: func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }}))
+		b := courier.NewDLQApplier(failsOn(map[int]error{0: courier.Permanent(errTest)}), courier.DLQ[int](&dlqFunc{send: func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }}), courier.DLQPolicy[int]{})
 		source := newShelf(numbers(10)...)
 		_ = courier.NewPollingCoordinator(source, courier.NewFanOutApplier(a, b), quiet).RunOnce(t.Context())
 		require.Equal(t, []int{0}, source.left())
@@ -583,7 +583,7 @@ func TestF5_APanicInAHookOrACloneTakesNothingAlong(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, heard := &batchSink[int]{}, 0
 			branches := append(named(a), courier.Branch[int]{Name: "b", Applier: always(errTest), Optional: true})
-			applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: branches, OnBranchFailure: func(context.Context, int, string, error) {
+			applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: branches, OnBranchFailure: func(context.Context, int, string, error) {
 				heard++
 				end()
 			}})
@@ -592,7 +592,7 @@ func TestF5_APanicInAHookOrACloneTakesNothingAlong(t *testing.T) {
 			require.Equal(t, 3, heard)
 
 			s := &batchSink[int]{}
-			applier = courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(s, &sink[int]{}), Clone: func(r int) int {
+			applier = courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(s, &sink[int]{}), Clone: func(r int) int {
 				if r == 2 {
 					end()
 				}
@@ -626,7 +626,7 @@ func TestF6_ACancelReachesAllBranchesAndApplyWaitsForThem(t *testing.T) {
 		err := courier.NewFanOutApplier(slow, slow, always(nil)).Apply(ctx, 1)
 		require.Equal(t, time.Minute+time.Second, time.Since(began))
 		require.Equal(t, 2, ended)
-		require.Equal(t, courier.NotAttempted, courier.Classify(ctx, err))
+		require.Equal(t, courier.ClassNotAttempted, courier.Classify(ctx, err))
 	})
 }
 
@@ -657,7 +657,7 @@ func TestF7_EachBranchMayHaveACopyOfItsOwn(t *testing.T) {
 		}}
 		batch.fail = func(ctx context.Context, o *order, _ int) error { return batch.failBatch(ctx, []*order{o}, 1) }
 		spoil := courier.ProcessFunc(batch.Apply)
-		applier := courier.NewFanOut(courier.FanOutConfig[*order]{
+		applier := courier.NewFanOutFromConfig(courier.FanOutConfig[*order]{
 			Branches: []courier.Branch[*order]{{Name: "a", Applier: spoil}, {Name: "b", Applier: batch}},
 			Clone:    func(o *order) *order { return &order{slices.Clone(o.lines)} },
 		})
@@ -701,7 +701,7 @@ func TestD12_AFanOutThatCannotWork(t *testing.T) {
 		{"FanOutConfig.Remember", courier.FanOutConfig[int]{Branches: named(ok), Remember: 1}},
 	} {
 		t.Run(test.field, func(t *testing.T) {
-			applier := courier.NewFanOut(test.config)
+			applier := courier.NewFanOutFromConfig(test.config)
 			source := newShelf(1)
 			for _, err := range []error{
 				courier.NewPollingCoordinator(source, applier, quiet).Start(t.Context()),
@@ -712,19 +712,19 @@ func TestD12_AFanOutThatCannotWork(t *testing.T) {
 				require.ErrorAs(t, err, &bad)
 				require.Equal(t, test.field, bad.Field)
 				require.Contains(t, err.Error(), test.field)
-				require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+				require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 			}
 			require.Zero(t, source.fetchCount())
 		})
 	}
-	require.NoError(t, courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(ok, ok), Quorum: 2}).Apply(t.Context(), 1))
-	err := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(ok, bad)}).Apply(t.Context(), 1)
+	require.NoError(t, courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(ok, ok), Quorum: 2}).Apply(t.Context(), 1))
+	err := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(ok, bad)}).Apply(t.Context(), 1)
 	require.ErrorContains(t, err, "in branch b: ")
 }
 
 func TestFanOut_TheBranchesAreCopied(t *testing.T) {
 	a, branches := &sink[int]{}, named(always(errTest))
-	applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: branches})
+	applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: branches})
 	branches[0].Applier = a
 	require.Error(t, applier.Apply(t.Context(), 1))
 	require.Empty(t, a.got())
@@ -845,7 +845,7 @@ func TestFanOut_Property(t *testing.T) {
 		if required+optional == 1 && exits {
 			rt.Skip("a single branch runs inline, and ends its caller")
 		}
-		applier := courier.NewFanOut(config)
+		applier := courier.NewFanOutFromConfig(config)
 		needed := quorum
 		if needed == 0 {
 			needed = required
@@ -882,13 +882,13 @@ func TestFanOut_Property(t *testing.T) {
 			for i, r := range delivery {
 				have := 0
 				var lacking []int
-				var classes []courier.Class
+				var classes []courier.ErrorClass
 				for b, s := range branches {
 					err, called := s.last[r]
 					if !called && !s.has[r] {
 						err = open // a batch was broken off before it
 					}
-					if err == nil || courier.Classify(rt.Context(), err) == courier.Skipped {
+					if err == nil || courier.Classify(rt.Context(), err) == courier.ClassSkipped {
 						s.has[r] = true
 						if b < required {
 							have++
@@ -900,7 +900,7 @@ func TestFanOut_Property(t *testing.T) {
 						classes = append(classes, courier.Classify(rt.Context(), err))
 					}
 				}
-				applied := errs[i] == nil || courier.Classify(rt.Context(), errs[i]) == courier.Skipped
+				applied := errs[i] == nil || courier.Classify(rt.Context(), errs[i]) == courier.ClassSkipped
 				if applied != (have >= needed) {
 					rt.Fatalf("record %d: %d of %d have it, and the verdict is %v", r, have, needed, errs[i])
 				}
@@ -921,12 +921,12 @@ func TestFanOut_Property(t *testing.T) {
 					if !slices.Equal(got, returned) {
 						rt.Fatalf("record %d: %v returned, want %v", r, got, returned)
 					}
-					want := courier.PermanentClass
+					want := courier.ClassPermanent
 					switch {
-					case slices.Contains(classes, courier.NotAttempted):
-						want = courier.NotAttempted
-					case slices.Contains(classes, courier.Retryable):
-						want = courier.Retryable
+					case slices.Contains(classes, courier.ClassNotAttempted):
+						want = courier.ClassNotAttempted
+					case slices.Contains(classes, courier.ClassRetryable):
+						want = courier.ClassRetryable
 					}
 					if got := courier.Classify(rt.Context(), errs[i]); got != want {
 						rt.Fatalf("record %d: class %v, want %v", r, got, want)
@@ -966,7 +966,7 @@ func TestFanOut_ManyDeliveriesAtOnce(t *testing.T) {
 	a, b, c := &sink[int]{}, &batchSink[int]{}, &sink[int]{}
 	flaky(a)
 	flaky(&b.sink)
-	applier := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b, c), Identity: strconv.Itoa, Remember: 50})
+	applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b, c), Identity: strconv.Itoa, Remember: 50})
 	var wg sync.WaitGroup
 	for w := range 8 {
 		wg.Go(func() {
@@ -1074,7 +1074,7 @@ func (w *randomWorld) run(t *testing.T) error {
 		branch.Applier, queues[b] = courier.ResilientApplier(branch.Applier, nil)
 		config.Branches = append(config.Branches, branch)
 	}
-	applier := courier.NewFanOut(config)
+	applier := courier.NewFanOutFromConfig(config)
 	size := courier.WithBatchSize(w.size)
 	var stop func() error
 	var add func(...int)
@@ -1122,4 +1122,75 @@ func (w *randomWorld) run(t *testing.T) error {
 		}
 	}
 	return nil
+}
+
+// While the branches of a record wait, each is asked again at its own time; what one of
+// them asks for is not the others'; and a branch that takes nothing for now pauses the
+// intake, whoever waits beside it.
+func TestFanOut_BranchesThatWait(t *testing.T) {
+	t.Run("each at its own time", func(t *testing.T) {
+		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+			began := time.Now()
+			var mu sync.Mutex
+			calls := map[string][]time.Duration{}
+			branch := func(name string, delay time.Duration) courier.Applier[int] {
+				return courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error {
+					mu.Lock()
+					defer mu.Unlock()
+					calls[name] = append(calls[name], time.Since(began))
+					if len(calls[name]) == 1 {
+						return errTest
+					}
+					return nil
+				}), courier.RetryPolicy{InitialDelay: delay, Jitter: courier.NoJitter})
+			}
+			source.add(1)
+			opt := courier.WithWorkers(2)
+			if source.wait {
+				opt = courier.WithStreamWorkers(2)
+			}
+			stop := start(t, make(courier.NewFanOutApplier(branch("a", 4*time.Second), branch("b", time.Second), branch("c", 2*time.Second)), opt))
+			time.Sleep(time.Minute)
+			require.NoError(t, stop())
+			require.Equal(t, map[string][]time.Duration{"a": {0, 4 * time.Second}, "b": {0, time.Second}, "c": {0, 2 * time.Second}}, calls)
+		})
+	})
+	t.Run("what one asks for", func(t *testing.T) {
+		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+			source.add(1)
+			retried := courier.NewRetryableApplier(always(errTest), courier.RetryPolicy{InitialDelay: 8 * time.Second, Jitter: courier.NoJitter})
+			opt := courier.WithWorkers(2)
+			if source.wait {
+				opt = courier.WithStreamWorkers(2)
+			}
+			stop := start(t, make(courier.NewFanOutApplier(retried, always(courier.Later(errTest, 9*time.Second))), opt))
+			time.Sleep(time.Second)
+			require.NoError(t, stop())
+			require.NotEmpty(t, source.afters)
+			require.Zero(t, slices.Max(source.afters), "the retry may go on at once with another coordinator")
+		})
+	})
+	t.Run("an outage", func(t *testing.T) {
+		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+			source.add(numbers(20)...)
+			s := &sink[int]{}
+			open := courier.ProcessFunc(func(context.Context, int) error {
+				return &courier.OpenError{Cause: errTest, Until: time.Now().Add(time.Minute)}
+			})
+			waits := courier.ProcessFunc(func(ctx context.Context, r int) error {
+				_ = s.Apply(ctx, r)
+				return courier.Later(errTest, 10*time.Millisecond)
+			})
+			opts := []courier.Option{courier.WithBatchSize(2), courier.WithWorkers(2)}
+			if source.wait {
+				opts[1] = courier.WithStreamWorkers(2)
+			}
+			c := make(courier.NewFanOutApplier(waits, open), opts...)
+			stop := start(t, c)
+			time.Sleep(30 * time.Second)
+			require.ErrorIs(t, c.Ready(), courier.ErrOpen)
+			require.LessOrEqual(t, s.called(), 2)
+			require.NoError(t, stop())
+		})
+	})
 }

@@ -72,10 +72,8 @@ func (f *fanOutApplier[T]) turnsOf(has []bool, gates []gate) []turn {
 	return turns
 }
 
-// applyInTurn is a delivery while a breaker does not let every call through. call
-// calls a branch with some of the records, and is told what ended the call before
-// where that is a Goexit.
-func (f *fanOutApplier[T]) applyInTurn(ctx context.Context, records []T, names []string, known [][]bool, told [][]answer, gates []gate, call func(ctx context.Context, branch int, records []T, before error) error) []error {
+// applyInTurn is a delivery while a breaker does not let every call through.
+func (f *fanOutApplier[T]) applyInTurn(ctx context.Context, records []T, names []string, known [][]bool, told [][]answer, gates []gate, call callOf[T]) []error {
 	turns := make([][]turn, len(records))
 	for i := range records {
 		var has []bool
@@ -106,8 +104,8 @@ func (f *fanOutApplier[T]) applyInTurn(ctx context.Context, records []T, names [
 }
 
 // applyTurn calls each branch with the records for which it is its turn.
-func (f *fanOutApplier[T]) applyTurn(ctx context.Context, now turn, records []T, turns [][]turn, errs [][]error, call func(context.Context, int, []T, error) error) {
-	skip, results, shares := make([]bool, len(f.branches)), make([]error, len(f.branches)), make([][]int, len(f.branches))
+func (f *fanOutApplier[T]) applyTurn(ctx context.Context, now turn, records []T, turns [][]turn, errs [][]error, call callOf[T]) {
+	skip, shares := make([]bool, len(f.branches)), make([][]int, len(f.branches))
 	for b := range f.branches {
 		for i := range records {
 			if turns[i][b] == now {
@@ -116,13 +114,13 @@ func (f *fanOutApplier[T]) applyTurn(ctx context.Context, now turn, records []T,
 		}
 		skip[b] = len(shares[b]) == 0
 	}
-	f.each(ctx, skip, results, func(b int) error {
+	results := f.eachOf(ctx, skip, func(b int, exit error) verdicts {
 		ctx, some := shareOf(ctx, records, shares[b])
-		return call(ctx, b, some, results[b])
+		return call(ctx, b, some, exit)
 	})
-	for b, err := range results {
-		if err != nil {
-			scatter(err, shares[b], errs[b])
+	for b, v := range results {
+		if !v.ok() {
+			v.scatter(shares[b], errs[b])
 		}
 	}
 }
@@ -135,7 +133,7 @@ func (f *fanOutApplier[T]) answered(ctx context.Context, i int, turns []turn, ga
 	for b := range f.branches {
 		switch err := errs[b][i]; {
 		case f.branches[b].optional:
-		case turns[b] == done, turns[b] == second && !gates[b].closed, turns[b] == first && (err == nil || classify(ctx, err) != NotAttempted):
+		case turns[b] == done, turns[b] == second && !gates[b].closed, turns[b] == first && (err == nil || classify(ctx, err) != ClassNotAttempted):
 			able++
 		}
 	}
@@ -157,7 +155,7 @@ func (f *fanOutApplier[T]) excuse(ctx context.Context, i int, turns []turn, gate
 			// What their retries have used they have told, or it is over.
 			used = slices.DeleteFunc(slices.Clone(used), func(u usage) bool { return slices.Contains(f.branches[b].retries, u.owner) })
 		}
-		if gates[b].closed && turns[b] == never || errs[b][i] != nil && classify(ctx, errs[b][i]) == NotAttempted {
+		if gates[b].closed && turns[b] == never || errs[b][i] != nil && classify(ctx, errs[b][i]) == ClassNotAttempted {
 			waits = append(waits, f.branches[b].name)
 		}
 	}
@@ -187,16 +185,4 @@ func (e *notCalledError) NotAttempted() bool { return true }
 func notCalled(err error) bool {
 	_, is := err.(*notCalledError)
 	return is
-}
-
-// retryOwnersOf returns the retries of a stack, those of all branches of a fan-out
-// included.
-func retryOwnersOf(stack layer) (found []any) {
-	within(stack, false, func(l layer, _ bool) bool {
-		if l.kind() == retrying {
-			found = append(found, l)
-		}
-		return false
-	})
-	return found
 }

@@ -56,13 +56,13 @@ func TestF3_WhileANeededBranchIsOpenNoneIsCalled(t *testing.T) {
 				a, down, extra := &batchSink[int]{}, &sink[int]{}, &sink[int]{}
 				b, breaker := behind(down)
 				open(t, breaker)
-				fan := courier.NewFanOut(courier.FanOutConfig[int]{
+				fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{
 					Branches:        append(named(a, b), courier.Branch[int]{Name: "extra", Applier: extra, Optional: true}),
 					OnBranchFailure: heard.note,
 				})
 				err := apply(t.Context(), fan, 1)
 				e := fanOutError(t, err)
-				require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+				require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 				require.Equal(t, breaker.RetryAt(), e.RetryAt())
 				require.Len(t, e.Failures, 2)
 				require.EqualError(t, e.Failures[0].Err, "not called: the fan-out waits for branch b")
@@ -98,7 +98,7 @@ func TestF3_ABranchThatIsDueForAProbeGoesFirst(t *testing.T) {
 				}
 				b, breaker := behind(say("b"))
 				open(t, breaker)
-				fan := courier.NewFanOut(courier.FanOutConfig[int]{
+				fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{
 					Branches:        append(named(say("a"), b), courier.Branch[int]{Name: "extra", Applier: say("extra"), Optional: true}),
 					OnBranchFailure: heard.note,
 				})
@@ -132,7 +132,7 @@ func TestF1_AProbeThatIsRefusedForGoodIsAnAnswer(t *testing.T) {
 		open(t, breaker)
 		time.Sleep(time.Second)
 		err := courier.NewFanOutApplier[int](a, b).Apply(t.Context(), 1)
-		require.Equal(t, courier.PermanentClass, courier.Classify(t.Context(), err))
+		require.Equal(t, courier.ClassPermanent, courier.Classify(t.Context(), err))
 		require.Equal(t, []int{1}, a.got())
 	})
 }
@@ -148,7 +148,7 @@ func TestF3_AnOpenBranchThatIsNotNeededHoldsNobodyUp(t *testing.T) {
 					b, breaker := behind(always(errTest))
 					open(t, breaker)
 					time.Sleep(wait)
-					fan := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b, c), Quorum: 2, OnBranchFailure: heard.note})
+					fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b, c), Quorum: 2, OnBranchFailure: heard.note})
 					require.NoError(t, apply(t.Context(), fan, 1))
 					require.Equal(t, []int{1}, a.got())
 					require.Equal(t, []int{1}, c.got())
@@ -159,7 +159,7 @@ func TestF3_AnOpenBranchThatIsNotNeededHoldsNobodyUp(t *testing.T) {
 					time.Sleep(wait)
 					branches := named(a, optional)
 					branches[1].Optional = true
-					require.NoError(t, apply(t.Context(), courier.NewFanOut(courier.FanOutConfig[int]{Branches: branches, OnBranchFailure: heard.note}), 2))
+					require.NoError(t, apply(t.Context(), courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: branches, OnBranchFailure: heard.note}), 2))
 					require.Equal(t, []int{1, 2}, a.got())
 					require.Len(t, heard.take(), 1)
 				})
@@ -187,7 +187,7 @@ func TestF3_AQuorumWaitsForNoProbeThatItDoesNotNeed(t *testing.T) {
 		}))
 		open(t, breaker)
 		time.Sleep(time.Second)
-		fan := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b), Quorum: 1, OnBranchFailure: (&missed{}).note})
+		fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b), Quorum: 1, OnBranchFailure: (&missed{}).note})
 		require.NoError(t, fan.Apply(t.Context(), 1))
 		require.EqualValues(t, "closed", breaker.State())
 	})
@@ -204,7 +204,7 @@ func TestF3_AQuorumThatNeedsAProbeWaitsForIt(t *testing.T) {
 		time.Sleep(time.Second)
 		c, second := behind(always(nil))
 		open(t, second)
-		fan := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a, b, c), Quorum: 2, OnBranchFailure: (&missed{}).note})
+		fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b, c), Quorum: 2, OnBranchFailure: (&missed{}).note})
 		err := fan.Apply(t.Context(), 1)
 		require.Zero(t, a.called())
 		require.Equal(t, second.RetryAt(), fanOutError(t, err).RetryAt(), "either will do, and this is the earlier one")
@@ -247,7 +247,7 @@ func TestP2_ADeliveryThatWaitsForAnotherBranchForgetsNoAttempt(t *testing.T) {
 			return nil
 		})
 		queue := courier.NewMemoryDLQ[int](0)
-		a := courier.NewDLQApplier(courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(poison, breaker), policy), courier.DLQ[int](queue))
+		a := courier.NewDLQApplier(courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(poison, breaker), policy), courier.DLQ[int](queue), courier.DLQPolicy[int]{})
 		b, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error {
 			if up(2*time.Second, 10*time.Minute) {
 				return nil
@@ -420,14 +420,14 @@ func TestFanOut_PropertyOfTurns(t *testing.T) {
 			}
 			config.Branches = append(config.Branches, courier.Branch[int]{Name: strconv.Itoa(i), Applier: a, Optional: i >= required})
 		}
-		fan := courier.NewFanOut(config)
+		fan := courier.NewFanOutFromConfig(config)
 		for range rapid.IntRange(1, 40).Draw(rt, "deliveries") {
 			clock.now = clock.now.Add(time.Duration(rapid.IntRange(0, 3).Draw(rt, "seconds")) * time.Second)
 			for _, b := range branches {
 				b.down = b.down != (rapid.IntRange(0, 3).Draw(rt, "turns") == 0)
 				for _, breaker := range b.breakers {
 					if rapid.IntRange(0, 20).Draw(rt, "an operator") == 0 {
-						rapid.SampledFrom([]func(){breaker.ForceOpen, breaker.Auto}).Draw(rt, "does")()
+						rapid.SampledFrom([]func(){breaker.ForceOpen, breaker.Reset}).Draw(rt, "does")()
 					}
 				}
 				b.begin()

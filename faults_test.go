@@ -132,7 +132,7 @@ func TestD12_AFaultThatIsHiddenRefusesEveryRecord(t *testing.T) {
 			require.Less(t, len(courierttest.EventsOf[courier.FetchEvent](&told)), 1000, "it keeps a processor busy")
 			refusals := courierttest.EventsOf[courier.FailEvent](&told)
 			require.NotEmpty(t, refusals)
-			require.Equal(t, courier.NotAttempted, refusals[0].Class)
+			require.Equal(t, courier.ClassNotAttempted, refusals[0].Class)
 			require.ErrorIs(t, refusals[0].Err, courier.ErrConfig)
 		})
 	}
@@ -181,7 +181,9 @@ func TestD12_NothingBehindAnInterface(t *testing.T) {
 		source = newShelf[int]()
 		ok     = courier.ProcessFunc(nop[int])
 		over   = func(a courier.Applier[int]) starter { return courier.NewPollingCoordinator(source, a, quiet) }
-		parks  = func(q courier.DLQ[int]) courier.Applier[int] { return courier.NewDLQApplier(ok, q) }
+		parks  = func(q courier.DLQ[int]) courier.Applier[int] {
+			return courier.NewDLQApplier(ok, q, courier.DLQPolicy[int]{})
+		}
 		bundle = func(c courier.ResilientConfig[int]) starter {
 			a, _ := courier.ResilientApplier(ok, &c)
 			return over(a)
@@ -204,7 +206,7 @@ func TestD12_NothingBehindAnInterface(t *testing.T) {
 		{"BreakerPolicy.Clock", func() starter {
 			b := courier.NewBreaker(courier.BreakerPolicy{Clock: clock})
 			b.ForceOpen()
-			b.Auto()
+			b.Reset()
 			b.Metrics()
 			b.Ready()
 			return over(courier.NewCircuitBreakerApplier(ok, b))
@@ -213,7 +215,7 @@ func TestD12_NothingBehindAnInterface(t *testing.T) {
 			return over(courier.NewRetryableApplier(ok, courier.RetryPolicy{Budget: courier.NewRetryBudget(courier.BudgetPolicy{Clock: clock})}))
 		}},
 		{"DLQPolicy.Clock", func() starter {
-			return over(courier.NewDLQApplierWith(ok, courier.DLQ[int](queueOf()), courier.DLQPolicy[int]{Clock: clock}))
+			return over(courier.NewDLQApplier(ok, courier.DLQ[int](queueOf()), courier.DLQPolicy[int]{Clock: clock}))
 		}},
 		{"clock", func() starter { return over(courier.NewAttemptTimeoutApplier(ok, time.Second, clock)) }},
 		{"ResilientConfig.Clock", func() starter { return bundle(courier.ResilientConfig[int]{Clock: clock}) }},
@@ -346,7 +348,7 @@ func TestD12_ANilContext(t *testing.T) {
 	permit, err := b.Acquire(t.Context())
 	require.NoError(t, err)
 	require.ErrorIs(t, b.Report(none, permit, errTest), courier.ErrOpen)
-	require.Equal(t, courier.Retryable, courier.Classify(none, errTest))
+	require.Equal(t, courier.ClassRetryable, courier.Classify(none, errTest))
 }
 
 func second[T any](_ T, err error) error { return err }

@@ -17,7 +17,7 @@ import (
 
 // D8: a stop that comes while a batch is marked has what was fetched ahead given
 // back too.
-func TestHazard_D8_AStopDuringTheMarkReleasesWhatWasFetchedAhead(t *testing.T) {
+func TestD8_AStopDuringTheMarkReleasesWhatWasFetchedAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(numbers(40)...), markFor: time.Second}
 		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
@@ -62,7 +62,7 @@ func TestHazard_AnOpenBreakerDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 
 // The same at a stop, with a Fetch that does not heed its context for longer
 // than the drain timeout: what was applied in time is marked.
-func TestHazard_D8_AStopDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
+func TestD8_AStopDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1)}
 		fetches := 0
@@ -128,7 +128,7 @@ func TestHazard_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
 	}
 }
 
-// FetchEvent.Took of a batch fetched ahead is its own.
+// FetchEvent.Elapsed of a batch fetched ahead is its own.
 func TestHazard_TookOfAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told courierttest.ObserverRecorder
@@ -137,7 +137,7 @@ func TestHazard_TookOfAFetchAhead(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.NoError(t, stop())
 		for _, e := range courierttest.EventsOf[courier.FetchEvent](&told) {
-			require.Zero(t, e.Took)
+			require.Zero(t, e.Elapsed)
 		}
 	})
 }

@@ -23,7 +23,7 @@ func (notTried) NotAttempted() bool { return true }
 
 // D5: a Failer is told of records that were attempted in vain, which would burn
 // an attempt of its schedule; what was refused goes to Release.
-func TestHazard_D5_AFailerIsNotToldOfWhatWasNotAttempted(t *testing.T) {
+func TestD5_AFailerIsNotToldOfWhatWasNotAttempted(t *testing.T) {
 	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -51,7 +51,7 @@ func TestHazard_D5_AFailerIsNotToldOfWhatWasNotAttempted(t *testing.T) {
 }
 
 // D3: the time that one record's error asks for is that record's.
-func TestHazard_D3_Stream_ARecordsRetryAfterHoldsBackNoOther(t *testing.T) {
+func TestD3_Stream_ARecordsRetryAfterHoldsBackNoOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newLeasing(0, 1)
 		source.wait = true
@@ -103,7 +103,7 @@ func TestHazard_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
 				time.Sleep(time.Second)
 				require.NoError(t, stop())
 				for _, e := range courierttest.EventsOf[courier.ApplyEvent](&told) {
-					require.Zero(t, e.Refused)
+					require.Zero(t, e.NotAttempted)
 				}
 			})
 		})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -26,6 +27,8 @@ type hazardousSource struct {
 	renew   func(ctx context.Context, records []int) error
 	fetch   func(ctx context.Context, limit int) ([]int, error)
 	markFor time.Duration
+
+	releaseFor time.Duration
 }
 
 func (a *hazardousSource) RenewEvery() time.Duration { return a.every }
@@ -43,6 +46,13 @@ func (a *hazardousSource) Mark(ctx context.Context, records []int) error {
 		time.Sleep(a.markFor)
 	}
 	return a.leasing.Mark(ctx, records)
+}
+
+func (a *hazardousSource) Release(ctx context.Context, records []int, after time.Duration) error {
+	if a.releaseFor > 0 {
+		time.Sleep(a.releaseFor)
+	}
+	return a.leasing.Release(ctx, records, after)
 }
 
 // notesRenewals has the source renew what it is asked to, and returns the function
@@ -231,6 +241,50 @@ func TestHazard_Polling_InHandForgetsWhatWasLostBehindTheBatch(t *testing.T) {
 }
 
 // What was lost is not given back by a stop: it is somebody else's.
+// A waiting record whose lease is lost does not come back into hand with the later ones of
+// its key when a breaker opens.
+func TestHazard_Polling_AWaitingRecordThatWasLostIsNotKeptOverAPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing[int](), every: 300 * time.Millisecond}
+		began := time.Now()
+		source.renew = func(ctx context.Context, records []int) error {
+			if time.Since(began) < 500*time.Millisecond {
+				return nil
+			}
+			return losing(records...)(ctx, records)
+		}
+		fetched := false
+		source.fetch = func(context.Context, int) ([]int, error) {
+			if fetched {
+				return nil, nil
+			}
+			fetched = true
+			return []int{0, 1, 3, 2}, nil // more than asked for: two batches
+		}
+		var mu sync.Mutex
+		var begun []int
+		applier := courier.ProcessFunc(func(_ context.Context, r int) error {
+			mu.Lock()
+			begun = append(begun, r)
+			mu.Unlock()
+			switch r {
+			case 0:
+				return courier.Later(errTest, 5*time.Second)
+			case 3:
+				time.Sleep(time.Second)
+				return &courier.OpenError{Until: time.Now().Add(time.Second)}
+			}
+			return nil
+		})
+		key := func(r int) string { return strconv.Itoa(r % 2) }
+		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet, unspread, courier.WithBatchSize(2), courier.WithOrderKey(key)))
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Equal(t, []int{0, 1, 3}, begun)
+		require.Empty(t, source.released)
+	})
+}
+
 func TestHazard_Polling_AStopReleasesNothingThatWasLost(t *testing.T) {
 	for name, limit := range map[string]int{"in the batch": 2, "behind it": 4} {
 		t.Run(name, func(t *testing.T) {
@@ -424,4 +478,69 @@ func TestHazard_WhatWasMarkedWhileItWasRenewedIsNotLost(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A record that is held back behind a failed one of its key can be lost while the others
+// of its batch are marked: that is told, and it does not go back to the source.
+func TestHazard_Polling_AHeldBackRecordThatIsLostDuringTheMarkIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1, 2), every: 20 * time.Second, renew: losing(2), markFor: 30 * time.Second}
+		s := &sink[int]{fail: func(_ context.Context, n, _ int) error {
+			if n == 0 {
+				return errTest
+			}
+			return nil
+		}}
+		var told courierttest.ObserverRecorder
+		c := courier.NewPollingCoordinator(source, s, quiet, courier.WithOrderKey(byRest(2)), courier.WithObserver(told.Observer()))
+		stop := start(t, c)
+		time.Sleep(31 * time.Second) // 1 is marked until 30 s, the loss of 2 told at 20 s
+		require.NoError(t, stop())
+		renewed := courierttest.EventsOf[courier.RenewEvent](&told)
+		require.NotEmpty(t, renewed)
+		require.Equal(t, 1, renewed[0].Lost)
+		require.NotContains(t, slices.Concat(source.released...), 2)
+		require.Zero(t, c.Stats().InHand)
+	})
+}
+
+// What was given back in a pass is not renewed while the pass goes on.
+func TestHazard_Polling_WhatWasGivenBackIsNotRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1, 2), every: 20 * time.Second, releaseFor: 15 * time.Second}
+		renewed := source.notesRenewals()
+		s := &sink[int]{fail: func(_ context.Context, n, _ int) error {
+			if n == 0 {
+				return courier.RetryAfter(errTest, time.Hour)
+			}
+			return nil
+		}}
+		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithOrderKey(byRest(2))))
+		time.Sleep(25 * time.Second) // 0 is given back until 15 s, and 2 behind it until 30 s
+		seen := renewed()
+		require.NoError(t, stop())
+		require.Equal(t, [][]int{{2}}, seen)
+	})
+}
+
+// What is to be applied again in between, where there is an order, is renewed.
+func TestHazard_Stream_WhatIsToGoInBetweenIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1, 2), every: 20 * time.Second}
+		renewed := source.notesRenewals()
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, n, attempt int) error {
+			if n == 0 && attempt == 1 {
+				return courier.Later(errTest, 5*time.Second)
+			}
+			time.Sleep(15 * time.Second)
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithOrderKey(strconv.Itoa), courier.WithDrainTimeout(time.Hour)))
+		time.Sleep(25 * time.Second) // 0 has been due since 5 s; the only worker is at 1 until 15 s, then at 2 or 0
+		seen := renewed()
+		require.NoError(t, stop())
+		require.NotEmpty(t, seen)
+		require.Contains(t, seen[0], 0)
+	})
 }

@@ -135,7 +135,7 @@ func TestB5_ThePanicKeepsItsOrigin(t *testing.T) {
 			_ = courier.NewCircuitBreakerApplier(always(errTest), b).Apply(t.Context(), 1)
 		}
 		dlq := courier.NewMemoryDLQ[int](0)
-		stack := courier.NewDLQApplier(courier.NewCircuitBreakerApplier(courier.ProcessFunc(panics), b), courier.DLQ[int](dlq))
+		stack := courier.NewDLQApplier(courier.NewCircuitBreakerApplier(courier.ProcessFunc(panics), b), courier.DLQ[int](dlq), courier.DLQPolicy[int]{})
 		require.NoError(t, stack.Apply(t.Context(), 1))
 		parked, _ := dlq.Receive(t.Context(), 1)
 		var p *courier.PanicError
@@ -177,7 +177,7 @@ func TestR12_TheAttemptOfABatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var got []int
 		s := &batchSink[int]{failBatch: func(ctx context.Context, _ []int, _ int) error {
-			got = append(got, courier.AttemptFrom(ctx))
+			got = append(got, courier.AttemptFromContext(ctx))
 			return failures(0)
 		}}
 		policy := plain
@@ -233,7 +233,7 @@ func TestR17_ABudgetInBatches(t *testing.T) {
 			require.True(t, left(t, budget))
 			require.False(t, left(t, budget))
 			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
-				return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: courier.Permanent(errTest)}}}
+				return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: courier.Permanent(errTest)}}}
 			}}
 			_ = with(budget, s).ApplyBatch(t.Context(), numbers(5)) // four of a fifth each: not enough
 			require.False(t, left(t, budget))
@@ -303,7 +303,7 @@ func TestD3_ARecordsOwnTimePausesNobody(t *testing.T) {
 		return failsOn(map[int]error{0: &tooMany{at}})
 	}
 	for name, stack := range map[string]func() courier.Applier[int]{
-		"full queue": func() courier.Applier[int] { return courier.NewDLQApplier(own(), full) },
+		"full queue": func() courier.Applier[int] { return courier.NewDLQApplier(own(), full, courier.DLQPolicy[int]{}) },
 		"cut retry": func() courier.Applier[int] {
 			return courier.NewRetryableApplier(own(), courier.RetryPolicy{MaxElapsed: time.Nanosecond, Jitter: courier.NoJitter})
 		},
@@ -325,19 +325,19 @@ func TestF3_ADeadBranchBeyondTheQuorumAndPoisonStarveNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dead := courier.WithCircuitBreaker(always(errTest))
 		poison := failsOn(map[int]error{0: errTest, 5: errTest})
-		fan := courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(dead, always(nil), poison), Quorum: 2, OnBranchFailure: new(missed).note})
+		fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(dead, always(nil), poison), Quorum: 2, OnBranchFailure: new(missed).note})
 		source := newShelf(numbers(200)...)
 		run(t, source, fan, time.Hour)
 		require.Equal(t, []int{0, 5}, source.left())
 	})
 }
 
-// D-9: the guard is about records that were decided.
-func TestDeadLetter_D9_WhatTheGuardCounts(t *testing.T) {
+// the guard is about records that were decided.
+func TestQ9_WhatTheGuardCounts(t *testing.T) {
 	keyed := courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r) }}
 	t.Run("skipped records are decided", func(t *testing.T) {
 		for _, policy := range []courier.DLQPolicy[int]{{}, keyed} {
-			applier := courier.NewDLQApplierWith(courier.ProcessFunc(func(_ context.Context, r int) error {
+			applier := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
 				if r%40 == 0 {
 					return courier.Permanent(errTest)
 				}
@@ -358,17 +358,17 @@ func TestDeadLetter_D9_WhatTheGuardCounts(t *testing.T) {
 		}}
 		for _, policy := range []courier.DLQPolicy[int]{{}, keyed} {
 			queue := courier.NewMemoryDLQ[int](0)
-			applier := courier.NewDLQApplierWith[int](s, courier.DLQ[int](queue), policy)
+			applier := courier.NewDLQApplier[int](s, courier.DLQ[int](queue), policy)
 			require.NoError(t, asBatch(applier).ApplyBatch(t.Context(), numbers(100)))
 			require.Equal(t, 25, queue.Len())
 		}
 	})
 }
 
-func TestDeadLetter_D7_AKeyedQueueHiddenFromARedrive(t *testing.T) {
+func TestQ7_AKeyedQueueHiddenFromARedrive(t *testing.T) {
 	for _, identity := range []func(int) string{nil, func(r int) string { return fmt.Sprint(r) }} {
 		queue := courier.NewMemoryDLQByIdentity(0, identity)
-		parking := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](queue), courier.DLQPolicy[int]{Key: func(int) string { return "k" }})
+		parking := courier.NewDLQApplier(always(errTest), courier.DLQ[int](queue), courier.DLQPolicy[int]{Key: func(int) string { return "k" }})
 		require.NoError(t, parking.Apply(t.Context(), 1))
 		before, _ := queue.Receive(t.Context(), 1)
 		hidden := courier.ProcessFunc(func(ctx context.Context, r int) error { return parking.Apply(ctx, r) })
@@ -396,11 +396,11 @@ func TestRedrive_ALimitPassesNoLetterOver(t *testing.T) {
 		}), &courier.RedriveConfig[string]{Limit: 2, BatchSize: pageSize})
 		require.NoError(t, err)
 		require.Equal(t, []string{"a1", "b1"}, got, "a2 is behind a1, and b2 behind b1")
-		require.Equal(t, 2, result.Redriven)
+		require.Equal(t, 2, result.Attempted)
 	}
 }
 
-// 2.3: by either clock, the context of an attempt says why it has ended.
+// T-1: by either clock, the context of an attempt says why it has ended.
 func TestAttemptTimeout_TheContextSaysWhy(t *testing.T) {
 	for name, clock := range map[string]courier.Clock{"system": nil, "injected": bubbleClock{}} {
 		t.Run(name, func(t *testing.T) {
@@ -429,7 +429,7 @@ func TestAttemptTimeout_TheContextSaysWhy(t *testing.T) {
 			return ctx.Err()
 		}}
 		s := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error { return failures(numbers(len(records))...) }}
-		applier := courier.NewDLQApplierWith[int](s, courier.DLQ[int](hung), courier.DLQPolicy[int]{Clock: bubbleClock{}})
+		applier := courier.NewDLQApplier[int](s, courier.DLQ[int](hung), courier.DLQPolicy[int]{Clock: bubbleClock{}})
 		_ = asBatch(applier).ApplyBatch(t.Context(), numbers(100))
 		require.Equal(t, 1, asked)
 	})
@@ -441,7 +441,7 @@ type bubbleClock struct{}
 func (bubbleClock) Now() time.Time                         { return time.Now() }
 func (bubbleClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
 
-// 2.3: a permanent error, or one of the breaker, is not a timeout for being late.
+// T-2: a permanent error, or one of the breaker, is not a timeout for being late.
 func TestAttemptTimeout_NamesOnlyWhatItCaused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, late := range []error{courier.Permanent(errTest), &courier.OpenError{Cause: errTest}, courier.Skip(errTest)} {
@@ -454,13 +454,13 @@ func TestAttemptTimeout_NamesOnlyWhatItCaused(t *testing.T) {
 	})
 }
 
-// D-2: what is exhausted is parked, but not under a context that has ended: then
+// what is exhausted is parked, but not under a context that has ended: then
 // nobody knows.
-func TestDeadLetter_D2_NotUnderAnEndedContext(t *testing.T) {
+func TestQ2_NotUnderAnEndedContext(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	applier, queue := withDLQ(courier.ProcessFunc(func(context.Context, int) error {
 		cancel()
-		return &courier.RetryError{Reason: courier.Exhausted, Last: errTest}
+		return &courier.RetryError{Reason: courier.ReasonExhausted, Last: errTest}
 	}))
 	require.ErrorIs(t, applier.Apply(ctx, 1), courier.ErrExhausted)
 	require.Zero(t, queue.Len())
@@ -604,9 +604,9 @@ func TestHazard_RunOnce_ABadRecordIsNotTheProbeOfEveryRun(t *testing.T) {
 	}
 }
 
-// C-9: a run takes no longer than its drain timeout for breakers, whatever the
+// C-7: a run takes no longer than its drain timeout for breakers, whatever the
 // interval is and however many successes a breaker wants.
-func TestHazard_RunOnce_WaitsForNoInterval(t *testing.T) {
+func TestC7_RunOnceWaitsForNoInterval(t *testing.T) {
 	for _, successes := range []int{1, 2, 3} {
 		for _, poison := range []int{1, 2} {
 			for _, opts := range [][]courier.Option{nil, {courier.WithFixedInterval()}, {courier.WithWorkers(3)}} {

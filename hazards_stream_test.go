@@ -28,7 +28,7 @@ func (s sourceFuncs) Mark(ctx context.Context, records []int) error       { retu
 
 // A fetch that lingers for a full batch and returns what it has when it is told
 // to stop: "the others … are applied within the drain timeout".
-func TestHazard_D8_Stream_WhatAFetchReturnsAtAStopIsAppliedWithinTheDrainTimeout(t *testing.T) {
+func TestD8_Stream_WhatAFetchReturnsAtAStopIsAppliedWithinTheDrainTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var marked collector
 		first := true
@@ -50,7 +50,7 @@ func TestHazard_D8_Stream_WhatAFetchReturnsAtAStopIsAppliedWithinTheDrainTimeout
 
 // D4: a record without a key (its function panics) holds back no record whose
 // key is the empty string.
-func TestHazard_D4_Stream_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
+func TestD4_Stream_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var marked collector
 		s := &sink[int]{}
@@ -115,13 +115,13 @@ func TestHazard_Stream_FailEventHasTheClass(t *testing.T) {
 				stop := start(t, c)
 				time.Sleep(time.Second)
 				require.NoError(t, stop())
-				require.Equal(t, courier.PermanentClass, courierttest.EventsOf[courier.FailEvent](&told)[0].Class)
+				require.Equal(t, courier.ClassPermanent, courierttest.EventsOf[courier.FailEvent](&told)[0].Class)
 			})
 		})
 	}
 }
 
-// ApplyEvent.DrainOver at the end of a stream.
+// ApplyEvent.DrainTimedOut at the end of a stream.
 func TestHazard_Stream_ApplyEventTellsOfTheDrainTimeout(t *testing.T) {
 	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
@@ -138,7 +138,7 @@ func TestHazard_Stream_ApplyEventTellsOfTheDrainTimeout(t *testing.T) {
 				stop := start(t, c)
 				time.Sleep(time.Second)
 				require.NoError(t, stop())
-				require.True(t, courierttest.EventsOf[courier.ApplyEvent](&told)[0].DrainOver)
+				require.True(t, courierttest.EventsOf[courier.ApplyEvent](&told)[0].DrainTimedOut)
 			})
 		})
 	}

@@ -271,13 +271,13 @@ func TestP2_AttemptsBelongToTheRetryThatCountedThem(t *testing.T) {
 	})
 }
 
-func TestD4_Stream_ARefusingQueueHasNoSourceDrainedAgainstIt(t *testing.T) { // DLQ rule D-4
+func TestQ4_Stream_ARefusingQueueHasNoSourceDrainedAgainstIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newLeasing(numbers(100)...)
 		source.wait = true
 		s := &sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}
 		queue := courier.NewMemoryDLQ[int](1)
-		stop := start(t, courier.NewStreamingCoordinator(source, courier.NewDLQApplier(s, queue), quiet))
+		stop := start(t, courier.NewStreamingCoordinator(source, courier.NewDLQApplier(s, queue, courier.DLQPolicy[int]{}), quiet))
 		time.Sleep(time.Hour)
 		require.NoError(t, stop())
 		require.Less(t, s.called(), 50_000, "a batch a time, at growing intervals")
@@ -317,7 +317,7 @@ func TestD8_AQueueThatHangsIsAskedOnceABatch(t *testing.T) {
 			return &e
 		}}
 		source := newShelf(numbers(100)...)
-		stop := start(t, courier.NewPollingCoordinator(source, courier.NewDLQApplier[int](s, courier.DLQ[int](store)), quiet))
+		stop := start(t, courier.NewPollingCoordinator(source, courier.NewDLQApplier[int](s, courier.DLQ[int](store), courier.DLQPolicy[int]{}), quiet))
 		synctest.Wait()
 		before := time.Now()
 		require.NoError(t, stop())
@@ -493,7 +493,7 @@ func TestRetry_EachRecordOfABatchKeepsItsOwnLastError(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
-			return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: errA}, {Index: 1, Err: courier.RetryAfter(errB, time.Hour)}}}
+			return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: errA}, {Index: 1, Err: courier.RetryAfter(errB, time.Hour)}}}
 		}}
 		err := asBatch(courier.NewRetryableApplier[int](s, plain)).ApplyBatch(ctx, []int{0, 1})
 		var list *courier.BatchError
@@ -519,7 +519,7 @@ func TestD12_HugeNumbersAndNilPointers(t *testing.T) {
 		{"source", courier.NewPollingCoordinator[int](noSource, ok)},
 		{"applier", courier.NewPollingCoordinator[int](source, noSink)},
 		{"applier", courier.NewPollingCoordinator(source, courier.WithRetry[int](noSink))},
-		{"dlq", courier.NewPollingCoordinator(source, courier.NewDLQApplier(ok, courier.DLQ[int](noQueue)))},
+		{"dlq", courier.NewPollingCoordinator(source, courier.NewDLQApplier(ok, courier.DLQ[int](noQueue), courier.DLQPolicy[int]{}))},
 	} {
 		err := test.c.Start(t.Context())
 		var bad *courier.ConfigError

@@ -37,7 +37,7 @@ type trial struct {
 
 func (tr *trial) around(applier courier.Applier[int], policy courier.RetryPolicy) courier.Applier[int] {
 	if tr.unlimited {
-		policy.MaxAttempts = courier.Unlimited
+		policy.MaxAttempts = courier.UnlimitedAttempts
 	}
 	switch tr.stack {
 	case "ResilientApplier":
@@ -49,7 +49,7 @@ func (tr *trial) around(applier courier.Applier[int], policy courier.RetryPolicy
 		return stack
 	case "DLQ(Retry)":
 		queue := courier.NewMemoryDLQ[int](0)
-		return courier.NewDLQApplierWith(courier.NewRetryableApplier(applier, policy), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+		return courier.NewDLQApplier(courier.NewRetryableApplier(applier, policy), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
 	}
 	return courier.NewRetryableApplier(applier, policy)
 }

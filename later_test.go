@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -160,6 +161,35 @@ func TestLater_ALongWaitIsTheSourcesToKeep(t *testing.T) {
 	})
 }
 
+// A record that waited in hand and then goes back takes the later ones of its key along,
+// which waited with it.
+func TestLater_ALongWaitTakesTheLaterRecordsOfItsKeyAlong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r courierttest.Recorder[int]
+		began := time.Now()
+		var order []int
+		applier := courier.ProcessFunc(func(_ context.Context, n int) error {
+			switch now := time.Since(began); {
+			case n == 0 && now < 5*time.Second:
+				return courier.Later(errTest, 5*time.Second-now)
+			case n == 0 && now < time.Hour:
+				return courier.Later(errTest, time.Hour-now)
+			}
+			order = append(order, n)
+			return nil
+		})
+		source := r.LeasingSource(2*time.Hour, numbers(4)...)
+		c := courier.NewPollingCoordinator(courier.Source[int](struct {
+			courier.Source[int]
+			courier.Releaser[int]
+		}{source, source}), applier, quiet, unspread, courier.WithOrderKey(func(n int) string { return string(rune('a' + n%2)) }))
+		stop := start(t, c)
+		time.Sleep(2 * time.Hour)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1, 3, 0, 2}, order)
+	})
+}
+
 func TestLater_RunOnceWaitsWithinTheDrainTimeout(t *testing.T) {
 	for _, until := range []time.Duration{5 * time.Second, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
@@ -174,7 +204,7 @@ func TestLater_RunOnceWaitsWithinTheDrainTimeout(t *testing.T) {
 				return
 			}
 			require.ErrorIs(t, err, errTest)
-			require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+			require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 			require.Equal(t, []int{1}, shelf.left())
 			require.Zero(t, time.Since(began))
 		})
@@ -207,11 +237,92 @@ func TestLater_OutsideOfACoordinatorIsReturned(t *testing.T) {
 	}), nil)
 	err := applier.Apply(t.Context(), 1)
 	require.ErrorIs(t, err, errTest)
-	require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+	require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 	letters, receiveErr := queue.Receive(t.Context(), 1)
 	require.NoError(t, receiveErr)
 	require.Empty(t, letters)
 	require.NoError(t, courier.Later(nil, time.Minute))
 	require.Equal(t, "the record's own error", courier.Later(errTest, -1).Error())
 	require.True(t, errors.Is(courier.Later(errTest, 0), errTest))
+}
+
+// A run does not wait for a record that asks for more than its drain timeout, and does not
+// ask again either while the breaker, which was not told, still wants a probe.
+func TestLater_RunOnceLeavesWhatIsDueAfterItsEnd(t *testing.T) {
+	for _, fanOut := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			calls := 0
+			applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, string) error {
+				switch calls++; {
+				case calls <= 2:
+					return errTest
+				case calls > 10:
+					return nil
+				}
+				return courier.Later(errTest, time.Minute)
+			}), &courier.ResilientConfig[string]{Breaker: courier.BreakerPolicy{FailureThreshold: 2, OpenFor: 50 * time.Millisecond}})
+			if fanOut {
+				applier = courier.NewFanOutApplier(applier, courier.ProcessFunc(func(context.Context, string) error { return nil }))
+			}
+			var records courierttest.Recorder[string]
+			c := courier.NewPollingCoordinator(records.Source("a"), applier, unspread, courier.WithDrainTimeout(time.Second))
+			require.ErrorIs(t, c.RunOnce(t.Context()), errTest)
+			require.Equal(t, 3, calls, "with the fan-out %v", fanOut)
+			require.Empty(t, records.Names(courierttest.Marked))
+		})
+	}
+}
+
+// Where a probe asks for another time, nothing is known of the destination: the record over
+// which the breaker has opened is the next probe, as no other is left.
+func TestLater_IsNoVerdictOnAProbe(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(0, 1)
+		var calls []time.Duration
+		began := time.Now()
+		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Jitter: courier.NoOpenJitter})
+		stop := start(t, make(courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+			switch {
+			case r == 1:
+				return courier.Later(errTest, 9*time.Second) // so short that it stays in hand
+			case time.Since(began) < time.Second:
+				return errTest
+			}
+			calls = append(calls, time.Since(began))
+			return nil
+		}), breaker)))
+		time.Sleep(30 * time.Second) // less than suspects are left alone for
+		synctest.Wait()
+		require.Len(t, calls, 1)
+		require.Equal(t, courier.BreakerClosed, breaker.State())
+		require.NoError(t, stop())
+	})
+}
+
+// A source that takes nothing back returns a record that waits for its time as soon as it
+// is asked after a breaker's pause: not sooner is the record applied.
+func TestLater_TheTimeOutlastsABreakersPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(numbers(3)...)
+		destination := newBusy(5*time.Minute, 0)
+		var well atomic.Bool
+		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1})
+		stack := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(ctx context.Context, r int) error {
+			if r > 0 && !well.Load() {
+				return errTest
+			}
+			return destination.Apply(ctx, r)
+		}), breaker)
+		stop := start(t, courier.NewPollingCoordinator[int](source, stack, quiet, courier.WithInterval(time.Second)))
+		time.Sleep(10 * time.Second)
+		well.Store(true)
+		time.Sleep(4 * time.Minute)
+		require.Equal(t, []int{0}, source.left(), "the others are applied")
+		time.Sleep(4 * time.Minute)
+		require.Empty(t, source.left())
+		calls := destination.called(0)
+		require.Len(t, calls, 2)
+		require.GreaterOrEqual(t, calls[1], 5*time.Minute)
+		require.NoError(t, stop())
+	})
 }

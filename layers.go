@@ -4,19 +4,55 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
-// This room is about stacks of decorators: which orders make no sense, and
-// whether a stack lets calls through at all. A decorator tells what it is and
-// what is inside it; a decorator of the user's is seen through where it has an
-// Unwrap, and else the view ends at it.
+// This file is about what a stack of decorators tells of itself, and which orders of them
+// make no sense. A decorator of the user's is seen through where it has an Unwrap, and else
+// the view ends at it.
 
-// layer is a decorator of this package.
-type layer interface {
-	kind() kind
-	inside() []layer // what it decorates: one applier, or the branches of a fan-out; nil for one of the user's
-	next() []layer   // of these the ones that no decorator of the user's is around
+// layer describes a decorator of this package.
+type layer struct {
+	kind    kind
+	fault   error // of the decorator, or of what is inside it
+	of      any   // the decorator, where somebody has to know it again
+	inside  []insideLayer
+	batches bool                    // there is a batch applier inside
+	clock   *steady                 // by which it decides when it takes records again; nil where it does not
+	breaker *Breaker                // of a breaker
+	keyed   func() []BreakerMetrics // of a keyed breaker: those of the breakers that are not closed
+	parks   *parker                 // of a dead letter queue
+}
+
+// insideLayer is what a decorator is around: one applier, or each branch of a fan-out.
+type insideLayer struct {
+	*layer        // nil for one of the user's
+	branch string // of a fan-out
+	direct bool   // no decorator of the user's is between
+	needed bool   // no record gets through the decorator without it
+}
+
+// parker is how a decorator parks records.
+type parker struct {
+	queue  any
+	branch string
+	own    bool                 // the queue is a MemoryDLQ that nobody has asked for
+	same   func(other any) bool // queue keeps its letters in the same place
+}
+
+// described is a decorator of this package.
+type described interface{ describe() *layer }
+
+// isOurs reports whether an applier is a decorator of this package, and no type of the
+// user's that embeds one.
+func isOurs(applier any) bool {
+	d, is := applier.(described)
+	if !is {
+		return false
+	}
+	of := d.describe().of
+	return of == nil || of == applier
 }
 
 // maxUnwraps is more than anybody has decorators: one that returns itself ends there.
@@ -24,10 +60,10 @@ const maxUnwraps = 100
 
 // layerOf returns the outermost decorator of this package in a stack, nil where there
 // is none to be seen.
-func layerOf[T any](applier Applier[T]) layer {
+func layerOf[T any](applier Applier[T]) *layer {
 	for range maxUnwraps {
-		if l, ok := applier.(layer); ok {
-			return l
+		if d, ok := applier.(described); ok {
+			return d.describe()
 		}
 		outer, ok := applier.(interface{ Unwrap() Applier[T] })
 		if !ok {
@@ -44,7 +80,7 @@ func layerOf[T any](applier Applier[T]) layer {
 func applierFault[T any](field string, applier Applier[T]) error {
 	fault := configErrorOf(field, applier)
 	if l := layerOf(applier); fault == nil && l != nil {
-		fault = configErrorOf(field, l)
+		fault = l.fault
 	}
 	return fault
 }
@@ -89,9 +125,9 @@ var misplacements = map[[2]kind]string{
 
 // misplaced reports an order of decorators that does not do what it looks like. The
 // field is what put the outer one there.
-func misplaced(field string, outer kind, stack layer) (fault error) {
-	within(stack, false, func(l layer, branch bool) bool {
-		inner := l.kind()
+func misplaced(field string, outer kind, stack *layer) (fault error) {
+	within(stack, false, func(l *layer, branch bool) bool {
+		inner := l.kind
 		why := misplacements[[2]kind{outer, inner}]
 		if why == "" || branch && outer == parking && inner == parking { // it gets what the branches do not park
 			return false
@@ -111,15 +147,15 @@ func misplaced(field string, outer kind, stack layer) (fault error) {
 
 // within shows every decorator of a stack, outermost first, and whether it is in a
 // branch, until it is the one looked for.
-func within(l layer, branch bool, found func(l layer, branch bool) bool) bool {
+func within(l *layer, branch bool, found func(l *layer, branch bool) bool) bool {
 	if l == nil {
 		return false
 	}
 	if found(l, branch) {
 		return true
 	}
-	for _, inner := range l.inside() {
-		if within(inner, branch || l.kind() == branching, found) {
+	for _, inner := range l.inside {
+		if within(inner.layer, branch || l.kind == branching, found) {
 			return true
 		}
 	}
@@ -129,61 +165,47 @@ func within(l layer, branch bool, found func(l layer, branch bool) bool) bool {
 // exposed reports whether a dead letter queue has neither a retry nor a breaker
 // inside. Such a queue takes a record at its first failure, and in an outage it
 // takes healthy records.
-func exposed(stack layer) bool {
-	return within(stack, false, func(l layer, _ bool) bool {
-		return l.kind() == parking && !slices.ContainsFunc(l.inside(), func(inner layer) bool {
-			return within(inner, false, func(l layer, _ bool) bool { return l.kind() == retrying || l.kind() == breaking })
+func exposed(stack *layer) bool {
+	return within(stack, false, func(l *layer, _ bool) bool {
+		return l.kind == parking && !slices.ContainsFunc(l.inside, func(inner insideLayer) bool {
+			return within(inner.layer, false, func(l *layer, _ bool) bool { return l.kind == retrying || l.kind == breaking })
 		})
 	})
 }
 
-// parker is a decorator that parks records.
-type parker interface {
-	deadLetters() any
-	branchName() string
-	ownsQueue() bool
-	parksIn(queue any) bool
-}
-
-// parkersOf returns those of a stack, fan-outs included.
-func parkersOf(stack layer) (found []parker) {
-	within(stack, false, func(l layer, _ bool) bool {
-		if p, ok := l.(parker); ok {
-			found = append(found, p)
+// parkersOf returns what parks records in a stack, fan-outs included.
+func parkersOf(stack *layer) (found []*parker) {
+	within(stack, false, func(l *layer, _ bool) bool {
+		if l.parks != nil {
+			found = append(found, l.parks)
 		}
 		return false
 	})
 	return found
 }
 
-// breakerIn returns the breaker of a decorator, nil when it is none.
-func breakerIn(l layer) *Breaker {
-	if b, ok := l.(interface{ breakerOf() *Breaker }); ok {
-		return b.breakerOf()
-	}
-	return nil
-}
-
 // branchOf returns in which branch of a fan-out a breaker of a stack is, "" if in none.
-func branchOf(l layer, b *Breaker) (branch string, found bool) {
+func branchOf(l *layer, b *Breaker) (branch string, found bool) {
 	if l == nil {
 		return "", false
 	}
-	if breakerIn(l) == b {
+	if l.breaker == b {
 		return "", true
 	}
-	fan, fans := l.(interface{ branchNames() []string })
-	for i, inner := range l.inside() {
-		branch, found = branchOf(inner, b)
-		switch {
-		case !found:
-			continue
-		case fans:
-			branch = joinBranches(fan.branchNames()[i], branch)
+	for _, inner := range l.inside {
+		if branch, found = branchOf(inner.layer, b); found {
+			return inner.named(branch), true
 		}
-		return branch, true
 	}
 	return "", false
+}
+
+// named returns the name of a branch inside, with the branch that it is in.
+func (i *insideLayer) named(branch string) string {
+	if i.branch == "" {
+		return branch
+	}
+	return joinBranches(i.branch, branch)
 }
 
 // joinBranches names a branch of a fan-out that is in a branch of another one.
@@ -192,6 +214,46 @@ func joinBranches(outer, inner string) string {
 		return outer
 	}
 	return outer + "/" + inner
+}
+
+// keyedIn returns the keyed breaker that every record of a stack passes, nil if there is
+// none.
+func keyedIn[T any](stack *layer) (found *KeyedBreaker[T]) {
+	within(stack, false, func(l *layer, branch bool) bool {
+		if a, ok := l.of.(*KeyedBreaker[T]); ok && !branch {
+			found = a
+		}
+		return found != nil
+	})
+	return found
+}
+
+// keyedStats returns the metrics of the keyed breakers of a stack.
+func keyedStats(l *layer, branch string) (found []BreakerStats) {
+	if l == nil {
+		return nil
+	}
+	if l.keyed != nil {
+		for _, m := range l.keyed() {
+			found = append(found, BreakerStats{branch, m})
+		}
+	}
+	for _, inner := range l.inside {
+		in := branch
+		if inner.branch != "" {
+			in = strings.TrimPrefix(joinBranches(branch, inner.branch), "/")
+		}
+		found = append(found, keyedStats(inner.layer, in)...)
+	}
+	return found
+}
+
+// keyedFanOuts returns the fan-outs of a stack with a keyed breaker in a branch, whose
+// records wait in the hand of any coordinator.
+func keyedFanOuts(stack any) []any {
+	return held(stack, func(l *layer) bool {
+		return l.kind == branching && within(l, false, func(l *layer, _ bool) bool { return l.keyed != nil })
+	})
 }
 
 // pausedBy returns which branch, and which breaker, an error over which the intake
@@ -220,19 +282,17 @@ type gate struct {
 }
 
 // breakersOf returns the breakers that every call through a stack passes.
-func breakersOf(l layer) (found []*Breaker) {
+func breakersOf(l *layer) (found []*Breaker) {
 	if l == nil {
 		return nil
 	}
-	if b := breakerIn(l); b != nil {
-		found = append(found, b)
+	if l.breaker != nil {
+		found = append(found, l.breaker)
 	}
-	passed := l.inside()
-	if f, ok := l.(interface{ needed() []layer }); ok {
-		passed = f.needed()
-	}
-	for _, inner := range passed {
-		found = append(found, breakersOf(inner)...)
+	for _, inner := range l.inside {
+		if inner.needed {
+			found = append(found, breakersOf(inner.layer)...)
+		}
 	}
 	return found
 }
@@ -255,18 +315,43 @@ func passing(stack []*Breaker) bool {
 	return !slices.ContainsFunc(stack, func(b *Breaker) bool { return !b.passing() })
 }
 
-func (b *Breaker) gate() gate {
-	if b.calm.Load() != 0 {
-		return gate{}
+// retryOwnersOf returns the retries of a stack, those of all branches of a fan-out
+// included.
+func retryOwnersOf(stack *layer) (found []any) {
+	within(stack, false, func(l *layer, _ bool) bool {
+		if l.kind == retrying {
+			found = append(found, l.of)
+		}
+		return false
+	})
+	return found
+}
+
+// heldRetries returns the retries of a stack whose waits a coordinator may keep, and the
+// fan-outs that they are in. One inside a decorator of the user's is not among them: that
+// takes what it gets for the end of the retries.
+func heldRetries(stack any) []any {
+	return held(stack, func(l *layer) bool { return l.kind == retrying || l.kind == branching })
+}
+
+// held returns the decorators of a stack that are wanted, down to those of the user's.
+func held(stack any, wanted func(l *layer) bool) (found []any) {
+	var down func(l *layer)
+	down = func(l *layer) {
+		if l == nil {
+			return
+		}
+		if wanted(l) {
+			found = append(found, l.of)
+		}
+		for _, inner := range l.inside {
+			if inner.direct {
+				down(inner.layer)
+			}
+		}
 	}
-	now := b.clock.Now()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.state.Phase.Passing() {
-		return gate{}
+	if d, ours := stack.(described); ours {
+		down(d.describe())
 	}
-	if b.state.Ready(&b.kernel, now) {
-		return gate{probe: true}
-	}
-	return gate{closed: true, until: b.refused().Until, cause: b.refusal}
+	return found
 }

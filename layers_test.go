@@ -27,13 +27,13 @@ var decorators = []struct {
 		return courier.NewAttemptTimeoutApplier(a, time.Second, nil)
 	}},
 	{"DLQ", func(a courier.Applier[string]) courier.Applier[string] {
-		return courier.NewDLQApplierWith(a, courier.DLQ[string](lot), anyRate)
+		return courier.NewDLQApplier(a, courier.DLQ[string](lot), anyRate)
 	}},
 	{"fan-out", func(a courier.Applier[string]) courier.Applier[string] {
 		return courier.NewFanOutApplier(courier.ProcessFunc(nop[string]), a)
 	}},
 	{"cloning fan-out", func(a courier.Applier[string]) courier.Applier[string] {
-		return courier.NewFanOut(courier.FanOutConfig[string]{
+		return courier.NewFanOutFromConfig(courier.FanOutConfig[string]{
 			Branches: []courier.Branch[string]{{Name: "a", Applier: a}, {Name: "b", Applier: courier.ProcessFunc(nop[string]), Optional: true}},
 			Clone:    strings.Clone, OnBranchFailure: func(context.Context, string, string, error) {},
 		})
@@ -208,7 +208,7 @@ func deliversOrParks(t *testing.T, names string, wrap func(courier.Applier[strin
 		stack := wrap(a)
 		parks := strings.Contains(names, "DLQ") || strings.Contains(names, "resilient")
 		if !parks {
-			stack = courier.NewDLQApplierWith(stack, courier.DLQ[string](lot), anyRate)
+			stack = courier.NewDLQApplier(stack, courier.DLQ[string](lot), anyRate)
 		}
 		require.NoError(t, stack.(courier.Validator).Validate())
 		for _, letter := range letters(t, lot) {
@@ -277,7 +277,7 @@ func letters(t *testing.T, q courier.DLQ[string]) []courier.DeadLetter[string] {
 // A queue around a fan-out gets what fails on the way to the branches' own queues.
 func TestComposition_AQueueAroundAFanOutOfQueues(t *testing.T) {
 	branch, q := courier.WithDLQ(courier.ProcessFunc(nop[string]))
-	fan := courier.NewFanOut(courier.FanOutConfig[string]{Branches: []courier.Branch[string]{{Name: "a", Applier: branch}}, Clone: func(r string) string {
+	fan := courier.NewFanOutFromConfig(courier.FanOutConfig[string]{Branches: []courier.Branch[string]{{Name: "a", Applier: branch}}, Clone: func(r string) string {
 		if r == "bad" {
 			panic("cannot be copied")
 		}
@@ -296,7 +296,7 @@ func TestComposition_TheSameBreakerTwice(t *testing.T) {
 	process := courier.ProcessFunc(nop[string])
 	b := newBreaker(3)
 	once := courier.NewCircuitBreakerApplier(process, b)
-	optional := courier.NewFanOut(courier.FanOutConfig[string]{
+	optional := courier.NewFanOutFromConfig(courier.FanOutConfig[string]{
 		Branches:        []courier.Branch[string]{{Name: "a", Applier: process}, {Name: "b", Applier: once, Optional: true}},
 		OnBranchFailure: func(context.Context, string, string, error) {},
 	})
@@ -344,6 +344,62 @@ func TestC2_NothingIsFetchedForAnOpenBreaker(t *testing.T) {
 	}
 }
 
+// C-3: in an hour without the destination, each open period is one call of it, and one fetch
+// and two timers at the most, whatever the interval.
+func TestC3_AnOpenPeriodIsOneProbeAndNothingElse(t *testing.T) {
+	for _, streaming := range []bool{false, true} {
+		for _, workers := range []int{1, 8} {
+			for _, batches := range []bool{false, true} {
+				t.Run(fmt.Sprintf("streaming %v, %d workers, batches %v", streaming, workers, batches), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						var calls []time.Time
+						var mu sync.Mutex
+						a := courier.ProcessFunc(func(context.Context, int) error {
+							mu.Lock()
+							defer mu.Unlock()
+							calls = append(calls, time.Now())
+							return errTest
+						})
+						if batches {
+							a = eachOfBatch[int]{a}
+						}
+						b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Minute, Jitter: courier.NoOpenJitter})
+						a = courier.NewCircuitBreakerApplier(a, b)
+						var clock counting
+						var told courierttest.ObserverRecorder
+						opts := []courier.Option{quiet, courier.WithClock(&clock), courier.WithObserver(told.Observer()), courier.WithFastPolling(), courier.WithWorkers(workers)}
+						source := newLeasing(numbers(100)...)
+						var c running
+						if source.wait = streaming; streaming {
+							opts[3], opts[4] = courier.WithStreamWorkers(workers), courier.WithBatchSize(10)
+							c = courier.NewStreamingCoordinator(source, a, opts...)
+						} else {
+							c = courier.NewPollingCoordinator(source, a, opts...)
+						}
+						stop := start(t, c)
+						time.Sleep(time.Minute - 1)
+						mu.Lock()
+						atFirst := len(calls)
+						mu.Unlock()
+						timers, fetches := clock.n.Load(), len(courierttest.EventsOf[courier.FetchEvent](&told))
+						const periods = 60
+						time.Sleep(periods * time.Minute)
+						timers, fetches = clock.n.Load()-timers, len(courierttest.EventsOf[courier.FetchEvent](&told))-fetches
+						require.NoError(t, stop())
+						probes := calls[atFirst:]
+						require.Len(t, probes, periods)
+						for i := 1; i < len(probes); i++ {
+							require.Equal(t, time.Minute, probes[i].Sub(probes[i-1]))
+						}
+						require.LessOrEqual(t, fetches, periods)
+						require.LessOrEqual(t, timers, int64(2*periods))
+					})
+				})
+			}
+		}
+	}
+}
+
 // C-3, C-4: while the breaker is forced open nobody is busy, and afterwards all
 // goes on.
 func TestC3_AForcedOpenBreakerKeepsNobodyBusy(t *testing.T) {
@@ -355,7 +411,7 @@ func TestC3_AForcedOpenBreakerKeepsNobodyBusy(t *testing.T) {
 		stop := start(t, courier.NewPollingCoordinator(source, courier.NewCircuitBreakerApplier[int](s, b), quiet))
 		time.Sleep(24 * time.Hour)
 		require.Zero(t, source.fetchCount())
-		b.Auto()
+		b.Reset()
 		time.Sleep(time.Minute)
 		require.NoError(t, stop())
 		require.Equal(t, numbers(5), s.got())
@@ -434,7 +490,7 @@ func (q marksToo) MarksRecords() bool { return q.marks }
 func TestFanOut_BranchesThatParkInOneQueueUnderOneNameAreRefused(t *testing.T) {
 	q, other := courier.NewMemoryDLQ[int](0), courier.NewMemoryDLQ[int](0)
 	into := func(q courier.DLQ[int], branch string) courier.Applier[int] {
-		return courier.NewDLQApplierWith(courier.ProcessFunc(nop[int]), q, courier.DLQPolicy[int]{Branch: branch})
+		return courier.NewDLQApplier(courier.ProcessFunc(nop[int]), q, courier.DLQPolicy[int]{Branch: branch})
 	}
 	resilient := func(branch string) courier.Applier[int] {
 		a, _ := courier.ResilientApplier(courier.ProcessFunc(nop[int]), &courier.ResilientConfig[int]{DLQ: q, Parking: courier.DLQPolicy[int]{Branch: branch}})
@@ -473,7 +529,7 @@ type twin struct {
 	number int
 }
 
-func (q twin) SameQueue(other courier.DLQ[int]) bool {
+func (q twin) SameQueue(other courier.DeadLetterSink[int]) bool {
 	o, ok := other.(twin)
 	return ok && o.DLQ == q.DLQ
 }
@@ -482,7 +538,7 @@ func (q twin) SameQueue(other courier.DLQ[int]) bool {
 func TestFanOut_ABranchThatWouldMarkTheRecordIsRefused(t *testing.T) {
 	process := courier.ProcessFunc(nop[int])
 	into := func(marks bool) courier.Applier[int] {
-		return courier.NewDLQApplier(process, courier.DLQ[int](marksToo{courier.NewMemoryDLQ[int](0), marks}))
+		return courier.NewDLQApplier(process, courier.DLQ[int](marksToo{courier.NewMemoryDLQ[int](0), marks}), courier.DLQPolicy[int]{})
 	}
 	for name, branch := range map[string]courier.Applier[int]{
 		"in a branch":              into(true),
@@ -496,6 +552,6 @@ func TestFanOut_ABranchThatWouldMarkTheRecordIsRefused(t *testing.T) {
 		})
 	}
 	require.NoError(t, courier.NewFanOutApplier(process, into(false)).(courier.Validator).Validate())
-	around := courier.NewDLQApplier(courier.NewFanOutApplier(process, process), courier.DLQ[int](marksToo{courier.NewMemoryDLQ[int](0), true}))
+	around := courier.NewDLQApplier(courier.NewFanOutApplier(process, process), courier.DLQ[int](marksToo{courier.NewMemoryDLQ[int](0), true}), courier.DLQPolicy[int]{})
 	require.NoError(t, around.(courier.Validator).Validate())
 }

@@ -128,10 +128,71 @@ func (l *lifecycle) endApply() {
 	}
 }
 
+// drainTimedOut reports whether the drain timeout has ended the work.
+func (l *lifecycle) drainTimedOut() bool {
+	return errors.Is(context.Cause(l.work), ErrDrainTimeout)
+}
+
 // end is called when all work has ended.
 func (l *lifecycle) end() {
 	close(l.finished)
 	l.watcher.Wait()
+	passageOf(l.values).owed.payBack()
 	l.cancelWork(ErrStopped)
 	l.cancelSettle(ErrStopped)
+}
+
+// What follows is about goroutines that call user code, and go on when that ends them
+// (runtime.Goexit).
+
+// supervise runs a loop on a goroutine of its own until it returns. When user
+// code ends the goroutine, the loop is called again, on another, and goes on
+// from what it has noted.
+func supervise(loop func()) {
+	for returned := false; !returned; {
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			loop()
+			returned = true
+		})
+		wg.Wait()
+	}
+}
+
+// serve handles what comes on a channel, one after the other, until that is closed. When
+// user code ends the goroutine, the same is handled again, on another, and again is true.
+func serve[Q any](asked <-chan Q, handle func(q Q, again bool)) {
+	var q Q
+	busy, again := false, false
+	supervise(func() {
+		for {
+			if !busy {
+				next, ok := <-asked
+				if !ok {
+					return
+				}
+				q, busy, again = next, true, false
+			}
+			before := again
+			again = true
+			handle(q, before)
+			var none Q // for the garbage collector
+			q, busy = none, false
+		}
+	})
+}
+
+// task is what a worker is handed. It notes how far it is before user code is called.
+type task interface {
+	run(stop, ctx context.Context)
+	done() // by the worker, which is free again
+}
+
+// work is the goroutine of a worker.
+func work[H task](stop, ctx context.Context, todo <-chan H) {
+	ctx = withExits(ctx)
+	serve(todo, func(t H, _ bool) {
+		t.run(stop, ctx)
+		t.done()
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -99,7 +100,7 @@ func TestOpenError_NamesItsBreaker(t *testing.T) {
 	a := courier.NewCircuitBreakerApplier(always(errTest), b)
 	require.ErrorContains(t, a.Apply(t.Context(), 1), `courier: breaker "crm" open, next probe at `)
 	b.ForceOpen()
-	require.EqualError(t, a.Apply(t.Context(), 1), `courier: the breaker was forced open, until Auto or ForceClosed is called (it is "crm")`)
+	require.EqualError(t, a.Apply(t.Context(), 1), `courier: the breaker was forced open, until Reset or ForceClosed is called (it is "crm")`)
 }
 
 // Retries, parks and the ends of records tell of which record they are, in which
@@ -120,7 +121,7 @@ func TestObserver_EventsSayOfWhatTheyAre(t *testing.T) {
 					a = eachOfBatch[int]{a}
 				}
 				a = courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 3, Jitter: courier.NoJitter})
-				a = courier.NewDLQApplierWith(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Branch: "crm"})
+				a = courier.NewDLQApplier(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Branch: "crm"})
 				_, run := with(a, numbers(5), courier.WithObserver(told.Observer()))
 				run(time.Minute)
 				parks := courierttest.EventsOf[courier.ParkEvent](&told)
@@ -138,14 +139,45 @@ func TestObserver_EventsSayOfWhatTheyAre(t *testing.T) {
 				for _, e := range ended {
 					switch {
 					case batches:
-						require.Equal(t, ended[0].Took, e.Took)
-						require.GreaterOrEqual(t, e.Took, 5*time.Second)
+						require.Equal(t, ended[0].Elapsed, e.Elapsed)
+						require.GreaterOrEqual(t, e.Elapsed, 5*time.Second)
 					case e.Record == "3":
-						require.Equal(t, 3*time.Second+300*time.Millisecond, e.Took)
+						require.Equal(t, 3*time.Second+300*time.Millisecond, e.Elapsed)
 					default:
-						require.Equal(t, time.Second, e.Took)
+						require.Equal(t, time.Second, e.Elapsed)
 					}
 				}
+			})
+		})
+	}
+}
+
+// A retry is told of with the name of the record that is tried again, and of a batch with
+// how many these are, whoever waits between the attempts.
+func TestObserver_RetriesSayOfWhatTheyAre(t *testing.T) {
+	for workers, want := range map[int][]courier.RetryEvent{
+		1: {{Record: "order 2", Records: 2, Attempt: 1, Err: errTest}},
+		2: {{Record: "order 2", Records: 1, Attempt: 1, Err: errTest}, {Record: "order 3", Records: 1, Attempt: 1, Err: errTest}},
+	} {
+		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var told courierttest.ObserverRecorder
+				tries := map[int]int{}
+				applier := courier.NewRetryableApplier[int](eachOfBatch[int]{courier.ProcessFunc(func(_ context.Context, r int) error {
+					if tries[r]++; r >= 2 && tries[r] == 1 {
+						return errTest
+					}
+					return nil
+				})}, courier.RetryPolicy{Jitter: courier.NoJitter})
+				source := namedShelf{newShelf(0, 1, 2, 3)}
+				require.NoError(t, courier.NewPollingCoordinator[int](source, applier, quiet, courier.WithWorkers(workers), courier.WithApplyBatchSize(4),
+					courier.WithObserver(told.Observer())).RunOnce(t.Context()))
+				events := courierttest.EventsOf[courier.RetryEvent](&told)
+				for i := range events {
+					require.Equal(t, 100*time.Millisecond, events[i].Delay)
+					events[i].Delay = 0
+				}
+				require.Equal(t, want, events)
 			})
 		})
 	}

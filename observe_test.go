@@ -47,7 +47,7 @@ func TestObserver_IsToldInOrder(t *testing.T) {
 		require.Equal(t, []any{
 			courier.FetchEvent{Records: 3},
 			courier.FailEvent{Record: "order 2", Err: errTest},
-			courier.ApplyEvent{Records: 3, Took: 3 * time.Second, Applied: 2, Failed: 1, Record: "order 2", Err: errTest},
+			courier.ApplyEvent{Records: 3, Elapsed: 3 * time.Second, Applied: 2, Failed: 1, Record: "order 2", Err: errTest},
 			courier.MarkEvent{Records: 2, Err: errTest, RetryIn: 75 * time.Millisecond},
 			courier.MarkEvent{Records: 2},
 			courier.StopEvent{Err: err},
@@ -119,7 +119,7 @@ func TestObserver_DecoratorsTellTheirCoordinators(t *testing.T) {
 		applier, _ := courier.WithDLQ(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) }))
 		require.NoError(t, courier.NewPollingCoordinator(namedShelf{newShelf(1)}, applier, quiet, courier.WithObserver(told.Observer())).RunOnce(t.Context()))
 		require.Equal(t, "order 1", courierttest.EventsOf[courier.ParkEvent](&told)[0].Record)
-		require.Equal(t, courier.PermanentFailure, courierttest.EventsOf[courier.ParkEvent](&told)[0].Reason)
+		require.Equal(t, courier.ReasonPermanent, courierttest.EventsOf[courier.ParkEvent](&told)[0].Reason)
 	})
 }
 
@@ -194,9 +194,9 @@ func timeless(w *bytes.Buffer) *slog.Logger {
 	}}))
 }
 
-func TestSlogObserver_SaysOnceWhatRepeats(t *testing.T) {
+func TestLogObserver_SaysOnceWhatRepeats(t *testing.T) {
 	var log bytes.Buffer
-	o := courier.SlogObserver(timeless(&log))
+	o := courier.LogObserver(timeless(&log))
 	ctx := t.Context()
 	for range 250 {
 		o.Marked(ctx, courier.MarkEvent{Records: 7, Err: errors.New("read-only"), RetryIn: time.Second})
@@ -218,9 +218,9 @@ func TestSlogObserver_SaysOnceWhatRepeats(t *testing.T) {
 }
 
 // An error whose text is never the same is not remembered for ever.
-func TestSlogObserver_RemembersABoundedNumber(t *testing.T) {
+func TestLogObserver_RemembersABoundedNumber(t *testing.T) {
 	var log bytes.Buffer
-	o := courier.SlogObserver(timeless(&log))
+	o := courier.LogObserver(timeless(&log))
 	for i := range 2000 {
 		err := fmt.Errorf("order %s", strings.Repeat("x", i))
 		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: err})
@@ -230,9 +230,9 @@ func TestSlogObserver_RemembersABoundedNumber(t *testing.T) {
 
 // What is said again and again among many errors that differ is not forgotten
 // for them: the one not said for the longest makes room.
-func TestSlogObserver_ForgetsTheOldest(t *testing.T) {
+func TestLogObserver_ForgetsTheOldest(t *testing.T) {
 	var log bytes.Buffer
-	o := courier.SlogObserver(timeless(&log))
+	o := courier.LogObserver(timeless(&log))
 	differing := func(i int) {
 		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: errors.New(strings.Repeat("x", i))})
 	}
@@ -250,11 +250,11 @@ func TestSlogObserver_ForgetsTheOldest(t *testing.T) {
 
 // However long the texts are, the observer remembers little of them and logs a
 // part, from which the error can still be got.
-func TestSlogObserver_LongTexts(t *testing.T) {
+func TestLogObserver_LongTexts(t *testing.T) {
 	const size = 200_000
 	var log bytes.Buffer
 	var logged error
-	o := courier.SlogObserver(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+	o := courier.LogObserver(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if err, ok := a.Value.Any().(error); ok {
 			logged = err
 		}
@@ -287,16 +287,16 @@ func TestSlogObserver_LongTexts(t *testing.T) {
 	runtime.KeepAlive(o)
 }
 
-func TestSlogObserver_ANumberMakesNoNews(t *testing.T) {
+func TestLogObserver_ANumberMakesNoNews(t *testing.T) {
 	var log bytes.Buffer
-	o := courier.SlogObserver(timeless(&log))
+	o := courier.LogObserver(timeless(&log))
 	for i := range 100 {
 		o.Applied(t.Context(), courier.ApplyEvent{Records: 10, Failed: 1, Record: fmt.Sprint(i), Err: fmt.Errorf("order %d: 404", 7*i)})
 	}
 	require.Equal(t, 3, strings.Count(log.String(), "\n"), log.String())
 }
 
-func TestSlogObserver_AnOutageIsAFewLines(t *testing.T) {
+func TestLogObserver_AnOutageIsAFewLines(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 		var log bytes.Buffer
 		source.add(numbers(50)...)
@@ -343,10 +343,10 @@ func TestObserver_TellsHowLongACallTookThatDidNotReturn(t *testing.T) {
 						switch e := e.(type) {
 						case courier.FetchEvent:
 							fetches++
-							require.Equal(t, time.Second, e.Took)
+							require.Equal(t, time.Second, e.Elapsed)
 						case courier.ApplyEvent:
 							applies++
-							require.Equal(t, time.Duration(e.Records)*time.Second, e.Took)
+							require.Equal(t, time.Duration(e.Records)*time.Second, e.Elapsed)
 						}
 					}
 					require.Positive(t, fetches)

@@ -124,20 +124,16 @@ func WithBatchSize(n int) Option {
 	return func(c *config) { c.count("WithBatchSize", &c.batchSize, n) }
 }
 
-// WithWorkers sets how many records of a batch a polling coordinator applies at
-// once. The default is 1, which applies them in the order fetched. With more
-// there is no order, unless [WithOrderKey] asks for one; the applier must be
-// safe for concurrent use. The batch is marked when all have come to its end, but
-// for those that wait to be tried again, which hold up no other.
+// WithWorkers sets how many records a coordinator applies at once. The default is 1,
+// which applies them in the order fetched. With more there is no order, unless
+// [WithOrderKey] asks for one; the applier must be safe for concurrent use. A polling
+// coordinator marks a batch when all its records were applied, but for those that wait
+// to be tried again, which hold up no other.
 func WithWorkers(n int) Option {
-	return func(c *config) {
-		c.polling = "WithWorkers"
-		c.count(c.polling, &c.workers, n)
-	}
+	return func(c *config) { c.count("WithWorkers", &c.workers, n) }
 }
 
-// WithStreamWorkers sets how many records a streaming coordinator applies at
-// once. The default is 1, which applies them in the order fetched.
+// WithStreamWorkers is [WithWorkers] for a streaming coordinator.
 func WithStreamWorkers(n int) Option {
 	return func(c *config) {
 		c.streaming = "WithStreamWorkers"
@@ -334,8 +330,18 @@ func WithRandom(random func() float64) Option {
 	}
 }
 
-// WithLogger sets where failures are logged, see [SlogObserver]. The default is
+// WithLogger sets where a coordinator logs what goes wrong, every record that is parked
+// included, at Warn and Error, and that it goes well again, at Info. The default is
 // slog.Default(); slog.New(slog.DiscardHandler) is silence.
+//
+// A message that repeats is logged once, whatever numbers are in its error, then the
+// 10th, 100th and 1000th time and the first time after 5 minutes, with the count, and
+// once more when it is over. The pauses of an outage count as one message. No single
+// event tells that failing records are well again, or go to the dead letter queue in
+// masses no more: that is logged with the first event after a minute or more (up to an
+// hour, if failures come at longer intervals) without such a failure. The log remembers
+// the latest 256 of many different errors. It has at most 8 kB of an error's text, a
+// stack or a record's name, and says how many bytes it left out.
 func WithLogger(logger *slog.Logger) Option {
 	return func(c *config) {
 		if logger == nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -159,7 +160,7 @@ func (o *ordered) ApplyBatch(ctx context.Context, records []int) error {
 		}
 		if err := o.attempt(ctx, r); err != nil {
 			list.Add(i, err)
-			if courier.Classify(ctx, err) != courier.Skipped {
+			if courier.Classify(ctx, err) != courier.ClassSkipped {
 				behind[o.key(r)] = true
 			}
 		}
@@ -292,7 +293,7 @@ func TestOrderedBatches_ParkedRecords(t *testing.T) {
 			o.fates[2] = fate{"permanent", 1}
 			queue, policy := o.parks(keyed)
 			source.add(numbers(8)...)
-			stop := start(t, make(courier.NewDLQApplierWith[int](o, queue, policy), courier.WithOrderKey(o.key)))
+			stop := start(t, make(courier.NewDLQApplier[int](o, queue, policy), courier.WithOrderKey(o.key)))
 			time.Sleep(500 * time.Millisecond)
 			require.NoError(t, stop())
 			require.Empty(t, source.left())
@@ -302,8 +303,8 @@ func TestOrderedBatches_ParkedRecords(t *testing.T) {
 			require.NoError(t, err)
 			if keyed {
 				require.Len(t, letters, 3)
-				require.Equal(t, courier.KeyParked, letters[1].Reason)
-				require.Equal(t, courier.KeyParked, letters[2].Reason)
+				require.Equal(t, courier.ReasonKeyParked, letters[1].Reason)
+				require.Equal(t, courier.ReasonKeyParked, letters[2].Reason)
 				require.Equal(t, []int{0, 1, 3, 5, 7}, o.applied)
 				return
 			}
@@ -332,7 +333,7 @@ func TestOrderedBatches_RetryKeepsTheOrder(t *testing.T) {
 		require.ErrorAs(t, err, &list)
 		require.Len(t, list.Failures, 2)
 		require.ErrorIs(t, list.Failures[1].Err, courier.ErrBehindFailed)
-		require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), list.Failures[1].Err))
+		require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), list.Failures[1].Err))
 
 		o.settled[7] = true
 		o.fates[8] = fate{"whole", 3} // the batch is taken apart
@@ -352,7 +353,7 @@ func TestOrderedBatches_WhoHasIt(t *testing.T) {
 		for i, a := range appliers {
 			c.Branches = append(c.Branches, courier.Branch[int]{Name: fmt.Sprint(i), Applier: a, Optional: c.OnBranchFailure != nil && i > 0 && c.Quorum == 0})
 		}
-		return courier.NewFanOut(c)
+		return courier.NewFanOutFromConfig(c)
 	}
 	quietly := func(context.Context, int, string, error) {}
 	o, unordered := newOrdered(1), eachOfBatch[int]{newOrdered(1)}
@@ -402,7 +403,7 @@ func TestOrderedBatches_AnOptionalBranchGetsWhatIsBehind(t *testing.T) {
 	required, optional := newOrdered(1), newOrdered(100)
 	optional.fates[1], optional.fates[4] = fate{"fail", 1}, fate{"fail", 1}
 	var failed []int
-	f := courier.NewFanOut(courier.FanOutConfig[int]{
+	f := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{
 		Branches:        []courier.Branch[int]{{Name: "a", Applier: required}, {Name: "b", Applier: optional, Optional: true}},
 		OnBranchFailure: func(_ context.Context, r int, _ string, _ error) { failed = append(failed, r) },
 	})
@@ -452,6 +453,44 @@ func TestOrderedBatches_AllBehindIsNoProgress(t *testing.T) {
 		require.Len(t, source.left(), 4)
 		require.Less(t, len(s.batches), 20)
 	})
+}
+
+// A record that asks for another time while an earlier one of its key was left behind a
+// failed one waits for that: it does not hold the earlier one back.
+func TestOrderedBatches_AWaitingRecordHoldsNoEarlierOneOfItsKeyBack(t *testing.T) {
+	for _, pauses := range []bool{false, true} {
+		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+			began := time.Now()
+			var applied []int
+			first := true
+			applier := courier.BatchProcessFunc(func(_ context.Context, records []int) error {
+				var list courier.BatchError
+				for i, r := range records {
+					switch now := time.Since(began); {
+					case r == 0 && now < time.Second && pauses:
+						list.Add(i, &courier.OpenError{Until: began.Add(time.Second)})
+					case r == 0 && now < time.Second:
+						list.Add(i, errTest)
+					case r == 1 && first:
+						list.Add(i, courier.ErrBehindFailed)
+					case r == 2 && now < 5*time.Second:
+						list.Add(i, courier.Later(errTest, 5*time.Second-now))
+					default:
+						applied = append(applied, r)
+					}
+				}
+				first = false
+				return list.ErrorOrNil()
+			})
+			source.add(numbers(3)...)
+			key := func(r int) string { return strconv.Itoa(min(r, 1)) }
+			stop := start(t, make(boasting{applier}, unspread, courier.WithWorkers(1), courier.WithOrderKey(key)))
+			time.Sleep(time.Minute)
+			require.NoError(t, stop())
+			require.Empty(t, source.left())
+			require.Equal(t, []int{1, 2}, slices.DeleteFunc(applied, func(r int) bool { return r == 0 }))
+		})
+	}
 }
 
 // An applier that breaks its promise is believed about what it has applied.
@@ -533,7 +572,7 @@ func TestOrderedBatches_DeadLetterKeys(t *testing.T) {
 	o.goesOn = true
 	o.fates = map[int]fate{0: {"permanent", 1}, 1: {"refuse", 1}}
 	queue, policy := o.parks(true)
-	dlq := courier.NewDLQApplierWith[int](o, queue, policy)
+	dlq := courier.NewDLQApplier[int](o, queue, policy)
 	var list *courier.BatchError
 	require.ErrorAs(t, asBatch(dlq).ApplyBatch(t.Context(), numbers(4)), &list)
 	require.Len(t, list.Failures, 2)
@@ -542,7 +581,7 @@ func TestOrderedBatches_DeadLetterKeys(t *testing.T) {
 	letters, err := queue.List(t.Context(), "", 10)
 	require.NoError(t, err)
 	require.Len(t, letters, 2)
-	require.Equal(t, courier.KeyParked, letters[1].Reason)
+	require.Equal(t, courier.ReasonKeyParked, letters[1].Reason)
 	require.Len(t, o.calls, 1)
 }
 
@@ -554,7 +593,7 @@ func TestOrderedBatches_NothingOvertakesARecordThatCouldNotBeParked(t *testing.T
 	require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Key: "0"}))
 	queue.SendFaults.Set(courierttest.Fault{Effect: courierttest.Fail})
 	o := newOrdered(1)
-	dlq := courier.NewDLQApplierWith[int](o, courier.DLQ[int](queue), courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r) }})
+	dlq := courier.NewDLQApplier[int](o, courier.DLQ[int](queue), courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r) }})
 	var list *courier.BatchError
 	require.ErrorAs(t, asBatch(dlq).ApplyBatch(t.Context(), []int{0, 1}), &list)
 	require.Len(t, list.Failures, 2)
@@ -592,13 +631,13 @@ func TestOrderedBatches_Property(t *testing.T) {
 			case "retry":
 				applier = courier.NewRetryableApplier(applier, policy)
 			case "DLQ":
-				applier = courier.NewDLQApplierWith(applier, queue, parking)
+				applier = courier.NewDLQApplier(applier, queue, parking)
 			case "DLQ(retry)", "keyed DLQ(retry)":
-				applier = courier.NewDLQApplierWith(courier.NewRetryableApplier(applier, policy), queue, parking)
+				applier = courier.NewDLQApplier(courier.NewRetryableApplier(applier, policy), queue, parking)
 			case "ResilientApplier":
 				applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[int]{Retry: policy, DLQ: queue, Parking: parking})
 			case "fan-out":
-				applier = courier.NewFanOut(courier.FanOutConfig[int]{Branches: []courier.Branch[int]{
+				applier = courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: []courier.Branch[int]{
 					{Name: "a", Applier: courier.NewRetryableApplier(applier, policy)}, {Name: "b", Applier: twin},
 				}, Identity: func(r int) string { return fmt.Sprint(r) }})
 			}
@@ -648,7 +687,27 @@ func TestOrderedBatches_Property(t *testing.T) {
 }
 
 func TestOrderedBatches_ErrBehindFailed(t *testing.T) {
-	require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), courier.ErrBehindFailed))
+	require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), courier.ErrBehindFailed))
 	require.EqualError(t, courier.ErrBehindFailed, "not attempted: an earlier record of the same call has failed")
 	require.False(t, errors.Is(courier.ErrBehindFailed, courier.ErrOpen))
+}
+
+// What is behind a record that is given up waits for it to be settled, and does not go
+// along with the retry of another one.
+func TestOrdered_ARetryDoesNotTakeAlongWhatIsBehindAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOrdered(2)
+		o.goesOn = true
+		o.fates[0], o.fates[1] = fate{"fail", 1}, fate{"permanent", 1}
+		err := courier.NewRetryableApplier(o, courier.RetryPolicy{}).(courier.BatchApplier[int]).ApplyBatch(t.Context(), []int{0, 1, 2, 3})
+		require.Equal(t, [][]int{{0, 1, 2, 3}, {0}}, o.calls)
+		require.Empty(t, o.problems)
+		var list *courier.BatchError
+		require.ErrorAs(t, err, &list)
+		left := map[int]courier.ErrorClass{}
+		for _, f := range list.Failures {
+			left[f.Index] = courier.Classify(t.Context(), f.Err)
+		}
+		require.Equal(t, map[int]courier.ErrorClass{1: courier.ClassPermanent, 2: courier.ClassNotAttempted, 3: courier.ClassNotAttempted}, left)
+	})
 }

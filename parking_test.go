@@ -22,7 +22,7 @@ type keyed struct {
 	n   int
 }
 
-func TestDeadLetter_D8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T) {
+func TestQ8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T) {
 	for _, form := range []string{"one by one", "batch"} {
 		t.Run(form, func(t *testing.T) {
 			bad := map[int]bool{1: true}
@@ -50,7 +50,7 @@ func TestDeadLetter_D8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T)
 				s, applied = many, many.got
 			}
 			q := courier.NewMemoryDLQ[keyed](0)
-			stack := courier.NewDLQApplierWith(s, courier.DLQ[keyed](q), courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
+			stack := courier.NewDLQApplier(s, courier.DLQ[keyed](q), courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
 			apply := func(records ...keyed) {
 				t.Helper()
 				if form == "batch" {
@@ -67,7 +67,7 @@ func TestDeadLetter_D8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T)
 			letters, _ := q.Receive(t.Context(), 10)
 			require.Len(t, letters, 3)
 			require.Equal(t, []keyed{{"a", 1}, {"a", 3}, {"a", 6}}, []keyed{letters[0].Record, letters[1].Record, letters[2].Record})
-			require.Equal(t, courier.KeyParked, letters[2].Reason)
+			require.Equal(t, courier.ReasonKeyParked, letters[2].Reason)
 			require.ErrorIs(t, letters[2].Error, courier.ErrKeyParked)
 			require.Zero(t, letters[2].Attempts)
 			require.Equal(t, "a", letters[2].Key)
@@ -75,11 +75,11 @@ func TestDeadLetter_D8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T)
 			// As long as the first fails the others stay behind it.
 			result, err := courier.Redrive(t.Context(), q, s, nil)
 			require.NoError(t, err)
-			require.Equal(t, courier.RedriveResult{Redriven: 1, Failed: 1, Left: 2}, result)
+			require.Equal(t, courier.RedriveResult{Attempted: 1, Failed: 1, Left: 2}, result)
 			only6 := func(l courier.DeadLetter[keyed]) bool { return l.Record.n == 6 }
 			result, err = courier.Redrive(t.Context(), q, s, &courier.RedriveConfig[keyed]{Match: only6})
 			require.NoError(t, err)
-			require.Zero(t, result.Redriven, "an earlier one of the key stays")
+			require.Zero(t, result.Attempted, "an earlier one of the key stays")
 
 			clear(bad)
 			result, err = courier.Redrive(t.Context(), q, s, nil)
@@ -92,10 +92,10 @@ func TestDeadLetter_D8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T)
 	}
 }
 
-// D-6: each branch of a fan-out owes a record, and keeps the order of a key, by
+// each branch of a fan-out owes a record, and keeps the order of a key, by
 // itself, also when they share a queue: once the cause is mended, the letters of
 // each branch take to it what it lacks.
-func TestDeadLetter_D6_TwoBranchesParkOneRecordInOneQueue(t *testing.T) {
+func TestQ6_TwoBranchesParkOneRecordInOneQueue(t *testing.T) {
 	byName := func() courier.DLQ[keyed] {
 		return courier.NewMemoryDLQByIdentity(0, func(r keyed) string { return fmt.Sprint(r.n) })
 	}
@@ -125,10 +125,10 @@ func TestDeadLetter_D6_TwoBranchesParkOneRecordInOneQueue(t *testing.T) {
 						if form == "batches" {
 							to = eachOfBatch[keyed]{to}
 						}
-						return courier.Branch[keyed]{Name: name, Applier: courier.NewDLQApplierWith(to, q,
+						return courier.Branch[keyed]{Name: name, Applier: courier.NewDLQApplier(to, q,
 							courier.DLQPolicy[keyed]{Branch: name, Key: key, MaxParkRate: courier.AnyParkRate})}
 					}
-					fan := courier.NewFanOut(courier.FanOutConfig[keyed]{Branches: []courier.Branch[keyed]{branch("a", qa), branch("b", qb)}})
+					fan := courier.NewFanOutFromConfig(courier.FanOutConfig[keyed]{Branches: []courier.Branch[keyed]{branch("a", qa), branch("b", qb)}})
 					for range 2 { // the mark was lost
 						require.NoError(t, fan.(courier.BatchApplier[keyed]).ApplyBatch(t.Context(), records))
 					}
@@ -161,12 +161,12 @@ func TestDeadLetter_D6_TwoBranchesParkOneRecordInOneQueue(t *testing.T) {
 	}
 }
 
-// D-8: what one branch has parked of a key holds back no record of the other.
-func TestDeadLetter_D8_AKeyIsParkedInItsBranchAlone(t *testing.T) {
+// what one branch has parked of a key holds back no record of the other.
+func TestQ8_AKeyIsParkedInItsBranchAlone(t *testing.T) {
 	q := courier.NewMemoryDLQByIdentity(0, func(r keyed) string { return fmt.Sprint(r.n) })
 	into := func(branch string, to courier.Applier[keyed]) courier.BatchApplier[keyed] {
 		policy := courier.DLQPolicy[keyed]{Branch: branch, Key: func(r keyed) string { return r.key }}
-		return courier.NewDLQApplierWith(to, courier.DLQ[keyed](q), policy).(courier.BatchApplier[keyed])
+		return courier.NewDLQApplier(to, courier.DLQ[keyed](q), policy).(courier.BatchApplier[keyed])
 	}
 	bad := &sink[keyed]{fail: func(context.Context, keyed, int) error { return courier.Permanent(errTest) }}
 	well := &batchSink[keyed]{}
@@ -202,13 +202,13 @@ func unique(records []keyed) (first []keyed) {
 	return first
 }
 
-func TestDeadLetter_D8_WithoutAnAnswerRecordsStayPending(t *testing.T) {
+func TestQ8_WithoutAnAnswerRecordsStayPending(t *testing.T) {
 	s := &batchSink[keyed]{}
 	q := &mute{courier.NewMemoryDLQ[keyed](0)}
-	stack := courier.NewDLQApplierWith[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
+	stack := courier.NewDLQApplier[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
 	err := stack.Apply(t.Context(), keyed{"a", 1})
 	require.ErrorIs(t, err, errTest)
-	require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+	require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 	err = stack.(courier.BatchApplier[keyed]).ApplyBatch(t.Context(), []keyed{{"a", 1}, {"", 2}})
 	var list *courier.BatchError
 	require.ErrorAs(t, err, &list)
@@ -220,25 +220,25 @@ type mute struct{ *courier.MemoryDLQ[keyed] }
 
 func (*mute) ParkedKeys(context.Context, string, []string) ([]string, error) { return nil, errTest }
 
-func TestDeadLetter_D8_ARefusedRecordHoldsBackThoseOfItsKeyInTheBatch(t *testing.T) {
+func TestQ8_ARefusedRecordHoldsBackThoseOfItsKeyInTheBatch(t *testing.T) {
 	s := &batchSink[keyed]{failBatch: func(_ context.Context, records []keyed, _ int) error {
 		if records[0].n == 1 {
-			return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: errTest}}}
+			return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: errTest}}}
 		}
 		return nil
 	}}
 	q := courier.NewMemoryDLQ[keyed](1)
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[keyed]{})) // full
-	stack := courier.NewDLQApplierWith[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
+	stack := courier.NewDLQApplier[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
 	err := stack.(courier.BatchApplier[keyed]).ApplyBatch(t.Context(), []keyed{{"a", 1}, {"b", 2}, {"a", 3}})
 	require.ErrorIs(t, err, courier.ErrDLQFull)
 	require.Equal(t, []keyed{{"b", 2}}, s.got())
 }
 
-func TestDeadLetter_D8_AKeyThatPanicsIsTheRecordsFailure(t *testing.T) {
+func TestQ8_AKeyThatPanicsIsTheRecordsFailure(t *testing.T) {
 	s := &batchSink[keyed]{}
 	q := courier.NewMemoryDLQ[keyed](0)
-	stack := courier.NewDLQApplierWith[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string {
+	stack := courier.NewDLQApplier[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string {
 		if r.n == 1 {
 			panic("boom")
 		}
@@ -252,7 +252,7 @@ func TestDeadLetter_D8_AKeyThatPanicsIsTheRecordsFailure(t *testing.T) {
 	require.ErrorIs(t, letters[0].Error, courier.ErrPanic)
 }
 
-func TestDeadLetter_D9_APipelineThatParksTooMuchPauses(t *testing.T) {
+func TestQ9_APipelineThatParksTooMuchPauses(t *testing.T) {
 	for _, batch := range []bool{false, true} {
 		t.Run(fmt.Sprintf("batches %v", batch), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -265,7 +265,7 @@ func TestDeadLetter_D9_APipelineThatParksTooMuchPauses(t *testing.T) {
 				}
 				q := courier.NewMemoryDLQ[int](0)
 				var logged strings.Builder
-				stack := courier.NewDLQApplier(applier, courier.DLQ[int](q))
+				stack := courier.NewDLQApplier(applier, courier.DLQ[int](q), courier.DLQPolicy[int]{})
 				stop := start(t, courier.NewPollingCoordinator(source, stack, courier.WithLogger(textLogger(&logged)), courier.WithFastPolling()))
 				time.Sleep(30 * time.Second)
 				synctest.Wait()
@@ -285,9 +285,9 @@ func TestDeadLetter_D9_APipelineThatParksTooMuchPauses(t *testing.T) {
 	}
 }
 
-func TestDeadLetter_D9_TheErrorSaysWhenToGoOn(t *testing.T) {
+func TestQ9_TheErrorSaysWhenToGoOn(t *testing.T) {
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	stack := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](courier.NewMemoryDLQ[int](0)),
+	stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](courier.NewMemoryDLQ[int](0)),
 		courier.DLQPolicy[int]{MinParked: 2, ParkWindow: 10, Clock: stopped(now)})
 	require.NoError(t, stack.Apply(t.Context(), 1))
 	require.NoError(t, stack.Apply(t.Context(), 2))
@@ -296,7 +296,7 @@ func TestDeadLetter_D9_TheErrorSaysWhenToGoOn(t *testing.T) {
 		require.ErrorIs(t, err, courier.ErrParkRate)
 		require.ErrorIs(t, err, courier.ErrPark)
 		require.ErrorIs(t, err, errTest)
-		require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+		require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 		var rate *courier.ParkRateError
 		require.ErrorAs(t, err, &rate)
 		require.Equal(t, now.Add(time.Minute), rate.RetryAt())
@@ -304,15 +304,15 @@ func TestDeadLetter_D9_TheErrorSaysWhenToGoOn(t *testing.T) {
 	}
 }
 
-func TestDeadLetter_D9_OffIsExplicitAndRefusalsOfTheQueueDoNotCount(t *testing.T) {
+func TestQ9_OffIsExplicitAndRefusalsOfTheQueueDoNotCount(t *testing.T) {
 	q := courier.NewMemoryDLQ[int](0)
-	stack := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+	stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
 	for i := range 500 {
 		require.NoError(t, stack.Apply(t.Context(), i))
 	}
 	require.Equal(t, 500, q.Len())
 
-	full := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&dlqFunc{func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }}))
+	full := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&dlqFunc{func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }}), courier.DLQPolicy[int]{})
 	for i := range 500 {
 		require.NotErrorIs(t, full.Apply(t.Context(), i), courier.ErrParkRate)
 	}
@@ -329,7 +329,7 @@ func TestDeadLetter_D9_OffIsExplicitAndRefusalsOfTheQueueDoNotCount(t *testing.T
 	}
 }
 
-func TestDeadLetter_D10_OnParkSeesTheLetterAndMayPanic(t *testing.T) {
+func TestQ10_OnParkSeesTheLetterAndMayPanic(t *testing.T) {
 	for name, end := range map[string]func(){"returns": func() {}, "panics": func() { panic("boom") }, "goexit": runtime.Goexit} {
 		t.Run(name, func(t *testing.T) {
 			type ctxKey struct{}
@@ -351,7 +351,7 @@ func TestDeadLetter_D10_OnParkSeesTheLetterAndMayPanic(t *testing.T) {
 	}
 }
 
-func TestDeadLetter_D5_TheFirstFailureIsWhenTheRetriesSawIt(t *testing.T) {
+func TestQ5_TheFirstFailureIsWhenTheRetriesSawIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		policy := plain
 		policy.MaxAttempts = 3
@@ -376,18 +376,18 @@ func TestDLQPolicy_BadValuesAreNamed(t *testing.T) {
 		"DLQPolicy.ParkPause":   {ParkPause: -1},
 		"DLQPolicy.Branch":      {Branch: "a\x00"},
 	} {
-		err := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](q), policy).Apply(t.Context(), 1)
+		err := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q), policy).Apply(t.Context(), 1)
 		require.ErrorIs(t, err, courier.ErrConfig)
 		require.ErrorContains(t, err, field)
 	}
-	err := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](&dlqFunc{}), courier.DLQPolicy[int]{Key: func(int) string { return "" }}).Apply(t.Context(), 1)
+	err := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&dlqFunc{}), courier.DLQPolicy[int]{Key: func(int) string { return "" }}).Apply(t.Context(), 1)
 	require.ErrorContains(t, err, "DLQPolicy.Key cannot be used with a *courier_test.dlqFunc")
 	require.Zero(t, q.Len())
 }
 
 func TestDeadLetter_ManyGoroutinesParkAndRedrive(t *testing.T) {
 	q := courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
-	stack := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{
+	stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{
 		MaxParkRate: courier.AnyParkRate, Key: func(r int) string { return fmt.Sprint(r % 7) },
 	})
 	var mu sync.Mutex
@@ -418,7 +418,7 @@ func TestDeadLetter_ManyGoroutinesParkAndRedrive(t *testing.T) {
 
 // A record that a breaker interrupted keeps the attempts it has used when the
 // rest of its batch is parked behind others.
-func TestDeadLetter_D8_AnOutageParksNoHealthyRecordOfAKey(t *testing.T) {
+func TestQ8_AnOutageParksNoHealthyRecordOfAKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &destination{began: time.Now(), outage: time.Minute, poison: 3, applied: map[int]int{}}
 		q := courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
@@ -434,7 +434,7 @@ func TestDeadLetter_D8_AnOutageParksNoHealthyRecordOfAKey(t *testing.T) {
 		var parked []int
 		for _, l := range letters {
 			parked = append(parked, l.Record)
-			require.Equal(t, l.Record != 3, l.Reason == courier.KeyParked, "%+v", l)
+			require.Equal(t, l.Record != 3, l.Reason == courier.ReasonKeyParked, "%+v", l)
 		}
 		require.Contains(t, parked, 3)
 		require.Equal(t, 40, len(parked)+len(d.applied))

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -106,7 +107,7 @@ func TestPause_CallsAFetchBack(t *testing.T) {
 // An operator who closes a breaker ends the pause over it; Wake does not, while the
 // breaker is open.
 func TestPause_EndsWhenAnOperatorClosesTheBreaker(t *testing.T) {
-	for name, operate := range map[string]func(b *courier.Breaker){"Auto": (*courier.Breaker).Auto, "ForceClosed": (*courier.Breaker).ForceClosed} {
+	for name, operate := range map[string]func(b *courier.Breaker){"Auto": (*courier.Breaker).Reset, "ForceClosed": (*courier.Breaker).ForceClosed} {
 		for _, forced := range []bool{false, true} { // opened by failures, or by hand
 			for _, streaming := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s, forced %v, streaming %v", name, forced, streaming), func(t *testing.T) {
@@ -222,3 +223,78 @@ type maintenance struct{ until time.Time }
 func (maintenance) Error() string        { return "closed for maintenance" }
 func (maintenance) NotAttempted() bool   { return true }
 func (m maintenance) RetryAt() time.Time { return m.until }
+
+// The pauses that a run has ended in are not those of the next one.
+func TestPause_AResumeCountsThePausesOfItsRun(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var told courierttest.ObserverRecorder
+		source.add(1)
+		var down fault
+		down.set(errTest)
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Minute, Jitter: courier.NoOpenJitter})
+		c := make(courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return down.get() }), b), courier.WithObserver(told.Observer()))
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		require.NoError(t, stop())
+		down.set(nil)
+		stop = start(t, c)
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), 2)
+		require.Equal(t, []courier.ResumeEvent{{Pauses: 1}}, courierttest.EventsOf[courier.ResumeEvent](&told))
+	})
+}
+
+// A pause over a full hand says how many records it is full of.
+func TestPause_AFullHandIsCounted(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var told courierttest.ObserverRecorder
+		source.add(numbers(6)...)
+		opts := []courier.Option{courier.WithBatchSize(3), courier.WithInterval(time.Second), courier.WithObserver(told.Observer())}
+		if source.wait {
+			opts = append(opts[:1], opts[2], courier.WithPrefetch(0))
+		}
+		stop := start(t, make(always(courier.Later(errTest, 9*time.Second)), opts...))
+		time.Sleep(3 * time.Second)
+		require.NoError(t, stop())
+		pauses := courierttest.EventsOf[courier.PauseEvent](&told)
+		require.Len(t, pauses, 1)
+		require.ErrorIs(t, pauses[0].Err, courier.ErrFullHand)
+		require.Equal(t, 3, pauses[0].Waiting)
+	})
+}
+
+// What is left at the end is told as Start returns it.
+func TestStop_WhatIsLeftIsTold(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var told courierttest.ObserverRecorder
+		source.add(numbers(25)...)
+		source.markErr = func(int) error { return errTest }
+		c := make(always(nil), courier.WithBatchSize(10), courier.WithObserver(told.Observer()))
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		var lost *courier.MarkError
+		require.ErrorAs(t, stop(), &lost)
+		marks := courierttest.EventsOf[courier.MarkEvent](&told)
+		require.Zero(t, marks[len(marks)-1].RetryIn)
+		require.Equal(t, lost.Records, marks[len(marks)-1].Records)
+		require.ErrorAs(t, courierttest.EventsOf[courier.StopEvent](&told)[0].Err, &lost)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		ch := make(chan int, 3)
+		ch <- 1
+		ch <- 2
+		ch <- 3
+		close(ch)
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, nop[[]int]), courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 2 {
+				return errTest
+			}
+			return nil
+		}), quiet, courier.WithObserver(told.Observer()))
+		err := c.Start(t.Context())
+		require.Error(t, err)
+		require.Equal(t, []courier.StopEvent{{Unsettled: 1, Err: err}}, courierttest.EventsOf[courier.StopEvent](&told))
+	})
+}

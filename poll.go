@@ -3,9 +3,10 @@ package courier
 import (
 	"context"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
+
+	"github.com/erfanmomeniii/courier/internal/engine"
 )
 
 // sparedFor is how long suspects are left alone after a probe that went well,
@@ -29,44 +30,36 @@ const (
 	cutting                // take the next batch of them in hand
 	applying               // apply it
 	settling               // sort it into marks and releases
-	marking                // try to mark
-	marked                 // try again later, or go on
+	marking                // mark what was applied
 	reporting              // tell the source what failed
 	releasing              // give back what stays pending
+	calling                // make the call that one of these has set out
+	called                 // try a mark again later, or go on
 	resting                // wait for the next pass
 	ended
 )
 
 // poller is one run of a polling coordinator.
 type poller[T any] struct {
-	*engine[T]
-	config    *config
-	control   *control
-	source    Source[T]
-	releaser  Releaser[T] // nil if the source is none
-	failer    Failer[T]   // likewise
-	pager     Pager       // likewise
+	*pipeline[T]
 	woken     <-chan struct{}
 	limitless bool // the source decides by itself how much it returns
 	once      bool
-	life      *lifecycle
 	work      context.Context // what an only worker applies under
 
-	phase  phase
-	stalls *stalls
-	batch  batch[T]
-	crew   crew[T]   // one hand for each worker
-	lease  *lease[T] // nil unless the source wants its leases renewed
-	ahead  *ahead[T] // nil unless batches are fetched ahead
+	phase phase
+	batch batch[T]
+	crew  crew[T]   // one hand for each worker
+	ahead *ahead[T] // nil unless batches are fetched ahead
 
 	// The pass.
-	began     time.Time   // of the call in work, where its duration is asked for
-	fetchedAt time.Time   // where there is an order: when the fetch began
-	records   []T         // fetched and not yet in hand
-	ids       []recordKey // of these, where that matters; else nil
-	handed    bool        // they were in hand already, and not fetched now
-	sorted    bool        // what is left of them is either kept or given back
-	taken     int         // how many of the fetch came into hand before this batch
+	began     time.Time      // of the call in work, where its duration is asked for
+	fetchedAt time.Time      // where there is an order: when the fetch began
+	pass      run[T]         // to be applied, and not yet in a batch
+	handed    bool           // they were in hand already, and not fetched now
+	sorted    bool           // what is left of them is either kept or given back
+	taken     int            // how many of them have come into a batch
+	got       fetchResult[T] // what the fetch has brought, until it is taken
 	fetchErr  error
 	more      bool          // the source says so
 	limit     int           // of the fetch, but for what is looked past
@@ -78,83 +71,72 @@ type poller[T any] struct {
 	refused   error         // why a record stays pending that no time was told for; nil if none does
 	halted    halt
 	retryIn   time.Duration   // after a fetch that failed
-	took      time.Duration   // one that was made ahead
 	intake    context.Context // of the fetch, unless it was made ahead; a stop ends it, and a pause
-	cancelled bool            // of one that was made ahead
 
 	// The batch.
+	part      run[T] // its records
 	keys      []string
-	mark      []T
-	markErr   error
-	known     []recordKey // of the records, where that matters; else nil
-	faulty    []FailedRecord[T]
+	mark      job[T]
+	lost      bool   // a record of the pass was somebody else's by the time that it was its turn
+	job       job[T] // the call of the source, and what it has returned
+	jobErr    error
+	faulty    faults[T]
 	scheduled []T // records whose failure the source was told of in this pass
 	release   []pending[T]
-	behind    []pending[T] // likewise, but for as long as another of their key
-	back      backlog[T]   // failed records to be released, for as long as each asks at least
-	kept      []pending[T] // in hand for the next pass
-	due       []waiter[T]  // the records of the pass which have waited: its first, unless they are mixed
-	mixed     []int        // the places that the records of the pass had before they were mixed
-	dueOnly   bool         // and there are no others
+	behind    []pending[T]                 // likewise, but for as long as another of their key
+	back      engine.Releases[numbered[T]] // failed records to be released, for as long as each asks at least
+	kept      []pending[T]                 // in hand for the next pass
+	dueOnly   bool                         // all records of the pass have waited for their next attempt
 
 	// From pass to pass.
-	gate                          keyGate
-	most                          int  // records that a limitless source ever returned
-	paused                        bool // by Pause
-	probing                       bool // the breaker may be probed, with one record
-	sparing                       bool // suspects wait for others to close the breaker
-	spareUntil                    time.Time
-	spared                        bool     // the pass has suspects alone, which wait
-	stuck                         bool     // the probe is a record that a breaker opened over before
-	memory                        suspects // records that a breaker interrupted
-	identity                      identity[T]
-	waits                         waits     // of failed records of a source that takes nothing back
-	asked                         time.Time // until when nothing is fetched
-	waiting                       waiters[T]
-	fullHand                      bool      // of them
-	fetchAt                       time.Time // the next time, where some wait
-	misses                        int       // probes that failed since one closed the breaker, and may not be known again
-	missed                        int       // likewise, during RunOnce
-	nameless                      bool      // the probe is a record that cannot be known again at all
-	leaving                       bool      // RunOnce does not go on
-	patience                      time.Time // until when RunOnce waits for a breaker
-	fetchPace, markPace, restPace trouble
-	lastPace                      trouble // of marks, once the run stops
-	unmarked                      error   // a *MarkError
+	blocked             engine.BlockedKeys // with the source, or for as long as the pass
+	most                int                // records that a limitless source ever returned
+	paused              bool               // by Pause
+	probing             bool               // the breaker may be probed, with one record
+	sparing             bool               // suspects wait for others to close the breaker
+	spareUntil          time.Time
+	spared              bool                                // the pass has suspects alone, which wait
+	stuck               bool                                // the probe is a record that a breaker opened over before
+	memory              engine.Suspects[recordKey, history] // records that a breaker interrupted
+	identity            identity[T]
+	waits               waits                      // of failed records of a source that takes nothing back
+	asked               time.Time                  // until when nothing is fetched
+	refusedUntil        time.Time                  // until when nothing is fetched, as records can be settled nowhere; zero once one is
+	waiting             engine.Waiting[pending[T]] // for their next attempt, and what comes behind them
+	fullHand            bool                       // of them
+	fetchAt             time.Time                  // the next time, where some wait
+	misses              int                        // probes that failed since one closed the breaker, and may not be known again
+	missed              int                        // likewise, during RunOnce
+	nameless            bool                       // the probe is a record that cannot be known again at all
+	leaving             bool                       // RunOnce does not go on
+	patience            time.Time                  // until when RunOnce waits for a breaker
+	fetchPace, restPace trouble
+	unmarked            error // a *MarkError
 }
 
 func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) *poller[T] {
 	p := &poller[T]{
-		engine:  newEngine(c.applier, &c.config, c.watch),
-		config:  &c.config,
-		control: c.control,
-		source:  c.source,
-		once:    once,
-		crew:    crew[T]{hands: make([]hand[T], c.config.workers)},
-		memory:  suspects{clock: c.config.clock, limit: max(c.config.batchSize, minWindow) - 1},
+		pipeline: newPipeline(c.control, &c.config, c.source, c.applier),
+		once:     once,
+		crew:     crew[T]{hands: make([]hand[T], c.config.workers)},
+		memory:   engine.NewSuspects[recordKey, history](max(c.config.batchSize, minWindow) - 1),
 	}
-	p.batch.engine, p.batch.gate = p.engine, &p.gate
-	p.batch.place = func(i int) string { return fmt.Sprintf("record %d of the batch (the first is 1)", p.index(i)+1) }
-	p.releaser, _ = c.source.(Releaser[T])
-	p.failer, _ = c.source.(Failer[T])
+	p.batch.pipeline, p.batch.blocked = p.pipeline, &p.blocked
+	p.batch.place = func(i int) string {
+		return fmt.Sprintf("record %d of the batch (the first is 1)", p.part.item(i).place+1)
+	}
+	p.batch.number = func(i int) uint64 { return p.part.item(i).number }
 	p.pager, _ = c.source.(Pager)
 	if w, ok := c.source.(Waker); ok {
 		var ignored error // without the channel the interval is the pace
 		isolate(&ignored, func() error { p.woken = w.Wake(); return nil })
 	}
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
-	p.life = beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout, p.drainOver)
+	p.begin(ctx, p.working, p.watch.fetches)
 	p.work = withExits(p.life.work)
-	p.stalls = newStalls(p.life.work, p.config, p.watch, p.working)
-	if r, ok := c.source.(Renewer[T]); ok {
-		if every := renewEvery(r); every > 0 {
-			p.lease = &lease[T]{source: r, every: every, clock: c.config.clock, watch: c.watch}
-			p.lease.ctx, p.lease.cancel = context.WithCancelCause(p.life.settle)
-		}
-	}
-	p.identity = identityOf(c.source, &c.config, once, p.lease != nil)
+	p.identity = identityOf(c.source, &c.config, once, p.leases != nil)
 	if n := c.config.prefetch; n > 0 && !once {
-		p.ahead = newAhead(c, p.pager, p.lease)
+		p.ahead = newAhead(p.pipeline)
 	}
 	return p
 }
@@ -162,17 +144,16 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 // run owns every goroutine of the run, and ends after them.
 func (p *poller[T]) run() error {
 	var workers, helpers sync.WaitGroup
-	if p.lease != nil {
-		helpers.Go(func() { supervise(p.lease.loop) })
+	if p.leases != nil {
+		helpers.Go(func() { p.renewLeases(func() { p.batch.alert.Store(true) }) })
 	}
 	if p.ahead != nil {
-		helpers.Go(func() { supervise(p.ahead.loop) })
+		helpers.Go(p.ahead.serve)
 	}
 	if n := p.config.workers; n > 1 { // one is the loop itself
 		p.crew.todo, p.crew.ended = make(chan *hand[T], n), make(chan struct{}, 1)
 		for range n {
-			w := &worker[*hand[T]]{todo: p.crew.todo, stop: p.life.stop, ctx: p.life.work}
-			workers.Go(func() { supervise(w.loop) })
+			workers.Go(func() { work(p.life.stop, p.life.work, p.crew.todo) })
 		}
 	}
 	helpers.Go(p.stalls.loop)
@@ -181,9 +162,7 @@ func (p *poller[T]) run() error {
 		close(p.crew.todo)
 	}
 	workers.Wait()
-	if p.lease != nil {
-		p.lease.cancel(ErrStopped)
-	}
+	p.endRenewals(ErrStopped)
 	if p.ahead != nil {
 		close(p.ahead.wanted)
 	}
@@ -209,26 +188,30 @@ func (p *poller[T]) loop() {
 		case settling:
 			p.settle()
 		case marking:
-			p.phase = marked
-			p.began = p.watch.now(p.watch.observer.Marked != nil)
-			p.watch.begins(&p.watch.settling, "mark")
-			guard(&p.markErr, func() error { return p.source.Mark(p.life.settle, p.mark) })
-		case marked:
-			p.watch.ends(&p.watch.settling)
-			p.afterMark()
+			p.setOut(p.mark)
 		case reporting:
 			p.tellFailed()
 		case releasing:
 			p.giveBack()
+		case calling:
+			p.phase = called
+			p.call(&p.job, &p.jobErr)
+		case called:
+			p.callEnded()
+			p.finishJob()
 		case resting:
 			p.rest()
 		}
 	}
 }
 
+// setOut has the next call of the source made, see finishJob.
+func (p *poller[T]) setOut(j job[T]) {
+	p.job, p.phase = j, calling
+}
+
 func (p *poller[T]) fetch() {
-	p.records, p.ids, p.handed, p.sorted, p.taken = nil, nil, false, false, 0
-	p.due, p.mixed, p.dueOnly = nil, nil, false
+	p.pass, p.handed, p.sorted, p.taken, p.dueOnly, p.lost = run[T]{}, false, false, 0, false, false
 	p.more, p.full, p.progress, p.waited, p.refused, p.scheduled, p.whole = false, false, false, false, nil, nil, true
 	p.halted = halt{}
 	if p.life.stop.Err() != nil {
@@ -244,7 +227,7 @@ func (p *poller[T]) fetch() {
 				return
 			}
 		}
-		if len(p.waiting) == 0 { // else they are worked off
+		if p.waiting.Len() == 0 { // else they are worked off
 			select {
 			case <-resumed:
 			case <-p.life.stop.Done():
@@ -282,7 +265,7 @@ func (p *poller[T]) fetch() {
 		limit = p.room()
 	}
 	p.limit = limit
-	past := 1 + len(p.memory.list)                         // to see past the suspects
+	past := 1 + p.memory.Len()                             // to see past the suspects
 	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and past all that waits behind them, or cannot be told from them
 		past = max(p.config.batchSize, minWindow)
 	}
@@ -295,9 +278,8 @@ func (p *poller[T]) fetch() {
 	}
 	p.life.applying.Store(true) // what comes after a stop is given back under a live context
 	if r, ok := p.ahead.take(); ok {
-		p.records, p.more, p.fetchErr, p.intake, p.cancelled = r.records, r.more, r.err, nil, r.cancelled
+		p.got, p.intake = r, nil
 		p.limit = p.config.batchSize
-		p.began, p.took = time.Time{}, r.took
 		p.phase = fetched
 		return
 	}
@@ -320,25 +302,22 @@ func (p *poller[T]) fetch() {
 	p.phase = fetched
 	p.began = p.watch.now(p.watch.observer.Fetched != nil)
 	p.watch.begins(&p.watch.fetching, "fetch")
-	guard(&p.fetchErr, func() (err error) {
-		p.records, err = p.source.Fetch(p.intake, limit)
-		p.more = err == nil && more(p.pager)
-		return err
-	})
+	p.callFetch(p.intake, limit, &p.got)
 }
 
-// more reports whether a source says that its last fetch ended before it had all.
-func more(p Pager) bool { return p != nil && p.More() }
-
 func (p *poller[T]) take() {
-	if p.intake != nil && !p.handed {
-		p.watch.ends(&p.watch.fetching)
+	if !p.handed {
+		if p.intake != nil {
+			p.watch.ends(&p.watch.fetching)
+			p.got.took, p.got.cancelled = p.watch.since(p.watch.observer.Fetched != nil, p.began), p.intake.Err() != nil
+		}
+		p.pass, p.more, p.fetchErr = run[T]{records: p.got.records, first: p.got.first}, p.got.more, p.got.err
 	}
 	p.life.endApply()
-	n := len(p.records)
+	n := p.pass.len()
 	p.phase = cutting
 	if p.keyOf != nil {
-		p.gate.lift(p.fetchedAt, p.fetchedAt)
+		p.blocked.Lift(p.fetchedAt, p.fetchedAt)
 	}
 	if !p.handed {
 		if p.intake != nil { // else it is counted
@@ -347,80 +326,68 @@ func (p *poller[T]) take() {
 		p.tellFetched(n)
 		p.dropEarly()
 	}
-	if len(p.waiting) > 0 && len(p.kept) == 0 && !p.handed && !p.ahead.took() {
+	if p.waiting.Len() > 0 && len(p.kept) == 0 && !p.handed && !p.ahead.took() {
 		p.joinWaiting()
 	}
 	if len(p.kept) > 0 && !p.handed {
-		gone := p.lookPast()
-		p.watch.count.inHand.Add(-int64(gone))
+		p.lookPast()
 	}
-	if p.keyOf != nil && len(p.waiting) > 0 {
+	if p.keyOf != nil && p.waiting.Len() > 0 {
 		p.putBehind()
 	}
-	if p.ids == nil && (len(p.memory.list) > 0 || p.probing || p.sparing || p.once || p.lease != nil && p.identity.inHand) {
-		p.ids = p.identity.keysOf(p.records)
-	}
-	var keys []string
-	if p.probing || p.sparing {
-		keys, _ = p.keysOf(nil, p.records)
+	if p.memory.Len() > 0 || p.probing || p.sparing {
+		p.identify(&p.pass)
 	}
 	switch {
-	case len(p.records) == 0:
+	case p.pass.len() == 0:
 	case p.probing:
-		i := p.memory.probe(p.ids, keys, p.misses)
-		p.stuck = p.memory.find(p.ids[i]) >= 0
-		p.memory.picked(p.ids[i])
-		p.nameless = p.ids[i] == recordKey{}
-		all := pendings(p.records, p.ids)
-		n := len(p.due)
-		p.waitOn(func(j int) bool { return j == i }, time.Time{})
-		p.release = append(append(p.release, all[min(n, i):i]...), all[max(n, i+1):]...)
-		p.records, p.ids = p.records[i:i+1:i+1], p.ids[i:i+1:i+1]
+		p.pickProbe()
 	case p.sparing:
-		p.spare(keys)
-	}
-	p.spared = len(p.records) == 0 && len(p.release) > 0
-	if n := len(p.due); n > 0 && len(p.records) > n && !p.probing && !p.sparing {
+		p.spare()
+	default:
 		p.mix()
 	}
-	// What is passed over is in hand until the probe is marked.
-	if !p.ahead.took() || p.handed || len(p.release) > 0 {
-		p.lease.hold(p.inLease())
-	} else {
-		p.lease.number(p.ids)
-	}
-	p.lease.waitBeside(p.waiting.leased())
+	p.spared = p.pass.len() == 0 && len(p.release) > 0
+}
+
+// pickProbe has all records of the pass wait but the one to probe the breaker with.
+func (p *poller[T]) pickProbe() {
+	now := p.clock.Now()
+	keys, _ := p.keysOf(nil, p.pass.records)
+	items := p.pass.items
+	i := p.memory.Probe(idsIn(items), keys, p.misses, now)
+	probe := items[i]
+	p.stuck = p.memory.Has(probe.id, now)
+	p.memory.Picked(probe.id, now)
+	p.nameless = probe.id == recordKey{}
+	p.passOver(items[:i], time.Time{})
+	p.passOver(items[i+1:], time.Time{})
+	p.pass = runOf([]pending[T]{probe})
 }
 
 // spare has the suspects among the records wait.
-func (p *poller[T]) spare(keys []string) {
-	suspected := p.memory.suspected(p.ids, keys)
-	n := len(p.due)
-	p.waitOn(func(i int) bool { return !suspected[i] }, p.spareUntil)
-	var others []T
-	var othersIDs []recordKey
-	for i, record := range p.records {
-		if suspected[i] && i < n {
-			continue
-		}
+func (p *poller[T]) spare() {
+	keys, _ := p.keysOf(nil, p.pass.records)
+	suspected := p.memory.Suspected(idsIn(p.pass.items), keys, p.clock.Now())
+	var spared, others []pending[T]
+	for i, it := range p.pass.items {
 		if suspected[i] {
-			p.release = append(p.release, pending[T]{record, p.ids[i]})
+			spared = append(spared, it)
 		} else {
-			others, othersIDs = append(others, record), append(othersIDs, p.ids[i])
+			others = append(others, it)
 		}
 	}
-	p.records, p.ids = others, othersIDs
+	p.passOver(spared, p.spareUntil)
+	p.pass = runOf(others)
 }
 
 // tellFetched takes in what a fetch has returned, n records.
 func (p *poller[T]) tellFetched(n int) {
 	p.full = p.more && n > 0 || n >= p.limit || p.limitless && n > 0 && n >= p.most
 	p.most = max(p.most, n)
-	event := FetchEvent{Records: n, Err: p.fetchErr, Took: p.took}
-	if p.took = 0; !p.began.IsZero() {
-		event.Took = p.watch.since(true, p.began)
-	}
-	cancelled := p.fetchErr != nil && (p.intake == nil && p.cancelled || p.intake != nil && p.intake.Err() != nil)
+	event := FetchEvent{Records: n, Err: p.fetchErr, Elapsed: p.got.took}
+	cancelled := p.fetchErr != nil && p.got.cancelled
+	p.got = fetchResult[T]{}
 	switch {
 	case p.fetchErr == nil:
 		p.fetchPace = trouble{}
@@ -439,55 +406,43 @@ func (p *poller[T]) tellFetched(n int) {
 // was anything.
 func (p *poller[T]) dropAhead() (some bool) {
 	p.ahead.callOff()
-	p.lease.putAside()
 	live := p.life.settle.Err() == nil
 	for {
 		r, ok := p.ahead.take()
 		if !ok {
-			if some {
-				p.lease.waitBeside(p.waiting.leased())
-				p.lease.hold(append(slices.Clip(p.kept), p.release...))
-			}
 			if some && live && p.life.settle.Err() != nil { // a fetch did not heed its context
 				p.life.settle = p.life.overtime()
 			}
 			return some
 		}
 		some = true
-		p.watch.fetched(p.life.settle, FetchEvent{Records: len(r.records), Err: r.err, Took: r.took}, r.cancelled)
-		p.release = append(p.release, pendings(r.records, nil)...)
+		p.watch.fetched(p.life.settle, FetchEvent{Records: len(r.records), Err: r.err, Elapsed: r.took}, r.cancelled)
+		fetched := run[T]{records: r.records, first: r.first}
+		p.release = append(p.release, fetched.all()...)
 	}
 }
 
 // cut takes the next batch in hand, and as many hands to it as have something
 // to do.
 func (p *poller[T]) cut() {
-	p.taken += len(p.batch.ledger.Records)
-	n := min(len(p.records), p.config.batchSize)
-	records := p.records[:n:n]
-	p.records = p.records[n:]
-	p.known = nil
-	if p.ids != nil {
-		p.known, p.ids = p.ids[:n:n], p.ids[n:]
-	}
-	keys, unkeyed := p.keysOf(p.keys, records)
+	n := min(p.pass.len(), p.config.batchSize)
+	keys, unkeyed := p.keysOf(p.keys, p.pass.records[:n])
 	p.keys = keys
-	p.lease.waitBeside(p.waiting.leased()) // of the parts of the fetch before this one
-	p.lease.change()
 	hands := min(len(p.crew.hands), n)
 	if p.sparing { // else chance would decide which of the records is the probe
 		hands = min(hands, 1)
 	}
 	p.batch.mu.Lock()
-	p.batch.reset(records, p.pasts(n), keys, hands)
+	p.part = p.pass.cut(n)
+	p.taken += n
+	p.batch.reset(p.part.records, p.pasts(), keys, hands)
 	p.batch.unkeyed = unkeyed
-	for i := range p.batch.hands {
+	for i := range p.batch.claims.Workers {
 		p.crew.hands[i].reset(&p.batch, p.crew.orNone())
 	}
 	p.batch.open = true
 	p.batch.exact.Store(p.watch.slow(n))
 	p.batch.mu.Unlock()
-	p.lease.begin(&p.batch)
 	p.began = p.watch.now(p.watch.observer.Applied != nil)
 	p.phase = applying
 }
@@ -495,14 +450,115 @@ func (p *poller[T]) cut() {
 func (p *poller[T]) apply() {
 	p.life.applying.Store(true)
 	p.stalls.begins()
-	if p.full && p.fetchErr == nil && !p.probing && !p.sparing {
-		p.ahead.ask(p.config.batchSize, len(p.waiting)+len(p.batch.ledger.Records)+len(p.records))
+	if p.full && p.fetchErr == nil && !p.probing && !p.sparing && p.refusedUntil.IsZero() {
+		p.ahead.ask(p.config.batchSize, p.waiting.Len()+p.part.len()+p.pass.len())
 	}
 	if p.crew.todo == nil {
 		p.crew.hands[0].run(p.life.stop, p.work)
 	} else {
-		p.crew.work(p.batch.hands)
+		p.crew.work(p.batch.claims.Workers)
 	}
 	p.life.endApply()
 	p.phase = settling
+}
+
+// ahead fetches the next batches of a source that leases while one is applied.
+// Its methods but serve are the poller's; a nil one fetches nothing.
+type ahead[T any] struct {
+	*pipeline[T]
+	wanted  chan aheadRequest
+	fetched chan fetchResult[T] // parallel to them
+	pending int                 // asked for and not taken
+	intake  context.Context     // of the fetches that are pending; nil when none are
+	cancel  context.CancelCauseFunc
+
+	taken bool // the poller has the last batch that was asked for in hand
+}
+
+type aheadRequest struct {
+	ctx   context.Context
+	limit int
+	fresh bool // nothing was asked for before it that is not taken
+}
+
+func newAhead[T any](p *pipeline[T]) *ahead[T] {
+	n := p.config.prefetch
+	return &ahead[T]{pipeline: p, wanted: make(chan aheadRequest, n), fetched: make(chan fetchResult[T], n)}
+}
+
+// ask has as many batches fetched as there is room for, beside so many records in hand.
+func (a *ahead[T]) ask(limit, inHand int) {
+	if a == nil {
+		return
+	}
+	most := min(cap(a.wanted), (limit*(1+cap(a.wanted))-inHand)/limit)
+	if a.pending >= most {
+		return
+	}
+	if a.intake == nil {
+		a.intake, a.cancel = context.WithCancelCause(a.control.intake())
+	}
+	for a.pending < most {
+		a.wanted <- aheadRequest{a.intake, limit, a.pending == 0}
+		a.pending++
+	}
+}
+
+// take gives the poller the next batch that was asked for, and waits for it.
+func (a *ahead[T]) take() (r fetchResult[T], ok bool) {
+	if a != nil {
+		a.taken = false
+	}
+	for a != nil && a.pending > 0 {
+		a.pending--
+		r = <-a.fetched
+		if a.pending == 0 {
+			a.cancel(nil)
+			a.intake, a.cancel = nil, nil
+		}
+		if !r.skipped {
+			a.taken = true
+			return r, true
+		}
+	}
+	return fetchResult[T]{}, false
+}
+
+// asked reports whether a batch was asked for that is not taken.
+func (a *ahead[T]) asked() bool { return a != nil && a.pending > 0 }
+
+// took reports whether the last take returned a batch.
+func (a *ahead[T]) took() bool { return a != nil && a.taken }
+
+// callOff has fetches end that are under way, and not made that are not.
+func (a *ahead[T]) callOff() {
+	if a != nil && a.intake != nil {
+		a.cancel(ErrPaused)
+	}
+}
+
+func (a *ahead[T]) serve() {
+	var began time.Time
+	var result fetchResult[T]
+	dry := false // the last fetch was not full: those that were asked for behind it are not made
+	serve(a.wanted, func(r aheadRequest, again bool) {
+		if !again {
+			dry = dry && !r.fresh
+			if dry || r.ctx.Err() != nil || gateOf(a.control.breakers).closed {
+				a.fetched <- fetchResult[T]{skipped: true}
+				return
+			}
+			dry = true
+			began = a.clock.Now()
+			a.watch.begins(&a.watch.fetching, "fetch")
+			a.callFetch(r.ctx, r.limit, &result)
+			dry = result.err != nil || len(result.records) < r.limit && !result.more
+		}
+		a.watch.ends(&a.watch.fetching)
+		a.watch.count.inHand.Add(int64(len(result.records)))
+		result.cancelled = r.ctx.Err() != nil
+		result.took = a.watch.since(true, began)
+		a.fetched <- result
+		result = fetchResult[T]{} // for the garbage collector
+	})
 }

@@ -1,13 +1,13 @@
 package courier
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"time"
 
+	"github.com/erfanmomeniii/courier/internal/engine"
 	"github.com/erfanmomeniii/courier/internal/ledger"
 )
 
@@ -19,69 +19,138 @@ func (p *poller[T]) settle() {
 	b.mu.Lock()
 	b.open = false
 	b.mu.Unlock()
-	p.lease.finish()
 	p.halted = b.halted
-	if len(p.memory.list) > 0 || p.halted.err != nil || p.probing {
+	if p.memory.Len() > 0 || p.halted.err != nil || p.probing {
 		p.remember()
 	}
 	if p.once {
 		p.noteFailures()
 	}
+	p.toMark()
 	if b.complete() {
-		p.mark, p.whole = b.ledger.Records, false
-		p.watch.applied(p.life.work, ApplyEvent{Records: len(p.mark), Applied: len(p.mark), Took: p.watch.since(p.watch.observer.Applied != nil, p.began)})
+		p.whole = false
+		p.watch.applied(p.life.work, p.applied())
 	} else {
-		p.mark = b.ledger.In(ledger.Settled)
-		p.report()
-		var failed []T
-		var errs []error
-		var gone map[string]bool // keys of which a record leaves the hand
-		if b.keys != nil {
-			gone = make(map[string]bool)
-		}
-		for i, record := range b.ledger.Records {
-			switch state := b.ledger.State(i); {
-			case state == ledger.Failed && p.failer == nil:
-				failed, errs = append(failed, record), append(errs, b.ledger.Err(i))
-				p.back.add(record, afterOf(b.ledger.Err(i), maxAfter))
-			case state != ledger.Pending:
-			case b.isLost(i): // it is not ours to give back
-				p.watch.count.inHand.Add(-1)
-			case p.halted.err == nil && p.keepWaiting(i):
-				continue
-			case b.ledger.Err(i) == errHeldBack:
-				p.behind = append(p.behind, pending[T]{record, p.idOf(i)})
-			case p.waitsAlone(b.ledger.Err(i)):
-				failed, errs = append(failed, record), append(errs, b.ledger.Err(i))
-				p.back.add(record, afterOf(b.ledger.Err(i), maxAfter))
-			default:
-				p.release = append(p.release, pending[T]{record, p.idOf(i)})
-			}
-			if b.keys != nil && b.ledger.State(i) != ledger.Settled && b.ledger.Err(i) != errHeldBack {
-				gone[b.keys[i]] = true
-			}
-		}
-		p.followGone(gone)
-		p.tellWaiting()
-		p.whole = p.whole && len(failed) == len(b.ledger.Records)
-		p.pace(failed, errs)
+		p.sort()
 	}
 	if p.halted.err != nil || p.life.stop.Err() != nil {
 		p.setAside()
-		if p.ids == nil && p.identity.inHand {
-			p.ids = p.identity.keysOf(p.records)
+		if p.identity.inHand {
+			p.identify(&p.pass)
 		}
-		left := p.lease.left(pendings(p.records, p.ids))
-		p.watch.count.inHand.Add(-int64(len(p.records) - len(left)))
-		p.release = append(p.release, left...)
-		p.records, p.ids = nil, nil
+		p.leaveRest()
 		p.ahead.callOff()
 	}
 	p.phase = marking
-	if len(p.mark) == 0 {
-		p.markErr = nil
-		p.phase = marked
+	if len(p.mark.records) == 0 {
+		p.phase = reporting
 	}
+}
+
+// leaveRest leaves the records of the pass that did not come into a batch.
+func (p *poller[T]) leaveRest() {
+	for _, it := range p.ours(p.pass.all()) {
+		p.release = append(p.release, it.bare())
+	}
+	p.pass = run[T]{}
+}
+
+// toMark sets out the mark of what was applied.
+func (p *poller[T]) toMark() {
+	b := &p.batch
+	p.mark = job[T]{kind: markJob, records: b.ledger.Records}
+	if !b.complete() {
+		p.mark.records = b.ledger.In(ledger.Settled)
+	}
+	if p.leases == nil {
+		return
+	}
+	p.mark.numbers = make([]uint64, 0, len(p.mark.records))
+	for i := range p.part.len() {
+		if b.ledger.State(i) == ledger.Settled {
+			p.mark.numbers = append(p.mark.numbers, b.number(i))
+			p.leases.Settle(b.number(i), 1)
+		}
+	}
+}
+
+// applied is what is told of the batch where all is well.
+func (p *poller[T]) applied() ApplyEvent {
+	return ApplyEvent{Records: p.part.len(), Applied: len(p.mark.records), Elapsed: p.watch.since(p.watch.observer.Applied != nil, p.began)}
+}
+
+// sort says what becomes of each record of the batch that is not to be marked, and tells
+// what went wrong.
+func (p *poller[T]) sort() {
+	b := &p.batch
+	event := p.applied()
+	event.DrainTimedOut = p.life.drainTimedOut()
+	var failed []T
+	var errs []error
+	var gone map[string]bool // keys of which a record leaves the hand
+	if b.keys != nil {
+		gone = make(map[string]bool)
+	}
+	if p.halted.err == nil { // something may wait
+		p.identify(&p.part)
+	}
+	for i := range b.ledger.Records {
+		state := b.ledger.State(i)
+		if state == ledger.Settled {
+			continue
+		}
+		it, err := p.part.item(i), b.ledger.Err(i)
+		due, waits := waitOf(err)
+		switch {
+		case err == nil:
+		case waits && state != ledger.Failed:
+			event.Waiting++
+		case b.tally(&event, i, err) && state != ledger.Failed && p.refused == nil:
+			p.refused = err
+		}
+		switch {
+		case p.leases.Lost(it.number): // it is not ours to give back
+			p.lost = true
+			p.dropped(it.number)
+		case state == ledger.Failed && p.failer != nil:
+			p.leases.Settle(it.number, 1)
+			p.faulty.add(it.numbered, err)
+		case state == ledger.Failed:
+			failed, errs = append(failed, it.record), append(errs, err)
+			p.goBack(it, afterOf(err, maxAfter))
+		case waits && p.leftToSource(it, err, due):
+		case p.keepWaiting(it, b.key(i), err, due, waits):
+			continue
+		case err == errHeldBack:
+			p.behind = append(p.behind, it.bare())
+		case p.waitsAlone(err):
+			failed, errs = append(failed, it.record), append(errs, err)
+			p.goBack(it, afterOf(err, maxAfter))
+		case waits && p.outlastsRun(err, due):
+			left := it.bare()
+			left.id = recordKey{} // by which it would be kept over a pause
+			p.release = append(p.release, left)
+		default:
+			p.letWait(it, due, ownWait(err))
+		}
+		if b.keys != nil && err != errHeldBack {
+			gone[b.keys[i]] = true
+		}
+	}
+	p.watch.applied(p.life.work, event)
+	if p.halted.err != nil {
+		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: p.config.clock.told(p.halted.until), Err: p.halted.err, Record: b.describe(p.halted.at), Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
+	}
+	p.followGone(gone)
+	p.tellWaiting()
+	p.whole = p.whole && len(failed) == len(b.ledger.Records)
+	p.pace(failed, errs)
+}
+
+// goBack has a record of the batch released for some time.
+func (p *poller[T]) goBack(it pending[T], after time.Duration) {
+	p.leases.Settle(it.number, 1)
+	p.back.Add(it.numbered, after)
 }
 
 // waitsAlone reports whether a record that was refused comes again at its own time,
@@ -91,50 +160,28 @@ func (p *poller[T]) waitsAlone(err error) bool {
 	if err == nil || p.halted.err != nil || p.once || p.life.stop.Err() != nil {
 		return false
 	}
-	return len(p.mark) > 0 || afterOf(err, maxAfter) > 0
-}
-
-// idOf returns how a record of the batch is known.
-func (p *poller[T]) idOf(i int) (key recordKey) {
-	if p.known != nil {
-		key = p.known[i]
-	}
-	return key
+	return len(p.mark.records) > 0 || afterOf(err, maxAfter) > 0
 }
 
 // remember keeps account of the records that a breaker interrupted.
 func (p *poller[T]) remember() {
 	b := &p.batch
-	if p.known == nil {
-		p.known = p.identity.keysOf(b.ledger.Records)
-	}
-	for i, key := range p.known {
+	p.identify(&p.part)
+	now := p.clock.Now()
+	for i := range p.part.items {
+		key := p.part.items[i].id
 		if b.ledger.State(i) != ledger.Pending {
-			p.memory.drop(key)
+			p.memory.Drop(key, now)
 		} else if err := b.ledger.Err(i); err != nil {
 			past := historyOf(err).attempts()
 			if !refusedOutside(err) && err != errHeldBack { // it has had its verdict
-				p.memory.drop(key)
+				p.memory.Drop(key, now)
 			}
 			if past != nil || b.halted.err != nil && i == b.halted.at || p.probing && b.begun.Load() {
-				p.memory.note(key, past)
+				p.memory.Note(key, past, now)
 			}
 		}
 	}
-}
-
-// index returns the place of a record of the batch in its fetch.
-func (p *poller[T]) index(i int) int {
-	if p.once && p.known != nil {
-		return int(p.known[i].number) - 1 // which it has had since, see identity.keysOf
-	}
-	if one := p.dueNow(i); one != nil {
-		return one.place
-	}
-	if i += p.taken; i < len(p.mixed) {
-		i = p.mixed[i]
-	}
-	return i - len(p.due)
 }
 
 // noteFailures keeps what RunOnce returns of the records, as of their last attempt.
@@ -142,18 +189,19 @@ func (p *poller[T]) noteFailures() {
 	b := &p.batch
 	if p.failed == nil && !b.complete() {
 		p.failed = make(map[int]error)
-		for i := range p.records { // which may not be reached
-			p.failed[p.taken+len(b.ledger.Records)+i] = errUnreached
+		for _, it := range p.pass.all() { // which may not be reached
+			p.failed[it.place] = errUnreached
 		}
 	}
 	for i := range b.ledger.Records {
+		place := p.part.item(i).place
 		switch err := b.ledger.Err(i); {
 		case err != nil:
-			p.failed[p.index(i)] = err
+			p.failed[place] = err
 		case b.ledger.State(i) != ledger.Pending:
-			delete(p.failed, p.index(i))
+			delete(p.failed, place)
 		default:
-			p.failed[p.index(i)] = errUnreached
+			p.failed[place] = errUnreached
 		}
 	}
 }
@@ -161,74 +209,45 @@ func (p *poller[T]) noteFailures() {
 // errUnreached is of a record to which RunOnce did not come.
 var errUnreached = unattempted(errors.New("courier: the run ended before this record was attempted"))
 
-// report collects and tells what went wrong in the batch.
-func (p *poller[T]) report() {
-	b := &p.batch
-	event := ApplyEvent{
-		Records: len(b.ledger.Records), Applied: len(p.mark), Took: p.watch.since(p.watch.observer.Applied != nil, p.began),
-		DrainOver: errors.Is(context.Cause(p.life.work), ErrDrainTimeout),
-	}
-	for i, record := range b.ledger.Records {
-		err := b.ledger.Err(i)
-		if err == nil {
-			continue
-		}
-		failed := b.ledger.State(i) == ledger.Failed
-		_, waits := waitOf(err)
-		switch {
-		case failed:
-			event.Failed++
-			if p.failer != nil {
-				p.faulty = append(p.faulty, FailedRecord[T]{record, err, afterOf(err, maxAfter)})
+// finishJob takes in what a call of the source has returned.
+func (p *poller[T]) finishJob() {
+	j, err := p.job, p.jobErr
+	p.job = job[T]{}
+	switch j.kind {
+	case releaseJob:
+		p.phase = releasing
+		p.holdBack(j.records, j.after)
+		p.released(&j, err)
+	case failJob:
+		p.phase = releasing
+		p.released(&j, err)
+		if p.keyOf != nil && p.identity.inHand {
+			for _, f := range j.failed {
+				p.scheduled = append(p.scheduled, f.Record)
 			}
-		case waits:
-			event.Waiting++
-			continue
-		case p.halted.err == nil && (p.life.stop.Err() == nil || errors.Is(err, ErrPark)) && err != errHeldBack && err != errLeaseLost:
-			event.Refused++
-			if p.refused == nil {
-				p.refused = err
-			}
-		default:
-			if event.DrainOver && event.Err == nil { // the first that was cut short
-				event.Record, event.Err = b.describe(i), err
-			}
-			continue
 		}
-		if event.Err == nil || event.Failed+event.Refused == 1 || failed && event.Failed == 1 {
-			event.Record, event.Err = b.describe(i), err
-		}
-		if p.watch.observer.Failed != nil {
-			p.watch.failed(p.life.work, FailEvent{Record: b.describe(i), Class: classOf(failed, err), Err: err})
-		}
-	}
-	p.watch.applied(p.life.work, event)
-	if p.halted.err != nil {
-		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: p.config.clock.told(p.halted.until), Err: p.halted.err, Record: b.describe(p.halted.at), Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
+	default:
+		p.afterMark(&j, err)
 	}
 }
 
-func (p *poller[T]) afterMark() {
-	event := MarkEvent{Records: len(p.mark), Err: p.markErr, Took: p.watch.since(p.watch.observer.Marked != nil, p.began)}
+func (p *poller[T]) afterMark(j *job[T], err error) {
+	event := p.markEvent(j, err)
 	switch {
-	case p.markErr == nil:
-		if len(p.mark) > 0 {
-			p.progress = true
-			p.watch.marked(p.life.settle, event, p.markPace.tries)
-		}
+	case err == nil:
+		p.progress = true
+		p.leases.Leave(j.numbers...)
+		p.watch.marked(p.life.settle, event)
 		p.markPace = trouble{}
-	case p.life.settle.Err() != nil || p.once && (p.markPace.tries >= onceMarkRetries || afterOf(p.markErr, maxCallAfter) > p.config.drainTimeout):
-		p.unmarked = &MarkError{len(p.mark), p.markErr}
-		p.watch.marked(p.life.settle, event, 0)
-		p.watch.count.inHand.Add(-int64(len(p.mark)))
-		p.release = append(p.release, pendings(p.records, p.ids)...)
-		p.records, p.ids = nil, nil
+	case p.life.settle.Err() != nil || p.once && (p.markPace.tries >= onceMarkRetries || afterOf(err, maxCallAfter) > p.config.drainTimeout):
+		p.unmarked = &MarkError{len(j.records), err}
+		p.watch.marked(p.life.settle, event)
+		p.leases.Leave(j.numbers...)
+		p.watch.count.inHand.Add(-int64(len(j.records)))
+		p.leaveRest()
 	default:
-		event.RetryIn = p.markPace.after(p.config, p.markErr)
-		if p.life.stop.Err() != nil {
-			event.RetryIn = p.lastPace.atStop(p.config, p.markErr)
-		}
-		p.watch.marked(p.life.settle, event, 0)
+		event.RetryIn = p.retryMarkIn(err)
+		p.watch.marked(p.life.settle, event)
 		// A stop shortens the delay, so that its own time begins to run.
 		if p.life.stop.Err() == nil {
 			p.config.clock.sleep(p.life.stop, event.RetryIn)
@@ -238,7 +257,7 @@ func (p *poller[T]) afterMark() {
 		p.phase = marking
 		return
 	}
-	p.mark = nil
+	p.mark = job[T]{}
 	p.phase = reporting
 }
 
@@ -249,27 +268,15 @@ const onceMarkRetries = 5
 // tellFailed lets a source that keeps a retry schedule know of what failed.
 func (p *poller[T]) tellFailed() {
 	p.phase = releasing
-	failed := p.faulty
-	p.faulty = nil
-	if len(failed) == 0 {
-		return
-	}
-	var err error
-	p.watch.begins(&p.watch.settling, "note of failures")
-	isolate(&err, func() error { return p.failer.Fail(p.life.settle, failed) })
-	p.watch.ends(&p.watch.settling)
-	p.watch.released(p.life.settle, ReleaseEvent{Records: len(failed), Failed: true, Err: err})
-	if p.keyOf != nil && p.identity.inHand {
-		for _, f := range failed {
-			p.scheduled = append(p.scheduled, f.Record)
-		}
+	if len(p.faulty.failed) > 0 {
+		p.setOut(p.faulty.take())
 	}
 }
 
 // giveBack releases what the pass leaves unsettled, at its end: what waits behind
 // another record of its key for as long as that.
 func (p *poller[T]) giveBack() {
-	if len(p.records) > 0 {
+	if p.pass.len() > 0 {
 		p.phase = cutting
 		return
 	}
@@ -277,9 +284,12 @@ func (p *poller[T]) giveBack() {
 		p.sorted = true
 		p.keep()
 	}
+	p.release = p.ours(p.release)
 	if p.releaser == nil {
-		p.watch.count.inHand.Add(-int64(len(p.release) + len(p.behind) + len(p.back.records())))
-		p.release, p.behind, p.back = nil, nil, backlog[T]{}
+		for _, one := range append(append(p.back.All(), numberedIn(p.release)...), numberedIn(p.behind)...) {
+			p.dropped(one.number)
+		}
+		p.release, p.behind, p.back = nil, nil, engine.Releases[numbered[T]]{}
 	}
 	now := p.config.clock.Now()
 	pace, after := p.config.interval, p.config.interval
@@ -294,30 +304,25 @@ func (p *poller[T]) giveBack() {
 	if len(p.release) == 0 && (p.halted.err != nil || p.life.stop.Err() != nil) {
 		p.dropAhead() // not sooner: a fetch may take long to end, and the marks do not wait for it
 	}
-	records := recordsOf(p.release)
+	some := numberedIn(p.release)
 	p.release = nil
-	if len(records) == 0 && len(p.back.groups) > 0 {
-		group := p.back.take()
-		records, after = group.records, max(group.after, pace)
+	if len(some) == 0 && p.back.Some() {
+		some, after = p.back.Take()
+		after = max(after, pace)
 	}
-	if len(records) == 0 {
+	if len(some) == 0 {
 		if p.keyOf != nil && p.releaser != nil { // else all comes with the next fetch, and in order
-			for _, one := range p.waiting { // which keep the order of their keys themselves
-				p.gate.free(one.order)
-			}
-			p.gate.lift(p.fetchedAt, now.Add(after))
+			p.waiting.Each(func(one *waiter[T]) { // which keep the order of their keys themselves
+				p.blocked.Free(one.Key)
+			})
+			p.blocked.Lift(p.fetchedAt, now.Add(after))
 		}
-		if records, after = p.nextBehind(now); len(records) == 0 {
+		if some, after = p.nextBehind(now); len(some) == 0 {
 			p.phase = resting
 			return
 		}
 	}
-	var err error
-	p.watch.begins(&p.watch.settling, "release")
-	isolate(&err, func() error { return p.releaser.Release(p.life.settle, records, after) })
-	p.watch.ends(&p.watch.settling)
-	p.holdBack(records, after)
-	p.watch.released(p.life.settle, ReleaseEvent{Records: len(records), After: after, Err: err})
+	p.setOut(releaseOf(some, after))
 }
 
 // holdBack keeps the later records of a key from going before those that were
@@ -329,7 +334,7 @@ func (p *poller[T]) holdBack(records []T, after time.Duration) {
 	until := p.config.clock.Now().Add(after)
 	keys, _ := p.keysOf(nil, records)
 	for _, key := range keys {
-		p.gate.hold(key, until)
+		p.blocked.BlockUntil(key, until)
 	}
 	if p.halted.err != nil && until.After(p.halted.until) { // not to find nothing but what waits
 		p.halted.until = until
@@ -337,25 +342,25 @@ func (p *poller[T]) holdBack(records []T, after time.Duration) {
 }
 
 // nextBehind takes the records that wait for the same time as the first of them.
-func (p *poller[T]) nextBehind(now time.Time) (records []T, after time.Duration) {
-	if len(p.behind) == 0 {
+func (p *poller[T]) nextBehind(now time.Time) (some []numbered[T], after time.Duration) {
+	if p.behind = p.ours(p.behind); len(p.behind) == 0 {
 		return nil, 0
 	}
-	keys, _ := p.keysOf(nil, recordsOf(p.behind))
-	until := p.gate.until(keys[0])
+	keys, _ := p.keysOf(nil, recordsIn(p.behind))
+	until := p.blocked.Until(keys[0])
 	var later []pending[T]
 	for i, b := range p.behind {
-		if p.gate.until(keys[i]).Equal(until) {
-			records = append(records, b.record)
+		if p.blocked.Until(keys[i]).Equal(until) {
+			some = append(some, b.numbered)
 		} else {
 			later = append(later, b)
 		}
 	}
 	p.behind = later
 	if p.life.stop.Err() != nil {
-		return records, 0
+		return some, 0
 	}
-	return records, max(0, until.Sub(now))
+	return some, max(0, until.Sub(now))
 }
 
 // rest ends the pass: it waits as long as the pass calls for.
@@ -368,8 +373,7 @@ func (p *poller[T]) rest() {
 		p.finish()
 		return
 	}
-	if p.paused && len(p.waiting) == 0 { // all was given back
-		p.lease.drop()
+	if p.paused && p.waiting.Len() == 0 { // all was given back
 		return
 	}
 	if p.halted.err == nil && !p.spared && p.intakeIsOpen() {
@@ -378,15 +382,10 @@ func (p *poller[T]) rest() {
 	if p.progress && p.refused == nil {
 		p.watch.moves(byRefusal)
 	}
-	passed := p.noteProbe()
-	p.memory.forgetUnseen()
+	goOn := p.noteProbe()
+	p.memory.ForgetUnseen(p.clock.Now())
 	p.dropLost()
-	p.lease.waitBeside(p.waiting.leased())
-	if len(p.kept) == 0 {
-		p.lease.drop()
-	}
 	p.easeHand()
-	lost := p.probing && len(p.batch.ledger.Records) > 0 && p.batch.isLost(0) // the probe's lease, so that another one may go
 	p.batch.reset(nil, nil, nil, 1)
 	if now := p.config.clock.Now(); p.dueOnly && p.halted.err == nil && (p.refused == nil || p.progress || p.fetchAt.After(now)) { // the time to fetch stays as it was
 		p.nap(p.fetchAt.Sub(now))
@@ -406,12 +405,20 @@ func (p *poller[T]) rest() {
 	case p.fetchErr != nil:
 		delay = p.retryIn
 	case p.refused != nil && !p.progress:
-		delay = p.restPace.delay(p.config)
-		p.watch.stands(byRefusal, p.refused, p.config.clock.Now().Add(max(delay, p.config.interval)))
+		now := p.config.clock.Now()
+		if !now.Before(p.refusedUntil) {
+			p.refusedUntil = now.Add(p.restPace.delay(p.config))
+		}
+		delay = p.refusedUntil.Sub(now)
+		p.watch.stands(byRefusal, p.refused, now.Add(max(delay, p.config.interval)))
+		if p.ahead.asked() { // it is in hand, and may be well
+			delay = 0
+		}
 	default:
-		p.restPace = trouble{}
-		more := passed || p.full && (p.progress || p.waited)
-		if (p.config.fixed || !more) && !p.once && !lost {
+		p.restPace, p.refusedUntil = trouble{}, time.Time{}
+		more := goOn || p.full && (p.progress || p.waited || p.lost)
+		lostProbe := p.probing && p.lost // so that another one may go
+		if (p.config.fixed || !more) && !p.once && !lostProbe {
 			delay = p.config.pace()
 		}
 	}
@@ -419,9 +426,9 @@ func (p *poller[T]) rest() {
 		delay = max(delay, p.asked.Sub(p.config.clock.Now()))
 	}
 	if p.worksOff() && !p.once {
-		p.watch.log.keeping(p.life.settle, len(p.waiting))
+		p.watch.log.keeping(p.life.settle, p.waiting.Len())
 	}
-	if len(p.waiting) > 0 {
+	if p.waiting.Len() > 0 {
 		p.fetchAt = p.config.clock.Now().Add(delay)
 	}
 	p.nap(delay)
@@ -448,11 +455,13 @@ func (p *poller[T]) finish() {
 	}
 }
 
-// noteProbe takes in what became of a probe, and reports whether it went well.
-func (p *poller[T]) noteProbe() (passed bool) {
+// noteProbe takes in what became of a probe, and reports whether another record is to go at
+// once: it went well, or was no verdict.
+func (p *poller[T]) noteProbe() (goOn bool) {
 	probed := p.probing && p.batch.begun.Load()
 	refused := probed && p.refused != nil // which tells nothing of the destination
-	passed = probed && !refused && p.halted.err == nil
+	goOn = probed && !refused && p.halted.err == nil
+	passed := goOn && p.watch.answered(p.batch.ledger.Err(0), p.control.breakers)
 	switch {
 	case passed && p.misses > 0 && gateOf(p.control.breakers).probe: // it wants more successes, and those before have none to give
 	case passed:
@@ -467,13 +476,13 @@ func (p *poller[T]) noteProbe() (passed bool) {
 	case p.identity.unsure:
 		p.misses++
 	}
-	return passed
+	return goOn
 }
 
 // goesOn reports whether RunOnce waits for a breaker that has interrupted it, to
 // try the rest of its records. It does so for the drain timeout in all.
 func (p *poller[T]) goesOn() bool {
-	if len(p.waiting) > 0 {
+	if p.waiting.Len() > 0 {
 		return true
 	}
 	if len(p.kept) == 0 || p.refused != nil && p.halted.err == nil { // it would be refused again, without end
@@ -490,7 +499,7 @@ func (p *poller[T]) goesOn() bool {
 // breaker has closed; by a wake-up of the source, which knows nothing of it, no
 // pause ends.
 func (p *poller[T]) nap(d time.Duration) {
-	if due, some := p.waiting.next(); some {
+	if due, some := p.waiting.Next(); some {
 		d = min(d, due.Sub(p.config.clock.Now()))
 	}
 	if d <= 0 || p.life.stop.Err() != nil {

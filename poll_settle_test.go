@@ -27,7 +27,7 @@ func TestObserver_AppliedTellsHowLongItTook(t *testing.T) {
 		var took time.Duration
 		records := 0
 		for _, e := range courierttest.EventsOf[courier.ApplyEvent](&told) {
-			took, records = took+e.Took, records+e.Records
+			took, records = took+e.Elapsed, records+e.Records
 		}
 		require.Equal(t, 3*time.Second, took)
 		require.Equal(t, 3, records)

@@ -41,11 +41,11 @@ func TestReady_TellsOfEveryStandstill(t *testing.T) {
 	}{
 		"the guard's pause": {func(w *world) courier.Applier[int] {
 			w.queue = courier.NewMemoryDLQ[int](0)
-			return courier.NewDLQApplier(bad(w), courier.DLQ[int](w.queue))
+			return courier.NewDLQApplier(bad(w), courier.DLQ[int](w.queue), courier.DLQPolicy[int]{})
 		}, courier.ErrParkRate},
 		"a full queue": {func(w *world) courier.Applier[int] {
 			w.queue = courier.NewMemoryDLQ[int](1)
-			return courier.NewDLQApplier(bad(w), courier.DLQ[int](w.queue))
+			return courier.NewDLQApplier(bad(w), courier.DLQ[int](w.queue), courier.DLQPolicy[int]{})
 		}, courier.ErrDLQFull},
 		"a breaker that is hidden": {func(w *world) courier.Applier[int] {
 			return limited{courier.WithCircuitBreaker(courier.ProcessFunc(func(context.Context, int) error {
@@ -210,7 +210,7 @@ func TestReady_OfAFullHandAfterAnotherStop(t *testing.T) {
 				source := r.StreamSource(numbers(50)...)
 				queue := courier.NewMemoryDLQ[int](1)
 				require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: 100, Error: errTest}))
-				dlq := courier.NewDLQApplierWith(always(courier.Permanent(errTest)), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+				dlq := courier.NewDLQApplier(always(courier.Permanent(errTest)), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
 				var mode atomic.Value
 				mode.Store("")
 				a := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(ctx context.Context, n int) error {
@@ -275,7 +275,7 @@ func TestReady_WhenTheClockIsSetBack(t *testing.T) {
 						want := courier.ErrOpen
 						if cause != "breaker outside" {
 							want = courier.ErrDLQFull
-							a = courier.NewDLQApplierWith(courier.ProcessFunc(func(context.Context, int) error {
+							a = courier.NewDLQApplier(courier.ProcessFunc(func(context.Context, int) error {
 								if down.Load() && cause == "queue" {
 									return courier.Permanent(errTest)
 								}

@@ -66,7 +66,7 @@ func listAfter[T any](ctx context.Context, queue DLQ[T], after string, max int) 
 // RedriveConfig configures [Redrive]. The zero value is the default.
 type RedriveConfig[T any] struct {
 	// Match says which letters are redriven, such as those of one Branch, or
-	// those whose Redriven is below some limit. nil is all. It may be called more
+	// those whose FailedRedrives is below some limit. nil is all. It may be called more
 	// than once for a letter.
 	Match func(letter DeadLetter[T]) bool
 
@@ -86,7 +86,7 @@ type RedriveConfig[T any] struct {
 
 // RedriveResult is what a [Redrive] did.
 type RedriveResult struct {
-	Redriven  int // applied: Succeeded and Failed
+	Attempted int // applied: Succeeded and Failed
 	Succeeded int // applied or skipped, and removed unless the error says otherwise
 	Failed    int // stay in the queue, with their new error
 	Left      int // of those there at the beginning, were not attempted
@@ -123,7 +123,7 @@ func (e *RedriveError) Unwrap() error { return e.Err }
 // Redrive removes a letter only after its apply returned nil, so a crash at any
 // point loses none. A record that was applied, and whose letter was not removed
 // yet, is applied again by the next redrive. A letter that fails again stays, in
-// its place, with the new error, time and attempts, and Redriven one higher. If
+// its place, with the new error, time and attempts, and FailedRedrives one higher. If
 // the pipeline parks a record anew while it is redriven, the newer letter stays
 // whatever the outcome.
 //
@@ -162,8 +162,8 @@ func Redrive[T any](ctx context.Context, queue DLQ[T], applier Applier[T], confi
 		return RedriveResult{}, fault
 	}
 	total, err := r.run(ctx)
-	r.result.Redriven = r.attempted()
-	r.result.Left = max(0, total-r.result.Redriven)
+	r.result.Attempted = r.attempted()
+	r.result.Left = max(0, total-r.result.Attempted)
 	if err != nil {
 		until, _ := pauseOf(err)
 		return r.result, &RedriveError{Err: err, Until: until}
@@ -323,11 +323,11 @@ func (r *redrive[T]) takes(letter DeadLetter[T]) (bool, error) {
 		return false, err
 	}
 	behind := r.waits[line]
-	if !behind && letter.Redriven <= r.level {
+	if !behind && letter.FailedRedrives <= r.level {
 		return true, nil
 	}
-	if !behind && (r.next == 0 || letter.Redriven < r.next) {
-		r.next = letter.Redriven
+	if !behind && (r.next == 0 || letter.FailedRedrives < r.next) {
+		r.next = letter.FailedRedrives
 	}
 	if r.level == 0 {
 		r.left[letter.ID] = true
@@ -384,7 +384,7 @@ func (r *redrive[T]) settle(ctx context.Context, letters []DeadLetter[T], trials
 		switch {
 		case t.failure != nil:
 			attempts := letter.Attempts
-			letter.Redriven++
+			letter.FailedRedrives++
 			letter.failed(context.WithoutCancel(ctx), t.failure, now)
 			if letter.Attempts = t.attempts; t.attempts == 0 {
 				letter.Attempts = attempts
@@ -463,7 +463,7 @@ type trial struct {
 	failure  error // of the record
 	attempts int   // that it made while the breaker was closed
 
-	refusal error     // NotAttempted; a failure beside it is the one over which a breaker opened
+	refusal error     // ClassNotAttempted; a failure beside it is the one over which a breaker opened
 	until   time.Time // when a record is worth applying again, by the steady clock, where
 	paused  bool      // the refusal tells
 	alone   bool      // the refusal is of this record, and says nothing of others
@@ -481,9 +481,9 @@ func (r *redrive[T]) trialOf(ctx context.Context, err error) (t trial) {
 		return t
 	}
 	switch classify(ctx, err) {
-	case Skipped:
-	case NotAttempted:
-		if Classify(context.WithoutCancel(ctx), err) != NotAttempted {
+	case ClassSkipped:
+	case ClassNotAttempted:
+		if Classify(context.WithoutCancel(ctx), err) != ClassNotAttempted {
 			err = unattempted(fmt.Errorf("%w, and what was under way then failed: %w", causeOf(ctx), err))
 		}
 		t.refusal = err
@@ -506,10 +506,9 @@ func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) []trial
 	for i, letter := range letters {
 		records[i] = letter.Record
 	}
-	trials, errs := make([]trial, len(records)), make([]error, len(records))
+	trials := make([]trial, len(records))
 	if r.batch != nil && len(records) > 1 {
-		spread(applyOn(ctx, r.batch, records, false), errs)
-		for i, err := range errs {
+		for i, err := range applyOn(ctx, r.batch, records, false).of(len(records)) {
 			trials[i] = r.trialOf(ctx, err)
 		}
 		return trials
@@ -520,13 +519,12 @@ func (r *redrive[T]) apply(ctx context.Context, letters []DeadLetter[T]) []trial
 			trials[i].failure = nil
 			continue
 		}
-		spread(applyEach(ctx, r.applier, records[i:i+1]), errs[i:i+1])
-		trials[i] = r.trialOf(ctx, errs[i])
+		trials[i] = r.trialOf(ctx, applyEach(ctx, r.applier, records[i:i+1]).of(1)[0])
 	}
 	return trials
 }
 
-// failureIn returns the failure that an error of class NotAttempted tells of, and
+// failureIn returns the failure that an error of class ClassNotAttempted tells of, and
 // how many attempts it counts for, 0 for a probe: that over which a breaker
 // opened, or after which the retries were cut short. It is nil where no call was
 // made.
@@ -560,7 +558,7 @@ func failureIn(ctx context.Context, err error) (failure error, attempts int) { /
 	case *FanOutError:
 		for _, f := range e.Failures {
 			cause, n := f.Err, attemptsOf(f.Err)
-			if classify(ctx, f.Err) == NotAttempted {
+			if classify(ctx, f.Err) == ClassNotAttempted {
 				cause, n = failureIn(ctx, f.Err)
 			}
 			if cause != nil {
@@ -607,20 +605,20 @@ func errRedriveLoop(cause error) error {
 
 // parksInto reports whether a decorator of a stack, fan-outs included, parks in a
 // queue that is wanted.
-func parksInto(stack layer, wanted func(queue any) bool) bool {
-	return slices.ContainsFunc(parkersOf(stack), func(p parker) bool { return wanted(p.deadLetters()) })
+func parksInto(stack *layer, wanted func(queue any) bool) bool {
+	return slices.ContainsFunc(parkersOf(stack), func(p *parker) bool { return wanted(p.queue) })
 }
 
 // sameQueue reports whether two queues keep their letters in the same place.
-func sameQueue[T any](queue DLQ[T], other any) bool {
-	o, ok := other.(DLQ[T])
+func sameQueue[T any](queue DeadLetterSink[T], other any) bool {
+	o, ok := other.(DeadLetterSink[T])
 	if !ok || o == nil {
 		return false
 	}
 	if reflect.ValueOf(queue).Comparable() && reflect.ValueOf(o).Comparable() && queue == o {
 		return true
 	}
-	for _, pair := range [...][2]DLQ[T]{{queue, o}, {o, queue}} {
+	for _, pair := range [...][2]DeadLetterSink[T]{{queue, o}, {o, queue}} {
 		if shared, ok := pair[0].(SharedDLQ[T]); ok {
 			var same bool
 			var ignored error

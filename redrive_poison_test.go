@@ -97,10 +97,10 @@ func TestRedrive_LettersThatStillFailHoldUpNoOther(t *testing.T) {
 						}
 						result, err := courier.Redrive(t.Context(), q, wrap(a), nil)
 						require.NoError(t, err)
-						require.Equal(t, courier.RedriveResult{Redriven: 12, Succeeded: 12 - len(poison), Failed: len(poison)}, result)
+						require.Equal(t, courier.RedriveResult{Attempted: 12, Succeeded: 12 - len(poison), Failed: len(poison)}, result)
 						require.Equal(t, poison, recordsIn(t, q))
 						for _, letter := range lettersIn(t, q) {
-							require.Equal(t, 1, letter.Redriven)
+							require.Equal(t, 1, letter.FailedRedrives)
 							require.ErrorIs(t, letter.Error, errTest)
 						}
 					})
@@ -126,21 +126,21 @@ func TestRedrive_ALetterOverWhichTheBreakerOpenedIsNoted(t *testing.T) {
 		a := courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(s, b), policy)
 		result, err := courier.Redrive(t.Context(), q, a, nil)
 		require.NoError(t, err)
-		require.Equal(t, courier.RedriveResult{Redriven: 4, Succeeded: 2, Failed: 2}, result)
+		require.Equal(t, courier.RedriveResult{Attempted: 4, Succeeded: 2, Failed: 2}, result)
 		letters := lettersIn(t, q)
 		require.Len(t, letters, 2)
 
 		opened := letters[0]
 		require.EqualError(t, opened.Error, "record 0: "+errTest.Error(), "its own failure, and not that a breaker is open")
 		require.Equal(t, 3, opened.Attempts)
-		require.Equal(t, 1, opened.Redriven)
-		require.Equal(t, courier.Exhausted, opened.Reason)
+		require.Equal(t, 1, opened.FailedRedrives)
+		require.Equal(t, courier.ReasonExhausted, opened.Reason)
 		require.Equal(t, began.Add(3*time.Second), opened.FailedAt)
 
 		probe := letters[1]
 		require.EqualError(t, probe.Error, "record 1: "+errTest.Error())
 		require.Equal(t, 5, probe.Attempts, "P-1: a failed probe is no attempt")
-		require.Equal(t, 1, probe.Redriven)
+		require.Equal(t, 1, probe.FailedRedrives)
 		require.Equal(t, began.Add(4*time.Second), probe.FailedAt)
 		require.Equal(t, 3+1+2, s.called(), "nothing is tried again beyond its attempts")
 	})
@@ -173,7 +173,7 @@ func TestRedrive_AnOutageEndsIt(t *testing.T) {
 				require.Equal(t, 50, result.Failed+result.Left)
 				touched := 0
 				for r, letter := range lettersIn(t, q) {
-					if letter.Redriven == 0 {
+					if letter.FailedRedrives == 0 {
 						require.Equal(t, before[r], letter, "not called, and not changed")
 						continue
 					}
@@ -189,11 +189,11 @@ func TestRedrive_AnOutageEndsIt(t *testing.T) {
 				calls := s.called()
 				again, err := courier.Redrive(t.Context(), q, a, &courier.RedriveConfig[int]{Limit: 1})
 				require.NoError(t, err)
-				require.Equal(t, courier.RedriveResult{Redriven: 1, Failed: 1, Left: 49}, again)
+				require.Equal(t, courier.RedriveResult{Attempted: 1, Failed: 1, Left: 49}, again)
 				require.Equal(t, calls+1, s.called())
 				require.Equal(t, 30*time.Second, time.Since(began))
 				now := lettersIn(t, q)
-				require.Equal(t, 1, now[touched].Redriven)
+				require.Equal(t, 1, now[touched].FailedRedrives)
 			})
 		})
 	}
@@ -212,10 +212,10 @@ func TestRedrive_GoesOnOnceAnOutageHasEnded(t *testing.T) {
 		a, _ := breaking(s)
 		result, err := courier.Redrive(t.Context(), q, a, nil)
 		require.NoError(t, err)
-		require.Equal(t, courier.RedriveResult{Redriven: 20, Succeeded: 18, Failed: 2}, result, "the first, and a probe")
+		require.Equal(t, courier.RedriveResult{Attempted: 20, Succeeded: 18, Failed: 2}, result, "the first, and a probe")
 		result, err = courier.Redrive(t.Context(), q, a, nil)
 		require.NoError(t, err)
-		require.Equal(t, courier.RedriveResult{Redriven: 2, Succeeded: 2}, result)
+		require.Equal(t, courier.RedriveResult{Attempted: 2, Succeeded: 2}, result)
 	})
 }
 
@@ -233,7 +233,7 @@ func TestRedrive_ASuccessRenewsThePatience(t *testing.T) {
 		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: 3 * time.Second, Jitter: courier.NoOpenJitter})
 		result, err := courier.Redrive(t.Context(), q, courier.NewCircuitBreakerApplier(s, b), nil)
 		require.NoError(t, err)
-		require.Equal(t, courier.RedriveResult{Redriven: 100, Succeeded: 33, Failed: 67}, result)
+		require.Equal(t, courier.RedriveResult{Attempted: 100, Succeeded: 33, Failed: 67}, result)
 		require.Equal(t, 100, s.called())
 	})
 }
@@ -263,7 +263,7 @@ func TestRedrive_TheNextOneBeginsWithOtherLetters(t *testing.T) {
 					require.Equal(t, 6, redrives, "four letters each")
 				}
 				_, err := courier.Redrive(t.Context(), q, a, &courier.RedriveConfig[int]{
-					Match: func(l courier.DeadLetter[int]) bool { return l.Redriven == 0 },
+					Match: func(l courier.DeadLetter[int]) bool { return l.FailedRedrives == 0 },
 				})
 				require.NoError(t, err, "nothing is left that was not tried")
 			})
@@ -276,7 +276,7 @@ func TestRedrive_TheNextOneBeginsWithOtherLetters(t *testing.T) {
 func TestRedrive_TakesTheLettersFirstThatFailedTheFewest(t *testing.T) {
 	q := courier.NewMemoryDLQ[int](0)
 	for r, redriven := range []int{2, 0, 5, 1, 0, 2} {
-		require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: r, Redriven: redriven, FailedAt: time.Now().Add(time.Hour)}))
+		require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: r, FailedRedrives: redriven, FailedAt: time.Now().Add(time.Hour)}))
 	}
 	lists := 0
 	counting := &brokenDLQ{DLQ: q, before: func(call string) error {
@@ -288,13 +288,13 @@ func TestRedrive_TakesTheLettersFirstThatFailedTheFewest(t *testing.T) {
 	s := &sink[int]{fail: failing(4)}
 	result, err := courier.Redrive(t.Context(), counting, s, &courier.RedriveConfig[int]{Limit: 3})
 	require.NoError(t, err)
-	require.Equal(t, courier.RedriveResult{Redriven: 3, Succeeded: 2, Failed: 1, Left: 3}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 3, Succeeded: 2, Failed: 1, Left: 3}, result)
 	require.Equal(t, []int{1, 3}, s.got())
 	require.Equal(t, 2, lists)
 	s.fail = nil
 	result, err = courier.Redrive(t.Context(), counting, s, nil)
 	require.NoError(t, err)
-	require.Equal(t, courier.RedriveResult{Redriven: 4, Succeeded: 4}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 4, Succeeded: 4}, result)
 	require.Equal(t, []int{1, 3, 4, 0, 5, 2}, s.got())
 	require.LessOrEqual(t, lists, 2+2*4, "for counts of 0, 1, 2 and 5, and to see the end of each walk")
 }
@@ -303,7 +303,7 @@ func TestRedrive_TakesTheLettersFirstThatFailedTheFewest(t *testing.T) {
 func TestRedrive_AKeyKeepsItsOrder(t *testing.T) {
 	q := courier.NewMemoryDLQ[int](0)
 	for r, letter := range []courier.DeadLetter[int]{
-		{Key: "a", Redriven: 1}, {Key: "a"}, {Key: "b"}, {Key: "b", Redriven: 2}, {Key: "b", Redriven: 1}, {Key: "c", Redriven: 3}, {Key: "c"}, {},
+		{Key: "a", FailedRedrives: 1}, {Key: "a"}, {Key: "b"}, {Key: "b", FailedRedrives: 2}, {Key: "b", FailedRedrives: 1}, {Key: "c", FailedRedrives: 3}, {Key: "c"}, {},
 	} {
 		letter.Record = r
 		require.NoError(t, q.Send(t.Context(), letter))
@@ -312,7 +312,7 @@ func TestRedrive_AKeyKeepsItsOrder(t *testing.T) {
 	result, err := courier.Redrive(t.Context(), q, s, &courier.RedriveConfig[int]{BatchSize: 3})
 	require.NoError(t, err)
 	require.Equal(t, []int{2, 7, 0, 1, 3, 4}, s.got())
-	require.Equal(t, courier.RedriveResult{Redriven: 7, Succeeded: 6, Failed: 1, Left: 1}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 7, Succeeded: 6, Failed: 1, Left: 1}, result)
 	require.Equal(t, []int{5, 6}, recordsIn(t, q))
 }
 
@@ -321,7 +321,7 @@ func TestRedrive_AKeyKeepsItsOrder(t *testing.T) {
 func TestRedrive_ANewerFailureWaitsForTheNextOne(t *testing.T) {
 	q := courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 1}))
-	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 2, Redriven: 1}))
+	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 2, FailedRedrives: 1}))
 	s := &sink[int]{}
 	s.fail = func(ctx context.Context, r, _ int) error {
 		if r == 1 {
@@ -331,7 +331,7 @@ func TestRedrive_ANewerFailureWaitsForTheNextOne(t *testing.T) {
 	}
 	result, err := courier.Redrive(t.Context(), q, s, nil)
 	require.NoError(t, err)
-	require.Equal(t, courier.RedriveResult{Redriven: 2, Succeeded: 2}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 2, Succeeded: 2}, result)
 	require.Equal(t, []int{1, 2}, s.got())
 	require.Equal(t, []int{1}, recordsIn(t, q))
 }
@@ -351,7 +351,7 @@ func TestRedrive_StopsAtOnceWhereWaitingIsPointless(t *testing.T) {
 		"a branch forced open":  {courier.NewFanOutApplier(other, forced), courier.ErrForcedOpen, false},
 		"open for long":         {always(&courier.OpenError{Until: time.Now().AddDate(100, 0, 0), Cause: errTest}), errTest, false},
 		"misconfigured inside":  {courier.ProcessFunc(courier.WithRetry[int](nil).Apply), courier.ErrConfig, false},
-		"another queue is full": {courier.NewDLQApplier(always(errTest), courier.DLQ[int](full)), courier.ErrDLQFull, true},
+		"another queue is full": {courier.NewDLQApplier(always(errTest), courier.DLQ[int](full), courier.DLQPolicy[int]{}), courier.ErrDLQFull, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -362,12 +362,12 @@ func TestRedrive_StopsAtOnceWhereWaitingIsPointless(t *testing.T) {
 				require.ErrorIs(t, err, c.is)
 				require.Zero(t, time.Since(began))
 				if c.noted { // the next one begins with another letter
-					require.Equal(t, courier.RedriveResult{Redriven: 1, Failed: 1, Left: 1}, result)
-					require.Equal(t, 1, lettersIn(t, q)[1].Redriven)
+					require.Equal(t, courier.RedriveResult{Attempted: 1, Failed: 1, Left: 1}, result)
+					require.Equal(t, 1, lettersIn(t, q)[1].FailedRedrives)
 					return
 				}
 				require.Equal(t, courier.RedriveResult{Left: 2}, result)
-				require.Zero(t, lettersIn(t, q)[1].Redriven)
+				require.Zero(t, lettersIn(t, q)[1].FailedRedrives)
 			})
 		})
 	}
@@ -387,7 +387,7 @@ func TestRedrive_ItsContextEndsAWait(t *testing.T) {
 		require.ErrorAs(t, err, &stopped)
 		require.Equal(t, b.RetryAt(), stopped.Until)
 		require.Equal(t, 15500*time.Millisecond, time.Since(began))
-		require.Equal(t, courier.RedriveResult{Redriven: 1, Failed: 1, Left: 1}, result)
+		require.Equal(t, courier.RedriveResult{Attempted: 1, Failed: 1, Left: 1}, result)
 	})
 }
 
@@ -423,7 +423,7 @@ func TestRedrive_ARetryMayWaitAsLongAsItLikes(t *testing.T) {
 		a := courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(s, b), courier.RetryPolicy{MaxAttempts: 3, InitialDelay: time.Hour, Jitter: courier.NoJitter})
 		result, err := courier.Redrive(t.Context(), q, a, nil)
 		require.NoError(t, err)
-		require.Equal(t, courier.RedriveResult{Redriven: 3, Succeeded: 1, Failed: 2}, result)
+		require.Equal(t, courier.RedriveResult{Attempted: 3, Succeeded: 1, Failed: 2}, result)
 	})
 }
 
@@ -444,7 +444,7 @@ func TestRedrive_OnePoisonLetterAndACronJob(t *testing.T) {
 				}
 				letters := lettersIn(t, q)
 				require.Len(t, letters, 1)
-				require.Equal(t, 24*60, letters[0].Redriven)
+				require.Equal(t, 24*60, letters[0].FailedRedrives)
 			})
 		})
 	}
@@ -481,7 +481,7 @@ func TestRedrive_PropertyPoisonHoldsUpNothing(t *testing.T) {
 		}
 		for r := range rapid.IntRange(1, 25).Draw(rt, "letters") {
 			branch := rapid.SampledFrom([]string{"", "a", "b"}).Draw(rt, "branch")
-			letter := courier.DeadLetter[int]{Record: r, Branch: branch, Attempts: 5, Redriven: rapid.SampledFrom([]int{0, 0, 0, 1, 3}).Draw(rt, "redriven")}
+			letter := courier.DeadLetter[int]{Record: r, Branch: branch, Attempts: 5, FailedRedrives: rapid.SampledFrom([]int{0, 0, 0, 1, 3}).Draw(rt, "redriven")}
 			if key := rapid.SampledFrom([]string{"", "", "x", "y"}).Draw(rt, "key"); key != "" {
 				letter.Key = branch + key
 			}
@@ -575,10 +575,10 @@ func (w *lettersWorld) run(t *testing.T) error {
 		total := q.Len()
 		result, err := courier.Redrive(t.Context(), q, stack, &courier.RedriveConfig[int]{BatchSize: w.size, Limit: w.limit})
 		now := lettersIn(t, q)
-		if result.Succeeded != total-len(now) || result.Redriven != result.Succeeded+result.Failed || result.Left != total-result.Redriven {
+		if result.Succeeded != total-len(now) || result.Attempted != result.Succeeded+result.Failed || result.Left != total-result.Attempted {
 			return fmt.Errorf("redrive %d of %d letters, of which %d are left: %+v", n, total, len(now), result)
 		}
-		if err != nil && !errors.Is(err, courier.ErrOpen) || w.limit > 0 && result.Redriven > w.limit {
+		if err != nil && !errors.Is(err, courier.ErrOpen) || w.limit > 0 && result.Attempted > w.limit {
 			return fmt.Errorf("redrive %d, with a limit of %d: %+v, %w", n, w.limit, result, err)
 		}
 		// A batch that fails as one is one call more for its records.
@@ -597,9 +597,9 @@ func (w *lettersWorld) run(t *testing.T) error {
 			case !there:
 			case w.poison[r] == "" && letter != before && tried[r] > 0:
 				return fmt.Errorf("redrive %d: record %d was applied, and its letter is %+v", n, r, letter)
-			case letter.Redriven > before.Redriven+1 || letter.Redriven == before.Redriven && letter != before:
+			case letter.FailedRedrives > before.FailedRedrives+1 || letter.FailedRedrives == before.FailedRedrives && letter != before:
 				return fmt.Errorf("redrive %d: the letter %+v was %+v", n, letter, before)
-			case letter.Redriven > before.Redriven:
+			case letter.FailedRedrives > before.FailedRedrives:
 				failed++
 				// Of a record that was refused before its retries were over, only
 				// that is known.
@@ -620,12 +620,12 @@ func (w *lettersWorld) run(t *testing.T) error {
 		letter, there := letters[was.Record]
 		switch {
 		case held[was.Key]:
-			if !there || letter.Redriven != was.Redriven {
+			if !there || letter.FailedRedrives != was.FailedRedrives {
 				return fmt.Errorf("the letter of record %d was attempted, and an earlier one of its key %q is poison", was.Record, was.Key)
 			}
 		case w.poison[was.Record] == "" && there:
 			return fmt.Errorf("the healthy record %d is still in the queue: %+v", was.Record, letter)
-		case w.poison[was.Record] != "" && letter.Redriven == was.Redriven:
+		case w.poison[was.Record] != "" && letter.FailedRedrives == was.FailedRedrives:
 			return fmt.Errorf("the poison record %d was never noted as such: %+v", was.Record, letter)
 		case w.poison[was.Record] != "":
 			held[was.Key] = was.Key != ""

@@ -53,11 +53,11 @@ func TestRedrive_RemovesWhatSucceedsAndKeepsWhatFails(t *testing.T) {
 		policy.MaxAttempts = 2
 		result, err := courier.Redrive(t.Context(), q, courier.NewRetryableApplier(s, policy), nil)
 		require.NoError(t, err)
-		require.Equal(t, courier.RedriveResult{Redriven: 250, Succeeded: 248, Failed: 2}, result)
+		require.Equal(t, courier.RedriveResult{Attempted: 250, Succeeded: 248, Failed: 2}, result)
 		require.Equal(t, []int{3, 249}, recordsIn(t, q))
 		left, _ := q.Receive(t.Context(), 1)
 		require.ErrorIs(t, left[0].Error, courier.ErrExhausted)
-		require.Equal(t, 1, left[0].Redriven)
+		require.Equal(t, 1, left[0].FailedRedrives)
 		require.Equal(t, 2, left[0].Attempts)
 		require.Equal(t, began.Add(time.Second), left[0].FailedAt)
 		require.Equal(t, time.Unix(1, 0), left[0].FirstFailedAt)
@@ -65,8 +65,8 @@ func TestRedrive_RemovesWhatSucceedsAndKeepsWhatFails(t *testing.T) {
 		_, err = courier.Redrive(t.Context(), q, always(courier.Permanent(errTest)), nil)
 		require.NoError(t, err)
 		left, _ = q.Receive(t.Context(), 1)
-		require.Equal(t, 2, left[0].Redriven)
-		require.Equal(t, courier.PermanentFailure, left[0].Reason)
+		require.Equal(t, 2, left[0].FailedRedrives)
+		require.Equal(t, courier.ReasonPermanent, left[0].Reason)
 	})
 }
 
@@ -84,7 +84,7 @@ func TestRedrive_ABatchApplierGetsBatches(t *testing.T) {
 	}
 	result, err := courier.Redrive(t.Context(), q, s, &courier.RedriveConfig[int]{BatchSize: 10})
 	require.NoError(t, err)
-	require.Equal(t, courier.RedriveResult{Redriven: 25, Succeeded: 23, Failed: 2}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 25, Succeeded: 23, Failed: 2}, result)
 	require.Len(t, s.batches, 3)
 	require.Equal(t, []int{7, 17}, recordsIn(t, q))
 }
@@ -108,12 +108,12 @@ func TestRedrive_StopsAtWhatIsNotAttempted(t *testing.T) {
 	require.ErrorAs(t, err, &stopped)
 	require.Equal(t, until, stopped.Until)
 	require.ErrorContains(t, err, "to go on from 2026-01-01T12:00:00Z")
-	require.Equal(t, courier.RedriveResult{Redriven: 2, Succeeded: 1, Failed: 1, Left: 3}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 2, Succeeded: 1, Failed: 1, Left: 3}, result)
 	require.Equal(t, 3, s.called(), "nothing behind it is attempted")
 	require.Equal(t, []int{1, 2, 3, 4}, recordsIn(t, q))
 	letters, _ := q.Receive(t.Context(), 10)
-	require.Equal(t, 1, letters[0].Redriven)
-	require.Zero(t, letters[1].Redriven, "not attempted is not redriven")
+	require.Equal(t, 1, letters[0].FailedRedrives)
+	require.Zero(t, letters[1].FailedRedrives, "not attempted is not redriven")
 	require.Equal(t, 5, letters[1].Attempts)
 }
 
@@ -129,7 +129,7 @@ func TestRedrive_StopsWithItsContext(t *testing.T) {
 	}}
 	result, err := courier.Redrive(ctx, q, s, nil)
 	require.ErrorIs(t, err, reason)
-	require.Equal(t, courier.RedriveResult{Redriven: 2, Succeeded: 2, Left: 3}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 2, Succeeded: 2, Left: 3}, result)
 	require.Equal(t, []int{2, 3, 4}, recordsIn(t, q), "what was applied is removed all the same")
 	_, err = courier.Redrive(ctx, q, s, nil)
 	require.ErrorIs(t, err, reason)
@@ -153,11 +153,11 @@ func TestRedrive_AFailureBeforeTheEndOfItsContextCounts(t *testing.T) {
 	}}
 	result, err := courier.Redrive(ctx, q, s, nil)
 	require.ErrorIs(t, err, reason)
-	require.Equal(t, courier.RedriveResult{Redriven: 2, Succeeded: 1, Failed: 1, Left: 3}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 2, Succeeded: 1, Failed: 1, Left: 3}, result)
 	letters, _ := q.Receive(t.Context(), 10)
 	require.Len(t, letters, 4)
-	require.Equal(t, 1, letters[0].Redriven)
-	require.Zero(t, letters[1].Redriven, "its error may tell of the end")
+	require.Equal(t, 1, letters[0].FailedRedrives)
+	require.Zero(t, letters[1].FailedRedrives, "its error may tell of the end")
 }
 
 // The record of a letter fails again in the pipeline, and is parked anew, while
@@ -245,7 +245,7 @@ func TestRedrive_AFailureOfTheQueueLosesNothing(t *testing.T) {
 				if how != "goexit" {
 					require.ErrorIs(t, err, broken)
 				}
-				require.Equal(t, 3, result.Redriven+result.Left+map[string]int{"count": 3}[call])
+				require.Equal(t, 3, result.Attempted+result.Left+map[string]int{"count": 3}[call])
 				q.before, q.after = nil, nil
 				_, err = courier.Redrive(t.Context(), q, s, nil)
 				require.NoError(t, err)
@@ -269,7 +269,7 @@ func TestRedrive_UserCodeThatPanicsIsAFailure(t *testing.T) {
 	}}
 	result, err := courier.Redrive(t.Context(), q, s, nil)
 	require.NoError(t, err)
-	require.Equal(t, courier.RedriveResult{Redriven: 3, Succeeded: 1, Failed: 2}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 3, Succeeded: 1, Failed: 2}, result)
 
 	_, err = courier.Redrive(t.Context(), q, s, &courier.RedriveConfig[int]{Match: func(courier.DeadLetter[int]) bool { panic("boom") }})
 	require.ErrorIs(t, err, courier.ErrPanic)
@@ -282,7 +282,7 @@ func TestRedrive_MatchAndLimit(t *testing.T) {
 	odd := func(letter courier.DeadLetter[int]) bool { return letter.Record%2 == 1 }
 	result, err := courier.Redrive(t.Context(), q, s, &courier.RedriveConfig[int]{Match: odd, Limit: 3, BatchSize: 4})
 	require.NoError(t, err)
-	require.Equal(t, courier.RedriveResult{Redriven: 3, Succeeded: 3, Left: 7}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 3, Succeeded: 3, Left: 7}, result)
 	require.Equal(t, []int{1, 3, 5}, s.got())
 
 	skip := always(courier.Skip(errTest))
@@ -307,14 +307,14 @@ func TestRedrive_AKeyWaitsWithinItsBranch(t *testing.T) {
 		s := &sink[int]{fail: failing(0)}
 		result, err := courier.Redrive(t.Context(), q, s, &courier.RedriveConfig[int]{BatchSize: size, Limit: 3})
 		require.NoError(t, err)
-		require.Equal(t, courier.RedriveResult{Redriven: 3, Succeeded: 2, Failed: 1, Left: 2}, result)
+		require.Equal(t, courier.RedriveResult{Attempted: 3, Succeeded: 2, Failed: 1, Left: 2}, result)
 		require.Equal(t, []int{0, 2, 4}, recordsIn(t, q))
 		result, err = courier.Redrive(t.Context(), q, always(nil), only("b"))
 		require.NoError(t, err)
-		require.Equal(t, courier.RedriveResult{Redriven: 1, Succeeded: 1, Left: 2}, result)
+		require.Equal(t, courier.RedriveResult{Attempted: 1, Succeeded: 1, Left: 2}, result)
 		result, err = courier.Redrive(t.Context(), q, always(nil), only("a"))
 		require.NoError(t, err)
-		require.Equal(t, courier.RedriveResult{Redriven: 2, Succeeded: 2}, result)
+		require.Equal(t, courier.RedriveResult{Attempted: 2, Succeeded: 2}, result)
 	}
 }
 
@@ -332,20 +332,20 @@ func TestRedrive_EndsThoughLettersComeAsFastAsItGoes(t *testing.T) {
 	require.Equal(t, 2, q.Len())
 }
 
-func TestDeadLetter_D7_ARedriveIntoItsOwnQueueIsRefused(t *testing.T) {
+func TestQ7_ARedriveIntoItsOwnQueueIsRefused(t *testing.T) {
 	q := queueOf(1)
 	other := courier.NewMemoryDLQ[int](0)
-	parking := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q))
+	parking := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{})
 	plainSink := &sink[int]{}
-	decoding := courier.NewDLQApplier(courier.NewDecodingApplier(always(errTest), func(r int) (int, error) { return r, nil }), courier.DLQ[int](q))
+	decoding := courier.NewDLQApplier(courier.NewDecodingApplier(always(errTest), func(r int) (int, error) { return r, nil }), courier.DLQ[int](q), courier.DLQPolicy[int]{})
 	resilient, _ := courier.ResilientApplier(always(errTest), &courier.ResilientConfig[int]{DLQ: q})
 	for name, applier := range map[string]courier.Applier[int]{
 		"itself":    parking,
 		"resilient": resilient,
 		"branch":    courier.NewFanOutApplier[int](plainSink, parking),
 		"decoding":  decoding,
-		"nested":    courier.NewDLQApplier(courier.NewFanOutApplier[int](plainSink, parking), courier.DLQ[int](other)),
-		"shared":    courier.NewDLQApplier(always(errTest), courier.DLQ[int](&sharing{DLQ: q})),
+		"nested":    courier.NewDLQApplier(courier.NewFanOutApplier[int](plainSink, parking), courier.DLQ[int](other), courier.DLQPolicy[int]{}),
+		"shared":    courier.NewDLQApplier(always(errTest), courier.DLQ[int](&sharing{DLQ: q}), courier.DLQPolicy[int]{}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			result, err := courier.Redrive(t.Context(), q, applier, nil)
@@ -377,7 +377,7 @@ type sharing struct {
 	_ []int
 }
 
-func (s *sharing) SameQueue(other courier.DLQ[int]) bool { return s.DLQ == other }
+func (s *sharing) SameQueue(other courier.DeadLetterSink[int]) bool { return s.DLQ == other }
 
 func TestRedrive_BadInputIsOneClearError(t *testing.T) {
 	q := queueOf(1)

@@ -41,7 +41,7 @@ func TestPace_RefusalsOfMany(t *testing.T) {
 						source := r.StreamSource()
 						queue := &outOfOrder{DLQ: courier.NewMemoryDLQ[int](100000)}
 						queue.down.Store(true)
-						a := courier.NewDLQApplierWith(courier.ProcessFunc(func(_ context.Context, i int) error {
+						a := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, i int) error {
 							if i > 0 {
 								return courier.Permanent(errors.New("poison"))
 							}
@@ -76,7 +76,7 @@ func TestPace_RefusedRecordsSlowNoOther(t *testing.T) {
 				var r courierttest.Recorder[int]
 				queue := &outOfOrder{DLQ: courier.NewMemoryDLQ[int](100)}
 				queue.down.Store(true)
-				a := courier.NewDLQApplierWith(courier.ProcessFunc(func(_ context.Context, i int) error {
+				a := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, i int) error {
 					if i%5 == 0 {
 						return courier.Permanent(errors.New("poison"))
 					}
@@ -99,4 +99,91 @@ func TestPace_RefusedRecordsSlowNoOther(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A queue that refuses records stops the intake. What was fetched ahead by then is in
+// hand, and its healthy records wait for nothing.
+func TestD3_AFullQueueHoldsUpNothingFetchedAhead(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var r courierttest.Recorder[int]
+		queue := &outOfOrder{DLQ: courier.NewMemoryDLQ[int](100)}
+		queue.down.Store(true)
+		a := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, i int) error {
+			if i != 7 {
+				return courier.Permanent(errors.New("poison"))
+			}
+			return nil
+		}), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+		source := r.LeasingSource(time.Hour)
+		for i := range 1000 {
+			source.Add(i)
+		}
+		fetched := 0
+		c := courier.NewPollingCoordinator[int](source, a, quiet, courier.WithBatchSize(1), courier.WithPrefetch(9), courier.WithInterval(time.Second),
+			courier.WithObserver(courier.Observer{Fetched: func(context.Context, courier.FetchEvent) { fetched++ }}))
+		run := courierttest.Start(t, c)
+		time.Sleep(10 * time.Millisecond)
+		require.False(t, slices.Contains(source.Pending(), 7))
+		time.Sleep(time.Minute)
+		require.NoError(t, run.Stop())
+		require.Less(t, fetched, 40) // of a source that is not drained
+	})
+}
+
+// The pause of a coordinator that can settle nothing grows from refusal to refusal, by the
+// time and not by the number of the records refused meanwhile, and begins anew once one
+// was settled.
+func TestPace_OfRefusals(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		noted := &noted{source: source, nth: map[string]int{}, tries: map[int]int{}, state: map[int]string{}}
+		noted.fetch = source.Fetch
+		var down atomic.Bool
+		noted.work = func(_ context.Context, r int) error {
+			time.Sleep(time.Duration(r%10) * 10 * time.Millisecond)
+			if down.Load() {
+				return errRefused
+			}
+			return nil
+		}
+		opts := []courier.Option{quiet, unspread, courier.WithBatchSize(3)}
+		var c running
+		if source.wait {
+			c = courier.NewStreamingCoordinator[int](notedLease{noted}, noted, append(opts, courier.WithStreamWorkers(3), courier.WithPrefetch(0))...)
+		} else {
+			c = courier.NewPollingCoordinator[int](notedLease{noted}, noted, append(opts, courier.WithWorkers(3))...)
+		}
+		// pauses are between the first refusal of a batch, or the last where the batch is
+		// settled as one, and the next fetch.
+		pauses := func() (list []time.Duration) {
+			var refused time.Time
+			fetched := noted.of("fetch", "apply", "release")
+			slices.SortStableFunc(fetched, func(a, b notedCall) int { return a.began.Compare(b.began) })
+			for _, f := range fetched {
+				switch {
+				case f.what == "apply" && f.err != nil && (refused.IsZero() || !source.wait && f.ended.After(refused)), f.what == "release" && !source.wait:
+					refused = f.ended
+				case f.what == "fetch" && !refused.IsZero():
+					list = append(list, f.began.Sub(refused))
+					refused = time.Time{}
+				}
+			}
+			return list
+		}
+		stop := start(t, c)
+		for round := range 2 {
+			down.Store(true)
+			source.add(10*round+1, 10*round+2, 10*round+3)
+			time.Sleep(2 * time.Second)
+			down.Store(false)
+			time.Sleep(time.Hour)
+			require.Empty(t, source.left())
+			got := pauses()
+			require.GreaterOrEqual(t, len(got), 3)
+			require.Equal(t, []time.Duration{paceOf(1), paceOf(2), paceOf(3)}, got[:3])
+			noted.mu.Lock()
+			noted.calls = nil
+			noted.mu.Unlock()
+		}
+		require.NoError(t, stop())
+	})
 }

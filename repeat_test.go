@@ -38,7 +38,7 @@ func TestLog_WhatGoesOnIsToldAgain(t *testing.T) {
 					case "outage":
 						a, _ = courier.ResilientApplier(a, nil)
 					case "full queue":
-						a = courier.NewDLQApplier(a, courier.DLQ[int](refusing{}))
+						a = courier.NewDLQApplier(a, courier.DLQ[int](refusing{}), courier.DLQPolicy[int]{})
 					}
 					source := &asking{leasing: newLeasing(numbers(50)...)}
 					switch kind {
@@ -199,7 +199,7 @@ func TestLog_LettersThatAreLostWithTheProcess(t *testing.T) {
 		"none parked":             {func() courier.Applier[int] { a, _ := courier.WithDLQ(courier.ProcessFunc(nop[int])); return a }, 0},
 		"no queue":                {func() courier.Applier[int] { return bad }, 0},
 		"of no use": {func() courier.Applier[int] {
-			return courier.NewDLQApplier(courier.ProcessFunc(nop[int]), courier.DLQ[int](refusing{}))
+			return courier.NewDLQApplier(courier.ProcessFunc(nop[int]), courier.DLQ[int](refusing{}), courier.DLQPolicy[int]{})
 		}, 0},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -2,6 +2,7 @@ package courier
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -31,8 +32,10 @@ type ResilientConfig[T any] struct {
 
 	// DLQ is where records are parked. nil is a new [MemoryDLQ] of the default
 	// capacity, which does not survive the process: RunOnce logs a warning then,
-	// as the letters are lost when a cron job ends.
-	DLQ DLQ[T]
+	// as the letters are lost when a cron job ends. If it is no [DLQ], as a topic is
+	// not, the returned queue takes letters, and counts them if the sink has a method
+	// Count; its other methods return [ErrSendOnly].
+	DLQ DeadLetterSink[T]
 
 	// Parking says how records are parked: with what branch, in which order, and
 	// when no more.
@@ -97,7 +100,38 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 		guarded = newAroundApplier(guarded, c.AroundBreaker)
 	}
 	applier = newDLQApplier(NewRetryableApplier(guarded, c.Retry), c.DLQ, c.Parking, own)
-	return applier, c.DLQ
+	return applier, queueOf(c.DLQ)
+}
+
+// queueOf returns a sink as a queue.
+func queueOf[T any](sink DeadLetterSink[T]) DLQ[T] {
+	if queue, ok := sink.(DLQ[T]); ok {
+		return queue
+	}
+	return sendOnly[T]{sink}
+}
+
+// ErrSendOnly is what a queue answers that can neither read nor change its letters.
+var ErrSendOnly = errors.New("courier: the dead letter queue only takes letters; read them where it stores them")
+
+// sendOnly is a sink with the methods that it does not have.
+type sendOnly[T any] struct{ DeadLetterSink[T] }
+
+func (sendOnly[T]) Receive(context.Context, int) ([]DeadLetter[T], error) { return nil, ErrSendOnly }
+func (sendOnly[T]) List(context.Context, string, int) ([]DeadLetter[T], error) {
+	return nil, ErrSendOnly
+}
+func (sendOnly[T]) Update(context.Context, DeadLetter[T]) error { return ErrSendOnly }
+func (sendOnly[T]) Delete(context.Context, ...string) error     { return ErrSendOnly }
+
+func (q sendOnly[T]) Count(ctx context.Context) (int, error) {
+	counts, ok := q.DeadLetterSink.(interface {
+		Count(ctx context.Context) (int, error)
+	})
+	if !ok {
+		return 0, ErrSendOnly
+	}
+	return counts.Count(ctx)
 }
 
 // validate checks what the policies cannot see of each other.
@@ -135,9 +169,9 @@ func newAroundApplier[T any](breaker Applier[T], around func(Applier[T]) Applier
 	}
 	fault = firstFault(breaker.(Validator).Validate(), fault, applierFault(field, outer))
 	a := &aroundApplier[T]{newStage(wrapping, outer, fault)}
-	a.fault = fault // the field's, and not that of an applier
-	if shows := layerOf(breaker); !within(a.below, false, func(l layer, _ bool) bool { return l == shows }) {
-		a.below = shows
+	a.fault, a.tells.fault = fault, fault // the field's, and not that of an applier
+	if shows := layerOf(breaker); !within(a.tells, false, func(l *layer, _ bool) bool { return l == shows }) {
+		a.tells.inside[0].layer = shows
 	}
 	return a
 }
@@ -150,11 +184,9 @@ func (a *aroundApplier[T]) Apply(ctx context.Context, record T) error {
 }
 
 func (a *aroundApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
-	if a.fault != nil || ctx == nil {
-		return a.refuse(ctx)
-	}
-	if a.batch == nil {
-		return applyEach(ctx, Applier[T](a), records)
-	}
+	return applyMany(ctx, BatchApplier[T](a), records).err()
+}
+
+func (a *aroundApplier[T]) applyMany(ctx context.Context, records []T) verdicts {
 	return a.applyBatch(ctx, records)
 }

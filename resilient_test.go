@@ -143,7 +143,7 @@ func testOutage(t *testing.T, outage time.Duration, threshold, poison int, shape
 	parked, _ := dlq.Receive(t.Context(), 100)
 	require.Len(t, parked, 1)
 	require.Equal(t, poison, parked[0].Record)
-	require.Equal(t, courier.Exhausted, parked[0].Reason)
+	require.Equal(t, courier.ReasonExhausted, parked[0].Reason)
 	require.Empty(t, source.left())
 	require.Len(t, d.applied, 110)
 	for r, n := range d.applied {

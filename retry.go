@@ -5,14 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"time"
 
 	"github.com/erfanmomeniii/courier/internal/backoff"
 )
 
-// Unlimited is a MaxAttempts without a limit.
-const Unlimited = math.MaxInt
+// UnlimitedAttempts is a MaxAttempts without a limit.
+const UnlimitedAttempts = math.MaxInt
 
 // Jitter is how the delays between attempts are spread, so that many records
 // that failed together are not tried again together. The kinds are those of
@@ -31,7 +30,7 @@ const (
 // is the default. A policy is copied when it is given to a decorator.
 type RetryPolicy struct {
 	// MaxAttempts is the number of attempts, the first included. 0 is 5;
-	// [Unlimited] has no limit. Around a breaker, and where the retry blocks (see
+	// [UnlimitedAttempts] has no limit. Around a breaker, and where the retry blocks (see
 	// [NewRetryableApplier]), a call of a batch in which other
 	// records got through counts only if it is the record's first: there the
 	// breaker begins to count anew as well. The attempt over which the breaker opened
@@ -105,32 +104,27 @@ func (p RetryPolicy) withDefaults() RetryPolicy {
 }
 
 func (p RetryPolicy) validate() error {
+	const time, off = "more than 0, or 0 for the default", "more than 0, or 0 for off"
 	d := p.withDefaults()
+	fault := boundsFault("RetryPolicy", []bound{
+		{"MaxAttempts", p.MaxAttempts, p.MaxAttempts >= 0, "at least 1, courier.UnlimitedAttempts, or 0 for the default"},
+		{"InitialDelay", p.InitialDelay, p.InitialDelay >= 0, time},
+		{"MaxDelay", p.MaxDelay, p.MaxDelay >= 0, time},
+		{"MaxDelay", p.MaxDelay, d.MaxDelay >= d.InitialDelay, fmt.Sprintf("at least InitialDelay (%v)", d.InitialDelay)},
+		{"Multiplier", p.Multiplier, d.Multiplier >= 1 && !math.IsInf(d.Multiplier, 1), "a finite number of at least 1, or 0 for the default"},
+		{"Jitter", p.Jitter, p.Jitter >= FullJitter && p.Jitter <= NoJitter, "FullJitter, EqualJitter, DecorrelatedJitter or NoJitter"},
+		{"MaxRetryAfter", p.MaxRetryAfter, p.MaxRetryAfter >= 0, time},
+		{"MaxElapsed", p.MaxElapsed, p.MaxElapsed >= 0, off},
+		{"AttemptTimeout", p.AttemptTimeout, p.AttemptTimeout >= 0, off},
+	})
 	switch {
-	case p.MaxAttempts < 0:
-		return &ConfigError{"RetryPolicy.MaxAttempts", fmt.Sprintf("is %d: want at least 1, courier.Unlimited, or 0 for the default", p.MaxAttempts)}
-	case p.InitialDelay < 0:
-		return &ConfigError{"RetryPolicy.InitialDelay", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.InitialDelay)}
-	case p.MaxDelay < 0:
-		return &ConfigError{"RetryPolicy.MaxDelay", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.MaxDelay)}
-	case d.MaxDelay < d.InitialDelay:
-		return &ConfigError{"RetryPolicy.MaxDelay", fmt.Sprintf("is %v: want at least InitialDelay (%v)", p.MaxDelay, d.InitialDelay)}
-	case !(d.Multiplier >= 1) || math.IsInf(d.Multiplier, 1):
-		return &ConfigError{"RetryPolicy.Multiplier", fmt.Sprintf("is %v: want a finite number of at least 1, or 0 for the default", p.Multiplier)}
-	case p.Jitter < FullJitter || p.Jitter > NoJitter:
-		return &ConfigError{"RetryPolicy.Jitter", fmt.Sprintf("is %d: want FullJitter, EqualJitter, DecorrelatedJitter or NoJitter", p.Jitter)}
-	case p.MaxRetryAfter < 0:
-		return &ConfigError{"RetryPolicy.MaxRetryAfter", fmt.Sprintf("is %v: want more than 0, or 0 for the default", p.MaxRetryAfter)}
-	case p.MaxElapsed < 0:
-		return &ConfigError{"RetryPolicy.MaxElapsed", fmt.Sprintf("is %v: want more than 0, or 0 for off", p.MaxElapsed)}
-	case p.AttemptTimeout < 0:
-		return &ConfigError{"RetryPolicy.AttemptTimeout", fmt.Sprintf("is %v: want more than 0, or 0 for off", p.AttemptTimeout)}
-	case p.Budget != nil && p.Budget.clock == nil:
-		return &ConfigError{"RetryPolicy.Budget", "is the zero value: make it with NewRetryBudget"}
-	case p.Budget != nil && p.Budget.fault != nil:
-		return p.Budget.fault
+	case fault != nil || p.Budget == nil:
+	case p.Budget.clock == nil:
+		fault = &ConfigError{"RetryPolicy.Budget", "is the zero value: make it with NewRetryBudget"}
+	default:
+		fault = p.Budget.fault
 	}
-	return clockFault("RetryPolicy.Clock", p.Clock)
+	return firstFault(fault, clockFault("RetryPolicy.Clock", p.Clock))
 }
 
 // Reason is why a record was given up.
@@ -138,11 +132,11 @@ type Reason string
 
 // The reasons of a [*RetryError] and of a [DeadLetter].
 const (
-	Exhausted        Reason = "exhausted"         // every attempt failed
-	PermanentFailure Reason = "permanent"         // the error said that no retry helps
-	DeadlineTooClose Reason = "deadline too near" // it, or MaxElapsed, would pass before the next attempt
-	BudgetEmpty      Reason = "retry budget empty"
-	Interrupted      Reason = "interrupted" // the context ended, or the coordinator stops
+	ReasonExhausted   Reason = "exhausted"         // every attempt failed
+	ReasonPermanent   Reason = "permanent"         // the error said that no retry helps
+	ReasonDeadline    Reason = "deadline too near" // it, or MaxElapsed, would pass before the next attempt
+	ReasonBudget      Reason = "retry budget empty"
+	ReasonInterrupted Reason = "interrupted" // the context ended, or the coordinator stops
 )
 
 // ErrExhausted is what a [*RetryError] is, to errors.Is, when every attempt
@@ -151,7 +145,7 @@ var ErrExhausted = errors.New("courier: retries exhausted")
 
 // RetryError is the end of the retries of a record. errors.Is and errors.As
 // see the last error, and the cause of an interruption too. Its class is
-// NotAttempted when the reason is DeadlineTooClose, BudgetEmpty or Interrupted:
+// ClassNotAttempted when the reason is ReasonDeadline, ReasonBudget or ReasonInterrupted:
 // the record stays pending. Otherwise it is that of the last error.
 type RetryError struct {
 	Reason   Reason
@@ -176,7 +170,7 @@ func (e *RetryError) Error() string {
 }
 
 // Is reports whether err is [ErrExhausted] and that was the reason.
-func (e *RetryError) Is(err error) bool { return err == ErrExhausted && e.Reason == Exhausted }
+func (e *RetryError) Is(err error) bool { return err == ErrExhausted && e.Reason == ReasonExhausted }
 
 // Unwrap returns Last, and Cause if there is one.
 func (e *RetryError) Unwrap() []error {
@@ -188,7 +182,7 @@ func (e *RetryError) Unwrap() []error {
 
 // NotAttempted reports that the retries were cut short.
 func (e *RetryError) NotAttempted() bool {
-	return e.Reason == DeadlineTooClose || e.Reason == BudgetEmpty || e.Reason == Interrupted
+	return e.Reason == ReasonDeadline || e.Reason == ReasonBudget || e.Reason == ReasonInterrupted
 }
 
 // WithRetry tries records again that fail, by the default policy.
@@ -197,7 +191,7 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 }
 
 // NewRetryableApplier tries records again that fail with a retryable error.
-// Apply returns nil, a [*RetryError], or what is NotAttempted or Skipped as it
+// Apply returns nil, a [*RetryError], or what is ClassNotAttempted or ClassSkipped as it
 // came. It gives up at once, with the record
 // pending, when the context's deadline is nearer than the next attempt, and
 // when its coordinator stops. In a batch only what failed is applied again; a
@@ -205,7 +199,7 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 // failures count. Around another retry, or a dead letter queue, it is refused.
 //
 // In a coordinator with several workers, or an order key, a delay holds up no other
-// record: Apply returns an error of class NotAttempted, and the coordinator calls it again
+// record: Apply returns an error of class ClassNotAttempted, and the coordinator calls it again
 // when the next attempt is due. It blocks during the delays everywhere else: with one
 // worker and no key, in Redrive, inside a decorator of the user's own, which would take
 // that error for the end of the retries, and behind a breaker where the records of a
@@ -223,16 +217,31 @@ func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[
 		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, fault)
 	}
 	_, refuses := applier.(*breakerApplier[T])
-	return &retryApplier[T]{newStage(retrying, applier, fault), p, newSteady(p.Clock), backoff.Policy{
-		Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
-	}, p.MaxElapsed > 0 || p.Budget != nil, refuses, len(breakersOf(layerOf(applier))) > 0, keyedIn[T](layerOf(applier))}
+	r := &retryApplier[T]{
+		stage: newStage(retrying, applier, fault),
+		retrier: retrier{policy: p, clock: newSteady(p.Clock), backoff: backoff.Policy{
+			Base: p.InitialDelay, Max: p.MaxDelay, Multiplier: p.Multiplier, Jitter: backoff.Jitter(p.Jitter),
+		}},
+		metered: p.MaxElapsed > 0 || p.Budget != nil,
+		refuses: refuses,
+		guarded: len(breakersOf(layerOf(applier))) > 0,
+		keyed:   keyedIn[T](layerOf(applier)),
+	}
+	r.owner, r.tells.of = r, r
+	return r
+}
+
+// retrier is the part of a retry that does not know the type of its records.
+type retrier struct {
+	owner   any // the retry
+	policy  RetryPolicy
+	clock   *steady
+	backoff backoff.Policy
 }
 
 type retryApplier[T any] struct {
 	stage[T]
-	policy  RetryPolicy
-	clock   *steady
-	backoff backoff.Policy
+	retrier
 	metered bool             // there is a budget or a MaxElapsed
 	refuses bool             // what is inside refuses an ended context by itself
 	guarded bool             // a breaker is inside
@@ -248,22 +257,28 @@ func (r *retryApplier[T]) Apply(ctx context.Context, record T) error {
 			return r.goOnAfterWait(ctx, record, last)
 		}
 	}
+	var entry time.Time
 	if r.metered {
-		return r.applyMetered(ctx, record)
+		entry = r.entry()
 	}
 	err := r.attempt(ctx, record)
-	if err == nil {
-		return nil
+	if err != nil {
+		return r.again(ctx, record, entry, err)
 	}
-	return r.again(ctx, record, time.Time{}, err)
+	if r.metered {
+		r.policy.Budget.deposit(1)
+	}
+	return nil
 }
 
 // goOnAfterWait is the rest of Apply for a record that has waited in the coordinator's
 // hand for this attempt.
 func (r *retryApplier[T]) goOnAfterWait(ctx context.Context, record T, last usage) error {
-	if passageOf(ctx).stop.Err() != nil {
+	passage := passageOf(ctx)
+	if passage.stop.Err() != nil {
 		return r.interrupted(ctx, last)
 	}
+	passage.owed.add(r.policy.Budget, -last.pace.owes)
 	ctx = withAttempt(ctx, last.pace.waits+1)
 	worker := exitsIn(ctx)
 	worker.goesOn(r, last.pace.waits+1)
@@ -281,22 +296,11 @@ func (r *retryApplier[T]) goOnAfterWait(ctx context.Context, record T, last usag
 // interrupted is the error of a record that was to be attempted when the coordinator
 // stopped.
 func (r *retryApplier[T]) interrupted(ctx context.Context, last usage) error {
+	passageOf(ctx).owed.add(r.policy.Budget, -last.pace.owes)
 	r.policy.Budget.refund(last.pace.owes)
 	run := r.begin(ctx, last.pace.entry)
 	run.resume(last.pace)
-	return run.giveUp(Interrupted, last.used, last.pace.last, causeOf(run.passage.stop))
-}
-
-// applyMetered is the rest of Apply where a success has to be noted, or the time
-// of the call.
-func (r *retryApplier[T]) applyMetered(ctx context.Context, record T) error {
-	entry := r.entry()
-	err := r.attempt(ctx, record)
-	if err == nil {
-		r.policy.Budget.deposit(1)
-		return nil
-	}
-	return r.again(ctx, record, entry, err)
+	return run.giveUp(ReasonInterrupted, last.used, last.pace.last, causeOf(run.passage.stop))
 }
 
 func (r *retryApplier[T]) resume(ctx context.Context, record T, exit error) error {
@@ -311,7 +315,7 @@ func (r *retryApplier[T]) resume(ctx context.Context, record T, exit error) erro
 func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, err error) error {
 	past := historiesIn(ctx, 1)
 	class := classify(ctx, err)
-	if past == nil && class == NotAttempted && countedIn(err) == 0 {
+	if past == nil && class == ClassNotAttempted && countedIn(err) == 0 {
 		return err // it was not attempted, as any record while a breaker is open: without an allocation
 	}
 	run := r.begin(ctx, entry)
@@ -324,11 +328,6 @@ func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, 
 		used = last.used
 		run.resume(last.pace)
 	}
-	return r.loop(ctx, record, run, used, err)
-}
-
-// loop is the rest of again, on whatever goroutines the attempts leave.
-func (r *retryApplier[T]) loop(ctx context.Context, record T, run retryRun, used int, err error) error {
 	returned := false
 	defer run.worker.tried(r)
 	defer func() {
@@ -357,13 +356,17 @@ func (r *retryApplier[T]) rounds(ctx context.Context, record T, run *retryRun, u
 		if cut != nil {
 			return run.giveUp(cut.reason, *used, err, cut.cause)
 		}
-		if err = r.retry(withAttempt(ctx, run.waits+1), record); err == nil {
+		err = r.attempt(withAttempt(ctx, run.waits+1), record)
+		if err == nil || untouched(ctx, err) {
+			r.policy.Budget.refund(1)
+		}
+		if err == nil {
 			return nil
 		}
 	}
 }
 
-// goOn is the rest of loop while the goroutine of the last attempt is ending: on
+// goOn is the rest of again while the goroutine of the last attempt is ending: on
 // another one, and on the next where an attempt ends that too.
 func (r *retryApplier[T]) goOn(ctx context.Context, record T, run retryRun, used int) {
 	err := error(newPanicError(nil))
@@ -388,270 +391,50 @@ func (r *retryApplier[T]) goOn(ctx context.Context, record T, run retryRun, used
 // has nothing to add to the error: the case of every record while a breaker is
 // open, and so without an allocation.
 func untouched(ctx context.Context, err error) bool {
-	return classify(ctx, err) == NotAttempted && countedIn(err) == 0
-}
-
-// retry makes one further attempt. What it took from the budget comes back unless
-// the attempt failed.
-func (r *retryApplier[T]) retry(ctx context.Context, record T) error {
-	err := r.attempt(ctx, record)
-	if err == nil || untouched(ctx, err) {
-		r.policy.Budget.refund(1)
-	}
-	return err
+	return classify(ctx, err) == ClassNotAttempted && countedIn(err) == 0
 }
 
 // entry is when Apply was called, where that matters: a clock is not free.
-func (r *retryApplier[T]) entry() time.Time {
+func (r *retrier) entry() time.Time {
 	if r.policy.MaxElapsed > 0 {
 		return r.clock.Now()
 	}
 	return time.Time{}
 }
 
-func (r *retryApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
-	if r.batch == nil {
-		return applyEach(ctx, Applier[T](r), records)
-	}
-	if r.fault != nil || ctx == nil || ctx.Err() != nil {
-		return r.refuse(ctx)
-	}
-	if past := historiesIn(ctx, len(records)); past != nil && slices.ContainsFunc(past, func(h history) bool { return h.by(r).pace.waits > 0 }) {
-		return r.batchAfterWait(ctx, records, past)
-	}
-	entry := r.entry()
-	err := r.attemptBatch(ctx, records)
-	if err == nil {
-		r.policy.Budget.deposit(len(records))
-		return nil
-	}
-	if list, ok := batchErrorIn(err); ok && list != nil {
-		r.policy.Budget.deposit(max(0, len(records)-len(list.Failures)))
-	}
-	return r.batchAgain(ctx, records, entry, err)
-}
-
-// batchAgain is the rest of ApplyBatch once the first call has failed. Once the
-// batch has failed as one, which counts against no record of it, it goes on
-// record by record.
-func (r *retryApplier[T]) batchAgain(ctx context.Context, records []T, entry time.Time, err error) error {
-	past := historiesIn(ctx, len(records))
-	if _, listed := batchErrorIn(err); !listed && past == nil && untouched(ctx, err) {
-		return err // of every record
-	}
-	run := r.begin(ctx, entry)
-	if run.held {
-		return gather(r.batchLater(run, records, past, err))
-	}
-	defer run.worker.tried(r)
-	results := make([]error, len(records))
-	used := make([]int, len(records))
-	for i := range past {
-		used[i] = past[i].by(r).used
-	}
-	open := allOf(len(records))          // the indices still to be applied
-	lasts := make([]error, len(records)) // each record's last error
-	left, errs := records, make([]error, len(records))
-	alone := false
-	var behind []int // of the open ones, those that were not attempted behind a failed one
-	for round := 1; ; round++ {
-		errs = errs[:len(open)]
-		whole := spread(err, errs)
-		for j, i := range open {
-			lasts[i] = errs[j]
-		}
-		delayBy := err // the failure that asks for the longest delay
-		if class := classify(ctx, err); whole && len(open) > 1 && (class == Retryable || class == PermanentClass) {
-			alone, behind = true, nil
-		} else {
-			still := open[:0]
-			delayBy, behind = nil, behind[:0]
-			mixed := r.mixedIn(ctx, left, err, errs)
-			for j, i := range open {
-				if errs[j] == nil {
-					continue
-				}
-				if len(still) > 0 && behindFailed(ctx, errs[j]) { // it goes along, behind that
-					still, behind = append(still, i), append(behind, i)
-					continue
-				}
-				if results[i] = run.judge(classify(ctx, errs[j]), errs[j], mixed != nil && mixed[j], &used[i]); results[i] == nil {
-					still = append(still, i)
-					if delayBy == nil || afterOf(errs[j], math.MaxInt64) > afterOf(delayBy, math.MaxInt64) {
-						delayBy = errs[j]
-					}
-				}
-			}
-			if open = still; len(open) == 0 {
-				return gather(results)
-			}
-			left = make([]T, len(open))
-			for j, i := range open {
-				left[j] = records[i]
-			}
-		}
-		charge := len(open) - len(behind)
-		if alone && whole { // the retries of a batch that is taken apart are one
-			charge = 1
-		}
-		if run.told() {
-			run.about, run.records = left[0], len(left)
-		}
-		delay, cut := run.plan(delayBy, charge)
-		if cut == nil {
-			cut = run.sleep(delay, charge)
-		}
-		if cut != nil {
-			for _, i := range open {
-				if results[i] = lasts[i]; !slices.Contains(behind, i) {
-					results[i] = run.giveUp(cut.reason, max(used[i], round), lasts[i], cut.cause)
-				}
-			}
-			return gather(results)
-		}
-		again := withAttempt(ctx, round+1)
-		if alone {
-			err = applySingly(again, Applier[T](r.batch), left, r.order)
-		} else {
-			err = r.attemptBatch(again, left)
-		}
-		r.policy.Budget.refund(min(charge, unspent(ctx, err, open, behind)))
-	}
-}
-
-// batchAfterWait is ApplyBatch where some of the records have waited in the
-// coordinator's hand for this attempt.
-func (r *retryApplier[T]) batchAfterWait(ctx context.Context, records []T, past []history) error {
-	stop := passageOf(ctx).stop
-	results := make([]error, len(records))
-	attempt := 1
-	var index []int // of those that are attempted
-	for i := range records {
-		last := past[i].by(r)
-		if last.pace.waits > 0 && stop.Err() != nil {
-			results[i] = r.interrupted(ctx, last)
-			if r.order { // what is behind it is not to overtake it
-				for j := i + 1; j < len(records); j++ {
-					results[j] = ErrBehindFailed
-				}
-				break
-			}
-			continue
-		}
-		attempt = max(attempt, last.pace.waits+1)
-		index = append(index, i)
-	}
-	if len(index) == 0 {
-		return gather(results)
-	}
-	entry := r.entry()
-	share, some := shareOf(ctx, records, index)
-	err := r.attemptBatch(withAttempt(share, attempt), some)
-	errs := make([]error, len(index))
-	spread(err, errs)
-	for j, i := range index {
-		switch last := past[i].by(r); {
-		case errs[j] != nil && (!untouched(ctx, errs[j]) || behindFailed(ctx, errs[j])): // which still has it
-		case last.pace.waits > 0:
-			r.policy.Budget.refund(last.pace.owes)
-		case errs[j] == nil:
-			r.policy.Budget.deposit(1)
-		}
-	}
-	if err != nil {
-		for j, err := range r.batchLater(r.begin(ctx, entry), some, historiesIn(share, len(some)), err) {
-			results[index[j]] = err
-		}
-	}
-	return gather(results)
-}
-
-// batchLater returns the errors of the records of a batch of which some have failed,
-// and are to be delivered again. After a batch that failed as one, which counts against
-// no record of it, each goes alone.
-func (r *retryApplier[T]) batchLater(run retryRun, records []T, past []history, err error) []error {
-	ctx := run.ctx
-	results := make([]error, len(records))
-	whole := spread(err, results)
-	class := classify(ctx, err)
-	whole = whole && len(records) > 1 && (class == Retryable || class == PermanentClass)
-	charge := 1 // the retries of a batch that is taken apart are one
-	for i, err := range results {
-		if err == nil {
-			continue
-		}
-		one := run
-		last := usage{owner: r}
-		if past != nil {
-			last = past[i].by(r)
-			one.resume(last.pace)
-		}
-		if one.told() {
-			one.about = records[i]
-		}
-		if !whole {
-			// Other records that got through may be new ones, each time: then no attempt
-			// on poison would ever count, if those of a mixed call did not.
-			if results[i] = one.judge(classify(ctx, err), err, false, &last.used); results[i] != nil {
-				continue
-			}
-		}
-		delay, cut := one.plan(err, charge)
-		if cut != nil {
-			results[i] = one.giveUp(cut.reason, max(last.used, one.waits), err, cut.cause)
-			continue
-		}
-		later := one.later(err, delay, last.used, charge)
-		later.usage.together = !whole && len(records) > 1
-		if results[i] = later; whole {
-			charge = 0
-		}
-	}
-	return results
-}
-
-// unspent counts the records of a retried batch that cost the destination
-// nothing in vain: they are applied, or were not attempted. It leaves out those that
-// were no retry.
-func unspent(ctx context.Context, err error, open, fresh []int) (count int) {
-	errs := make([]error, len(open))
-	spread(err, errs)
-	for j, err := range errs {
-		if !slices.Contains(fresh, open[j]) && (err == nil || untouched(ctx, err)) {
-			count++
-		}
-	}
-	return count
-}
-
 // retryRun is the retries of one call, from its first failure on.
 type retryRun struct {
+	*retrier
+	pace
 	ctx     context.Context
 	passage *passage
 	worker  *exits // nil outside of a coordinator
-	owner   any    // the retry
-	policy  *RetryPolicy
-	clock   *steady
-	backoff *backoff.Policy
-	entry   time.Time     // of the call, where MaxElapsed is set
-	start   time.Time     // of the first failure
-	delay   time.Duration // the last one
-	waits   int
-	about   any  // the first record that is tried again
-	records int  // how many are, of a batch
-	held    bool // the coordinator keeps what waits
+	about   any    // the first record that is tried again
+	several int    // how many are, of a batch
+	held    bool   // the coordinator keeps what waits
 }
 
-func (r *retryApplier[T]) begin(ctx context.Context, entry time.Time) retryRun {
+func (r *retrier) begin(ctx context.Context, entry time.Time) retryRun {
 	passage := passageOf(ctx)
-	return retryRun{ctx: ctx, passage: passage, worker: exitsIn(ctx), entry: entry, owner: r, policy: &r.policy, clock: r.clock, backoff: &r.backoff, start: r.clock.Now(), held: passage.watch.holds(r)}
+	return retryRun{retrier: r, pace: pace{start: r.clock.Now(), entry: entry}, ctx: ctx, passage: passage, worker: exitsIn(ctx), held: passage.watch.holds(r.owner)}
 }
 
 // resume goes on with the delays where an earlier delivery has stopped.
 func (r *retryRun) resume(last pace) {
 	if last.waits > 0 {
-		r.waits, r.delay, r.start = last.waits, last.delay, last.start
+		r.pace = last
 	}
+}
+
+// usage is what was used on a record, the last time in an attempt that came to err. For the
+// next one owes retries are withdrawn from the budget.
+func (r *retryRun) usage(used, owes int, err error) usage {
+	u := usage{owner: r.owner, used: used}
+	if r.held {
+		u.pace = r.pace
+		u.pace.owes, u.pace.last = owes, err
+	}
+	return u
 }
 
 // later has the coordinator deliver the record again after a delay. Of the budget n
@@ -660,8 +443,9 @@ func (r *retryRun) later(err error, delay time.Duration, used, n int) *laterErro
 	if r.policy.Budget == nil {
 		n = 0
 	}
+	r.passage.owed.add(r.policy.Budget, n)
 	due := r.passage.watch.clock.Now().Add(delay)
-	return &laterError{err: err, due: due, usage: usage{owner: r.owner, used: used, pace: pace{r.waits, r.delay, r.start, r.entry, n, err}}}
+	return &laterError{err: err, due: due, usage: r.usage(used, n, err)}
 }
 
 // judge counts a failed attempt and returns the record's final error, or nil
@@ -669,28 +453,24 @@ func (r *retryRun) later(err error, delay time.Duration, used, n int) *laterErro
 // breaker begins to count anew with one failure. If the record's attempts counted
 // more, an outage that began in that call would exhaust them before the breaker
 // opens.
-func (r *retryRun) judge(class Class, err error, mixed bool, used *int) error {
+func (r *retryRun) judge(class ErrorClass, err error, mixed bool, used *int) error {
 	switch class {
-	case Skipped:
+	case ClassSkipped:
 		return err
-	case NotAttempted:
+	case ClassNotAttempted:
 		if *used += countedIn(err); *used == 0 {
 			return err
 		}
-		left := usage{owner: r.owner, used: *used}
-		if r.held { // what interrupts a delivery that goes on in hand is no end of it
-			left.pace = pace{waits: r.waits, delay: r.delay, start: r.start, entry: r.entry, last: err}
-		}
-		return &pendingError{err, left}
-	case PermanentClass:
+		return &pendingError{err, r.usage(*used, 0, err)} // what interrupts a delivery that goes on in hand is no end of it
+	case ClassPermanent:
 		*used++
-		return r.giveUp(PermanentFailure, *used, err, nil)
+		return r.giveUp(ReasonPermanent, *used, err, nil)
 	}
 	if !mixed || *used == 0 {
 		*used++
 	}
 	if *used >= r.policy.MaxAttempts {
-		return r.giveUp(Exhausted, *used, err, nil)
+		return r.giveUp(ReasonExhausted, *used, err, nil)
 	}
 	return nil
 }
@@ -721,22 +501,22 @@ func (r *retryRun) plan(last error, n int) (time.Duration, *cut) {
 	stop := r.passage.stop
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
-			return 0, &cut{Interrupted, causeOf(ctx)}
+			return 0, &cut{ReasonInterrupted, causeOf(ctx)}
 		}
 		if deadline, ok := ctx.Deadline(); ok && deadline.Sub(r.clock.Clock.Now()) <= delay {
 			if ctx == stop {
-				return 0, &cut{DeadlineTooClose, errEndsFirst}
+				return 0, &cut{ReasonDeadline, errEndsFirst}
 			}
-			return 0, &cut{DeadlineTooClose, nil}
+			return 0, &cut{ReasonDeadline, nil}
 		}
 	}
-	if limit := r.policy.MaxElapsed; limit > 0 && delay > limit-r.clock.Now().Sub(r.entry) {
-		return 0, &cut{DeadlineTooClose, nil}
+	if limit := r.policy.MaxElapsed; limit > 0 && delay > limit-r.clock.Now().Sub(r.pace.entry) {
+		return 0, &cut{ReasonDeadline, nil}
 	}
 	if !r.policy.Budget.withdraw(n) {
-		return 0, &cut{BudgetEmpty, nil}
+		return 0, &cut{ReasonBudget, nil}
 	}
-	event := RetryEvent{Records: max(1, r.records), Attempt: r.waits, Delay: delay, Err: last}
+	event := RetryEvent{Records: max(1, r.several), Attempt: r.waits, Delay: delay, Err: last}
 	if w := r.passage.watch; w != nil && r.told() {
 		event.Record = w.name(r.about)
 	}
@@ -750,9 +530,11 @@ func (r *retryRun) sleep(delay time.Duration, n int) *cut {
 	stop := r.passage.stop
 	r.worker.waits(r.owner, r.waits)
 	if delay > 0 {
-		over := timer{C: r.clock.After(delay)}
-		if r.policy.MaxElapsed > 0 { // else it does not matter how much has passed
+		var over timer
+		if r.policy.MaxElapsed > 0 {
 			over = r.clock.timer(delay)
+		} else { // it does not matter how much has passed
+			over.C = r.clock.After(delay)
 		}
 		select {
 		case <-over.C: // a clock may be there already, and this is the cheapest to ask
@@ -772,7 +554,7 @@ func (r *retryRun) sleep(delay time.Duration, n int) *cut {
 	for _, ctx := range [...]context.Context{r.ctx, stop} {
 		if ctx.Err() != nil {
 			r.policy.Budget.refund(n)
-			return &cut{Interrupted, causeOf(ctx)}
+			return &cut{ReasonInterrupted, causeOf(ctx)}
 		}
 	}
 	return nil
@@ -814,4 +596,13 @@ func afterOf(err error, limit time.Duration) (after time.Duration) {
 		err = one
 	}
 	return 0
+}
+
+// after is afterOf the errors of a call, of which there may be none.
+func (v verdicts) after(limit time.Duration) (after time.Duration) {
+	after = afterOf(v.whole, limit)
+	for _, err := range v.each {
+		after = max(after, afterOf(err, limit))
+	}
+	return after
 }

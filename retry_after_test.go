@@ -11,7 +11,9 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -381,7 +383,7 @@ func testRetryAfterOfABreaker(t *testing.T, policy, most time.Duration) {
 		},
 		"ApplyBatch, listed": func(b *courier.Breaker, asked time.Duration) error {
 			s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
-				return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: record(asked / 2)}, {Index: 1, Err: record(asked)}, {Index: 2, Err: errTest}}}
+				return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: record(asked / 2)}, {Index: 1, Err: record(asked)}, {Index: 2, Err: errTest}}}
 			}}
 			return asBatch(courier.NewCircuitBreakerApplier[int](s, b)).ApplyBatch(context.Background(), numbers(3))
 		},
@@ -457,5 +459,69 @@ func TestRetryAfter_OfADestinationBehindABreaker(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// MaxRetryAfter caps what an error asks for, and not the policy's own delay; nor does
+// what a coordinator obeys of other errors cap what the policy allows.
+func TestRetryAfter_CapsNothingElse(t *testing.T) {
+	for asked, want := range map[time.Duration][]time.Duration{
+		0:                {10 * time.Second, 15 * time.Second, 15 * time.Second},
+		11 * time.Second: {11 * time.Second, 15 * time.Second, 15 * time.Second},
+		time.Hour:        {12 * time.Second, 15 * time.Second, 15 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var delays []time.Duration
+			_ = courier.NewRetryableApplier(always(courier.RetryAfter(errTest, asked)), courier.RetryPolicy{
+				MaxAttempts: 4, InitialDelay: 10 * time.Second, MaxDelay: 15 * time.Second, Jitter: courier.NoJitter, MaxRetryAfter: 12 * time.Second,
+				OnRetry: func(_ context.Context, e courier.RetryEvent) { delays = append(delays, e.Delay) },
+			}).Apply(t.Context(), 1)
+			require.Equal(t, want, delays)
+		})
+	}
+	down := courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 2 * time.Hour, Jitter: courier.NoOpenJitter}
+	for name, test := range map[string]struct {
+		applier func() courier.Applier[int]
+		want    time.Duration
+	}{
+		"no retry": {func() courier.Applier[int] { return always(courier.RetryAfter(errTest, 40*time.Hour)) }, 24 * time.Hour},
+		"a retry": {func() courier.Applier[int] {
+			return courier.NewRetryableApplier(always(courier.RetryAfter(errTest, 40*time.Hour)), courier.RetryPolicy{MaxAttempts: 1, MaxRetryAfter: 48 * time.Hour})
+		}, 40 * time.Hour},
+		"later": {func() courier.Applier[int] { return always(courier.Later(errTest, 40*time.Hour)) }, 24 * time.Hour},
+		"several": {func() courier.Applier[int] {
+			return always(errors.Join(courier.Later(errTest, 2*time.Hour), courier.Later(errTest, time.Hour)))
+		}, 2 * time.Hour},
+		"keyed breaker": {func() courier.Applier[int] {
+			return courier.NewKeyedCircuitBreakerApplier(always(errTest), func(int) string { return "host" }, down)
+		}, 2 * time.Hour},
+		"12 seconds": {func() courier.Applier[int] { return always(courier.Later(errTest, 12*time.Second)) }, 12 * time.Second}, // longer than it may wait in hand
+	} {
+		t.Run(name, func(t *testing.T) {
+			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+				source.add(1)
+				applier := test.applier()
+				var came atomic.Bool
+				began := time.Now()
+				c := make(courier.ProcessFunc(func(ctx context.Context, r int) error {
+					if came.Swap(true) { // the source hands out at once what it gets back
+						return nil
+					}
+					return applier.Apply(ctx, r)
+				}))
+				stop := start(t, c)
+				time.Sleep(time.Second)
+				next := c.Stats().NextAttempt
+				source.mu.Lock()
+				got := slices.Clone(source.afters)
+				source.mu.Unlock()
+				require.NoError(t, stop())
+				if !next.IsZero() { // it waits in hand, with what the breaker knows of it
+					got = []time.Duration{next.Sub(began)}
+				}
+				require.NotEmpty(t, got)
+				require.Equal(t, test.want, got[0])
+			})
+		})
 	}
 }

@@ -3,6 +3,7 @@ package courier_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
 	"sync"
@@ -58,6 +59,83 @@ func TestR1_HooksAdvanceNoScheduleAndMayPanic(t *testing.T) {
 	}
 }
 
+// inCallAndInHand runs a test of one record's retries where Apply waits for them, and where
+// a coordinator does with the record in its hand.
+func inCallAndInHand(t *testing.T, test func(t *testing.T, deliver func(courier.Applier[int]))) {
+	t.Helper()
+	t.Run("in a call", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			test(t, func(a courier.Applier[int]) { _ = a.Apply(t.Context(), 1) })
+		})
+	})
+	t.Run("in hand", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			test(t, func(a courier.Applier[int]) {
+				a, _ = courier.WithDLQ(a) // so that nothing is delivered again
+				stop := start(t, courier.NewPollingCoordinator(newShelf(1), a, quiet, courier.WithWorkers(2)))
+				time.Sleep(time.Hour)
+				require.NoError(t, stop())
+			})
+		})
+	})
+}
+
+// delays applies a record whose attempts fail with the errors of a script, of which the
+// last one goes on, and returns the times between them.
+func delays(deliver func(courier.Applier[int]), policy courier.RetryPolicy, script ...error) (between []time.Duration) {
+	var last time.Time
+	calls := 0
+	deliver(courier.NewRetryableApplier(courier.ProcessFunc(func(context.Context, int) error {
+		if calls++; calls > 1 {
+			between = append(between, time.Since(last))
+		}
+		last = time.Now()
+		return script[min(calls, len(script))-1]
+	}), policy))
+	return between
+}
+
+func seconds(s ...float64) (d []time.Duration) {
+	for _, s := range s {
+		d = append(d, time.Duration(s*float64(time.Second)))
+	}
+	return d
+}
+
+func TestR3_TheDelaysOfEachJitter(t *testing.T) {
+	for _, test := range []struct {
+		jitter courier.Jitter
+		random float64
+		want   []time.Duration
+	}{
+		{courier.NoJitter, 0.5, seconds(1, 2, 4, 8, 10, 10)},
+		{courier.FullJitter, 0.5, seconds(0.5, 1, 2, 4, 5, 5)},
+		{courier.EqualJitter, 0.5, seconds(0.75, 1.5, 3, 6, 7.5, 7.5)},
+		{courier.EqualJitter, 0, seconds(0.5, 1, 2, 4, 5, 5)},
+		{courier.DecorrelatedJitter, 0.5, seconds(2, 3.5, 5.5, 5.5, 5.5, 5.5)},
+		{courier.DecorrelatedJitter, 0, seconds(1, 1, 1, 1, 1, 1)},
+	} {
+		inCallAndInHand(t, func(t *testing.T, deliver func(courier.Applier[int])) {
+			policy := courier.RetryPolicy{MaxAttempts: 7, InitialDelay: time.Second, MaxDelay: 10 * time.Second, Jitter: test.jitter, Random: func() float64 { return test.random }}
+			require.Equal(t, test.want, delays(deliver, policy, errTest))
+		})
+	}
+}
+
+// A time that one failure asks for is the next delay's alone: the others are as long as
+// they would have been without it.
+func TestR11_WhatIsAskedForChangesNoLaterDelay(t *testing.T) {
+	for jitter, want := range map[courier.Jitter][]time.Duration{
+		courier.NoJitter:           seconds(1, 30, 4, 8),
+		courier.DecorrelatedJitter: seconds(2, 30, 5.75, 9.125),
+	} {
+		inCallAndInHand(t, func(t *testing.T, deliver func(courier.Applier[int])) {
+			policy := courier.RetryPolicy{MaxAttempts: 5, InitialDelay: time.Second, MaxDelay: time.Minute, Jitter: jitter, Random: half}
+			require.Equal(t, want, delays(deliver, policy, errTest, courier.RetryAfter(errTest, 30*time.Second), errTest))
+		})
+	}
+}
+
 func TestR10_MaxElapsedCountsFromTheCallAndInterruptsNoAttempt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0
@@ -74,8 +152,8 @@ func TestR10_MaxElapsedCountsFromTheCallAndInterruptsNoAttempt(t *testing.T) {
 		require.Equal(t, 1, calls)
 		var gaveUp *courier.RetryError
 		require.ErrorAs(t, err, &gaveUp)
-		require.Equal(t, courier.DeadlineTooClose, gaveUp.Reason)
-		require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err), "D-2: it stays pending")
+		require.Equal(t, courier.ReasonDeadline, gaveUp.Reason)
+		require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err), "Q-2: it stays pending")
 	})
 	synctest.Test(t, func(t *testing.T) { // off by default
 		policy := plain
@@ -86,6 +164,33 @@ func TestR10_MaxElapsedCountsFromTheCallAndInterruptsNoAttempt(t *testing.T) {
 		}), policy)
 		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrExhausted)
 	})
+}
+
+// the time between the attempts of a record that waits in hand counts as well.
+func TestR10_MaxElapsedOfARecordThatWaitsInHand(t *testing.T) {
+	for _, together := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var mu sync.Mutex
+			calls := 0
+			applier := courier.ProcessFunc(func(_ context.Context, r int) error {
+				mu.Lock()
+				defer mu.Unlock()
+				calls += 1 - r // those of record 0
+				return errTest
+			})
+			opts := []courier.Option{quiet, courier.WithWorkers(2)}
+			if together {
+				applier, opts = eachOfBatch[int]{applier}, append(opts, courier.WithApplyBatchSize(2))
+			}
+			policy := plain
+			policy.MaxElapsed, policy.MaxAttempts = 10*time.Second, courier.UnlimitedAttempts
+			err := courier.NewPollingCoordinator(newShelf(numbers(2)...), courier.NewRetryableApplier(applier, policy), opts...).RunOnce(t.Context())
+			var gaveUp *courier.RetryError
+			require.ErrorAs(t, err, &gaveUp)
+			require.Equal(t, courier.ReasonDeadline, gaveUp.Reason)
+			require.Equal(t, 4, calls, "after 0, 1, 3 and 7 seconds, together %v", together)
+		})
+	}
 }
 
 func TestR13_APolicyServesManyGoroutines(t *testing.T) {
@@ -109,6 +214,38 @@ func TestR13_APolicyServesManyGoroutines(t *testing.T) {
 	require.EqualValues(t, 64*20*3, calls.Load())
 }
 
+func TestR15_EachDelayArmsOneTimer(t *testing.T) {
+	for _, maxElapsed := range []time.Duration{0, 24 * time.Hour} {
+		for name, test := range map[string]struct {
+			err    error
+			budget float64
+			armed  int
+		}{
+			"success":         {nil, 100, 0},
+			"permanent":       {courier.Permanent(errTest), 100, 0},
+			"not attempted":   {&courier.OpenError{Cause: errTest}, 100, 0},
+			"exhausted":       {errTest, 100, 3},
+			"budget empty":    {errTest, 2, 2},
+			"much asked for":  {courier.RetryAfter(errTest, time.Hour), 100, 3},
+			"nothing is left": {courier.RetryAfter(errTest, 25*time.Hour), 100, 3},
+		} {
+			t.Run(fmt.Sprintf("%s, MaxElapsed %v", name, maxElapsed), func(t *testing.T) {
+				if name == "nothing is left" && maxElapsed > 0 {
+					test.armed = 0
+				}
+				clock := &waits{}
+				policy := courier.RetryPolicy{MaxAttempts: 4, MaxRetryAfter: 48 * time.Hour, MaxElapsed: maxElapsed, Clock: clock,
+					Budget: courier.NewRetryBudget(courier.BudgetPolicy{Burst: test.budget, Floor: 1e-9})}
+				_ = courier.NewRetryableApplier(always(test.err), policy).Apply(t.Context(), 1)
+				require.Equal(t, test.armed, clock.armed)
+			})
+		}
+	}
+	clock := &waits{}
+	require.NoError(t, courier.NewRetryableApplier(always(nil), courier.RetryPolicy{Clock: clock}).Apply(t.Context(), 1))
+	require.Zero(t, clock.read)
+}
+
 func TestR15_ADelayOfNothingArmsNoTimerAndSeesTheContext(t *testing.T) {
 	clock := &waits{}
 	policy := courier.RetryPolicy{MaxAttempts: 4, Jitter: courier.FullJitter, Random: func() float64 { return 0 }, Clock: clock}
@@ -126,10 +263,10 @@ func TestR15_ADelayOfNothingArmsNoTimerAndSeesTheContext(t *testing.T) {
 	require.Equal(t, 1, calls)
 }
 
-// waits is a clock that counts its timers.
-type waits struct{ armed int }
+// waits is a clock that stands still, and counts its timers and how often it is read.
+type waits struct{ armed, read int }
 
-func (*waits) Now() time.Time { return time.Time{} }
+func (w *waits) Now() time.Time { w.read++; return time.Time{} }
 func (w *waits) After(time.Duration) <-chan time.Time {
 	w.armed++
 	ch := make(chan time.Time, 1)
@@ -148,7 +285,7 @@ func TestR16_APanicSpendsTheBudgetAsAnErrorDoes(t *testing.T) {
 		}), policy)
 		var gaveUp *courier.RetryError
 		require.ErrorAs(t, applier.Apply(t.Context(), 1), &gaveUp)
-		require.Equal(t, courier.BudgetEmpty, gaveUp.Reason)
+		require.Equal(t, courier.ReasonBudget, gaveUp.Reason)
 		require.Equal(t, 3, calls, "the first attempt and the two retries that the budget had")
 	})
 }
@@ -168,9 +305,9 @@ func TestR17_ABudgetBoundsTheRetriesOfASustainedFailure(t *testing.T) {
 			var gaveUp *courier.RetryError
 			require.ErrorAs(t, err, &gaveUp)
 			require.ErrorIs(t, err, errTest, "R-18: the last error is there")
-			if gaveUp.Reason == courier.BudgetEmpty {
+			if gaveUp.Reason == courier.ReasonBudget {
 				empty++
-				require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+				require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 			}
 		}
 		require.Equal(t, 30+10, calls)
@@ -178,7 +315,7 @@ func TestR17_ABudgetBoundsTheRetriesOfASustainedFailure(t *testing.T) {
 	})
 }
 
-func TestR17_TheBudgetRefusesBeforeTheDelay(t *testing.T) { // V14
+func TestR17_TheBudgetRefusesBeforeTheDelay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		policy := courier.RetryPolicy{InitialDelay: time.Hour, MaxDelay: time.Hour, Jitter: courier.NoJitter,
 			Budget: courier.NewRetryBudget(courier.BudgetPolicy{Burst: 1, Floor: 1e-9})}
@@ -187,6 +324,40 @@ func TestR17_TheBudgetRefusesBeforeTheDelay(t *testing.T) { // V14
 		began := time.Now()
 		_ = applier.Apply(t.Context(), 1)
 		require.Zero(t, time.Since(began))
+	})
+}
+
+// A retry that succeeds is paid back, whoever waits for it.
+func TestR17_ARetryThatSucceedsIsPaidBack(t *testing.T) {
+	inCallAndInHand(t, func(t *testing.T, deliver func(courier.Applier[int])) {
+		policy := plain
+		policy.Budget = courier.NewRetryBudget(courier.BudgetPolicy{Burst: 1, Floor: 1e-9, Ratio: 1e-9})
+		require.Equal(t, seconds(1), delays(deliver, policy, errTest, nil))
+		require.True(t, left(t, policy.Budget))
+		require.False(t, left(t, policy.Budget), "it has paid nothing in")
+	})
+}
+
+// What one retry has used up is not there for another of the same budget, until the floor
+// has filled it: at its rate, and up to the burst.
+func TestR17_OneBudgetForAllThatShareIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		policy := plain
+		policy.MaxAttempts, policy.Budget = 3, courier.NewRetryBudget(courier.BudgetPolicy{Burst: 4, Floor: 0.01})
+		first := courier.NewRetryableApplier(always(errTest), policy)
+		require.ErrorIs(t, first.Apply(t.Context(), 1), courier.ErrExhausted)
+		require.True(t, left(t, policy.Budget))
+		require.True(t, left(t, policy.Budget))
+		require.NotErrorIs(t, first.Apply(t.Context(), 1), courier.ErrExhausted)
+		time.Sleep(90 * time.Second)
+		require.False(t, left(t, policy.Budget))
+		time.Sleep(10 * time.Second)
+		require.True(t, left(t, policy.Budget))
+		time.Sleep(time.Hour)
+		for range 4 {
+			require.True(t, left(t, policy.Budget))
+		}
+		require.False(t, left(t, policy.Budget))
 	})
 }
 
@@ -248,7 +419,7 @@ func TestAttemptTimeout(t *testing.T) {
 			require.Equal(t, 21*time.Second, time.Since(began))
 		})
 	})
-	t.Run("a late success is a success", func(t *testing.T) { // V12, V11
+	t.Run("a late success is a success", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			applier := courier.NewAttemptTimeoutApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
 				return slow(ctx, time.Minute, nil)
@@ -273,7 +444,7 @@ func TestAttemptTimeout(t *testing.T) {
 			applier := courier.NewAttemptTimeoutApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
 				return slow(ctx, 0, courier.Permanent(errTest))
 			}), time.Second, nil)
-			require.Equal(t, courier.PermanentClass, courier.Classify(t.Context(), applier.Apply(t.Context(), 1)))
+			require.Equal(t, courier.ClassPermanent, courier.Classify(t.Context(), applier.Apply(t.Context(), 1)))
 		})
 	})
 	t.Run("it is inside the breaker of a resilient stack", func(t *testing.T) {
@@ -313,7 +484,7 @@ func TestAttemptTimeout(t *testing.T) {
 	})
 }
 
-// V11: a call that succeeded has succeeded, whatever became of its context.
+// A call that succeeded has succeeded, whatever became of its context.
 func TestRetry_ASuccessUnderAnEndedContextIsASuccess(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { cancel(); return nil }}
@@ -358,11 +529,11 @@ func TestRetry_ScheduleModel(t *testing.T) {
 					break
 				}
 				if kind == isPermanent {
-					reason = courier.PermanentFailure
+					reason = courier.ReasonPermanent
 					break
 				}
 				if wantCalls == attempts {
-					reason = courier.Exhausted
+					reason = courier.ReasonExhausted
 					break
 				}
 				wait := delay
@@ -370,7 +541,7 @@ func TestRetry_ScheduleModel(t *testing.T) {
 					wait = max(delay, min(ask, policy.MaxDelay))
 				}
 				if maxElapsed > 0 && want+wait > maxElapsed {
-					reason = courier.DeadlineTooClose
+					reason = courier.ReasonDeadline
 					break
 				}
 				want += wait

@@ -42,11 +42,11 @@ func TestR1_MaxAttemptsCallsAndOneWaitLess(t *testing.T) {
 			require.ErrorAs(t, err, &gaveUp)
 			require.ErrorIs(t, err, courier.ErrExhausted)
 			require.ErrorIs(t, err, errTest)
-			require.Equal(t, courier.Exhausted, gaveUp.Reason)
+			require.Equal(t, courier.ReasonExhausted, gaveUp.Reason)
 			require.Equal(t, attempts, gaveUp.Attempts)
 			require.Equal(t, want[attempts-1], gaveUp.Elapsed)
 			require.Equal(t, errTest, gaveUp.Last)
-			require.Equal(t, courier.Retryable, courier.Classify(t.Context(), err))
+			require.Equal(t, courier.ClassRetryable, courier.Classify(t.Context(), err))
 		})
 	}
 }
@@ -71,7 +71,7 @@ func TestRetry_AnEndedContextMakesNoCall(t *testing.T) {
 	s := &batchSink[int]{}
 	err := courier.WithRetry[int](s).Apply(ctx, 1)
 	require.ErrorIs(t, err, cause)
-	require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+	require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 	err = asBatch(courier.WithRetry[int](s)).ApplyBatch(ctx, []int{1})
 	require.ErrorIs(t, err, cause)
 	require.Zero(t, s.called())
@@ -91,9 +91,9 @@ func TestR6_ADeadlineThatIsTooNearEndsItAtOnce(t *testing.T) {
 		require.Zero(t, time.Since(began))
 		var gaveUp *courier.RetryError
 		require.ErrorAs(t, err, &gaveUp)
-		require.Equal(t, courier.DeadlineTooClose, gaveUp.Reason)
+		require.Equal(t, courier.ReasonDeadline, gaveUp.Reason)
 		require.ErrorIs(t, err, errTest)
-		require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err), "D-2: it stays pending")
+		require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err), "Q-2: it stays pending")
 	})
 }
 
@@ -108,7 +108,7 @@ func TestR7_ACancelDuringTheDelayKeepsBothErrors(t *testing.T) {
 		require.ErrorIs(t, err, cause)
 		require.ErrorIs(t, err, errTest)
 		require.NotErrorIs(t, err, courier.ErrExhausted)
-		require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), err))
+		require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 	})
 }
 
@@ -123,7 +123,7 @@ func TestR8_APermanentErrorIsOneCall(t *testing.T) {
 	var r refusal
 	require.ErrorAs(t, err, &r)
 	require.Contains(t, err.Error(), "order 1: ")
-	require.Equal(t, courier.PermanentClass, courier.Classify(t.Context(), err))
+	require.Equal(t, courier.ClassPermanent, courier.Classify(t.Context(), err))
 	require.NotErrorIs(t, err, courier.ErrExhausted)
 }
 
@@ -134,6 +134,7 @@ func TestR11_RetryAfterIsAMinimumWithACap(t *testing.T) {
 		{-time.Hour, 0, time.Second},
 		{time.Hour, 0, time.Minute}, // MaxDelay
 		{time.Hour, 2 * time.Minute, 2 * time.Minute},
+		{time.Hour, time.Millisecond, time.Second}, // the cap is of what is asked for
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			policy := plain
@@ -152,18 +153,18 @@ func TestR12_TheAttemptReachesTheSink(t *testing.T) {
 		policy := plain
 		policy.MaxAttempts = 3
 		_ = courier.NewRetryableApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
-			got = append(got, courier.AttemptFrom(ctx))
+			got = append(got, courier.AttemptFromContext(ctx))
 			return errTest
 		}), policy).Apply(t.Context(), 1)
 		require.Equal(t, []int{1, 2, 3}, got)
 	})
-	require.Equal(t, 1, courier.AttemptFrom(t.Context()))
+	require.Equal(t, 1, courier.AttemptFromContext(t.Context()))
 }
 
 func TestRetry_UnlimitedGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		policy := plain
-		policy.MaxAttempts = courier.Unlimited
+		policy.MaxAttempts = courier.UnlimitedAttempts
 		s := &sink[int]{fail: func(_ context.Context, _, call int) error {
 			if call < 1000 {
 				return errTest
@@ -214,7 +215,7 @@ func TestRetry_BatchAppliesOnlyWhatFailedAgain(t *testing.T) {
 		require.Equal(t, 1, list.Failures[0].Index)
 		require.ErrorIs(t, list.Failures[0].Err, courier.ErrExhausted)
 		require.Equal(t, 3, list.Failures[1].Index)
-		require.Equal(t, courier.PermanentClass, courier.Classify(t.Context(), list.Failures[1].Err))
+		require.Equal(t, courier.ClassPermanent, courier.Classify(t.Context(), list.Failures[1].Err))
 	})
 }
 
@@ -279,12 +280,12 @@ func TestRetry_ABatchIsCutShortByADeadline(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
-			return &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: errTest}}}
+			return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: errTest}}}
 		}}
 		err := asBatch(courier.NewRetryableApplier[int](s, plain)).ApplyBatch(ctx, []int{7, 8})
 		require.Len(t, s.batches, 2)
 		var gaveUp *courier.RetryError
 		require.ErrorAs(t, err, &gaveUp)
-		require.Equal(t, courier.DeadlineTooClose, gaveUp.Reason)
+		require.Equal(t, courier.ReasonDeadline, gaveUp.Reason)
 	})
 }

@@ -167,16 +167,16 @@ var endings = []ending{
 	{"returned", func(err error) error { return err }, func(err error, _, _ int) error { return err }},
 	{"panicked", func(err error) error { panic(err) }, func(err error, _, _ int) error { panic(err) }},
 	{"listed", func(err error) error { return err }, func(err error, i, _ int) error {
-		return &courier.BatchError{Failures: []courier.Failure{{Index: i, Err: err}}}
+		return &courier.BatchError{Failures: []courier.BatchFailure{{Index: i, Err: err}}}
 	}},
 	{"listed and wrapped", func(err error) error { return fmt.Errorf("insert: %w", err) }, func(err error, i, _ int) error {
-		return courier.RetryAfter(fmt.Errorf("insert: %w", &courier.BatchError{Failures: []courier.Failure{{Index: i, Err: err}}}), time.Second)
+		return courier.RetryAfter(fmt.Errorf("insert: %w", &courier.BatchError{Failures: []courier.BatchFailure{{Index: i, Err: err}}}), time.Second)
 	}},
 	{"listed twice", func(err error) error { return err }, func(err error, i, _ int) error {
-		return &courier.BatchError{Failures: []courier.Failure{{Index: i, Err: errTest}, {Index: i, Err: err}}}
+		return &courier.BatchError{Failures: []courier.BatchFailure{{Index: i, Err: errTest}, {Index: i, Err: err}}}
 	}},
 	{"listed out of place", func(err error) error { return err }, func(err error, _, n int) error {
-		return &courier.BatchError{Failures: []courier.Failure{{Index: n, Err: err}}}
+		return &courier.BatchError{Failures: []courier.BatchFailure{{Index: n, Err: err}}}
 	}},
 }
 
@@ -239,7 +239,7 @@ var pipelines = []struct {
 	}},
 	{"DLQ", true, func(a courier.Applier[int]) courier.Applier[int] { a, _ = courier.WithDLQ(a); return a }},
 	{"DLQ by key", true, func(a courier.Applier[int]) courier.Applier[int] {
-		return courier.NewDLQApplierWith(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Key: strconv.Itoa})
+		return courier.NewDLQApplier(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Key: strconv.Itoa})
 	}},
 	{"breaker", false, courier.WithCircuitBreaker[int]},
 	{"resilient", true, func(a courier.Applier[int]) courier.Applier[int] { a, _ = courier.ResilientApplier(a, nil); return a }},
@@ -252,7 +252,7 @@ var pipelines = []struct {
 		return courier.NewFanOutApplier(a, courier.ProcessFunc(nop[int]))
 	}},
 	{"fan-out of one, cloned", false, func(a courier.Applier[int]) courier.Applier[int] {
-		return courier.NewFanOut(courier.FanOutConfig[int]{Branches: named(a), Identity: strconv.Itoa, Clone: func(r int) int { return r }})
+		return courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a), Identity: strconv.Itoa, Clone: func(r int) int { return r }})
 	}},
 	{"fan-out of resilient", true, func(a courier.Applier[int]) courier.Applier[int] {
 		a, _ = courier.ResilientApplier(a, nil)
@@ -369,8 +369,8 @@ func TestD9_ErrorsThatCannotBeUsed(t *testing.T) {
 	for name, odd := range oddities() {
 		turn++
 		t.Run(name, func(t *testing.T) {
-			require.Equal(t, courier.Retryable, courier.Classify(t.Context(), odd))
-			require.Equal(t, courier.Retryable, courier.Classify(t.Context(), courier.Permanent(odd)), "what cannot be looked into says nothing")
+			require.Equal(t, courier.ClassRetryable, courier.Classify(t.Context(), odd))
+			require.Equal(t, courier.ClassRetryable, courier.Classify(t.Context(), courier.Permanent(odd)), "what cannot be looked into says nothing")
 			look(&courier.PanicError{Value: odd})
 			for pipeline := range pipelines {
 				if _, slow := odd.(*link); slow && pipeline%4 > 0 {
@@ -399,7 +399,7 @@ func TestD9_Property_ErrorsThatCannotBeUsed(t *testing.T) {
 		for range rapid.IntRange(0, 4).Draw(rt, "wrappers") {
 			err = wrappers[rapid.IntRange(0, len(wrappers)-1).Draw(rt, "wrapper")](err)
 		}
-		if class := courier.Classify(context.Background(), err); class != courier.Retryable {
+		if class := courier.Classify(context.Background(), err); class != courier.ClassRetryable {
 			rt.Fatalf("the class is %v", class)
 		}
 		run := rapid.IntRange(0, len(runs)-1).Draw(rt, "run")
@@ -426,9 +426,11 @@ var wrappers = []func(error) error{
 	func(err error) error {
 		return &courier.OpenError{Until: time.Now().Add(time.Hour), Cause: err, Counted: true}
 	},
-	func(err error) error { return &courier.RetryError{Reason: courier.Exhausted, Attempts: 3, Last: err} },
 	func(err error) error {
-		return &courier.RetryError{Reason: courier.Interrupted, Last: errTest, Cause: err}
+		return &courier.RetryError{Reason: courier.ReasonExhausted, Attempts: 3, Last: err}
+	},
+	func(err error) error {
+		return &courier.RetryError{Reason: courier.ReasonInterrupted, Last: errTest, Cause: err}
 	},
 	func(err error) error { return &courier.ParkError{Err: errTest, Store: err} },
 	func(err error) error {
@@ -454,7 +456,7 @@ func TestD9_ARedriveOverErrorsThatCannotBeUsed(t *testing.T) {
 				a, s := oddSink(end, odd, batches)
 				result, err := courier.Redrive(t.Context(), q, a, nil)
 				require.NoError(t, err, "%s %s", name, end.name)
-				require.Equal(t, courier.RedriveResult{Redriven: 4, Succeeded: 3, Failed: 1}, result, "%s %s", name, end.name)
+				require.Equal(t, courier.RedriveResult{Attempted: 4, Succeeded: 3, Failed: 1}, result, "%s %s", name, end.name)
 				require.Subset(t, s.got(), []int{0, 1, 3})
 				letters, _ := q.Receive(t.Context(), 9)
 				require.Len(t, letters, 1)
@@ -514,7 +516,7 @@ func firstOf(err error, call func() error) error {
 	return call()
 }
 
-// D-4: a queue that fails oddly has refused: the record stays pending, and a redrive
+// a queue that fails oddly has refused: the record stays pending, and a redrive
 // stops with an error that can be used.
 func TestD9_AQueueWhoseErrorsCannotBeUsed(t *testing.T) {
 	for name, odd := range oddities() {
@@ -541,14 +543,14 @@ func TestD9_AQueueWhoseErrorsCannotBeUsed(t *testing.T) {
 			for _, method := range []string{"Send", "ParkedKeys"} {
 				q := &oddQueue{courier.NewMemoryDLQ[int](0), method, fail}
 				source := newShelf(1)
-				stack := courier.NewDLQApplierWith(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{Key: strconv.Itoa})
+				stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{Key: strconv.Itoa})
 				err := courier.NewPollingCoordinator(source, stack, quiet).RunOnce(t.Context())
 				require.Error(t, err, "%s %s by %s", name, kind, method)
 				require.Equal(t, []int{1}, source.left())
 				look(err)
 				var listed *courier.BatchError
 				require.ErrorAs(t, err, &listed)
-				require.Equal(t, courier.NotAttempted, courier.Classify(t.Context(), listed.Failures[0].Err))
+				require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), listed.Failures[0].Err))
 			}
 		}
 	}
@@ -659,7 +661,7 @@ func TestD9_ACauseThatCannotBeUsed(t *testing.T) {
 				err := p.wrap(courier.ProcessFunc(func(ctx context.Context, _ int) error { return context.Cause(ctx) })).Apply(ended, 1)
 				require.Error(t, err, p.name)
 				look(err)
-				require.Equal(t, courier.NotAttempted, courier.Classify(ended, err), p.name)
+				require.Equal(t, courier.ClassNotAttempted, courier.Classify(ended, err), p.name)
 			}
 			_, err := courier.NewBreaker(courier.BreakerPolicy{}).Acquire(ended)
 			look(err)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -255,7 +256,7 @@ func TestStall_ARecordThatHangsAfterQuickOnes(t *testing.T) {
 // failsFirst fails a record a few times, and then hangs.
 func failsFirst(times int) func(ctx context.Context, n int) error {
 	return func(ctx context.Context, _ int) error {
-		if courier.AttemptFrom(ctx) <= times {
+		if courier.AttemptFromContext(ctx) <= times {
 			return errTest
 		}
 		time.Sleep(time.Hour)
@@ -337,7 +338,7 @@ func TestStall_TheAttemptOfTheNextRecord(t *testing.T) {
 					if batches {
 						a = hangingBatches{a}
 					}
-					a = courier.NewDLQApplierWith(courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 3}), courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+					a = courier.NewDLQApplier(courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 3}), courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
 					opts := []courier.Option{quiet, courier.WithBatchSize(2)}
 					if batches {
 						opts = append(opts, courier.WithApplyBatchSize(1))
@@ -575,10 +576,10 @@ func (rude) Enabled(context.Context, slog.Level) bool { return true }
 
 func (rude) Handle(context.Context, slog.Record) error { runtime.Goexit(); return nil }
 
-// SlogObserver says the same.
-func TestStall_BySlogObserver(t *testing.T) {
+// LogObserver says the same.
+func TestStall_ByLogObserver(t *testing.T) {
 	var log lines
-	o := courier.SlogObserver(slog.New(slog.NewTextHandler(&log, nil)))
+	o := courier.LogObserver(slog.New(slog.NewTextHandler(&log, nil)))
 	o.Stalled(t.Context(), courier.StallEvent{Record: "order 7", Records: 1, Attempt: 2, InWork: 31 * time.Second})
 	o.Stalled(t.Context(), courier.StallEvent{Record: "order 7", Records: 1, Attempt: 2, InWork: time.Minute, Over: true})
 	warn, info := stalledLines(&log)
@@ -604,5 +605,40 @@ func TestStall_Limits(t *testing.T) {
 		var fault *courier.ConfigError
 		require.True(t, errors.As(c.RunOnce(t.Context()), &fault))
 		require.Equal(t, "WithStallAfter", fault.Field)
+	}
+}
+
+// Stats tells of the record that has been in work for the longest, whichever worker has it.
+func TestStall_StatsTellOfTheOldest(t *testing.T) {
+	for _, long := range []int{1, 2} {
+		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+			source.add(1, 2, 3)
+			workers := courier.WithWorkers(2)
+			if source.wait {
+				workers = courier.WithStreamWorkers(2)
+			}
+			var mu sync.Mutex
+			hangs := map[string]time.Time{} // since when
+			c := make(courier.ProcessFunc(func(_ context.Context, r int) error {
+				if r == long || r == 3 {
+					mu.Lock()
+					hangs[fmt.Sprint(r)] = time.Now()
+					mu.Unlock()
+					time.Sleep(10 * time.Minute)
+				} else {
+					time.Sleep(30 * time.Second)
+				}
+				return nil
+			}), workers, courier.WithBatchSize(3), courier.WithStallAfter(20*time.Second), courier.WithDrainTimeout(time.Hour))
+			stop := start(t, c)
+			time.Sleep(5 * time.Minute)
+			mu.Lock()
+			oldest := hangs[c.Stats().OldestRecord]
+			for _, since := range hangs {
+				require.False(t, since.Before(oldest) || oldest.IsZero())
+			}
+			mu.Unlock()
+			require.NoError(t, stop())
+		})
 	}
 }

@@ -212,10 +212,10 @@ func (m moment) told(t time.Time) time.Time {
 
 // clocksOf returns the clocks by which a stack decides when it takes records again,
 // but the system's.
-func clocksOf(stack layer) (found []*steady) {
-	within(stack, false, func(l layer, _ bool) bool {
-		if c, ok := l.(interface{ clocks() []*steady }); ok {
-			found = append(found, slices.DeleteFunc(c.clocks(), (*steady).system)...)
+func clocksOf(stack *layer) (found []*steady) {
+	within(stack, false, func(l *layer, _ bool) bool {
+		if l.clock != nil && !l.clock.system() {
+			found = append(found, l.clock)
 		}
 		return false
 	})

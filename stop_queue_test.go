@@ -93,7 +93,7 @@ func (b batchOf) ApplyBatch(ctx context.Context, records []int) error {
 func stopStacks(l *queueLog, a courier.Applier[int]) map[string]courier.Applier[int] {
 	park := func(a courier.Applier[int], policy courier.DLQPolicy[int]) courier.Applier[int] {
 		policy.MaxParkRate = courier.AnyParkRate
-		return courier.NewDLQApplierWith(a, courier.DLQ[int](&slowQueue{courier.NewMemoryDLQ[int](0), l}), policy)
+		return courier.NewDLQApplier(a, courier.DLQ[int](&slowQueue{courier.NewMemoryDLQ[int](0), l}), policy)
 	}
 	plain := courier.DLQPolicy[int]{}
 	keyed := courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r % 2) }}

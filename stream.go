@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/erfanmomeniii/courier/internal/engine"
 )
 
 // stream is one run of a streaming coordinator. The director, which is the
@@ -15,51 +17,36 @@ import (
 // and never blocks on a send: each channel has room for all that can be under
 // way. Fetches, applies and settlements have goroutines of their own.
 type stream[T any] struct {
-	*engine[T]
-	config      *config
-	control     *control
-	source      Source[T]
-	releaser    Releaser[T] // nil if the source is none
-	failer      Failer[T]   // likewise
-	renewer     Renewer[T]  // likewise
-	life        *lifecycle
-	stalls      *stalls
-	leave       context.Context // once it has ended, workers begin no record
-	intake      context.Context // what is fetched under
-	close       context.CancelCauseFunc
-	renewing    context.Context // what leases are renewed under
-	endRenewals context.CancelCauseFunc
+	*pipeline[T]
+	leave  context.Context // once it has ended, workers begin no record
+	intake context.Context // what is fetched under
+	close  context.CancelCauseFunc
 
 	wanted  chan request        // to the fetcher
 	fetched chan fetchResult[T] // from it
 	todo    chan *share[T]      // to the workers
 	done    chan *share[T]      // from them
-	jobs    chan job[T]         // to the settler
+	jobs    chan *job[T]        // to the settler
 	settled chan error          // from it
-	leases  chan []T            // to the renewer
-	renewed chan error          // from it
+	losses  chan struct{}       // from the renewals: leases were lost
 
-	limit     int                 // of the records in hand
-	inHand    int                 // records fetched and neither marked nor given back
-	queue     []item[T]           // to be applied, in this order
-	again     pile[T]             // to be applied in between, by their numbers; only where there are lanes
-	drewAgain bool                // the last record that was drawn was one of these
-	fresh     []fresh[T]          // to be applied after those, as they were fetched
-	unread    int                 // how many records these are
-	held      pile[T]             // failed, or between two attempts: to be tried again when due
-	returns   []item[T]           // failed, to go back to the source
-	failed    uint64              // how often a record was held
-	young     int                 // the held ones that are worth waiting for at the end of the stream
-	lanes     map[string]*lane[T] // of the keys that something is under way for; nil without an order
-	mu        sync.Mutex          // over what is out, for drainOver
-	out       []*share[T]         // with the workers, in the order they were handed out
+	limit     int                     // of the records in hand
+	inHand    int                     // records fetched and neither marked nor given back
+	queue     []item[T]               // to be applied, in this order
+	again     engine.Heap[item[T]]    // to be applied in between, by their numbers; only where there is an order
+	drewAgain bool                    // the last record that was drawn was one of these
+	fresh     []fresh[T]              // to be applied after those, as they were fetched
+	unread    int                     // how many records these are
+	waiting   engine.Waiting[item[T]] // failed, or between two attempts, and those behind them or behind one at a worker in the order of their key
+	returns   []item[T]               // failed, to go back to the source
+	young     int                     // the held ones that are worth waiting for at the end of the stream
+	mu        sync.Mutex              // over what is out, for drainOver
+	out       []*share[T]             // with the workers, in the order they were handed out
 	spare     []*share[T]
-	line      line[T]           // of the marks
-	back      backlog[T]        // to be released
-	faulty    []FailedRecord[T] // to be reported
-	leased    []uint64          // the records that are being renewed
-	number    uint64            // of the next record
-	pace      time.Duration     // of a record at a worker, lately
+	marks     engine.MarkQueue[T]          // what waits to be marked
+	back      engine.Releases[numbered[T]] // to be released
+	faulty    faults[T]                    // to be reported
+	pace      time.Duration                // of a record at a worker, lately
 
 	asking   bool        // the fetcher is at work
 	fetching atomic.Bool // and has called the source
@@ -73,24 +60,18 @@ type stream[T any] struct {
 	probing  bool // the breaker may be probed, with one record at a time
 	sparing  bool // suspects wait for others to close the breaker
 
-	pausedUntil, fetchAt, markAt, flushAt      time.Time
-	lookAt, refusedUntil, spareUntil           time.Time
-	pausePace, fetchPace, markPace, refusePace trouble
-	lastPace                                   trouble // of marks, once the run stops
-
-	renewEvery time.Duration
-	renewal    <-chan time.Time // the next one
-	renewalDue bool
+	pausedUntil, fetchAt, markAt, flushAt time.Time
+	lookAt, refusedUntil, spareUntil      time.Time
+	pausePace, fetchPace, refusePace      trouble
 
 	markLost error
 }
 
 // item is a record in hand, with its history once it has one.
 type item[T any] struct {
-	record T
-	number uint64 // in the order fetched
-	key    string // where an order was asked for
-	past   *past
+	numbered[T]
+	key  string // where an order was asked for
+	past *past
 }
 
 // past is what happened to a record before.
@@ -103,7 +84,6 @@ type past struct {
 	probes  int       // in vain
 	tries   trouble   // deliveries that failed
 	due     time.Time // of the next one
-	turn    uint64    // of the last one, among all that failed
 	err     error     // of it
 }
 
@@ -122,57 +102,31 @@ type request struct {
 	limit int
 }
 
-type fetchResult[T any] struct {
-	records   []T
-	keys      []string // parallel to the records; nil when no order was asked for
-	unkeyed   map[int]error
-	took      time.Duration
-	err       error
-	more      bool // the source says that it has more
-	skipped   bool // it was not made, see ahead
-	cancelled bool // its error, if it has one, tells of that
-}
-
 // errHeldUp is why records are not marked that were applied.
 var errHeldUp = errors.New("marks are in the order fetched, and a record before them is not settled")
 
 func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T] {
 	n := c.config.workers
 	s := &stream[T]{
-		engine:  newEngine(c.applier, &c.config, c.watch),
-		config:  &c.config,
-		control: c.control,
-		source:  c.source,
-		limit:   c.config.batchSize * (1 + c.config.prefetch),
-		wanted:  make(chan request, 1),
-		fetched: make(chan fetchResult[T], 1),
-		todo:    make(chan *share[T], n),
-		done:    make(chan *share[T], n),
-		jobs:    make(chan job[T], 1),
-		settled: make(chan error, 1),
-		leases:  make(chan []T, 1),
-		renewed: make(chan error, 1),
-		line:    line[T]{ordered: c.config.orderedMarks, batch: c.config.batchSize},
-		again:   pile[T]{before: fetchedBefore[T]},
-		held:    pile[T]{before: dueBefore[T]},
-		back:    backlog[T]{at: make(map[time.Duration]int)},
+		pipeline: newPipeline(c.control, &c.config, c.source, c.applier),
+		limit:    c.config.batchSize * (1 + c.config.prefetch),
+		wanted:   make(chan request, 1),
+		fetched:  make(chan fetchResult[T], 1),
+		todo:     make(chan *share[T], n),
+		done:     make(chan *share[T], n),
+		jobs:     make(chan *job[T], 1),
+		settled:  make(chan error, 1),
+		losses:   make(chan struct{}, 1),
+		again:    engine.Heap[item[T]]{Before: fetchedBefore[T]},
 	}
-	s.life = beginLifecycle(ctx, c.watch, c.config.clock.Clock, c.config.drainTimeout, s.drainOver)
-	s.stalls = newStalls(s.life.work, s.config, s.watch, s.working)
+	s.marks = engine.NewMarkQueue[T](c.config.batchSize, c.config.orderedMarks, s.leases != nil)
+	s.begin(ctx, s.working, s.fetching.Load)
 	s.life.applying.Store(true) // the director says when that has ended
-	if s.keyOf != nil {
-		s.lanes = make(map[string]*lane[T])
-	}
 	// After a stop, records that were not begun go back to a source that takes
 	// them; to leave them alone otherwise would be to lose them.
 	s.leave = s.life.work
-	if s.releaser, _ = c.source.(Releaser[T]); s.releaser != nil {
+	if s.releaser != nil {
 		s.leave = ctx
-	}
-	s.failer, _ = c.source.(Failer[T])
-	if s.renewer, _ = c.source.(Renewer[T]); s.renewer != nil {
-		s.renewEvery = renewEvery(s.renewer)
-		s.renewing, s.endRenewals = context.WithCancelCause(s.life.settle)
 	}
 	s.intake, s.close = context.WithCancelCause(ctx)
 	return s
@@ -180,24 +134,20 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 
 func (s *stream[T]) run() error {
 	var helpers sync.WaitGroup
-	helpers.Go(func() { supervise((&fetcher[T]{stream: s}).loop) })
-	helpers.Go(func() { supervise((&settler[T]{stream: s}).loop) })
-	if s.renewEvery > 0 {
-		helpers.Go(func() { supervise((&holder[T]{stream: s}).loop) })
+	helpers.Go(s.serveFetches)
+	helpers.Go(s.serveJobs)
+	if s.renewer != nil {
+		helpers.Go(func() { s.renewLeases(s.tellLost) })
 	}
 	for range s.config.workers {
-		w := &worker[*share[T]]{todo: s.todo, stop: s.leave, ctx: s.life.work}
-		helpers.Go(func() { supervise(w.loop) })
+		helpers.Go(func() { work(s.leave, s.life.work, s.todo) })
 	}
 	helpers.Go(s.stalls.loop)
 	s.direct()
 	close(s.wanted)
 	close(s.todo)
 	close(s.jobs)
-	close(s.leases)
-	if s.endRenewals != nil {
-		s.endRenewals(ErrStopped)
-	}
+	s.endRenewals(ErrStopped)
 	s.stalls.end()
 	helpers.Wait()
 	s.close(ErrStopped)
@@ -205,10 +155,7 @@ func (s *stream[T]) run() error {
 
 	var unsettled error
 	s.unpack()
-	left := append(s.queue, s.held.items...)
-	for _, l := range s.inLanes() {
-		left = append(left, l...)
-	}
+	left := append(s.queue, itemsOf(s.waiting.All())...)
 	if len(left) > 0 {
 		byNumber(left)
 		e := &UnsettledError[T]{Records: make([]T, len(left))}
@@ -220,7 +167,7 @@ func (s *stream[T]) run() error {
 		}
 		unsettled = e
 	}
-	if n := len(s.line.waiting()); n > 0 && s.markLost == nil {
+	if n := len(s.marks.HeldUp()); n > 0 && s.markLost == nil {
 		s.markLost = &MarkError{n, errHeldUp}
 	}
 	err := errors.Join(s.markLost, unsettled)
@@ -256,12 +203,10 @@ func (s *stream[T]) direct() {
 			s.finish(sh)
 		case err := <-s.settled:
 			s.finishJob(err)
-		case err := <-s.renewed:
-			s.finishRenewal(err)
+		case <-s.losses:
+			s.dropLost()
 		case a := <-alarms.rings:
 			alarms.rang(a)
-		case <-s.renewal:
-			s.renewalDue = true
 		case <-s.control.wake:
 			s.fetchAt, s.refusedUntil = time.Time{}, time.Time{}
 			if !s.shut {
@@ -331,7 +276,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.wakeHeld(now, true) // nothing of it will be tried again
 		s.giveBackAll()
 	}
-	if (s.stopping || s.eof) && !s.asking && s.releaser != nil && len(s.out)+s.queued()+len(s.held.items)+len(s.returns) == 0 {
+	if (s.stopping || s.eof) && !s.asking && s.releaser != nil && len(s.out)+s.queued()+s.waiting.Held()+len(s.returns) == 0 {
 		s.giveBackWaiting()
 	}
 	if s.stopping && !s.asking && len(s.out) == 0 && (over || s.queued() == 0) {
@@ -340,7 +285,6 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if s.job == nil {
 		s.settle(now, s.stopping || open)
 	}
-	s.renew()
 	if s.full && s.inHand <= s.limit/2 {
 		s.full = false
 		s.watch.resumed(s.life.settle, byFullHand)
@@ -348,7 +292,7 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) && !now.Before(s.refusedUntil) {
 		s.ask()
 	}
-	if s.asking || len(s.out) > 0 || s.job != nil || s.line.ready() > 0 || len(s.back.groups)+len(s.faulty) > 0 {
+	if s.asking || len(s.out) > 0 || s.job != nil || len(s.marks.Ready()) > 0 || s.back.Some() || len(s.faulty.failed) > 0 {
 		return false
 	}
 	return over || (s.stopping || s.eof && !s.retrying()) && s.queued() == 0
@@ -386,10 +330,10 @@ func (s *stream[T]) ask() {
 	if want > 0 {
 		s.asking = true
 		s.wanted <- request{s.intake, want}
-	} else if !s.probing && s.idle() && s.line.ready() == 0 && s.job == nil && len(s.back.groups)+len(s.faulty) == 0 {
+	} else if !s.probing && s.idle() && len(s.marks.Ready()) == 0 && s.job == nil && !s.back.Some() && len(s.faulty.failed) == 0 {
 		if !s.full { // until half of them are settled: not to tell of every single one
 			s.full = true
-			s.watch.paused(s.life.settle, byFullHand, PauseEvent{Err: ErrFullHand, Waiting: len(s.held.items)}, false)
+			s.watch.paused(s.life.settle, byFullHand, PauseEvent{Err: ErrFullHand, Waiting: s.waiting.Held()}, false)
 		}
 	}
 }
@@ -415,7 +359,7 @@ func (s *stream[T]) hopeless() bool {
 		if (it.past == nil || it.past.probes < lastProbes) && !behind[it.key] {
 			return false
 		}
-		behind[it.key] = s.lanes != nil
+		behind[it.key] = s.keyOf != nil
 	}
 	return len(s.queue) > 0 && !s.retrying()
 }
@@ -441,11 +385,11 @@ func (s *stream[T]) next(now time.Time) time.Time {
 	if !s.stopping {
 		consider(s.fetchAt)
 		consider(s.refusedUntil)
-		if len(s.held.items) > 0 {
-			consider(s.held.items[0].past.due)
+		if due, some := s.waiting.Next(); some {
+			consider(due)
 		}
 	}
-	if s.line.ready() > 0 && s.job == nil {
+	if len(s.marks.Ready()) > 0 && s.job == nil {
 		consider(s.markAt)
 		consider(s.flushAt)
 	}
@@ -457,23 +401,22 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 	s.asking = false
 	n := len(r.records)
 	s.inHand += n
-	if s.lanes == nil && n > 0 {
-		s.fresh = append(s.fresh, fresh[T]{r.records, s.number})
+	if s.keyOf == nil && n > 0 {
+		s.fresh = append(s.fresh, fresh[T]{r.records, r.first})
 		s.unread += n
 	}
 	for i, record := range r.records {
-		if s.lanes != nil {
-			it := item[T]{record: record, number: s.number + uint64(i), key: r.keys[i]}
+		if s.keyOf != nil {
+			it := item[T]{numbered: numbered[T]{record, r.first + uint64(i)}, key: r.keys[i]}
 			if bad := r.unkeyed[i]; bad != nil {
 				it.history().unkeyed = bad
-				it.key = fmt.Sprintf("courier: none, record %d", it.number) // a lane of its own
+				it.key = fmt.Sprintf("courier: none, record %d", it.number) // in the order of no other
 			}
 			s.queue = append(s.queue, it)
 		}
-		s.line.enter(record)
+		s.marks.Enter(record)
 	}
-	s.number += uint64(n)
-	event := FetchEvent{Records: n, Err: r.err, Took: r.took}
+	event := FetchEvent{Records: n, Err: r.err, Elapsed: r.took}
 	cancelled := false
 	switch {
 	case r.err == io.EOF: // not wrapped: that is a connection that broke
@@ -491,4 +434,34 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 	}
 	s.watch.count.inHand.Add(int64(n))
 	s.watch.fetched(s.life.settle, event, cancelled)
+}
+
+// The goroutines that call the source.
+
+func (s *stream[T]) serveFetches() {
+	var began time.Time // of the call, where its duration is asked for
+	var result fetchResult[T]
+	serve(s.wanted, func(r request, again bool) {
+		if !again {
+			s.fetching.Store(true)
+			began = s.watch.now(s.watch.observer.Fetched != nil)
+			s.callFetch(r.ctx, r.limit, &result)
+		}
+		s.fetching.Store(false)
+		result.took = s.watch.since(s.watch.observer.Fetched != nil, began)
+		result.keys, result.unkeyed = s.keysOf(nil, result.records)
+		s.fetched <- result
+		result = fetchResult[T]{} // for the garbage collector
+	})
+}
+
+func (s *stream[T]) serveJobs() {
+	var result error
+	serve(s.jobs, func(j *job[T], again bool) {
+		if !again {
+			s.call(j, &result)
+		}
+		s.callEnded()
+		s.settled <- result
+	})
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/erfanmomeniii/courier/internal/engine"
 )
 
 // This room is about which records go to which worker of a stream, and when.
@@ -26,7 +28,7 @@ type share[T any] struct {
 	event   ApplyEvent
 	took    time.Duration
 
-	gate    keyGate // and the memory of the account
+	blocked engine.BlockedKeys // and the memory of the account
 	records []T
 	past    []history
 	keys    []string
@@ -49,20 +51,13 @@ func (sh *share[T]) item(i int) item[T] {
 	if len(sh.items) > 0 {
 		return sh.items[i]
 	}
-	return item[T]{record: sh.account.ledger.Records[i], number: sh.first + uint64(i)}
+	return item[T]{numbered: numbered[T]{sh.account.ledger.Records[i], sh.first + uint64(i)}}
 }
 
 // fresh is records as they were fetched, that nobody has had to do with.
 type fresh[T any] struct {
 	records []T
 	first   uint64 // number
-}
-
-// lane is a key that records are under way for, or behind.
-type lane[T any] struct {
-	out     int     // records with a worker
-	held    int     // failed, and not due yet
-	waiting pile[T] // behind those
 }
 
 // lookEvery is how long a worker may be at one record before the ones behind it
@@ -88,12 +83,12 @@ func (s *stream[T]) handOut(now time.Time) {
 	}
 	for len(s.out) < s.config.workers && s.queued() > 0 {
 		n := (s.queued() + s.config.workers - 1) / s.config.workers
-		enough := min(n, maxClaim)
+		enough := min(n, engine.MaxClaim)
 		if s.pace > 0 {
 			enough = max(1, int(worthwhile/s.pace))
 			n = min(s.queued(), max(n, enough))
 		}
-		if s.lanes != nil { // not to have all keys with one worker
+		if s.keyOf != nil { // not to have all keys with one worker
 			n = min(n, or(s.portion, enough))
 		}
 		switch {
@@ -101,7 +96,7 @@ func (s *stream[T]) handOut(now time.Time) {
 			if items := s.drawChains(or(s.portion, s.config.batchSize)); len(items) > 0 {
 				s.send(items, false, now)
 			}
-		case s.lanes != nil:
+		case s.keyOf != nil:
 			if items := s.draw(n); len(items) > 0 {
 				s.send(items, false, now)
 			}
@@ -114,7 +109,7 @@ func (s *stream[T]) handOut(now time.Time) {
 }
 
 // queued is how many records wait for a worker.
-func (s *stream[T]) queued() int { return len(s.queue) + len(s.again.items) + s.unread }
+func (s *stream[T]) queued() int { return len(s.queue) + len(s.again.Items) + s.unread }
 
 // unpack puts the records that are as they were fetched into the queue, and those
 // that are to go in between, for what has to look at each.
@@ -122,7 +117,7 @@ func (s *stream[T]) unpack() {
 	s.putBetween()
 	for _, f := range s.fresh {
 		for i, record := range f.records {
-			s.queue = append(s.queue, item[T]{record: record, number: f.first + uint64(i)})
+			s.queue = append(s.queue, item[T]{numbered: numbered[T]{record, f.first + uint64(i)}})
 		}
 	}
 	s.fresh, s.unread = nil, 0
@@ -131,10 +126,10 @@ func (s *stream[T]) unpack() {
 // putBetween puts the records that are to be applied again in their place in the
 // queue.
 func (s *stream[T]) putBetween() {
-	if len(s.again.items) > 0 {
-		s.queue = append(s.queue, s.again.items...)
+	if len(s.again.Items) > 0 {
+		s.queue = append(s.queue, s.again.Items...)
 		byNumber(s.queue)
-		s.again.items = nil
+		s.again.Items = nil
 	}
 }
 
@@ -149,7 +144,7 @@ func (s *stream[T]) take(n int) (items []item[T]) {
 		}
 		if s.unread > 0 {
 			records, first := s.takeFresh(1)
-			items = append(items, item[T]{record: records[0], number: first})
+			items = append(items, item[T]{numbered: numbered[T]{records[0], first}})
 		}
 	}
 	return items
@@ -172,18 +167,18 @@ func (s *stream[T]) takeFresh(n int) (records []T, first uint64) {
 }
 
 // draw takes up to n records from the queue whose keys nobody is busy with. The
-// others go and wait in their lanes.
+// others wait until these are settled.
 func (s *stream[T]) draw(n int) (items []item[T]) {
 	mine := make(map[string]bool)
-	for len(s.queue)+len(s.again.items) > 0 && len(items) < n {
+	for len(s.queue)+len(s.again.Items) > 0 && len(items) < n {
 		var it item[T]
 		if s.drewAgain = s.drawsAgain(); s.drewAgain {
-			it = s.again.pop()
+			it = s.again.Pop()
 		} else {
 			it, s.queue = s.queue[0], s.queue[1:]
 		}
-		if l := s.lanes[it.key]; l != nil && !mine[it.key] && (l.out > 0 || l.held > 0) {
-			l.waiting.push(it)
+		if !mine[it.key] && s.waiting.Busy(it.key) {
+			s.waiting.Behind(waiterOf(it))
 			continue
 		}
 		mine[it.key] = true
@@ -193,7 +188,7 @@ func (s *stream[T]) draw(n int) (items []item[T]) {
 }
 
 // ordersTogether reports whether several records of a key may be in one call.
-func (s *stream[T]) ordersTogether() bool { return s.lanes != nil && s.ordered }
+func (s *stream[T]) ordersTogether() bool { return s.keyOf != nil && s.ordered }
 
 // drawChains takes up to n records from the queue whose keys nobody is busy with, of as
 // many keys as are a worker's share of these. The others of a key follow once these are
@@ -203,8 +198,8 @@ func (s *stream[T]) drawChains(n int) (items []item[T]) {
 	queue := s.queue[:0]
 	free := make(map[string]bool)
 	for _, it := range s.queue {
-		if l := s.lanes[it.key]; l != nil && (l.out > 0 || l.held > 0) {
-			l.waiting.push(it)
+		if s.waiting.Busy(it.key) {
+			s.waiting.Behind(waiterOf(it))
 			continue
 		}
 		free[it.key] = true
@@ -232,121 +227,57 @@ func (s *stream[T]) drawChains(n int) (items []item[T]) {
 // the queue: by turns, as take has it, as far as the order of its key allows that.
 func (s *stream[T]) drawsAgain() bool {
 	switch {
-	case len(s.again.items) == 0:
+	case len(s.again.Items) == 0:
 		return false
 	case len(s.queue) == 0 || !s.drewAgain:
 		return true
 	}
 	key := s.queue[0].key
-	return slices.ContainsFunc(s.again.items, func(it item[T]) bool { return it.key == key })
+	return slices.ContainsFunc(s.again.Items, func(it item[T]) bool { return it.key == key })
 }
 
-// pile is records of which the first is known, by some order: a binary heap. What
-// comes in order, as most does, costs no more than to append it.
-type pile[T any] struct {
-	items  []item[T]
-	before func(a, b *item[T]) bool
-}
-
-func (p *pile[T]) push(it item[T]) {
-	p.items = append(p.items, it)
-	for i := len(p.items) - 1; i > 0; {
-		parent := (i - 1) / 2
-		if !p.before(&p.items[i], &p.items[parent]) {
-			return
-		}
-		p.items[i], p.items[parent] = p.items[parent], p.items[i]
-		i = parent
-	}
-}
-
-func (p *pile[T]) pop() item[T] {
-	first, last := p.items[0], len(p.items)-1
-	p.items[0] = p.items[last]
-	p.items[last] = item[T]{}
-	p.items = p.items[:last]
-	for i, child := 0, 1; child < last; child = 2*i + 1 {
-		if child+1 < last && p.before(&p.items[child+1], &p.items[child]) {
-			child++
-		}
-		if !p.before(&p.items[child], &p.items[i]) {
-			break
-		}
-		p.items[i], p.items[child] = p.items[child], p.items[i]
-		i = child
-	}
-	return first
-}
-
-// keep removes the others.
-func (p *pile[T]) keep(those func(it item[T]) bool) {
-	items := p.items
-	p.items = nil
-	for _, it := range items {
-		if those(it) {
-			p.push(it)
-		}
-	}
-}
-
-// fetchedBefore is by number, dueBefore by time and, for those due together, by
-// when they failed.
 func fetchedBefore[T any](a, b *item[T]) bool { return a.number < b.number }
-
-func dueBefore[T any](a, b *item[T]) bool {
-	if c := a.past.due.Compare(b.past.due); c != 0 {
-		return c < 0
-	}
-	return a.past.turn < b.past.turn
-}
 
 // requeue puts records back into the queue that were not begun: in order where
 // one was asked for, else before all others.
 func (s *stream[T]) requeue(items []item[T]) {
 	switch {
 	case len(items) == 0:
-	case s.lanes != nil:
+	case s.keyOf != nil:
 		for _, it := range items {
-			s.again.push(it)
+			s.again.Push(it)
+		}
+		// The queue has earlier ones if a renewal, or a probe, has looked through it since.
+		if len(s.queue) > 0 && slices.ContainsFunc(items, func(it item[T]) bool { return it.number > s.queue[0].number }) {
+			s.putBetween()
 		}
 	default:
 		s.queue = append(items, s.queue...)
 	}
 }
 
-// lane returns the lane of a record's key, a new one if there is none.
-func (s *stream[T]) lane(key string) *lane[T] {
-	l := s.lanes[key]
-	if l == nil {
-		l = &lane[T]{waiting: pile[T]{before: s.again.before}}
-		s.lanes[key] = l
-	}
-	return l
-}
-
-// leaveLane notes that a record is not with a worker any more, and openLane what
-// follows: once nothing is in their way, the records behind go on.
-func (s *stream[T]) leaveLane(key string) {
-	if s.lanes == nil {
-		return
-	}
-	s.lanes[key].out--
-	s.openLane(key)
-}
-
-func (s *stream[T]) openLane(key string) {
-	if l := s.lanes[key]; l != nil && l.out == 0 && l.held == 0 {
-		delete(s.lanes, key)
-		s.requeue(l.waiting.items)
+// leaveWorker notes that a record is not with a worker any more. Once nothing is in their
+// way, the records behind it go on.
+func (s *stream[T]) leaveWorker(key string) {
+	if s.keyOf != nil {
+		s.requeue(itemsOf(s.waiting.End(key)))
 	}
 }
 
-// inLanes returns the records that wait behind others of their key.
-func (s *stream[T]) inLanes() (waiting [][]item[T]) {
-	for _, l := range s.lanes {
-		waiting = append(waiting, l.waiting.items)
+func waiterOf[T any](it item[T]) engine.Waiter[item[T]] {
+	one := engine.Waiter[item[T]]{Value: it, Key: it.key, Number: it.number}
+	if it.past != nil {
+		one.Due = it.past.due
 	}
-	return waiting
+	return one
+}
+
+func itemsOf[T any](waiters []engine.Waiter[item[T]]) []item[T] {
+	items := make([]item[T], len(waiters))
+	for i := range waiters {
+		items[i] = waiters[i].Value
+	}
+	return items
 }
 
 // probeOf picks the record to probe a breaker with: the first that is no suspect
@@ -356,13 +287,13 @@ func (s *stream[T]) probeOf() (pick int) {
 	s.putBetween()
 	pick = -1
 	var met map[string]bool
-	if s.lanes != nil {
+	if s.keyOf != nil {
 		met = make(map[string]bool)
 	}
 	for i := range s.queue {
 		it := &s.queue[i]
 		if met != nil {
-			if l := s.lanes[it.key]; met[it.key] || l != nil && (l.out > 0 || l.held > 0) {
+			if met[it.key] || s.waiting.Busy(it.key) {
 				continue
 			}
 			met[it.key] = true
@@ -405,16 +336,16 @@ func (s *stream[T]) send(items []item[T], probe bool, now time.Time) {
 		}
 		burdened = burdened || used != nil
 		sh.past = append(sh.past, used)
-		if s.lanes != nil {
+		if s.keyOf != nil {
 			sh.keys = append(sh.keys, it.key)
-			s.lane(it.key).out++
+			s.waiting.Begin(it.key)
 		}
 	}
 	past, keys := sh.past, sh.keys
 	if !burdened {
 		past = nil
 	}
-	if s.lanes == nil {
+	if s.keyOf == nil {
 		keys = nil
 	}
 	sh.probe = probe
@@ -436,16 +367,17 @@ func (s *stream[T]) newShare() *share[T] {
 	n := len(s.spare)
 	if n == 0 {
 		sh := &share[T]{stream: s}
-		sh.account.engine, sh.account.gate, sh.account.stepwise = s.engine, &sh.gate, true
+		sh.account.pipeline, sh.account.blocked, sh.account.stepwise = s.pipeline, &sh.blocked, true
+		sh.account.number = func(i int) uint64 { return sh.item(i).number }
 		sh.account.place = func(i int) string {
-			return fmt.Sprintf("record %d since Start (the first is 1)", sh.item(i).number+1)
+			return fmt.Sprintf("record %d since Start (the first is 1)", sh.item(i).number)
 		}
 		return sh
 	}
 	sh := s.spare[n-1]
 	s.spare = s.spare[:n-1]
 	sh.items, sh.records, sh.past, sh.keys = sh.items[:0], sh.records[:0], sh.past[:0], sh.keys[:0]
-	sh.gate.clear()
+	sh.blocked.Clear()
 	return sh
 }
 
@@ -456,6 +388,7 @@ func (s *stream[T]) launch(sh *share[T], now time.Time) {
 	s.mu.Lock()
 	s.out = append(s.out, sh)
 	s.mu.Unlock()
+	sh.account.heedLost()
 	s.stalls.begins()
 	s.todo <- sh
 }
@@ -464,11 +397,11 @@ func (s *stream[T]) launch(sh *share[T], now time.Time) {
 // and has the records behind a slow one go to idle workers.
 func (s *stream[T]) look(now time.Time) {
 	due := !s.lookAt.IsZero() && !now.Before(s.lookAt)
-	if !due && (s.job != nil || s.line.ready() == 0 || now.Before(s.flushAt)) { // a mark takes along what there is
+	if !due && (s.job != nil || len(s.marks.Ready()) == 0 || now.Before(s.flushAt)) { // a mark takes along what there is
 		return
 	}
 	for _, sh := range s.out {
-		s.collect(sh, min(sh.account.finished(), sh.end))
+		s.collect(sh, min(sh.account.claims.Finished(), sh.end))
 		sh.since = now
 	}
 	if !due {
@@ -477,7 +410,7 @@ func (s *stream[T]) look(now time.Time) {
 	s.lookAt = time.Time{}
 	idle := s.idle()
 	for _, sh := range s.out {
-		at := int(sh.account.next.Load())
+		at := sh.account.claims.Begun()
 		if idle && at == sh.seen {
 			s.takeBack(sh)
 		}
@@ -518,9 +451,7 @@ func (s *stream[T]) takeBack(sh *share[T]) {
 	for i := begun; i < sh.end; i++ {
 		it := sh.item(i)
 		keys = append(keys, it.key)
-		if sh.account.isLost(i) {
-			s.drop(&it)
-		} else {
+		if !s.dropIfLost(&it) {
 			back = append(back, it)
 		}
 	}
@@ -528,6 +459,6 @@ func (s *stream[T]) takeBack(sh *share[T]) {
 	sh.event.Records = begun
 	s.requeue(back)
 	for _, key := range keys {
-		s.leaveLane(key)
+		s.leaveWorker(key)
 	}
 }

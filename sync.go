@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 )
 
 // Sync returns a coordinator that fetches records, processes each and marks
@@ -86,20 +85,6 @@ func RunOnce[T any](
 	opts ...Option,
 ) error {
 	return syncOf(fetch, ProcessFunc(process), mark, opts, nil).RunOnce(ctx)
-}
-
-// supervise runs a loop on a goroutine of its own until it returns. When user
-// code ends the goroutine, the loop is called again, on another, and goes on
-// from what it has noted.
-func supervise(loop func()) {
-	for returned := false; !returned; {
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			loop()
-			returned = true
-		})
-		wg.Wait()
-	}
 }
 
 // ErrMark is what every [*MarkError] is, to errors.Is.

@@ -98,7 +98,7 @@ func TestLog_TellsOfEveryPark(t *testing.T) {
 func TestLog_AParkedKey(t *testing.T) {
 	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 		var log bytes.Buffer
-		applier := courier.NewDLQApplierWith(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) }),
+		applier := courier.NewDLQApplier(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) }),
 			courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Key: func(int) string { return "all" }})
 		c, run := with(applier, numbers(3), courier.WithLogger(timeless(&log)))
 		run(time.Second)
@@ -182,7 +182,7 @@ func TestRunOnce_WarnsOfAQueueThatIsGoneWithTheProcess(t *testing.T) {
 
 // An error says each thing once.
 func TestErrors_SayEachThingOnce(t *testing.T) {
-	const forced = "courier: the breaker was forced open, until Auto or ForceClosed is called"
+	const forced = "courier: the breaker was forced open, until Reset or ForceClosed is called"
 	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 		var log bytes.Buffer
 		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Hour})
@@ -241,7 +241,7 @@ func TestErrors_AQueueThatDoesNotAnswer(t *testing.T) {
 	} {
 		inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 			var log bytes.Buffer
-			a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })), courier.DLQ[int](lateQueue{err: driver}))
+			a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })), courier.DLQ[int](lateQueue{err: driver}), courier.DLQPolicy[int]{})
 			c, run := with(a, numbers(1), courier.WithLogger(timeless(&log)), courier.WithDrainTimeout(2*time.Second))
 			run(3 * time.Second)
 			require.Contains(t, log.String(), "courier: the dead letter queue did not take a record "+text)
@@ -369,10 +369,10 @@ func TestLog_FailingRecordsAreWellAgain(t *testing.T) {
 	})
 }
 
-func TestSlogObserver_WhatOnlyTimeTells(t *testing.T) {
+func TestLogObserver_WhatOnlyTimeTells(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		o := courier.SlogObserver(timeless(&log))
+		o := courier.LogObserver(timeless(&log))
 		lines := func() (n int) {
 			n = strings.Count(log.String(), "\n")
 			log.Reset()
@@ -488,7 +488,7 @@ func TestObserver_AForcedOpenBreakerIsOnePause(t *testing.T) {
 			require.ErrorIs(t, pauses[0].Err, courier.ErrForcedOpen)
 			require.ErrorIs(t, c.Ready(), courier.ErrForcedOpen)
 			require.Empty(t, courierttest.EventsOf[courier.ResumeEvent](&told))
-			b.Auto()
+			b.Reset()
 			run(time.Minute)
 			require.Equal(t, []courier.ResumeEvent{{Pauses: 1}}, courierttest.EventsOf[courier.ResumeEvent](&told))
 			require.Equal(t, 2, strings.Count(log.String(), "\n"), log.String())
@@ -564,7 +564,7 @@ func TestReady_WhileTheQueueRefuses(t *testing.T) {
 		a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error {
 			time.Sleep(time.Second) // a pass takes a while
 			return down.get()
-		})), courier.DLQ[int](refusing{}))
+		})), courier.DLQ[int](refusing{}), courier.DLQPolicy[int]{})
 		c, run := with(a, numbers(3))
 		run(4 * time.Second)
 		for range 600 {
@@ -591,7 +591,7 @@ func TestLog_ALetterThatIsRefusedAtAStop(t *testing.T) {
 				var log bytes.Buffer
 				source := newLeasing(7)
 				source.wait = shape == "streaming"
-				a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })), courier.DLQ[int](lateQueue{}))
+				a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })), courier.DLQ[int](lateQueue{}), courier.DLQPolicy[int]{})
 				opts := []courier.Option{courier.WithLogger(timeless(&log)), courier.WithDrainTimeout(2 * time.Second)}
 				var c teller = courier.NewPollingCoordinator(source, a, opts...)
 				if shape == "streaming" {

@@ -3,8 +3,10 @@ package courier_test
 import (
 	"bytes"
 	"context"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -48,7 +50,7 @@ func TestUnwrap_AFaultInsideIsReported(t *testing.T) {
 		"polling":   courier.NewPollingCoordinator(source, bad).Start(t.Context()),
 		"RunOnce":   courier.NewPollingCoordinator(source, bad).RunOnce(t.Context()),
 		"streaming": courier.NewStreamingCoordinator(source, bad).Start(t.Context()),
-		"decorator": courier.NewDLQApplier(bad, courier.DLQ[int](queue)).Apply(t.Context(), 1),
+		"decorator": courier.NewDLQApplier(bad, courier.DLQ[int](queue), courier.DLQPolicy[int]{}).Apply(t.Context(), 1),
 		"resilient": resilient.Apply(t.Context(), 1),
 		"fan-out":   courier.NewFanOutApplier(courier.ProcessFunc(nop[int]), bad).Apply(t.Context(), 1),
 		"redrive":   redrive,
@@ -122,7 +124,7 @@ func TestUnwrap_OfBreakersAndQueues(t *testing.T) {
 	refuses(t, courier.NewCircuitBreakerApplier(show(courier.NewCircuitBreakerApplier(process, b)), b), "is in the stack twice")
 
 	q := courier.NewMemoryDLQ[string](0)
-	parks := show(courier.NewDLQApplier(process, courier.DLQ[string](q)))
+	parks := show(courier.NewDLQApplier(process, courier.DLQ[string](q), courier.DLQPolicy[string]{}))
 	refuses(t, courier.NewFanOutApplier(parks, parks), "parks in the same dead letter queue")
 	_, err := courier.Redrive(t.Context(), courier.DLQ[string](q), parks, nil)
 	require.ErrorContains(t, err, "which would go round in a loop")
@@ -131,7 +133,7 @@ func TestUnwrap_OfBreakersAndQueues(t *testing.T) {
 	require.NoError(t, courier.NewPollingCoordinator(newShelf[string](), parks, courier.WithLogger(timeless(&log))).RunOnce(t.Context()))
 	require.Contains(t, log.String(), "has neither a retry nor a breaker inside")
 	log.Reset()
-	parks = courier.NewDLQApplier(show(courier.WithRetry(process)), courier.DLQ[string](q))
+	parks = courier.NewDLQApplier(show(courier.WithRetry(process)), courier.DLQ[string](q), courier.DLQPolicy[string]{})
 	require.NoError(t, courier.NewPollingCoordinator(newShelf[string](), parks, courier.WithLogger(timeless(&log))).RunOnce(t.Context()))
 	require.Empty(t, log.String())
 }
@@ -175,3 +177,35 @@ type useless struct {
 
 func (*useless) Apply(context.Context, int) error { return nil }
 func (u *useless) Unwrap() courier.Applier[int]   { return u.unwrap(u) }
+
+// audited is a type of the user's that embeds a decorator.
+type audited struct {
+	*courier.KeyedBreaker[int]
+	seen int
+}
+
+func (a *audited) Apply(ctx context.Context, record int) error {
+	if a.seen++; a.seen == 1 {
+		panic("the audit log is not open")
+	}
+	return a.KeyedBreaker.Apply(ctx, record)
+}
+
+func (a *audited) ApplyBatch(ctx context.Context, records []int) error {
+	a.seen += len(records)
+	return a.KeyedBreaker.ApplyBatch(ctx, records)
+}
+
+// D9: what a user's type adds to a decorator that it embeds is code of the user's.
+func TestUnwrap_ATypeThatEmbedsADecorator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &audited{KeyedBreaker: courier.NewKeyedCircuitBreakerApplier(&batchSink[int]{}, strconv.Itoa, courier.BreakerPolicy{})}
+		stack := courier.NewRetryableApplier[int](a, plain)
+		require.NoError(t, stack.Apply(t.Context(), 1))
+		require.Equal(t, 2, a.seen, "the panic was a failed attempt")
+		require.NoError(t, asBatch(stack).ApplyBatch(t.Context(), numbers(4)))
+		require.Equal(t, 6, a.seen)
+		require.NoError(t, courier.NewPollingCoordinator(newShelf(numbers(4)...), a, quiet).RunOnce(t.Context()))
+		require.Equal(t, 10, a.seen)
+	})
+}

@@ -45,7 +45,7 @@ func fanOut(b *testing.B, applier courier.Applier[int], waiting int) courier.App
 		}
 		return nil
 	})})
-	f := courier.NewFanOut(c)
+	f := courier.NewFanOutFromConfig(c)
 	for i := range waiting {
 		if f.Apply(b.Context(), -1-i) == nil {
 			b.Fatal("a record was applied that should wait")

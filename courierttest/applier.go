@@ -59,7 +59,7 @@ func (a *Applier[T]) apply(ctx context.Context, record T, v verdict) (err error)
 	}
 	kind := Applied
 	switch {
-	case err != nil && courier.Classify(ctx, err) == courier.Skipped:
+	case err != nil && courier.Classify(ctx, err) == courier.ClassSkipped:
 		kind = Skipped
 	case err != nil:
 		kind = Failed
@@ -131,7 +131,7 @@ func (a *BatchApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	for i, record := range records {
 		if err := a.apply(ctx, record, verdicts[i]); err != nil {
 			failed.Add(i, err)
-			if a.InOrder && courier.Classify(ctx, err) != courier.Skipped {
+			if a.InOrder && courier.Classify(ctx, err) != courier.ClassSkipped {
 				addBehind(&failed, i, len(records))
 				break
 			}
@@ -174,7 +174,7 @@ func (a *BatchApplier[T]) applyRest(ctx context.Context, records []T, verdicts [
 	}
 	list, listed := err.(*courier.BatchError)
 	for j, i := range index {
-		switch at := slices.IndexFunc(failuresOf(list), func(f courier.Failure) bool { return f.Index == j }); {
+		switch at := slices.IndexFunc(failuresOf(list), func(f courier.BatchFailure) bool { return f.Index == j }); {
 		case err != nil && !listed:
 			failed.Add(i, err)
 			a.recorder.note(Failed, err, records[i])
@@ -194,7 +194,7 @@ func (a *BatchApplier[T]) applyRest(ctx context.Context, records []T, verdicts [
 	return failed.ErrorOrNil()
 }
 
-func failuresOf(list *courier.BatchError) []courier.Failure {
+func failuresOf(list *courier.BatchError) []courier.BatchFailure {
 	if list == nil {
 		return nil
 	}

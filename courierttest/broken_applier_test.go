@@ -250,7 +250,7 @@ var ofBatches = []applierDefect{
 		}
 	}},
 	{"every error is permanent", "tells the truth of a batch whose context has ended", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
-		a.batch = relisting(a, func(f courier.Failure) courier.Failure { f.Err = courier.Permanent(f.Err); return f })
+		a.batch = relisting(a, func(f courier.BatchFailure) courier.BatchFailure { f.Err = courier.Permanent(f.Err); return f })
 	}},
 	{"swallows the error", "fails a batch in an outage", func(_ *testing.T, a *applierWith, x *ApplierFixture[int]) {
 		down(a, x)
@@ -284,7 +284,7 @@ var ofBatches = []applierDefect{
 		}
 	}},
 	{"an index in its part", "tells what failed of a large batch", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
-		a.batch = relisting(a, func(f courier.Failure) courier.Failure { f.Index %= 500; return f })
+		a.batch = relisting(a, func(f courier.BatchFailure) courier.BatchFailure { f.Index %= 500; return f })
 	}},
 	{"the last part only", "tells what failed of a large batch", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
 		a.batch = func(ctx context.Context, records []int) (err error) {
@@ -310,13 +310,13 @@ var ofBatches = []applierDefect{
 		}
 	}},
 	{"one index too far", "tells what failed of a batch", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
-		a.batch = relisting(a, func(f courier.Failure) courier.Failure { f.Index++; return f })
+		a.batch = relisting(a, func(f courier.BatchFailure) courier.BatchFailure { f.Index++; return f })
 	}},
 	{"an index of no record", "tells what failed of a batch", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
-		a.batch = relisting(a, func(f courier.Failure) courier.Failure { f.Index = 99; return f })
+		a.batch = relisting(a, func(f courier.BatchFailure) courier.BatchFailure { f.Index = 99; return f })
 	}},
 	{"without an error", "tells what failed of a batch", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
-		a.batch = relisting(a, func(f courier.Failure) courier.Failure { f.Err = nil; return f })
+		a.batch = relisting(a, func(f courier.BatchFailure) courier.BatchFailure { f.Err = nil; return f })
 	}},
 	{"fails as one and has applied the rest", "tells what failed of a batch", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
 		a.batch = func(ctx context.Context, records []int) error {
@@ -352,7 +352,7 @@ var ofBatches = []applierDefect{
 		}
 	}},
 	{"counts what is behind as attempts", endsBehind, func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
-		a.batch = relisting(a, func(f courier.Failure) courier.Failure {
+		a.batch = relisting(a, func(f courier.BatchFailure) courier.BatchFailure {
 			if errors.Is(f.Err, courier.ErrBehindFailed) {
 				f.Err = errors.New("not sent")
 			}
@@ -384,12 +384,12 @@ var ofBatches = []applierDefect{
 		}
 	}},
 	{"does not say it is permanent", "says of a batch what is permanent", func(_ *testing.T, a *applierWith, _ *ApplierFixture[int]) {
-		a.batch = relisting(a, func(f courier.Failure) courier.Failure { f.Err = flat1(f.Err); return f })
+		a.batch = relisting(a, func(f courier.BatchFailure) courier.BatchFailure { f.Err = flat1(f.Err); return f })
 	}},
 }
 
 // relisting changes what a batch error lists.
-func relisting(a *applierWith, change func(courier.Failure) courier.Failure) func(context.Context, []int) error {
+func relisting(a *applierWith, change func(courier.BatchFailure) courier.BatchFailure) func(context.Context, []int) error {
 	return func(ctx context.Context, records []int) error {
 		err := a.BatchApplier.ApplyBatch(ctx, records)
 		if list, ok := err.(*courier.BatchError); ok {

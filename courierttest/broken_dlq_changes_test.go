@@ -75,7 +75,7 @@ var dlqChanges = []dlqDefect{
 	keepsOld("reason", func(l *letter, old letter) { l.Reason = old.Reason }),
 	keepsOld("attempts", func(l *letter, old letter) { l.Attempts = old.Attempts }),
 	keepsOld("times", func(l *letter, old letter) { l.FirstFailedAt, l.FailedAt = old.FirstFailedAt, old.FailedAt }),
-	keepsOld("redrives", func(l *letter, old letter) { l.Redriven = old.Redriven }),
+	keepsOld("redrives", func(l *letter, old letter) { l.FailedRedrives = old.FailedRedrives }),
 	{"by place", "does nothing for an update out of date", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		q.update = func(ctx context.Context, l letter) error {
 			l.ID = q.newest(l.ID)
@@ -189,7 +189,7 @@ var dlqCapabilities = []dlqDefect{
 	{"none that says less than another branch's", "keeps one letter of a record for each branch", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		q.send = func(ctx context.Context, l letter) error {
 			known := slices.ContainsFunc(q.Letters(), func(o letter) bool { return o.Record == l.Record })
-			if l.Reason == courier.KeyParked && known {
+			if l.Reason == courier.ReasonKeyParked && known {
 				return nil
 			}
 			return q.DLQ.Send(ctx, l)
@@ -248,10 +248,10 @@ var dlqCapabilities = []dlqDefect{
 		}
 	}},
 	{"a stranger to itself", "knows itself", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
-		q.same = func(courier.DLQ[int]) bool { return false }
+		q.same = func(courier.DeadLetterSink[int]) bool { return false }
 	}},
 	{"the same as any", "knows itself", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
-		q.same = func(courier.DLQ[int]) bool { return true }
+		q.same = func(courier.DeadLetterSink[int]) bool { return true }
 	}},
 	{"takes more", "refuses when it is full", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		q.MemoryDLQ = courier.NewMemoryDLQByIdentity(0, numberName)

@@ -88,7 +88,7 @@ var dlqWrites = []dlqDefect{
 	forgets("first failure", func(l *letter) { l.FirstFailedAt = l.FailedAt }),
 	forgets("time of the failure", func(l *letter) { l.FailedAt = time.Time{} }),
 	forgets("branch", func(l *letter) { l.Branch = "" }),
-	forgets("redrives", func(l *letter) { l.Redriven = 0 }),
+	forgets("redrives", func(l *letter) { l.FailedRedrives = 0 }),
 	{"the sender's IDs", "gives the letters IDs of its own", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		ids := make(map[int]string)
 		q.send = func(ctx context.Context, l letter) error {

@@ -21,7 +21,7 @@ type dlqWith struct {
 	del    func(ctx context.Context, ids ...string) error
 	count  func() int
 	keys   func(ctx context.Context, branch string, keys []string) ([]string, error)
-	same   func(other courier.DLQ[int]) bool
+	same   func(other courier.DeadLetterSink[int]) bool
 }
 
 func (q *dlqWith) Send(ctx context.Context, l letter) error {
@@ -74,7 +74,7 @@ func (q *dlqWith) ParkedKeys(ctx context.Context, branch string, keys []string) 
 	return q.DLQ.ParkedKeys(ctx, branch, keys)
 }
 
-func (q *dlqWith) SameQueue(other courier.DLQ[int]) bool {
+func (q *dlqWith) SameQueue(other courier.DeadLetterSink[int]) bool {
 	if q.same != nil {
 		return q.same(other)
 	}

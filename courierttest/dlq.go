@@ -52,7 +52,7 @@ func (q *DLQ[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) error {
 }
 
 // SameQueue reports whether another queue keeps its letters in the same place.
-func (q *DLQ[T]) SameQueue(other courier.DLQ[T]) bool {
+func (q *DLQ[T]) SameQueue(other courier.DeadLetterSink[T]) bool {
 	o, ok := other.(*DLQ[T])
 	return ok && o != nil && o.MemoryDLQ == q.MemoryDLQ
 }

@@ -50,7 +50,7 @@ func TestFakesAreWatched(t *testing.T) {
 	records, err := source.Fetch(t.Context(), 10)
 	require.NoError(t, err)
 	require.Equal(t, mine, records)
-	require.True(t, courier.Classify(t.Context(), shop.Apply(t.Context(), mine[0])) == courier.Skipped)
+	require.True(t, courier.Classify(t.Context(), shop.Apply(t.Context(), mine[0])) == courier.ClassSkipped)
 	require.NoError(t, shop.Apply(t.Context(), mine[1]))
 	require.Panics(t, func() { _ = shop.Apply(t.Context(), order{id: "c"}) })
 	require.Error(t, source.Mark(t.Context(), mine))
@@ -165,7 +165,7 @@ func TestBatchFaults(t *testing.T) {
 		if own {
 			shop.ApplyBatchFunc = func(_ context.Context, records []int) error {
 				took = records
-				return &courier.BatchError{Failures: []courier.Failure{{Index: 2, Err: errors.New("its own")}}}
+				return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 2, Err: errors.New("its own")}}}
 			}
 		} else {
 			shop.ApplyFunc = func(_ context.Context, record int) error {
@@ -185,7 +185,7 @@ func TestBatchFaults(t *testing.T) {
 		}
 		require.NoError(t, errs[0])
 		require.ErrorIs(t, errs[1], ErrInjected)
-		require.Equal(t, courier.PermanentClass, courier.Classify(t.Context(), errs[2]))
+		require.Equal(t, courier.ClassPermanent, courier.Classify(t.Context(), errs[2]))
 		require.ErrorIs(t, errs[3], ErrInjected)
 		require.EqualError(t, errs[4], "its own")
 		require.NoError(t, errs[5])

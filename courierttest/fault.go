@@ -38,7 +38,7 @@ func (e *InjectedError) Is(err error) bool { return err == ErrInjected }
 // Effect is what a fault does to a call. Its text is its text form.
 type Effect string
 
-// The effects. Those of Delay and RetryAfter have a duration.
+// The effects. Those of Delay, RetryAfter and Later have a duration.
 const (
 	OK        Effect = "ok"        // nothing, and no later fault of the list does anything
 	Fail      Effect = "error"     // an error; nothing was done
@@ -57,6 +57,9 @@ func Delay(d time.Duration) Effect { return Effect("delay " + d.String()) }
 
 // RetryAfter is [Fail] with a [courier.RetryAfter] around the error.
 func RetryAfter(d time.Duration) Effect { return Effect("retry-after " + d.String()) }
+
+// Later is [Fail] with a [courier.Later] around the error: the call was no attempt.
+func Later(d time.Duration) Effect { return Effect("later " + d.String()) }
 
 // Fault is an effect that comes about when its condition holds. It is a value,
 // and safe for concurrent use.
@@ -139,6 +142,9 @@ func (v verdict) err() error {
 	}
 	if d, ok := durationOf(v.effect, retryAfterWord); ok {
 		return courier.RetryAfter(injected, d)
+	}
+	if d, ok := durationOf(v.effect, laterWord); ok {
+		return courier.Later(injected, d)
 	}
 	return injected
 }

@@ -56,7 +56,7 @@ func faultLists() *rapid.Generator[Faults] {
 	return rapid.Custom(func(t *rapid.T) (faults Faults) {
 		for range rapid.IntRange(0, 4).Draw(t, "faults") {
 			d := time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "duration"))
-			f := Fault{Effect: rapid.SampledFrom([]Effect{OK, Fail, Permanent, Skip, Lost, Panic, Goexit, Hang, Whole, Delay(d), RetryAfter(d)}).Draw(t, "effect")}
+			f := Fault{Effect: rapid.SampledFrom([]Effect{OK, Fail, Permanent, Skip, Lost, Panic, Goexit, Hang, Whole, Delay(d), RetryAfter(d), Later(d)}).Draw(t, "effect")}
 			if rapid.Bool().Draw(t, "conditional") {
 				f.When = conditions(3).Draw(t, "condition")
 			}
@@ -98,7 +98,7 @@ func TestTextsThatAreNoFaults(t *testing.T) {
 		"boom", "error when call 1", "error if", "error if call", "error if call 0", "error if call 3..2", "error if call 3..0", "error if call x",
 		"error if every 0", "error if every -1", "error if record a", "error if chance 0.1", "error if chance 2 seed 1", "error if chance NaN seed 1",
 		"error if chance 0.5 seed -1", "error if chance x seed 1", "error if during 2s..1s", "error if during 1s", "error if during x..1s", "error if (call 1", "error if call 1)", "error if not",
-		"delay", "delay soon", "delay -1s", "retry-after", "error if call 1 and", "error if call 1 or", "error error", "delay 1s 2s",
+		"delay", "delay soon", "delay -1s", "retry-after", "later", "later on", "later -1s", "error if call 1 and", "error if call 1 or", "error error", "delay 1s 2s",
 	} {
 		_, err := Parse(text)
 		require.Error(t, err, text)
@@ -191,16 +191,17 @@ func TestEffects(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		for effect, want := range map[Effect]struct {
-			class   courier.Class
+			class   courier.ErrorClass
 			applied int
 		}{
-			Fail:                  {courier.Retryable, 0},
-			Whole:                 {courier.Retryable, 0},
-			Permanent:             {courier.PermanentClass, 0},
-			Skip:                  {courier.Skipped, 0},
-			Lost:                  {courier.Retryable, 1},
-			Hang:                  {courier.Retryable, 0},
-			RetryAfter(time.Hour): {courier.Retryable, 0},
+			Fail:                  {courier.ClassRetryable, 0},
+			Whole:                 {courier.ClassRetryable, 0},
+			Permanent:             {courier.ClassPermanent, 0},
+			Skip:                  {courier.ClassSkipped, 0},
+			Lost:                  {courier.ClassRetryable, 1},
+			Hang:                  {courier.ClassRetryable, 0},
+			RetryAfter(time.Hour): {courier.ClassRetryable, 0},
+			Later(time.Hour):      {courier.ClassNotAttempted, 0},
 		} {
 			applied, err := apply(t, effect)
 			require.ErrorIs(t, err, ErrInjected, effect)

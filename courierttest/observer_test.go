@@ -20,7 +20,7 @@ func TestObserverRecorder_KeepsTheOrder(t *testing.T) {
 	o.RecordStarted(ctx, courier.RecordEvent{Record: "a"})
 	o.Retried(ctx, courier.RetryEvent{Attempt: 1, Err: boom})
 	o.RecordEnded(ctx, courier.RecordEvent{Record: "a", Err: boom})
-	o.Failed(ctx, courier.FailEvent{Record: "a", Class: courier.Retryable, Err: boom})
+	o.Failed(ctx, courier.FailEvent{Record: "a", Class: courier.ClassRetryable, Err: boom})
 	o.Parked(ctx, courier.ParkEvent{Record: "b"})
 	o.Applied(ctx, courier.ApplyEvent{Records: 2, Applied: 1, Failed: 1})
 	o.Renewed(ctx, courier.RenewEvent{Records: 1})
@@ -34,7 +34,7 @@ func TestObserverRecorder_KeepsTheOrder(t *testing.T) {
 		RecordStarted{Record: "a"},
 		courier.RetryEvent{Attempt: 1, Err: boom},
 		RecordEnded{Record: "a", Err: boom},
-		courier.FailEvent{Record: "a", Class: courier.Retryable, Err: boom},
+		courier.FailEvent{Record: "a", Class: courier.ClassRetryable, Err: boom},
 		courier.ParkEvent{Record: "b"},
 		courier.ApplyEvent{Records: 2, Applied: 1, Failed: 1},
 		courier.RenewEvent{Records: 1},
@@ -47,7 +47,7 @@ func TestObserverRecorder_KeepsTheOrder(t *testing.T) {
 	require.Equal(t, want, told.Events())
 	require.Equal(t, []courier.MarkEvent{{Records: 1}}, EventsOf[courier.MarkEvent](&told))
 	require.Equal(t, []RecordEnded{{Record: "a", Err: boom}}, EventsOf[RecordEnded](&told))
-	require.Contains(t, told.String(), "RecordEnded{Record:a Took:0s Err:boom}\nFailEvent{Record:a Class:retryable Err:boom}\n")
+	require.Contains(t, told.String(), "RecordEnded{Record:a Elapsed:0s Err:boom}\nFailEvent{Record:a Class:retryable Err:boom}\n")
 	told.Events()[0] = nil
 	require.Equal(t, want, told.Events(), "what is returned is the caller's")
 }

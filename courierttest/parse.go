@@ -2,6 +2,7 @@ package courierttest
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -12,7 +13,11 @@ import (
 const (
 	delayWord      = "delay"
 	retryAfterWord = "retry-after"
+	laterWord      = "later"
 )
+
+// durationWords begin the effects that have a duration.
+var durationWords = []string{delayWord, retryAfterWord, laterWord}
 
 // String is the text form of a fault, such as "error if every 3".
 func (f Fault) String() string {
@@ -50,9 +55,9 @@ func (f *Faults) UnmarshalText(text []byte) (err error) {
 //	error if during 1m0s..5m0s
 //
 // The effects are ok, error, permanent, skip, lost, panic, goexit, hang, whole,
-// delay and retry-after, the last two with a duration; see [Effect]. An effect
-// without a condition always comes about. What Parse returns has the same text
-// form.
+// delay, retry-after and later, the last three with a duration; see [Effect]. An
+// effect without a condition always comes about. What Parse returns has the same
+// text form.
 func Parse(text string) (Faults, error) {
 	p := &parser{text: text}
 	var faults Faults
@@ -115,7 +120,7 @@ func (p *parser) take(word string) bool {
 
 func (p *parser) fault() (fault Fault, err error) {
 	text := p.next()
-	if text == delayWord || text == retryAfterWord {
+	if slices.Contains(durationWords, text) {
 		text += " " + p.next()
 	}
 	if fault.Effect, err = parseEffect(text); err != nil {
@@ -245,12 +250,12 @@ func parseEffect(text string) (Effect, error) {
 	case OK, Fail, Permanent, Skip, Lost, Panic, Goexit, Hang, Whole:
 		return e, nil
 	}
-	for _, word := range []string{delayWord, retryAfterWord} {
+	for _, word := range durationWords {
 		if d, ok := durationOf(Effect(text), word); ok && d >= 0 {
 			return Effect(word + " " + d.String()), nil
 		}
 	}
-	return "", fmt.Errorf("%q is no effect: want ok, error, permanent, skip, lost, panic, goexit, hang, whole, or delay or retry-after with a duration", text)
+	return "", fmt.Errorf("%q is no effect: want ok, error, permanent, skip, lost, panic, goexit, hang, whole, or delay, retry-after or later with a duration", text)
 }
 
 // durationOf returns the duration of an effect that has one.

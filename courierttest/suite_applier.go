@@ -204,7 +204,7 @@ func (s *applierRun[T]) endedContext() {
 	}
 	if err == nil {
 		s.expect([]T{record}, "after Apply returned nil, though its context had ended,")
-	} else if class := courier.Classify(ctx, err); class != courier.NotAttempted {
+	} else if class := courier.Classify(ctx, err); class != courier.ClassNotAttempted {
 		s.tb.Errorf("Apply, whose context had ended, returned an error that is %s: the stop would be held against the record: %v", class, err)
 	}
 	s.mustApply(record)
@@ -218,7 +218,7 @@ func (s *applierRun[T]) outage(what string, err error) {
 		s.tb.Errorf("%s returned nil while the destination was down", what)
 		return
 	}
-	if class := courier.Classify(context.Background(), err); class != courier.Retryable && class != courier.NotAttempted {
+	if class := courier.Classify(context.Background(), err); class != courier.ClassRetryable && class != courier.ClassNotAttempted {
 		s.tb.Errorf("%s returned an error that is %s while the destination was down, so that an outage takes healthy records out: %v", what, class, err)
 	}
 }
@@ -286,11 +286,11 @@ func (s *applierRun[T]) refusesPoison() {
 		s.tb.Fatalf("Apply returned nil for a record that the destination never takes")
 	}
 	switch class := courier.Classify(context.Background(), err); {
-	case class == courier.Skipped:
+	case class == courier.ClassSkipped:
 		s.tb.Errorf("Apply skips a record that the destination never takes, so that it is lost: %v", err)
-	case class == courier.NotAttempted:
+	case class == courier.ClassNotAttempted:
 		s.tb.Errorf("Apply says that a record was not attempted, so that it comes back for ever: %v", err)
-	case s.f.Permanent && class != courier.PermanentClass:
+	case s.f.Permanent && class != courier.ClassPermanent:
 		s.tb.Errorf("Apply returned an error that is %s for a record that the destination never takes, want permanent: %v", class, err)
 	}
 }

@@ -149,7 +149,7 @@ func (s *applierRun[T]) endedBatch() {
 	for i, err := range s.errorsOf(err, records) {
 		if err == nil {
 			s.expect(records[i:i+1], "after ApplyBatch reported no error of it, though its context had ended,")
-		} else if class := courier.Classify(ctx, err); class != courier.NotAttempted {
+		} else if class := courier.Classify(ctx, err); class != courier.ClassNotAttempted {
 			s.tb.Errorf("ApplyBatch, whose context had ended, returned an error that is %s: the stop would be held against the record: %v", class, err)
 		}
 	}
@@ -185,7 +185,7 @@ func (s *applierRun[T]) endsBehindPoison() {
 			s.tb.Errorf("ApplyBatch failed for a record before the poison at index %d, index %d: %v", poison, i, err)
 		case i > poison && !errors.Is(err, courier.ErrBehindFailed):
 			s.tb.Errorf("ApplyBatch did not list index %d, behind the poison at index %d, with courier.ErrBehindFailed, so that it does not go on at once: %v", i, poison, err)
-		case i > poison && courier.Classify(context.Background(), err) != courier.NotAttempted:
+		case i > poison && courier.Classify(context.Background(), err) != courier.ClassNotAttempted:
 			s.tb.Errorf("ApplyBatch listed index %d, behind the poison at index %d, with an error that counts as an attempt: %v", i, poison, err)
 		}
 	}
@@ -342,7 +342,7 @@ func (s *applierRun[T]) saysPermanent() {
 			continue
 		}
 		class := courier.Classify(context.Background(), err)
-		if permanent := class == courier.PermanentClass; permanent != (i == poison) && !s.wholeBatch(errs) {
+		if permanent := class == courier.ClassPermanent; permanent != (i == poison) && !s.wholeBatch(errs) {
 			s.tb.Errorf("of a batch with poison at index %d, the error of index %d is %s: %v", poison, i, class, err)
 		}
 	}

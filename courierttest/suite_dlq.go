@@ -128,7 +128,7 @@ func newDLQRun[T any](tb TB, x DLQFixture[T], f DLQFeatures) *dlqRun[T] {
 func (s *dlqRun[T]) letter(n int, text string) courier.DeadLetter[T] {
 	at := time.Date(2026, 3, 1, 12, 0, n, 123456789, time.UTC).Truncate(s.f.Precision)
 	return courier.DeadLetter[T]{
-		Record: s.Record(n), Error: textError(text), Reason: courier.Exhausted, Attempts: n + 1,
+		Record: s.Record(n), Error: textError(text), Reason: courier.ReasonExhausted, Attempts: n + 1,
 		FirstFailedAt: at.Add(-time.Minute), FailedAt: at,
 	}
 }
@@ -223,7 +223,7 @@ func (s *dlqRun[T]) expectSame(got, want courier.DeadLetter[T], when string) {
 	compare("FirstFailedAt", got.FirstFailedAt.UTC().String(), want.FirstFailedAt.UTC().String())
 	compare("FailedAt", got.FailedAt.UTC().String(), want.FailedAt.UTC().String())
 	compare("Branch", got.Branch, want.Branch)
-	compare("Redriven", got.Redriven, want.Redriven)
+	compare("FailedRedrives", got.FailedRedrives, want.FailedRedrives)
 }
 
 func errorText(err error) string {

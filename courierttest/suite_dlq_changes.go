@@ -66,9 +66,9 @@ func (s *dlqRun[T]) updates() {
 	letters := s.park(3)
 	changed := letters[1]
 	changed.Record, changed.Branch = s.Record(7), "audit" // by which the letter is known
-	changed.Key, changed.Error, changed.Reason, changed.Attempts = "customer 8", textError("again"), courier.PermanentFailure, 9
+	changed.Key, changed.Error, changed.Reason, changed.Attempts = "customer 8", textError("again"), courier.ReasonPermanent, 9
 	changed.FirstFailedAt, changed.FailedAt = changed.FirstFailedAt.Add(-time.Hour), changed.FailedAt.Add(time.Hour)
-	changed.Redriven = 4
+	changed.FailedRedrives = 4
 	s.update(changed)
 	now := s.receive(10)
 	s.expectNames(now, "after the second was updated", 0, 1, 2)
@@ -99,16 +99,16 @@ func (s *dlqRun[T]) updatesOutOfDate() {
 func (s *dlqRun[T]) keepsOne() {
 	s.tb.Helper()
 	first := s.letter(0, "first")
-	first.Redriven = 3
+	first.FailedRedrives = 3
 	s.send(first, s.letter(1, "boom"))
 	old := s.receive(1)[0]
 	again := s.letter(0, "second")
 	again.FirstFailedAt, again.FailedAt = first.FailedAt.Add(time.Hour), first.FailedAt.Add(2*time.Hour)
-	again.Attempts, again.Redriven, again.Reason = 9, 1, courier.PermanentFailure
+	again.Attempts, again.FailedRedrives, again.Reason = 9, 1, courier.ReasonPermanent
 	s.send(again)
 	letters := s.receive(10)
 	s.expectNames(letters, "after the first record was sent again", 0, 1)
-	again.FirstFailedAt, again.Redriven = first.FirstFailedAt, first.Redriven
+	again.FirstFailedAt, again.FailedRedrives = first.FirstFailedAt, first.FailedRedrives
 	s.expectSame(letters[0], again, "of a record that was sent again")
 	if letters[0].ID == old.ID {
 		s.tb.Errorf("the letter of a record that was sent again has its old ID %q: a redrive that began before would delete the new failure", old.ID)
@@ -119,7 +119,7 @@ func (s *dlqRun[T]) keepsFailure() {
 	s.tb.Helper()
 	s.send(s.letter(0, "its own"))
 	behind := s.letter(0, "behind another")
-	behind.Reason, behind.Attempts = courier.KeyParked, 0
+	behind.Reason, behind.Attempts = courier.ReasonKeyParked, 0
 	s.send(behind)
 	letters := s.receive(10)
 	s.expectNames(letters, "after a record was parked behind its key, that is there with a failure of its own,", 0)
@@ -152,7 +152,7 @@ func (s *dlqRun[T]) keepsApart() {
 	s.send(sent...)
 	s.expectBranches("after three branches sent one record", sent...)
 	changed := s.receive(10)[1]
-	changed.Error, changed.Redriven = textError("again"), 3
+	changed.Error, changed.FailedRedrives = textError("again"), 3
 	s.update(changed)
 	s.expectBranches("after the letter of one of three branches was updated", sent[0], changed, sent[2])
 	s.delete(s.receive(10)[2].ID)
@@ -165,7 +165,7 @@ func (s *dlqRun[T]) keepsOneEach() {
 	s.tb.Helper()
 	first := of("a", s.letter(0, "of a"))
 	behind := of("aa", s.letter(0, "behind another"))
-	behind.Reason, behind.Attempts = courier.KeyParked, 0
+	behind.Reason, behind.Attempts = courier.ReasonKeyParked, 0
 	s.send(first, behind)
 	s.expectBranches("after a record of one branch was parked behind its key, which is there for another,", first, behind)
 	again := of("a", s.letter(0, "again"))
@@ -275,9 +275,9 @@ func (s *dlqRun[T]) refusesWhenFull() {
 func (s *dlqRun[T]) updatesWhenFull() {
 	s.tb.Helper()
 	letter := s.fill()[0]
-	letter.Redriven++
+	letter.FailedRedrives++
 	s.update(letter)
-	if n := s.receive(1)[0].Redriven; n != letter.Redriven {
-		s.tb.Errorf("after an update in a full queue Redriven is %d, want %d", n, letter.Redriven)
+	if n := s.receive(1)[0].FailedRedrives; n != letter.FailedRedrives {
+		s.tb.Errorf("after an update in a full queue FailedRedrives is %d, want %d", n, letter.FailedRedrives)
 	}
 }

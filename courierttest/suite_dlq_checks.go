@@ -32,7 +32,7 @@ func (s *dlqRun[T]) hasFeatures() {
 func (s *dlqRun[T]) givesBack() {
 	s.tb.Helper()
 	sent := s.letter(0, "boom: it is 3 a.m.")
-	sent.Key, sent.Reason, sent.Branch, sent.Redriven = "customer 7", courier.PermanentFailure, "search", 2
+	sent.Key, sent.Reason, sent.Branch, sent.FailedRedrives = "customer 7", courier.ReasonPermanent, "search", 2
 	s.send(sent)
 	letters := s.receive(10)
 	if len(letters) != 1 {
@@ -124,7 +124,7 @@ func (s *dlqRun[T]) listsBehindGone() {
 	s.delete(letters[0].ID, letters[2].ID)
 	s.expectNames(s.list(letters[2].ID, 10), "behind the third, which is gone,", 3, 4)
 	changed := letters[3]
-	changed.Redriven++
+	changed.FailedRedrives++
 	s.update(changed)
 	s.expectNames(s.list(letters[3].ID, 10), "behind the fourth, which has changed,", 4)
 	s.expectNames(s.list(letters[0].ID, 10), "behind the first, which is gone,", 1, 3, 4)
@@ -252,7 +252,7 @@ func (s *dlqRun[T]) redrives() {
 	}
 	letters := s.receive(10)
 	s.expectNames(letters, "after a redrive", 1)
-	if l := letters[0]; l.Redriven != 1 || errorText(l.Error) != "still" {
-		s.tb.Errorf("after a redrive in vain the letter has Redriven %d and the error %v", l.Redriven, l.Error)
+	if l := letters[0]; l.FailedRedrives != 1 || errorText(l.Error) != "still" {
+		s.tb.Errorf("after a redrive in vain the letter has FailedRedrives %d and the error %v", l.FailedRedrives, l.Error)
 	}
 }

@@ -72,6 +72,11 @@ type SourceFeatures struct {
 	// courier.ErrNoLag no Lagger.
 	Releaser, Failer, Renewer, Waker, Lagger, Identifier bool
 
+	// Position is a source that keeps a position instead of a mark for each record: the
+	// offset of a partition, the token of a page. After it is opened again it hands out
+	// the first record that is not settled and all after it, the settled ones included.
+	Position bool
+
 	// ReleasesAtOnce is a Releaser that hands out at once what is wanted again
 	// after a while, as one may that is a Failer too.
 	ReleasesAtOnce bool

@@ -159,7 +159,7 @@ func (s *sourceRun[T]) renewsLost() {
 	records, lost, _ := s.lose()
 	err := s.renew(records...)
 	var list *courier.BatchError
-	if !errors.As(err, &list) || !slices.ContainsFunc(list.Failures, func(f courier.Failure) bool { return f.Index == lost }) {
+	if !errors.As(err, &list) || !slices.ContainsFunc(list.Failures, func(f courier.BatchFailure) bool { return f.Index == lost }) {
 		s.tb.Errorf("Renew of a lease that is lost returned %v, want a *courier.BatchError that lists index %d", err, lost)
 	}
 }

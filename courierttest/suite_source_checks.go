@@ -242,6 +242,10 @@ func (s *sourceRun[T]) isDurable() {
 	if s.Reopen == nil {
 		return
 	}
+	if s.f.Position {
+		s.keepsPosition()
+		return
+	}
 	records := s.take(4)
 	s.mark(s.Source, records[1], records[3])
 	if s.f.Lease > 0 {
@@ -254,4 +258,22 @@ func (s *sourceRun[T]) isDurable() {
 		s.advance(s.f.Lease + 1)
 	}
 	s.expect(s.Source, nil, "after all were marked through another one")
+}
+
+// keepsPosition opens the source again after each mark, without going back to one before.
+func (s *sourceRun[T]) keepsPosition() {
+	s.tb.Helper()
+	records := s.take(5)
+	names := namesBy(s.name, records)
+	s.mark(s.Source, records[1], records[3])
+	second := s.Reopen()
+	again := s.expect(second, names, "after it was opened again, with the first of five not marked,")
+	if got := namesBy(s.name, again); !slices.Equal(got, names) {
+		s.tb.Errorf("after it was opened again the source hands out %q, and they were added in the order %q", got, names)
+	}
+	s.mark(second, again[0], again[1], again[3])
+	third := s.Reopen()
+	rest := s.expect(third, names[2:], "after it was opened again, with the third of five not marked,")
+	s.mark(third, rest...)
+	s.expect(s.Reopen(), nil, "after it was opened again, with all marked,")
 }

@@ -99,6 +99,13 @@ func (w *watchedSource[T]) Renew(ctx context.Context, records []T) error {
 	return nil
 }
 
+func (w *watchedSource[T]) Revoked() <-chan struct{} {
+	if s, ok := w.Source.(courier.Revoker); ok {
+		return s.Revoked()
+	}
+	return nil
+}
+
 func (w *watchedSource[T]) Lag(ctx context.Context) (courier.Lag, error) {
 	if s, ok := w.Source.(courier.Lagger); ok {
 		return s.Lag(ctx)
@@ -184,13 +191,13 @@ func (w *watchedApplier[T]) watch(ctx context.Context, records []T, apply func()
 		failure := err
 		if listed {
 			failure = nil
-			if at := slices.IndexFunc(failuresOf(list), func(f courier.Failure) bool { return f.Index == i }); at >= 0 {
+			if at := slices.IndexFunc(failuresOf(list), func(f courier.BatchFailure) bool { return f.Index == i }); at >= 0 {
 				failure = list.Failures[at].Err
 			}
 		}
 		kind := Applied
 		switch {
-		case failure != nil && courier.Classify(ctx, failure) == courier.Skipped:
+		case failure != nil && courier.Classify(ctx, failure) == courier.ClassSkipped:
 			kind = Skipped
 		case failure != nil:
 			kind = Failed

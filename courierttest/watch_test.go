@@ -67,6 +67,7 @@ func TestWatchSource_GainsNoCapability(t *testing.T) {
 	require.Zero(t, source.(courier.Renewer[int]).RenewEvery())
 	require.NoError(t, source.(courier.Renewer[int]).Renew(t.Context(), []int{7}))
 	require.Nil(t, source.(courier.Waker).Wake())
+	require.Nil(t, source.(courier.Revoker).Revoked())
 	require.False(t, source.(courier.Pager).More())
 	require.True(t, r.WatchSource(paging{}).(courier.Pager).More())
 	_, err := source.(courier.Lagger).Lag(t.Context())
@@ -152,7 +153,7 @@ func TestWatchApplier_RecordsWhatTheApplierSaid(t *testing.T) {
 }
 
 func TestWatchApplier_RecordsBatches(t *testing.T) {
-	list := &courier.BatchError{Failures: []courier.Failure{{Index: 1, Err: errors.New("boom")}, {Index: 2, Err: courier.Skip(errors.New("old"))}, {Index: 9, Err: errors.New("of nobody")}}}
+	list := &courier.BatchError{Failures: []courier.BatchFailure{{Index: 1, Err: errors.New("boom")}, {Index: 2, Err: courier.Skip(errors.New("old"))}, {Index: 9, Err: errors.New("of nobody")}}}
 	for name, c := range map[string]struct {
 		err                      error
 		applied, failed, skipped []int

@@ -513,7 +513,7 @@ func (p *pipeline) applier(faulty bool) courier.Applier[int] {
 	case breaking:
 		return courier.NewCircuitBreakerApplier(inner, courier.NewBreaker(breaker))
 	case parking:
-		return courier.NewDLQApplier(inner, queue)
+		return courier.NewDLQApplier(inner, queue, courier.DLQPolicy[int]{})
 	}
 	return inner
 }

@@ -243,8 +243,8 @@ func (w *parkedWorld) redrive(whose, arg byte, batches bool, crash error) {
 			w.Fatalf("record %d was applied and not removed", record)
 		}
 	}
-	if !batches && (result.Succeeded != attempted || result.Failed != failed) || result.Redriven != result.Succeeded+result.Failed ||
-		queue.count > 0 && result.Redriven+result.Left != len(before) {
+	if !batches && (result.Succeeded != attempted || result.Failed != failed) || result.Attempted != result.Succeeded+result.Failed ||
+		queue.count > 0 && result.Attempted+result.Left != len(before) {
 		w.Fatalf("%+v, with %d successes and %d failures of %d letters: %v", result, attempted, failed, len(before), err)
 	}
 	if err != nil && !errors.Is(err, courier.ErrRedrive) || queue.crashed && err == nil {
@@ -262,13 +262,13 @@ func (w *parkedWorld) redrive(whose, arg byte, batches bool, crash error) {
 	if err == nil {
 		redriven := map[string]int{}
 		for _, l := range before {
-			redriven[place(l.ID)] = l.Redriven
+			redriven[place(l.ID)] = l.FailedRedrives
 			if chosen(l) {
 				redriven[place(l.ID)]++
 			}
 		}
 		for _, l := range w.all() {
-			if n, ok := redriven[place(l.ID)]; ok && !renewed[l.Record] && l.Redriven != n {
+			if n, ok := redriven[place(l.ID)]; ok && !renewed[l.Record] && l.FailedRedrives != n {
 				w.Fatalf("%+v was redriven %d times", l, n)
 			}
 		}
@@ -297,10 +297,10 @@ func (w *parkedWorld) outlast(arg byte) {
 	retrying := courier.NewRetryableApplier(breaking, courier.RetryPolicy{MaxAttempts: 5, Jitter: courier.NoJitter, Clock: w})
 	most, highest := w.count()+1, 0
 	for _, letter := range w.all() {
-		highest = max(highest, letter.Redriven)
+		highest = max(highest, letter.FailedRedrives)
 	}
 	for _, letter := range w.all() {
-		most += highest - letter.Redriven
+		most += highest - letter.FailedRedrives
 	}
 	for range most {
 		clear(tried)
@@ -324,7 +324,7 @@ func (w *parkedWorld) outlast(arg byte) {
 		w.check()
 	}
 	for _, letter := range w.all() {
-		if !poison(letter.Record) || letter.Redriven == 0 {
+		if !poison(letter.Record) || letter.FailedRedrives == 0 {
 			w.Fatalf("%d redrives have left %+v, poison: %v", most, letter, poison(letter.Record))
 		}
 	}

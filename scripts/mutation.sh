@@ -5,7 +5,7 @@
 # conditions of a switch count as not covered, since Go's coverage has no block for
 # them.
 #
-#   scripts/mutation.sh bin/gremlins engine.go order.go internal/ledger/ledger.go
+#   scripts/mutation.sh bin/gremlins apply.go internal/engine/keys.go internal/ledger/ledger.go
 #
 # MUTATION_ARGS goes to the tool, such as --dry-run, --workers 1, or
 # --timeout-coefficient 10.

@@ -57,15 +57,6 @@ type callID struct {
 	id   uint64
 }
 
-// streak is what the model has seen fail of a closed phase of the breaker.
-type streak struct {
-	failures int // all, at the most
-	vouched  int // of which the destination was well after so many
-	links    int // surely, each begun after the one before
-	broken   int // likewise
-	unsure   int // that may have been failures
-}
-
 // call is one call into the world. It parks until the scheduler lets it go on.
 type call struct {
 	callID
@@ -77,13 +68,12 @@ type call struct {
 	effect func(*call) // what it does to the world, at one instant; nil where the caller does it
 	fault  FaultKind
 	err    error
-	wait   bool   // set by effect: nothing to reply yet, see World.kick
-	had    bool   // the effect, or a failure in its place
-	gone   bool   // is to return, and have no effect any more
-	closes bool   // the second half of a call whose effect the caller had
-	era    uint64 // the model's: the generation of the breaker that let it through
-	after  streak // the model's: what that generation had counted by then
-	probe  bool   // likewise: while that was half-open
+	wait   bool // set by effect: nothing to reply yet, see World.kick
+	had    bool // the effect, or a failure in its place
+	gone   bool // is to return, and have no effect any more
+	closes bool // the second half of a call whose effect the caller had
+	passed any  // the model's: the breakers that let it through
+	counts bool // likewise: as an attempt, if it is one
 	stamp  uint64
 	came   int64 // when
 	wake   chan struct{}
@@ -101,11 +91,16 @@ var (
 type callError struct {
 	id    uint64
 	text  string
-	cause error // ErrInjected, or that of the context
+	cause error         // ErrInjected, or that of the context
+	after time.Duration // for how long it asks with courier.Later; 0 if it does not
 }
 
 func (e *callError) Error() string { return e.text }
 func (e *callError) Unwrap() error { return e.cause }
+
+func injured(id uint64, text string) *callError {
+	return &callError{id: id, text: text, cause: ErrInjected}
+}
 
 // do makes a call and returns when its reply is due. effect runs on the
 // scheduler's goroutine while nothing else runs.
@@ -159,7 +154,7 @@ func (c *call) fail(text string) error {
 
 // injected makes the error of a fault.
 func (w *World) injected(k FaultKind, c callID, text string) error {
-	err := &callError{c.id, text, ErrInjected}
+	err := injured(c.id, text)
 	if c.kind == Apply || c.kind == Batch {
 		return w.dress(k, c, err)
 	}
@@ -169,17 +164,29 @@ func (w *World) injected(k FaultKind, c callID, text string) error {
 // dress gives the error of an apply a form that programs give it. Often it is plain.
 // Else it is one of a tree that says the same: what failed beside what was skipped has
 // failed, and what was no attempt is none, whatever is around it or beside it.
-func (w *World) dress(k FaultKind, c callID, err error) error {
+func (w *World) dress(k FaultKind, c callID, err *callError) error {
 	h := hash(w.seed, forDress, uint64(c.kind)<<32|uint64(c.n), c.id)
-	skip := courier.Skip(&callError{c.id, "a part of it was not to be done", ErrInjected})
+	skip := courier.Skip(injured(c.id, "a part of it was not to be done"))
 	switch k {
 	case Permanent:
-		if err = courier.Permanent(err); h%10 > 5 {
+		err := courier.Permanent(err)
+		if h%10 > 5 {
 			return [...]error{errors.Join(skip, err), errors.Join(err, skip), fmt.Errorf("given up: %w", err), courier.Permanent(errors.Join(skip, err))}[(h>>8)%4]
 		}
 		return err
+	case Later:
+		err.after = w.busyFor(c)
+		later := courier.Later(err, err.after)
+		if h%10 > 5 {
+			return [...]error{
+				errors.Join(skip, later), courier.Permanent(later), courier.Skip(later), fmt.Errorf("busy: %w", later),
+				errors.Join(courier.Later(err, err.after/2), later), fmt.Errorf("mail: %w; ledger: %w", later, skip),
+			}[(h>>8)%6]
+		}
+		return later
 	case Refused:
-		if err = error(&refusal{err}); h%10 > 5 {
+		err := error(&refusal{err})
+		if h%10 > 5 {
 			return [...]error{
 				errors.Join(skip, err), courier.Permanent(err), courier.Skip(err), fmt.Errorf("limited: %w", err),
 				foreign(err),
@@ -190,10 +197,18 @@ func (w *World) dress(k FaultKind, c callID, err error) error {
 	if h%10 > 5 {
 		return [...]error{
 			errors.Join(skip, err), errors.Join(err, skip), fmt.Errorf("mail: %w; ledger: %w", skip, err), fmt.Errorf("ledger: %w", errors.Join(err, skip)),
-			errors.Join(skip, &courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: err}}}), fmt.Errorf("failed: %w", err),
+			errors.Join(skip, &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: err}}}), fmt.Errorf("failed: %w", err),
 		}[(h>>8)%6]
 	}
 	return err
+}
+
+// busyFor is how long a destination asks to be left alone: for most records less than
+// a source without leases leaves one in hand, and for some more.
+func (w *World) busyFor(c callID) time.Duration {
+	h := hash(w.seed, forLater, uint64(c.kind)<<32|uint64(c.n), c.id)
+	most := [...]time.Duration{50 * time.Millisecond, time.Second, 5 * time.Second, 30 * time.Second}[h%4]
+	return 1 + time.Duration(uniform(mix(h))*float64(most))
 }
 
 // thrown is what a call panics with: its error, plain or with a class or a delay of

@@ -40,6 +40,7 @@ const (
 	forSwarm
 	forThrow
 	forDress
+	forLater
 )
 
 // Draw returns a number in [0, 1) that belongs to the seed and the purpose: for

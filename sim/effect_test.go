@@ -80,18 +80,19 @@ func TestEveryFaultOfACallHasItsEffect(t *testing.T) {
 		for f, want := range map[FaultKind]struct {
 			effects        int
 			failed         bool
-			class          courier.Class
+			class          courier.ErrorClass
 			panicked, gone bool
 			least, atMost  time.Duration
 		}{
-			Error:     {failed: true, class: courier.Retryable},
-			Down:      {failed: true, class: courier.Retryable},
-			Permanent: {failed: true, class: courier.PermanentClass},
-			Refused:   {failed: true, class: courier.NotAttempted},
-			Lost:      {effects: 1, failed: true, class: courier.Retryable},
+			Error:     {failed: true, class: courier.ClassRetryable},
+			Down:      {failed: true, class: courier.ClassRetryable},
+			Permanent: {failed: true, class: courier.ClassPermanent},
+			Refused:   {failed: true, class: courier.ClassNotAttempted},
+			Later:     {failed: true, class: courier.ClassNotAttempted},
+			Lost:      {effects: 1, failed: true, class: courier.ClassRetryable},
 			Panic:     {panicked: true},
 			Goexit:    {gone: true},
-			Hang:      {failed: true, class: courier.Retryable, least: hung, atMost: hung + time.Second},
+			Hang:      {failed: true, class: courier.ClassRetryable, least: hung, atMost: hung + time.Second},
 			Slow:      {effects: 1, least: 10 * well.took, atMost: 21 * well.took},
 		} {
 			got := meet(t, f, users, time.Minute)
@@ -200,7 +201,7 @@ func TestEveryFaultOfTheSourceHasItsEffect(t *testing.T) {
 func TestEveryPanicComes(t *testing.T) {
 	seen := map[string]bool{}
 	for n := range uint32(1000) {
-		c := call{callID: callID{kind: Apply, n: n, id: 7}, p: &Process{w: &World{seed: 1}}, err: &callError{7, "on purpose", ErrInjected}}
+		c := call{callID: callID{kind: Apply, n: n, id: 7}, p: &Process{w: &World{seed: 1}}, err: injured(7, "on purpose")}
 		value := c.thrown()
 		seen[reflect.TypeOf(value).String()+map[bool]string{true: " nil"}[isNil(value)]] = true
 	}
@@ -217,12 +218,15 @@ func isNil(value any) bool {
 // Every form of the error of an apply comes, and tells which record it is about.
 func TestEveryErrorOfAnApplyComes(t *testing.T) {
 	w := &World{seed: 1}
-	for k, want := range map[FaultKind]int{Error: 7, Permanent: 5, Refused: 6} {
+	for k, want := range map[FaultKind]int{Error: 7, Permanent: 5, Refused: 6, Later: 7} {
 		seen := map[string]bool{}
 		for n := range uint32(1000) {
 			err := w.injected(k, callID{kind: Apply, n: n, id: 7}, "on purpose")
 			if !errors.Is(err, ErrInjected) || blamed(err) != 7 {
 				t.Errorf("%v does not tell its call: %v", k, err)
+			}
+			if after := postponed(err); (after > 0) != (k == Later) || after > 30*time.Second {
+				t.Errorf("%v asks for %v: %v", k, after, err)
 			}
 			seen[fmt.Sprintf("%T %v", err, err)] = true
 			if plain := w.injected(k, callID{kind: Mark, n: n, id: 7}, "on purpose"); plain.Error() != "on purpose" {

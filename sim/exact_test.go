@@ -41,6 +41,9 @@ var shapes = []struct {
 	{"prefetch", func(s *settings) { s.shape, s.Prefetch, s.Workers = leasing, 2, 4 }},
 	{"breaker, durable queue", func(s *settings) { s.Stack, s.Memory, s.Workers = resilient, false, 4 }},
 	{"breaker, queue in memory", func(s *settings) { s.Stack, s.Memory, s.Workers = resilient, true, 4 }},
+	{"a breaker for each host", func(s *settings) { s.Stack, s.Hosts, s.Workers, s.Busy = resilient, 3, 4, true }},
+	{"a breaker for each host, batches", func(s *settings) { s.Stack, s.Hosts, s.Workers, s.Batches = resilient, 3, 4, true }},
+	{"batches in the order of their keys", func(s *settings) { s.Workers, s.Keys, s.Batches, s.InOrder = 4, 3, true, true }},
 	{"breaker, fast path", func(s *settings) { s.Stack, s.Workers, s.Yield, s.Batches = resilient, 8, false, false }},
 	{"large batches, fast path", func(s *settings) {
 		s.shape, s.Workers, s.Yield, s.Records, s.Batch, s.Batches, s.Keys = pruning, 4, false, 120, 100, false, 0
@@ -59,25 +62,39 @@ func TestExact(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	for _, shape := range shapes {
 		t.Run(shape.name, func(t *testing.T) {
-			setup := modelled(shape.fixed)
 			for seed := o.Seed; seed < o.Seed+uint64(seeds); seed++ {
-				runtime.GOMAXPROCS(1)
-				first := episode(t, seed, &o, setup, nil, true)
-				for i := range *timesFlag {
-					runtime.GOMAXPROCS(1 + i%2)
-					again := episode(t, seed, &o, setup, nil, true)
-					if again.Hash == first.Hash {
-						continue
-					}
-					a, b := timeline(first.log), timeline(again.log)
-					for n := range min(len(a), len(b)) {
-						if a[n] != b[n] {
-							t.Fatalf("seed %d: two runs part at\n%s\n%s\nand\n%s", seed, a[max(0, n-1)], a[n], b[n])
-						}
-					}
-					t.Fatalf("seed %d: %016x and %016x", seed, first.Hash, again.Hash)
-				}
+				exact(t, &o, seed, shape.fixed)
 			}
 		})
+	}
+	for seed, why := range inexact {
+		t.Run(why, func(t *testing.T) { exact(t, &o, seed, nil) })
+	}
+}
+
+// inexact are seeds that once were not one run.
+var inexact = map[uint64]string{
+	7000000161: "a record and its copy begin at one instant, in two batches",
+}
+
+// exact runs a seed again and again, on one processor and on two in turn.
+func exact(t *testing.T, o *Options, seed uint64, fixed func(s *settings)) {
+	t.Helper()
+	setup := modelled(fixed)
+	runtime.GOMAXPROCS(1)
+	first := episode(t, seed, o, setup, nil, true)
+	for i := range *timesFlag {
+		runtime.GOMAXPROCS(1 + i%2)
+		again := episode(t, seed, o, setup, nil, true)
+		if again.Hash == first.Hash {
+			continue
+		}
+		a, b := timeline(first.log), timeline(again.log)
+		for n := range min(len(a), len(b)) {
+			if a[n] != b[n] {
+				t.Fatalf("seed %d: two runs part at\n%s\n%s\nand\n%s", seed, a[max(0, n-1)], a[n], b[n])
+			}
+		}
+		t.Fatalf("seed %d: %016x and %016x", seed, first.Hash, again.Hash)
 	}
 }

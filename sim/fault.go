@@ -23,6 +23,7 @@ const (
 	Twice               // a fetch returns one of its records a second time
 	Partly              // a fetch returns its records, and an error besides
 	Refused             // the call has no effect, and an error that says it was no attempt
+	Later               // likewise, and the error asks for another time
 
 	Crash // the process is dead from then on
 	Stop  // the process is asked to stop
@@ -31,7 +32,7 @@ const (
 	faults
 )
 
-var faultNames = [faults]string{"none", "error", "lost", "permanent", "panic", "goexit", "hang", "slow", "down", "lease lost", "twice", "partly", "refused", "crash", "stop", "pause", "step"}
+var faultNames = [faults]string{"none", "error", "lost", "permanent", "panic", "goexit", "hang", "slow", "down", "lease lost", "twice", "partly", "refused", "later", "crash", "stop", "pause", "step"}
 
 func (k FaultKind) String() string { return faultNames[k] }
 
@@ -88,8 +89,8 @@ type rates [kinds][faults]float64
 // most is how likely a fault is at most, where it is on.
 var most = rates{
 	Fetch:   {Error: 0.5, Slow: 0.1, Hang: 0.05, Panic: 0.1, Goexit: 0.05, Twice: 0.2, Partly: 0.2},
-	Apply:   {Error: 0.4, Lost: 0.1, Permanent: 0.1, Panic: 0.2, Goexit: 0.1, Hang: 0.1, Slow: 0.2, Refused: 0.2},
-	Batch:   {Error: 0.5, Lost: 0.1, Panic: 0.1, Hang: 0.1, Slow: 0.2, Refused: 0.2},
+	Apply:   {Error: 0.4, Lost: 0.1, Permanent: 0.1, Panic: 0.2, Goexit: 0.1, Hang: 0.1, Slow: 0.2, Refused: 0.2, Later: 0.2},
+	Batch:   {Error: 0.5, Lost: 0.1, Panic: 0.1, Hang: 0.1, Slow: 0.2, Refused: 0.2, Later: 0.2},
 	Mark:    {Error: 0.5, Lost: 0.2, Slow: 0.1, Hang: 0.05, Panic: 0.05, Goexit: 0.05},
 	Release: {Error: 0.2, Lost: 0.2, Slow: 0.1, Hang: 0.05, Panic: 0.05, Goexit: 0.05},
 	Fail:    {Error: 0.2, Lost: 0.2, Slow: 0.1, Hang: 0.2, Panic: 0.1, Goexit: 0.1},
@@ -199,6 +200,9 @@ func (w *World) decide(c *call) {
 				f.What = Down
 			}
 		}
+	}
+	if w.suffers != nil && w.suffers(c) {
+		f.What = Down
 	}
 	if f.What == None {
 		u := uniform(hash(w.seed, forFault, uint64(c.kind)<<32|uint64(c.n), c.id))

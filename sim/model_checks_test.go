@@ -3,7 +3,6 @@ package sim
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"time"
@@ -24,7 +23,7 @@ func (m *model) come(c *call) {
 		if t, first := c.data.(try); first {
 			m.comeWait(l, c, t.n, t.attempt)
 			m.comeApply(l, c, t.n)
-			m.comeBreaker(l, c)
+			m.comeBreaker(l, c, t.n)
 			if t.attempt == 1 && !m.Yield {
 				m.comeFirst(l, t.n)
 			}
@@ -33,8 +32,8 @@ func (m *model) come(c *call) {
 			case t.attempt == 1 || m.Batches:
 			case l.p.stopping && l.p.still < m.now.Load():
 				m.Fail("D8: %s is tried again after process %d was told to stop", names[t.n], l.p.number)
-			case l.permanent[t.n] && !m.rows[t.n].twice:
-				m.Fail("R-3: %s is tried again after a permanent error", names[t.n])
+			case l.permanent[t.n] && !m.rows[t.n].twice && !m.Twins: // of twins one may know of attempts before the other's
+				m.Fail("R-8: %s is tried again after a permanent error", names[t.n])
 			}
 		} else if t, aside := c.data.(besides); aside {
 			m.comeOrder(l, c, t.n, second)
@@ -52,7 +51,7 @@ func (m *model) come(c *call) {
 				m.comeFirst(l, n)
 			}
 		}
-		m.comeBreaker(l, c)
+		m.comeBreaker(l, c, c.data.(*verdicts).records...)
 	case Send:
 		if letter := c.data.(sent); letter.branch != second {
 			l.waits.end(letter.n)
@@ -107,8 +106,9 @@ func (m *model) forget(l *life, keys []string) {
 // answerRetry notes whether an attempt is to be followed by another. A breaker may
 // interrupt that, and of twins nobody knows which delivers.
 func (m *model) answerRetry(l *life, c *call, t try) {
-	failed := c.err != nil && !c.gone && c.fault != Permanent && c.fault != Refused && !m.skipped[t.n] && t.n != m.Foreign
-	if (m.Stack == retrying || m.Stack == unbroken) && failed && t.attempt < m.Attempts && !m.Batches && !m.Twins && !l.redrives() {
+	failed := c.err != nil && !c.gone && c.fault != Permanent && c.fault != Refused && c.fault != Later && !m.skipped[t.n] && t.n != m.Foreign
+	known := !m.Busy || m.holds() // else what asks for another time has the next delivery begin to number anew
+	if (m.Stack == retrying || m.Stack == unbroken) && failed && known && t.attempt < m.Attempts && !m.Batches && !m.Twins && !l.redrives() {
 		l.tries[t.n] = t.attempt
 	}
 }
@@ -183,13 +183,13 @@ func (m *model) comeFetch(l *life, limit int) {
 	case l.markFailed && !m.Twins: // whose mark it was nobody knows
 		m.Fail("D7: process %d fetches before it has marked what it applied", l.p.number)
 	case m.Cron > 0: // a run asks no breaker before it fetches
-	case m.FanOut == 0 && l.breaker == courier.BreakerForcedOpen && l.changedAt < m.now.Load() &&
+	case m.FanOut == 0 && m.Hosts == 0 && l.breaker == courier.BreakerForcedOpen && l.changedAt < m.now.Load() &&
 		l.changedAt > l.p.still: // else the process may have asked it before it stood still
 		m.Fail("D6: process %d fetches while its breaker is forced open", l.p.number)
-	case m.FanOut == 0 && l.breaker == courier.BreakerOpen && l.changedAt < m.now.Load() && l.tooEarly():
+	case m.FanOut == 0 && m.Hosts == 0 && l.breaker == courier.BreakerOpen && l.changedAt < m.now.Load() && l.tooEarly(l.circuit):
 		m.Fail("D6: process %d fetches while its breaker is open", l.p.number)
 	}
-	if most := m.hand(); !m.Twins && m.shape == leasing && len(l.inHand)+limit > most && l.generation == 1 {
+	if most := m.hand(); !m.Twins && m.shape == leasing && len(l.inHand)+limit > most && !l.opened() {
 		m.Fail("D11: process %d fetches %d records beside %v, which it has in hand, and may have %d", l.p.number, limit, numbers(l.inHand), most)
 	}
 	// Once its breaker has opened, a poller looks past those that it was probed with.
@@ -219,7 +219,7 @@ func (m *model) room() int {
 	if m.Prefetch >= 0 {
 		room = (1 + m.Prefetch) * m.Batch
 	}
-	if m.breaks() {
+	if m.breaks() && m.Hosts == 0 {
 		room = max(room, 100) // while the breaker is probed
 	}
 	if m.Twins {
@@ -259,7 +259,8 @@ func (m *model) comeApply(l *life, c *call, n int) {
 	if l.line != nil {
 		m.comeQueued(l, n)
 	}
-	if !m.breaks() || m.Batches || l.breaker == courier.BreakerClosed || l.breaker == courier.BreakerForcedClosed { // a probe does not count
+	of := l.of(n).breaker
+	if c.counts = !m.breaks() || m.Batches || of == courier.BreakerClosed || of == courier.BreakerForcedClosed; c.counts { // a probe does not
 		r.calls[l.p.instance]++
 	}
 	if r.applied > 0 && !r.marked && r.told[l.p.instance] != l.p && m.lives[0] != l {
@@ -279,7 +280,10 @@ func (m *model) comeOrder(l *life, c *call, n int, branch string) {
 	if m.KeyedQueue {
 		m.comeKeyed(l, n, branch)
 	}
-	if m.busy[m.lane(n, branch)] != nil {
+	with := m.busy[m.lane(n, branch)]
+	if with == c && m.InOrder {
+		m.Sometimes("several of a key in one call")
+	} else if with != nil {
 		m.Fail("D4: %s is applied together with another of its key", names[n])
 	}
 	m.busy[m.lane(n, branch)] = c
@@ -289,10 +293,16 @@ func (m *model) comeOrder(l *life, c *call, n int, branch string) {
 		if branch == second {
 			done = r.second > 0 || r.aside > 0
 		}
-		if !done && !r.strayed {
+		if !done && !r.strayed && (!m.InOrder || !c.takesBefore(before, n)) {
 			m.Fail("D4: %s is applied before %s", names[n], names[before])
 		}
 	}
+}
+
+// takesBefore reports whether a call has one record before another.
+func (c *call) takesBefore(one, other int) bool {
+	v, ok := c.data.(*verdicts)
+	return ok && slices.Contains(v.records[:slices.Index(v.records, other)], one)
 }
 
 // lane is a key in a branch, where there are several.
@@ -322,35 +332,11 @@ func (m *model) comeKeyed(l *life, n int, branch string) {
 // comeSecond looks at a record that the second branch gets: while the breaker of
 // the first was open before, the first has taken it.
 func (m *model) comeSecond(l *life, n int) {
-	passing := l.breaker == courier.BreakerClosed || l.breaker == courier.BreakerForcedClosed
+	of := l.of(n)
+	passing := of.breaker == courier.BreakerClosed || of.breaker == courier.BreakerForcedClosed
 	asked := m.FanOut == 4 && m.Keys > 0 // its queue, after the delivery had begun
-	if !passing && !asked && l.changedAt < m.now.Load() && m.rows[n].told[l.p.instance] != l.p && !m.skipped[n] {
-		m.Fail("F-3: the second branch gets %s, and the breaker of the first, which has not taken it, is %s", names[n], l.breaker)
-	}
-}
-
-// comeBreaker looks whether the breaker lets the call through rightly.
-func (m *model) comeBreaker(l *life, c *call) {
-	c.era, c.after, c.probe = l.generation, l.counted, l.breaker == courier.BreakerHalfOpen
-	if c.probe && m.tracing {
-		c.detail = "a probe "
-	}
-	switch l.breaker {
-	case courier.BreakerClosed:
-		if m.breaks() && !l.redrives() && max(l.surely, l.counted.chain()) >= m.Threshold {
-			m.Fail("B-1: a call behind %d failures in a row, of which %d open the breaker: %s", max(l.surely, l.counted.chain()), m.Threshold, c.name)
-		}
-	case courier.BreakerOpen:
-		m.Fail("B-1: a call while the breaker is open: %s", c.name)
-	case courier.BreakerForcedOpen:
-		m.Fail("B-18: a call while the breaker is forced open: %s", c.name)
-	case courier.BreakerForcedClosed:
-		m.Sometimes("a call through a breaker that is forced closed")
-	case courier.BreakerHalfOpen:
-		m.Sometimes("half-open")
-		if l.probes++; l.probes > m.Probes {
-			m.Fail("B-2: %d probes at once, more than %d", l.probes, m.Probes)
-		}
+	if !passing && !asked && m.Hosts == 0 && of.changedAt < m.now.Load() && m.rows[n].told[l.p.instance] != l.p && !m.skipped[n] {
+		m.Fail("F-3: the second branch gets %s, and the breaker of the first, which has not taken it, is %s", names[n], of.breaker)
 	}
 }
 
@@ -375,7 +361,7 @@ func (m *model) take(c *call) {
 	}
 	switch {
 	case c.err == nil && (c.kind == Apply || c.kind == Batch):
-		m.good = m.now.Load()
+		m.isWell(c)
 	case c.err == nil:
 	case c.kind == Batch:
 		m.Sometimes("a batch failed as one")
@@ -386,21 +372,48 @@ func (m *model) take(c *call) {
 	}
 }
 
+// isWell notes that an apply has succeeded.
+func (m *model) isWell(c *call) {
+	v, batch := c.data.(*verdicts)
+	switch t, one := c.data.(try); {
+	case one:
+		m.good[m.host(t.n)] = m.now.Load()
+	case batch:
+		for i, n := range v.records {
+			if m.Hosts == 0 || v.of(c, i) == nil {
+				m.good[m.host(n)] = m.now.Load()
+			}
+		}
+	default: // the second branch's
+		m.good[0] = m.now.Load()
+	}
+}
+
 // meetsOutage notes which outage a record fails in.
 func (m *model) meetsOutage(n int) {
 	r := &m.rows[n]
 	if r.outages == nil {
-		r.outages = map[int]bool{}
+		r.outages = map[int64]bool{}
 	}
-	r.outages[m.outage()] = true
+	r.outages[m.outage(n)] = true
 }
 
-// outage is the last of the destination's that has begun, -1 if none has.
-func (m *model) outage() (last int) {
+// isDown reports whether the host of a record is down by itself.
+func (m *model) isDown(c *call) bool {
+	now := m.now.Load()
+	return c.kind == Apply && c.id > 0 && c.id < beside && m.Hosts > 0 &&
+		slices.ContainsFunc(m.down[m.host(int(c.id-1))], func(o window) bool { return now >= o.from && now < o.to })
+}
+
+// outage is when the last of the destination's began that a record may meet, -1 if none
+// has.
+func (m *model) outage(n int) (last int64) {
 	last = -1
-	for i, o := range m.outages[1] { // in no order
-		if o.from <= m.now.Load() && (last < 0 || o.from > m.outages[1][last].from) {
-			last = i
+	for _, list := range [...][]window{m.outages[1], m.down[m.host(n)]} {
+		for _, o := range list { // in no order
+			if o.from <= m.now.Load() {
+				last = max(last, o.from)
+			}
 		}
 	}
 	return last
@@ -408,9 +421,9 @@ func (m *model) outage() (last int) {
 
 // flickers reports whether calls have succeeded since the outage began, as those do
 // that were under way then.
-func (m *model) flickers() bool {
-	i := m.outage()
-	return i < 0 || m.good >= m.outages[1][i].from
+func (m *model) flickers(n int) bool {
+	from := m.outage(n)
+	return from < 0 || m.good[m.host(n)] >= from
 }
 
 // answer looks at a call that returns.
@@ -421,7 +434,7 @@ func (m *model) answer(c *call) {
 	l := m.lives[c.p.number]
 	l.look(c)
 	if c.err == nil && (c.kind == Apply || c.kind == Batch) {
-		m.good = m.now.Load() // by now the breaker knows, too
+		m.isWell(c) // by now the breaker knows, too
 	}
 	m.answerContext(l, c)
 	l.watcher.hasApplied(c)
@@ -457,11 +470,12 @@ func (m *model) answer(c *call) {
 			m.leave(c, n)
 			m.lapses(l, n)
 			m.answerRetry(l, c, t)
+			m.answerUntried(l, c, n, t.attempt, c.err)
 			l.permanent[n] = c.err != nil && c.fault == Permanent
-			if c.err == nil || m.skipped[n] && courier.Classify(context.Background(), c.err) == courier.Skipped {
+			if c.err == nil || m.skipped[n] && courier.Classify(context.Background(), c.err) == courier.ClassSkipped {
 				l.told(n)
 			}
-			m.probed(l, c, c.err != nil)
+			m.probed(l, c, nil)
 		} else if t, aside := c.data.(besides); aside {
 			m.leave(c, t.n)
 			if c.err == nil {
@@ -470,22 +484,21 @@ func (m *model) answer(c *call) {
 		}
 	case Batch:
 		v := c.data.(*verdicts)
-		failed := c.err != nil
 		for i, n := range v.records {
-			failed = failed || v.errs[i] != nil
 			m.leave(c, n)
 			m.lapses(l, n)
-			if c.err == nil && (v.errs[i] == nil || m.skipped[n] && courier.Classify(context.Background(), v.errs[i]) == courier.Skipped) {
+			if m.answerUntried(l, c, n, 0, v.of(c, i)); c.err == nil && (v.errs[i] == nil || m.skipped[n] && courier.Classify(context.Background(), v.errs[i]) == courier.ClassSkipped) {
 				l.told(n)
 			}
 		}
-		m.probed(l, c, failed)
+		m.probed(l, c, v)
 	case Send:
 		if c.err == nil {
 			letter := c.data.(sent)
 			l.toldParked(letter.n, letter.branch)
 			m.Sometimes("parked")
 		} else {
+			l.waits.refused = true
 			m.Sometimes("the queue refused")
 		}
 	case Keys:
@@ -545,117 +558,3 @@ func (m *model) leave(c *call, n int) {
 		}
 	}
 }
-
-// vouch says that a call succeeded that began after another streak had been counted.
-func (s *streak) vouch(began streak) {
-	s.vouched, s.broken = max(s.vouched, began.failures), max(s.broken, began.links)
-	if began.unsure > 0 { // each may have been a link, beside those that are sure
-		s.broken = s.links
-	}
-}
-
-// most is how many failures are in a row at the most, and chain how many at the least
-// that began one after the other.
-func (s *streak) most() int  { return s.failures - s.vouched }
-func (s *streak) chain() int { return s.links - s.broken }
-
-// counting are the faults by which a destination fails, whoever asks.
-var counting = []FaultKind{Error, Lost, Panic, Goexit, Down}
-
-// probed looks at a call that ends for what the breaker makes of it.
-func (m *model) probed(l *life, c *call, failed bool) {
-	switch {
-	case c.era != l.generation: // B-3: it changes nothing
-	case !failed:
-		l.surely = 0
-		l.counted.vouch(c.after)
-	case c.err != nil && !c.gone && slices.Contains(counting, c.fault) && courier.Classify(c.ctx, c.err) == courier.Retryable:
-		l.surely++
-		l.counted.failures++
-		before := c.after.links
-		if c.kind == Batch && m.Timeout > 0 { // it may have passed the breaker a while before it came
-			before = 0
-		}
-		l.counted.links = max(l.counted.links, before+1)
-	default: // it may have failed, or not
-		l.surely = 0
-		l.counted.failures++
-		l.counted.unsure++
-		l.counted.broken = max(l.counted.broken, c.after.links)
-	}
-	if c.probe && c.era == l.generation {
-		l.probeAt = m.now.Load()
-		if l.probes--; c.err != nil {
-			m.Sometimes("a probe failed")
-		}
-		l.good++ // or fails, and then nobody asks
-	}
-	if errors.Is(c.err, courier.ErrAttemptTimeout) {
-		m.Sometimes("an attempt timed out")
-	}
-	if errors.Is(c.err, courier.ErrDrainTimeout) {
-		m.Sometimes("drain timeout")
-	}
-}
-
-// breakerChanged follows the breaker of a process.
-func (l *life) breakerChanged(_ context.Context, change courier.BreakerChange) {
-	m := l.m
-	if l.p.dead {
-		return
-	}
-	if change.From != l.breaker || change.Generation != l.generation+1 {
-		m.Fail("B-3: a breaker that is %s goes from %s, generation %d after %d", l.breaker, change.From, change.Generation, l.generation)
-	}
-	if l.forced != "" {
-		if change.To != l.forced {
-			m.Fail("B-18: a breaker that is to be %s is %s", l.forced, change.To)
-		}
-		l.probes = 0
-		l.follow(change)
-		return
-	}
-	switch fmt.Sprintf("%s to %s", change.From, change.To) {
-	case "closed to open", "half-open to open":
-		open := change.Until.Sub(change.At)
-		if least := time.Duration(float64(m.OpenFor) * 0.79); open < least || open > m.MaxOpenFor {
-			m.Fail("B-14: a breaker opens for %v, not between %v and %v", open, least, m.MaxOpenFor)
-		}
-		switch {
-		case change.From == courier.BreakerClosed && m.Rate == 0 && l.counted.most() < m.Threshold:
-			m.Fail("B-3: a breaker opens after %d failures of its generation, with %d wanted", l.counted.most(), m.Threshold)
-		case errors.Is(change.Cause, courier.ErrProbeTimeout) && l.probes < m.Probes:
-			m.Fail("B-4: a breaker gives its probes up with %d out, where %d may be", l.probes, m.Probes)
-		}
-		m.Sometimes("breaker open")
-	case "open to half-open":
-		if l.tooEarly() {
-			m.Fail("B-1: a breaker is half-open %v before its time", time.Duration(l.until-m.now.Load()))
-		}
-		l.probes, l.good = 0, 0
-	case "half-open to closed":
-		if l.good < m.Successes {
-			m.Fail("B-8: a breaker closes after %d successes, with %d wanted", l.good, m.Successes)
-		}
-		m.Sometimes("breaker closed again")
-	default:
-		m.Fail("B-6: a breaker goes from %s to %s", change.From, change.To)
-	}
-	if change.From == courier.BreakerHalfOpen && l.probeAt != m.now.Load() && !errors.Is(change.Cause, courier.ErrProbeTimeout) {
-		m.Fail("B-3: a half-open breaker goes to %s, and no probe has ended: %v", change.To, change.Cause)
-	}
-	l.follow(change)
-}
-
-func (l *life) follow(change courier.BreakerChange) {
-	l.look(nil)
-	l.waits.interrupt()
-	l.breaker, l.generation = change.To, change.Generation
-	l.counted, l.surely, l.changedAt = streak{}, 0, l.m.now.Load()
-	l.until = l.changedAt + int64(change.Until.Sub(l.p.clock.Now()))
-}
-
-// tooEarly reports whether the breaker's open period is not over. Where a clock was
-// set, that is nobody's to say: forward, it ends a period early, and back, it hides
-// how much has passed until a timer tells.
-func (l *life) tooEarly() bool { return l.m.stepped == 0 && l.m.now.Load() < l.until }

@@ -45,6 +45,7 @@ func (l *life) ranOnce(err error) {
 	}
 	l.look(nil)
 	clear(l.waits.of) // the next run fetches them anew
+	clear(l.waits.untried)
 	clear(l.waits.unbegun)
 	if errors.Is(err, courier.ErrMark) { // its records come again
 		l.markFailed = false
@@ -77,7 +78,7 @@ func (l *life) ranOnce(err error) {
 		case f.Index < 0 || f.Index >= len(l.pass):
 			m.Fail("RunOnce: process %d tells of record %d of %d", l.p.number, f.Index, len(l.pass))
 			return
-		case !m.Batches && id > 0 && int(id-1) != l.pass[f.Index] && courier.Classify(context.Background(), f.Err) != courier.NotAttempted: // of those another may be to blame, and of a batch its first
+		case !m.Batches && id > 0 && int(id-1) != l.pass[f.Index] && courier.Classify(context.Background(), f.Err) != courier.ClassNotAttempted: // of those another may be to blame, and of a batch its first
 			m.Fail("RunOnce: process %d tells of %s as record %d, which is %s: %v", l.p.number, names[id-1], f.Index, names[l.pass[f.Index]], f.Err)
 		}
 	}

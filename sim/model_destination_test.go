@@ -14,7 +14,10 @@ type destination[T record] struct{ *life }
 
 // destination returns it with or without batches.
 func (x *pipe[T]) destination(l *life) courier.Applier[T] {
-	if x.Batches {
+	switch {
+	case x.InOrder:
+		return &inOrder[T]{batches[T]{destination[T]{l}}}
+	case x.Batches:
 		return &batches[T]{destination[T]{l}}
 	}
 	return &destination[T]{l}
@@ -22,7 +25,7 @@ func (x *pipe[T]) destination(l *life) courier.Applier[T] {
 
 func (d *destination[T]) Apply(ctx context.Context, record T) error {
 	handle(ctx, record)
-	n, attempt := record.number(), courier.AttemptFrom(ctx)
+	n, attempt := record.number(), courier.AttemptFromContext(ctx)
 	if d.m.Stack > plain && !d.m.Batches && attempt > d.m.Attempts {
 		d.m.Fail("R-1: %v is attempted for the %dth time, with %d at most", record, attempt, d.m.Attempts)
 	}
@@ -37,14 +40,14 @@ func (l *life) apply(n int) error {
 	m, r := l.m, &l.m.rows[n]
 	switch {
 	case m.poison[n] && !m.mended(), m.stubborn[n]:
-		err := &callError{uint64(n + 1), names[n] + " is poison", ErrInjected}
+		err := injured(uint64(n+1), names[n]+" is poison")
 		return []error{err, errors.Join(courier.Skip(err), err)}[n%2] // nothing was to be done for a part of it
 	case n == m.Foreign:
 		m.Sometimes("a foreign configuration")
-		return foreign(&callError{uint64(n + 1), names[n] + " is for a tenant", ErrInjected})
+		return foreign(injured(uint64(n+1), names[n]+" is for a tenant"))
 	case m.skipped[n]:
 		m.Sometimes("skipped")
-		return courier.Skip(&callError{uint64(n + 1), names[n] + " is to be skipped", ErrInjected})
+		return courier.Skip(injured(uint64(n+1), names[n]+" is to be skipped"))
 	}
 	r.applied++
 	m.fold(uint64(n), 19)
@@ -62,6 +65,7 @@ func (l *life) apply(n int) error {
 func (l *life) told(n int) {
 	r := &l.m.rows[n]
 	r.told[l.p.instance], r.sure[l.p.instance] = l.p, l.p
+	l.waits.refused = false
 }
 
 // batches is a destination that takes batches.
@@ -74,11 +78,19 @@ type verdicts struct {
 	attempt int
 }
 
+// of is what a call that returns says of one of its records.
+func (v *verdicts) of(c *call, i int) error {
+	if c.err != nil || v.errs == nil {
+		return c.err
+	}
+	return v.errs[i]
+}
+
 func (b *batches[T]) ApplyBatch(ctx context.Context, records []T) error {
 	for _, record := range records {
 		handle(ctx, record)
 	}
-	v := &verdicts{records: numbersOf(records), attempt: courier.AttemptFrom(ctx)}
+	v := &verdicts{records: numbersOf(records), attempt: courier.AttemptFromContext(ctx)}
 	first := v.records[0]
 	err := b.p.await(ctx, Batch, uint64(first+1), names[first], v, func(c *call) {
 		m := b.m
@@ -86,7 +98,13 @@ func (b *batches[T]) ApplyBatch(ctx context.Context, records []T) error {
 			c.detail += fmt.Sprint(records)
 		}
 		v.errs = make([]error, len(records))
+		behind := map[int]bool{} // failed ones, by their keys
 		for i, n := range v.records {
+			if behind[m.key(n)] || m.EndsCall && len(behind) > 0 {
+				v.errs[i] = courier.ErrBehindFailed
+				m.Sometimes("behind a failed record")
+				continue
+			}
 			switch fault, injected := m.within(c, Apply, uint64(n+1), names[n]); fault {
 			case None, Slow, Hang:
 				v.errs[i] = b.apply(n)
@@ -98,6 +116,9 @@ func (b *batches[T]) ApplyBatch(ctx context.Context, records []T) error {
 				if v.errs[i] = injected; fault == Down {
 					m.meetsOutage(n)
 				}
+			}
+			if m.InOrder && v.errs[i] != nil && courier.Classify(context.Background(), v.errs[i]) != courier.ClassSkipped {
+				behind[m.key(n)] = true
 			}
 		}
 	})
@@ -116,6 +137,11 @@ func (b *batches[T]) ApplyBatch(ctx context.Context, records []T) error {
 	return failed.ErrorOrNil()
 }
 
+// inOrder is one that keeps the order inside a call.
+type inOrder[T record] struct{ batches[T] }
+
+func (*inOrder[T]) OrderedBatches() bool { return true }
+
 // besides is an attempt of the second branch on a record.
 type besides struct{ n, attempt int }
 
@@ -127,7 +153,7 @@ const beside = 1 << 32
 
 func (b *branch[T]) Apply(ctx context.Context, record T) error {
 	n := record.number()
-	return b.p.await(ctx, Apply, uint64(n+1)|beside, names[n], besides{n, courier.AttemptFrom(ctx)}, func(c *call) { b.m.rows[n].second++ })
+	return b.p.await(ctx, Apply, uint64(n+1)|beside, names[n], besides{n, courier.AttemptFromContext(ctx)}, func(c *call) { b.m.rows[n].second++ })
 }
 
 // count is a second branch that never fails.
@@ -186,12 +212,12 @@ func (q *parkingLot[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) 
 			c.err = courier.ErrDLQFull
 			return
 		}
-		stays := letter.Reason == courier.KeyParked && m.hasLetter(n, letter.Branch) // the one that is there
+		stays := letter.Reason == courier.ReasonKeyParked && m.hasLetter(n, letter.Branch) // the one that is there
 		if c.err = q.MemoryDLQ.Send(ctx, letter); c.err == nil && !stays {
 			m.park(n, letter.Branch)
 			m.fold(uint64(n), 23)
 		}
-		if c.err == nil && letter.Reason != courier.KeyParked {
+		if c.err == nil && letter.Reason != courier.ReasonKeyParked {
 			m.behind[m.lane(n, letter.Branch)] = true
 		}
 		m.owes(n)
@@ -220,7 +246,7 @@ func parkedBy[T record](l *life) func(context.Context, courier.DeadLetter[T]) {
 			l.waits.end(n)
 		}
 		l.parked(n, letter.Branch, letter.Reason)
-		if letter.Branch != second && letter.Reason != courier.KeyParked {
+		if letter.Branch != second && letter.Reason != courier.ReasonKeyParked {
 			l.gaveUp(n, letter.Reason, letter.Attempts, letter.Error)
 		}
 	}
@@ -230,7 +256,7 @@ func parkedBy[T record](l *life) func(context.Context, courier.DeadLetter[T]) {
 func (l *life) parked(n int, branch string, reason courier.Reason) {
 	m := l.m
 	if m.Memory {
-		if reason == courier.KeyParked && m.wasParked(n, branch) { // the letter that was there may be there still
+		if reason == courier.ReasonKeyParked && m.wasParked(n, branch) { // the letter that was there may be there still
 			if branch != second {
 				m.rows[n].excuses++
 			}
@@ -241,10 +267,10 @@ func (l *life) parked(n int, branch string, reason courier.Reason) {
 		m.owes(n)
 	}
 	switch lane := m.lane(n, branch); {
-	case reason != courier.KeyParked:
+	case reason != courier.ReasonKeyParked:
 		m.behind[lane] = true
 	case !m.behind[lane]:
-		m.Fail("D-8: %s is parked behind others of its key (%s), of which none was", names[n], lane)
+		m.Fail("Q-8: %s is parked behind others of its key (%s), of which none was", names[n], lane)
 	default:
 		m.Sometimes("parked behind its key")
 	}
@@ -265,15 +291,18 @@ func (l *life) gaveUp(n int, reason courier.Reason, attempts int, err error) {
 	if errors.Is(err, courier.ErrOpen) || errors.Is(err, courier.ErrConfig) || errors.Is(err, context.Canceled) {
 		m.Fail("D5: %s is parked with %v", names[n], err)
 	}
+	if r, why := &m.rows[n], l.waits.untried[n]; why != "" && !r.twice && !r.strayed && !m.Twins {
+		m.Fail("D5: %s is parked with %v after a call in which it was not attempted: %s", names[n], err, why)
+	}
 	// One outage takes too few attempts to give a record up, several may.
-	if m.healthyOnly && !m.poison[n] && len(m.rows[n].outages) < 2 && !m.flickers() {
+	if m.healthyOnly && !m.poison[n] && len(m.rows[n].outages) < 2 && !m.flickers(n) {
 		m.Fail("D6: %s is healthy, and was parked with %v", names[n], err)
 	}
 	made := m.rows[n].calls[l.p.instance]
 	switch {
-	case reason == courier.Exhausted && attempts < m.Attempts:
-		m.Fail("R-2: %s is parked as exhausted after %d of %d attempts", names[n], attempts, m.Attempts)
-	case attempts > made && reason == courier.Exhausted:
+	case reason == courier.ReasonExhausted && attempts < m.Attempts:
+		m.Fail("Q-1: %s is parked as exhausted after %d of %d attempts", names[n], attempts, m.Attempts)
+	case attempts > made && reason == courier.ReasonExhausted:
 		m.Fail("D5: %s is parked after %d attempts, of which %d were made", names[n], attempts, made)
 	}
 }

@@ -59,7 +59,7 @@ func (m *model) pause(paused bool) (woke bool) {
 		}
 		l.look(nil)
 		l.paused, l.pausedAt = paused, m.now.Load()
-		l.waits.interrupt()
+		l.waits.interrupt(m.now.Load(), func(int) bool { return true })
 		if l.watcher != nil && !paused {
 			l.watcher.held = false
 		}
@@ -106,7 +106,7 @@ func (m *model) force(to courier.BreakerState) (woke bool) {
 		case courier.BreakerForcedClosed:
 			l.switches.ForceClosed()
 		default:
-			l.switches.Auto()
+			l.switches.Reset()
 		}
 		l.forced = ""
 		m.Sometimes("the breaker is " + string(to) + " by an operator")

@@ -46,7 +46,7 @@ func (d *document) number() int    { return d.N }
 
 // handle is what a handler does to its record.
 func (d *document) handle(ctx context.Context) {
-	d.Status = fmt.Sprintf("attempt %d since %v", courier.AttemptFrom(ctx), processOf(ctx).w.Now())
+	d.Status = fmt.Sprintf("attempt %d since %v", courier.AttemptFromContext(ctx), processOf(ctx).w.Now())
 	slices.Reverse(d.Lines)
 }
 

@@ -248,7 +248,7 @@ func (s *source[T]) take(n int, r *row, now int64, behind *map[int]bool) bool {
 		}
 		r.excuses++
 		r.strayed = true
-		r.twice = r.twice || r.lessee == s.p
+		r.twice = r.twice || r.lessee == s.p || !m.Named && m.lives[s.p.number].inHand[n]
 	}
 	if r.lostBy == s.p {
 		r.lostBy = nil

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,10 +51,13 @@ type settings struct {
 	Keys                       int  // 0 asks for no order
 	Blind                      bool // the source knows nothing of them, and hands out what is free
 	Batches                    bool
+	InOrder                    bool // they keep the order inside a call
+	EndsCall                   bool // and end the call at the first that fails
 	Beyond                     bool // fetches that lease return more than the limit
 	Stack                      stack
 	ByHand                     bool // the resilient stack is put together from its parts
 	Hands                      int  // of an operator on its breaker
+	Hosts                      int  // with a breaker of its own for each; 0 is one for all
 	Attempts, Threshold        int
 	Successes, Probes          int
 	Rate                       float64
@@ -68,6 +72,7 @@ type settings struct {
 	KeyedQueue, Redriving      bool
 	Ordered, Failing, Renewing bool
 	Waking, Fixed, Yield       bool
+	Busy                       bool          // a destination may ask for another time
 	Watched                    bool          // what the coordinator tells is compared with what it does
 	Pauses                     int           // by an operator
 	Cron                       time.Duration // between one run and the next; 0 is a coordinator that goes on
@@ -111,6 +116,9 @@ func draw(w *World, fixed func(s *settings)) settings {
 	}
 	if s.Stack == retrying && maybe("parking", 0.4) {
 		s.Stack = unbroken
+	}
+	if maybe("hosted", 0.35) {
+		s.Hosts = 2 + w.Pick("hosts", 5)
 	}
 	if s.ByHand = maybe("by hand", 0.3); maybe("hands", 0.5) {
 		s.Hands = 1 + w.Pick("how many hands", 3)
@@ -167,7 +175,8 @@ func draw(w *World, fixed func(s *settings)) settings {
 		s.Doomed = maybe("cron poison", 0.5)
 		s.Cron, s.Fresh = []time.Duration{time.Second, 15 * time.Second, time.Minute}[w.Pick("every", 3)], maybe("fresh", 0.5)
 	}
-	s.KeyedQueue = maybe("keyed queue", 0.3)
+	s.InOrder, s.EndsCall = maybe("in order", 0.8), maybe("ends the call", 0.5)
+	s.KeyedQueue, s.Busy = maybe("keyed queue", 0.3), maybe("busy", 0.5)
 	s.Watched = maybe("watched", 0.3)
 	s.Redriving = maybe("redriving", 0.3)
 	s.Twins = maybe("twins", 0.2)
@@ -221,9 +230,13 @@ func (s *settings) agree() {
 	s.Remembers = s.Remembers && s.FanOut > 2 || s.FanOut == 3
 	s.Shared = s.Shared && s.FanOut == 4
 	s.ByHand = s.ByHand && s.breaks()
-	if !s.ByHand {
+	if !s.breaks() {
+		s.Hosts = 0
+	}
+	if !s.ByHand || s.Hosts > 0 {
 		s.Hands = 0
 	}
+	s.Yield = s.Yield || s.Hosts > 0 // of two records that begin at one instant, either may be a host's probe
 	s.Source, s.Form = shapeNames[s.shape], formNames[s.form]
 	if s.shape < leasing {
 		s.Failing, s.Renewing, s.Prefetch = false, false, -1
@@ -238,6 +251,8 @@ func (s *settings) agree() {
 	}
 	s.Ordered = s.Ordered || s.shape == journal
 	s.Blind = s.Blind && s.shape == leasing
+	s.InOrder = s.InOrder && s.Batches && s.Keys > 0
+	s.EndsCall = s.EndsCall && s.InOrder
 	s.Beyond = s.Beyond && (s.shape == leasing || s.shape == broker)
 	s.Ordered = s.Ordered && s.streaming()
 	s.Failing = s.Failing && s.Keys == 0
@@ -273,6 +288,17 @@ func (s *settings) agree() {
 			m[n] = true
 		}
 		return m
+	}
+	if s.Hosts > 0 {
+		// Nothing pauses the intake: what waits for its host's breaker is in hand, and where
+		// that is all there may be, nothing comes that tells poison from an outage. Nor may
+		// it come with the order of a key, or from a source that returns what it cannot name.
+		if s.Keys > 0 || s.Cron > 0 || s.Prefetch == 0 || len(s.Poison) > s.Batch/2-1 {
+			s.Poison = nil
+		}
+		if len(s.Poison) > 0 { // of whose host the others are few
+			s.Named, s.Successes, s.Probes, s.Foreign = true, 1, 1, -1
+		}
 	}
 	s.poison = set(s.Poison)
 	// Where every key begins with a poison record none is left to tell them from
@@ -339,7 +365,7 @@ type row struct {
 	leaving         bool                // it is being given back
 	strayed         bool                // somebody else may be before or behind the others of its key
 	calls           [instances]int      // attempts by the process that each instance is at
-	outages         map[int]bool        // of the destination that it met
+	outages         map[int64]bool      // of the destination that it met
 	twice           bool                // a process had it as two records
 	sent            int64               // when it went into the channel
 }
@@ -352,7 +378,8 @@ type model struct {
 	rows     []row
 	left     int              // not marked yet, stubborn ones aside
 	more     int              // the next of the further records
-	good     int64            // when an apply succeeded last
+	good     []int64          // when an apply succeeded last, by host
+	down     [][]window       // outages of a host alone
 	position int              // of the journal: all before it are marked
 	busy     map[string]*call // by key and branch
 	behind   map[string]bool  // likewise: those of which a record was parked for its own sake
@@ -369,7 +396,8 @@ type model struct {
 type life struct {
 	m          *model
 	p          *Process
-	losing     []int // by a renewal that has not returned
+	telling    sync.Mutex // over what is told at one instant: by retries, and breakers of several hosts
+	losing     []int      // by a renewal that has not returned
 	inHand     map[int]bool
 	markFailed bool
 	halted     atomic.Bool // by a breaker, since the last fetch
@@ -386,20 +414,12 @@ type life struct {
 	line       stream   // the channel
 	sent, done int      // records that went into it, and that came out and are marked
 
-	switches   *courier.Breaker // where an operator can get at it
-	forced     courier.BreakerState
-	breaker    courier.BreakerState
-	until      int64
-	generation uint64
-	probes     int    // that are out
-	good       int    // that have succeeded
-	counted    streak // while closed
-	surely     int    // failures in a row at the least
-	changedAt  int64
-	probeAt    int64
-	permanent  map[int]bool // records whose last attempt failed for good
-	tries      map[int]int  // how many attempts were made at those whose retries are to go on
-	waits      waiting
+	switches  *courier.Breaker // where an operator can get at it
+	*circuit                   // of the one breaker
+	circuits  []*circuit       // of each host's, where each has its own; the first is that one
+	permanent map[int]bool     // records whose last attempt failed for good
+	tries     map[int]int      // how many attempts were made at those whose retries are to go on
+	waits     waiting
 }
 
 // modelled sets the model up in a world.
@@ -413,6 +433,7 @@ func newModel(w *World, fixed func(s *settings)) *model {
 	m.rows = make([]row, m.Records+extras)
 	m.lay()
 	m.tune()
+	m.planHosts()
 	w.Note("%+v", m.settings)
 	w.early = true
 	m.left, m.more = m.Records-len(m.mayStay), m.Records
@@ -448,14 +469,18 @@ func (m *model) tune() {
 	if m.Keys > 0 {
 		r[Fetch][Lost] = 0 // a key that waits ten minutes for a lease outlasts the records to come
 	}
+	if !m.Busy {
+		r[Apply][Later], r[Batch][Later] = 0, 0
+	}
 	if m.Blind { // what it does not hear of, it cannot hand out in order
 		r[Release], m.outages[0] = [faults]float64{}, nil
 		m.endings = slices.DeleteFunc(m.endings, func(e ending) bool { return e.what == Step })
 	}
 	failing := r[Apply]
-	failing[Slow], failing[Refused] = 0, 0
+	failing[Slow], failing[Refused], failing[Later] = 0, 0, 0
 	whole := r[Batch]
-	whole[Slow], whole[Refused] = 0, 0
+	whole[Slow], whole[Refused], whole[Later] = 0, 0, 0
+	m.good = make([]int64, max(1, m.Hosts))
 	m.healthyOnly = m.breaks() && m.Hands == 0 && failing == [faults]float64{} && (!m.Batches || whole == [faults]float64{}) && m.Timeout == 0
 }
 
@@ -496,6 +521,7 @@ func (m *model) feed() (woke bool) {
 		case !m.streaming():
 			every += 2 * m.Interval
 		}
+		wanted *= max(1, m.Hosts)
 		m.later(every, m.feed)
 		for n := m.Records; n < m.more; n++ {
 			if r := &m.rows[n]; r.fed && r.applied == 0 && !m.stuck(n) {
@@ -529,7 +555,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	case retrying:
 		applier = courier.NewRetryableApplier(applier, retry)
 	case unbroken:
-		applier = courier.NewDLQApplierWith(courier.NewRetryableApplier(applier, retry), queue, policy)
+		applier = courier.NewDLQApplier(courier.NewRetryableApplier(applier, retry), queue, policy)
 	case resilient:
 		breaker := courier.BreakerPolicy{
 			FailureThreshold: m.Threshold, Successes: m.Successes, Probes: m.Probes, OpenFor: m.OpenFor, MaxOpenFor: m.MaxOpenFor, ProbeTimeout: m.ProbeTimeout,
@@ -538,15 +564,25 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		if m.Rate > 0 {
 			breaker.FailureRate, breaker.MinCalls = m.Rate, 5
 		}
-		if m.ByHand {
+		if m.ByHand && m.Hosts > 0 {
+			if retry.AttemptTimeout = 0; m.Timeout > 0 {
+				applier = courier.NewAttemptTimeoutApplier(applier, m.Timeout, &p.clock)
+			}
+			applier = courier.NewRetryableApplier(courier.NewKeyedCircuitBreakerApplier(applier, x.hostOf, breaker), retry)
+			applier = courier.NewDLQApplier(applier, queue, policy)
+		} else if m.ByHand {
 			l.switches = courier.NewBreaker(breaker)
 			if retry.AttemptTimeout = 0; m.Timeout > 0 {
 				applier = courier.NewAttemptTimeoutApplier(applier, m.Timeout, &p.clock)
 			}
 			applier = courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(applier, l.switches), retry)
-			applier = courier.NewDLQApplierWith(applier, queue, policy)
+			applier = courier.NewDLQApplier(applier, queue, policy)
 		} else {
-			applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[T]{Retry: retry, Breaker: breaker, DLQ: queue, Parking: policy})
+			config := courier.ResilientConfig[T]{Retry: retry, Breaker: breaker, DLQ: queue, Parking: policy}
+			if m.Hosts > 0 {
+				config.BreakerKey = x.hostOf
+			}
+			applier, _ = courier.ResilientApplier(applier, &config)
 		}
 	}
 	if m.FanOut > 0 {
@@ -557,14 +593,14 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		}
 		if m.FanOut == 4 {
 			queue, policy := x.parks(l, second)
-			other = courier.NewDLQApplierWith(other, queue, policy)
+			other = courier.NewDLQApplier(other, queue, policy)
 		}
 		fan := courier.FanOutConfig[T]{Branches: []courier.Branch[T]{{Name: first, Applier: applier}, {Name: second, Applier: other}}}
 		if m.Remembers {
 			fan.Identity = func(r T) string { return names[r.number()] }
 		}
 		fan.Clone = x.clone
-		applier = courier.NewFanOut(fan)
+		applier = courier.NewFanOutFromConfig(fan)
 	}
 	opts := []courier.Option{
 		courier.WithClock(&p.clock), courier.WithRandom(p.random), courier.WithLogger(slog.New(slog.DiscardHandler)),
@@ -643,8 +679,12 @@ func (x *pipe[T]) keyOf(record T) string { return x.keyName(record.number()) }
 
 // begin, die and end are the ends of a process.
 func (m *model) begin(p *Process) {
-	l := &life{m: m, p: p, inHand: map[int]bool{}, permanent: map[int]bool{}, tries: map[int]int{}, breaker: courier.BreakerClosed, generation: 1, at: m.position}
-	l.waits.of, l.waits.unbegun, l.waits.met, l.waits.lookedAt = map[int]*wait{}, map[int]time.Duration{}, map[int]bool{}, m.now.Load()
+	l := &life{m: m, p: p, inHand: map[int]bool{}, permanent: map[int]bool{}, tries: map[int]int{}, at: m.position}
+	for range max(1, m.Hosts) {
+		l.circuits = append(l.circuits, &circuit{breaker: courier.BreakerClosed, generation: 1})
+	}
+	l.circuit = l.circuits[0]
+	l.waits.of, l.waits.untried, l.waits.unbegun, l.waits.met, l.waits.lookedAt = map[int]*wait{}, map[int]string{}, map[int]time.Duration{}, map[int]bool{}, m.now.Load()
 	if m.Waking {
 		l.wake = make(chan struct{}, 1)
 	}

@@ -19,6 +19,7 @@ import (
 type wait struct {
 	due     int64
 	next    int           // attempt
+	asked   bool          // by the destination, see courier.Later
 	untimed bool          // something came between, and nobody knows by when
 	stalled time.Duration // overdue, with nothing in its way
 	fetched bool          // since it is due, the source was asked for others
@@ -27,18 +28,26 @@ type wait struct {
 // waiting is what the model knows of the waits of a process.
 type waiting struct {
 	of       map[int]*wait         // by record, of the first branch
+	untried  map[int]string        // records that were not attempted in the last call, and why
 	unbegun  map[int]time.Duration // records in hand: how long nothing was in their way
 	met      map[int]bool          // that were begun with, at one time or another
 	lookedAt int64
+	unasked  time.Duration // how long nothing is fetched, beside waiting records that leave room for it
 	unmarked time.Duration // how long an applied record waits for nothing to be marked
 	idle     time.Duration // how long nothing is under way, in a stop
 	full     time.Duration // how long waiting records are all that may be in hand
 	fullTold atomic.Bool
+	refused  bool // the queue has refused a record since one was settled
+
+	fetchedAt, interruptedAt int64
 }
 
 // slack is how long what may begin at once takes at most, beside the calls that it
 // makes.
 const slack = 100 * time.Millisecond
+
+// claim is how many records a poller's worker takes at a time at the most.
+const claim = 16
 
 // holds reports whether a coordinator keeps what waits in hand, and not with a worker.
 // One worker without keys has nothing else to do, in a fan-out each branch retries by
@@ -48,15 +57,49 @@ func (m *model) holds() bool {
 	return m.Stack >= retrying && !m.Batches && m.FanOut == 0 && (m.Workers > 1 || m.Keys > 0) && (!m.breaks() || !unnamed)
 }
 
+// postpones reports whether what a destination asks to be tried later waits in hand, and
+// no retry holds a worker up meanwhile.
+func (m *model) postpones() bool {
+	return m.holds() || m.Stack == plain && m.FanOut == 0 && !m.Batches
+}
+
+// answerUntried takes in a call that was no attempt at a record: the destination asks for
+// another time, or has left it behind a failed one. The attempt that comes then has the
+// number of this one, 0 where that is not known.
+func (m *model) answerUntried(l *life, c *call, n, attempt int, err error) {
+	after := postponed(err)
+	behind := errors.Is(err, courier.ErrBehindFailed)
+	if after == 0 && !behind || c.gone || l.redrives() { // which comes again when it is time for the next redrive
+		return
+	}
+	if c.counts {
+		m.rows[n].calls[l.p.instance]--
+	}
+	if behind {
+		l.waits.untried[n] = "it is behind a failed one"
+		return
+	}
+	m.Sometimes("asked for another time")
+	if m.Stack > plain && !m.holds() { // the retry has its attempts in one delivery, and the next one begins at 1
+		attempt = 0
+	}
+	l.waits.untried[n] = "the destination has asked for another time"
+	l.waits.of[n] = &wait{due: m.now.Load() + int64(after), next: attempt, asked: true}
+}
+
 // retriedIn follows what a retry tells of its next attempt.
 func (l *life) retriedIn(branch string) func(context.Context, courier.RetryEvent) {
 	return func(_ context.Context, e courier.RetryEvent) {
+		l.telling.Lock()
+		defer l.telling.Unlock()
 		if l.watcher != nil {
 			l.watcher.retried++
 		}
 		if n, err := strconv.Atoi(e.Record[min(1, len(e.Record)):]); err == nil && branch == first && !l.p.dead {
 			l.look(nil)
-			l.waits.of[n] = &wait{due: l.m.now.Load() + int64(e.Delay), next: e.Attempt + 1}
+			w := &l.waits
+			halted := !l.m.streaming() && w.interruptedAt > w.fetchedAt // and with the batch all that waits in it
+			w.of[n] = &wait{due: l.m.now.Load() + int64(e.Delay), next: e.Attempt + 1, untimed: halted}
 		}
 	}
 }
@@ -107,16 +150,17 @@ func (m *model) asks(l *life, n int, returning *call) bool {
 	return m.KeyedQueue && (returning != nil && about(returning) || slices.ContainsFunc(m.parked, about))
 }
 
-// interrupt has the waits go on who knows how: a breaker, or an operator, came between.
-func (w *waiting) interrupt() {
-	for _, one := range w.of {
-		one.untimed = true
+// interrupt has waits go on who knows how: a breaker, or an operator, came between.
+func (w *waiting) interrupt(now int64, theirs func(n int) bool) {
+	w.interruptedAt = now
+	for n, one := range w.of {
+		one.untimed = one.untimed || theirs(n)
 	}
 }
 
 // restart has all measures begin anew.
 func (w *waiting) restart() {
-	w.unmarked, w.idle, w.full = 0, 0, 0
+	w.unmarked, w.idle, w.full, w.unasked = 0, 0, 0, 0
 	for n := range w.unbegun {
 		w.unbegun[n] = 0
 	}
@@ -134,8 +178,9 @@ func (m *model) comeWait(l *life, c *call, n, attempt int) {
 	}
 	w := l.waits.of[n]
 	l.waits.end(n)
+	delete(l.waits.untried, n)
 	for before, one := range l.waits.of {
-		if m.Keys > 0 && before < n && m.key(before) == m.key(n) && !one.untimed && sure && !m.rows[before].strayed && m.has(l, before) {
+		if m.Keys > 0 && before < n && m.key(before) == m.key(n) && !one.untimed && sure && !m.rows[before].strayed && !m.rows[before].twice && m.has(l, before) {
 			m.Fail("I-2: %s is begun by process %d, and %s of its key waits", names[n], l.p.number, names[before])
 		}
 	}
@@ -144,8 +189,10 @@ func (m *model) comeWait(l *life, c *call, n, attempt int) {
 	}
 	now := m.now.Load()
 	switch {
-	case w.untimed:
-	case attempt == 1:
+	case now < w.due && w.asked && !w.untimed && m.stepped == 0:
+		m.Fail("Later: %s is applied %v before the time that the destination has asked for", names[n], time.Duration(w.due-now))
+	case w.untimed, w.next == 0:
+	case attempt == 1 && w.next > 1:
 		m.Fail("I-5: %s is begun anew by process %d, in which it waits for attempt %d", names[n], l.p.number, w.next)
 	case attempt > 0 && attempt != w.next:
 		m.Fail("I-5: %s is tried for the %dth time by process %d, where attempt %d was to be next", names[n], attempt, l.p.number, w.next)
@@ -173,12 +220,13 @@ func (m *model) has(l *life, n int) bool {
 // comeFetchWaits looks at a fetch of a poller: what was due before the one before was
 // made has been begun with since.
 func (m *model) comeFetchWaits(l *life) {
-	if !m.holds() || m.streaming() || m.Prefetch > 0 || m.Twins || m.stepped > 0 || m.breaks() && l.generation > 1 {
+	l.waits.fetchedAt = m.now.Load()
+	if !m.holds() || m.streaming() || m.Prefetch > 0 || m.Twins || m.stepped > 0 || l.opened() {
 		return
 	}
 	for n := range names { // in order
 		w := l.waits.of[n]
-		if w == nil || w.untimed || m.now.Load() <= w.due || !m.has(l, n) {
+		if w == nil || w.untimed || m.now.Load() <= w.due || !m.has(l, n) || l.troubled(n) {
 			continue
 		}
 		if w.fetched && l.p.still == 0 {
@@ -194,6 +242,20 @@ func (l *life) toldOf(e courier.PauseEvent) {
 		l.waits.fullTold.Store(true)
 		l.m.Sometimes("a hand full of waiting records")
 	}
+}
+
+// fetchesOn reports whether a process that has nothing to do but to wait fetches beside
+// that: it has room, and no fetch may have failed.
+func (m *model) fetchesOn(l *life, room int) bool {
+	troubles := m.rates[Fetch]
+	troubles[Slow], troubles[Twice] = 0, 0
+	switch {
+	case troubles != [faults]float64{} || len(m.outages[0]) > 0 || m.script != nil || m.Cron > 0 || len(l.waits.of) == 0:
+		return false
+	case m.streaming() || m.Hosts > 0: // and a stream waits before it fetches more that the queue may refuse
+		return !l.waits.refused && (m.shape == broker || m.shape == leasing) && m.Keys == 0 && len(l.inHand) < room
+	}
+	return m.Prefetch <= 0 && m.Keys == 0 && len(l.waits.of) < room && (m.Named || m.shape == leasing)
 }
 
 // under is how many calls are under way that a process has made.
@@ -234,7 +296,7 @@ func (l *life) look(returning *call) {
 	if w.lookedAt = now; now == from {
 		return
 	}
-	if !m.holds() || l.p.dead || l.redrives() || m.Twins || m.stepped > 0 || l.p.still > from || l.markFailed || l.paused {
+	if !m.postpones() || l.p.dead || l.redrives() || m.Twins || m.stepped > 0 || l.p.still > from || l.markFailed || l.paused {
 		w.restart()
 		return
 	}
@@ -245,7 +307,7 @@ func (l *life) look(returning *call) {
 		}
 		return *to
 	}
-	still := u == under{}
+	still, fetching := u == under{}, u.fetching
 	if m.streaming() {
 		u.fetching = 0 // beside which all goes on
 	}
@@ -273,7 +335,7 @@ func (l *life) look(returning *call) {
 		}
 		return
 	}
-	if l.breaker != courier.BreakerClosed || m.breaks() && l.generation > 1 {
+	if m.Hosts == 0 && l.breaker != courier.BreakerClosed || l.opened() {
 		w.restart()
 		return
 	}
@@ -290,16 +352,24 @@ func (l *life) look(returning *call) {
 	if !m.streaming() {
 		idle = idle && u.fetching+u.settling == 0 && (u.applying == 0 || m.Prefetch <= 0 && !m.Beyond)
 	}
+	var late []int
 	for n := range w.unbegun {
 		d := w.unbegun[n]
-		if add(&d, passed, idle && m.has(l, n) && !m.rows[n].strayed && !m.behindAnother(n) && !m.asks(l, n, returning)) > begun {
-			m.Fail("I-1: process %d has %s in hand and idle workers, and does not begin with it for %v", l.p.number, names[n], d)
+		if add(&d, passed, idle && m.holds() && m.has(l, n) && !m.rows[n].strayed && !m.behindAnother(n) && !l.troubled(n) && !m.asks(l, n, returning)) > begun {
+			late = append(late, n)
 		}
 		w.unbegun[n] = d
 	}
+	if !m.streaming() && len(late) <= u.applying*(claim-1) { // a poller's worker has claimed them with what it is at
+		late = nil
+	}
+	slices.Sort(late)
+	for _, n := range late {
+		m.Fail("I-1: process %d has %s in hand and idle workers, and does not begin with it for %v", l.p.number, names[n], w.unbegun[n])
+	}
 	for n, one := range w.of {
 		m.lapses(l, n)
-		if late := min(passed, time.Duration(now-one.due)); late > 0 && !one.untimed {
+		if late := min(passed, time.Duration(now-one.due)); late > 0 && !one.untimed && !l.troubled(n) {
 			free := idle
 			if !m.streaming() {
 				free = at == 0
@@ -325,6 +395,11 @@ func (l *life) look(returning *call) {
 	}
 	if add(&w.full, passed, waits >= room && !w.fullTold.Load() && at+u.applying == 0 && m.Cron == 0 && (m.Named || m.shape >= leasing)) > told {
 		m.Fail("I-4: %d records of process %d wait, which may have %d in hand, and it does not tell", waits, l.p.number, room)
+	}
+
+	// I-1: intake goes on.
+	if add(&w.unasked, passed, fetching+at+u.applying == 0 && m.fetchesOn(l, room)) > told {
+		m.Fail("I-1: process %d has room beside the %d records that wait, and fetches nothing for %v", l.p.number, len(w.of), w.unasked)
 	}
 }
 

@@ -108,7 +108,7 @@ func (w *watcher) next(k Kind, records int) (o outcome, found bool) {
 		o = (*list)[0]
 		*list = (*list)[1:]
 		switch {
-		case !o.cut, k != Fetch && k != Renew, k == Fetch && (o.records > 0 || !o.failed && records == 0), k == Renew && !o.failed:
+		case !o.cut, k != Fetch && k != Renew, k == Fetch && (o.records > 0 || !o.failed && records == 0), k == Renew && (!o.failed && w.l.m.Cron == 0 || len(*list) == 0): // at the end of a pass nobody waits for one
 			return o, true
 		}
 	}
@@ -158,26 +158,26 @@ func (w *watcher) observer() courier.Observer {
 				return
 			}
 			if o, found := w.next(Fetch, e.Records); found {
-				w.compare(Fetch, o, e.Records, e.Took, e.Err)
+				w.compare(Fetch, o, e.Records, e.Elapsed, e.Err)
 				w.waits(Fetch, e.Err, e.RetryIn)
 			}
 		},
 		Applied: func(_ context.Context, e courier.ApplyEvent) {
 			w.told.Applied += int64(e.Applied)
 			w.told.Failed += int64(e.Failed)
-			w.refused += int64(e.Refused)
+			w.refused += int64(e.NotAttempted)
 			switch {
-			case e.Applied+e.Failed+e.Refused > e.Records:
-				w.fail("watch: process %d tells of %d records applied, %d failed and %d refused, of %d", l.p.number, e.Applied, e.Failed, e.Refused, e.Records)
-			case (e.Err != nil) != (e.Failed+e.Refused > 0) && (e.Err == nil || !e.DrainOver): // that names one it cut short
-				w.fail("watch: process %d tells of %d records failed and %d refused, with %v", l.p.number, e.Failed, e.Refused, e.Err)
-			case e.Applied > 0 && e.Took <= 0 && m.stepped == 0 && !m.KeyedQueue:
-				w.fail("watch: process %d tells that an apply of %d records took %v", l.p.number, e.Records, e.Took)
+			case e.Applied+e.Failed+e.NotAttempted > e.Records:
+				w.fail("watch: process %d tells of %d records applied, %d failed and %d refused, of %d", l.p.number, e.Applied, e.Failed, e.NotAttempted, e.Records)
+			case (e.Err != nil) != (e.Failed+e.NotAttempted > 0) && (e.Err == nil || !e.DrainTimedOut): // that names one it cut short
+				w.fail("watch: process %d tells of %d records failed and %d refused, with %v", l.p.number, e.Failed, e.NotAttempted, e.Err)
+			case e.Applied > 0 && e.Elapsed <= 0 && m.stepped == 0 && !m.KeyedQueue:
+				w.fail("watch: process %d tells that an apply of %d records took %v", l.p.number, e.Records, e.Elapsed)
 			}
 		},
 		Failed: func(_ context.Context, e courier.FailEvent) {
 			w.failures++
-			if e.Err == nil || e.Class == courier.Skipped || e.Record == "" {
+			if e.Err == nil || e.Class == courier.ClassSkipped || e.Record == "" {
 				w.fail("watch: process %d tells that %q failed, as %v, with %v", l.p.number, e.Record, e.Class, e.Err)
 			}
 		},
@@ -193,9 +193,9 @@ func (w *watcher) observer() courier.Observer {
 			switch {
 			case !found:
 			case e.Err != nil && e.RetryIn == 0: // of all that will not be marked
-				w.compare(Mark, o, min(e.Records, o.records), e.Took, e.Err)
+				w.compare(Mark, o, min(e.Records, o.records), e.Elapsed, e.Err)
 			default:
-				w.compare(Mark, o, e.Records, e.Took, e.Err)
+				w.compare(Mark, o, e.Records, e.Elapsed, e.Err)
 				w.waits(Mark, e.Err, e.RetryIn)
 			}
 		},

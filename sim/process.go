@@ -227,6 +227,22 @@ func (p *Process) blamed(err error) (id uint64) {
 	return blamed(err)
 }
 
+// postponed returns for how long an error of the simulation asks with courier.Later, 0
+// if it does not.
+func postponed(err error) (after time.Duration) {
+	switch e := err.(type) {
+	case *callError:
+		after = e.after
+	case interface{ Unwrap() error }:
+		after = postponed(e.Unwrap())
+	case interface{ Unwrap() []error }:
+		for _, one := range e.Unwrap() {
+			after = max(after, postponed(one))
+		}
+	}
+	return after
+}
+
 // blamed returns the record that an error of the simulation is about, 0 if none.
 func blamed(err error) (id uint64) {
 	defer func() { _ = recover() }() // a nil pointer in the tree, which tells nothing

@@ -47,6 +47,10 @@ func (g *gear) do(records ...order) {
 	}
 }
 
+func (g *gear) batch(records ...order) {
+	_ = g.apply.(courier.BatchApplier[order]).ApplyBatch(g.ctx, records)
+}
+
 func (g *gear) wait(d time.Duration) { <-g.l.p.clock.After(d) }
 
 func (g *gear) send(n int, branch, key string, reason courier.Reason) {
@@ -125,6 +129,14 @@ func hangs(kind Kind) func(m *model) {
 	}
 }
 
+// busyOnce has the destination ask for another time for the first record.
+func busyOnce(m *model) {
+	m.script = map[callID][]Fault{{kind: Apply, id: 1}: {{What: Later}}}
+}
+
+func orderedBatches(s *settings) { s.Keys, s.Batches, s.InOrder = 1, true, true }
+func hosted(s *settings)         { s.Stack, s.Hosts = resilient, 2 }
+
 func both(a, b func(m *model)) func(m *model) { return func(m *model) { a(m); b(m) } }
 
 var rogues = []rogue{
@@ -137,14 +149,14 @@ var rogues = []rogue{
 		_ = g.s.Mark(g.ctx, r)
 	}},
 	{breaks: "D1: branch first has parked r0", fixed: func(s *settings) { s.Stack, s.FanOut = resilient, 4 }, act: func(g *gear) {
-		g.send(0, first, "", courier.Exhausted)
+		g.send(0, first, "", courier.ReasonExhausted)
 		g.drop(0, first)
-		g.send(0, second, "", courier.Exhausted)
+		g.send(0, second, "", courier.ReasonExhausted)
 	}},
 	{breaks: "D1: branch second has parked r0", fixed: func(s *settings) { s.Stack, s.FanOut = resilient, 4 }, act: func(g *gear) {
-		g.send(0, second, "", courier.Exhausted)
+		g.send(0, second, "", courier.ReasonExhausted)
 		g.drop(0, second)
-		g.send(0, first, "", courier.Exhausted)
+		g.send(0, first, "", courier.ReasonExhausted)
 	}},
 	{breaks: "D1: the position", fixed: func(s *settings) { s.shape = journal }, act: func(g *gear) {
 		r := g.fetch(3)
@@ -152,7 +164,7 @@ var rogues = []rogue{
 		_ = g.s.Mark(g.ctx, r[2:])
 	}},
 	{breaks: "D1: the letter", fixed: func(s *settings) { s.Stack, s.Redriving = resilient, true }, act: func(g *gear) {
-		g.send(0, first, "", courier.Exhausted)
+		g.send(0, first, "", courier.ReasonExhausted)
 		g.l.p.instance = g.Instances // it is the one that redrives
 		q := &letters[order]{*g.queue, map[string]int{}}
 		page, _ := q.List(g.ctx, "", 1)
@@ -165,22 +177,27 @@ var rogues = []rogue{
 		g.do(r[1])
 	}},
 	{breaks: "D4: r1 is applied before r0", fixed: func(s *settings) { s.Keys = 1 }, act: func(g *gear) { g.do(g.fetch(2)[1]) }},
+	{breaks: "D4: r1 is applied before r0", fixed: orderedBatches, act: func(g *gear) {
+		r := g.fetch(2)
+		g.batch(r[1], r[0])
+	}},
+	{breaks: "D4: r1 is applied together", fixed: together(orderedBatches, func(s *settings) { s.InOrder = false }), act: func(g *gear) { g.batch(g.fetch(2)...) }},
 	{breaks: "D4: r1 is applied before r0", fixed: func(s *settings) { s.Keys, s.FanOut = 1, 2 }, act: func(g *gear) {
 		_ = (&branch[order]{g.l}).Apply(g.ctx, g.fetch(2)[1])
 	}},
 	{breaks: "D4: r1 is applied, with r0", fixed: func(s *settings) { s.Keys, s.Stack, s.KeyedQueue = 1, resilient, true }, act: func(g *gear) {
 		r := g.fetch(2)
-		g.send(0, first, "0", courier.Exhausted)
+		g.send(0, first, "0", courier.ReasonExhausted)
 		g.do(r[1])
 	}},
 	{breaks: "D4: r1 is redriven before r0", fixed: func(s *settings) { s.Keys, s.Stack, s.KeyedQueue = 1, resilient, true }, act: func(g *gear) {
-		g.send(0, first, "0", courier.Exhausted)
-		g.send(1, first, "0", courier.KeyParked)
+		g.send(0, first, "0", courier.ReasonExhausted)
+		g.send(1, first, "0", courier.ReasonKeyParked)
 		g.l.p.instance = g.Instances // it is the one that redrives
 		g.do(order{1})
 	}},
-	{breaks: "D-8: ", fixed: func(s *settings) { s.Keys, s.Stack, s.KeyedQueue = 1, resilient, true }, act: func(g *gear) {
-		g.l.parked(0, first, courier.KeyParked)
+	{breaks: "Q-8: ", fixed: func(s *settings) { s.Keys, s.Stack, s.KeyedQueue = 1, resilient, true }, act: func(g *gear) {
+		g.l.parked(0, first, courier.ReasonKeyParked)
 	}},
 	{breaks: "D5: r0 is reported", fixed: func(s *settings) { s.Failing = true }, act: func(g *gear) {
 		_ = g.s.Fail(g.ctx, []courier.FailedRecord[order]{{Record: g.fetch(1)[0]}})
@@ -191,15 +208,15 @@ var rogues = []rogue{
 		g.l.m.Observe(g.ctx).RecordStarted(g.ctx, courier.RecordEvent{Record: r[0].String()})
 	}},
 	{breaks: "D5: r0 is parked with", fixed: func(s *settings) { s.Stack = resilient }, act: func(g *gear) {
-		g.l.gaveUp(0, courier.PermanentFailure, 1, context.Canceled)
+		g.l.gaveUp(0, courier.ReasonPermanent, 1, context.Canceled)
 	}},
 	{breaks: "D5: r0 is parked after 3 attempts", fixed: func(s *settings) { s.Stack = resilient }, act: func(g *gear) {
 		g.do(g.fetch(1)...)
-		g.l.gaveUp(0, courier.Exhausted, 3, errRogue)
+		g.l.gaveUp(0, courier.ReasonExhausted, 3, errRogue)
 	}},
-	{breaks: "R-2: ", fixed: func(s *settings) { s.Stack = resilient }, act: func(g *gear) {
+	{breaks: "Q-1: ", fixed: func(s *settings) { s.Stack = resilient }, act: func(g *gear) {
 		g.do(g.fetch(1)...)
-		g.l.gaveUp(0, courier.Exhausted, 1, errRogue)
+		g.l.gaveUp(0, courier.ReasonExhausted, 1, errRogue)
 	}},
 	{breaks: "R-1: ", fixed: func(s *settings) { s.Stack, s.Stubborn = retrying, []int{0} }, act: func(g *gear) {
 		a := courier.NewRetryableApplier(courier.ProcessFunc(func(ctx context.Context, r order) error {
@@ -211,15 +228,15 @@ var rogues = []rogue{
 		r := g.fetch(1)
 		g.do(r[0], r[0])
 	}},
-	{breaks: "R-3: ", fixed: func(s *settings) { s.Stack = retrying }, act: func(g *gear) {
+	{breaks: "R-8: ", fixed: func(s *settings) { s.Stack = retrying }, act: func(g *gear) {
 		g.l.permanent[0] = true
 		g.retry(g.ctx)
 	}},
 	{breaks: "D6: r0 is healthy", fixed: func(s *settings) { s.Stack = resilient }, plan: func(m *model) {
 		m.healthyOnly = true
 		m.outages[1] = []window{{0, int64(time.Hour)}}
-		m.good = -1
-	}, act: func(g *gear) { g.l.gaveUp(0, courier.Exhausted, 3, errRogue) }},
+		m.good[0] = -1
+	}, act: func(g *gear) { g.l.gaveUp(0, courier.ReasonExhausted, 3, errRogue) }},
 	{breaks: "F-3: ", fixed: func(s *settings) { s.Stack, s.FanOut = resilient, 2 }, act: func(g *gear) {
 		g.trip()
 		g.wait(time.Millisecond)
@@ -274,7 +291,7 @@ var rogues = []rogue{
 	{breaks: "D8: a apply of process 0 has a context that lives", plan: both(stopAt(time.Second), hangs(Apply)), act: func(g *gear) {
 		_ = g.apply.Apply(g.detached(), order{0})
 	}},
-	{breaks: "D8: a release of process 0 has a context that lives", fixed: func(s *settings) { s.Drain = time.Millisecond }, plan: stopAt(time.Second), act: func(g *gear) {
+	{breaks: "D8: a release of process 0 has a context that lives", fixed: func(s *settings) { s.Stack, s.Drain = retrying, time.Millisecond }, plan: stopAt(time.Second), act: func(g *gear) {
 		g.wait(time.Minute / 2)
 		_ = g.s.Release(g.detached(), []order{{0}}, 0)
 	}},
@@ -336,7 +353,7 @@ var rogues = []rogue{
 		g.wait(time.Minute)
 		_ = g.s.Renew(g.ctx, records)
 	}},
-	{breaks: "D11: the lease of r0 ran out", fixed: func(s *settings) { s.Renewing, s.Lease = true, time.Second }, act: func(g *gear) {
+	{breaks: "D11: the lease of r0 ran out", fixed: func(s *settings) { s.Stack, s.Renewing, s.Lease = retrying, true, time.Second }, act: func(g *gear) {
 		r := g.fetch(1)
 		g.wait(2 * time.Second)
 		g.do(r...)
@@ -408,6 +425,23 @@ var rogues = []rogue{
 		g.wait(time.Millisecond)
 		g.again(0, 3)
 	}},
+	{breaks: "I-1: process 0 has room beside the 1 records", fixed: holding, act: func(g *gear) {
+		r := g.fetch(2)
+		g.do(r...)
+		g.retries(0, 1, time.Hour)
+		_ = g.s.Mark(g.ctx, r[1:])
+		g.wait(10 * time.Second)
+		g.again(0, 2)
+	}},
+	{breaks: "Later: r0 is applied", plan: busyOnce, act: func(g *gear) {
+		r := g.fetch(1)
+		g.do(r...)
+		g.do(r...)
+	}},
+	{breaks: "D5: r0 is parked with on purpose after a call", fixed: func(s *settings) { s.Stack = resilient }, plan: busyOnce, act: func(g *gear) {
+		g.do(g.fetch(1)...)
+		g.l.gaveUp(0, courier.ReasonPermanent, 1, errRogue)
+	}},
 	{breaks: "I-7: process 0 is to stop, and does nothing", fixed: holding, plan: stopAt(time.Second), act: func(g *gear) {
 		r := g.fetch(1)
 		g.do(r...)
@@ -429,6 +463,23 @@ var rogues = []rogue{
 		r := g.fetch(1)
 		g.trip()
 		g.do(r...)
+	}},
+	{breaks: "B-1: a call for host 1, whose breaker is open: [1]", fixed: hosted, act: func(g *gear) {
+		r := g.fetch(2)
+		g.l.circuits[1].counted.failures = g.Threshold
+		g.change(courier.BreakerClosed, courier.BreakerOpen, func(c *courier.BreakerChange) { c.Breaker = "1" })
+		g.do(r...)
+	}},
+	{breaks: "B-3: a breaker that is called", fixed: hosted, act: func(g *gear) {
+		g.change(courier.BreakerClosed, courier.BreakerOpen, func(c *courier.BreakerChange) { c.Breaker = "2" })
+	}},
+	{breaks: "I-1: process 0 has r1 in hand", fixed: together(holding, hosted), act: func(g *gear) { // whose host is well
+		r := g.fetch(2)
+		g.do(r[0])
+		g.l.circuits[0].counted.failures = g.Threshold
+		g.change(courier.BreakerClosed, courier.BreakerOpen, func(c *courier.BreakerChange) { c.Breaker = "0" })
+		g.wait(time.Second)
+		g.do(r[1])
 	}},
 	{breaks: "B-18: a call while", fixed: func(s *settings) { s.Stack = resilient }, act: func(g *gear) {
 		r := g.fetch(1)
@@ -469,14 +520,14 @@ var rogues = []rogue{
 		g.change(courier.BreakerClosed, courier.BreakerOpen, func(c *courier.BreakerChange) { c.Until = c.At.Add(2 * g.MaxOpenFor) })
 	}},
 	{breaks: "B-1: a breaker is half-open 1s before", act: func(g *gear) { g.trip(); g.change(courier.BreakerOpen, courier.BreakerHalfOpen) }},
-	{breaks: "B-8: ", act: func(g *gear) {
+	{breaks: "B-21: ", act: func(g *gear) {
 		g.trip()
 		g.wait(g.OpenFor)
 		g.change(courier.BreakerOpen, courier.BreakerHalfOpen)
 		g.l.probeAt = g.now.Load()
 		g.change(courier.BreakerHalfOpen, courier.BreakerClosed)
 	}},
-	{breaks: "B-6: ", act: func(g *gear) { g.trip(); g.change(courier.BreakerOpen, courier.BreakerClosed) }},
+	{breaks: "B-21: ", act: func(g *gear) { g.trip(); g.change(courier.BreakerOpen, courier.BreakerClosed) }},
 
 	// Runs, and a redrive.
 	{breaks: "RunOnce: process 0 returned no error", fixed: cronly, act: func(g *gear) {
@@ -485,11 +536,11 @@ var rogues = []rogue{
 	}},
 	{breaks: "RunOnce: process 0 tells of record 1 of 1", fixed: cronly, act: func(g *gear) {
 		g.fetch(1)
-		g.l.ranOnce(&courier.BatchError{Failures: []courier.Failure{{Index: 1, Err: errRogue}}})
+		g.l.ranOnce(&courier.BatchError{Failures: []courier.BatchFailure{{Index: 1, Err: errRogue}}})
 	}},
 	{breaks: "RunOnce: process 0 tells of r3 as record 0", fixed: cronly, act: func(g *gear) {
 		g.fetch(1)
-		g.l.ranOnce(&courier.BatchError{Failures: []courier.Failure{{Index: 0, Err: &callError{4, "on purpose", ErrInjected}}}})
+		g.l.ranOnce(&courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: injured(4, "on purpose")}}})
 	}},
 	{breaks: "a redrive failed", fixed: func(s *settings) { s.Stack, s.Redriving = resilient, true }, act: func(g *gear) {
 		g.redriveBranch(g.ctx, g.l, g.pipe.queue, first, nil)
@@ -506,10 +557,10 @@ var rogues = []rogue{
 	{breaks: "watch: process 0 tells that a fetch (<nil>) is tried again", fixed: watched, act: func(g *gear) {
 		began := g.now.Load()
 		g.fetch(1)
-		g.told().Fetched(g.ctx, courier.FetchEvent{Records: 1, Took: time.Duration(g.now.Load() - began), RetryIn: 1})
+		g.told().Fetched(g.ctx, courier.FetchEvent{Records: 1, Elapsed: time.Duration(g.now.Load() - began), RetryIn: 1})
 	}},
-	{breaks: "watch: process 0 tells of 2 records applied", fixed: watched, act: func(g *gear) { g.told().Applied(g.ctx, courier.ApplyEvent{Records: 1, Applied: 2, Took: 1}) }},
-	{breaks: "watch: process 0 tells of 1 records failed", fixed: watched, act: func(g *gear) { g.told().Applied(g.ctx, courier.ApplyEvent{Records: 1, Failed: 1, Took: 1}) }},
+	{breaks: "watch: process 0 tells of 2 records applied", fixed: watched, act: func(g *gear) { g.told().Applied(g.ctx, courier.ApplyEvent{Records: 1, Applied: 2, Elapsed: 1}) }},
+	{breaks: "watch: process 0 tells of 1 records failed", fixed: watched, act: func(g *gear) { g.told().Applied(g.ctx, courier.ApplyEvent{Records: 1, Failed: 1, Elapsed: 1}) }},
 	{breaks: "watch: process 0 tells that an apply of 1 records took 0s", fixed: watched, act: func(g *gear) { g.told().Applied(g.ctx, courier.ApplyEvent{Records: 1, Applied: 1}) }},
 	{breaks: "watch: process 0 tells that \"r0\" failed", fixed: watched, act: func(g *gear) { g.told().Failed(g.ctx, courier.FailEvent{Record: "r0"}) }},
 	{breaks: "watch: process 0 tells of a release for 1s", fixed: watched, act: func(g *gear) {
@@ -607,7 +658,7 @@ func (r *rogue) run(t *testing.T) (problems []string, sites map[string]bool) {
 				r.fixed(s)
 			}
 		})
-		m.rates, m.outages, m.endings, m.lengths = rates{}, [3][]window{}, nil, 0
+		m.rates, m.outages, m.endings, m.lengths, m.suffers = rates{}, [3][]window{}, nil, 0, nil
 		for n := range m.Records {
 			m.rows[n].arrived = true
 		}

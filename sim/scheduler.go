@@ -182,9 +182,21 @@ func (w *World) intake() {
 	if len(w.incoming) > 1 {
 		slices.SortStableFunc(w.incoming, (*call).compare)
 	}
-	for _, c := range w.incoming {
+	for i, c := range w.incoming {
+		if i > 0 && c.indistinct(w.incoming[i-1]) {
+			c.n = w.incoming[i-1].n
+		} else if !c.closes {
+			w.number(&c.callID)
+		}
 		w.admit(c)
 	}
+}
+
+// indistinct reports whether two notes that come at one instant say the same, so
+// that which of the two came first is chance. They share a number, and with it
+// the time at which they go on.
+func (c *call) indistinct(o *call) bool {
+	return (c.kind == Begin || c.kind == Hook) && c.p == o.p && c.kind == o.kind && c.id == o.id
 }
 
 // admit has a call that has come go on at a time that is drawn for it.
@@ -195,7 +207,6 @@ func (w *World) admit(c *call) {
 		w.resume(now+w.delay(c, forReply), c)
 		return
 	}
-	w.number(&c.callID)
 	c.came = now
 	c.p.calls++
 	if c.p.calls > mostCalls {
@@ -274,7 +285,7 @@ func (w *World) letGo() bool {
 		w.Sometimes("cancelled behind its effect")
 	}
 	cause := errors.Join(first.ctx.Err(), context.Cause(first.ctx))
-	first.err, first.fault, first.gone = &callError{first.id, cause.Error(), cause}, None, true
+	first.err, first.fault, first.gone = &callError{id: first.id, text: cause.Error(), cause: cause}, None, true
 	w.reply(first)
 	return true
 }
@@ -319,7 +330,7 @@ func (w *World) ring(e *event) { e.timer.ch <- e.timer.clock.Now() }
 // take has a call have its effect.
 func (w *World) take(c *call) {
 	switch c.fault {
-	case Error, Down, Permanent, Refused, Hang, Panic, Goexit:
+	case Error, Down, Permanent, Refused, Later, Hang, Panic, Goexit:
 		c.err = c.fail(c.fault.String())
 	}
 	if c.err == nil {

@@ -59,6 +59,7 @@ type World struct {
 	comes   func(c *call)
 	taken   func(c *call)
 	replies func(c *call)
+	suffers func(c *call) bool // from an outage of its own
 
 	always     []func() error
 	eventually []func() bool

@@ -67,7 +67,7 @@ func (b *batch[T]) apply(ctx context.Context, records []T) {
 	b.settle(ctx)
 	b.giveWay(b.failed.Failures[listed:])
 	// Publishing and settling each list in the order of events.
-	slices.SortFunc(b.failed.Failures[listed:], func(x, y courier.Failure) int { return x.Index - y.Index })
+	slices.SortFunc(b.failed.Failures[listed:], func(x, y courier.BatchFailure) int { return x.Index - y.Index })
 	b.done += i
 }
 
@@ -93,7 +93,7 @@ func (b *batch[T]) make(ctx context.Context, index int, record T) *nats.Msg {
 	}
 	m, err := b.prepare(record)
 	if err != nil {
-		if courier.Classify(ctx, err) == courier.Retryable {
+		if courier.Classify(ctx, err) == courier.ClassRetryable {
 			err = courier.Permanent(err)
 		}
 		b.failed.Add(index, unsendable{err})
@@ -305,7 +305,7 @@ func (b *batch[T]) giveUp(err error) {
 }
 
 // giveWay stops the call when a server had no room for anything of a chunk.
-func (b *batch[T]) giveWay(failures []courier.Failure) {
+func (b *batch[T]) giveWay(failures []courier.BatchFailure) {
 	if b.stop != nil || len(failures) < len(b.sent) {
 		return
 	}
@@ -322,9 +322,9 @@ func (b *batch[T]) giveWay(failures []courier.Failure) {
 func (b *batch[T]) outcome() error {
 	settled := func(err error) bool {
 		class := courier.Classify(context.Background(), err)
-		return class == courier.PermanentClass || class == courier.Skipped
+		return class == courier.ClassPermanent || class == courier.ClassSkipped
 	}
-	success := b.got.last >= 0 || slices.ContainsFunc(b.failed.Failures, func(f courier.Failure) bool { return settled(f.Err) })
+	success := b.got.last >= 0 || slices.ContainsFunc(b.failed.Failures, func(f courier.BatchFailure) bool { return settled(f.Err) })
 	var until time.Time
 	for i := range b.failed.Failures {
 		f := &b.failed.Failures[i]

@@ -90,7 +90,7 @@ func TestClusterLosesItsLeader(t *testing.T) {
 	require.Less(t, time.Since(start), 15*time.Second)
 	if err != nil { // the others may have elected one sooner than anything failed
 		for _, err := range failures(t, err) {
-			require.Contains(t, []courier.Class{courier.NotAttempted, courier.Retryable}, courier.Classify(t.Context(), err), "%v", err)
+			require.Contains(t, []courier.ErrorClass{courier.ClassNotAttempted, courier.ClassRetryable}, courier.Classify(t.Context(), err), "%v", err)
 		}
 	}
 	require.Empty(t, delivered(t, sink, all[100:]))

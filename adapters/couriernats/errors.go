@@ -144,7 +144,7 @@ func (g *got) add(index int, subject string) {
 // behind, and any that got through shows that its subject is well. Where only later
 // ones of other subjects got through it is the record's own matter: its subject may
 // have no stream, or be full for good.
-func blameless(f courier.Failure, success bool, others got) bool {
+func blameless(f courier.BatchFailure, success bool, others got) bool {
 	var said *jetstream.APIError
 	outage := success && (others.last < f.Index || others.subjects[subjectOf(f.Err)])
 	switch {

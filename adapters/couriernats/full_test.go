@@ -47,14 +47,14 @@ func TestFullStreamIsNoRecordsFault(t *testing.T) {
 			require.Len(t, again, len(all)-got)
 			for index := range all[got:] {
 				for _, err := range []error{byIndex[got+index], again[index]} {
-					requireClass(t, courier.NotAttempted, err)
+					requireClass(t, courier.ClassNotAttempted, err)
 					require.ErrorContains(t, err, "exceeded", "it says why")
 					require.Greater(t, retryAt(err), before)
 					require.Less(t, retryAt(err), time.Now().Add(2*time.Second))
 				}
 			}
 			err := sink.Apply(t.Context(), all[got])
-			requireClass(t, courier.NotAttempted, err)
+			requireClass(t, courier.ClassNotAttempted, err)
 			require.NotZero(t, retryAt(err))
 			require.ErrorContains(t, again[len(again)-1], "not published", "a part that was refused is enough")
 
@@ -79,7 +79,7 @@ func TestServerWithoutRoomIsNoRecordsFault(t *testing.T) {
 	got := len(all) - len(byIndex)
 	require.Positive(t, got)
 	for _, err := range append([]error{sink.Apply(t.Context(), all[got])}, byIndex[got], byIndex[len(all)-1]) {
-		requireClass(t, courier.NotAttempted, err)
+		requireClass(t, courier.ClassNotAttempted, err)
 		require.ErrorContains(t, err, "resource")
 		require.NotZero(t, retryAt(err))
 	}
@@ -101,12 +101,12 @@ func TestFullSubject(t *testing.T) {
 	once := order{id: "2", subject: "orders.once"}
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), []order{once, {id: "3", subject: "orders.other"}}))
 	require.Len(t, byIndex, 1)
-	requireClass(t, courier.Retryable, byIndex[0])
+	requireClass(t, courier.ClassRetryable, byIndex[0])
 	require.ErrorContains(t, byIndex[0], "per subject")
 	byIndex = failures(t, sink.ApplyBatch(t.Context(), []order{{id: "4", subject: "orders.another"}, once}))
-	requireClass(t, courier.NotAttempted, byIndex[1]) // nothing tells it from a full stream
+	requireClass(t, courier.ClassNotAttempted, byIndex[1]) // nothing tells it from a full stream
 	err := sink.Apply(t.Context(), once)
-	requireClass(t, courier.NotAttempted, err)
+	requireClass(t, courier.ClassNotAttempted, err)
 	require.NotZero(t, retryAt(err))
 }
 

@@ -56,7 +56,7 @@ func delivered(tb testing.TB, sink *couriernats.Sink[order], all []order) (perma
 		}
 		var left []order
 		for _, f := range listed.Failures {
-			if courier.Classify(tb.Context(), f.Err) == courier.PermanentClass {
+			if courier.Classify(tb.Context(), f.Err) == courier.ClassPermanent {
 				permanent = append(permanent, all[f.Index].id)
 			} else {
 				left = append(left, all[f.Index])
@@ -139,7 +139,7 @@ func TestClientClosesItsConnection(t *testing.T) {
 				want = slices.Delete(want, 15, 16)
 			} else {
 				err := sink.ApplyBatch(t.Context(), all)
-				requireClass(t, courier.Retryable, err)
+				requireClass(t, courier.ClassRetryable, err)
 				require.NotContains(t, err.Error(), "secret")
 				require.NotErrorIs(t, err, couriernats.ErrClosed)
 				row.regain(t, b)
@@ -195,7 +195,7 @@ func TestProgramClosesTheConnection(t *testing.T) {
 			for _, err := range []error{
 				sink.Validate(), sink.Apply(t.Context(), orders(1)[0]), sink.ApplyBatch(t.Context(), orders(3)),
 			} {
-				requireClass(t, courier.NotAttempted, err)
+				requireClass(t, courier.ClassNotAttempted, err)
 				require.ErrorIs(t, err, couriernats.ErrClosed)
 				require.ErrorIs(t, err, courier.ErrConfig)
 			}
@@ -250,25 +250,25 @@ func TestWithConnect(t *testing.T) {
 
 	results <- func() (*nats.Conn, error) { return nil, refused }
 	err := sink.Apply(t.Context(), orders(1)[0])
-	requireClass(t, courier.Retryable, err)
+	requireClass(t, courier.ClassRetryable, err)
 	require.ErrorIs(t, err, refused)
 	require.ErrorIs(t, err, nats.ErrConnectionClosed)
 	require.ErrorContains(t, err, "for good")
 
 	results <- func() (*nats.Conn, error) { return nil, nil }
-	requireClass(t, courier.Retryable, sink.Apply(t.Context(), orders(1)[0]))
+	requireClass(t, courier.ClassRetryable, sink.Apply(t.Context(), orders(1)[0]))
 
 	results <- func() (*nats.Conn, error) {
 		return nil, &courier.ConfigError{Field: "credentials", Problem: "are gone"}
 	}
-	requireClass(t, courier.NotAttempted, sink.Apply(t.Context(), orders(1)[0]))
+	requireClass(t, courier.ClassNotAttempted, sink.Apply(t.Context(), orders(1)[0]))
 
 	var own *nats.Conn
 	var wg sync.WaitGroup
 	for range 8 { // all that come meanwhile are told to wait
 		wg.Go(func() {
 			if err := sink.Apply(t.Context(), orders(2)[1]); err != nil {
-				requireClass(t, courier.Retryable, err)
+				requireClass(t, courier.ClassRetryable, err)
 			}
 		})
 	}
@@ -282,6 +282,26 @@ func TestWithConnect(t *testing.T) {
 	require.Equal(t, int32(4), calls.Load())
 	require.ElementsMatch(t, idsOf(orders(5)), b.ids(t))
 	sink.Close()
+	require.True(t, own.IsClosed(), "the connection is the sink's")
+}
+
+// A sink that is closed while it connects keeps no connection.
+func TestCloseWhileConnecting(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	closed, handler := closing()
+	_, js := b.connect(t, nats.MaxReconnects(1), handler)
+	b.shutdown()
+	<-closed
+	b.start(t)
+	var sink *couriernats.Sink[order]
+	var own *nats.Conn
+	sink = couriernats.NewSink(js, message, couriernats.WithConnect(func(context.Context) (conn *nats.Conn, err error) {
+		own, err = nats.Connect(b.server.ClientURL())
+		sink.Close()
+		return own, err
+	}))
+	require.ErrorIs(t, sink.Apply(t.Context(), orders(1)[0]), couriernats.ErrClosed)
 	require.True(t, own.IsClosed(), "the connection is the sink's")
 }
 

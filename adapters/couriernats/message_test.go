@@ -71,8 +71,8 @@ func TestHeaderInjection(t *testing.T) {
 	all[3].headers = map[string]string{"Nats-Rollup": "all"}
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 	require.Len(t, byIndex, 2)
-	requireClass(t, courier.PermanentClass, byIndex[2])
-	requireClass(t, courier.PermanentClass, byIndex[3])
+	requireClass(t, courier.ClassPermanent, byIndex[2])
+	requireClass(t, courier.ClassPermanent, byIndex[3])
 	require.ErrorContains(t, byIndex[3], "id-00003")
 	require.Equal(t, idsOf(all[:2]), b.ids(t))
 }

@@ -33,7 +33,7 @@ func TestDisconnectedFailsAtOnce(t *testing.T) {
 		sink.Apply(t.Context(), orders(1)[0]),
 		sink.ApplyBatch(t.Context(), orders(10)),
 	} {
-		requireClass(t, courier.Retryable, err)
+		requireClass(t, courier.ClassRetryable, err)
 		require.ErrorIs(t, err, nats.ErrDisconnected)
 		require.ErrorContains(t, err, url)
 	}
@@ -45,6 +45,30 @@ func TestDisconnectedFailsAtOnce(t *testing.T) {
 	b.await(t, true)
 	require.NoError(t, sink.ApplyBatch(t.Context(), orders(10)))
 	require.Equal(t, idsOf(orders(10)), b.ids(t))
+}
+
+// A connection that broke and came back before a part was sent is no reason to give
+// the part up.
+func TestOutageBetweenParts(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	_, err := b.conn.Subscribe("played", func(m *nats.Msg) { _ = m.Respond([]byte(`{"stream":"ORDERS","seq":1}`)) })
+	require.NoError(t, err)
+	all := orders(10)
+	sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
+		if o.id == all[0].id { // the first part is nothing to wait for
+			b.shutdown()
+			b.await(t, false)
+			b.start(t)
+			b.await(t, true)
+			return nil, errors.New("no message")
+		}
+		o.subject = "played"
+		return o.msg()
+	}, couriernats.WithMaxPending(1))
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	require.Len(t, byIndex, 1)
+	require.ErrorContains(t, byIndex[0], "no message")
 }
 
 func TestServerLostInMidBatch(t *testing.T) {
@@ -71,10 +95,10 @@ func TestServerLostInMidBatch(t *testing.T) {
 			}
 			for _, err := range byIndex {
 				if len(byIndex) < len(all) { // which the breaker takes for a success
-					requireClass(t, courier.NotAttempted, err)
+					requireClass(t, courier.ClassNotAttempted, err)
 					require.NotZero(t, retryAt(err))
 				}
-				require.NotEqual(t, courier.PermanentClass, courier.Classify(t.Context(), err), "%v", err)
+				require.NotEqual(t, courier.ClassPermanent, courier.Classify(t.Context(), err), "%v", err)
 			}
 
 			b.start(t)
@@ -100,7 +124,7 @@ func TestLostAck(t *testing.T) {
 	all := orders(3)
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 	require.Len(t, byIndex, 3)
-	requireClass(t, courier.Retryable, byIndex[0])
+	requireClass(t, courier.ClassRetryable, byIndex[0])
 	require.Equal(t, idsOf(all), b.ids(t))
 
 	_, err := b.js.UpdateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}})
@@ -196,7 +220,7 @@ func TestAnInboxThatIsDenied(t *testing.T) {
 
 	denied := couriernats.NewSink(connect(nats.UserInfo("relay", "relay")), message, couriernats.WithAckTimeout(ackTimeout))
 	err = denied.Apply(t.Context(), orders(1)[0])
-	requireClass(t, courier.Retryable, err)
+	requireClass(t, courier.ClassRetryable, err)
 	require.ErrorIs(t, err, nats.ErrPermissionViolation)
 	require.ErrorContains(t, err, "may not subscribe")
 	granted := couriernats.NewSink(connect(nats.UserInfo("relay", "relay"), nats.CustomInboxPrefix("relay.inbox")), message)
@@ -238,7 +262,7 @@ func TestADeniedPublish(t *testing.T) {
 	require.Less(t, time.Since(start), 15*time.Second)
 	require.Len(t, byIndex, 3)
 	for i := 0; i < len(all); i += 2 {
-		requireClass(t, courier.Retryable, byIndex[i])
+		requireClass(t, courier.ClassRetryable, byIndex[i])
 		require.ErrorContains(t, byIndex[i], `Publish to "orders.denied"`)
 		require.ErrorContains(t, byIndex[i], "may not publish")
 	}
@@ -279,11 +303,11 @@ func TestOutageWithinABatch(t *testing.T) {
 			byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 			require.Len(t, byIndex, 10)
 			for index := 10; index < 20; index++ {
-				requireClass(t, courier.NotAttempted, byIndex[index])
+				requireClass(t, courier.ClassNotAttempted, byIndex[index])
 				require.NotZero(t, retryAt(byIndex[index]))
 			}
 			for _, err := range failures(t, sink.ApplyBatch(t.Context(), all[10:])) {
-				requireClass(t, courier.Retryable, err)
+				requireClass(t, courier.ClassRetryable, err)
 			}
 		})
 	}
@@ -294,22 +318,25 @@ func TestOutageWithinABatch(t *testing.T) {
 func TestOutageEndsWithinABatch(t *testing.T) {
 	t.Parallel()
 	b := startBroker(t, jetstream.StreamConfig{})
-	require.NoError(t, b.js.DeleteStream(t.Context(), "ORDERS"))
+	takes := func(subject string) {
+		_, err := b.js.UpdateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{subject}})
+		require.NoError(t, err)
+	}
+	takes("elsewhere.>")
 	all := orders(20)
 	all[3].subject = "orders.other"
 	sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
 		if o.id == all[10].id {
-			_, err := b.js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders.>"}})
-			require.NoError(t, err)
+			takes("orders.>")
 		}
 		return o.msg()
 	}, couriernats.WithMaxPending(10))
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 	require.Len(t, byIndex, 10)
 	for index := range 10 {
-		want := courier.NotAttempted
+		want := courier.ClassNotAttempted
 		if index == 3 {
-			want = courier.Retryable
+			want = courier.ClassRetryable
 		}
 		requireClass(t, want, byIndex[index])
 	}
@@ -326,13 +353,13 @@ func TestBadRecordInAnOutage(t *testing.T) {
 	require.NoError(t, b.js.DeleteStream(t.Context(), "ORDERS"))
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 	require.Len(t, byIndex, 4)
-	requireClass(t, courier.PermanentClass, byIndex[2])
+	requireClass(t, courier.ClassPermanent, byIndex[2])
 	for _, index := range []int{0, 1, 3} {
-		requireClass(t, courier.NotAttempted, byIndex[index])
+		requireClass(t, courier.ClassNotAttempted, byIndex[index])
 		require.NotZero(t, retryAt(byIndex[index]))
 	}
 	for _, err := range failures(t, sink.ApplyBatch(t.Context(), all[:2])) {
-		requireClass(t, courier.Retryable, err)
+		requireClass(t, courier.ClassRetryable, err)
 	}
 }
 
@@ -347,10 +374,10 @@ func TestBadSubjectWithinABatch(t *testing.T) {
 	all[1].subject, all[3].subject, all[5].subject = "nowhere", "silence", "nowhere"
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 	require.Len(t, byIndex, 3)
-	requireClass(t, courier.Retryable, byIndex[1])
-	requireClass(t, courier.Retryable, byIndex[3])
-	requireClass(t, courier.NotAttempted, byIndex[5]) // nothing tells it from an outage
-	requireClass(t, courier.Retryable, sink.Apply(t.Context(), all[5]))
+	requireClass(t, courier.ClassRetryable, byIndex[1])
+	requireClass(t, courier.ClassRetryable, byIndex[3])
+	requireClass(t, courier.ClassNotAttempted, byIndex[5]) // nothing tells it from an outage
+	requireClass(t, courier.ClassRetryable, sink.Apply(t.Context(), all[5]))
 }
 
 // A connection that died in silence is found dead by the sink, minutes before the
@@ -407,7 +434,7 @@ func TestNetworkTakesNothing(t *testing.T) {
 	err = sink.ApplyBatch(t.Context(), all[5:])
 	require.Less(t, time.Since(start), bounded)
 	for _, err := range failures(t, err) {
-		require.NotEqual(t, courier.PermanentClass, courier.Classify(t.Context(), err), "%v", err)
+		require.NotEqual(t, courier.ClassPermanent, courier.Classify(t.Context(), err), "%v", err)
 	}
 	n.Hold(false)
 	require.Empty(t, delivered(t, sink, all))

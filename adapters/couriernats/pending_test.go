@@ -46,4 +46,14 @@ func TestNothingStaysPending(t *testing.T) {
 	require.Error(t, sink.ApplyBatch(ctx, records))
 	require.Error(t, sink.ApplyBatch(t.Context(), records[:50]))
 	require.Equal(t, before, conn.NumSubscriptions())
+
+	in, err := openInbox(conn, 1, "") // of a call
+	require.NoError(t, err)
+	in.close()
+	select {
+	case _, listens := <-in.broken:
+		require.False(t, listens)
+	default:
+		require.Fail(t, "the connection still tells the call of its status")
+	}
 }

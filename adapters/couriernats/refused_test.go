@@ -50,7 +50,7 @@ func TestWhatNoServerTakesIsNotSent(t *testing.T) {
 	} {
 		sent := b.conn.Stats().OutMsgs
 		err := sink.Apply(t.Context(), row.message)
-		requireClass(t, courier.PermanentClass, err)
+		requireClass(t, courier.ClassPermanent, err)
 		require.Equal(t, courier.BreakerHalfOpen, afterAProbe(t, err), "%s: nobody has answered", name)
 		require.ErrorContains(t, err, row.problem, name)
 		require.Less(t, len(err.Error()), 1000, "%s: an error is for a log", name)

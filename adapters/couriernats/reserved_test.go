@@ -46,7 +46,7 @@ func TestReservedSubjectsAreRefused(t *testing.T) {
 		"relay.inbox.abc.1",
 		"relay.inbox",
 	} {
-		requireClass(t, courier.PermanentClass, sink.Apply(t.Context(), order{id: "evil", subject: subject}))
+		requireClass(t, courier.ClassPermanent, sink.Apply(t.Context(), order{id: "evil", subject: subject}))
 		all = append(all, order{id: "evil", subject: subject})
 	}
 	require.Equal(t, sent, conn.Stats().OutMsgs, "nothing was sent")
@@ -80,7 +80,7 @@ func TestReservedSubjectsThatAreAskedFor(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, prefix, string(entry.Value()))
 		for _, subject := range []string{"$KV.pricesbutnot.apple", "$KV", "$JS.API.STREAM.PURGE.ORDERS", "_INBOX.a"} {
-			requireClass(t, courier.PermanentClass, sink.Apply(t.Context(), order{id: "1", subject: subject}))
+			requireClass(t, courier.ClassPermanent, sink.Apply(t.Context(), order{id: "1", subject: subject}))
 		}
 	}
 }

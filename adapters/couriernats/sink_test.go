@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,7 +33,7 @@ func failures(tb testing.TB, err error) map[int]error {
 	return byIndex
 }
 
-func requireClass(tb testing.TB, want courier.Class, err error) {
+func requireClass(tb testing.TB, want courier.ErrorClass, err error) {
 	tb.Helper()
 	require.Error(tb, err)
 	require.Equal(tb, want, courier.Classify(context.Background(), err), "%v", err)
@@ -89,6 +90,8 @@ func TestWindowIsTheSinksOwn(t *testing.T) {
 func TestPendingBytesAreBounded(t *testing.T) {
 	t.Parallel()
 	const each, parts = 3, 4
+	header := nats.Header{"n": {strings.Repeat("v", 150)}}
+	const size = len("played") + len("NATS/1.0\r\n\r\n") + len("n: \r\n") + 150 + 300
 	b := startBroker(t, jetstream.StreamConfig{})
 	sizes := make([]int, each*parts)
 	for i := range sizes {
@@ -111,7 +114,7 @@ func TestPendingBytesAreBounded(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, b.conn.Flush())
 	made := 0
-	sink := couriernats.NewSink(b.js, func(size int) (*nats.Msg, error) {
+	sink := couriernats.NewSink(b.js, func(payload int) (*nats.Msg, error) {
 		// One message is made ahead of the part before.
 		settled := int64(min(max(0, made-1)/each*each, each*parts))
 		if made > each*parts+1 {
@@ -119,8 +122,8 @@ func TestPendingBytesAreBounded(t *testing.T) {
 		}
 		require.GreaterOrEqual(t, acked.Load(), settled, "message %d", made)
 		made++
-		return &nats.Msg{Subject: "played", Data: make([]byte, size)}, nil
-	}, couriernats.WithMaxPendingBytes(each*310))
+		return &nats.Msg{Subject: "played", Header: header, Data: make([]byte, payload)}, nil
+	}, couriernats.WithMaxPendingBytes(each*size))
 	require.NoError(t, sink.ApplyBatch(t.Context(), sizes))
 	require.Equal(t, len(sizes), made, "each is made once")
 	require.Equal(t, int64(len(sizes)), acked.Load())
@@ -142,7 +145,7 @@ func TestServerLostBetweenParts(t *testing.T) {
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 	require.Equal(t, idsOf(all[:6]), made)
 	for index := 5; index < 10; index++ {
-		requireClass(t, courier.NotAttempted, byIndex[index])
+		requireClass(t, courier.ClassNotAttempted, byIndex[index])
 		require.ErrorIs(t, byIndex[index], nats.ErrDisconnected)
 	}
 }
@@ -199,7 +202,7 @@ func TestEachRecordHasItsOwnResult(t *testing.T) {
 		10: nats.ErrBadSubject.Error(),
 		11: "the header is too large",
 	} {
-		requireClass(t, courier.PermanentClass, byIndex[index])
+		requireClass(t, courier.ClassPermanent, byIndex[index])
 		require.ErrorContains(t, byIndex[index], want)
 		if index > 3 {
 			require.ErrorContains(t, byIndex[index], strconv.Quote(all[index].id))
@@ -209,7 +212,7 @@ func TestEachRecordHasItsOwnResult(t *testing.T) {
 	require.Len(t, byIndex, 9)
 	require.Equal(t, []string{"id-00000", "id-00001", "id-00006", "id-00012", "id-00013"}, b.ids(t))
 
-	requireClass(t, courier.PermanentClass, sink.Apply(t.Context(), all[7]))
+	requireClass(t, courier.ClassPermanent, sink.Apply(t.Context(), all[7]))
 }
 
 func TestMessageFunctionMaySkip(t *testing.T) {
@@ -223,7 +226,7 @@ func TestMessageFunctionMaySkip(t *testing.T) {
 	})
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), orders(3)))
 	require.Len(t, byIndex, 1)
-	requireClass(t, courier.Skipped, byIndex[1])
+	requireClass(t, courier.ClassSkipped, byIndex[1])
 	require.Equal(t, []string{"id-00000", "id-00002"}, b.ids(t))
 }
 
@@ -238,7 +241,7 @@ func TestMessageFunctionThatUsesNATS(t *testing.T) {
 		}
 		return o.msg()
 	})
-	requireClass(t, courier.PermanentClass, failures(t, sink.ApplyBatch(t.Context(), orders(3)))[1])
+	requireClass(t, courier.ClassPermanent, failures(t, sink.ApplyBatch(t.Context(), orders(3)))[1])
 }
 
 func TestNoStreamForTheSubjectIsRetryable(t *testing.T) {
@@ -248,7 +251,7 @@ func TestNoStreamForTheSubjectIsRetryable(t *testing.T) {
 	lost := order{id: "id-lost", subject: "invoices.sent"}
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), []order{lost, {id: "id-1", subject: "orders.placed"}}))
 	require.Len(t, byIndex, 1)
-	requireClass(t, courier.Retryable, byIndex[0])
+	requireClass(t, courier.ClassRetryable, byIndex[0])
 	require.ErrorIs(t, byIndex[0], jetstream.ErrNoStreamResponse)
 	require.ErrorContains(t, byIndex[0], `"invoices.sent" (message id "id-lost")`)
 	require.ErrorContains(t, byIndex[0], "create one")
@@ -263,7 +266,7 @@ func TestExpectStream(t *testing.T) {
 	require.NoError(t, right.Apply(t.Context(), orders(1)[0]))
 	wrong := couriernats.NewSink(b.js, message, couriernats.WithExpectStream("INVOICES"))
 	err := wrong.Apply(t.Context(), orders(1)[0])
-	requireClass(t, courier.Retryable, err)
+	requireClass(t, courier.ClassRetryable, err)
 	require.ErrorContains(t, err, "expected stream does not match")
 	require.Len(t, b.ids(t), 1)
 }
@@ -274,7 +277,7 @@ func TestReplySubjectIsPermanent(t *testing.T) {
 	sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
 		return &nats.Msg{Subject: o.subject, Reply: "inbox"}, nil
 	})
-	requireClass(t, courier.PermanentClass, sink.Apply(t.Context(), orders(1)[0]))
+	requireClass(t, courier.ClassPermanent, sink.Apply(t.Context(), orders(1)[0]))
 }
 
 func TestEndedContext(t *testing.T) {
@@ -309,7 +312,7 @@ func TestEndedContext(t *testing.T) {
 		}
 		for index := 6; index < 10; index++ { // never sent
 			require.ErrorIs(t, byIndex[index], cause)
-			requireClass(t, courier.NotAttempted, byIndex[index])
+			requireClass(t, courier.ClassNotAttempted, byIndex[index])
 		}
 		for _, err := range byIndex {
 			require.ErrorIs(t, err, cause)
@@ -327,7 +330,7 @@ func TestEndedContext(t *testing.T) {
 		err := sink.Apply(ctx, order{id: "id-1", subject: "silence"})
 		require.ErrorIs(t, err, cause)
 		require.ErrorContains(t, err, `"silence" (message id "id-1")`)
-		require.Equal(t, courier.NotAttempted, courier.Classify(ctx, err))
+		require.Equal(t, courier.ClassNotAttempted, courier.Classify(ctx, err))
 	})
 }
 
@@ -352,7 +355,7 @@ func TestAckTimeout(t *testing.T) {
 		all[0].subject = "silence"
 		byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 		require.Len(t, byIndex, 1, "the server answered others, so all were sent")
-		requireClass(t, courier.Retryable, byIndex[0])
+		requireClass(t, courier.ClassRetryable, byIndex[0])
 		require.ErrorIs(t, byIndex[0], jetstream.ErrAsyncPublishTimeout)
 		require.ErrorContains(t, byIndex[0], `"silence" (message id "id-00000")`)
 	})
@@ -366,8 +369,8 @@ func TestAckTimeout(t *testing.T) {
 		byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 		require.Less(t, time.Since(start), 10*timeout, "one timeout, not one for each chunk")
 		require.Len(t, byIndex, 100)
-		requireClass(t, courier.Retryable, byIndex[1])
-		requireClass(t, courier.NotAttempted, byIndex[2])
+		requireClass(t, courier.ClassRetryable, byIndex[1])
+		requireClass(t, courier.ClassNotAttempted, byIndex[2])
 		require.ErrorContains(t, byIndex[99], "not published")
 	})
 }
@@ -401,7 +404,7 @@ func TestConfigErrors(t *testing.T) {
 				var fault *courier.ConfigError
 				require.ErrorAs(t, err, &fault)
 				require.Equal(t, row.field, fault.Field)
-				requireClass(t, courier.NotAttempted, err)
+				requireClass(t, courier.ClassNotAttempted, err)
 			}
 		})
 	}

@@ -74,11 +74,31 @@ func TestOnlyOthersAnswer(t *testing.T) {
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 	require.Len(t, byIndex, len(said))
 	for index, err := range byIndex {
-		requireClass(t, courier.Retryable, err)
+		requireClass(t, courier.ClassRetryable, err)
 		require.ErrorIs(t, err, jetstream.ErrAsyncPublishTimeout)
 		require.ErrorContains(t, err, "no stream answered "+said[index])
 	}
 	require.Equal(t, idsOf(orders(1)), b.ids(t))
+}
+
+// The sink tells of a stranger's answer in the error of the message that the stranger answered,
+// and not in that of another one with the same place in a later part of the call.
+func TestStrangeAnswersAreOfTheirMessage(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	_, err := b.conn.Subscribe("foreign", func(m *nats.Msg) {
+		_ = m.Respond([]byte("+OK"))
+		_ = m.Respond([]byte(`{"stream":"ORDERS","seq":1}`))
+	})
+	require.NoError(t, err)
+	silent(t, b, "silence", func() {})
+	sink := couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(ackTimeout), couriernats.WithMaxPending(2))
+	all := orders(4)
+	all[0].subject, all[2].subject = "foreign", "silence"
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	require.Len(t, byIndex, 1)
+	require.ErrorIs(t, byIndex[2], jetstream.ErrAsyncPublishTimeout)
+	require.NotContains(t, byIndex[2].Error(), "no stream answered")
 }
 
 // Many answers to each message do not crowd out the acks, however long the

@@ -209,7 +209,7 @@ func (p parking) take(r Row) (Row, error) {
 	return rows[0], nil
 }
 
-func (p parking) SameQueue(other courier.DLQ[Row]) bool {
+func (p parking) SameQueue(other courier.DeadLetterSink[Row]) bool {
 	o, ok := other.(parking)
 	return ok && p.DLQ.SameQueue(o.DLQ)
 }

@@ -51,7 +51,7 @@ func (q *DLQ) Validate() error { return q.outbox.fault }
 
 // SameQueue reports whether another queue is on the same table of the same
 // *sql.DB. Of two pools on one file it cannot tell.
-func (q *DLQ) SameQueue(other courier.DLQ[Row]) bool {
+func (q *DLQ) SameQueue(other courier.DeadLetterSink[Row]) bool {
 	o, ok := other.(*DLQ)
 	return ok && o != nil && o.outbox.db == q.outbox.db && o.outbox.table == q.outbox.table
 }
@@ -68,7 +68,7 @@ func (e *StoredError) Error() string { return e.Text }
 
 // Send stores a row as it is, with its last error. If the branch has a letter of
 // the message already, by its ID, Send replaces that letter: it keeps its place,
-// the time of its first failure and the larger Redriven. A letter that only says
+// the time of its first failure and the larger FailedRedrives. A letter that only says
 // that the message's key is parked replaces none. Each branch of a fan-out has a
 // letter of its own.
 //
@@ -113,7 +113,7 @@ func (o *Outbox) stateOf(letter courier.DeadLetter[Row]) []any {
 	}
 	text = plain(text) // an error may quote the bytes of a payload
 	return []any{text, kind, string(letter.Reason), letter.Attempts, o.grammar.time(first.UnixMicro()), o.grammar.time(letter.FailedAt.UnixMicro()),
-		letter.Redriven, plain(letter.Key)}
+		letter.FailedRedrives, plain(letter.Key)}
 }
 
 // plain makes of a text what every database and JSON can hold.
@@ -170,7 +170,7 @@ func (o *Outbox) letters(ctx context.Context, on executor, after int64, max int)
 		r := &letter.Record
 		if err := rows.Scan(&seq, &version, &r.Seq, &r.ID, &r.Topic, &r.Key, &r.Payload, &r.Headers, &r.Trace, (*micros)(&r.CreatedAt),
 			&failure.Text, &failure.Type, (*string)(&letter.Reason), &letter.Attempts, &first, &last,
-			&letter.Redriven, &letter.Branch, &letter.Key); err != nil {
+			&letter.FailedRedrives, &letter.Branch, &letter.Key); err != nil {
 			return nil, err
 		}
 		letter.ID = fmt.Sprintf("%d.%d.%d", seq, version, int64(first))

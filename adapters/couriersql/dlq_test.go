@@ -20,7 +20,7 @@ import (
 func letter(id string, err error) courier.DeadLetter[Row] {
 	return courier.DeadLetter[Row]{
 		Record: Row{Seq: 7, ID: id, Topic: "orders", Key: "k", Payload: []byte{0xff}, Headers: "{broken", CreatedAt: 5},
-		Error:  err, Reason: courier.Exhausted, Attempts: 3, FailedAt: start,
+		Error:  err, Reason: courier.ReasonExhausted, Attempts: 3, FailedAt: start,
 	}
 }
 
@@ -32,7 +32,7 @@ func TestDLQKeepsTheRowAsItIs(t *testing.T) { inEach(t, testDLQKeepsTheRowAsItIs
 func testDLQKeepsTheRowAsItIs(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	sent := letter("a", &fs.PathError{Op: "open", Path: "/x", Err: errors.New("gone")})
-	sent.FirstFailedAt, sent.Branch, sent.Redriven, sent.Key = start.Add(-time.Minute), "search", 2, "k\x00\xff"
+	sent.FirstFailedAt, sent.Branch, sent.FailedRedrives, sent.Key = start.Add(-time.Minute), "search", 2, "k\x00\xff"
 	require.NoError(t, o.DLQ().Send(t.Context(), sent))
 	sent.Key = "k\uFFFD\uFFFD"
 	received, err := o.DLQ().Receive(t.Context(), 10)
@@ -52,7 +52,7 @@ func testDLQIsIdempotent(t *testing.T, newOutbox maker) {
 	require.NoError(t, q.Send(t.Context(), letter("a", errors.New("first"))))
 	require.NoError(t, q.Send(t.Context(), letter("b", errors.New("other"))))
 	again := letter("a", errors.New("second"))
-	again.Attempts, again.Reason, again.FailedAt = 5, courier.PermanentFailure, start.Add(time.Hour)
+	again.Attempts, again.Reason, again.FailedAt = 5, courier.ReasonPermanent, start.Add(time.Hour)
 	require.NoError(t, q.Send(t.Context(), again))
 
 	received, err := q.Receive(t.Context(), 10)
@@ -64,12 +64,12 @@ func testDLQIsIdempotent(t *testing.T, newOutbox maker) {
 	require.Equal(t, start, got.FirstFailedAt)
 	require.EqualError(t, got.Error, "second")
 	require.Equal(t, 5, got.Attempts)
-	require.Equal(t, courier.PermanentFailure, got.Reason)
+	require.Equal(t, courier.ReasonPermanent, got.Reason)
 	require.Equal(t, start.Add(time.Hour), got.FailedAt)
 
 	// A message that is parked behind its own key says less than the letter.
 	behind := letter("a", courier.ErrKeyParked)
-	behind.Reason = courier.KeyParked
+	behind.Reason = courier.ReasonKeyParked
 	require.NoError(t, q.Send(t.Context(), behind))
 	received, err = q.Receive(t.Context(), 1)
 	require.NoError(t, err)
@@ -178,7 +178,7 @@ func testDLQKeepsTheOrderOfAKey(t *testing.T, newOutbox maker) {
 		return nil
 	})
 	relay := func(ids ...string) {
-		applier := courier.NewDLQApplierWith(publish, o.DLQ(), courier.DLQPolicy[Row]{Key: func(r Row) string { return r.Key }})
+		applier := courier.NewDLQApplier(publish, o.DLQ(), courier.DLQPolicy[Row]{Key: func(r Row) string { return r.Key }})
 		for _, id := range ids {
 			require.NoError(t, applier.Apply(t.Context(), Row{ID: id, Topic: "t", Key: "k"}))
 		}
@@ -188,7 +188,7 @@ func testDLQKeepsTheOrderOfAKey(t *testing.T, newOutbox maker) {
 	require.Empty(t, published)
 	result, err := courier.Redrive(t.Context(), o.DLQ(), publish, nil)
 	require.NoError(t, err)
-	require.Equal(t, courier.RedriveResult{Redriven: 1, Failed: 1, Left: 2}, result)
+	require.Equal(t, courier.RedriveResult{Attempted: 1, Failed: 1, Left: 2}, result)
 	poison = false
 	result, err = courier.Redrive(t.Context(), o.DLQ(), publish, nil)
 	require.NoError(t, err)
@@ -207,12 +207,12 @@ func testDLQARedriveIntoTheSameTableIsRefused(t *testing.T, newOutbox maker) {
 	require.NoError(t, o.DLQ().Send(t.Context(), letter("a", errors.New("boom"))))
 	fail := courier.ProcessFunc(func(context.Context, Row) error { return courier.Permanent(errors.New("still")) })
 	same := New(o.db, o.dialect) // as another part of the program would make it
-	_, err := courier.Redrive(t.Context(), o.DLQ(), courier.NewDLQApplier(fail, same.DLQ()), nil)
+	_, err := courier.Redrive(t.Context(), o.DLQ(), courier.NewDLQApplier(fail, same.DLQ(), courier.DLQPolicy[Row]{}), nil)
 	require.ErrorIs(t, err, courier.ErrConfig)
-	_, err = courier.Redrive(t.Context(), o.DLQ(), courier.ProcessFunc(courier.NewDLQApplier(fail, same.DLQ()).Apply), nil)
+	_, err = courier.Redrive(t.Context(), o.DLQ(), courier.ProcessFunc(courier.NewDLQApplier(fail, same.DLQ(), courier.DLQPolicy[Row]{}).Apply), nil)
 	require.ErrorIs(t, err, courier.ErrConfig)
 
-	result, err := courier.Redrive(t.Context(), o.DLQ(), courier.NewDLQApplier(fail, other.DLQ()), nil)
+	result, err := courier.Redrive(t.Context(), o.DLQ(), courier.NewDLQApplier(fail, other.DLQ(), courier.DLQPolicy[Row]{}), nil)
 	require.NoError(t, err)
 	require.Equal(t, 1, result.Succeeded, "it has moved")
 	n, err := other.DLQ().Count(t.Context())
@@ -275,7 +275,7 @@ func testDLQAgainstAModel(t *testing.T, newOutbox maker) {
 			case op == 2 && len(old) > 0:
 				stale := old[random.IntN(len(old))]
 				require.NoError(t, q.Delete(t.Context(), stale))
-				require.NoError(t, q.Update(t.Context(), courier.DeadLetter[Row]{ID: stale, Branch: branch, Redriven: 99}))
+				require.NoError(t, q.Update(t.Context(), courier.DeadLetter[Row]{ID: stale, Branch: branch, FailedRedrives: 99}))
 			case op == 3 && len(letters) > 0:
 				gone := letters[random.IntN(len(letters))]
 				require.NoError(t, q.Delete(t.Context(), gone.ID))
@@ -304,12 +304,12 @@ func testDLQAgainstAModel(t *testing.T, newOutbox maker) {
 					return nil
 				}), &courier.RedriveConfig[Row]{BatchSize: 3, Match: func(l courier.DeadLetter[Row]) bool { return l.Branch == branch }})
 				require.Equal(t, err != nil, n == stopAt && n > 0)
-				require.Equal(t, courier.RedriveResult{Redriven: succeeded + failed, Succeeded: succeeded, Failed: failed, Left: total - succeeded - failed}, result)
+				require.Equal(t, courier.RedriveResult{Attempted: succeeded + failed, Succeeded: succeeded, Failed: failed, Left: total - succeeded - failed}, result)
 			}
 			i := 0
 			for l, err := range courier.Letters(t.Context(), q) {
 				require.NoError(t, err)
-				require.Equal(t, model[i], known{l.Branch, l.Record.ID, l.Error.Error(), l.Redriven})
+				require.Equal(t, model[i], known{l.Branch, l.Record.ID, l.Error.Error(), l.FailedRedrives})
 				i++
 			}
 			require.Len(t, model, i)
@@ -380,7 +380,7 @@ func testUndecodableRowIsParked(t *testing.T, newOutbox maker) {
 				return nil
 			})
 			source := o.Source()
-			applier := courier.NewDLQApplier(courier.NewDecodingApplier(sink, Row.Message), source.DLQ())
+			applier := courier.NewDLQApplier(courier.NewDecodingApplier(sink, Row.Message), source.DLQ(), courier.DLQPolicy[Row]{})
 			require.NoError(t, courier.RunOnce(t.Context(),
 				func(ctx context.Context) ([]Row, error) { return source.Fetch(ctx, 100) }, applier.Apply, source.Mark))
 
@@ -390,7 +390,7 @@ func testUndecodableRowIsParked(t *testing.T, newOutbox maker) {
 			require.NoError(t, err)
 			require.Len(t, letters, 1)
 			require.Equal(t, Row{Seq: 2, ID: "poison", Topic: "orders", Payload: []byte{0xfe, 0}, Headers: `{"n":1`, CreatedAt: start.UnixMicro()}, letters[0].Record)
-			require.Equal(t, courier.PermanentFailure, letters[0].Reason)
+			require.Equal(t, courier.ReasonPermanent, letters[0].Reason)
 			require.ErrorContains(t, letters[0].Error, `message "poison": the column headers is not a JSON object of strings`)
 			require.Equal(t, "*json.SyntaxError", letters[0].Error.(*StoredError).Type)
 		})
@@ -408,7 +408,7 @@ func testRowStaysPendingWhenItCannotBeParked(t *testing.T, newOutbox maker) {
 	execute(t, o.db, `DROP TABLE courier_outbox_dlq`)
 	fail := courier.ProcessFunc(func(context.Context, Row) error { return errors.New("boom") })
 	source := o.Source()
-	applier := courier.NewDLQApplier(fail, source.DLQ())
+	applier := courier.NewDLQApplier(fail, source.DLQ(), courier.DLQPolicy[Row]{})
 	err := courier.RunOnce(t.Context(),
 		func(ctx context.Context) ([]Row, error) { return source.Fetch(ctx, 100) }, applier.Apply, source.Mark)
 	require.ErrorIs(t, err, courier.ErrPark)

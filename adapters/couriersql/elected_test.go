@@ -145,7 +145,7 @@ func TestOneIsElectedBehindAPooler(t *testing.T) {
 						return courier.Permanent(fmt.Errorf("poison"))
 					}
 					return l.applier(i).Apply(ctx, r)
-				}), courier.DLQ[Row](s.DLQ()))
+				}), courier.DLQ[Row](s.DLQ()), courier.DLQPolicy[Row]{})
 				go func() {
 					done <- courier.NewPollingCoordinator(s, parking, courier.WithInterval(5*time.Millisecond),
 						courier.WithBatchSize(10), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(ctx)

@@ -70,6 +70,7 @@ func Example() {
 	relay := courier.NewDLQApplier(
 		courier.NewDecodingApplier(publish, couriersql.Row.Message),
 		source.DLQ(),
+		courier.DLQPolicy[couriersql.Row]{},
 	)
 	fetch := func(ctx context.Context) ([]couriersql.Row, error) { return source.Fetch(ctx, 100) }
 	if err := courier.RunOnce(ctx, fetch, relay.Apply, source.Mark); err != nil {
@@ -97,7 +98,7 @@ func ExampleDLQ() {
 		err := dlq.Send(ctx, courier.DeadLetter[couriersql.Row]{
 			Record:   couriersql.Row{ID: id, Topic: "orders"},
 			Error:    fmt.Errorf("publishing: %w", os.ErrPermission),
-			Reason:   courier.Exhausted,
+			Reason:   courier.ReasonExhausted,
 			Attempts: 5,
 		})
 		if err != nil {
@@ -112,13 +113,13 @@ func ExampleDLQ() {
 		return nil
 	})
 	result, err := courier.Redrive(ctx, dlq, publish, nil)
-	fmt.Println("redriven:", result.Redriven, "succeeded:", result.Succeeded, err)
+	fmt.Println("redriven:", result.Attempted, "succeeded:", result.Succeeded, err)
 
 	for letter, err := range courier.Letters(ctx, dlq) {
 		if err != nil {
 			log.Fatal(err)
 		}
-		fmt.Printf("%v, redriven %d times: %v\n", letter.Record, letter.Redriven, letter.Error)
+		fmt.Printf("%v, redriven %d times: %v\n", letter.Record, letter.FailedRedrives, letter.Error)
 		if err := dlq.Delete(ctx, letter.ID); err != nil {
 			log.Fatal(err)
 		}

@@ -39,7 +39,7 @@ func FuzzStoredLetter(f *testing.F) {
 		sent := courier.DeadLetter[Row]{
 			Record: Row{Seq: 7, ID: id, Topic: topic, Key: key, Payload: payload, Headers: headers, Trace: headers, CreatedAt: last},
 			Error:  fmt.Errorf("step: %w", errors.New(text)), Reason: courier.Reason(reason), Attempts: attempts,
-			FirstFailedAt: time.UnixMicro(first).UTC(), FailedAt: time.UnixMicro(last).UTC(), Redriven: redriven, Branch: branch, Key: orderKey,
+			FirstFailedAt: time.UnixMicro(first).UTC(), FailedAt: time.UnixMicro(last).UTC(), FailedRedrives: redriven, Branch: branch, Key: orderKey,
 		}
 		require.NoError(t, q.Send(t.Context(), sent))
 		letters, err := q.Receive(t.Context(), 10)

@@ -204,7 +204,7 @@ func TestAnElectedRelayWalksPastNoDeadRows(t *testing.T) {
 		_, err = tx.ExecContext(t.Context(), o.grammar.plan)
 		require.NoError(t, err)
 		var plan string
-		require.NoError(t, tx.QueryRowContext(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+o.fetch.text, 1000, 1, 0, from, o.share(1000), multirange(nil)).Scan(&plan))
+		require.NoError(t, tx.QueryRowContext(t.Context(), "EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+o.fetch.text, 1000, 1, 0, from, o.share(1000), "{}", "{}").Scan(&plan))
 		for _, count := range regexp.MustCompile(`"Shared (?:Hit|Read) Blocks": (\d+)`).FindAllStringSubmatch(plan, 2) { // of the whole
 			n, err := strconv.Atoi(count[1])
 			require.NoError(t, err)

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -103,11 +102,11 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 		return nil, err
 	}
 	o := e.outbox
-	seqs, first, last := e.seqs()
+	all, long, first, last := e.ranges()
 	began := o.now()
 	from := e.floor.from(began)
 	statements := new(pgx.Batch)
-	statements.Queue(o.fetch.text, limit, first, last, from, o.share(limit), multirange(seqs)).Query(func(rows pgx.Rows) (err error) {
+	statements.Queue(o.fetch.text, limit, first, last, from, o.share(limit), all, long).Query(func(rows pgx.Rows) (err error) {
 		batch, err = collect(rows, limit)
 		return err
 	})
@@ -131,23 +130,6 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 	e.used = time.Now()
 	e.add(batch)
 	return batch, nil
-}
-
-// multirange is a list of numbers, in order, in the words of PostgreSQL: those in hand
-// are neighbours, but for a few.
-func multirange(seqs []int64) string {
-	var ranges []string
-	for i, first := 0, 0; i < len(seqs); i++ {
-		if i+1 < len(seqs) && seqs[i]+1 == seqs[i+1] {
-			continue
-		}
-		last := fmt.Sprint(seqs[i])
-		if seqs[i] == math.MaxInt64 { // the server would add one
-			last = ""
-		}
-		ranges, first = append(ranges, fmt.Sprintf("[%d,%s]", seqs[first], last)), i+1
-	}
-	return "{" + strings.Join(ranges, ",") + "}"
 }
 
 // look looks for the number that fetches may begin at.

@@ -308,12 +308,8 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 	if rows = b.unparked(b, rows); len(rows) == 0 {
 		return nil
 	}
-	seqs := make([]int64, len(rows))
-	for i, row := range rows {
-		seqs[i] = row.Seq
-	}
 	batch := new(pgx.Batch)
-	batch.Queue(b.marks, o.marking(seqs)...)
+	batch.Queue(b.marks, o.marking(numberList(len(rows), func(i int) int64 { return rows[i].Seq }))...)
 	if rest := b.settled(len(rows), func(i int) rowKey { return rows[i].key() }); len(rest) > 0 && b.runs() {
 		b.queueHold(batch, rest)
 	}

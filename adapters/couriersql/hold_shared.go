@@ -23,9 +23,12 @@ func (s *shared) fetch(ctx context.Context, limit int, from int64) ([]Row, error
 	list, _ := json.Marshal(seqs) // never fails for numbers
 	args := append(o.timed(limit, first, last, from, o.fetchBytes), string(list))
 	batch, err := o.rows(ctx, preparedStatement{on}, limit, o.fetchBytes, o.fetch.text, args...)
+	if err != nil { // the rows that were read before it are not handed out
+		return nil, err
+	}
 	batch = o.earliest(batch, limit)
 	s.add(batch)
-	return batch, err
+	return batch, nil
 }
 
 func (s *shared) mark(ctx context.Context, rows []Row) error {

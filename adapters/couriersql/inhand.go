@@ -2,7 +2,9 @@ package couriersql
 
 import (
 	"cmp"
+	"math"
 	"slices"
+	"strconv"
 	"sync"
 )
 
@@ -58,6 +60,38 @@ func (r *rowKeys) remove(n int, key func(int) rowKey) {
 	if rest != nil {
 		r.keys = slices.DeleteFunc(r.keys, func(k rowKey) bool { return rest[k] })
 	}
+}
+
+// bounds are the first and the last number, the first behind the last when there is none.
+func (r *rowKeys) bounds() (first, last int64) {
+	if len(r.keys) == 0 {
+		return 1, 0
+	}
+	return r.keys[0].seq, r.keys[len(r.keys)-1].seq
+}
+
+// multirange is the numbers in the words of PostgreSQL, in runs of neighbours of which
+// each has at least so many.
+func (r *rowKeys) multirange(least int) string {
+	text := []byte("{")
+	for i, first := 0, 0; i < len(r.keys); i++ {
+		if i+1 < len(r.keys) && r.keys[i].seq+1 == r.keys[i+1].seq {
+			continue
+		}
+		if i+1-first >= least {
+			if len(text) > 1 {
+				text = append(text, ',')
+			}
+			text = strconv.AppendInt(append(text, '['), r.keys[first].seq, 10)
+			text = append(text, ',')
+			if last := r.keys[i].seq; last < math.MaxInt64 { // to which the server would add one
+				text = strconv.AppendInt(text, last, 10)
+			}
+			text = append(text, ']')
+		}
+		first = i + 1
+	}
+	return string(append(text, '}'))
 }
 
 func compareKeys(a, b rowKey) int {
@@ -129,21 +163,32 @@ func (h *inHand) removeFailed(rows []failure) {
 func (h *inHand) seqs() (seqs []int64, first, last int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	n := len(h.rows.keys)
-	if n == 0 {
-		return []int64{}, 1, 0
-	}
-	seqs = make([]int64, n)
+	seqs = make([]int64, len(h.rows.keys))
 	for i, key := range h.rows.keys {
 		seqs[i] = key.seq
 	}
-	return seqs, seqs[0], seqs[n-1]
+	first, last = h.rows.bounds()
+	return seqs, first, last
 }
 
 func (h *inHand) bounds() (first, last int64) {
-	_, first, last = h.seqs()
-	return first, last
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.rows.bounds()
 }
+
+// ranges are the numbers in hand in the words of PostgreSQL, and of them the long runs
+// without a gap, which a fetch jumps over.
+func (h *inHand) ranges() (all, long string, first, last int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	first, last = h.rows.bounds()
+	return h.rows.multirange(1), h.rows.multirange(worthJump), first, last
+}
+
+// worthJump is how many rows in hand a fetch jumps over: to find a place in an index
+// takes as long as to walk past some dozens.
+const worthJump = 100
 
 // parkedRows are rows that were marked with their letter, and have not come to mark yet.
 // That mark leaves them alone: if one is pending again, a failover to a replica that missed

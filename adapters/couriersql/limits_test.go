@@ -221,6 +221,21 @@ func TestWhatABoundLeavesOut(t *testing.T) {
 	}
 }
 
+// A row that is marked between a fetch and the reading of its large payload is not
+// handed out: the fetch does not have it.
+func TestALargeRowThatIsGone(t *testing.T) {
+	o := newPostgres(t)
+	write(t, o, Message{ID: "a", Topic: "t", Payload: []byte("large")}, Message{ID: "b", Topic: "t"})
+	rows := []Row{{Seq: 1, ID: "a", Headers: "5"}, {Seq: 2, ID: "gone", Headers: "5"}, {Seq: 3, ID: "gone", Headers: "5"}, {Seq: 4, ID: "small", Payload: []byte{}}}
+	conn, err := o.db.Conn(t.Context())
+	require.NoError(t, err)
+	defer func() { require.NoError(t, conn.Close()) }()
+	require.NoError(t, send(t.Context(), conn, o.leftOut(&rows)))
+	require.Equal(t, []string{"a", "small"}, idsOf(rows))
+	require.Equal(t, "large", string(rows[0].Payload))
+	require.Empty(t, rows[0].Headers)
+}
+
 // A Write of any size is split into statements that the server takes, whatever the
 // sizes of its messages.
 func TestAWriteIsSplitByItsBytes(t *testing.T) {

@@ -156,7 +156,7 @@ func TestMigrateFromVersion1(t *testing.T) {
 	require.Equal(t, []courier.DeadLetter[Row]{{
 		ID: "1.1.1000", Record: Row{Seq: 7, ID: "a", Topic: "orders", Key: "k", Payload: []byte{0xff}, CreatedAt: 5},
 		Error:  &StoredError{Text: "boom", Type: "*fs.PathError"},
-		Reason: courier.Exhausted, Attempts: 3, FirstFailedAt: time.UnixMicro(1000).UTC(), FailedAt: time.UnixMicro(2000).UTC(),
+		Reason: courier.ReasonExhausted, Attempts: 3, FirstFailedAt: time.UnixMicro(1000).UTC(), FailedAt: time.UnixMicro(2000).UTC(),
 	}}, letters)
 	fail := courier.ProcessFunc(func(context.Context, Row) error { return errors.New("still") })
 	result, err := courier.Redrive(t.Context(), o.DLQ(), fail, nil)
@@ -164,7 +164,7 @@ func TestMigrateFromVersion1(t *testing.T) {
 	require.Equal(t, 1, result.Failed)
 	letters, err = o.DLQ().Receive(t.Context(), 10)
 	require.NoError(t, err)
-	require.Equal(t, 1, letters[0].Redriven)
+	require.Equal(t, 1, letters[0].FailedRedrives)
 	require.Equal(t, "1.2.1000", letters[0].ID)
 }
 

@@ -137,7 +137,7 @@ func (b *lockedBatch) park(ctx context.Context, letter courier.DeadLetter[Row]) 
 // locked. One that is behind another of its key is pending with that: the letter
 // of the other may have been lost as well, and comes first.
 func (l *locked) parkLate(ctx context.Context, letter courier.DeadLetter[Row]) error {
-	if letter.Reason == courier.KeyParked {
+	if letter.Reason == courier.ReasonKeyParked {
 		return ErrLeaseLost
 	}
 	o := l.outbox

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -132,7 +133,7 @@ func postgresGrammar() grammar {
 
 		// Of the rows that failed, those that have been due for longest, and all of their
 		// keys before them. The second part takes a row of a key with an earlier one that
-		// failed only if the first part has that.
+		// failed only if the first part has that. It jumps over long runs of what is in hand.
 		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + retry + ` AND ` + notInHand("seq") + `
 				AND ` + unhindered("f.available_at > statement_timestamp()") + ` ORDER BY available_at, seq LIMIT $1),
 			failed AS MATERIALIZED (SELECT seq FROM due WHERE key = '' UNION ALL
@@ -141,9 +142,11 @@ func postgresGrammar() grammar {
 					ORDER BY hashtextextended(f.key, 0), f.seq LIMIT $1) e)
 			SELECT ` + postgresUpTo("$5") + ` FROM "{table}" WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))
 			UNION ALL
-			SELECT * FROM (SELECT ` + postgresUpTo("$5") + ` FROM "{table}" t WHERE ` + fresh + ` AND ` + notInHand("seq") + ` AND seq >= $4::bigint
+			(SELECT others.* FROM unnest('{(,)}'::int8multirange - $7::int8multirange) AS gap, LATERAL (
+				SELECT ` + postgresUpTo("$5") + ` FROM "{table}" t WHERE ` + fresh + ` AND ` + notInHand("seq") + `
+				AND seq >= greatest(lower(gap), $4::bigint) AND seq <= coalesce(upper(gap) - 1, 9223372036854775807)
 				AND ` + unhindered("(f.available_at > statement_timestamp() OR "+notInHand("f.seq")+" AND f.seq NOT IN (SELECT seq FROM failed))") + `
-				ORDER BY seq LIMIT $1) AS others`,
+				ORDER BY seq LIMIT $1) AS others LIMIT $1)`,
 		lock:  locking(postgresUpTo("$3"), "$2"),
 		large: `SELECT t.seq, t.payload, t.headers FROM "{table}" t WHERE ` + known,
 		claim: `WITH next AS MATERIALIZED (SELECT seq FROM (SELECT seq, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS ahead
@@ -307,20 +310,58 @@ func postgresInserted(args []any) []any {
 }
 
 func postgresKnown(rows []Row) []any {
-	seqs, ids := make([]int64, len(rows)), make([]string, len(rows))
-	for i, row := range rows {
-		seqs[i], ids[i] = row.Seq, row.ID
+	return []any{
+		numberList(len(rows), func(i int) int64 { return rows[i].Seq }),
+		textList(len(rows), func(i int) string { return rows[i].ID }),
 	}
-	return []any{seqs, ids}
 }
 
 func postgresClaims(rows []Row) []any {
-	known, claims := postgresKnown(rows), make([]int64, len(rows))
-	for i, row := range rows {
-		claims[i] = row.claim
-	}
-	return []any{known[0], claims, known[1]}
+	known := postgresKnown(rows)
+	return []any{known[0], numberList(len(rows), func(i int) int64 { return rows[i].claim }), known[1]}
 }
+
+// numberList is a list of numbers in the words of PostgreSQL. A slice would be encoded by
+// pgx, which calls several functions for each element, into memory that it grows from
+// nothing for each statement.
+func numberList(n int, number func(int) int64) string {
+	const digits = 8 // most often enough
+	list := append(make([]byte, 0, n*(digits+1)+2), '{')
+	for i := range n {
+		if i > 0 {
+			list = append(list, ',')
+		}
+		list = strconv.AppendInt(list, number(i), 10)
+	}
+	return string(append(list, '}'))
+}
+
+// textList is the same of texts.
+func textList(n int, text func(int) string) string {
+	size := len("{}")
+	for i := range n {
+		size += len(text(i)) + len(`"",`)
+	}
+	var list strings.Builder
+	list.Grow(size)
+	list.WriteByte('{')
+	for i := range n {
+		if i > 0 {
+			list.WriteByte(',')
+		}
+		list.WriteByte('"')
+		if t := text(i); strings.IndexByte(t, '"') < 0 && strings.IndexByte(t, '\\') < 0 {
+			list.WriteString(t)
+		} else {
+			_, _ = quoteElement.WriteString(&list, t) // which never fails
+		}
+		list.WriteByte('"')
+	}
+	list.WriteByte('}')
+	return list.String()
+}
+
+var quoteElement = strings.NewReplacer(`"`, `\"`, `\`, `\\`)
 
 func postgresFailures(list []failure) []any {
 	n := len(list)

@@ -75,7 +75,7 @@ func TestPostgresFetchGoesByThePartialIndex(t *testing.T) {
 			case "claim":
 				args = append(args, "me", 1, 0, DefaultFetchBytes)
 			case "ordered":
-				args = append(args, 1, 0, 0, DefaultFetchBytes, multirange(nil))
+				args = append(args, 1, 0, 0, DefaultFetchBytes, "{}", "{}")
 			case "lock":
 				args = append(args, 0, DefaultFetchBytes)
 			}

@@ -248,6 +248,30 @@ func TestFetchAllocations(t *testing.T) {
 	require.Less(t, per, 15.0)
 }
 
+// The payloads of a fetch are apart, also where they share memory: to append to one
+// changes no other.
+func TestPayloadsAreTheCallers(t *testing.T) {
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			o := newOutbox(t)
+			var want []string
+			for i := range 20 {
+				want = append(want, fmt.Sprint("payload ", i))
+				write(t, o, Message{Topic: "t", Payload: []byte(want[i])})
+			}
+			rows := take(t, o.Source(), 100)
+			var got []string
+			for _, row := range rows {
+				_ = append(row.Payload, "!!!"...)
+			}
+			for _, row := range rows {
+				got = append(got, string(row.Payload))
+			}
+			require.Equal(t, want, got)
+		})
+	}
+}
+
 func TestReopenedFileStillHasWhatWasNotMarked(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "test.db")
 	first := New(open(t, path), SQLite)

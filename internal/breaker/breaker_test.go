@@ -585,7 +585,7 @@ func TestAStreakIsBrokenByASuccess(t *testing.T) {
 	require.Equal(t, breaker.Closed, s.Phase)
 }
 
-// B-8: the successes of one half-open phase do not count in the next.
+// B-21: the successes of one half-open phase do not count in the next.
 func TestSuccessesBeforeAFailedProbeDoNotCount(t *testing.T) {
 	p := &breaker.Policy{FailureThreshold: 1, OpenFor: time.Second, MaxOpenFor: time.Second, OpenMultiplier: 1, Probes: 1, Successes: 2, ProbeTimeout: time.Minute}
 	var s breaker.State
@@ -605,5 +605,45 @@ func TestSuccessesBeforeAFailedProbeDoNotCount(t *testing.T) {
 	call(breaker.Success)
 	if s.Phase != breaker.HalfOpen {
 		t.Fatal(s.Phase)
+	}
+}
+
+// A result leaves a window of time after its length, however the calls lie between the
+// slices of the window.
+func TestWindow_AResultLeavesInTime(t *testing.T) {
+	for _, every := range []time.Duration{300 * time.Millisecond, 999 * time.Millisecond, 1900 * time.Millisecond, 3 * time.Second} {
+		p := breaker.Policy{FailureRate: 1, MinCalls: 1000, Window: 10 * time.Second}
+		var s breaker.State
+		report := func(outcome breaker.Outcome, now time.Time) {
+			permit, ok, _ := s.Acquire(&p, now, 0)
+			require.True(t, ok)
+			s.Report(&p, permit, outcome, false, 0, now, 0)
+		}
+		report(breaker.Failure, epoch)
+		for passed := every; passed <= 10*time.Second; passed += every {
+			report(breaker.Success, epoch.Add(passed))
+			if passed < 9*time.Second {
+				_, failures, _ := s.Counts(&p, epoch.Add(passed))
+				require.Equal(t, 1, failures, "after %v, one call each %v", passed, every)
+			}
+		}
+		_, failures, _ := s.Counts(&p, epoch.Add(10*time.Second))
+		require.Zero(t, failures, "one call each %v", every)
+	}
+}
+
+// Below MinCalls a rate says nothing, whichever it is.
+func TestRates_NeedMinCalls(t *testing.T) {
+	for _, p := range []breaker.Policy{
+		{FailureRate: 0.5, MinCalls: 5, WindowCalls: 10, OpenFor: time.Second, MaxOpenFor: time.Second},
+		{SlowCallRate: 0.5, MinCalls: 5, WindowCalls: 10, OpenFor: time.Second, MaxOpenFor: time.Second},
+	} {
+		var s breaker.State
+		for n := range 5 {
+			require.Equal(t, breaker.Closed, s.Phase, "after %d calls", n)
+			permit, _, _ := s.Acquire(&p, epoch, 0)
+			s.Report(&p, permit, breaker.Failure, true, 0, epoch, 0)
+		}
+		require.Equal(t, breaker.Open, s.Phase)
 	}
 }

@@ -45,7 +45,7 @@ func anyKey(t *rapid.T) string    { return rapid.SampledFrom(keys).Draw(t, "key"
 func anyBranch(t *rapid.T) string { return rapid.SampledFrom(branches).Draw(t, "branch") }
 
 func anyReason(t *rapid.T) courier.Reason {
-	return rapid.SampledFrom([]courier.Reason{courier.Exhausted, courier.PermanentFailure, courier.KeyParked}).Draw(t, "reason")
+	return rapid.SampledFrom([]courier.Reason{courier.ReasonExhausted, courier.ReasonPermanent, courier.ReasonKeyParked}).Draw(t, "reason")
 }
 
 func (m *machine[T]) park(t *rapid.T) {
@@ -58,7 +58,7 @@ func (m *machine[T]) fill(t *rapid.T) {
 		t.Skip("there is enough")
 	}
 	for i := range rapid.SampledFrom([]int{3, 10, 120}).Draw(t, "n") {
-		_ = m.Send(t.Context(), m.newLetter(10+len(m.names), branches[i%len(branches)], keys[i%len(keys)], courier.Exhausted))
+		_ = m.Send(t.Context(), m.newLetter(10+len(m.names), branches[i%len(branches)], keys[i%len(keys)], courier.ReasonExhausted))
 	}
 }
 

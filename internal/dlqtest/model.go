@@ -68,7 +68,7 @@ func (m *model[T]) newLetter(name int, branch, key string, reason courier.Reason
 	m.now = m.now.Add(time.Second)
 	return courier.DeadLetter[T]{
 		ID: "of the caller", Record: m.Record(name, n-1), Key: key, Error: fmt.Errorf("error %d", n), Reason: reason, Attempts: n,
-		FirstFailedAt: m.now.Add(-time.Minute), FailedAt: m.now, Branch: branch, Redriven: n % 5,
+		FirstFailedAt: m.now.Add(-time.Minute), FailedAt: m.now, Branch: branch, FailedRedrives: n % 5,
 	}
 }
 
@@ -83,10 +83,10 @@ func (m *model[T]) Send(ctx context.Context, sent courier.DeadLetter[T]) error {
 	sent.ID = ""
 	var want error
 	switch {
-	case i >= 0 && sent.Reason == courier.KeyParked:
+	case i >= 0 && sent.Reason == courier.ReasonKeyParked:
 	case i >= 0:
 		old := m.letters[i]
-		sent.FirstFailedAt, sent.Redriven = old.FirstFailedAt, max(old.Redriven, sent.Redriven)
+		sent.FirstFailedAt, sent.FailedRedrives = old.FirstFailedAt, max(old.FailedRedrives, sent.FailedRedrives)
 		old.DeadLetter = sent
 	case m.Capacity > 0 && len(m.letters) >= m.Capacity:
 		want = courier.ErrDLQFull
@@ -143,7 +143,7 @@ func (m *model[T]) compare(got []courier.DeadLetter[T], err error, after, most i
 // text is all that is to be kept of a letter.
 func (m *model[T]) text(l courier.DeadLetter[T]) string {
 	return fmt.Sprintf("%s: record %d, key %q, error %v, %s, %d attempts, failed %v to %v, %s, redriven %d",
-		l.ID, m.Number(l.Record), l.Key, l.Error, l.Reason, l.Attempts, l.FirstFailedAt.UTC(), l.FailedAt.UTC(), l.Branch, l.Redriven)
+		l.ID, m.Number(l.Record), l.Key, l.Error, l.Reason, l.Attempts, l.FirstFailedAt.UTC(), l.FailedAt.UTC(), l.Branch, l.FailedRedrives)
 }
 
 func (m *model[T]) Update(ctx context.Context, changed courier.DeadLetter[T]) error {

@@ -50,13 +50,13 @@ type step struct{ outcome, meanwhile string }
 type attempt[T any] struct {
 	courier.DeadLetter[T]
 	place   int
-	class   courier.Class // Skipped where it succeeds
+	class   courier.ErrorClass // ClassSkipped where it succeeds
 	err     error
 	settled bool // removed or updated
 	probe   bool // of the breaker
 }
 
-func (a *attempt[T]) refused() bool { return a.class == courier.NotAttempted }
+func (a *attempt[T]) refused() bool { return a.class == courier.ClassNotAttempted }
 
 var (
 	outcomes   = []string{"succeeds", "is skipped", "fails", "fails for good", "fails after retries", "panics", "ends its goroutine", "is refused", "is refused for a while"}
@@ -93,7 +93,7 @@ func (m *machine[T]) redrive(t *rapid.T) {
 	switch rapid.SampledFrom([]string{"none", "a breaker", "one that is forced open"}).Draw(t, "breaker") {
 	case "one that is forced open":
 		m.breaker.ForceOpen()
-		defer m.breaker.Auto()
+		defer m.breaker.Reset()
 		fallthrough
 	case "a breaker":
 		d.breaker = m.breaker
@@ -161,7 +161,7 @@ func (d *drive[T]) List(ctx context.Context, after string, most int) (page []cou
 func (d *drive[T]) Delete(ctx context.Context, ids ...string) error {
 	return d.call(func() {
 		for _, id := range ids {
-			i := slices.IndexFunc(d.tried, func(a *attempt[T]) bool { return a.ID == id && a.class == courier.Skipped && !a.settled })
+			i := slices.IndexFunc(d.tried, func(a *attempt[T]) bool { return a.ID == id && a.class == courier.ClassSkipped && !a.settled })
 			if i < 0 {
 				d.t.Errorf("the letter %s is removed, and was not applied", id)
 				continue
@@ -175,7 +175,7 @@ func (d *drive[T]) Delete(ctx context.Context, ids ...string) error {
 func (d *drive[T]) Update(ctx context.Context, l courier.DeadLetter[T]) error {
 	return d.call(func() {
 		i := slices.IndexFunc(d.tried, func(a *attempt[T]) bool {
-			return a.ID == l.ID && (a.class == courier.Retryable || a.class == courier.PermanentClass) && !a.settled
+			return a.ID == l.ID && (a.class == courier.ClassRetryable || a.class == courier.ClassPermanent) && !a.settled
 		})
 		if i < 0 {
 			d.t.Errorf("the letter %s is updated, and did not fail", l.ID)
@@ -184,10 +184,10 @@ func (d *drive[T]) Update(ctx context.Context, l courier.DeadLetter[T]) error {
 		a := d.tried[i]
 		a.settled = true
 		want := a.DeadLetter
-		want.Redriven++
-		want.Error, want.Reason, want.Attempts, want.FailedAt = l.Error, courier.Exhausted, 1, d.now
-		if a.class == courier.PermanentClass {
-			want.Reason = courier.PermanentFailure
+		want.FailedRedrives++
+		want.Error, want.Reason, want.Attempts, want.FailedAt = l.Error, courier.ReasonExhausted, 1, d.now
+		if a.class == courier.ClassPermanent {
+			want.Reason = courier.ReasonPermanent
 		}
 		var retried *courier.RetryError
 		if errors.As(a.err, &retried) {
@@ -258,7 +258,7 @@ func (d *drive[T]) errorOf(outcome string, n int) error {
 	case "fails for good":
 		return courier.Permanent(err)
 	case "fails after retries":
-		return &courier.RetryError{Reason: courier.Exhausted, Attempts: 7, Elapsed: time.Second, Last: err}
+		return &courier.RetryError{Reason: courier.ReasonExhausted, Attempts: 7, Elapsed: time.Second, Last: err}
 	case "panics", "ends its goroutine":
 		return courier.ErrPanic
 	case "is refused":
@@ -272,7 +272,7 @@ func (d *drive[T]) errorOf(outcome string, n int) error {
 var until = time.Date(2046, 5, 1, 12, 0, 0, 0, time.UTC)
 
 func (a *attempt[T]) judge(ctx context.Context) {
-	if a.class = courier.Skipped; a.err != nil {
+	if a.class = courier.ClassSkipped; a.err != nil {
 		a.class = courier.Classify(ctx, a.err)
 	}
 }
@@ -282,14 +282,14 @@ func (d *drive[T]) meanwhile(what string, a *attempt[T]) {
 	name := d.names[d.Number(a.Record)]
 	switch what {
 	case "it is parked anew":
-		_ = d.Send(ctx, d.newLetter(name, a.Branch, a.Key, courier.Exhausted))
+		_ = d.Send(ctx, d.newLetter(name, a.Branch, a.Key, courier.ReasonExhausted))
 	case "another branch parks it":
 		other := (slices.Index(branches, a.Branch) + 1) % len(branches)
-		_ = d.Send(ctx, d.newLetter(name, branches[other], a.Key, courier.Exhausted))
+		_ = d.Send(ctx, d.newLetter(name, branches[other], a.Key, courier.ReasonExhausted))
 	case "another is parked":
-		_ = d.Send(ctx, d.newLetter(name+1, a.Branch, a.Key, courier.Exhausted))
+		_ = d.Send(ctx, d.newLetter(name+1, a.Branch, a.Key, courier.ReasonExhausted))
 	case "it is changed":
-		changed := d.newLetter(name, a.Branch, a.Key, courier.Exhausted)
+		changed := d.newLetter(name, a.Branch, a.Key, courier.ReasonExhausted)
 		changed.ID = a.ID
 		_ = d.model.Update(ctx, changed)
 	case "it is deleted":
@@ -312,7 +312,7 @@ func (d *drive[T]) check(t *rapid.T, result courier.RedriveResult, err error) {
 	refused := map[int]bool{}        // by place, the last time
 	last := map[line]int{}           // place of a key
 	failed := map[line]bool{}        // keys
-	highest := 0                     // Redriven of an attempt
+	highest := 0                     // FailedRedrives of an attempt
 	for _, a := range d.tried {
 		switch {
 		case a.place == 0:
@@ -323,17 +323,17 @@ func (d *drive[T]) check(t *rapid.T, result courier.RedriveResult, err error) {
 			t.Errorf("the letter at place %d was attempted before that at place %d, of the same key %q in the branch %q", last[lineOf(a.DeadLetter)], a.place, a.Key, a.Branch)
 		case failed[lineOf(a.DeadLetter)]:
 			t.Errorf("the letter at place %d was attempted, which is behind one of its key %q that failed", a.place, a.Key)
-		case a.Key == "" && a.Redriven < highest:
-			t.Errorf("the letter at place %d was redriven %d times before, and was attempted after one that was %d times", a.place, a.Redriven, highest)
+		case a.Key == "" && a.FailedRedrives < highest:
+			t.Errorf("the letter at place %d was redriven %d times before, and was attempted after one that was %d times", a.place, a.FailedRedrives, highest)
 		}
 		last[lineOf(a.DeadLetter)] = a.place
-		highest = max(highest, a.Redriven)
+		highest = max(highest, a.FailedRedrives)
 		refused[a.place] = a.refused()
 		if a.refused() {
 			continue
 		}
 		settled[a.place] = a
-		if a.class == courier.Skipped {
+		if a.class == courier.ClassSkipped {
 			want.Succeeded++
 		} else {
 			want.Failed++
@@ -343,9 +343,9 @@ func (d *drive[T]) check(t *rapid.T, result courier.RedriveResult, err error) {
 			t.Errorf("the letter at place %d was applied with %v, and is neither removed nor updated", a.place, a.err)
 		}
 	}
-	want.Redriven = want.Succeeded + want.Failed
+	want.Attempted = want.Succeeded + want.Failed
 	if d.breaks != 1 {
-		want.Left = max(0, d.total-want.Redriven)
+		want.Left = max(0, d.total-want.Attempted)
 	}
 	if result != want {
 		t.Errorf("the redrive of %d letters returned %+v, want %+v", d.total, result, want)
@@ -364,7 +364,7 @@ func (d *drive[T]) checkChoice(t *rapid.T, settled map[int]*attempt[T], refused 
 	stays, unsure := map[line]bool{}, map[line]bool{} // keys
 	var last *attempt[T]                              // of those without a key, in their order
 	for _, a := range settled {
-		if a.Key == "" && (last == nil || cmp.Or(a.Redriven-last.Redriven, a.place-last.place) > 0) {
+		if a.Key == "" && (last == nil || cmp.Or(a.FailedRedrives-last.FailedRedrives, a.place-last.place) > 0) {
 			last = a
 		}
 	}
@@ -390,15 +390,15 @@ func (d *drive[T]) checkChoice(t *rapid.T, settled map[int]*attempt[T], refused 
 		case a != nil && (stays[lineOf(l)] || d.match != nil && !d.match(l)):
 			t.Errorf("the letter at place %d was attempted, which does not match or is behind one of its key %q that stays", place, l.Key)
 		case a != nil:
-			stays[lineOf(l)] = l.Key != "" && a.class != courier.Skipped
+			stays[lineOf(l)] = l.Key != "" && a.class != courier.ClassSkipped
 		case !there || changed:
 		case d.match != nil && !d.match(l) || stays[lineOf(l)]:
 			stays[lineOf(l)] = l.Key != ""
 		case unsure[lineOf(l)]:
 		case !ended:
 			t.Errorf("the letter at place %d was not attempted", place)
-		case l.Key == "" && !refused[place] && last != nil && cmp.Or(l.Redriven-last.Redriven, place-last.place) < 0:
-			t.Errorf("the letter at place %d, redriven %d times, was not attempted, and that at place %d was, redriven %d times", place, l.Redriven, last.place, last.Redriven)
+		case l.Key == "" && !refused[place] && last != nil && cmp.Or(l.FailedRedrives-last.FailedRedrives, place-last.place) < 0:
+			t.Errorf("the letter at place %d, redriven %d times, was not attempted, and that at place %d was, redriven %d times", place, l.FailedRedrives, last.place, last.FailedRedrives)
 		}
 	}
 }

@@ -9,7 +9,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,6 +18,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/erfanmomeniii/courier/internal/plant"
 )
 
 func main() {
@@ -44,7 +45,7 @@ type options struct {
 const together = 2
 
 func (o *options) run() error {
-	root, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/erfanmomeniii/courier").Output()
+	root, err := plant.Root()
 	if err != nil {
 		return err
 	}
@@ -66,7 +67,7 @@ func (o *options) run() error {
 		for i, m := range chosen {
 			turn <- struct{}{}
 			go func() {
-				results[i] <- o.hunt(m, strings.TrimSpace(string(root)), filepath.Join(dir, strconv.Itoa(i)))
+				results[i] <- o.hunt(m, root, filepath.Join(dir, strconv.Itoa(i)))
 				<-turn
 			}()
 		}
@@ -125,7 +126,7 @@ func (r *result) at(i, hunts int) string {
 
 // hunt builds the test of the simulation with the bug in it, and has it look.
 func (o *options) hunt(m *mutant, root, dir string) (r result) {
-	binary, err := m.plant(root, dir)
+	binary, err := m.bug().Compile(root, dir, "./sim")
 	if err != nil {
 		return result{err: err}
 	}
@@ -170,36 +171,4 @@ func (r *result) note(n int, way string) {
 	if !slices.Contains(r.ways, way) {
 		r.ways = append(r.ways, way)
 	}
-}
-
-// plant compiles the test of the simulation with the bug in the place of the text.
-func (m *mutant) plant(root, dir string) (binary string, err error) {
-	path := filepath.Join(root, m.file)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return "", err
-	}
-	if n := strings.Count(string(text), m.from); n != 1 {
-		return "", fmt.Errorf("%s has the text %d times, want once: the code has changed, mend the table", m.file, n)
-	}
-	if err := os.MkdirAll(dir, 0o750); err != nil {
-		return "", err
-	}
-	planted, overlay, binary := filepath.Join(dir, "planted.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "hunt.test")
-	places, err := json.Marshal(map[string]map[string]string{"Replace": {path: planted}})
-	if err != nil {
-		return "", err
-	}
-	err = errors.Join(
-		os.WriteFile(planted, []byte(strings.Replace(string(text), m.from, m.to, 1)), 0o600),
-		os.WriteFile(overlay, places, 0o600))
-	if err != nil {
-		return "", err
-	}
-	build := exec.Command("go", "test", "-c", "-vet=off", "-overlay", overlay, "-o", binary, "./sim")
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w\n%s", err, out)
-	}
-	return binary, nil
 }

@@ -33,8 +33,9 @@ var (
 	recovery = 10 * time.Second
 
 	// readyBound is how long a relay may be ready in a standstill. It goes by the
-	// timeouts that the relays have; by those of the defaults it is a minute.
-	readyBound = 5 * time.Second
+	// timeouts that the relays have, one after the other where one blow follows another;
+	// by those of the defaults it is a minute.
+	readyBound = 15 * time.Second
 )
 
 const roundTime = time.Minute // after which all is compared

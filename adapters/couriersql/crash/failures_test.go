@@ -14,7 +14,7 @@ import (
 func TestTheTestsOfTheFailures(t *testing.T) {
 	root := filepath.Join("..", "..", "..")
 	var tests []byte
-	for _, folder := range []string{"", "adapters/couriernats", "adapters/couriersql", "adapters/couriersql/crash"} {
+	for _, folder := range []string{"", "adapters/courierkafka", "adapters/couriernats", "adapters/couriersql", "adapters/couriersql/crash", "examples/kafka"} {
 		files, err := filepath.Glob(filepath.Join(root, folder, "*_test.go"))
 		require.NoError(t, err)
 		for _, file := range files {

@@ -103,7 +103,7 @@ func relayMain(text string) {
 		panic(config.relay(line, db))
 	}
 	source := tell(config.outbox(db).Source(), line)
-	parking := courier.NewDLQApplier(courier.ProcessFunc(line.deliver), courier.DLQ[couriersql.Row](toldDLQ{source.DLQ(), line}))
+	parking := courier.NewDLQApplier(courier.ProcessFunc(line.deliver), courier.DLQ[couriersql.Row](toldDLQ{source.DLQ(), line}), courier.DLQPolicy[couriersql.Row]{})
 	apply := courier.ProcessFunc(func(ctx context.Context, r couriersql.Row) error {
 		if line.fails() {
 			return errors.New("a failure that was asked for")

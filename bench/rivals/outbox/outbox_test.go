@@ -8,7 +8,6 @@ package outbox
 import (
 	"context"
 	"database/sql"
-	"path/filepath"
 	"testing"
 	"time"
 
@@ -16,12 +15,12 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/stretchr/testify/require"
-	_ "modernc.org/sqlite"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriernats"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
 	"github.com/erfanmomeniii/courier/bench/internal/meter"
+	"github.com/erfanmomeniii/courier/bench/rivals/internal/full"
 )
 
 const (
@@ -52,26 +51,7 @@ func newBed(b *testing.B) *bed {
 	stream, err := js.CreateStream(ctx, jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"orders"}, Storage: jetstream.FileStorage})
 	require.NoError(b, err)
 
-	db, err := sql.Open("sqlite", couriersql.SQLiteDSN(filepath.Join(b.TempDir(), "outbox.db")))
-	require.NoError(b, err)
-	b.Cleanup(func() { _ = db.Close() })
-	outbox := couriersql.New(db, couriersql.SQLite, couriersql.WithKeep())
-	b.Cleanup(func() { _ = outbox.Close() })
-	require.NoError(b, outbox.Migrate(ctx))
-	payload := make([]byte, 256)
-	for i := range payload {
-		payload[i] = 'a' + byte(i%26)
-	}
-	messages := make([]couriersql.Message, 5000)
-	for i := range messages {
-		messages[i] = couriersql.Message{Topic: "orders", Payload: payload}
-	}
-	for range rows / len(messages) {
-		tx, err := db.BeginTx(ctx, nil)
-		require.NoError(b, err)
-		require.NoError(b, outbox.Write(ctx, tx, messages...))
-		require.NoError(b, tx.Commit())
-	}
+	db, outbox := full.Outbox(b, rows, func(int) string { return "" })
 	return &bed{db, outbox, js, stream}
 }
 
@@ -101,7 +81,7 @@ func message(m couriersql.Message) (*nats.Msg, error) {
 func BenchmarkRelay_Courier(b *testing.B) {
 	measure(b, func(bed *bed) {
 		ctx, stop := context.WithCancel(context.Background())
-		source := &counting{Source: bed.outbox.Source(), left: rows, done: stop}
+		source := &full.Source{Source: bed.outbox.Source(), Left: rows, Done: stop}
 		require.NoError(b, courier.NewPollingCoordinator(source, bed.applier(), courier.WithBatchSize(batchSize)).Start(ctx))
 	})
 }
@@ -109,7 +89,7 @@ func BenchmarkRelay_Courier(b *testing.B) {
 func BenchmarkRelay_CourierStream(b *testing.B) {
 	measure(b, func(bed *bed) {
 		ctx, stop := context.WithCancel(context.Background())
-		source := &countingStream{Stream: bed.outbox.Stream(10 * time.Millisecond), left: rows, done: stop}
+		source := &full.Stream{Stream: bed.outbox.Stream(10 * time.Millisecond), Left: rows, Done: stop}
 		require.NoError(b, courier.NewStreamingCoordinator(source, bed.applier(), courier.WithBatchSize(batchSize), courier.WithPrefetch(2)).Start(ctx))
 	})
 }
@@ -119,37 +99,4 @@ func (bed *bed) applier() courier.Applier[couriersql.Row] {
 	applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
 		&courier.ResilientConfig[couriersql.Row]{DLQ: bed.outbox.DLQ()})
 	return applier
-}
-
-// counting stops the run when everything is marked.
-type counting struct {
-	*couriersql.Source
-	left int
-	done func()
-}
-
-func (c *counting) Mark(ctx context.Context, rows []couriersql.Row) error {
-	err := c.Source.Mark(ctx, rows)
-	if err == nil {
-		if c.left -= len(rows); c.left == 0 {
-			c.done()
-		}
-	}
-	return err
-}
-
-type countingStream struct {
-	*couriersql.Stream
-	left int
-	done func()
-}
-
-func (c *countingStream) Mark(ctx context.Context, rows []couriersql.Row) error {
-	err := c.Stream.Mark(ctx, rows)
-	if err == nil {
-		if c.left -= len(rows); c.left == 0 {
-			c.done()
-		}
-	}
-	return err
 }

@@ -41,7 +41,7 @@ type letterReport struct {
 func reportOf(l courier.DeadLetter[couriersql.Row], whole bool) letterReport {
 	r := l.Record
 	report := letterReport{
-		ID: l.ID, MessageID: r.ID, Topic: r.Topic, Key: r.Key, Reason: string(l.Reason), Attempts: l.Attempts, Redriven: l.Redriven,
+		ID: l.ID, MessageID: r.ID, Topic: r.Topic, Key: r.Key, Reason: string(l.Reason), Attempts: l.Attempts, Redriven: l.FailedRedrives,
 		Branch: l.Branch, CreatedAt: time.UnixMicro(r.CreatedAt).UTC(), FirstFailed: l.FirstFailedAt, LastFailed: l.FailedAt,
 	}
 	var stored *couriersql.StoredError

@@ -130,7 +130,7 @@ func (b *bed) migrated() {
 	rows[2].Payload = []byte{0xff, 0}
 	for _, row := range rows[1:3] {
 		require.NoError(b.t, b.outbox.DLQ().Send(b.t.Context(), courier.DeadLetter[couriersql.Row]{
-			Record: row, Error: &courier.RetryError{Reason: courier.Exhausted, Attempts: 5, Last: errors.New("boom\nand more")}, Reason: courier.Exhausted, Attempts: 5, FailedAt: time.Now(),
+			Record: row, Error: &courier.RetryError{Reason: courier.ReasonExhausted, Attempts: 5, Last: errors.New("boom\nand more")}, Reason: courier.ReasonExhausted, Attempts: 5, FailedAt: time.Now(),
 		}))
 	}
 	require.NoError(b.t, source.Mark(b.t.Context(), rows[:3]))
@@ -395,7 +395,7 @@ func (b *bed) branched() {
 	for i, branch := range []string{"", "search", "mail", "mail"} {
 		row := couriersql.Row{Seq: int64(i), ID: []string{"a", "a", "a", "b"}[i], Topic: "orders", CreatedAt: time.Now().UnixMicro()}
 		require.NoError(b.t, b.outbox.DLQ().Send(b.t.Context(), courier.DeadLetter[couriersql.Row]{
-			Record: row, Branch: branch, Error: errors.New("boom"), Reason: courier.Exhausted, FailedAt: time.Now(),
+			Record: row, Branch: branch, Error: errors.New("boom"), Reason: courier.ReasonExhausted, FailedAt: time.Now(),
 		}))
 	}
 	b.know()

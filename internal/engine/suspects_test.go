@@ -1,23 +1,29 @@
-package courier
+package engine
 
 import (
 	"strconv"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 )
 
+// suspectKey is how a record is known, in one of three ways.
+type suspectKey struct {
+	name   string
+	value  any
+	number uint64
+}
+
 // The list against a model: the latest suspects, each once, oldest first.
 func TestSuspects(t *testing.T) {
-	for name, key := range map[string]func(int) recordKey{
-		"by value":  func(r int) recordKey { return recordKey{value: r} },
-		"by name":   func(r int) recordKey { return recordKey{name: strconv.Itoa(r)} },
-		"by number": func(r int) recordKey { return recordKey{number: uint64(r) + 1} },
+	for name, key := range map[string]func(int) suspectKey{
+		"by value":  func(r int) suspectKey { return suspectKey{value: r} },
+		"by name":   func(r int) suspectKey { return suspectKey{name: strconv.Itoa(r)} },
+		"by number": func(r int) suspectKey { return suspectKey{number: uint64(r) + 1} },
 	} {
-		keys := func(records []int) (keys []recordKey) {
+		keys := func(records []int) (keys []suspectKey) {
 			for _, r := range records {
 				keys = append(keys, key(r))
 			}
@@ -26,8 +32,9 @@ func TestSuspects(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				limit := rapid.IntRange(1, 5).Draw(t, "limit")
-				s := suspects{clock: systemClock{}, limit: limit}
+				s := NewSuspects[suspectKey, int](limit)
 				var model []int
+				now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 				without := func(r int) {
 					for i, m := range model {
 						if m == r {
@@ -45,29 +52,24 @@ func TestSuspects(t *testing.T) {
 							model = model[1:]
 						}
 						model = append(model, r)
-						s.note(key(r), history{{owner: t, used: r + 1}})
+						s.Note(key(r), r+1, now)
 					case 1:
 						without(r)
-						s.drop(key(r))
+						s.Drop(key(r), now)
 					case 2:
 						records := rapid.SliceOfN(rapid.IntRange(0, 9), 1, 8).Draw(t, "records")
-						past := s.histories(keys(records))
-						for i, record := range records {
+						for _, record := range records {
 							want := 0
 							for _, m := range model {
 								if m == record {
 									want = record + 1
 								}
 							}
-							got := 0
-							if past != nil {
-								got = past[i].by(t).used
-							}
-							if got != want {
+							if got := s.Past(key(record), now); got != want {
 								t.Fatalf("record %d has used %d, want %d", record, got, want)
 							}
 						}
-						pick := s.probe(keys(records), nil, 0)
+						pick := s.Probe(keys(records), nil, 0, now)
 						wantPick, rank := 0, len(model)
 						for i, record := range records {
 							at := -1
@@ -88,7 +90,7 @@ func TestSuspects(t *testing.T) {
 							t.Fatalf("probe %d of %v with suspects %v, want %d", pick, records, model, wantPick)
 						}
 					}
-					var got []recordKey
+					var got []suspectKey
 					for _, sus := range s.list {
 						got = append(got, sus.key)
 					}
@@ -100,17 +102,16 @@ func TestSuspects(t *testing.T) {
 }
 
 func TestSuspects_OneThatIsNotSeenForLongIsForgotten(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := suspects{clock: systemClock{}, limit: 10}
-		one, two := recordKey{number: 1}, recordKey{number: 2}
-		s.note(one, nil)
-		s.note(two, nil)
-		for range 3 {
-			time.Sleep(suspectFor / 2)
-			s.histories([]recordKey{two})
-			s.forgetUnseen()
-		}
-		require.Len(t, s.list, 1)
-		require.Equal(t, two, s.list[0].key)
-	})
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	s := NewSuspects[suspectKey, int](10)
+	one, two := suspectKey{number: 1}, suspectKey{number: 2}
+	s.Note(one, 0, now)
+	s.Note(two, 0, now)
+	for range 3 {
+		now = now.Add(SuspectFor / 2)
+		s.Past(two, now)
+		s.ForgetUnseen(now)
+	}
+	require.Len(t, s.list, 1)
+	require.Equal(t, two, s.list[0].key)
 }

@@ -34,19 +34,14 @@ func (p BudgetPolicy) withDefaults() BudgetPolicy {
 }
 
 func (p BudgetPolicy) validate() error {
-	bad := func(v float64) bool { return !(v >= 0) || v > maxCount }
-	for _, f := range [...]struct {
-		name  string
-		value float64
-	}{{"Ratio", p.Ratio}, {"Floor", p.Floor}, {"Burst", p.Burst}} {
-		if bad(f.value) {
-			return &ConfigError{"BudgetPolicy." + f.name, fmt.Sprintf("is %v: want more than 0 and at most %d, or 0 for the default", f.value, maxCount)}
-		}
-	}
-	if p.withDefaults().Burst < 1 {
-		return &ConfigError{"BudgetPolicy.Burst", fmt.Sprintf("is %v: less than one retry", p.Burst)}
-	}
-	return clockFault("BudgetPolicy.Clock", p.Clock)
+	within := func(v float64) bool { return v >= 0 && v <= maxCount }
+	want := fmt.Sprintf("more than 0 and at most %d, or 0 for the default", maxCount)
+	return firstFault(boundsFault("BudgetPolicy", []bound{
+		{"Ratio", p.Ratio, within(p.Ratio), want},
+		{"Floor", p.Floor, within(p.Floor), want},
+		{"Burst", p.Burst, within(p.Burst), want},
+		{"Burst", p.Burst, p.withDefaults().Burst >= 1, "at least one retry"},
+	}), clockFault("BudgetPolicy.Clock", p.Clock))
 }
 
 // RetryBudget bounds the retries of everything that shares it to a part of the
@@ -100,4 +95,35 @@ func (b *RetryBudget) refund(n int) {
 	b.mu.Lock()
 	b.state.Refund(&b.kernel, float64(n))
 	b.mu.Unlock()
+}
+
+// owedRetries is how many retries a run has withdrawn from budgets for attempts that it has
+// not made yet.
+type owedRetries struct {
+	mu sync.Mutex
+	to map[*RetryBudget]int
+}
+
+// add notes that n more were withdrawn, or that they are not owed any more where n is
+// negative.
+func (o *owedRetries) add(b *RetryBudget, n int) {
+	if b == nil || n == 0 {
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.to == nil {
+		o.to = make(map[*RetryBudget]int)
+	}
+	o.to[b] += n
+}
+
+// payBack refunds what is owed at the end of a run: those attempts are not made.
+func (o *owedRetries) payBack() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for b, n := range o.to {
+		b.refund(max(0, n))
+	}
+	o.to = nil
 }

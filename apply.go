@@ -3,103 +3,40 @@ package courier
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/erfanmomeniii/courier/internal/engine"
 	"github.com/erfanmomeniii/courier/internal/ledger"
 )
-
-// engine is what both coordinators apply records with. It has no goroutine of
-// its own: a coordinator brings one for each hand.
-type engine[T any] struct {
-	applier  Applier[T]
-	apply    func(context.Context, T) error // the applier's
-	together BatchApplier[T]                // nil unless the applier is better at batches
-	ordered  bool                           // and keeps the order inside a call
-	portion  int                            // of records that go together; 0 is an equal share
-	keyOf    func(T) string                 // nil when no order was asked for
-	keyless  uint64                         // records met without a key
-	watch    *watch
-	clock    *steady
-}
-
-func newEngine[T any](applier Applier[T], c *config, w *watch) *engine[T] {
-	e := &engine[T]{applier: applier, apply: applier.Apply, together: asBatch(applier), portion: c.applyBatch, watch: w, clock: c.clock}
-	e.ordered = isOrdered(applier)
-	if fn, ok := applier.(processFunc[T]); ok { // one call less for each record
-		e.apply = fn
-	}
-	e.keyOf, _ = c.keyOf.(func(T) string)
-	return e
-}
-
-// keysOf returns the keys of records, in the memory of keys, nil when no order
-// was asked for. A record whose key function panics has none, but the error.
-func (e *engine[T]) keysOf(keys []string, records []T) (_ []string, unkeyed map[int]error) {
-	if e.keyOf == nil { // apart, to allocate nothing
-		return nil, nil
-	}
-	return e.keysIn(keys, records)
-}
-
-func (e *engine[T]) keysIn(keys []string, records []T) (_ []string, unkeyed map[int]error) {
-	keys = append(keys[:0], make([]string, len(records))...)
-	for next := 0; next < len(records); {
-		var err error
-		isolate(&err, func() error {
-			for ; next < len(records); next++ {
-				if keys[next] = e.keyOf(records[next]); keys[next] == "" { // in no order
-					e.keyless++
-					keys[next] = "courier: no key " + strconv.FormatUint(e.keyless, 10)
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			if unkeyed == nil {
-				unkeyed = make(map[int]error)
-			}
-			unkeyed[next] = fmt.Errorf("courier: the record's order key is not known: %w", err)
-			next++
-		}
-	}
-	return keys, unkeyed
-}
 
 // batch is the account of records in hand. Workers claim runs of them by an
 // atomic index, without a lock, and enter a verdict for each.
 type batch[T any] struct {
-	*engine[T]
-	ledger ledger.Ledger[T]
-	past   []history // attempts used before, parallel to the records; nil when none were
-	keys   []string  // parallel to the records; nil when no order was asked for
-	gate   *keyGate  // the keys that are held back
-	chains chains    // the records of each key, where hands share them out
-	step   int       // units claimed at a time; 0 is by what is left
-	hands  int       // how many share the batch
+	*pipeline[T]
+	ledger  ledger.Ledger[T]
+	past    []history           // attempts used before, parallel to the records; nil when none were
+	keys    []string            // parallel to the records; nil when no order was asked for
+	blocked *engine.BlockedKeys // the keys that are held back
+	claims  engine.Claims
 
-	place func(i int) string // of a record that has no name
+	place  func(i int) string // of a record that has no name
+	number func(i int) uint64 // of a record in the order fetched
 
-	stepwise bool          // somebody follows how far the only hand is, see finished
-	cut      int           // where it was to stop, if before the end
+	stepwise bool          // somebody follows how far the only hand is
 	unkeyed  map[int]error // of the records whose key function panicked
 
-	units   int          // to be claimed: records, or chains of them
-	next    atomic.Int64 // the first unit that nobody has claimed
-	begun   atomic.Bool  // a record was
-	alert   atomic.Bool  // before the next record, look whether it is still to be begun
-	careful bool         // as if there were an alert always
-	exact   atomic.Bool  // the hands write down each record, and not the claim alone
-	turn    uint64       // counts the resets: what is in work now is no record of a batch before
+	begun   atomic.Bool // a record was
+	alert   atomic.Bool // before the next record, look whether it is still to be begun
+	careful bool        // as if there were an alert always
+	exact   atomic.Bool // the hands write down each record, and not the claim alone
+	turn    uint64      // counts the resets: what is in work now is no record of a batch before
 
 	mu     sync.Mutex // over what is rare
 	open   bool       // it is in work, for those who look at that from outside
 	halted halt
-	lost   []bool // parallel to the records: the lease ran out; nil when none did
 }
 
 // halt is why a batch was left before its end.
@@ -115,66 +52,51 @@ type halt struct {
 func (b *batch[T]) reset(records []T, past []history, keys []string, hands int) {
 	b.turn++
 	b.ledger.Reset(records)
-	b.past, b.keys, b.hands, b.units = past, keys, max(1, hands), len(records)
-	b.halted, b.lost, b.unkeyed = halt{}, nil, nil
-	b.chains.heads = b.chains.heads[:0]
-	if keys != nil && (b.hands > 1 || b.together != nil && !b.ordered) {
-		b.chains.link(keys)
-		b.units = len(b.chains.heads)
+	b.past, b.keys = past, keys
+	b.halted, b.unkeyed = halt{}, nil
+	if hands <= 1 && (b.together == nil || b.ordered) { // one by one is in order
+		keys = nil
 	}
-	b.cut = b.units
+	b.claims.Reset(len(records), keys, hands)
 	switch {
-	case b.ordered && len(b.chains.heads) > 0: // see fill
-		b.step = 1
 	case b.together != nil:
-		b.step = or(b.portion, (b.units+b.hands-1)/b.hands)
+		b.claims.Step(or(b.portion, b.claims.Share()))
 	case b.stepwise:
-		b.step = 1
-	default:
-		b.step = 0
+		b.claims.Step(1)
 	}
-	b.careful = past != nil || keys != nil || b.watch.perRecord()
-	b.next.Store(0)
+	b.careful = past != nil || b.keys != nil || b.watch.perRecord()
 	b.begun.Store(false)
 	b.alert.Store(false)
+	b.heedLost()
 }
 
-// claim takes the next units, none when from equals to. What one hand takes at a
-// time is a fraction of what is left, so that none has much behind a slow record
-// when the others have run out.
-func (b *batch[T]) claim() (from, to int) {
-	for {
-		next := b.next.Load()
-		from = int(next)
-		n := b.step
-		switch {
-		case n > 0:
-		case b.hands == 1:
-			n = min(b.units, maxClaim)
-		default:
-			n = min(max(1, (b.units-from)/(4*b.hands)), maxClaim)
-		}
-		if n == 0 || from >= b.units {
-			return 0, 0
-		}
-		// Not added: what is claimed is not to depend on who else claims.
-		if b.next.CompareAndSwap(next, next+int64(n)) {
-			return from, min(from+n, b.units)
-		}
+// heedLost has the workers look at each record while something in hand is lost. Whoever
+// loses something later alerts them.
+func (b *batch[T]) heedLost() {
+	if b.leases.Some() {
+		b.alert.Store(true)
 	}
 }
 
 // complete reports whether every record has its verdict and none has an error.
 func (b *batch[T]) complete() bool {
-	return !b.ledger.Noted() && !b.alert.Load() && int(b.next.Load()) >= b.units
+	return !b.ledger.Noted() && !b.alert.Load() && !b.claims.Left()
 }
 
-// note enters the verdict of a record that returned an error.
+// note enters the verdict of a record that returned an error, and holds its key back.
 func (b *batch[T]) note(ctx context.Context, i int, err error) {
+	if b.judge(ctx, i, err) {
+		b.blocked.Block(b.keys[i])
+	}
+}
+
+// judge enters the verdict of a record that returned an error, and reports whether the
+// later records of its key have to wait.
+func (b *batch[T]) judge(ctx context.Context, i int, err error) (blocks bool) {
 	class := classify(ctx, err)
 	var until time.Time
 	paused := false
-	if class == NotAttempted { // before the lock: it asks the error, and the clock
+	if class == ClassNotAttempted { // before the lock: it asks the error, and the clock
 		if until, paused = pauseOf(err); paused {
 			until = b.clock.of(until)
 		} else {
@@ -184,11 +106,11 @@ func (b *batch[T]) note(ctx context.Context, i int, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch class {
-	case Skipped:
+	case ClassSkipped:
 		b.ledger.Settle(i)
 		b.watch.count.skipped.Add(1)
-		return
-	case NotAttempted:
+		return false
+	case ClassNotAttempted:
 		b.ledger.Leave(i, err)
 		if paused && (b.halted.err == nil || i < b.halted.at) {
 			b.halted = halt{err: err, at: i, until: until}
@@ -197,9 +119,7 @@ func (b *batch[T]) note(ctx context.Context, i int, err error) {
 	default:
 		b.ledger.Fail(i, err)
 	}
-	if b.keys != nil && b.unkeyed[i] == nil && err != errHeldBack {
-		b.gate.block(b.keys[i])
-	}
+	return b.keys != nil && b.unkeyed[i] == nil && err != errHeldBack
 }
 
 // over reports whether nothing more is to be begun.
@@ -208,24 +128,17 @@ func (b *batch[T]) over(stop context.Context) bool {
 		b.alert.Store(true) // for complete: something may be left
 		return true
 	}
-	if !b.alert.Load() {
-		return false
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.halted.err != nil
+	return b.paused() != nil
 }
 
-// lose notes that the leases of some records ran out: those not begun are left
-// alone.
-func (b *batch[T]) lose(i int) {
+// paused returns why the intake is to pause, nil where it is not.
+func (b *batch[T]) paused() error {
+	if !b.alert.Load() {
+		return nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.lost == nil {
-		b.lost = make([]bool, len(b.ledger.Records))
-	}
-	b.lost[i] = true
-	b.alert.Store(true)
+	return b.halted.err
 }
 
 // verdict returns what became of a record that has its verdict, also while the hand
@@ -247,14 +160,16 @@ func (b *batch[T]) judged(i int) bool {
 	return b.ledger.State(i) != ledger.Pending || b.ledger.Err(i) != nil
 }
 
-func (b *batch[T]) isLost(i int) bool {
-	if !b.alert.Load() {
-		return false
+// key returns the order key of a record, "" where no order was asked for.
+func (b *batch[T]) key(i int) string {
+	if b.keys == nil {
+		return ""
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.lost != nil && b.lost[i]
+	return b.keys[i]
 }
+
+// isLost reports whether somebody else has a record by now.
+func (b *batch[T]) isLost(i int) bool { return b.leases.Some() && b.leases.Lost(b.number(i)) }
 
 // errHeldBack is why a record was not begun behind a failed one of its key.
 var errHeldBack = unattempted(errors.New("an earlier record of the same key is not settled"))
@@ -271,30 +186,19 @@ func (b *batch[T]) withheld(i int) error {
 		return nil
 	case b.unkeyed[i] != nil:
 		return b.unkeyed[i]
-	case b.gate.blocks(b.keys[i]):
+	case b.blocked.Blocks(b.keys[i]):
 		return errHeldBack
 	}
 	return nil
 }
 
-// finished returns how many records, from the first on, have their verdict, if
-// the hand goes stepwise. It may be called while the hand goes on.
-func (b *batch[T]) finished() int {
-	n := min(int(b.next.Load()), b.cut)
-	if n == 0 || len(b.chains.heads) > 0 {
-		return 0
-	}
-	return (n - 1) / b.step * b.step
-}
-
 // cutShort keeps a hand that goes stepwise from going on behind what it is at,
 // and returns where that is.
 func (b *batch[T]) cutShort() (begun int) {
-	if len(b.chains.heads) > 0 {
+	if b.claims.Chained() {
 		return len(b.ledger.Records)
 	}
-	b.cut = min(int(b.next.Swap(int64(b.units))), b.cut)
-	return b.cut
+	return b.claims.CutShort()
 }
 
 // crew is the hands that share a batch. They are roused by each other, as long as
@@ -354,13 +258,14 @@ type hand[T any] struct {
 	tried     bool  // as one batch
 	partly    bool  // and only those are left to do that have no verdict
 	again     []int // those that ApplyBatch has left behind a failed one, for the next call
+	blocking  []int // those with an error that come after one of these: their keys are held back after it
 	cutChain  int   // where the chain goes on that a call had no room for; -1 where none does
 	calling   bool  // user code runs, on the record at
 	exit      error // the call on the record at ended the goroutine; nil if none did
 
-	group   []T   // what is applied together now; nil when nothing is
-	index   []int // of these in the batch, where they are not simply the claim
-	outcome error // of that
+	group   []T      // what is applied together now; nil when nothing is
+	index   []int    // of these in the batch, where they are not simply the claim
+	outcome verdicts // of that
 
 	crew   *crew[T] // nil for the only one
 	roused bool     // it has woken others
@@ -402,14 +307,15 @@ func (h *hand[T]) run(stop, ctx context.Context) {
 			h.applyAll(stop, ctx)
 		}
 	}
+	h.leaveAgain()
 	h.doing.Store(uint64(nothing))
 }
 
 // advance goes on to the next records of the chains in hand, or claims more.
 func (h *hand[T]) advance() bool {
 	h.tried, h.partly = false, false
-	if len(h.chains.heads) == 0 {
-		h.at, h.to = h.claim()
+	if !h.claims.Chained() {
+		h.at, h.to = h.claims.Claim()
 		h.callOthers()
 		return h.at < h.to
 	}
@@ -419,10 +325,10 @@ func (h *hand[T]) advance() bool {
 		h.at, h.to = 0, len(h.list)
 		return h.to > 0
 	}
-	h.list = h.chains.follow(h.list)
+	h.list = h.claims.Chains.Follow(h.list)
 	if len(h.list) == 0 {
-		from, to := h.claim()
-		h.list = append(h.list, h.chains.heads[from:to]...)
+		from, to := h.claims.Claim()
+		h.list = append(h.list, h.claims.Chains.Heads[from:to]...)
 		h.callOthers()
 	}
 	h.at, h.to = 0, len(h.list)
@@ -434,28 +340,31 @@ func (h *hand[T]) advance() bool {
 func (h *hand[T]) fill() {
 	n := len(h.ledger.Records)
 	most := or(h.portion, n)
-	share := min(most, (n+h.hands-1)/h.hands)
-	for h.list = h.list[:0]; len(h.list) < share; {
-		i := h.cutChain
-		if i < 0 {
-			from, to := h.claim()
-			if from == to {
-				break
-			}
-			i = h.chains.heads[from]
+	share := min(most, (n+h.claims.Workers-1)/h.claims.Workers)
+	h.list = h.list[:0]
+	h.draw(h.cutChain, most)
+	if room := share - len(h.list); room > 0 {
+		from, to := h.claims.ClaimChains(room)
+		for _, head := range h.claims.Chains.Heads[from:to] {
+			h.draw(head, most)
 		}
-		for ; i >= 0 && len(h.list) < most; i = h.chains.after[i] {
-			h.list = append(h.list, i)
-		}
-		h.cutChain = i
 	}
 	slices.Sort(h.list)
+}
+
+// draw adds the records of a chain to the claim, from one on, until there are as many as
+// a call may have.
+func (h *hand[T]) draw(i, most int) {
+	for ; i >= 0 && len(h.list) < most; i = h.claims.Chains.After[i] {
+		h.list = append(h.list, i)
+	}
+	h.cutChain = i
 }
 
 // callOthers has further hands woken once the first claim was made, if that left
 // anything.
 func (h *hand[T]) callOthers() {
-	if h.crew != nil && !h.roused && int(h.next.Load()) < h.units {
+	if h.crew != nil && !h.roused && h.claims.Left() {
 		h.roused = true
 		h.crew.rouse()
 	}
@@ -463,7 +372,7 @@ func (h *hand[T]) callOthers() {
 
 // record returns the index of the record that is at a place of the claim.
 func (h *hand[T]) record(at int) int {
-	if len(h.chains.heads) > 0 {
+	if h.claims.Chained() {
 		return h.list[at]
 	}
 	return at
@@ -497,7 +406,7 @@ func (h *hand[T]) applyAll(stop, ctx context.Context) {
 		if h.at = i; i < h.to {
 			break
 		}
-		h.at, h.to = h.claim()
+		h.at, h.to = h.claims.Claim()
 		h.show(h.at, h.to-h.at, false)
 	}
 	h.calling = false
@@ -561,7 +470,7 @@ func (h *hand[T]) tellStarted(ctx context.Context, i int) {
 
 func (h *hand[T]) tellEnded(ctx context.Context, i int, err error) {
 	if f := h.watch.observer.RecordEnded; f != nil {
-		tell(ctx, f, RecordEvent{Record: h.describe(i), Took: h.watch.since(true, h.began), Err: err})
+		tell(ctx, f, RecordEvent{Record: h.describe(i), Elapsed: h.watch.since(true, h.began), Err: err})
 	}
 }
 
@@ -599,6 +508,7 @@ func (h *hand[T]) applyTogether(ctx context.Context) {
 	records, index := h.unburdened(ctx)
 	if len(records) == 0 {
 		h.partly = true
+		h.blockAfterAgain()
 		return
 	}
 	h.begun.Store(true)
@@ -611,29 +521,35 @@ func (h *hand[T]) applyTogether(ctx context.Context) {
 	if h.past != nil {
 		share = historiesOf(withHistories(ctx, h.past), len(h.past), index)
 	}
-	guard(&h.outcome, func() error { return h.together.ApplyBatch(share, records) })
+	guard(&h.outcome.whole, func() error {
+		h.outcome = applyMany(share, h.together, records)
+		return h.outcome.whole
+	})
 	h.settleTogether(ctx)
 }
 
 // settleTogether enters the verdicts of a batch.
 func (h *hand[T]) settleTogether(ctx context.Context) {
-	records, index, err := h.group, h.index, h.outcome
-	h.group, h.index, h.outcome = nil, nil, nil
-	if err == nil && index == nil { // apart, to allocate nothing
+	records, index, v := h.group, h.index, h.outcome
+	h.group, h.index, h.outcome = nil, nil, verdicts{}
+	if v.ok() && index == nil { // apart, to allocate nothing
 		h.ledger.SettleRun(h.at, h.to)
 		h.at = h.to
 		return
 	}
-	errs := make([]error, len(records))
-	whole := spread(err, errs)
+	errs := v.of(len(records))
 	for j, i := range index {
 		h.tellEnded(ctx, i, errs[j])
 	}
 	h.partly = index != nil
-	if whole && len(records) > 1 && classify(ctx, err) != NotAttempted {
+	if v.whole != nil && len(records) > 1 && classify(ctx, v.whole) != ClassNotAttempted {
 		return
 	}
 	behind := h.leftBehind(ctx, errs)
+	var again map[string]bool // the keys of those left behind
+	if behind != nil && h.keys != nil {
+		again = make(map[string]bool)
+	}
 	for j, err := range errs {
 		i := h.at + j
 		if index != nil {
@@ -642,17 +558,51 @@ func (h *hand[T]) settleTogether(ctx context.Context) {
 		switch {
 		case err == nil:
 			h.ledger.Settle(i)
-		case behind == nil || !behind[j]:
-			h.note(ctx, i, err)
-		default:
+		case behind != nil && behind[j]:
 			h.again = append(h.again, i)
+			if again != nil {
+				again[h.keys[i]] = true
+			}
+		case again != nil && again[h.keys[i]]:
+			if h.judge(ctx, i, err) {
+				h.blocking = append(h.blocking, i)
+			}
+		default:
+			h.note(ctx, i, err)
 		}
 	}
+	h.blockAfterAgain()
 	switch {
 	case len(h.again) > 0:
 		h.tried, h.partly = false, true
 	case !h.partly:
 		h.at = h.to
+	}
+}
+
+// blockAfterAgain holds keys back once no earlier record of theirs is left for another call.
+func (h *hand[T]) blockAfterAgain() {
+	if len(h.again) > 0 {
+		return
+	}
+	for _, i := range h.blocking {
+		h.blocked.Block(h.keys[i])
+	}
+	h.blocking = nil
+}
+
+// leaveAgain has records that come after one that gets no other call now wait for that,
+// and not for what they asked for themselves.
+func (h *hand[T]) leaveAgain() {
+	if len(h.again) == 0 || len(h.blocking) == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, i := range h.blocking {
+		if h.ledger.State(i) == ledger.Pending {
+			h.ledger.Leave(i, errHeldBack)
+		}
 	}
 }
 
