@@ -3,7 +3,7 @@ package main
 import "slices"
 
 // plan is the table: its sections, their cases, and what each is compared to.
-var plan = slices.Concat(core, relay)
+var plan = slices.Concat(core, relay, kafka)
 
 // core is what a record costs without a source and a destination, and what make
 // bench measures.

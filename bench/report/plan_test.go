@@ -15,7 +15,7 @@ import (
 // from the table without a word.
 func TestPlan_HasEveryBenchmarkAndNoOther(t *testing.T) {
 	t.Parallel()
-	written := benchmarksIn(t, "../*_test.go", "../rivals/outbox/*_test.go", "../rivals/pools/*_test.go", "../rivals/postgres/*_test.go", "../rivals/resilience/*_test.go", "../rivals/router/*_test.go")
+	written := benchmarksIn(t, "../*_test.go", "../rivals/kafka/*_test.go", "../rivals/outbox/*_test.go", "../rivals/pools/*_test.go", "../rivals/postgres/*_test.go", "../rivals/resilience/*_test.go", "../rivals/router/*_test.go")
 	planned := map[string]bool{}
 	for _, s := range plan {
 		for _, c := range s.cases {

@@ -1,0 +1,215 @@
+package courierkafka
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// commit commits what is settled and not committed, of all partitions. If ctx ends first,
+// the commit goes on by itself, within its timeout: one that the client has given up may
+// still arrive, after a later one.
+func (g *group) commit(ctx context.Context, client *kgo.Client) error {
+	select {
+	case g.sending <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := g.send(client)
+		for err == errFenced || err == errTooLong { // without the partitions that are gone, or the text
+			err = g.send(client)
+		}
+		<-g.sending
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// commitLast commits before partitions are given back: nobody repeats it later.
+func (g *group) commitLast(client *kgo.Client) error {
+	const pause = 50 * time.Millisecond
+	ctx, cancel := context.WithTimeout(client.Context(), g.commitTimeout())
+	defer cancel()
+	for {
+		err := g.commit(ctx, client)
+		if err == nil || isExpelled(err) {
+			return err
+		}
+		if !rest(ctx, pause, nil) {
+			return err
+		}
+	}
+}
+
+// isExpelled reports whether a commit failed because the group goes on without the member.
+func isExpelled(err error) bool {
+	return errors.Is(err, kerr.UnknownMemberID) || errors.Is(err, kerr.IllegalGeneration) || errors.Is(err, kerr.FencedInstanceID)
+}
+
+// offered is the offsets of one commit.
+type offered map[*assignment]place
+
+// send makes one commit.
+func (g *group) send(client *kgo.Client) (err error) {
+	g.mu.Lock()
+	offers := make(offered)
+	offsets := make(map[string]map[int32]kgo.EpochOffset)
+	for _, a := range g.partitions {
+		now := g.place(a)
+		if now == a.committed {
+			continue
+		}
+		offers[a] = now
+		if offsets[a.topic] == nil {
+			offsets[a.topic] = make(map[int32]kgo.EpochOffset)
+		}
+		offsets[a.topic][a.number] = now.EpochOffset
+	}
+	g.mu.Unlock()
+	if len(offers) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), g.commitTimeout())
+	defer cancel()
+	// The client waits for the end of a rebalance first. What is another member's then
+	// must not be committed over what that one has committed.
+	ctx = kgo.PreCommitFnContext(ctx, func(request *kmsg.OffsetCommitRequest) error { return g.check(offers, request) })
+	client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, request *kmsg.OffsetCommitRequest, answer *kmsg.OffsetCommitResponse, failed error) {
+		if failed != nil {
+			err = failed
+			return
+		}
+		err = g.committed(offers, request, answer)
+	})
+	if errors.Is(err, errFenced) {
+		return errFenced
+	}
+	if err == nil || err == errTooLong {
+		return err
+	}
+	return &commitError{err}
+}
+
+// check reports errFenced if one of the partitions is gone, and adds what is settled
+// beyond the offsets.
+func (g *group) check(offers offered, request *kmsg.OffsetCommitRequest) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	beyond := make(map[partition]*string)
+	for a, at := range offers {
+		if a.gone {
+			return errFenced
+		}
+		beyond[a.partition] = &at.beyond
+	}
+	for i := range request.Topics {
+		t := &request.Topics[i]
+		for j := range t.Partitions {
+			if text := beyond[partition{t.Topic, t.Partitions[j].Partition}]; text != nil {
+				t.Partitions[j].Metadata = text
+			}
+		}
+	}
+	return nil
+}
+
+// committed notes what the answer to a commit says.
+func (g *group) committed(offers offered, request *kmsg.OffsetCommitRequest, answer *kmsg.OffsetCommitResponse) (first error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	names := make(map[[16]byte]string) // newer answers do not have the topics' names
+	for _, t := range request.Topics {
+		names[t.TopicID] = t.Topic
+	}
+	results := make(map[partition]error)
+	for _, t := range answer.Topics {
+		topic := t.Topic
+		if topic == "" {
+			topic = names[t.TopicID]
+		}
+		for _, p := range t.Partitions {
+			results[partition{topic, p.Partition}] = kerr.ErrorForCode(p.ErrorCode)
+		}
+	}
+	for a, at := range offers {
+		switch err, answered := results[a.partition]; {
+		case errors.Is(err, kerr.OffsetMetadataTooLarge) && !g.noText:
+			g.noText = true
+			return errTooLong
+		case err != nil:
+			first = err
+		case !answered:
+			first = errNoCommitAnswer
+		default:
+			a.committed = at
+		}
+	}
+	return first
+}
+
+// fetched is called by the client when it has fetched the offsets of new partitions.
+func (g *group) fetched(ctx context.Context, client *kgo.Client, answer *kmsg.OffsetFetchResponse) error {
+	list := func(topic string, number int32, offset int64, text *string) {
+		if text != nil {
+			g.found[partition{topic, number}] = parseSettled(*text, offset)
+		}
+	}
+	names := make(map[[16]byte]string)
+	for _, group := range answer.Groups {
+		for _, t := range group.Topics {
+			if t.Topic == "" && len(names) == 0 {
+				names = topicIDs(ctx, client)
+			}
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, t := range answer.Topics {
+		for _, p := range t.Partitions {
+			list(t.Topic, p.Partition, p.Offset, p.Metadata)
+		}
+	}
+	for _, group := range answer.Groups {
+		for _, t := range group.Topics {
+			topic := t.Topic
+			if topic == "" {
+				topic = names[t.TopicID]
+			}
+			for _, p := range t.Partitions {
+				list(topic, p.Partition, p.Offset, p.Metadata)
+			}
+		}
+	}
+	return nil
+}
+
+// topicIDs asks the brokers for the names of the client's topics, which answers with the
+// numbers of topics leave out. Without them records are delivered again, and none is lost.
+func topicIDs(ctx context.Context, client *kgo.Client) map[[16]byte]string {
+	names := make(map[[16]byte]string)
+	request := kmsg.NewPtrMetadataRequest()
+	for _, topic := range client.GetConsumeTopics() {
+		t := kmsg.NewMetadataRequestTopic()
+		t.Topic = kmsg.StringPtr(topic)
+		request.Topics = append(request.Topics, t)
+	}
+	if answer, err := request.RequestWith(ctx, client); err == nil {
+		for _, t := range answer.Topics {
+			if t.Topic != nil {
+				names[t.TopicID] = *t.Topic
+			}
+		}
+	}
+	return names
+}

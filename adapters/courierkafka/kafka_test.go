@@ -1,0 +1,140 @@
+package courierkafka_test
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"go.uber.org/goleak"
+
+	"github.com/erfanmomeniii/courier/adapters/courierkafka"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// kafka is a cluster in this process with the topics "orders" of one partition and
+// "wide" of two, and a client of it.
+type kafka struct {
+	*kfake.Cluster
+	network kfake.VirtualNetwork
+	wire    *cable // of client, and of what connect makes
+	client  *kgo.Client
+	session time.Duration // the timeout of members of the group; 0 is 6 seconds
+}
+
+// startKafka starts one broker with a network in memory, so that it works inside a
+// bubble and outside.
+func startKafka(tb testing.TB, opts ...kfake.Opt) *kafka {
+	tb.Helper()
+	k := new(kafka)
+	k.wire = new(cable)
+	c, err := kfake.NewCluster(append([]kfake.Opt{
+		kfake.ListenFn(k.network.Listen), kfake.Ports(9092), kfake.NumBrokers(1),
+		kfake.SeedTopics(1, "orders"), kfake.SeedTopics(2, "wide"),
+	}, opts...)...)
+	require.NoError(tb, err)
+	k.Cluster = c
+	tb.Cleanup(c.Close)
+	k.client = k.connect(tb)
+	return k
+}
+
+// connect makes another client.
+func (k *kafka) connect(tb testing.TB, opts ...kgo.Opt) *kgo.Client {
+	tb.Helper()
+	return k.connectBy(tb, k.wire, opts...)
+}
+
+func (k *kafka) connectBy(tb testing.TB, c *cable, opts ...kgo.Opt) *kgo.Client {
+	tb.Helper()
+	c.network = &k.network
+	client, err := kgo.NewClient(append(append(courierkafka.ClientOptions(),
+		kgo.SeedBrokers("localhost:9092"), kgo.Dialer(c.dial)), opts...)...)
+	require.NoError(tb, err)
+	tb.Cleanup(client.Close)
+	return client
+}
+
+// stored returns the records of a topic, those of each partition in their order.
+func (k *kafka) stored(tb testing.TB, topic string) (all []*kgo.Record) {
+	tb.Helper()
+	reader, err := kgo.NewClient(kgo.SeedBrokers("localhost:9092"), kgo.Dialer(k.network.DialContext),
+		kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(10*time.Millisecond))
+	require.NoError(tb, err)
+	defer reader.Close()
+	want := int64(0)
+	for _, partition := range k.PartitionInfos(topic) {
+		want += partition.HighWatermark
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for int64(len(all)) < want {
+		fetches := reader.PollFetches(ctx)
+		require.NoError(tb, fetches.Err0())
+		all = append(all, fetches.Records()...)
+	}
+	return all
+}
+
+func (k *kafka) ids(tb testing.TB, topic string) []string {
+	tb.Helper()
+	var ids []string
+	for _, r := range k.stored(tb, topic) {
+		ids = append(ids, courierkafka.RecordID(r))
+	}
+	return ids
+}
+
+// onProduce has a function answer produce requests, until it says that it does not.
+func (k *kafka) onProduce(answer func(*kmsg.ProduceRequest) (kmsg.Response, error, bool)) {
+	k.ControlKey(int16(kmsg.Produce), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		k.KeepControl()
+		return answer(request.(*kmsg.ProduceRequest))
+	})
+}
+
+// order is an outbox row as the tests know it.
+type order = courierkafka.Message
+
+func message(o order) (*kgo.Record, error) { return o.Record() }
+
+// orders returns rows of one key.
+func orders(n int) []order {
+	all := make([]order, n)
+	for i := range all {
+		all[i] = order{ID: fmt.Sprintf("id-%05d", i), Topic: "orders", Key: "key", Payload: []byte(strconv.Itoa(i))}
+	}
+	return all
+}
+
+func idsOf(all []order) []string {
+	ids := make([]string, len(all))
+	for i, o := range all {
+		ids[i] = o.ID
+	}
+	return ids
+}
+
+// random returns bytes that no compression makes shorter.
+func random(n int) []byte {
+	b := make([]byte, n)
+	_, _ = rand.Read(b)
+	return b
+}
+
+// hold lets the answers to produce requests wait until release is called.
+func (k *kafka) hold(tb testing.TB) (release func()) {
+	until := make(chan struct{})
+	release = sync.OnceFunc(func() { close(until) })
+	tb.Cleanup(release)
+	k.wire.answer(func(int) { <-until })
+	return release
+}

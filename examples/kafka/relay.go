@@ -1,0 +1,35 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/courierkafka"
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// relay is all that there is of Courier in the relay: from the outbox to the topic that
+// each row names, until ctx ends. A row that can never be delivered goes to the topic of
+// dead letters.
+func relay(ctx context.Context, outbox *couriersql.Outbox, brokers []string, deadLetters string, batch int, log *slog.Logger) error {
+	client, err := kgo.NewClient(append(courierkafka.ClientOptions(), kgo.SeedBrokers(brokers...),
+		kgo.ProducerBatchMaxBytes(largestLetter))...) // a row too large for its own topic still fits into that of the dead letters
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	sink := courierkafka.NewSink(client, func(m couriersql.Message) (*kgo.Record, error) {
+		return courierkafka.Message(m).Record()
+	})
+	// The letter of a row that cannot be decoded has its raw payload too.
+	dlq := courierkafka.NewDLQ(client, deadLetters, func(r couriersql.Row) (*kgo.Record, error) {
+		return courierkafka.Message{ID: r.ID, Topic: r.Topic, Key: r.Key, Payload: r.Payload}.Record()
+	})
+	applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
+		&courier.ResilientConfig[couriersql.Row]{DLQ: dlq})
+	return courier.NewPollingCoordinator(outbox.Source(), applier,
+		courier.WithOrderKey(func(r couriersql.Row) string { return r.Key }), // the Kafka key
+		courier.WithBatchSize(batch), courier.WithFastPolling(), courier.WithLogger(log)).Start(ctx)
+}
