@@ -50,6 +50,7 @@ func conform(t *testing.T, stream bool) {
 				continue // these take their time, and mark in no other way
 			}
 			t.Run(name+" "+keep, func(t *testing.T) {
+				t.Parallel()
 				test(t, func(t *testing.T) courierttest.SourceFixture[Row] {
 					return sourceFixture(t, c.dialect, stream, slices.Concat(c.opts, opts))
 				}, f)
@@ -222,6 +223,7 @@ func TestConformance_SourceDLQ(t *testing.T) {
 	}
 	for name, newOutbox := range ways() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			courierttest.TestDLQ(t, func(t *testing.T) courierttest.DLQFixture[Row] {
 				o := newOutbox(t)
 				again := func(opts ...Option) *Outbox {
@@ -259,6 +261,7 @@ func takeDLQAway(t *testing.T, db *sql.DB) (back func()) {
 func TestConformance_DLQ(t *testing.T) {
 	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			courierttest.TestDLQ(t, func(t *testing.T) courierttest.DLQFixture[Row] {
 				db := databaseOf(t, dialect)
 				o := outboxIn(t, db)

@@ -18,7 +18,7 @@ func takeBack(t *testing.T, o *Outbox) {
 		execute(t, o.db, `DELETE FROM sqlite_sequence WHERE name = 'courier_outbox'`)
 		return
 	}
-	execute(t, o.db, `SELECT pg_terminate_backend(a.pid, 10000) FROM pg_stat_activity a JOIN pg_locks l USING (pid)
+	execute(t, o.db, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l USING (pid)
 		WHERE l.relation = 'courier_outbox'::regclass AND a.pid <> pg_backend_pid()`)
 	execute(t, o.db, `TRUNCATE courier_outbox RESTART IDENTITY`)
 }

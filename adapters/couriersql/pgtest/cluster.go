@@ -46,8 +46,9 @@ wait $pid
 [ -n "$signal" ] || rm -rf "$0"
 `
 
-// startCluster starts a server, as the replica of another one unless that is nil.
-func startCluster(primary *cluster) (*cluster, error) {
+// startCluster starts a server with lines of its own in postgresql.conf, as the replica
+// of another one unless that is nil.
+func startCluster(primary *cluster, settings string) (*cluster, error) {
 	binaries, err := findBinaries()
 	if err != nil {
 		return nil, err
@@ -56,7 +57,7 @@ func startCluster(primary *cluster) (*cluster, error) {
 	if version, err := exec.Command(filepath.Join(binaries, "postgres"), "--version").Output(); err == nil {
 		c.version = strings.TrimSpace(strings.Replace(string(version), "postgres (PostgreSQL)", "PostgreSQL", 1))
 	}
-	if err := c.settle(func() error { return c.create(primary) }); err != nil {
+	if err := c.settle(func() error { return c.create(primary, settings) }); err != nil {
 		return nil, fmt.Errorf("pgtest: starting a private PostgreSQL (%s): %w", binaries, err)
 	}
 	return c, nil
@@ -111,7 +112,7 @@ func findBinaries() (folder string, err error) {
 
 // create makes the folder a cluster: an empty one, or a copy of the primary's that
 // follows it.
-func (c *cluster) create(primary *cluster) error {
+func (c *cluster) create(primary *cluster, settings string) error {
 	c.program = []string{filepath.Join(c.binaries, "postgres"), "-D", filepath.Join(c.folder, "data")}
 	program, args := "initdb", []string{"-U", "courier", "-A", "trust", "-E", "UTF8", "--no-locale"}
 	if primary != nil {
@@ -121,7 +122,7 @@ func (c *cluster) create(primary *cluster) error {
 	if out, err := c.command(filepath.Join(c.binaries, program), args...).CombinedOutput(); err != nil {
 		return fmt.Errorf("%s: %w: %s", program, err, out)
 	}
-	settings := fmt.Sprintf("listen_addresses = ''\nunix_socket_directories = '%s'\nmax_connections = 200\n", c.folder)
+	settings += fmt.Sprintf("listen_addresses = ''\nunix_socket_directories = '%s'\nmax_connections = 200\n", c.folder)
 	file, err := os.OpenFile(filepath.Join(c.folder, "data", "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		return err

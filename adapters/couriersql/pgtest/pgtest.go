@@ -57,15 +57,17 @@ type Server struct {
 // Start returns the server that [DSNVariable] names, or starts a private one
 // from the installed binaries, in a temporary folder, reachable by a Unix socket
 // alone. It is gone after Stop, and when the process dies.
-func Start() (*Server, error) {
+func Start() (*Server, error) { return start("") }
+
+func start(settings string) (*Server, error) {
 	if dsn := os.Getenv(DSNVariable); dsn != "" {
 		return &Server{DSN: dsn, Note: "using the server that " + DSNVariable + " names"}, nil
 	}
-	return startPrivate(nil)
+	return startPrivate(nil, settings)
 }
 
-func startPrivate(primary *cluster) (*Server, error) {
-	c, err := startCluster(primary)
+func startPrivate(primary *cluster, settings string) (*Server, error) {
+	c, err := startCluster(primary, settings)
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +77,7 @@ func startPrivate(primary *cluster) (*Server, error) {
 // Replica starts a hot standby of a private server, which follows it by streaming
 // replication. A replica that crashed misses whatever the primary commits until its
 // Restart. The caller stops it.
-func (s *Server) Replica() (*Server, error) { return startPrivate(s.cluster) }
+func (s *Server) Replica() (*Server, error) { return startPrivate(s.cluster, "") }
 
 // Promote makes a replica a primary, and returns once it is one.
 func (s *Server) Promote(ctx context.Context) error { return s.execute(ctx, "SELECT pg_promote()") }
@@ -147,12 +149,13 @@ var shared struct {
 	err    error
 }
 
-// Shared returns the one server of a test binary, which [Exit] stops. Without a
+// Shared returns the one server of a test binary, which [Exit] stops. A private one
+// does not flush to the disk (fsync = off): it does not outlive its machine. Without a
 // server the test fails, or is skipped where [SkipVariable] allows it.
 func Shared(t testing.TB) *Server {
 	t.Helper()
 	shared.once.Do(func() {
-		shared.server, shared.err = Start()
+		shared.server, shared.err = start("fsync = off\n")
 		if shared.err == nil {
 			fmt.Fprintln(os.Stderr, "pgtest:", shared.server.Note)
 		}
