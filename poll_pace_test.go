@@ -314,3 +314,36 @@ func TestPace_TheLongestWaitOfUnknownRecordsCounts(t *testing.T) {
 		require.GreaterOrEqual(t, calls[1].Sub(calls[0]), 50*time.Second)
 	})
 }
+
+// Failed records that go back to the source come again before all others. Those that
+// take long to fail leave the workers some time for the others all the same.
+func TestPace_SlowFailuresLeaveTimeForTheOthers(t *testing.T) { // D3
+	const bad, good = 12, 20
+	for _, shape := range []string{"polling", "streaming"} {
+		t.Run(shape, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				shop := courier.ProcessFunc(func(_ context.Context, r int) error {
+					time.Sleep(time.Second)
+					if r < bad {
+						return errTest
+					}
+					return nil
+				})
+				var records courierttest.Recorder[int]
+				var source *courierttest.LeasingSource[int]
+				var c courierttest.Starter
+				if shape == "polling" {
+					source = records.LeasingSource(time.Hour, numbers(bad+good)...)
+					c = courier.NewPollingCoordinator[int](source, shop, quiet, courier.WithBatchSize(bad))
+				} else {
+					source = records.StreamSource(numbers(bad + good)...)
+					c = courier.NewStreamingCoordinator[int](source, shop, quiet, courier.WithBatchSize(2))
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+				defer cancel()
+				_ = c.Start(ctx)
+				require.Len(t, source.Pending(), bad)
+			})
+		})
+	}
+}

@@ -33,6 +33,7 @@ func (s *stream[T]) finish(sh *share[T]) {
 	if sh.event.NotAttempted > 0 && s.life.stop.Err() == nil {
 		s.refuse(sh.event.Err, now)
 	}
+	s.alone.note(sh.event.Applied, sh.took/time.Duration(s.config.workers), now)
 	probed := sh.probe && sh.account.begun.Load()
 	halted := sh.account.halted
 	if halted.err != nil {
@@ -148,7 +149,7 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 	p.err, p.refused, p.asked = err, refused, false
 	delay := p.tries.delay(s.config)
 	if s.givesBack() {
-		delay = releasedFor // what is given back takes no count along
+		delay = s.alone.after(releasedFor, now) // what is given back takes no count along
 	}
 	p.due = now.Add(max(delay, afterOf(err, maxAfter)))
 	switch {
