@@ -52,6 +52,9 @@ type Server struct {
 	Note string
 
 	cluster *cluster // nil for one that was running
+
+	mu   sync.Mutex
+	conn *pgx.Conn // of execute; nil before the first one
 }
 
 // Start returns the server that [DSNVariable] names, or starts a private one
@@ -93,6 +96,11 @@ func (s *Server) Private() bool { return s.cluster != nil }
 
 // Stop ends a private server and removes its folder.
 func (s *Server) Stop() error {
+	s.mu.Lock()
+	if s.conn != nil {
+		_ = s.conn.Close(context.Background())
+	}
+	s.mu.Unlock()
 	if s.cluster == nil {
 		return nil
 	}
@@ -130,16 +138,31 @@ func (s *Server) NewSchema(ctx context.Context) (dsn string, drop func() error, 
 	}, nil
 }
 
+// execute keeps its connection for the next time: to open one takes longer than what
+// is executed. A test may have ended it in the meantime, or the server.
 func (s *Server) execute(ctx context.Context, text string) error {
-	conn, err := pgx.Connect(ctx, s.DSN)
-	if err != nil {
-		return fmt.Errorf("pgtest: %w", err)
-	}
-	defer func() { _ = conn.Close(ctx) }()
-	if _, err := conn.Exec(ctx, text); err != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for reused := s.conn != nil; ; reused = false {
+		if s.conn == nil {
+			conn, err := pgx.Connect(ctx, s.DSN)
+			if err != nil {
+				return fmt.Errorf("pgtest: %w", err)
+			}
+			s.conn = conn
+		}
+		_, err := s.conn.Exec(ctx, text)
+		if err == nil {
+			return nil
+		}
+		if s.conn.IsClosed() {
+			s.conn = nil
+			if reused && ctx.Err() == nil {
+				continue
+			}
+		}
 		return fmt.Errorf("pgtest: %s: %w", text, err)
 	}
-	return nil
 }
 
 // shared is the server of a test binary, started by the first test that asks.
