@@ -126,12 +126,8 @@ func TestD10_PoisonIsParkedHoweverRecordsAreKnown(t *testing.T) {
 
 func poisonIsParked[T any](t *testing.T, read func(int) T, id func(T) int, touch func(T)) {
 	t.Helper()
-	batches := []int{1, 3, 100}
-	if raceEnabled { // which takes ten times as long, and looks for something else
-		batches = []int{3}
-	}
-	for _, shape := range []string{"plain", "limitless", "leasing"} {
-		for _, batch := range batches {
+	for _, shape := range few("plain", "limitless", "leasing") {
+		for _, batch := range few(3, 100, 1) {
 			for _, named := range []bool{false, true} {
 				for _, keyed := range []bool{false, true} {
 					name := fmt.Sprintf("%s, batch %d, named %v, keyed %v", shape, batch, named, keyed)

@@ -32,8 +32,8 @@ func (q *outOfOrder) Send(ctx context.Context, letter courier.DeadLetter[int]) e
 // pause grows with the time that the queue was away, and not with their number. A fetch
 // that waits as the queue returns would hide it: here records come all the time.
 func TestPace_RefusalsOfMany(t *testing.T) {
-	for _, down := range []time.Duration{time.Second, 10 * time.Second, time.Minute} {
-		for _, every := range []time.Duration{10 * time.Millisecond, 100 * time.Millisecond, time.Second} {
+	for _, down := range few(time.Second, 10*time.Second, time.Minute) {
+		for _, every := range few(10*time.Millisecond, 100*time.Millisecond, time.Second) {
 			for _, keyed := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%v, one each %v, keyed %v", down, every, keyed), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {

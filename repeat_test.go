@@ -20,7 +20,7 @@ import (
 func TestLog_WhatGoesOnIsToldAgain(t *testing.T) {
 	kinds := []string{"records", "one record", "outage", "full queue", "fetch", "mark"}
 	for _, kind := range kinds {
-		for _, shape := range []string{"polling", "plain", "streaming", "batches"} {
+		for _, shape := range few("polling", "plain", "batches", "streaming") {
 			t.Run(kind+", "+shape, func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					var log lines

@@ -97,8 +97,8 @@ func (b batches) ApplyBatch(_ context.Context, records []int) error {
 // no call is made while the breaker is open.
 func TestC6_AnOutageParksNoHealthyRecordAndPoisonIsParked(t *testing.T) {
 	for _, outage := range []time.Duration{0, 30 * time.Second, time.Minute, 24 * time.Hour} {
-		for _, threshold := range []int{2, 3, 4, 5} {
-			for _, poison := range []int{0, 50, 100} {
+		for _, threshold := range few(2, 3, 4, 5) {
+			for _, poison := range few(0, 50, 100) {
 				for _, shape := range []string{"polling", "polling batches", "streaming 1", "streaming 8", "streaming 8 batches"} {
 					name := fmt.Sprintf("outage %v, threshold %d, poison at %d, %s", outage, threshold, poison, shape)
 					t.Run(name, func(t *testing.T) {
@@ -508,7 +508,7 @@ func TestC6_ASuccessInFlightAtTheOnsetParksNothing(t *testing.T) {
 	answers := map[string]time.Duration{"at once after another": 1, "one each attempt": 90 * time.Millisecond, "between the last two": time.Second, "late": 1400 * time.Millisecond}
 	for name, answer := range answers {
 		for _, workers := range []int{2, 8} {
-			for _, threshold := range []int{2, 3, 4, 5} {
+			for _, threshold := range few(2, 3, 4, 5) {
 				for _, shape := range []string{"polling", "polling batches", "polling batches partly", "streaming", "streaming batches", "streaming batches partly"} {
 					t.Run(fmt.Sprintf("%s, threshold %d, %s %d", name, threshold, shape, workers), func(t *testing.T) {
 						courierttest.Bubble(t, func(t *testing.T) {
