@@ -326,3 +326,29 @@ func TestLater_TheTimeOutlastsABreakersPause(t *testing.T) {
 		require.NoError(t, stop())
 	})
 }
+
+// A run that leaves a record to the source, which asks for more than its drain timeout, is
+// not to go on with the later ones of its key: they were in hand already, because the
+// breaker was probed with the first.
+func TestD4_RunOnceLeavesTheLaterRecordsOfItsKeyToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var applied []int
+		began := time.Now()
+		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Jitter: courier.NoOpenJitter})
+		stack := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+			switch {
+			case time.Since(began) < time.Second:
+				return errTest
+			case r == 1:
+				return courier.Later(errTest, time.Hour)
+			}
+			applied = append(applied, r)
+			return nil
+		}), breaker)
+		shelf := newShelf(numbers(4)...)
+		c := courier.NewPollingCoordinator[int](shelf, stack, quiet, courier.WithOrderKey(func(n int) string { return string(rune('a' + min(n, 1))) }))
+		require.ErrorIs(t, c.RunOnce(t.Context()), errTest)
+		require.Equal(t, []int{0}, applied)
+		require.Equal(t, []int{1, 2, 3}, shelf.left())
+	})
+}

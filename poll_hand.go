@@ -138,6 +138,7 @@ func (p *poller[T]) keep() {
 	if len(left) == 0 {
 		return
 	}
+	byNumber(left) // which of a key is the first decides whether the later ones stay
 	keys, _ := p.keysOf(nil, recordsIn(left))
 	gone := make(map[string]bool)
 	if keys != nil {
@@ -159,7 +160,6 @@ func (p *poller[T]) keep() {
 			p.kept = append(p.kept, r)
 		}
 	}
-	byNumber(p.kept)
 	if len(p.kept) > 0 && !p.once {
 		p.watch.log.keeping(p.life.settle, len(p.kept))
 	}
