@@ -17,6 +17,7 @@ func (m *model) come(c *call) {
 	l.look(nil)
 	switch c.kind {
 	case Fetch:
+		m.comeFetchNameless(l)
 		m.comeFetchWaits(l)
 		m.comeFetch(l, c.data.(*handing).limit)
 	case Apply:

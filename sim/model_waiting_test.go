@@ -21,6 +21,8 @@ type wait struct {
 	next    int           // attempt
 	asked   bool          // by the destination, see courier.Later
 	untimed bool          // something came between, and nobody knows by when
+	leaves  bool          // it may be left to the next run, which comes when it comes
+	late    int64         // how late its timer may be, since the process stood still meanwhile
 	stalled time.Duration // overdue, with nothing in its way
 	fetched bool          // since it is due, the source was asked for others
 }
@@ -32,6 +34,8 @@ type waiting struct {
 	unbegun  map[int]time.Duration // records in hand: how long nothing was in their way
 	met      map[int]bool          // that were begun with, at one time or another
 	lookedAt int64
+	before   int64         // when it was looked at last, at another instant
+	stood    int64         // how long the process had stood still by then
 	unasked  time.Duration // how long nothing is fetched, beside waiting records that leave room for it
 	unmarked time.Duration // how long an applied record waits for nothing to be marked
 	idle     time.Duration // how long nothing is under way, in a stop
@@ -84,7 +88,30 @@ func (m *model) answerUntried(l *life, c *call, n, attempt int, err error) {
 		attempt = 0
 	}
 	l.waits.untried[n] = "the destination has asked for another time"
-	l.waits.of[n] = &wait{due: m.now.Load() + int64(after), next: attempt, asked: true}
+	// A run does not wait for what asks, by the end of its batch, for longer than the drain
+	// timeout: the run returns its error, and goes on as long as others are to be retried.
+	l.waits.begin(n, &wait{due: m.now.Load() + int64(after), next: attempt, asked: true, leaves: m.Cron > 0 && after > m.Drain})
+}
+
+// begin takes in that a record waits. Nothing wakes who has it, if that is to wake for
+// another one before, by a timer that is late.
+func (w *waiting) begin(n int, one *wait) {
+	for _, other := range w.of {
+		if other.due <= one.due {
+			one.late = max(one.late, other.late)
+		}
+	}
+	w.of[n] = one
+}
+
+// stand takes in that a process has stood still since it was looked at last. Timers that
+// were set before come later by as much, unlike the time that its clock tells. So what
+// waited by then may be tried that much later than it is due.
+func (w *waiting) stand(stood int64) {
+	for _, one := range w.of {
+		one.late += stood - w.stood
+	}
+	w.stood = stood
 }
 
 // retriedIn follows what a retry tells of its next attempt.
@@ -99,7 +126,7 @@ func (l *life) retriedIn(branch string) func(context.Context, courier.RetryEvent
 			l.look(nil)
 			w := &l.waits
 			halted := !l.m.streaming() && w.interruptedAt > w.fetchedAt // and with the batch all that waits in it
-			w.of[n] = &wait{due: l.m.now.Load() + int64(e.Delay), next: e.Attempt + 1, untimed: halted}
+			w.begin(n, &wait{due: l.m.now.Load() + int64(e.Delay), next: e.Attempt + 1, untimed: halted})
 		}
 	}
 }
@@ -187,10 +214,12 @@ func (m *model) comeWait(l *life, c *call, n, attempt int) {
 	if w == nil || !sure || !m.has(l, n) {
 		return
 	}
-	now := m.now.Load()
+	before, now := l.waits.before, m.now.Load()
 	switch {
 	case now < w.due && w.asked && !w.untimed && m.stepped == 0:
 		m.Fail("Later: %s is applied %v before the time that the destination has asked for", names[n], time.Duration(w.due-now))
+	case w.leaves && !w.untimed && m.stepped == 0 && before < w.due-int64(m.Drain):
+		m.Fail("I-7: a run of process %d waits for %s, which has asked for more time than the drain timeout", l.p.number, names[n])
 	case w.untimed, w.next == 0:
 	case attempt == 1 && w.next > 1:
 		m.Fail("I-5: %s is begun anew by process %d, in which it waits for attempt %d", names[n], l.p.number, w.next)
@@ -234,6 +263,41 @@ func (m *model) comeFetchWaits(l *life) {
 		}
 		w.fetched = true
 	}
+}
+
+// comeFetchNameless looks at a fetch of a poller that could not tell what waits from what
+// it is about to get. Nothing waits by then, but for what goes back with an earlier one of
+// its key that has failed for good: a call of a batch that has failed as one leaves several
+// of a key to be retried. Such a record is another one when it comes again.
+func (m *model) comeFetchNameless(l *life) {
+	if m.shape >= leasing || m.Twins || m.FanOut > 0 || m.breaks() && l.waits.interruptedAt >= l.waits.fetchedAt { // then it may look past what it has in hand
+		return
+	}
+	for n := range names { // in order
+		w := l.waits.of[n]
+		switch {
+		case w == nil || w.untimed:
+		case m.goesWithAnother(l, n):
+			w.due, w.untimed = m.now.Load(), !m.Named
+		case !m.Named && !w.leaves:
+			m.Fail("I-5: process %d fetches, and %s waits, which has no name", l.p.number, names[n])
+		}
+	}
+}
+
+// goesWithAnother reports whether a record has left the hand of a poller behind an earlier
+// one of its key, which waits for nothing and is not settled.
+func (m *model) goesWithAnother(l *life, n int) bool {
+	if m.Keys == 0 {
+		return false
+	}
+	for before := m.key(n); before < n; before += m.Keys {
+		w := l.waits.of[before]
+		if r := &m.rows[before]; r.arrived && !r.marked && (w == nil || w.untimed) {
+			return true
+		}
+	}
+	return false
 }
 
 // told has the full hand of a process be told, see courier.ErrFullHand.
@@ -292,10 +356,12 @@ func (l *life) under(returning *call) (u under) {
 func (l *life) look(returning *call) {
 	m, w := l.m, &l.waits
 	now := m.now.Load()
+	w.stand(l.p.stood)
 	from := w.lookedAt
 	if w.lookedAt = now; now == from {
 		return
 	}
+	w.before = from
 	if !m.postpones() || l.p.dead || l.redrives() || m.Twins || m.stepped > 0 || l.p.still > from || l.markFailed || l.paused {
 		w.restart()
 		return
@@ -369,7 +435,7 @@ func (l *life) look(returning *call) {
 	}
 	for n, one := range w.of {
 		m.lapses(l, n)
-		if late := min(passed, time.Duration(now-one.due)); late > 0 && !one.untimed && !l.troubled(n) {
+		if late := min(passed, time.Duration(now-one.due-one.late)); late > 0 && !one.untimed && !one.leaves && !l.troubled(n) {
 			free := idle
 			if !m.streaming() {
 				free = at == 0

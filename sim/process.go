@@ -29,6 +29,7 @@ type Process struct {
 	askedAt   int64 // to stop
 	stoppedAt int64 // likewise, or when it stood still no more
 	still     int64 // until when it stands still
+	stood     int64 // for how long it has stood still, and will, in all
 	err       error
 	open      int           // calls that have no reply yet
 	threw     atomic.Uint64 // what the last call was about that did not return
@@ -96,6 +97,7 @@ func (p *Process) suffer(f Fault) (woke bool) {
 		p.stop()
 	case Pause:
 		p.still = max(p.still, w.now.Load()) + int64(f.For)
+		p.stood += int64(f.For)
 		w.postpone(p, int64(f.For))
 		return false
 	case Step:

@@ -425,6 +425,17 @@ var rogues = []rogue{
 		g.wait(time.Millisecond)
 		g.again(0, 3)
 	}},
+	{breaks: "I-5: process 0 fetches, and r0 waits, which has no name", fixed: together(holding, func(s *settings) { s.shape, s.Named = rereading, false }), act: func(g *gear) {
+		g.do(g.fetch(1)...)
+		g.retries(0, 1, time.Second)
+		g.fetch(1)
+	}},
+	{breaks: "I-7: a run of process 0 waits for r0", fixed: func(s *settings) { s.Cron, s.Drain = time.Hour, 1 }, plan: busyOnce, act: func(g *gear) {
+		r := g.fetch(1)
+		g.do(r...)
+		g.wait(time.Minute)
+		g.do(r...)
+	}},
 	{breaks: "I-1: process 0 has room beside the 1 records", fixed: holding, act: func(g *gear) {
 		r := g.fetch(2)
 		g.do(r...)
