@@ -46,6 +46,10 @@ var mutants = []mutant{
 		"		if d.of.leaving && d.index >= 0 {\n", "		if false {\n"},
 	{"marks of a lost partition settle the next assignment", group,
 		"	for _, d := range g.records {\n		if d.of == a {\n			g.forget(d)\n		}\n	}\n	if a.paused {", "	if a.paused {"},
+	{"a partition that was lost is committed when the member hears of it", group,
+		"	g.losses.Add(uint64(len(gone)))\n", "	g.losses.Add(uint64(len(gone)))\n	_ = g.commitLast(client)\n"},
+	{"a partition that was lost is committed by a commit that waited", commit,
+		"		if a.gone {\n			return errFenced\n		}\n", ""},
 	{"the coordinator is not told of a revoke", group,
 		"		case d.of.leaving:\n			d.listed = g.renewal\n			lost.Add(i, errRevoked)\n", ""},
 
