@@ -26,8 +26,9 @@ var (
 	// ErrNoLag is returned by Lag when the source is no [Lagger].
 	ErrNoLag = errors.New("courier: the source cannot tell how far behind it is")
 	// ErrFullHand is the reason of a pause in which every record that a coordinator may
-	// have in hand has failed and waits to be tried again.
-	ErrFullHand = errors.New("courier: all records that may be in hand have failed and wait to be tried again, or wait for one of their key that has: park what never succeeds, or raise WithBatchSize or WithPrefetch")
+	// have in hand waits: to be tried again, since it has failed or has asked for a later
+	// time ([Later]), or behind one that does. None is in work, or only waits to be marked.
+	ErrFullHand = errors.New("courier: all records that may be in hand wait to be tried again, or behind one that does, of their key or by the order of marks: park what never succeeds, or raise WithBatchSize or WithPrefetch")
 )
 
 // control is the part of a coordinator that outlives its runs. Its methods are

@@ -199,6 +199,96 @@ type releasing struct {
 	courier.Releaser[int]
 }
 
+// A hand is full of records that wait to be tried again only if all in it do. While one is in
+// work, or the others of its key or those to be marked wait for it, or for a mark, that is
+// told of nowhere as a full hand.
+func TestReady_AHandFullOfWorkIsNotToldAsWaiting(t *testing.T) {
+	type call func(hold chan struct{}, n int) error
+	hangs := func(hold chan struct{}, _ int) error { <-hold; return nil }
+	fails := func(chan struct{}, int) error { return errTest }
+	slow := func(hold chan struct{}, n int) error {
+		if n == 0 {
+			<-hold
+		}
+		return nil
+	}
+	causes := map[string]struct {
+		apply, mark call
+		waits       bool
+	}{
+		"one is slow":        {apply: slow},
+		"all are slow":       {apply: hangs},
+		"the mark hangs":     {mark: hangs},
+		"the mark fails":     {mark: fails},
+		"they fail":          {apply: fails, waits: true},
+		"they ask for later": {apply: func(chan struct{}, int) error { return courier.Later(errTest, 20*time.Second) }, waits: true},
+	}
+	shapes := map[string][]courier.Option{
+		"plain":         nil,
+		"ordered marks": {courier.WithOrderedMarks()},
+		"keys":          {courier.WithOrderKey(func(n int) string { return fmt.Sprint(n % 3) })},
+		"one key":       {courier.WithOrderKey(func(int) string { return "all" })},
+	}
+	for cause, world := range causes {
+		for shape, opts := range shapes {
+			for _, streaming := range []bool{false, true} {
+				if !streaming && shape == "ordered marks" {
+					continue
+				}
+				for _, workers := range []int{1, 4} {
+					for _, batch := range []int{1, 5} {
+						t.Run(fmt.Sprintf("%s, %s, streaming %v, %d workers, batch %d", cause, shape, streaming, workers, batch), func(t *testing.T) {
+							courierttest.Bubble(t, func(t *testing.T) {
+								var told courierttest.ObserverRecorder
+								var well atomic.Bool
+								hold := make(chan struct{})
+								say := func(f call, n int) error {
+									if f == nil || well.Load() {
+										return nil
+									}
+									return f(hold, n)
+								}
+								source := newLeasing(numbers(60)...)
+								source.wait = streaming
+								source.markErr = func(n int) error { return say(world.mark, n) }
+								apply := courier.ProcessFunc(func(_ context.Context, n int) error { return say(world.apply, n) })
+								opts := append([]courier.Option{quiet, courier.WithBatchSize(batch), courier.WithObserver(told.Observer())}, opts...)
+								var c interface {
+									running
+									Ready() error
+								}
+								if streaming {
+									c = courier.NewStreamingCoordinator[int](hiding{source}, apply, append(opts, courier.WithPrefetch(0), courier.WithStreamWorkers(workers))...)
+								} else {
+									c = courier.NewPollingCoordinator[int](hiding{source}, apply, append(opts, courier.WithWorkers(workers))...)
+								}
+								stop := start(t, c)
+								for range 120 {
+									time.Sleep(time.Second)
+									if !world.waits {
+										require.NotErrorIs(t, c.Ready(), courier.ErrFullHand)
+									}
+								}
+								for _, e := range courierttest.EventsOf[courier.PauseEvent](&told) {
+									require.True(t, world.waits, "told %v", e.Err)
+									require.Positive(t, e.Waiting)
+								}
+								well.Store(true)
+								close(hold)
+								time.Sleep(5 * time.Minute)
+								require.NoError(t, stop())
+							})
+						})
+					}
+				}
+			}
+		}
+	}
+}
+
+// hiding is a source without the capabilities of the one inside it.
+type hiding struct{ courier.Source[int] }
+
 // A hand that is full stays so, and Ready and the events say so, when something else
 // stops the stream for a while: a breaker, a queue that refuses a record, or Pause.
 func TestReady_OfAFullHandAfterAnotherStop(t *testing.T) {

@@ -209,9 +209,7 @@ func TestStall_NotOfRecordsThatAreSlow(t *testing.T) {
 							courier.WithLogger(slog.New(slog.NewTextHandler(&log, nil))), courier.WithBatchSize(max(size, s.workers)))
 						for range 1200 {
 							time.Sleep(2 * time.Second)
-							if err := c.Ready(); err != nil { // a hand may be full of records that wait for others of their key
-								require.NotContains(t, err.Error(), "in work")
-							}
+							require.NoError(t, c.Ready())
 							require.Less(t, c.Stats().OldestInWork, 7400*time.Millisecond)
 						}
 						require.Empty(t, courierttest.EventsOf[courier.StallEvent](&told))

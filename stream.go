@@ -331,7 +331,7 @@ func (s *stream[T]) ask() {
 	if want > 0 {
 		s.asking = true
 		s.wanted <- request{s.intake, want}
-	} else if !s.probing && s.idle() && len(s.marks.Ready()) == 0 && s.job == nil && !s.back.Some() && len(s.faulty.failed) == 0 {
+	} else if !s.probing && len(s.out)+s.queued() == 0 && len(s.marks.Ready()) == 0 && s.job == nil && !s.back.Some() && len(s.faulty.failed) == 0 {
 		if !s.full { // until half of them are settled: not to tell of every single one
 			s.full = true
 			s.watch.paused(s.life.settle, byFullHand, PauseEvent{Err: ErrFullHand, Waiting: s.waiting.Held()}, false)
