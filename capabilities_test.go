@@ -5,9 +5,13 @@ package courier_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -140,6 +144,7 @@ type revoking struct {
 	renewed [][]int
 	revoked chan struct{}
 	slow    time.Duration // how long a Fetch holds back what it has
+	ordered map[int]bool  // of the lost ones, those given over in order
 }
 
 func newRevoking(records ...int) *revoking {
@@ -169,7 +174,15 @@ func (r *revoking) Renew(ctx context.Context, records []int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.renewed = append(r.renewed, slices.Clone(records))
-	return losing(slices.Collect(maps.Keys(r.lost))...)(ctx, records)
+	err := losing(slices.Collect(maps.Keys(r.lost))...)(ctx, records)
+	if list := (*courier.BatchError)(nil); errors.As(err, &list) {
+		for i, f := range list.Failures {
+			if r.ordered[records[f.Index]] {
+				list.Failures[i].Err = fmt.Errorf("its partition goes elsewhere: %w", courier.ErrRevoked)
+			}
+		}
+	}
+	return err
 }
 
 // asked returns what Renew was called with so far.
@@ -241,6 +254,61 @@ func bothRevoking(t *testing.T, takes time.Duration, test func(t *testing.T, sou
 				test(t, source, s, func() func() error { return start(t, c) })
 			})
 		})
+	}
+}
+
+// What a source gives over in order is told at INFO, in a polling coordinator as in a stream:
+// nothing went wrong. If any record is really lost, that is a warning, with what is lost later
+// while the first is still in work.
+func TestLease_WhatIsGivenOverInOrderIsNoWarning(t *testing.T) {
+	for _, streaming := range []bool{false, true} {
+		for name, test := range map[string]struct {
+			lose     [][]int // in this order
+			ordered  []int
+			warnings int
+			infos    int
+			revoked  int
+		}{
+			"in order":        {lose: [][]int{{2, 3}}, ordered: []int{2, 3}, infos: 1, revoked: 2},
+			"a loss":          {lose: [][]int{{2, 3}}, warnings: 1},
+			"both at once":    {lose: [][]int{{2, 3}}, ordered: []int{3}, warnings: 1, revoked: 1},
+			"in order, later": {lose: [][]int{{1}, {2}}, ordered: []int{2}, warnings: 1, infos: 1, revoked: 1},
+			"a loss, later":   {lose: [][]int{{1}, {2}}, ordered: []int{1}, warnings: 1, infos: 1, revoked: 1},
+			"it is in work":   {lose: [][]int{{1}}, ordered: []int{1}, infos: 1, revoked: 1},
+		} {
+			t.Run(fmt.Sprintf("%s, streaming %v", name, streaming), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var log lines
+					var told courierttest.ObserverRecorder
+					source := newRevoking(1, 2, 3)
+					source.wait, source.ordered = streaming, make(map[int]bool)
+					for _, n := range test.ordered {
+						source.ordered[n] = true
+					}
+					s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Minute); return nil }}
+					opts := []courier.Option{courier.WithLogger(slog.New(slog.NewTextHandler(&log, nil))), courier.WithStallAfter(time.Hour), courier.WithObserver(told.Observer())}
+					var c running = courier.NewPollingCoordinator(source, s, opts...)
+					if streaming {
+						c = courier.NewStreamingCoordinator(source, s, opts...)
+					}
+					stop := start(t, c)
+					for _, lose := range test.lose {
+						time.Sleep(10 * time.Second)
+						source.lose(lose...)
+					}
+					time.Sleep(4 * time.Minute)
+					require.NoError(t, stop())
+					require.Equal(t, test.warnings, strings.Count(log.String(), "level=WARN"), log.String())
+					require.Equal(t, test.infos, strings.Count(log.String(), "gives records over to another process"), log.String())
+					revoked := 0
+					for _, e := range courierttest.EventsOf[courier.RenewEvent](&told) {
+						require.LessOrEqual(t, e.Revoked, e.Lost)
+						revoked += e.Revoked
+					}
+					require.Equal(t, test.revoked, revoked)
+				})
+			})
+		}
 	}
 }
 

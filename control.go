@@ -583,9 +583,8 @@ func (w *watch) failed(ctx context.Context, event FailEvent) { tell(ctx, w.obser
 
 // renewed tells of a renewal. That only records are gone which are being marked is
 // no error.
-func (w *watch) renewed(ctx context.Context, records, lost int, err error) {
-	event := RenewEvent{Records: records, Lost: lost, Err: err}
-	if _, listed := batchErrorIn(err); listed && lost == 0 {
+func (w *watch) renewed(ctx context.Context, event RenewEvent) {
+	if _, listed := batchErrorIn(event.Err); listed && event.Lost == 0 {
 		event.Err = nil
 	}
 	w.log.renewed(ctx, event)

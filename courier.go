@@ -334,6 +334,7 @@ type Renewer[T any] interface {
 // instead of at the next renewal. Renew lists the records that are lost: those not begun
 // are skipped, and the loss does not count against them. It is for a source that is told
 // when it loses records, such as those of a partition that another process takes over.
+// A record that goes to another process in order is listed with [ErrRevoked].
 // Each call of Renew names all records that the coordinator has, lost ones too: one in work
 // is named until its work has ended, and what is not named any more is out of its hands.
 //

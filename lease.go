@@ -1,9 +1,17 @@
 package courier
 
-import "time"
+import (
+	"errors"
+	"time"
+)
 
 // This room is about the leases of records in hand, for sources that want them renewed:
 // one loop beside the work, over what engine.Leases has in hand.
+
+// ErrRevoked is why a source lists a record as lost that it gives over to another process in
+// order, as a consumer does when its group is balanced anew: nothing went wrong, and the log
+// says so. The error of each such record in the [BatchError] of Renew wraps it.
+var ErrRevoked = errors.New("courier: the record goes to another process, which was agreed with this one")
 
 // renewEvery asks a source how often that is.
 func renewEvery[T any](source Renewer[T]) (every time.Duration) {
@@ -66,26 +74,22 @@ func (p *pipeline[T]) renew(lost func()) {
 	if p.renewing.Err() != nil {
 		return // the run is at its end
 	}
-	n := 0
-	for _, i := range lostIn(err) {
-		if i >= 0 && i < len(numbers) && p.leases.Lose(numbers[i]) {
-			n++
-		}
-	}
-	if n > 0 {
-		lost()
-	}
-	p.watch.renewed(p.renewing, len(records), n, err)
-}
-
-// lostIn returns which of the records that were to be renewed are lost.
-func lostIn(err error) (lost []int) {
+	event := RenewEvent{Records: len(records), Err: err}
 	if list, listed := batchErrorIn(err); listed && list != nil {
 		for _, f := range list.Failures {
-			lost = append(lost, f.Index)
+			if f.Index < 0 || f.Index >= len(numbers) || !p.leases.Lose(numbers[f.Index]) {
+				continue
+			}
+			event.Lost++
+			if errors.Is(f.Err, ErrRevoked) {
+				event.Revoked++
+			}
 		}
 	}
-	return lost
+	if event.Lost > 0 {
+		lost()
+	}
+	p.watch.renewed(p.renewing, event)
 }
 
 // dropped has records out of hand that are neither marked nor given back.

@@ -99,6 +99,7 @@ type ReleaseEvent struct {
 type RenewEvent struct {
 	Records int
 	Lost    int // to others, or to time, before they were applied
+	Revoked int // of the lost ones, those given over in order, see ErrRevoked
 	Err     error
 }
 
@@ -543,7 +544,11 @@ func (l *slogObserver) released(ctx context.Context, e ReleaseEvent) {
 }
 
 func (l *slogObserver) renewed(ctx context.Context, e RenewEvent) {
-	if e.Err != nil {
+	switch {
+	case e.Err == nil:
+	case e.Lost > 0 && e.Revoked == e.Lost:
+		l.complain(ctx, slog.LevelInfo, "courier: the source gives records over to another process, in order: this one finishes those in work, and leaves it those not begun", nil, "records", e.Lost)
+	default:
 		l.complain(ctx, slog.LevelWarn, "courier: leases were not renewed", e.Err, "records", e.Records, "lost", e.Lost)
 	}
 }

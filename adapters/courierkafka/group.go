@@ -184,7 +184,9 @@ func (g *group) assigned(_ context.Context, client *kgo.Client, added map[string
 // revoking is called by the client before it gives partitions back. What the coordinator
 // has begun of them is finished and committed, if it does not take too long.
 func (g *group) revoking(_ context.Context, client *kgo.Client, revoked map[string][]int32) {
+	g.mu.Lock()
 	leaving := g.leave(revoked)
+	g.mu.Unlock()
 	if len(leaving) == 0 {
 		return
 	}
@@ -202,10 +204,10 @@ func (g *group) revoking(_ context.Context, client *kgo.Client, revoked map[stri
 
 // lost is called by the client when the group has taken partitions away already.
 func (g *group) lost(_ context.Context, client *kgo.Client, lost map[string][]int32) {
-	gone := g.leave(lost)
-	g.losses.Add(uint64(len(gone)))
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	gone := g.leave(lost)
+	g.losses.Add(uint64(len(gone)))
 	for _, a := range gone {
 		g.fence(client, a)
 	}
@@ -214,8 +216,6 @@ func (g *group) lost(_ context.Context, client *kgo.Client, lost map[string][]in
 // leave has no more records handed out of some partitions, those that were given back
 // included: who has the partition next gets them.
 func (g *group) leave(of map[string][]int32) (leaving []*assignment) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	for topic, numbers := range of {
 		for _, number := range numbers {
 			if a := g.partitions[partition{topic, number}]; a != nil {
@@ -456,7 +456,7 @@ func (g *group) renew(records []*kgo.Record) error {
 	for i, r := range records {
 		switch d := g.records[r]; {
 		case d == nil:
-			lost.Add(i, errRevoked)
+			lost.Add(i, errLost)
 		case d.of.leaving:
 			d.listed = g.renewal
 			lost.Add(i, errRevoked)

@@ -19,7 +19,9 @@ func TestGroup_HandsOutNothingOfAPartitionThatLeaves(t *testing.T) {
 	g.records[r] = &delivery{record: r, of: a, ticket: a.window.Add(position{EpochOffset: kgo.EpochOffset{Offset: 1}}), index: -1}
 	a.out++
 	g.release([]*kgo.Record{r}, 0)
+	g.mu.Lock()
 	g.leave(map[string][]int32{"orders": {0}})
+	g.mu.Unlock()
 	due, p, _, err := g.begin(t.Context(), 10)
 	require.NoError(t, err)
 	require.Empty(t, due)

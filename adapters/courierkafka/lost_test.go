@@ -3,7 +3,11 @@
 package courierkafka_test
 
 import (
+	"context"
+	"log/slog"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/courierkafka"
 )
 
@@ -89,5 +94,72 @@ func TestSource_CommitsNothingWhenItHearsOfALoss(t *testing.T) {
 		require.EqualValues(t, -1, k.committed(t, "orders", 0))
 		require.NoError(t, source.Mark(t.Context(), records[5:]), "what is lost is passed over")
 		require.EqualValues(t, -1, k.committed(t, "orders", 0))
+	})
+}
+
+// said is what a coordinator has said.
+type said struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *said) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *said) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func (l *said) option() courier.Option {
+	return courier.WithLogger(slog.New(slog.NewTextHandler(l, nil)))
+}
+
+// A rebalance is no fault: the log has no warning of it, and says at INFO that records go to
+// another process.
+func TestSource_ARevokeIsNoWarning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "wide", 0, 200, strconv.Itoa)
+		log, l := new(said), new(ledger)
+		slow := func(member int) func(context.Context, *kgo.Record) error {
+			return func(_ context.Context, r *kgo.Record) error {
+				time.Sleep(300 * time.Millisecond)
+				l.note(member, r)
+				return nil
+			}
+		}
+		first := k.run(t, "wide", slow(1), nil, log.option())
+		time.Sleep(3 * time.Second)
+		second := k.run(t, "wide", slow(2), nil, log.option())
+		time.Sleep(2 * time.Minute)
+		require.Len(t, l.times(), 200)
+		require.Zero(t, first.source.Lost())
+		require.Contains(t, log.String(), `level=INFO msg="courier: the source gives records over to another process`)
+		require.NotContains(t, log.String(), "level=WARN")
+		first.leave(t)
+		second.leave(t)
+		require.NotContains(t, log.String(), "level=WARN")
+	})
+}
+
+// A loss of partitions is a warning, which says what happens to their records.
+func TestSource_ALossIsAWarning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "wide", 0, 200, strconv.Itoa)
+		log := new(said)
+		m := k.run(t, "wide", func(context.Context, *kgo.Record) error { time.Sleep(time.Second); return nil }, nil, log.option())
+		time.Sleep(3 * time.Second)
+		k.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Heartbeat}, Err: kerr.UnknownMemberID, Count: 1})
+		time.Sleep(20 * time.Second)
+		require.EqualValues(t, 2, m.source.Lost())
+		require.Regexp(t, `level=WARN msg="courier: leases were not renewed" records=.* error=".*the group has taken its partition away`, log.String())
+		require.NotContains(t, log.String(), "gives records over")
+		m.leave(t)
 	})
 }

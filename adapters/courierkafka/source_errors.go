@@ -11,7 +11,8 @@ import (
 )
 
 var (
-	errRevoked        = errors.New("courierkafka: its partition goes to another member of the group")
+	errRevoked        = fmt.Errorf("courierkafka: its partition goes to another member of the group: %w", courier.ErrRevoked)
+	errLost           = errors.New("courierkafka: the group has taken its partition away, and another member delivers it again")
 	errFenced         = errors.New("courierkafka: a partition is another member's by now")
 	errTooLong        = errors.New("courierkafka: the brokers take no metadata of this length")
 	errNoCommitAnswer = errors.New("the answer leaves a partition out")

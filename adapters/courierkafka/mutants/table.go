@@ -47,7 +47,7 @@ var mutants = []mutant{
 	{"marks of a lost partition settle the next assignment", group,
 		"	for _, d := range g.records {\n		if d.of == a {\n			g.forget(d)\n		}\n	}\n	if a.paused {", "	if a.paused {"},
 	{"a partition that was lost is committed when the member hears of it", group,
-		"	g.losses.Add(uint64(len(gone)))\n", "	g.losses.Add(uint64(len(gone)))\n	_ = g.commitLast(client)\n"},
+		"	g.losses.Add(uint64(len(gone)))\n", "	g.losses.Add(uint64(len(gone)))\n	g.mu.Unlock()\n	_ = g.commitLast(client)\n	g.mu.Lock()\n"},
 	{"a partition that was lost is committed by a commit that waited", commit,
 		"		if a.gone {\n			return errFenced\n		}\n", ""},
 	{"the coordinator is not told of a revoke", group,
