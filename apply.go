@@ -546,7 +546,7 @@ func (h *hand[T]) settleTogether(ctx context.Context) {
 		return
 	}
 	behind := h.leftBehind(ctx, errs)
-	var again map[string]bool // the keys of those left behind
+	var again map[string]bool // the keys of those left behind, and whether one after these has an error
 	if behind != nil && h.keys != nil {
 		again = make(map[string]bool)
 	}
@@ -555,17 +555,21 @@ func (h *hand[T]) settleTogether(ctx context.Context) {
 		if index != nil {
 			i = index[j]
 		}
+		failed, left := again[h.key(i)]
 		switch {
 		case err == nil:
 			h.ledger.Settle(i)
+		case behind != nil && behind[j] && failed: // another call would take it past that one
+			h.note(ctx, i, errHeldBack)
 		case behind != nil && behind[j]:
 			h.again = append(h.again, i)
 			if again != nil {
-				again[h.keys[i]] = true
+				again[h.keys[i]] = false
 			}
-		case again != nil && again[h.keys[i]]:
+		case left:
 			if h.judge(ctx, i, err) {
 				h.blocking = append(h.blocking, i)
+				again[h.keys[i]] = true
 			}
 		default:
 			h.note(ctx, i, err)
