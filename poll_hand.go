@@ -160,6 +160,7 @@ func (p *poller[T]) keep() {
 			p.kept = append(p.kept, r)
 		}
 	}
+	byNumber(p.kept) // some may be kept from before, and a probe comes back to them
 	if len(p.kept) > 0 && !p.once {
 		p.watch.log.keeping(p.life.settle, len(p.kept))
 	}
