@@ -173,12 +173,12 @@ var shared struct {
 }
 
 // Shared returns the one server of a test binary, which [Exit] stops. A private one
-// does not flush to the disk (fsync = off): it does not outlive its machine. Without a
-// server the test fails, or is skipped where [SkipVariable] allows it.
+// neither flushes to the disk (fsync = off) nor takes replicas: it need not outlive its
+// machine. Without a server the test fails, or is skipped where [SkipVariable] allows it.
 func Shared(t testing.TB) *Server {
 	t.Helper()
 	shared.once.Do(func() {
-		shared.server, shared.err = start("fsync = off\n")
+		shared.server, shared.err = start("fsync = off\nwal_level = minimal\nmax_wal_senders = 0\n")
 		if shared.err == nil {
 			fmt.Fprintln(os.Stderr, "pgtest:", shared.server.Note)
 		}
