@@ -172,13 +172,18 @@ var shared struct {
 	err    error
 }
 
-// Shared returns the one server of a test binary, which [Exit] stops. A private one
-// neither flushes to the disk (fsync = off) nor takes replicas: it need not outlive its
-// machine. Without a server the test fails, or is skipped where [SkipVariable] allows it.
+// Shared returns the one server of a test binary, which [Exit] stops. A private one that a
+// test asks for first neither flushes to the disk (fsync = off) nor takes replicas: it need
+// not outlive its machine. One for benchmarks does both, as in production. Without a server
+// the test fails, or is skipped where [SkipVariable] allows it.
 func Shared(t testing.TB) *Server {
 	t.Helper()
 	shared.once.Do(func() {
-		shared.server, shared.err = start("fsync = off\nwal_level = minimal\nmax_wal_senders = 0\n")
+		settings := ""
+		if _, test := t.(*testing.T); test {
+			settings = "fsync = off\nwal_level = minimal\nmax_wal_senders = 0\n"
+		}
+		shared.server, shared.err = start(settings)
 		if shared.err == nil {
 			fmt.Fprintln(os.Stderr, "pgtest:", shared.server.Note)
 		}

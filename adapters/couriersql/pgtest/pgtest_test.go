@@ -53,6 +53,27 @@ func TestSchemasAreApart(t *testing.T) {
 	require.Equal(t, 0, number(t, second, `SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()`))
 }
 
+func TestASchemaAfterTheServersConnectionWasEnded(t *testing.T) {
+	s := Shared(t)
+	const last = `SELECT 'to be ended'`
+	require.NoError(t, s.execute(t.Context(), last))
+	require.Equal(t, 1, number(t, s.DSN, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query = $$`+last+`$$`))
+	require.Equal(t, 0, number(t, Schema(t), `SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()`))
+	require.ErrorContains(t, s.execute(t.Context(), `SELECT nothing`), "nothing", "a statement that fails is not made again")
+}
+
+// The shared server of tests does not flush, one of their own does.
+func TestWhatIsFlushed(t *testing.T) {
+	if os.Getenv(DSNVariable) == "" {
+		require.Equal(t, 1, number(t, Schema(t), `SELECT count(*) FROM pg_settings WHERE name = 'fsync' AND setting = 'off'`))
+	}
+	t.Setenv(DSNVariable, "")
+	s, err := Start()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, s.Stop()) }()
+	require.Equal(t, 1, number(t, s.DSN, `SELECT count(*) FROM pg_settings WHERE name = 'fsync' AND setting = 'on'`))
+}
+
 func TestCrashAndRestart(t *testing.T) {
 	t.Setenv(DSNVariable, "")
 	s, err := Start()
