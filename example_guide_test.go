@@ -242,8 +242,12 @@ func Example_resilient() {
 	err := coordinator.Start(ctx) // until ctx ends
 
 	letters, _ := dlq.Receive(context.Background(), 100) // those that were parked
-	fmt.Println(err, len(letters), letters[0].Record, letters[0].Error)
+	for _, letter := range letters {
+		fmt.Println(letter.Record, letter.Error)
+	}
+	fmt.Println(err)
 	// Output:
 	// shipped order 1
-	// <nil> 1 order 2 courier: gave up after 1 attempt (permanent): no such address
+	// order 2 courier: gave up after 1 attempt (permanent): no such address
+	// <nil>
 }

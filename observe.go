@@ -458,7 +458,7 @@ const (
 	saidFetch   = "courier: fetch failed"
 	saidMark    = "courier: mark failed, and is tried again"
 	saidPause   = "courier: paused, records stay pending"
-	saidStuck   = "courier: paused, and every record at hand has failed as a probe: the outage goes on, or they are poison that nothing else can tell from one"
+	saidStuck   = "courier: paused, and every record at hand has failed as a probe: the outage goes on, or they are poison, which stays pending until another record gets through"
 	saidGuard   = "courier: paused, because too many records go to the dead letter queue; records stay pending"
 	saidFailed  = "courier: records failed and stay pending; this is the first of them"
 	saidCut     = "courier: records failed and stay pending, and their next attempt is not waited for; this is the first of them"
