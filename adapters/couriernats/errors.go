@@ -101,7 +101,7 @@ func permanent(err error) bool {
 	return false
 }
 
-// noRoom are the answers of a server that can store nothing for now, whatever the
+// noRoom are the answers of a server that can store nothing for now, whatever is in the
 // message: of the stream or the account that is full, of JetStream without disk,
 // memory or a leader, or of one that is switched off.
 var noRoom = [...]jetstream.ErrorCode{
@@ -115,6 +115,7 @@ var noRoom = [...]jetstream.ErrorCode{
 	10077, // maximum messages or bytes exceeded, and what the disk says
 	10109, // sealed stream
 	10118, // stream is offline
+	10158, // a message with this id is being stored: by an earlier attempt of ours
 	10167, // too many requests
 	10194, // stream is offline, with a reason
 }

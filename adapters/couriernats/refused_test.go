@@ -92,3 +92,31 @@ func TestWhatServersJustTake(t *testing.T) {
 	require.Len(t, b.stored(t), 6)
 	require.Zero(t, b.conn.Stats().Reconnects)
 }
+
+// A cluster takes no message whose id it is about to store. That is held against no
+// record, however long it lasts, and though others get through: the copy may be stored.
+func TestTheIDIsInProcess(t *testing.T) {
+	t.Parallel()
+	b := startBroker(t, jetstream.StreamConfig{})
+	_, err := b.js.UpdateStream(t.Context(), jetstream.StreamConfig{Name: "ORDERS", Subjects: []string{"elsewhere.>"}})
+	require.NoError(t, err)
+	all := orders(3)
+	all[1].subject = "orders.busy"
+	_, err = b.conn.Subscribe("orders.>", func(m *nats.Msg) {
+		answer := `{"stream":"ORDERS","seq":7}`
+		if m.Subject == all[1].subject {
+			answer = `{"error":{"code":409,"err_code":10158,"description":"duplicate message id is in process"},"stream":"ORDERS","seq":0}`
+		}
+		_ = m.Respond([]byte(answer))
+	})
+	require.NoError(t, err)
+	require.NoError(t, b.conn.Flush())
+	conn, js := b.connect(t)
+	defer conn.Close()
+	sink := couriernats.NewSink(js, order.msg)
+	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+	require.Len(t, byIndex, 1)
+	requireClass(t, courier.ClassNotAttempted, byIndex[1])
+	require.NotZero(t, retryAt(byIndex[1]))
+	requireClass(t, courier.ClassNotAttempted, sink.Apply(t.Context(), all[1]))
+}
