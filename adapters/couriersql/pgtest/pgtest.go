@@ -54,7 +54,7 @@ type Server struct {
 	cluster *cluster // nil for one that was running
 
 	mu   sync.Mutex
-	conn *pgx.Conn // of execute; nil before the first one
+	conn *pgx.Conn // that execute keeps; nil where there is none
 }
 
 // Start returns the server that [DSNVariable] names, or starts a private one
@@ -96,14 +96,14 @@ func (s *Server) Private() bool { return s.cluster != nil }
 
 // Stop ends a private server and removes its folder.
 func (s *Server) Stop() error {
+	if s.cluster == nil {
+		return nil
+	}
 	s.mu.Lock()
 	if s.conn != nil {
 		_ = s.conn.Close(context.Background())
 	}
 	s.mu.Unlock()
-	if s.cluster == nil {
-		return nil
-	}
 	return s.cluster.remove()
 }
 
@@ -138,31 +138,28 @@ func (s *Server) NewSchema(ctx context.Context) (dsn string, drop func() error, 
 	}, nil
 }
 
-// execute keeps its connection for the next time: to open one takes longer than what
-// is executed. A test may have ended it in the meantime, or the server.
+// execute keeps its connection to a private server for the next time: to open one takes
+// longer than what is executed.
 func (s *Server) execute(ctx context.Context, text string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for reused := s.conn != nil; ; reused = false {
-		if s.conn == nil {
-			conn, err := pgx.Connect(ctx, s.DSN)
-			if err != nil {
-				return fmt.Errorf("pgtest: %w", err)
-			}
-			s.conn = conn
+	if s.conn == nil || s.conn.Ping(ctx) != nil { // which a test has ended, or the server
+		conn, err := pgx.Connect(ctx, s.DSN)
+		if err != nil {
+			return fmt.Errorf("pgtest: %w", err)
 		}
-		_, err := s.conn.Exec(ctx, text)
-		if err == nil {
-			return nil
-		}
-		if s.conn.IsClosed() {
+		s.conn = conn
+	}
+	if !s.Private() { // no Stop is owed to it
+		defer func() {
+			_ = s.conn.Close(ctx)
 			s.conn = nil
-			if reused && ctx.Err() == nil {
-				continue
-			}
-		}
+		}()
+	}
+	if _, err := s.conn.Exec(ctx, text); err != nil {
 		return fmt.Errorf("pgtest: %s: %w", text, err)
 	}
+	return nil
 }
 
 // shared is the server of a test binary, started by the first test that asks.

@@ -54,12 +54,24 @@ func TestSchemasAreApart(t *testing.T) {
 }
 
 func TestASchemaAfterTheServersConnectionWasEnded(t *testing.T) {
-	s := Shared(t)
+	t.Setenv(DSNVariable, "")
+	s, err := Start()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, s.Stop()) }()
 	const last = `SELECT 'to be ended'`
+	const those = `FROM pg_stat_activity WHERE query = $$` + last + `$$`
 	require.NoError(t, s.execute(t.Context(), last))
-	require.Equal(t, 1, number(t, s.DSN, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE query = $$`+last+`$$`))
-	require.Equal(t, 0, number(t, Schema(t), `SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()`))
-	require.ErrorContains(t, s.execute(t.Context(), `SELECT nothing`), "nothing", "a statement that fails is not made again")
+	require.Equal(t, 1, number(t, s.DSN, `SELECT count(pg_terminate_backend(pid)) `+those))
+	dsn, drop, err := s.NewSchema(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 0, number(t, dsn, `SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()`))
+	require.NoError(t, drop())
+	require.ErrorContains(t, s.execute(t.Context(), `SELECT nothing`), "nothing")
+
+	named := &Server{DSN: s.DSN} // which nobody stops
+	require.NoError(t, named.execute(t.Context(), last))
+	require.Eventually(t, func() bool { return number(t, s.DSN, `SELECT count(*) `+those) == 0 },
+		30*time.Second, 10*time.Millisecond, "its connection is left open")
 }
 
 // The shared server of tests does not flush, one of their own does.
