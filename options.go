@@ -404,38 +404,6 @@ func (t *trouble) atStop(c *config, err error) time.Duration {
 	return delay
 }
 
-// onlyFailures is a time in which nothing is applied but records that fail.
-type onlyFailures struct {
-	since time.Time
-	took  time.Duration // by the calls, of that of all workers
-}
-
-// maxAlone bounds how long records wait for having failed alone: as long as those that
-// are held.
-const maxAlone = 30 * time.Second
-
-// note takes in calls that have ended.
-func (s *onlyFailures) note(applied int, took time.Duration, now time.Time) {
-	if applied > 0 {
-		*s = onlyFailures{}
-		return
-	}
-	if s.since.IsZero() {
-		s.since = now.Add(-took)
-	}
-	s.took += took
-}
-
-// after is how long the source keeps failed records that it would hand out first again:
-// longer than usual where they alone have taken most of the time, so that the workers
-// come to those behind them.
-func (s *onlyFailures) after(usual time.Duration, now time.Time) time.Duration {
-	if lasted := now.Sub(s.since); !s.since.IsZero() && s.took >= lasted/2 {
-		return max(usual, min(2*lasted, maxAlone))
-	}
-	return usual
-}
-
 // or returns v, or the default where v is zero.
 func or[V int | float64 | time.Duration](v, def V) V {
 	if v == 0 {

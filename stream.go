@@ -63,7 +63,7 @@ type stream[T any] struct {
 	pausedUntil, fetchAt, markAt, flushAt time.Time
 	lookAt, refusedUntil, spareUntil      time.Time
 	pausePace, fetchPace, refusePace      trouble
-	alone                                 onlyFailures
+	failing                               onlyFailures
 
 	markLost error
 }

@@ -33,7 +33,7 @@ func (s *stream[T]) finish(sh *share[T]) {
 	if sh.event.NotAttempted > 0 && s.life.stop.Err() == nil {
 		s.refuse(sh.event.Err, now)
 	}
-	s.alone.note(sh.event.Applied, sh.took/time.Duration(s.config.workers), now)
+	s.failing.note(sh.event.Applied, sh.took/time.Duration(s.config.workers), now)
 	probed := sh.probe && sh.account.begun.Load()
 	halted := sh.account.halted
 	if halted.err != nil {
@@ -149,7 +149,7 @@ func (s *stream[T]) fail(sh *share[T], it item[T], refused bool, err error, now 
 	p.err, p.refused, p.asked = err, refused, false
 	delay := p.tries.delay(s.config)
 	if s.givesBack() {
-		delay = s.alone.after(releasedFor, now) // what is given back takes no count along
+		delay = s.failing.release(now) // what is given back takes no count along
 	}
 	p.due = now.Add(max(delay, afterOf(err, maxAfter)))
 	switch {
@@ -400,8 +400,40 @@ func (s *stream[T]) finishJob(err error) {
 	s.watch.marked(s.life.settle, event)
 }
 
-// releasedFor is how long a failed record is given back for.
-const releasedFor = 5 * time.Second
+// releasedFor is how long a failed record is given back for, and mostReleased how long at the
+// most for the sake of others: as long as those that are held.
+const (
+	releasedFor  = 5 * time.Second
+	mostReleased = 30 * time.Second
+)
+
+// onlyFailures is a time in which nothing is applied but records that fail.
+type onlyFailures struct {
+	since time.Time
+	took  time.Duration // by the calls, of that of all workers
+}
+
+// note takes in calls that have ended.
+func (f *onlyFailures) note(applied int, took time.Duration, now time.Time) {
+	if applied > 0 {
+		*f = onlyFailures{}
+		return
+	}
+	if f.since.IsZero() {
+		f.since = now.Add(-took)
+	}
+	f.took += took
+}
+
+// release is how long the source keeps failed records that it would hand out first again:
+// longer where they alone have taken most of the time, so that the workers come to those
+// behind them.
+func (f *onlyFailures) release(now time.Time) time.Duration {
+	if lasted := now.Sub(f.since); !f.since.IsZero() && f.took >= lasted/2 {
+		return max(releasedFor, min(2*lasted, mostReleased))
+	}
+	return releasedFor
+}
 
 // refuse stops intake for a while that grows, because records can be settled
 // nowhere: a full dead letter queue must not have the source drained against it.
