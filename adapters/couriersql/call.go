@@ -83,7 +83,8 @@ func (o *Outbox) connection(ctx context.Context) (*sql.Conn, error) {
 
 // on uses a connection of the pool, as often as one proves dead before anything was
 // sent on it. The next call would be given the same connection again: one that is
-// good for nothing is closed.
+// good for nothing is closed. So is one on which a statement was suppressed: what it has
+// prepared while there was a rule stays as it is when the rule is gone.
 func (o *Outbox) on(ctx context.Context, use func(*sql.Conn) error) error {
 	for try := 1; ; try++ {
 		conn, err := o.connection(ctx)
@@ -91,7 +92,7 @@ func (o *Outbox) on(ctx context.Context, use func(*sql.Conn) error) error {
 			return err
 		}
 		err = use(conn)
-		if err != nil && o.grammar.remote && (ctx.Err() != nil || o.grammar.broken(err)) {
+		if err != nil && o.grammar.remote && (ctx.Err() != nil || o.grammar.broken(err) || errors.Is(err, ErrSuppressed)) {
 			discard(conn)
 		}
 		_ = conn.Close() // back to the pool, or gone already

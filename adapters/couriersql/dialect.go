@@ -47,6 +47,7 @@ type grammar struct {
 	// Of the rows without an attempt, those below a number are left out.
 	ordered string // up to ?1 pending rows that are due now, of no key whose earlier row waits for a retry, and none of the list in the last argument, which begins at ?2 and ends at ?3; from ?4, and in PostgreSQL without what has more bytes than ?5; there ?6 is the list, and ?7 its long runs
 	lock    string // up to ?1 pending rows that are due now, past what others have locked, locking; from ?2, without what has more bytes than ?3
+	due     string // the number of a row that is due now and that nobody has locked, of up to ?1 that are looked at; from ?2
 	large   string // what was left out, of the known rows ?1 …: seq, payload, headers
 	claim   string // as lock, but until they have ?5 bytes, and claimed by ?2 for ?3 microseconds from now; from ?4
 
@@ -59,6 +60,8 @@ type grammar struct {
 	deleteFree    string // those that nobody has locked
 	keepFree      string
 	left          string // how many of the known rows ?1 … are pending
+	leftFree      string // how many of the attempted rows ?1 … are pending with as many attempts, and locked by nobody else
+	leftClaimed   string // how many of the claims ?1 … by ?n are pending
 	reused        string // how many of their seqs other rows have
 	deleteClaimed string // those of the claims ?1 … by ?n
 	keepClaimed   string // the same, at time ?n+1
@@ -78,27 +81,33 @@ type grammar struct {
 	prune    string // the same, ?2 at a time
 	failing  string // the ?1 rows with the most attempts
 
+	policies    string // the commands that no policy of row-level security lets this role have, where it is on
+	suppressors string // what may undo a statement without an error
+
 	send       string
+	sent       string   // the letter of the branch ?1 with the ID ?2: the ID
 	moved      string   // whether the row ?3 with the ID ?1 is pending no more, and a letter of the branch ?2 instead
 	list       string   // up to ?2 with a seq above ?1
 	update     string   // the letter with seq ?1 and ID ?2
 	remove     string   // letters: their IDs
+	kept       string   // how many of the letters there are
 	replace    []string // removes the rows that letters have in the outbox, but those that somebody has locked
 	ofBranch   string   // the first of the letters that is a branch's: its ID and branch
 	requeue    string   // letters, into the outbox at the time ?n+1, but those that have a row there: their IDs
 	parked     string
 	parkedKeys string // of the branch ?1, of the list ?2
 
-	strings  func([]string) any // a list as an argument
-	letters  func(ids []string) []any
-	known    func([]Row) []any // rows by seq and ID
-	claims   func([]Row) []any
-	failures func([]failure) []any
-	time     func(micros int64) any
-	isolated *sql.TxOptions // for transactions of more than one statement
-	timed    bool           // statements take the time
-	prepares bool           // statements are worth preparing here: the driver does not
-	remote   bool           // there is a server, to which a connection may die without a sign
+	strings   func([]string) any // a list as an argument
+	letters   func(ids []string) []any
+	known     func([]Row) []any // rows by seq and ID
+	attempted func([]Row) []any // rows by seq, number of attempts and ID
+	claims    func([]Row) []any
+	failures  func([]failure) []any
+	time      func(micros int64) any
+	isolated  *sql.TxOptions // for transactions of more than one statement
+	timed     bool           // statements take the time
+	prepares  bool           // statements are worth preparing here: the driver does not
+	remote    bool           // there is a server, to which a connection may die without a sign
 
 	broken func(error) bool // an error of the connection, not of the statement
 

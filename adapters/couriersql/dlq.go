@@ -83,12 +83,25 @@ func (q *DLQ) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
 		if q.holder != nil {
 			return q.holder.park(ctx, letter)
 		}
-		_, err := o.execute(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
-		return err
+		return o.on(ctx, func(conn *sql.Conn) error { return o.send(ctx, conn, letter) })
 	}); err != nil {
 		return o.failed(err, "parking %v in %s_dlq", letter.Record, o.table)
 	}
 	return nil
+}
+
+// send writes a letter.
+func (o *Outbox) send(ctx context.Context, on executor, letter courier.DeadLetter[Row]) error {
+	result, err := on.ExecContext(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
+	if err != nil || !fewer(result, 1) {
+		return err
+	}
+	if letter.Reason == courier.ReasonKeyParked { // there may be a better one
+		if found, err := texts(ctx, on, o.sql(o.grammar.sent), plain(letter.Branch), letter.Record.ID); err != nil || len(found) > 0 {
+			return err
+		}
+	}
+	return o.suppressed(o.table+"_dlq", 1, 1)
 }
 
 // letterOf is a letter as arguments.
@@ -193,8 +206,13 @@ func (q *DLQ) Update(ctx context.Context, letter courier.DeadLetter[Row]) error 
 		return nil
 	}
 	if err := o.bounded(ctx, func(ctx context.Context) error {
-		_, err := o.execute(ctx, o.sql(o.grammar.update), append([]any{seq, letter.ID}, o.stateOf(letter)...)...)
-		return err
+		return o.on(ctx, func(conn *sql.Conn) error {
+			result, err := conn.ExecContext(ctx, o.sql(o.grammar.update), append([]any{seq, letter.ID}, o.stateOf(letter)...)...)
+			if err == nil && fewer(result, 1) {
+				err = o.recountLetters(ctx, conn, letter.ID)
+			}
+			return err
+		})
 	}); err != nil {
 		return o.failed(err, "updating the dead letter %s of %s_dlq", letter.ID, o.table)
 	}
@@ -220,12 +238,30 @@ func (q *DLQ) Remove(ctx context.Context, ids ...string) ([]string, error) {
 	}
 	var removed []string
 	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		removed, err = returnedIDs(ctx, conn, ids, o.sql(o.grammar.remove), o.grammar.letters(ids)...)
+		removed, err = o.remove(ctx, conn, ids)
 		return err
 	}); err != nil {
 		return nil, o.failed(err, "deleting %d dead letters of %s_dlq", len(ids), o.table)
 	}
 	return removed, nil
+}
+
+// remove removes letters, and returns the IDs of those that it found.
+func (o *Outbox) remove(ctx context.Context, on executor, ids []string) ([]string, error) {
+	removed, err := returnedIDs(ctx, on, ids, o.sql(o.grammar.remove), o.grammar.letters(ids)...)
+	if err == nil && len(removed) < len(ids) {
+		err = o.recountLetters(ctx, on, ids...)
+	}
+	return removed, err
+}
+
+// recountLetters is an error where letters are left that a statement was for.
+func (o *Outbox) recountLetters(ctx context.Context, on executor, ids ...string) error {
+	left, err := number(ctx, on, o.sql(o.grammar.kept), o.grammar.letters(ids)...)
+	if err == nil && left > 0 {
+		err = o.suppressed(o.table+"_dlq", left, len(ids))
+	}
+	return err
 }
 
 // ErrOfBranch is the error, to errors.Is, of [DLQ.Requeue] for the letter of a
@@ -289,7 +325,7 @@ func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]s
 	if err != nil {
 		return nil, err
 	}
-	if _, err := tx.ExecContext(ctx, o.sql(o.grammar.remove), o.grammar.letters(requeued)...); err != nil {
+	if _, err := o.remove(ctx, tx, requeued); err != nil {
 		return nil, err
 	}
 	return requeued, tx.Commit()

@@ -273,8 +273,7 @@ func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) erro
 	if e.conn == nil {
 		return ErrLeaseLost
 	}
-	o, row := e.outbox, []Row{letter.Record}
-	if err := o.move(ctx, e.conn, letter, o.mark.text, o.marking(o.grammar.known(row)...)...); err != nil {
+	if err := e.outbox.move(ctx, e.conn, letter, e.marking(letter.Record)); err != nil {
 		if _, lost := e.conn.ExecContext(ctx, backToLeading); lost != nil {
 			e.resign()
 		}

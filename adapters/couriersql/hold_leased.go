@@ -70,14 +70,17 @@ func (l *leased) markHeld(ctx context.Context, rows []Row) error {
 		return nil
 	}
 	o := l.outbox
-	text, args := l.marking(rows)
-	result, err := o.execute(ctx, text, args...)
+	m := l.marking(rows)
+	result, err := o.execute(ctx, m.text, m.args...)
 	if err != nil {
 		return err
 	}
 	n, err := result.RowsAffected()
 	if err != nil || n == int64(len(rows)) {
 		return nil
+	}
+	if err := o.recountAlone(ctx, len(rows), m.left, m.leftArgs...); err != nil {
+		return err
 	}
 	if n += o.reused(ctx, rows); n < int64(len(rows)) {
 		o.log.Warn("couriersql: rows were not marked, as they were marked before or their lease was lost; a lost one is delivered again, by the relay that has it",
@@ -86,22 +89,30 @@ func (l *leased) markHeld(ctx context.Context, rows []Row) error {
 	return nil
 }
 
-// marking is the statement that marks claimed rows, and its arguments.
-func (l *leased) marking(rows []Row) (text string, args []any) {
+// marking marks claimed rows.
+func (l *leased) marking(rows []Row) marking {
 	o := l.outbox
-	text = o.sql(o.either(o.grammar.deleteClaimed, o.grammar.keepClaimed))
-	return text, o.marking(append(o.grammar.claims(rows), l.owner)...)
+	claims := append(o.grammar.claims(rows), l.owner)
+	return marking{o.sql(o.either(o.grammar.deleteClaimed, o.grammar.keepClaimed)), o.marking(claims...), o.grammar.leftClaimed, claims}
 }
 
 func (l *leased) fail(ctx context.Context, failed []failure) error {
 	o := l.outbox
-	_, err := o.execute(ctx, o.sql(o.grammar.failClaimed), o.timed(append(o.grammar.failures(failed), l.owner)...)...)
-	return err
+	return l.note(ctx, failed, o.sql(o.grammar.failClaimed), o.timed(append(o.grammar.failures(failed), l.owner)...)...)
 }
 
 func (l *leased) release(ctx context.Context, rows []failure) error {
 	o := l.outbox
-	_, err := o.execute(ctx, o.sql(o.grammar.freeClaimed), append(o.grammar.failures(rows), l.owner)...)
+	return l.note(ctx, rows, o.sql(o.grammar.freeClaimed), append(o.grammar.failures(rows), l.owner)...)
+}
+
+// note has a statement end claims without a mark.
+func (l *leased) note(ctx context.Context, rows []failure, text string, args ...any) error {
+	result, err := l.outbox.execute(ctx, text, args...)
+	if err == nil && fewer(result, len(rows)) {
+		m := l.marking(rowsOf(rows))
+		err = l.outbox.recountAlone(ctx, len(rows), m.left, m.leftArgs...)
+	}
 	return err
 }
 

@@ -3,11 +3,13 @@ package couriersql
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // locked holds rows by the locks of transactions, one for each batch, that are
@@ -309,11 +311,16 @@ func (b *lockedBatch) mark(ctx context.Context, rows []Row) error {
 		return nil
 	}
 	batch := new(pgx.Batch)
-	batch.Queue(b.marks, o.marking(numberList(len(rows), func(i int) int64 { return rows[i].Seq }))...)
+	var marked pgconn.CommandTag
+	batch.Queue(b.marks, o.marking(numberList(len(rows), func(i int) int64 { return rows[i].Seq }))...).
+		Exec(func(tag pgconn.CommandTag) error { marked = tag; return nil })
 	if rest := b.settled(len(rows), func(i int) rowKey { return rows[i].key() }); len(rest) > 0 && b.runs() {
 		b.queueHold(batch, rest)
 	}
-	return b.commitAndLeave(ctx, batch)
+	if err := b.commitAndLeave(ctx, batch); err != nil || marked.RowsAffected() == int64(len(rows)) {
+		return err
+	}
+	return o.recountAlone(ctx, len(rows), o.grammar.left, o.grammar.known(rows)...)
 }
 
 // leave notes the rows that a mark has left in hand.
@@ -359,6 +366,9 @@ func (l *locked) markLate(ctx context.Context, rows []Row) error {
 			return nil
 		}
 		if try == tries {
+			if err := o.recountAlone(ctx, len(rows), o.grammar.leftFree, o.grammar.attempted(rows)...); err != nil {
+				return err
+			}
 			o.log.Warn("couriersql: rows were not marked, as another session has locked them since this relay's transaction was lost; they are delivered again",
 				"table", o.table, "rows", left)
 			return nil
@@ -412,8 +422,15 @@ func (b *lockedBatch) settle(ctx context.Context, rows []failure, writes bool, w
 	if b.conn == nil {
 		return b.writeLate(ctx, rows, write)
 	}
+	var suppressed error
 	if writes {
-		if err := b.apart(ctx, func() error { return write(b.conn, rows) }); err != nil {
+		if err := b.apart(ctx, func() error {
+			err := write(b.conn, rows)
+			if errors.Is(err, ErrSuppressed) { // the others are noted
+				suppressed, err = err, nil
+			}
+			return err
+		}); err != nil {
 			if !b.outbox.grammar.refused(err) {
 				b.abandon()
 			}
@@ -421,13 +438,13 @@ func (b *lockedBatch) settle(ctx context.Context, rows []failure, writes bool, w
 		}
 	}
 	if rest := b.settled(len(rows), func(i int) rowKey { return rows[i].key() }); len(rest) > 0 {
-		return nil
+		return suppressed
 	}
-	err := b.end(ctx)
-	if err != nil {
+	if err := b.end(ctx); err != nil {
 		b.abandon()
+		return err
 	}
-	return err
+	return suppressed
 }
 
 // apart does work that the transaction outlives if it fails.

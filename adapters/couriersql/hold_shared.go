@@ -38,7 +38,10 @@ func (s *shared) mark(ctx context.Context, rows []Row) error {
 		if err != nil {
 			return err
 		}
-		if n, err := result.RowsAffected(); err == nil && n < int64(len(marked)) {
+		if fewer(result, len(marked)) {
+			if err := o.recountAlone(ctx, len(marked), o.grammar.left, o.grammar.known(marked)...); err != nil {
+				return err
+			}
 			o.reused(ctx, marked)
 		}
 	}
@@ -66,6 +69,18 @@ func (s *shared) close() {}
 
 // fail notes failures of rows that are not leased.
 func (o *Outbox) fail(ctx context.Context, on executor, failed []failure) error {
-	_, err := on.ExecContext(ctx, o.sql(o.grammar.fail), o.timed(o.grammar.failures(failed)...)...)
+	result, err := on.ExecContext(ctx, o.sql(o.grammar.fail), o.timed(o.grammar.failures(failed)...)...)
+	if err == nil && fewer(result, len(failed)) {
+		err = o.recount(ctx, on, len(failed), o.grammar.leftFree, o.grammar.attempted(rowsOf(failed))...)
+	}
 	return err
+}
+
+// rowsOf are the rows of failures, as far as they are known by.
+func rowsOf(failed []failure) []Row {
+	rows := make([]Row, len(failed))
+	for i, f := range failed {
+		rows[i] = Row{Seq: f.seq, ID: f.id, Attempts: int(f.attempts), claim: f.claim}
+	}
+	return rows
 }

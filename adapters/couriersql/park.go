@@ -36,13 +36,13 @@ func (s *Source) DLQ() *DLQ { return &DLQ{outbox: s.outbox, holder: s.holder} }
 
 // transaction is a sql.Tx, or a connection that is in one.
 type transaction interface {
-	ExecContext(ctx context.Context, text string, args ...any) (sql.Result, error)
+	executor
 	QueryRowContext(ctx context.Context, text string, args ...any) *sql.Row
 }
 
 // move makes a row a letter, by a statement that marks it.
-func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLetter[Row], mark string, args ...any) error {
-	result, err := tx.ExecContext(ctx, mark, args...)
+func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLetter[Row], m marking) error {
+	result, err := tx.ExecContext(ctx, m.text, m.args...)
 	if err != nil {
 		return err
 	}
@@ -54,43 +54,47 @@ func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLe
 		var moved bool
 		err := tx.QueryRowContext(ctx, o.sql(o.grammar.moved), letter.Record.ID, plain(letter.Branch), letter.Record.Seq).Scan(&moved)
 		if err == nil && !moved {
-			return ErrLeaseLost
+			if err = o.recount(ctx, tx, 1, m.left, m.leftArgs...); err == nil {
+				err = ErrLeaseLost
+			}
 		}
 		return err
 	}
-	_, err = tx.ExecContext(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
-	return err
+	return o.send(ctx, tx, letter)
 }
 
 // moveAlone is move in a transaction of its own.
-func (o *Outbox) moveAlone(ctx context.Context, on *sql.Conn, letter courier.DeadLetter[Row], mark string, args ...any) error {
+func (o *Outbox) moveAlone(ctx context.Context, on *sql.Conn, letter courier.DeadLetter[Row], m marking) error {
 	tx, err := on.BeginTx(ctx, o.grammar.isolated)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
-	if err := o.move(ctx, tx, letter, mark, args...); err != nil {
+	if err := o.move(ctx, tx, letter, m); err != nil {
 		return err
 	}
 	return tx.Commit()
 }
 
 func (s *shared) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
-	o, row := s.outbox, []Row{letter.Record}
-	err := o.on(ctx, func(conn *sql.Conn) error {
-		return o.moveAlone(ctx, conn, letter, o.mark.text, o.marking(o.grammar.known(row)...)...)
-	})
+	err := s.outbox.on(ctx, func(conn *sql.Conn) error { return s.outbox.moveAlone(ctx, conn, letter, s.marking(letter.Record)) })
 	if err == nil {
 		s.inHand.park(letter.Record)
 	}
 	return err
 }
 
+// marking marks a row that nothing holds in the database.
+func (s *shared) marking(row Row) marking {
+	o, known := s.outbox, s.outbox.grammar.known([]Row{row})
+	return marking{o.mark.text, o.marking(known...), o.grammar.left, known}
+}
+
 func (l *leased) park(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	o := l.outbox
-	text, args := l.marking([]Row{letter.Record})
+	m := l.marking([]Row{letter.Record})
 	l.parked.add(letter.Record.key()) // first, as a renewal may meet it
-	err := o.on(ctx, func(conn *sql.Conn) error { return o.moveAlone(ctx, conn, letter, text, args...) })
+	err := o.on(ctx, func(conn *sql.Conn) error { return o.moveAlone(ctx, conn, letter, m) })
 	if err != nil {
 		l.parked.remove(letter.Record)
 	}
@@ -122,9 +126,8 @@ func (b *lockedBatch) park(ctx context.Context, letter courier.DeadLetter[Row]) 
 		return b.parkLate(ctx, letter)
 	}
 	o := b.outbox
-	if err := b.apart(ctx, func() error {
-		return o.move(ctx, b.conn, letter, b.marks, o.marking([]int64{letter.Record.Seq})...)
-	}); err != nil {
+	m := marking{b.marks, o.marking([]int64{letter.Record.Seq}), o.grammar.left, o.grammar.known([]Row{letter.Record})}
+	if err := b.apart(ctx, func() error { return o.move(ctx, b.conn, letter, m) }); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -141,10 +144,9 @@ func (l *locked) parkLate(ctx context.Context, letter courier.DeadLetter[Row]) e
 		return ErrLeaseLost
 	}
 	o := l.outbox
-	text := o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree))
-	if err := o.on(ctx, func(conn *sql.Conn) error {
-		return o.moveAlone(ctx, conn, letter, text, o.marking(o.grammar.known([]Row{letter.Record})...)...)
-	}); err != nil {
+	row := []Row{letter.Record}
+	m := marking{o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.grammar.known(row)...), o.grammar.leftFree, o.grammar.attempted(row)}
+	if err := o.on(ctx, func(conn *sql.Conn) error { return o.moveAlone(ctx, conn, letter, m) }); err != nil {
 		return err
 	}
 	l.mu.Lock()

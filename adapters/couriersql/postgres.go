@@ -148,6 +148,7 @@ func postgresGrammar() grammar {
 				AND ` + unhindered("(f.available_at > statement_timestamp() OR "+notInHand("f.seq")+" AND f.seq NOT IN (SELECT seq FROM failed))") + `
 				ORDER BY seq LIMIT $1) AS others LIMIT $1)`,
 		lock:  locking(postgresUpTo("$3"), "$2"),
+		due:   `SELECT seq FROM (` + locking("seq", "$2") + `) AS d LIMIT 1`,
 		large: `SELECT t.seq, t.payload, t.headers FROM "{table}" t WHERE ` + known,
 		claim: `WITH next AS MATERIALIZED (SELECT seq FROM (SELECT seq, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS ahead
 				FROM (` + locking("seq, "+postgresBytes+" AS bytes", "$4") + `) AS b) AS c WHERE ahead < $5::bigint)
@@ -155,13 +156,16 @@ func postgresGrammar() grammar {
 			FROM next WHERE t.seq = next.seq
 			RETURNING t.seq, t.id, t.topic, t.key, t.payload, t.headers, t.trace, t.created_at, t.attempts, t.claim`,
 
-		delete:        `DELETE FROM "{table}" WHERE seq = ANY($1::bigint[])`,
-		keep:          `UPDATE "{table}" SET processed_at = $2 WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
-		deleteKnown:   `DELETE FROM "{table}" t WHERE ` + known,
-		keepKnown:     `UPDATE "{table}" t SET processed_at = $3 WHERE ` + known + ` AND t.processed_at IS NULL`,
-		deleteFree:    `DELETE FROM "{table}" WHERE ` + free,
-		keepFree:      `UPDATE "{table}" SET processed_at = $3 WHERE ` + free,
-		left:          `SELECT count(*) FROM "{table}" t WHERE ` + known + ` AND t.processed_at IS NULL`,
+		delete:      `DELETE FROM "{table}" WHERE seq = ANY($1::bigint[])`,
+		keep:        `UPDATE "{table}" SET processed_at = $2 WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
+		deleteKnown: `DELETE FROM "{table}" t WHERE ` + known,
+		keepKnown:   `UPDATE "{table}" t SET processed_at = $3 WHERE ` + known + ` AND t.processed_at IS NULL`,
+		deleteFree:  `DELETE FROM "{table}" WHERE ` + free,
+		keepFree:    `UPDATE "{table}" SET processed_at = $3 WHERE ` + free,
+		left:        `SELECT count(*) FROM "{table}" t WHERE ` + known + ` AND t.processed_at IS NULL`,
+		leftFree: `SELECT count(*) FROM (SELECT FROM "{table}" t WHERE t.seq = ANY($1::bigint[]) AND t.processed_at IS NULL
+			AND ((t.seq, t.attempts, t.id) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[]))) IS TRUE FOR UPDATE SKIP LOCKED) AS l`,
+		leftClaimed:   `SELECT count(*) FROM "{table}" t ` + claimed,
 		reused:        `SELECT count(*) FROM "{table}" t WHERE ` + knownSeq + ` IS FALSE`,
 		deleteClaimed: `DELETE FROM "{table}" t WHERE ` + claims,
 		keepClaimed:   `UPDATE "{table}" t SET processed_at = $5 ` + claimed,
@@ -189,6 +193,14 @@ func postgresGrammar() grammar {
 			WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`,
 		failing: `SELECT id, attempts, last_error FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1`,
 
+		// Of a right that it lacks, a role is told by the statement itself.
+		policies: `SELECT coalesce(string_agg(name, ', ' ORDER BY place), '')
+			FROM (VALUES (1, 'SELECT', 'r'::"char"), (2, 'UPDATE', 'w'), (3, 'DELETE', 'd')) AS needed(place, name, command)
+			WHERE row_security_active('"{table}"'::regclass) AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = '"{table}"'::regclass
+				AND polpermissive AND polcmd IN (command, '*') AND EXISTS (SELECT FROM unnest(polroles) AS role WHERE role = 0 OR pg_has_role(role, 'USAGE')))`,
+		suppressors: "a trigger that returns NULL, a rule or row-level security",
+
+		sent: `SELECT id FROM "{table}_dlq" WHERE branch = $1 AND id = $2`,
 		send: `INSERT INTO "{table}_dlq" AS d (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, order_key)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
@@ -208,6 +220,7 @@ func postgresGrammar() grammar {
 				first_failed_at = $7, last_failed_at = $8, redriven = $9, order_key = $10
 			WHERE seq = $1 AND ` + letterID + ` = $2`,
 		remove: `DELETE FROM "{table}_dlq" WHERE ` + letters + ` RETURNING ` + letterID,
+		kept:   `SELECT count(*) FROM "{table}_dlq" WHERE ` + letters,
 		replace: []string{
 			`SELECT 1 FROM "{table}_dlq" WHERE ` + letters + ` ORDER BY seq FOR UPDATE`,
 			// A row that a relay has locked is about to be marked, or to be parked
@@ -224,13 +237,14 @@ func postgresGrammar() grammar {
 			WHERE hashtextextended(d.order_key, 0) = hashtextextended(k, 0) AND d.order_key = k AND d.order_key <> '' AND d.branch = $1)`,
 		parked: `SELECT count(*) FROM "{table}_dlq"`,
 
-		strings:  func(list []string) any { return list },
-		letters:  postgresLetters,
-		known:    postgresKnown,
-		claims:   postgresClaims,
-		failures: postgresFailures,
-		time:     func(micros int64) any { return time.UnixMicro(micros) },
-		isolated: &sql.TxOptions{Isolation: sql.LevelReadCommitted},
+		strings:   func(list []string) any { return list },
+		letters:   postgresLetters,
+		known:     postgresKnown,
+		attempted: postgresAttempted,
+		claims:    postgresClaims,
+		failures:  postgresFailures,
+		time:      func(micros int64) any { return time.UnixMicro(micros) },
+		isolated:  &sql.TxOptions{Isolation: sql.LevelReadCommitted},
 
 		remote: true,
 		broken: postgresBroken,
@@ -314,6 +328,11 @@ func postgresKnown(rows []Row) []any {
 		numberList(len(rows), func(i int) int64 { return rows[i].Seq }),
 		textList(len(rows), func(i int) string { return rows[i].ID }),
 	}
+}
+
+func postgresAttempted(rows []Row) []any {
+	known := postgresKnown(rows)
+	return []any{known[0], numberList(len(rows), func(i int) int64 { return int64(rows[i].Attempts) }), known[1]}
 }
 
 func postgresClaims(rows []Row) []any {

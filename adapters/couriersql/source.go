@@ -26,6 +26,7 @@ type Source struct {
 	holder holder
 	waker  *waker
 	head   head
+	hidden hidden
 	cut    atomic.Bool // the last fetch, by its bytes
 }
 
@@ -100,7 +101,15 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 		o.lookForIndex(ctx)
 		began := o.now()
 		from, moves := s.head.from(began)
-		if batch, err = s.holder.fetch(ctx, limit, from); err == nil {
+		if s.hidden.due(false, began) {
+			if err := s.lookForHidden(ctx); err != nil {
+				return err
+			}
+		}
+		if batch, err = s.holder.fetch(ctx, limit, from); err == nil && len(batch) == 0 && s.hidden.due(true, began) {
+			batch, err = s.fetchHidden(ctx, limit, from)
+		}
+		if err == nil {
 			now := o.now()
 			s.head.sees(batch, from, moves, now, now.Sub(began))
 		}
@@ -119,8 +128,8 @@ func (s *Source) More() bool { return s.cut.Load() }
 // Mark deletes the rows, or with [WithKeep] sets the time they were processed
 // at, in one statement whatever their number. Rows that are marked already, or
 // gone, are passed over, and so are those of a claim that was lost. All others
-// are marked or none; after an error it may be unknown which, and marking them
-// again is safe.
+// are marked or none, but for those that the database leaves as they are
+// ([ErrSuppressed]); after an error it may be unknown which, and marking them again is safe.
 func (s *Source) Mark(ctx context.Context, rows []Row) error {
 	o := s.outbox
 	if o.fault != nil {

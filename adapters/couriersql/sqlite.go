@@ -43,6 +43,9 @@ const (
 		AND "{table}".id = (f.value ->> 5) AND processed_at IS NULL`
 )
 
+// sqliteDue is where the statement with the two arguments before the time has it.
+var sqliteDue = strings.NewReplacer("?6", "?3")
+
 func sqliteGrammar() grammar {
 	migrations, err := fs.Sub(sqliteMigrations, "migrations/sqlite")
 	if err != nil {
@@ -98,8 +101,14 @@ func sqliteGrammar() grammar {
 				ORDER BY seq LIMIT ?1)) WHERE ahead < ?5)
 			RETURNING ` + sqliteRow,
 
+		due: sqliteDue.Replace(`SELECT seq FROM (SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteRetry + ` LIMIT ?1)
+			UNION ALL SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteFresh + ` AND seq >= ?2 LIMIT ?1)) LIMIT 1`),
+
 		deleteKnown: `DELETE FROM "{table}" WHERE ` + sqliteKnown,
 		keepKnown:   `UPDATE "{table}" SET processed_at = ?2 WHERE processed_at IS NULL AND ` + sqliteKnown,
+		left:        `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteKnown,
+		leftFree:    `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteListed + `t.seq || '.' || t.attempts || '.' || t.id)`,
+		leftClaimed: `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteClaimed,
 		reused: `SELECT count(*) FROM "{table}" WHERE seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 			AND seq || '.' || id NOT IN (SELECT value FROM json_each(?1))`,
 		deleteClaimed: `DELETE FROM "{table}" WHERE ` + sqliteClaimed,
@@ -122,6 +131,9 @@ func sqliteGrammar() grammar {
 			(SELECT seq FROM "{table}" WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`,
 		failing: `SELECT id, attempts, last_error FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?1`,
 
+		suppressors: "a trigger that raises IGNORE",
+
+		sent: `SELECT id FROM "{table}_dlq" WHERE branch = ?1 AND id = ?2`,
 		send: `INSERT INTO "{table}_dlq" (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, order_key)
 			VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
@@ -141,6 +153,7 @@ func sqliteGrammar() grammar {
 				first_failed_at = ?7, last_failed_at = ?8, redriven = ?9, order_key = ?10
 			WHERE seq = ?1 AND ` + sqliteLetterID + ` = ?2`,
 		remove: `DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters + ` RETURNING ` + sqliteLetterID,
+		kept:   `SELECT count(*) FROM "{table}_dlq" WHERE ` + sqliteLetters,
 		replace: []string{
 			`DELETE FROM "{table}" WHERE id IN (SELECT id FROM "{table}_dlq" WHERE ` + sqliteLetters + `)`,
 		},
@@ -155,6 +168,7 @@ func sqliteGrammar() grammar {
 		strings:    sqliteStrings,
 		letters:    func(ids []string) []any { return []any{sqliteStrings(ids)} },
 		known:      sqliteKnownRows,
+		attempted:  sqliteAttempted,
 		claims:     sqliteClaims,
 		failures:   sqliteFailures,
 		time:       func(micros int64) any { return micros },
@@ -217,6 +231,14 @@ func sqliteKnownRows(rows []Row) []any {
 	list := make([]string, len(rows))
 	for i, row := range rows {
 		list[i] = strconv.FormatInt(row.Seq, 10) + "." + row.ID
+	}
+	return []any{sqliteStrings(list)}
+}
+
+func sqliteAttempted(rows []Row) []any {
+	list := make([]string, len(rows))
+	for i, row := range rows {
+		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.Itoa(row.Attempts) + "." + row.ID
 	}
 	return []any{sqliteStrings(list)}
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -48,14 +49,23 @@ const (
 // Messages of any number and size may be written in one call: Write splits them into
 // statements of some 16 MiB.
 //
+// A trigger that keeps a message out of the table without an error makes Write fail with
+// [ErrSuppressed]; so does one that writes it elsewhere and returns NULL.
+//
 // After an error the transaction may hold a part of the messages: roll it back.
 func (o *Outbox) Write(ctx context.Context, tx *sql.Tx, messages ...Message) error {
 	if tx == nil && o.fault == nil {
 		return noTransaction()
 	}
-	return o.write(ctx, messages, func(text string, args []any) error {
-		_, err := tx.ExecContext(ctx, text, args...)
-		return err
+	return o.write(ctx, messages, func(text string, args []any) (int64, error) {
+		result, err := tx.ExecContext(ctx, text, args...)
+		if err != nil {
+			return 0, err
+		}
+		if n, err := result.RowsAffected(); err == nil { // not every driver knows
+			return n, nil
+		}
+		return math.MaxInt64, nil
 	}, func(text string, args ...any) interface{ Scan(...any) error } {
 		return tx.QueryRowContext(ctx, text, args...)
 	})
@@ -71,9 +81,9 @@ func (o *Outbox) WritePgx(ctx context.Context, tx pgx.Tx, messages ...Message) e
 	case o.dialect != Postgres:
 		return &courier.ConfigError{Field: "dialect", Problem: "has no transactions of pgx: use Write, or New with couriersql.Postgres"}
 	}
-	return o.write(ctx, messages, func(text string, args []any) error {
-		_, err := tx.Exec(ctx, text, args...)
-		return err
+	return o.write(ctx, messages, func(text string, args []any) (int64, error) {
+		tag, err := tx.Exec(ctx, text, args...)
+		return tag.RowsAffected(), err
 	}, func(text string, args ...any) interface{ Scan(...any) error } {
 		return tx.QueryRow(ctx, text, args...)
 	})
@@ -86,7 +96,7 @@ func noTransaction() error {
 // write writes with the two functions, which are those of a transaction.
 // Prepared statements would not do here: the database prepares them on a
 // connection of its own, and the transaction may hold the pool's only one.
-func (o *Outbox) write(ctx context.Context, messages []Message, execute func(string, []any) error,
+func (o *Outbox) write(ctx context.Context, messages []Message, execute func(string, []any) (int64, error),
 	ask func(string, ...any) interface{ Scan(...any) error }) error {
 	if o.fault != nil {
 		return o.fault
@@ -96,7 +106,11 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 		return err
 	}
 	for chunk := range o.chunks(args) {
-		err := execute(o.sql(o.grammar.insert(len(chunk)/columns)), o.grammar.inserted(chunk))
+		rows := len(chunk) / columns
+		n, err := execute(o.sql(o.grammar.insert(rows)), o.grammar.inserted(chunk))
+		if err == nil && n < int64(rows) {
+			err = o.suppressed(o.table, rows-int(n), rows)
+		}
 		if err == nil {
 			continue
 		}
