@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"os/signal"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -239,15 +243,30 @@ func Example_resilient() {
 
 	applier, dlq := courier.ResilientApplier(courier.ProcessFunc(ship), nil)
 	coordinator := courier.NewPollingCoordinator(source, applier, courier.WithWorkers(8))
-	err := coordinator.Start(ctx) // until ctx ends
+	if err := coordinator.Start(ctx); err != nil { // runs until ctx ends
+		log.Fatal(err)
+	}
 
-	letters, _ := dlq.Receive(context.Background(), 100) // those that were parked
+	letters, err := dlq.Receive(context.Background(), 100) // the parked records
+	if err != nil {
+		log.Fatal(err)
+	}
 	for _, letter := range letters {
 		fmt.Println(letter.Record, letter.Error)
 	}
-	fmt.Println(err)
 	// Output:
 	// shipped order 1
 	// order 2 courier: gave up after 1 attempt (permanent): no such address
-	// <nil>
+}
+
+// A service that a signal stops; examples/service is one to run.
+func Example_service() {
+	fetch, process, mark := noOrders, shipNothing, markNothing
+
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	coordinator := courier.SyncWithRetry(fetch, process, mark, 5, courier.WithDrainTimeout(20*time.Second))
+	if err := coordinator.Start(ctx); err != nil { // nil after a stop that left nothing unmarked
+		log.Fatal(err)
+	}
 }

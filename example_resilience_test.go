@@ -221,21 +221,21 @@ func (bulk) ApplyBatch(_ context.Context, numbers []int) error {
 	return failed.ErrorOrNil()
 }
 
-// log is a destination that keeps the order of records, also inside a call.
-type log struct{}
+// appendOnly is a destination that keeps the order of records, also inside a call.
+type appendOnly struct{}
 
-func (l log) Apply(ctx context.Context, line string) error {
+func (a appendOnly) Apply(ctx context.Context, line string) error {
 	if line == "" {
 		return courier.Permanent(errors.New("an empty line"))
 	}
 	return nil
 }
 
-func (l log) ApplyBatch(ctx context.Context, lines []string) error {
+func (a appendOnly) ApplyBatch(ctx context.Context, lines []string) error {
 	fmt.Printf("append %q\n", lines)
 	var failed courier.BatchError
 	for i, line := range lines {
-		if err := l.Apply(ctx, line); err != nil {
+		if err := a.Apply(ctx, line); err != nil {
 			failed.Add(i, err)
 			for behind := i + 1; behind < len(lines); behind++ {
 				failed.Add(behind, courier.ErrBehindFailed)
@@ -246,10 +246,10 @@ func (l log) ApplyBatch(ctx context.Context, lines []string) error {
 	return failed.ErrorOrNil()
 }
 
-func (log) OrderedBatches() bool { return true }
+func (appendOnly) OrderedBatches() bool { return true }
 
 func ExampleOrderedBatcher() {
-	applier, _ := courier.WithDLQ[string](log{})
+	applier, _ := courier.WithDLQ[string](appendOnly{})
 	source := courier.BatchSourceFunc[string]{
 		FetchFunc: func(context.Context) ([]string, error) { return []string{"a1", "a2", "b1", "", "a3", "b2"}, nil },
 		MarkFunc:  func(_ context.Context, done []string) error { fmt.Printf("marked %q\n", done); return nil },
