@@ -141,7 +141,7 @@ func countedIn(err error) int {
 		case *unattemptedError, *pendingError, *laterError:
 			return 0
 		case *OpenError:
-			if e.Counted {
+			if e.counted {
 				return 1
 			}
 			return 0

@@ -64,9 +64,10 @@ type BreakerPolicy struct {
 	MaxRetryAfter time.Duration
 
 	// Jitter spreads an open period by up to this share either way, below
-	// MaxOpenFor, so that several processes do not probe together. 0 is 0.2;
-	// [NoOpenJitter] is none. It must be less than 1.
-	Jitter float64
+	// MaxOpenFor, so that several processes do not probe together. 0 is 0.2. It must be
+	// less than 1. DisableJitter turns it off; Jitter must be 0 then.
+	Jitter        float64
+	DisableJitter bool
 
 	// Probes is how many calls are let through at once while half-open, and
 	// Successes how many of them must succeed, with no failure between, for it
@@ -97,9 +98,6 @@ type BreakerPolicy struct {
 	Random func() float64
 }
 
-// NoOpenJitter is a BreakerPolicy.Jitter without effect.
-const NoOpenJitter = math.SmallestNonzeroFloat64
-
 func (p BreakerPolicy) rated() bool { return p.FailureRate != 0 || p.SlowCallRate != 0 }
 
 func (p BreakerPolicy) withDefaults() BreakerPolicy {
@@ -114,7 +112,9 @@ func (p BreakerPolicy) withDefaults() BreakerPolicy {
 	p.MaxOpenFor = or(p.MaxOpenFor, max(time.Minute, p.OpenFor))
 	p.OpenMultiplier = or(p.OpenMultiplier, 2)
 	p.MaxRetryAfter = or(p.MaxRetryAfter, maxCallAfter)
-	p.Jitter = or(p.Jitter, 0.2)
+	if !p.DisableJitter {
+		p.Jitter = or(p.Jitter, 0.2)
+	}
 	p.Probes = or(p.Probes, 1)
 	p.Successes = or(p.Successes, 1)
 	p.ProbeTimeout = or(p.ProbeTimeout, max(time.Minute, p.OpenFor))
@@ -140,6 +140,7 @@ func (p BreakerPolicy) validate() error {
 		{"OpenMultiplier", p.OpenMultiplier, d.OpenMultiplier >= 1 && !math.IsInf(d.OpenMultiplier, 1), "a finite number of at least 1, or 0 for the default"},
 		{"MaxRetryAfter", p.MaxRetryAfter, p.MaxRetryAfter >= 0, time},
 		{"Jitter", p.Jitter, p.Jitter >= 0 && p.Jitter < 1, "at least 0 and less than 1"},
+		{"Jitter", p.Jitter, p.Jitter == 0 || !p.DisableJitter, "0 where DisableJitter is true"},
 		{"Probes", p.Probes, p.Probes >= 0, count},
 		{"Successes", p.Successes, p.Successes >= 0, count},
 		{"MaxKeys", p.MaxKeys, p.MaxKeys >= 0 && p.MaxKeys <= maxCount, fmt.Sprintf("1 to %d, or 0 for the default", maxCount)},
@@ -168,11 +169,11 @@ type OpenError struct {
 	Until   time.Time // when a probe may go; past when all probe slots are taken, zero when forced open
 	Cause   error     // the failure that opened the breaker
 	Breaker string    // its name, "" where it has none
-	Counted bool      // the call was made while the breaker was closed, and counts as an attempt
 
-	of     *Breaker
-	called bool   // the call was made, and Cause is its own failure
-	due    moment // Until
+	of      *Breaker
+	called  bool   // the call was made, and Cause is its own failure
+	counted bool   // the call was made while the breaker was closed, and counts as an attempt
+	due     moment // Until
 }
 
 func (e *OpenError) Error() string {
@@ -574,7 +575,7 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	switch {
 	case !failed:
 	case !passing:
-		return &OpenError{Until: refusal.Until, Breaker: b.policy.Name, of: b, due: refusal.due, called: counts, Counted: counts && !permit.permit.Probe}
+		return &OpenError{Until: refusal.Until, Breaker: b.policy.Name, of: b, due: refusal.due, called: counts, counted: counts && !permit.permit.Probe}
 	case permit.permit.Probe && outcome == breaker.Failure: // a late one: the breaker has closed without it
 		late := b.openError(now, nil)
 		late.called = counts

@@ -154,7 +154,7 @@ func TestKeyedBreaker_ADeadHostStopsNoOther(t *testing.T) {
 				if shape == "batches" {
 					applier = eachOfBatch[int]{destination}
 				}
-				var queue courier.DLQ[int] = courier.NewMemoryDLQ[int](0)
+				var queue courier.DLQ[int] = &courier.MemoryDLQ[int]{}
 				policy := courier.BreakerPolicy{Name: "hooks"}
 				if shape == "by hand" {
 					applier = courier.NewDLQApplier(courier.WithRetry(courier.Applier[int](courier.NewKeyedCircuitBreakerApplier(
@@ -373,7 +373,7 @@ func TestD11_KeyedBreakersAreBounded(t *testing.T) {
 			return errTest
 		}
 		return nil
-	}), func(r string) string { return r }, courier.BreakerPolicy{FailureThreshold: 2, MaxKeys: 3, Clock: clock, Jitter: courier.NoOpenJitter, OpenFor: time.Minute, OnStateChange: func(_ context.Context, c courier.BreakerChange) { changes[c.Breaker]++ }})
+	}), func(r string) string { return r }, courier.BreakerPolicy{FailureThreshold: 2, MaxKeys: 3, Clock: clock, DisableJitter: true, OpenFor: time.Minute, OnStateChange: func(_ context.Context, c courier.BreakerChange) { changes[c.Breaker]++ }})
 	fail := func(key string) error { fails = true; return keyed.Apply(t.Context(), key) }
 	succeed := func(key string) error { fails = false; return keyed.Apply(t.Context(), key) }
 	open := func() (names []string) {
@@ -548,7 +548,7 @@ func TestKeyedBreaker_ABatch(t *testing.T) {
 			panic("no key")
 		}
 		return strconv.Itoa(r % 10)
-	}, courier.BreakerPolicy{FailureThreshold: 2, OpenFor: time.Minute, Jitter: courier.NoOpenJitter, Clock: clock})
+	}, courier.BreakerPolicy{FailureThreshold: 2, OpenFor: time.Minute, DisableJitter: true, Clock: clock})
 	of := func(bad ...int) func([]int) error {
 		return func(records []int) error {
 			var list courier.BatchError
@@ -588,7 +588,7 @@ func TestKeyedBreaker_ABatch(t *testing.T) {
 	for _, r := range []int{1, 11} {
 		var open *courier.OpenError
 		require.ErrorAs(t, errs[r], &open)
-		require.True(t, open.Counted)
+		require.True(t, courier.Counted(open))
 		require.ErrorIs(t, errs[r], errTest)
 		require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), errs[r]))
 	}
@@ -618,7 +618,7 @@ func TestKeyedBreaker_ABatch(t *testing.T) {
 	require.Len(t, errs, 3)
 	var open *courier.OpenError
 	require.ErrorAs(t, errs[1], &open)
-	require.False(t, open.Counted)
+	require.False(t, courier.Counted(open))
 	require.Equal(t, courier.BreakerOpen, keyed.State("1"))
 	clock.advance(2 * time.Minute)
 	fail = of()
@@ -678,7 +678,7 @@ func TestKeyedBreaker_IsABreakerForEachKey(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		clock := newHandClock()
 		policy := courier.BreakerPolicy{
-			FailureThreshold: rapid.IntRange(1, 4).Draw(rt, "threshold"), OpenFor: 10 * time.Second, Jitter: courier.NoOpenJitter,
+			FailureThreshold: rapid.IntRange(1, 4).Draw(rt, "threshold"), OpenFor: 10 * time.Second, DisableJitter: true,
 			Successes: rapid.IntRange(1, 2).Draw(rt, "successes"), Probes: rapid.IntRange(1, 2).Draw(rt, "probes"), Clock: clock,
 		}
 		if rapid.Bool().Draw(rt, "rated") {
@@ -760,7 +760,7 @@ func TestKeyedBreaker_IsABreakerForEachKey(t *testing.T) {
 func TestRedrive_AKeyedBreakerKeepsItsOwnLettersAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		destination := newHosts(3, map[int]time.Duration{1: time.Hour})
-		queue := courier.NewMemoryDLQ[int](0)
+		queue := &courier.MemoryDLQ[int]{}
 		for r := range 12 {
 			require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: r}))
 		}

@@ -93,7 +93,7 @@ func TestSlowCalls_OpenTheBreakerAndLeaveTheRecordApplied(t *testing.T) {
 
 func TestB14_OpenPeriodsAndTheirCap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 10 * time.Second, OpenMultiplier: 3, Jitter: courier.NoOpenJitter})
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 10 * time.Second, OpenMultiplier: 3, DisableJitter: true})
 		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
 		var periods []time.Duration
 		for range 5 {

@@ -37,7 +37,7 @@ func TestB1_AnOpenBreakerMakesNoCall(t *testing.T) {
 		require.ErrorAs(t, err, &open)
 		require.ErrorIs(t, err, courier.ErrOpen)
 		require.ErrorIs(t, err, errTest, "E-1: the cause is there to be found")
-		require.True(t, open.Counted, "P-1: it reached the destination while closed")
+		require.True(t, courier.Counted(open), "P-1: it reached the destination while closed")
 		require.Equal(t, time.Now().Add(10*time.Second), open.Until)
 		require.EqualValues(t, "open", b.State())
 
@@ -50,7 +50,7 @@ func TestB1_AnOpenBreakerMakesNoCall(t *testing.T) {
 		time.Sleep(time.Nanosecond)
 		err = applier.Apply(t.Context(), 1) // a probe
 		require.ErrorAs(t, err, &open)
-		require.False(t, open.Counted, "P-1: a failed probe counts against no record")
+		require.False(t, courier.Counted(open), "P-1: a failed probe counts against no record")
 		require.Equal(t, 3, s.called())
 	})
 }
@@ -279,7 +279,7 @@ func TestB15_HungProbesDoNotWedgeIt(t *testing.T) {
 		err = <-hung
 		require.ErrorIs(t, err, errTest)
 		require.ErrorAs(t, err, &open)
-		require.False(t, open.Counted, "P-1: a probe's failure counts against no record, late or not")
+		require.False(t, courier.Counted(open), "P-1: a probe's failure counts against no record, late or not")
 		require.EqualValues(t, "closed", b.State())
 	})
 }
@@ -384,6 +384,6 @@ func TestBreaker_ABatchThatOpensItKeepsEachFailureApart(t *testing.T) {
 		}
 		require.Equal(t, failures[i], open.Cause)
 		require.Equal(t, b.RetryAt(), open.Until)
-		require.True(t, open.Counted)
+		require.True(t, courier.Counted(open))
 	}
 }

@@ -76,7 +76,7 @@ func TestReleaser_ThatHandsOutAtOnceIsNotFetchedWithoutAPause(t *testing.T) {
 				source := &scheduling{leasing: newLeasing(numbers(30)...)} // whose Release heeds no time
 				source.wait = streaming
 				s := &sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}
-				full := courier.NewDLQApplier(s, courier.NewMemoryDLQ[int](3), courier.DLQPolicy[int]{})
+				full := courier.NewDLQApplier(s, &courier.MemoryDLQ[int]{Capacity: 3}, courier.DLQPolicy[int]{})
 				batch := courier.WithBatchSize(10)
 				var c running = courier.NewPollingCoordinator(source, full, quiet, batch)
 				if streaming {

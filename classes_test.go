@@ -191,7 +191,7 @@ func TestD9_APanicHasNoClassOfItsOwn(t *testing.T) {
 		"wrapped Skip":  fmt.Errorf("must: %w", courier.Skip(errTest)),
 		"RetryAfter":    courier.RetryAfter(errTest, time.Hour),
 		"not attempted": &refused{errTest},
-		"an open one":   &courier.OpenError{Until: time.Now().Add(time.Hour), Cause: errTest, Counted: true},
+		"an open one":   &courier.OpenError{Until: time.Now().Add(time.Hour), Cause: errTest},
 		"a retry":       interrupted,
 		"a list":        &courier.BatchError{Failures: []courier.BatchFailure{{Index: 9, Err: errTest}}},
 		"configuration": &courier.ConfigError{Field: "x", Problem: "is bad"},
@@ -220,7 +220,7 @@ func TestD9_APanicHasNoClassOfItsOwn(t *testing.T) {
 					}
 				})
 			}
-			q := courier.NewMemoryDLQ[int](0)
+			q := &courier.MemoryDLQ[int]{}
 			require.NoError(t, courier.NewDLQApplier(must, courier.DLQ[int](q), courier.DLQPolicy[int]{}).Apply(t.Context(), 1))
 			letters, _ := q.Receive(t.Context(), 1)
 			require.Equal(t, courier.ReasonExhausted, letters[0].Reason)

@@ -81,7 +81,7 @@ func onSecond(over func(), err error) func() error {
 }
 
 func exactBreaker(clock courier.Clock, more ...func(p *courier.BreakerPolicy)) *courier.Breaker {
-	p := courier.BreakerPolicy{FailureThreshold: 1, OpenFor: longWait, Jitter: courier.NoOpenJitter, Random: half, Clock: clock}
+	p := courier.BreakerPolicy{FailureThreshold: 1, OpenFor: longWait, DisableJitter: true, Random: half, Clock: clock}
 	for _, f := range more {
 		f(&p)
 	}
@@ -90,7 +90,7 @@ func exactBreaker(clock courier.Clock, more ...func(p *courier.BreakerPolicy)) *
 
 // guarded parks in a queue that takes one record, and then none for a while.
 func guarded(a courier.Applier[int], clock courier.Clock, over func()) courier.Applier[int] {
-	return courier.NewDLQApplier(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{
+	return courier.NewDLQApplier(a, courier.DLQ[int](&courier.MemoryDLQ[int]{}), courier.DLQPolicy[int]{
 		ParkWindow: 2, MinParked: 1, ParkPause: longWait, Clock: clock, OnPark: func(context.Context, courier.DeadLetter[int]) { over() },
 	})
 }
@@ -564,7 +564,7 @@ func TestClock_OfABreakerThatIsOlderThanItsCoordinator(t *testing.T) {
 func TestClock_ARedriveWaitsAfterAStep(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
 		clock := &wallClock{}
-		queue := courier.NewMemoryDLQ[int](0)
+		queue := &courier.MemoryDLQ[int]{}
 		for n := range 3 {
 			require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: n, Error: errTest}))
 		}

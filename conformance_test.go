@@ -36,7 +36,7 @@ func TestConformance_BatchSourceFunc(t *testing.T) {
 				return names
 			},
 			FailMarks: func(int) func() {
-				memory.MarkFaults.Set(courierttest.Fault{Effect: courierttest.Fail})
+				memory.MarkFaults.Set(courierttest.Fault{Effect: courierttest.Error})
 				return func() { memory.MarkFaults.Set() }
 			},
 		}
@@ -101,17 +101,17 @@ func TestConformance_MemoryDLQ(t *testing.T) {
 	}
 	features := courierttest.DLQFeatures{Bubble: true, Keyed: true, Capacity: 7, Precision: time.Nanosecond}
 	t.Run("without an identity", func(t *testing.T) {
-		courierttest.TestDLQ(t, open(func() *courier.MemoryDLQ[int] { return courier.NewMemoryDLQ[int](7) }), features)
+		courierttest.TestDLQ(t, open(func() *courier.MemoryDLQ[int] { return &courier.MemoryDLQ[int]{Capacity: 7} }), features)
 	})
 	t.Run("by identity", func(t *testing.T) {
 		features := features
 		features.Identity = true
-		courierttest.TestDLQ(t, open(func() *courier.MemoryDLQ[int] { return courier.NewMemoryDLQByIdentity(7, strconv.Itoa) }), features)
+		courierttest.TestDLQ(t, open(func() *courier.MemoryDLQ[int] { return &courier.MemoryDLQ[int]{Capacity: 7, Identity: strconv.Itoa} }), features)
 	})
 	t.Run("the zero value", func(t *testing.T) {
 		features := features
 		features.Capacity = 0
-		courierttest.TestDLQ(t, open(func() *courier.MemoryDLQ[int] { return new(courier.MemoryDLQ[int]) }), features)
+		courierttest.TestDLQ(t, open(func() *courier.MemoryDLQ[int] { return &courier.MemoryDLQ[int]{} }), features)
 	})
 }
 
@@ -146,7 +146,7 @@ func shop(batches bool, wrap func(courier.Applier[int]) courier.Applier[int]) fu
 			},
 			Poison: func(n int) int { return -1 - n },
 			Down: func() func() {
-				faults.Set(courierttest.Fault{Effect: courierttest.Fail})
+				faults.Set(courierttest.Fault{Effect: courierttest.Error})
 				return func() { faults.Set() }
 			},
 		}

@@ -130,7 +130,7 @@ func TestHooks_HaveTheValuesOfTheCall(t *testing.T) {
 			OnRetry:     func(ctx context.Context, _ courier.RetryEvent) { hook("OnRetry")(ctx) },
 			OnGiveUp:    func(ctx context.Context, _ *courier.RetryError) { hook("OnGiveUp")(ctx) },
 		})
-		queue := heardDLQ{courier.NewMemoryDLQ[int](0), hook("Send")}
+		queue := heardDLQ{&courier.MemoryDLQ[int]{}, hook("Send")}
 		dlq := courier.NewDLQApplier(retry, courier.DLQ[int](queue), courier.DLQPolicy[int]{
 			OnPark: func(ctx context.Context, _ courier.DeadLetter[int]) { hook("OnPark")(ctx) },
 		})
@@ -155,7 +155,7 @@ func TestObserver_EveryEventHasTheValuesOfTheCaller(t *testing.T) {
 		n := &noted{source: newLeasing(1, 2), nth: map[string]int{}, tries: map[int]int{}, state: map[int]string{}}
 		n.fetch = n.source.Fetch
 		n.work = func(context.Context, int) error { return errTest }
-		applier := courier.NewDLQApplier(courier.NewRetryableApplier[int](n, courier.RetryPolicy{MaxAttempts: 2}), courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{})
+		applier := courier.NewDLQApplier(courier.NewRetryableApplier[int](n, courier.RetryPolicy{MaxAttempts: 2}), courier.DLQ[int](&courier.MemoryDLQ[int]{}), courier.DLQPolicy[int]{})
 		c := courier.NewPollingCoordinator[int](notedLease{n}, applier, quiet, n.observer())
 		n.stats = c.Stats
 		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), callerKey{}, "the run"))

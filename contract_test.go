@@ -302,12 +302,12 @@ func TestD8_AStopInterruptsTheDelayOfARetry(t *testing.T) {
 		require.NoError(t, stop())
 		require.Zero(t, time.Since(before))
 		require.Equal(t, []int{1}, source.left())
-		require.Zero(t, dlq.Len())
+		require.Zero(t, countOf(dlq))
 	})
 }
 
 func withDLQ[T any](a courier.Applier[T]) (courier.Applier[T], *courier.MemoryDLQ[T]) {
-	q := courier.NewMemoryDLQ[T](0)
+	q := &courier.MemoryDLQ[T]{}
 	return courier.NewDLQApplier(a, courier.DLQ[T](q), courier.DLQPolicy[T]{}), q
 }
 
@@ -396,7 +396,7 @@ func TestD11_AFullDLQRefusesAndTheRecordStaysPending(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var logged strings.Builder
 		source := newShelf(numbers(4)...)
-		queue := courier.NewMemoryDLQ[int](1)
+		queue := &courier.MemoryDLQ[int]{Capacity: 1}
 		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
 			if r < 2 {
 				return courier.Permanent(errTest)
@@ -408,7 +408,7 @@ func TestD11_AFullDLQRefusesAndTheRecordStaysPending(t *testing.T) {
 		time.Sleep(time.Hour)
 		require.NoError(t, stop())
 
-		require.Equal(t, 1, queue.Len())
+		require.Equal(t, 1, countOf(queue))
 		require.Equal(t, []int{1}, source.left(), "the refused record stays, the others went on")
 		require.Contains(t, logged.String(), "the dead letter queue is full")
 		require.Less(t, source.fetchCount(), 200, "no busy loop: the coordinator backs off")
@@ -475,7 +475,6 @@ func TestD12_BadInputIsOneClearError(t *testing.T) {
 		{"RetryPolicy.Jitter", policy(courier.RetryPolicy{Jitter: 9})},
 		{"RetryPolicy.MaxRetryAfter", policy(courier.RetryPolicy{MaxRetryAfter: -1})},
 		{"RetryPolicy.MaxElapsed", policy(courier.RetryPolicy{MaxElapsed: -1})},
-		{"RetryPolicy.AttemptTimeout", policy(courier.RetryPolicy{AttemptTimeout: -1})},
 		{"BudgetPolicy.Ratio", policy(courier.RetryPolicy{Budget: courier.NewRetryBudget(courier.BudgetPolicy{Ratio: math.NaN()})})},
 		{"BudgetPolicy.Floor", policy(courier.RetryPolicy{Budget: courier.NewRetryBudget(courier.BudgetPolicy{Floor: -1})})},
 		{"BudgetPolicy.Burst", policy(courier.RetryPolicy{Budget: courier.NewRetryBudget(courier.BudgetPolicy{Burst: 0.5})})},
@@ -495,6 +494,7 @@ func TestD12_BadInputIsOneClearError(t *testing.T) {
 		{"BreakerPolicy.OpenMultiplier", breaker(courier.BreakerPolicy{OpenMultiplier: 0.5})},
 		{"BreakerPolicy.OpenMultiplier", breaker(courier.BreakerPolicy{OpenMultiplier: math.NaN()})},
 		{"BreakerPolicy.Jitter", breaker(courier.BreakerPolicy{Jitter: 1})},
+		{"BreakerPolicy.Jitter", breaker(courier.BreakerPolicy{Jitter: 0.1, DisableJitter: true})},
 		{"BreakerPolicy.Jitter", breaker(courier.BreakerPolicy{Jitter: math.NaN()})},
 		{"BreakerPolicy.OpenFor", breaker(courier.BreakerPolicy{OpenFor: -1})},
 		{"BreakerPolicy.MaxOpenFor", breaker(courier.BreakerPolicy{MaxOpenFor: -1})},

@@ -85,13 +85,13 @@ func newModelled(t *rapid.T, streaming bool) *modelled {
 func (m *modelled) setFaults() {
 	faults := courierttest.Faults{{Effect: courierttest.Delay(time.Second)}}
 	for r, effect := range m.bad {
-		faults = append(faults, courierttest.Fault{Effect: effect, When: courierttest.Record(strconv.Itoa(r))})
+		faults = append(faults, courierttest.Fault{Effect: effect, When: courierttest.OnRecord(strconv.Itoa(r))})
 	}
 	m.shop.Faults.Set(faults...)
 	failing := func(i *courierttest.Injector, on bool) {
 		i.Set()
 		if on {
-			i.Set(courierttest.Fault{Effect: courierttest.Fail})
+			i.Set(courierttest.Fault{Effect: courierttest.Error})
 		}
 	}
 	failing(m.fetches, m.fetchFails)
@@ -116,7 +116,7 @@ func (m *modelled) run(t *rapid.T) {
 				t.Skip("there is none")
 			}
 			r := rapid.IntRange(0, m.added-1).Draw(t, "record")
-			m.bad[r] = rapid.SampledFrom([]courierttest.Effect{courierttest.Fail, courierttest.Permanent, courierttest.Panic, courierttest.Goexit, courierttest.RetryAfter(time.Minute)}).Draw(t, "effect")
+			m.bad[r] = rapid.SampledFrom([]courierttest.Effect{courierttest.Error, courierttest.Permanent, courierttest.Panic, courierttest.Goexit, courierttest.RetryAfter(time.Minute)}).Draw(t, "effect")
 			m.setFaults()
 		},
 		"all are good": func(*rapid.T) {

@@ -43,8 +43,6 @@ type DeadLetter[T any] struct {
 
 	// FailedRedrives is how often [Redrive] applied the record again in vain.
 	FailedRedrives int
-
-	_ struct{}
 }
 
 // DeadLetterSink takes the records that were given up. It is all that a decorator

@@ -17,11 +17,18 @@ const DefaultDLQCapacity = 10_000
 // source: keep it for records whose loss after a logged failure is acceptable,
 // and use a durable [DLQ] otherwise.
 //
-// It gives its letters' errors back as they came, and is a [KeyedDLQ]. The zero
-// value is an empty queue of the default capacity. It must not be copied.
+// It returns the errors of its letters unchanged, and is a [KeyedDLQ]. The zero
+// value is an empty queue of the default capacity. It must not be copied, and its
+// fields must not be changed once it is in use.
 type MemoryDLQ[T any] struct {
-	capacity int
-	identity func(T) string // nil: every record is another
+	// Capacity is the largest number of letters. 0 or less is [DefaultDLQCapacity].
+	Capacity int
+
+	// Identity names a record. With it the queue keeps one letter of a record for each
+	// branch, however often the record is parked; records named "" are never the same.
+	// It must be safe for concurrent use and always return the same name for a record.
+	// If it is nil, a record that is parked twice has two letters.
+	Identity func(record T) string
 
 	mu     sync.Mutex
 	slots  []memorySlot[T] // in the order of their places, gaps included
@@ -42,27 +49,12 @@ type memorySlot[T any] struct {
 	letter         DeadLetter[T]
 }
 
-// NewMemoryDLQ returns a queue for up to capacity records, of which 0 or less
-// is [DefaultDLQCapacity]. A record that is parked twice is there twice.
-func NewMemoryDLQ[T any](capacity int) *MemoryDLQ[T] {
-	return NewMemoryDLQByIdentity[T](capacity, nil)
-}
-
-// NewMemoryDLQByIdentity returns a queue that keeps one letter of a record for
-// each branch, however often it is parked. The queue knows a record by the name
-// that identity returns; a record named "" is another one each time. identity
-// must be safe for concurrent use and always return the same for a record. nil
-// is as [NewMemoryDLQ].
-func NewMemoryDLQByIdentity[T any](capacity int, identity func(record T) string) *MemoryDLQ[T] {
-	return &MemoryDLQ[T]{capacity: max(0, capacity), identity: identity}
-}
-
 // Send takes a record over, or returns [ErrDLQFull]. It replaces the letter of
 // the same record and branch even when the queue is full.
 func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
 	name := ""
-	if q.identity != nil {
-		name = q.identity(letter.Record)
+	if q.Identity != nil {
+		name = q.Identity(letter.Record)
 	}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -77,7 +69,7 @@ func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
 		q.set(i, letter)
 		return nil
 	}
-	if q.live >= or(q.capacity, DefaultDLQCapacity) {
+	if q.live >= or(max(0, q.Capacity), DefaultDLQCapacity) {
 		return ErrDLQFull
 	}
 	q.places++
@@ -158,11 +150,10 @@ func (q *MemoryDLQ[T]) Delete(_ context.Context, ids ...string) error {
 	return nil
 }
 
-// Count is [MemoryDLQ.Len]. The error is always nil.
-func (q *MemoryDLQ[T]) Count(context.Context) (int, error) { return q.Len(), nil }
+// Count returns the number of letters. The error is always nil.
+func (q *MemoryDLQ[T]) Count(context.Context) (int, error) { return q.count(), nil }
 
-// Len returns how many records are parked.
-func (q *MemoryDLQ[T]) Len() int {
+func (q *MemoryDLQ[T]) count() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.live
@@ -178,13 +169,13 @@ func inMemory(parkers []*parker) (letters int) {
 	for _, p := range parkers {
 		q, ok := p.queue.(interface {
 			itself() any
-			Len() int
+			count() int
 		})
 		var ignored error // of a queue that is none
 		isolate(&ignored, func() error {
 			if ok && !counted[q.itself()] {
 				counted[q.itself()] = true
-				letters += q.Len()
+				letters += q.count()
 			}
 			return nil
 		})

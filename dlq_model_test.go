@@ -22,7 +22,7 @@ func TestMemoryDLQ_AgainstAModel(t *testing.T) {
 			dlqtest.Check(t, func(t *rapid.T) dlqtest.Queue[parked] {
 				capacity := rapid.SampledFrom([]int{5, 12, 250}).Draw(t, "capacity")
 				return dlqtest.Queue[parked]{
-					DLQ:      courier.NewMemoryDLQByIdentity(capacity, identity),
+					DLQ:      &courier.MemoryDLQ[parked]{Capacity: capacity, Identity: identity},
 					Capacity: capacity,
 					Identity: identity != nil,
 					Record:   func(name, number int) parked { return parked{name, number} },
@@ -34,12 +34,12 @@ func TestMemoryDLQ_AgainstAModel(t *testing.T) {
 }
 
 func TestMemoryDLQ_APlaceThatIsNone(t *testing.T) {
-	_, err := courier.NewMemoryDLQ[int](0).List(t.Context(), "order-7", 10)
+	_, err := new(courier.MemoryDLQ[int]).List(t.Context(), "order-7", 10)
 	require.ErrorContains(t, err, `no place "order-7"`)
 }
 
 func TestMemoryDLQ_KeepsWhatIsKnownOfARecordThatIsParkedAgain(t *testing.T) {
-	q := courier.NewMemoryDLQByIdentity(1, func(r int) string { return fmt.Sprint(r) })
+	q := &courier.MemoryDLQ[int]{Capacity: 1, Identity: func(r int) string { return fmt.Sprint(r) }}
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Error: errTest, FailedRedrives: 3, Attempts: 1}))
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Error: errTest, Attempts: 2}))
 	require.ErrorIs(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 8}), courier.ErrDLQFull)

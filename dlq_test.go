@@ -60,7 +60,7 @@ func TestQ2_NeverParksWhatWasNotAttempted(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			applier, queue := withDLQ(always(test.err))
 			require.Equal(t, test.err, applier.Apply(test.ctx, 1))
-			require.Zero(t, queue.Len())
+			require.Zero(t, countOf(queue))
 		})
 	}
 }
@@ -136,7 +136,7 @@ func TestDLQ_SkippedIsNotParked(t *testing.T) {
 	applier, queue := withDLQ(always(courier.Skip(errTest)))
 	source := newShelf(1, 2)
 	require.NoError(t, courier.NewPollingCoordinator(source, applier, quiet).RunOnce(t.Context()))
-	require.Zero(t, queue.Len())
+	require.Zero(t, countOf(queue))
 	require.Empty(t, source.left(), "skipped records are marked")
 }
 
@@ -165,7 +165,7 @@ func TestDLQ_ABatchParksOnlyWhatFailed(t *testing.T) {
 
 func TestMemoryDLQ(t *testing.T) {
 	ctx := t.Context()
-	q := courier.NewMemoryDLQ[int](3)
+	q := &courier.MemoryDLQ[int]{Capacity: 3}
 	for i := range 3 {
 		require.NoError(t, q.Send(ctx, courier.DeadLetter[int]{Record: i}))
 	}
@@ -179,7 +179,7 @@ func TestMemoryDLQ(t *testing.T) {
 	again, _ = q.Receive(ctx, 2)
 	require.Equal(t, 0, again[0].Record, "the slice is the caller's own")
 	require.NoError(t, q.Delete(ctx, again[0].ID, "unknown"))
-	require.Equal(t, 2, q.Len())
+	require.Equal(t, 2, countOf(q))
 	rest, _ := q.Receive(ctx, 10)
 	require.Equal(t, 1, rest[0].Record)
 	none, err := q.Receive(ctx, 0)
@@ -187,7 +187,7 @@ func TestMemoryDLQ(t *testing.T) {
 	require.Empty(t, none)
 	require.NoError(t, q.Send(ctx, courier.DeadLetter[int]{Record: 4}), "room again")
 
-	unbounded := courier.NewMemoryDLQ[int](0)
+	unbounded := &courier.MemoryDLQ[int]{}
 	for range courier.DefaultDLQCapacity {
 		require.NoError(t, unbounded.Send(ctx, courier.DeadLetter[int]{}))
 	}
@@ -197,7 +197,7 @@ func TestMemoryDLQ(t *testing.T) {
 // A queue without a retry or a breaker inside takes the healthy records of an
 // outage: the coordinator says so once, when it first runs.
 func TestDLQ_ThatIsExposedToOutagesIsWarnedOf(t *testing.T) {
-	queue := courier.NewMemoryDLQ[int](0)
+	queue := &courier.MemoryDLQ[int]{}
 	nop := courier.ProcessFunc(nop[int])
 	park := func(a courier.Applier[int]) courier.Applier[int] {
 		return courier.NewDLQApplier(a, courier.DLQ[int](queue), courier.DLQPolicy[int]{})

@@ -424,7 +424,7 @@ func pauseOf(err error) (until time.Time, paused bool) {
 	switch e := err.(type) {
 	case nil:
 		return time.Time{}, false
-	case *FanOutError: // it has the method whether or not a branch pauses
+	case *FanOutError:
 		return e.pause()
 	case *ParkError:
 		return pauseOf(e.Store)

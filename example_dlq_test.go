@@ -56,7 +56,7 @@ func ExampleRedrive() {
 // Branches of a fan-out share a queue. Each owes the record to its destination,
 // and gets its own letters back.
 func ExampleDLQPolicy_branch() {
-	dlq := courier.NewMemoryDLQByIdentity(0, strconv.Itoa)
+	dlq := &courier.MemoryDLQ[int]{Identity: strconv.Itoa}
 	down := errors.New("410 Gone")
 	deliver := func(branch string) courier.Applier[int] {
 		return courier.ProcessFunc(func(_ context.Context, order int) error {
@@ -74,12 +74,14 @@ func ExampleDLQPolicy_branch() {
 	}
 	ctx := context.Background()
 	err := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: branches}).Apply(ctx, 7)
-	fmt.Println(dlq.Len(), "letters,", err)
+	parked, _ := dlq.Count(ctx)
+	fmt.Println(parked, "letters,", err)
 
 	down = nil
 	ofSearch := func(l courier.DeadLetter[int]) bool { return l.Branch == "search" }
 	_, err = courier.Redrive(ctx, courier.DLQ[int](dlq), deliver("search"), &courier.RedriveConfig[int]{Match: ofSearch})
-	fmt.Println(dlq.Len(), "letter,", err)
+	parked, _ = dlq.Count(ctx)
+	fmt.Println(parked, "letter,", err)
 	// Output:
 	// 2 letters, <nil>
 	// search has 7
@@ -118,7 +120,7 @@ func ExampleDLQPolicy() {
 		fmt.Println("shipped", o)
 		return nil
 	})
-	queue := courier.NewMemoryDLQ[order](0)
+	queue := &courier.MemoryDLQ[order]{}
 	applier := courier.NewDLQApplier(ship, courier.DLQ[order](queue), courier.DLQPolicy[order]{
 		Key: func(o order) string { return o.customer },
 		OnPark: func(_ context.Context, letter courier.DeadLetter[order]) {

@@ -1,9 +1,21 @@
 package courier
 
-import "log/slog"
+import (
+	"log/slog"
+	"time"
+)
 
 // TeeObservers is what WithObserver does when it is given several times.
 var TeeObservers = teeObservers
+
+// Counted reports whether the call after which a breaker opened counts as an attempt.
+func Counted(e *OpenError) bool { return e.counted }
+
+// RetryAt returns when a fan-out takes records again, the zero time where it does now.
+func RetryAt(e *FanOutError) time.Time {
+	until, _ := e.pause()
+	return until
+}
 
 // LogObserver returns the log of a coordinator as an observer.
 func LogObserver(logger *slog.Logger) Observer {

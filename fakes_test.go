@@ -245,3 +245,11 @@ func (b eachOfBatch[T]) ApplyBatch(ctx context.Context, records []T) error {
 	}
 	return list.ErrorOrNil()
 }
+
+// countOf returns the number of letters in a queue.
+func countOf(queue interface {
+	Count(ctx context.Context) (int, error)
+}) int {
+	n, _ := queue.Count(context.Background())
+	return n
+}

@@ -175,14 +175,8 @@ func (e *FanOutError) class(ctx context.Context) ErrorClass {
 	return result
 }
 
-// RetryAt returns when it is worth trying the record again because enough of
-// the branches with an open breaker may be probed. It is the zero time when
-// there is none.
-func (e *FanOutError) RetryAt() time.Time {
-	until, _ := e.pause()
-	return until
-}
-
+// pause reports whether the fan-out takes nothing for now because of branches with an
+// open breaker, and when enough of them may be probed.
 func (e *FanOutError) pause() (until time.Time, paused bool) {
 	var times []time.Time
 	for _, f := range e.Failures {

@@ -547,7 +547,7 @@ func TestF4_ThePauseOfSeveralBranches(t *testing.T) {
 				appliers = append(appliers, always(err))
 			}
 			applier := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(appliers...), Quorum: test.quorum, OnBranchFailure: new(missed).note})
-			require.Equal(t, test.want, fanOutError(t, applier.Apply(t.Context(), 1)).RetryAt())
+			require.Equal(t, test.want, courier.RetryAt(fanOutError(t, applier.Apply(t.Context(), 1))))
 		})
 	}
 }
@@ -737,8 +737,8 @@ func TestFanOut_AStackForEachBranch(t *testing.T) {
 	b, qb := withDLQ[int](s)
 	source := newShelf(1, 2)
 	require.NoError(t, courier.NewPollingCoordinator(source, courier.NewFanOutApplier(a, b), quiet).RunOnce(t.Context()))
-	require.Equal(t, 2, qa.Len())
-	require.Zero(t, qb.Len())
+	require.Equal(t, 2, countOf(qa))
+	require.Zero(t, countOf(qb))
 	require.Equal(t, []int{1, 2}, s.got())
 	require.Empty(t, source.left())
 }

@@ -23,7 +23,7 @@ import (
 // behind puts an applier behind a breaker that one failure opens, for a second
 // first.
 func behind(a courier.Applier[int]) (courier.Applier[int], *courier.Breaker) {
-	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, Jitter: courier.NoOpenJitter})
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, DisableJitter: true})
 	return courier.NewCircuitBreakerApplier(a, b), b
 }
 
@@ -63,7 +63,7 @@ func TestF3_WhileANeededBranchIsOpenNoneIsCalled(t *testing.T) {
 				err := apply(t.Context(), fan, 1)
 				e := fanOutError(t, err)
 				require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
-				require.Equal(t, breaker.RetryAt(), e.RetryAt())
+				require.Equal(t, breaker.RetryAt(), courier.RetryAt(e))
 				require.Len(t, e.Failures, 2)
 				require.EqualError(t, e.Failures[0].Err, "not called: the fan-out waits for branch b")
 				require.ErrorIs(t, e.Failures[1].Err, courier.ErrOpen)
@@ -105,7 +105,7 @@ func TestF3_ABranchThatIsDueForAProbeGoesFirst(t *testing.T) {
 				for probe := range 5 {
 					time.Sleep(time.Second << probe)
 					err := apply(t.Context(), fan, 1)
-					require.Equal(t, breaker.RetryAt(), fanOutError(t, err).RetryAt())
+					require.Equal(t, breaker.RetryAt(), courier.RetryAt(fanOutError(t, err)))
 					require.ErrorContains(t, err, "the fan-out waits for branch b")
 					require.ErrorContains(t, err, errTest.Error())
 				}
@@ -207,7 +207,7 @@ func TestF3_AQuorumThatNeedsAProbeWaitsForIt(t *testing.T) {
 		fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(a, b, c), Quorum: 2, OnBranchFailure: (&missed{}).note})
 		err := fan.Apply(t.Context(), 1)
 		require.Zero(t, a.called())
-		require.Equal(t, second.RetryAt(), fanOutError(t, err).RetryAt(), "either will do, and this is the earlier one")
+		require.Equal(t, second.RetryAt(), courier.RetryAt(fanOutError(t, err)), "either will do, and this is the earlier one")
 
 		time.Sleep(time.Minute)
 		failure = nil
@@ -225,7 +225,7 @@ func TestF4_ABranchForcedOpenHasNoTime(t *testing.T) {
 	open(t, other)
 	err := courier.NewFanOutApplier(a, b, c).Apply(t.Context(), 1)
 	require.ErrorIs(t, err, courier.ErrForcedOpen)
-	require.Zero(t, fanOutError(t, err).RetryAt())
+	require.Zero(t, courier.RetryAt(fanOutError(t, err)))
 }
 
 // P-2: what the retries of a branch have used is kept by deliveries that do not
@@ -236,7 +236,7 @@ func TestP2_ADeliveryThatWaitsForAnotherBranchForgetsNoAttempt(t *testing.T) {
 		up := func(from, to time.Duration) bool { return time.Since(began) < from || time.Since(began) >= to }
 		policy := courier.RetryPolicy{MaxAttempts: 5, InitialDelay: time.Second, MaxDelay: time.Second, Jitter: courier.NoJitter}
 		closed := 0 // attempts on the poison record while the breaker is closed
-		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, Jitter: courier.NoOpenJitter})
+		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, DisableJitter: true})
 		poison := courier.ProcessFunc(func(_ context.Context, r int) error {
 			if r == 1 {
 				if breaker.State() == courier.BreakerClosed {
@@ -246,7 +246,7 @@ func TestP2_ADeliveryThatWaitsForAnotherBranchForgetsNoAttempt(t *testing.T) {
 			}
 			return nil
 		})
-		queue := courier.NewMemoryDLQ[int](0)
+		queue := &courier.MemoryDLQ[int]{}
 		a := courier.NewDLQApplier(courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(poison, breaker), policy), courier.DLQ[int](queue), courier.DLQPolicy[int]{})
 		b, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error {
 			if up(2*time.Second, 10*time.Minute) {
@@ -278,7 +278,7 @@ func TestP2_ABranchThatTookARecordBeginsAnew(t *testing.T) {
 		within := func(from, to time.Duration) bool { return time.Since(began) >= from && time.Since(began) < to }
 		config := courier.ResilientConfig[int]{
 			Retry:   courier.RetryPolicy{MaxAttempts: 3, InitialDelay: 10 * time.Millisecond, Jitter: courier.NoJitter},
-			Breaker: courier.BreakerPolicy{FailureThreshold: 2, Jitter: courier.NoOpenJitter},
+			Breaker: courier.BreakerPolicy{FailureThreshold: 2, DisableJitter: true},
 		}
 		branch := func(down func() bool) (courier.Applier[int], courier.DLQ[int]) {
 			return courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error {
@@ -410,7 +410,7 @@ func TestFanOut_PropertyOfTurns(t *testing.T) {
 			for range rapid.SampledFrom([]int{0, 1, 1, 1, 2}).Draw(rt, "breakers") {
 				policy := courier.BreakerPolicy{
 					FailureThreshold: rapid.IntRange(1, 3).Draw(rt, "threshold"), Successes: rapid.IntRange(1, 2).Draw(rt, "successes"),
-					Jitter: courier.NoOpenJitter, Clock: clock,
+					DisableJitter: true, Clock: clock,
 				}
 				if rapid.Bool().Draw(rt, "by rate") {
 					policy.FailureRate, policy.MinCalls = 0.5, 2

@@ -134,7 +134,7 @@ func TestB5_ThePanicKeepsItsOrigin(t *testing.T) {
 		for range failures {
 			_ = courier.NewCircuitBreakerApplier(always(errTest), b).Apply(t.Context(), 1)
 		}
-		dlq := courier.NewMemoryDLQ[int](0)
+		dlq := &courier.MemoryDLQ[int]{}
 		stack := courier.NewDLQApplier(courier.NewCircuitBreakerApplier(courier.ProcessFunc(panics), b), courier.DLQ[int](dlq), courier.DLQPolicy[int]{})
 		require.NoError(t, stack.Apply(t.Context(), 1))
 		parked, _ := dlq.Receive(t.Context(), 1)
@@ -163,7 +163,7 @@ func TestP1_AFailedBatchThatOpensTheBreakerIsNoRecordsAttempt(t *testing.T) {
 		err := asBatch(courier.NewCircuitBreakerApplier[int](s, newBreaker(1))).ApplyBatch(t.Context(), numbers(n))
 		var open *courier.OpenError
 		require.ErrorAs(t, err, &open)
-		require.Equal(t, counted, open.Counted, "a batch of %d", n)
+		require.Equal(t, counted, courier.Counted(open), "a batch of %d", n)
 	}
 	s.failBatch = func(context.Context, []int, int) error { return failures(0, 0) }
 	b := newBreaker(2)
@@ -283,8 +283,10 @@ func TestD12_ZeroValuesOfTheResilienceTypes(t *testing.T) {
 	require.ErrorIs(t, err, courier.ErrConfig)
 	require.NotPanics(t, func() { new(courier.Breaker).Metrics(); new(courier.Breaker).Ready() })
 	require.ErrorIs(t, courier.NewRetryableApplier(always(nil), courier.RetryPolicy{Budget: new(courier.RetryBudget)}).Apply(t.Context(), 1), courier.ErrConfig)
-	timeout := courier.NewRetryableApplier(courier.WithCircuitBreaker(always(nil)), courier.RetryPolicy{AttemptTimeout: 1})
+	timeout, _ := courier.ResilientApplier(courier.WithCircuitBreaker(always(nil)), &courier.ResilientConfig[int]{AttemptTimeout: 1})
 	require.ErrorIs(t, timeout.Apply(t.Context(), 1), courier.ErrConfig, "it would be outside the breaker")
+	negative, _ := courier.ResilientApplier(always(nil), &courier.ResilientConfig[int]{AttemptTimeout: -1})
+	require.ErrorContains(t, negative.Apply(t.Context(), 1), "ResilientConfig.AttemptTimeout is -1ns")
 	rated, _ := courier.ResilientApplier(always(nil), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{FailureRate: 0.01, MinCalls: 1}})
 	require.ErrorIs(t, rated.Apply(t.Context(), 1), courier.ErrConfig)
 	b := newBreaker(2)
@@ -342,7 +344,7 @@ func TestQ9_WhatTheGuardCounts(t *testing.T) {
 					return courier.Permanent(errTest)
 				}
 				return courier.Skip(errTest)
-			}), courier.DLQ[int](courier.NewMemoryDLQ[int](0)), policy)
+			}), courier.DLQ[int](&courier.MemoryDLQ[int]{}), policy)
 			for i := range 4000 {
 				require.NotErrorIs(t, applier.Apply(t.Context(), i), courier.ErrPark)
 			}
@@ -357,17 +359,17 @@ func TestQ9_WhatTheGuardCounts(t *testing.T) {
 			return &e
 		}}
 		for _, policy := range []courier.DLQPolicy[int]{{}, keyed} {
-			queue := courier.NewMemoryDLQ[int](0)
+			queue := &courier.MemoryDLQ[int]{}
 			applier := courier.NewDLQApplier[int](s, courier.DLQ[int](queue), policy)
 			require.NoError(t, asBatch(applier).ApplyBatch(t.Context(), numbers(100)))
-			require.Equal(t, 25, queue.Len())
+			require.Equal(t, 25, countOf(queue))
 		}
 	})
 }
 
 func TestQ7_AKeyedQueueHiddenFromARedrive(t *testing.T) {
 	for _, identity := range []func(int) string{nil, func(r int) string { return fmt.Sprint(r) }} {
-		queue := courier.NewMemoryDLQByIdentity(0, identity)
+		queue := &courier.MemoryDLQ[int]{Identity: identity}
 		parking := courier.NewDLQApplier(always(errTest), courier.DLQ[int](queue), courier.DLQPolicy[int]{Key: func(int) string { return "k" }})
 		require.NoError(t, parking.Apply(t.Context(), 1))
 		before, _ := queue.Receive(t.Context(), 1)
@@ -382,7 +384,7 @@ func TestQ7_AKeyedQueueHiddenFromARedrive(t *testing.T) {
 
 func TestRedrive_ALimitPassesNoLetterOver(t *testing.T) {
 	for _, pageSize := range []int{3, 100} {
-		queue := courier.NewMemoryDLQ[string](0)
+		queue := &courier.MemoryDLQ[string]{}
 		for _, r := range []string{"a1", "a2", "b1", "b2"} {
 			require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[string]{Record: r, Key: r[:1], Error: errTest}))
 		}
@@ -463,7 +465,7 @@ func TestQ2_NotUnderAnEndedContext(t *testing.T) {
 		return &courier.RetryError{Reason: courier.ReasonExhausted, Last: errTest}
 	}))
 	require.ErrorIs(t, applier.Apply(ctx, 1), courier.ErrExhausted)
-	require.Zero(t, queue.Len())
+	require.Zero(t, countOf(queue))
 }
 
 // D3, P-3: a record that is refused, and never attempted, tells nothing of the
@@ -646,7 +648,7 @@ func TestHazard_ASecondOutageLeavesNoSuspectAlone(t *testing.T) {
 			return nil
 		}}
 		source.add(0)
-		a := courier.NewCircuitBreakerApplier[int](s, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, Jitter: courier.NoOpenJitter}))
+		a := courier.NewCircuitBreakerApplier[int](s, courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, DisableJitter: true}))
 		var opts []courier.Option
 		if !source.wait {
 			opts = append(opts, courier.WithFastPolling())

@@ -276,12 +276,12 @@ func TestQ4_Stream_ARefusingQueueHasNoSourceDrainedAgainstIt(t *testing.T) {
 		source := newLeasing(numbers(100)...)
 		source.wait = true
 		s := &sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}
-		queue := courier.NewMemoryDLQ[int](1)
+		queue := &courier.MemoryDLQ[int]{Capacity: 1}
 		stop := start(t, courier.NewStreamingCoordinator(source, courier.NewDLQApplier(s, queue, courier.DLQPolicy[int]{}), quiet))
 		time.Sleep(time.Hour)
 		require.NoError(t, stop())
 		require.Less(t, s.called(), 50_000, "a batch a time, at growing intervals")
-		require.Equal(t, 1, queue.Len())
+		require.Equal(t, 1, countOf(queue))
 	})
 }
 

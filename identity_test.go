@@ -199,7 +199,7 @@ func TestD3_RunOnceGoesOnBehindAPoisonRecord(t *testing.T) {
 						courierttest.Bubble(t, func(t *testing.T) {
 							var r courierttest.Recorder[int]
 							polled, leased := r.Source(numbers(20)...), r.LeasingSource(time.Minute, numbers(20)...)
-							queue := courier.NewMemoryDLQ[int](0)
+							queue := &courier.MemoryDLQ[int]{}
 							job := func() *courier.PollingCoordinator[int] {
 								apply := courier.ProcessFunc(func(_ context.Context, n int) error {
 									if n < 2 {
@@ -239,7 +239,7 @@ func TestD3_RunOnceGoesOnBehindAPoisonRecord(t *testing.T) {
 							for _, n := range left { // with nobody else left, nothing tells them from an outage
 								require.Less(t, n, 2)
 							}
-							require.Equal(t, 2, len(left)+queue.Len())
+							require.Equal(t, 2, len(left)+countOf(queue))
 							if workers == 1 && !batches {
 								require.Empty(t, left)
 							}
@@ -398,7 +398,7 @@ func TestIdentity_AnotherRecordInASuspectsPlaceBeginsAnew(t *testing.T) {
 			}
 			return nil
 		})
-		queue := courier.NewMemoryDLQ[*rec](0)
+		queue := &courier.MemoryDLQ[*rec]{}
 		stack := courier.NewDLQApplier(courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(inner, b), courier.RetryPolicy{MaxAttempts: 5, InitialDelay: 1}), courier.DLQ[*rec](queue), courier.DLQPolicy[*rec]{})
 		stop := start(t, courier.NewPollingCoordinator[*rec](source, stack, quiet, courier.WithInterval(time.Second)))
 		time.Sleep(500 * time.Millisecond)

@@ -112,7 +112,7 @@ func TestLog_WhenTheDrainTimeoutPasses(t *testing.T) {
 						}
 						switch stack {
 						case "resilient":
-							a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{DLQ: courier.NewMemoryDLQ[int](0)})
+							a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{DLQ: &courier.MemoryDLQ[int]{}})
 						case "fan-out":
 							a = courier.NewFanOutApplier(a)
 						}

@@ -48,7 +48,7 @@ func (tr *trial) around(applier courier.Applier[int], policy courier.RetryPolicy
 		stack, _ := courier.ResilientApplier(applier, &courier.ResilientConfig[int]{Retry: policy, Breaker: courier.BreakerPolicy{FailureThreshold: inARow}})
 		return stack
 	case "DLQ(Retry)":
-		queue := courier.NewMemoryDLQ[int](0)
+		queue := &courier.MemoryDLQ[int]{}
 		return courier.NewDLQApplier(courier.NewRetryableApplier(applier, policy), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
 	}
 	return courier.NewRetryableApplier(applier, policy)

@@ -280,7 +280,7 @@ func TestLater_IsNoVerdictOnAProbe(t *testing.T) {
 		source.add(0, 1)
 		var calls []time.Duration
 		began := time.Now()
-		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Jitter: courier.NoOpenJitter})
+		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, DisableJitter: true})
 		stop := start(t, make(courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
 			switch {
 			case r == 1:
@@ -334,7 +334,7 @@ func TestD4_RunOnceLeavesTheLaterRecordsOfItsKeyToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var applied []int
 		began := time.Now()
-		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Jitter: courier.NoOpenJitter})
+		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, DisableJitter: true})
 		stack := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
 			switch {
 			case time.Since(began) < time.Second:

@@ -115,7 +115,7 @@ var misplacements = map[[2]kind]string{
 	{breaking, retrying}:  "to which all attempts on a record are one call: put the retry around the breaker, or use ResilientApplier",
 	{breaking, parking}:   "so that the breaker sees no failure: put the breaker inside the queue, or use ResilientApplier",
 	{timing, retrying}:    "which would end all attempts together, and no record would be given up: put the timeout inside the retry, and bound all attempts by RetryPolicy.MaxElapsed",
-	{timing, breaking}:    "which has to see what times out: put the timeout inside the breaker, or use ResilientApplier with RetryPolicy.AttemptTimeout",
+	{timing, breaking}:    "which has to see what times out: put the timeout inside the breaker, or use ResilientApplier with ResilientConfig.AttemptTimeout",
 	{timing, parking}:     "so that a record which always times out is never parked: put the timeout inside the queue",
 	{parking, parking}:    "so that the outer queue never gets a letter: leave one of the two out",
 	{decoding, parking}:   "so that a row which cannot be decoded is never parked, and comes back without end: put the queue around the decoder",

@@ -51,17 +51,14 @@ var decorators = []struct {
 		return a
 	}},
 	{"resilient with a timeout", func(a courier.Applier[string]) courier.Applier[string] {
-		a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[string]{DLQ: lot, Parking: anyRate, Retry: courier.RetryPolicy{AttemptTimeout: time.Second}})
+		a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[string]{DLQ: lot, Parking: anyRate, AttemptTimeout: time.Second})
 		return a
-	}},
-	{"retry with a timeout", func(a courier.Applier[string]) courier.Applier[string] {
-		return courier.NewRetryableApplier(a, courier.RetryPolicy{AttemptTimeout: time.Second})
 	}},
 }
 
 // lot is where the decorators park, and anyRate has no guard against parking much.
 var (
-	lot     = courier.NewMemoryDLQ[string](0)
+	lot     = &courier.MemoryDLQ[string]{}
 	anyRate = courier.DLQPolicy[string]{MaxParkRate: courier.AnyParkRate}
 )
 
@@ -69,43 +66,39 @@ var (
 // what the error says besides the two.
 var orders = map[string]map[string]string{
 	"retry": {
-		"retry": twice, "retry with a timeout": twice, "breaker": "", "timeout": "", "DLQ": unseen, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"retry": twice, "breaker": "", "timeout": "", "DLQ": unseen, "fan-out": "", "cloning fan-out": "", "decoder": "",
 		"resilient": unseen, "resilient with a timeout": unseen,
 	},
 	"breaker": {
-		"retry": oneCall, "retry with a timeout": oneCall, "breaker": "", "timeout": "", "DLQ": unseen, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"retry": oneCall, "breaker": "", "timeout": "", "DLQ": unseen, "fan-out": "", "cloning fan-out": "", "decoder": "",
 		"resilient": unseen, "resilient with a timeout": unseen,
 	},
 	"timeout": {
-		"retry": together, "retry with a timeout": together, "breaker": blind, "timeout": "", "DLQ": hung, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"retry": together, "breaker": blind, "timeout": "", "DLQ": hung, "fan-out": "", "cloning fan-out": "", "decoder": "",
 		"resilient": hung, "resilient with a timeout": hung,
 	},
 	"DLQ": {
-		"retry": "", "retry with a timeout": "", "breaker": "", "timeout": "", "DLQ": empty, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"retry": "", "breaker": "", "timeout": "", "DLQ": empty, "fan-out": "", "cloning fan-out": "", "decoder": "",
 		"resilient": empty, "resilient with a timeout": empty,
 	},
 	"fan-out":         allowedAll,
 	"cloning fan-out": allowedAll,
 	"decoder": {
-		"retry": "", "retry with a timeout": "", "breaker": "", "timeout": "", "DLQ": undecoded, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"retry": "", "breaker": "", "timeout": "", "DLQ": undecoded, "fan-out": "", "cloning fan-out": "", "decoder": "",
 		"resilient": undecoded, "resilient with a timeout": undecoded,
 	},
 	"resilient": {
-		"retry": brought, "retry with a timeout": brought, "breaker": "", "timeout": "", "DLQ": brought, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"retry": brought, "breaker": "", "timeout": "", "DLQ": brought, "fan-out": "", "cloning fan-out": "", "decoder": "",
 		"resilient": brought, "resilient with a timeout": brought,
 	},
 	"resilient with a timeout": {
-		"retry": brought, "retry with a timeout": brought, "breaker": blind, "timeout": "", "DLQ": brought, "fan-out": "", "cloning fan-out": "", "decoder": "",
+		"retry": brought, "breaker": blind, "timeout": "", "DLQ": brought, "fan-out": "", "cloning fan-out": "", "decoder": "",
 		"resilient": brought, "resilient with a timeout": brought,
-	},
-	"retry with a timeout": {
-		"retry": twice, "retry with a timeout": twice, "breaker": blind, "timeout": "", "DLQ": unseen, "fan-out": "", "cloning fan-out": "", "decoder": "",
-		"resilient": unseen, "resilient with a timeout": unseen,
 	},
 }
 
 var allowedAll = map[string]string{
-	"retry": "", "retry with a timeout": "", "breaker": "", "timeout": "", "DLQ": "", "fan-out": "", "cloning fan-out": "", "decoder": "",
+	"retry": "", "breaker": "", "timeout": "", "DLQ": "", "fan-out": "", "cloning fan-out": "", "decoder": "",
 	"resilient": "", "resilient with a timeout": "",
 }
 
@@ -363,7 +356,7 @@ func TestC3_AnOpenPeriodIsOneProbeAndNothingElse(t *testing.T) {
 						if batches {
 							a = eachOfBatch[int]{a}
 						}
-						b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Minute, Jitter: courier.NoOpenJitter})
+						b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Minute, DisableJitter: true})
 						a = courier.NewCircuitBreakerApplier(a, b)
 						var clock counting
 						var told courierttest.ObserverRecorder
@@ -488,7 +481,7 @@ func (q marksToo) MarksRecords() bool { return q.marks }
 
 // Letters of two branches in one queue are told apart by the branches' names.
 func TestFanOut_BranchesThatParkInOneQueueUnderOneNameAreRefused(t *testing.T) {
-	q, other := courier.NewMemoryDLQ[int](0), courier.NewMemoryDLQ[int](0)
+	q, other := &courier.MemoryDLQ[int]{}, &courier.MemoryDLQ[int]{}
 	into := func(q courier.DLQ[int], branch string) courier.Applier[int] {
 		return courier.NewDLQApplier(courier.ProcessFunc(nop[int]), q, courier.DLQPolicy[int]{Branch: branch})
 	}
@@ -538,7 +531,7 @@ func (q twin) SameQueue(other courier.DeadLetterSink[int]) bool {
 func TestFanOut_ABranchThatWouldMarkTheRecordIsRefused(t *testing.T) {
 	process := courier.ProcessFunc(nop[int])
 	into := func(marks bool) courier.Applier[int] {
-		return courier.NewDLQApplier(process, courier.DLQ[int](marksToo{courier.NewMemoryDLQ[int](0), marks}), courier.DLQPolicy[int]{})
+		return courier.NewDLQApplier(process, courier.DLQ[int](marksToo{&courier.MemoryDLQ[int]{}, marks}), courier.DLQPolicy[int]{})
 	}
 	for name, branch := range map[string]courier.Applier[int]{
 		"in a branch":              into(true),
@@ -552,6 +545,6 @@ func TestFanOut_ABranchThatWouldMarkTheRecordIsRefused(t *testing.T) {
 		})
 	}
 	require.NoError(t, courier.NewFanOutApplier(process, into(false)).(courier.Validator).Validate())
-	around := courier.NewDLQApplier(courier.NewFanOutApplier(process, process), courier.DLQ[int](marksToo{courier.NewMemoryDLQ[int](0), true}), courier.DLQPolicy[int]{})
+	around := courier.NewDLQApplier(courier.NewFanOutApplier(process, process), courier.DLQ[int](marksToo{&courier.MemoryDLQ[int]{}, true}), courier.DLQPolicy[int]{})
 	require.NoError(t, around.(courier.Validator).Validate())
 }

@@ -43,7 +43,7 @@ func TestObserver_OnePauseForEachOpenPeriod(t *testing.T) {
 							if stack == "plain" {
 								a = courier.NewCircuitBreakerApplier(a, courier.NewBreaker(policy))
 							} else {
-								a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{Breaker: policy, DLQ: courier.NewMemoryDLQ[int](0)})
+								a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{Breaker: policy, DLQ: &courier.MemoryDLQ[int]{}})
 							}
 							branch := ""
 							switch stack {
@@ -121,7 +121,7 @@ func TestObserver_EventsSayOfWhatTheyAre(t *testing.T) {
 					a = eachOfBatch[int]{a}
 				}
 				a = courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 3, Jitter: courier.NoJitter})
-				a = courier.NewDLQApplier(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Branch: "crm"})
+				a = courier.NewDLQApplier(a, courier.DLQ[int](&courier.MemoryDLQ[int]{}), courier.DLQPolicy[int]{Branch: "crm"})
 				_, run := with(a, numbers(5), courier.WithObserver(told.Observer()))
 				run(time.Minute)
 				parks := courierttest.EventsOf[courier.ParkEvent](&told)

@@ -205,7 +205,7 @@ func WithApplyBatchSize(n int) Option {
 // [SyncWithRetry] or [RunOnce] after d, see [NewAttemptTimeoutApplier]: such a call has
 // failed as any other. The default is no timeout. A coordinator that is given an applier
 // refuses the option; there the timeout belongs inside the breaker, where
-// RetryPolicy.AttemptTimeout of [ResilientApplier] puts it.
+// [ResilientConfig].AttemptTimeout puts it.
 func WithAttemptTimeout(d time.Duration) Option {
 	return func(c *config) { c.duration("WithAttemptTimeout", &c.attempt, d) }
 }
@@ -218,7 +218,7 @@ func (c *config) attemptFault() error {
 	if c.attempt == 0 {
 		return nil
 	}
-	return &ConfigError{"WithAttemptTimeout", "is for Sync, SyncWithRetry and RunOnce; an applier has a timeout by RetryPolicy.AttemptTimeout or NewAttemptTimeoutApplier"}
+	return &ConfigError{"WithAttemptTimeout", "is for Sync, SyncWithRetry and RunOnce; an applier has a timeout by ResilientConfig.AttemptTimeout or NewAttemptTimeoutApplier"}
 }
 
 // WithPrefetch sets how many batches are fetched while another is in work. The
@@ -281,7 +281,7 @@ func WithDrainTimeout(d time.Duration) Option {
 // WithStallAfter sets how long a record may be in work until the coordinator tells of
 // it. The default is 30 seconds. Nothing is cancelled: a call that does not return keeps
 // its worker, and at a stop the drain timeout is for it. To end a call, give it a
-// timeout, see [WithAttemptTimeout] and RetryPolicy.AttemptTimeout.
+// timeout, see [WithAttemptTimeout] and [ResilientConfig].AttemptTimeout.
 //
 // The log names the record, its attempt and for how long it has been in work at least:
 // once at Warn, again every 5 minutes, and at Info when its call has returned, see also

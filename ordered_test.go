@@ -202,7 +202,7 @@ func (o *ordered) parks(keyed bool) (courier.DLQ[int], courier.DLQPolicy[int]) {
 	if keyed {
 		policy.Key = o.key
 	}
-	return courier.NewMemoryDLQ[int](0), policy
+	return &courier.MemoryDLQ[int]{}, policy
 }
 
 // One key, a hundred records: one call where it takes a hundred without the order.
@@ -499,7 +499,7 @@ func TestOrderedBatches_AWaitingRecordHoldsNoEarlierOneOfItsKeyBack(t *testing.T
 func TestOrderedBatches_WhatWasAppliedBehindAFailedOneIsMarked(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 		var r courierttest.Recorder[int]
-		broken := r.BatchApplier(courierttest.Faults{{Effect: courierttest.Fail, When: courierttest.And(courierttest.Record("0"), courierttest.Attempts(1, 1))}})
+		broken := r.BatchApplier(courierttest.Faults{{Effect: courierttest.Error, When: courierttest.And(courierttest.OnRecord("0"), courierttest.Attempts(1, 1))}})
 		source.add(numbers(3)...)
 		stop := start(t, make(boasting{broken}, unspread, courier.WithOrderKey(byRest(1))))
 		time.Sleep(time.Millisecond)
@@ -593,7 +593,7 @@ func TestOrderedBatches_NothingOvertakesARecordThatCouldNotBeParked(t *testing.T
 	var r courierttest.Recorder[int]
 	queue := r.DLQ(0)
 	require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Key: "0"}))
-	queue.SendFaults.Set(courierttest.Fault{Effect: courierttest.Fail})
+	queue.SendFaults.Set(courierttest.Fault{Effect: courierttest.Error})
 	o := newOrdered(1)
 	dlq := courier.NewDLQApplier[int](o, courier.DLQ[int](queue), courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r) }})
 	var list *courier.BatchError

@@ -84,7 +84,7 @@ func (b inBatches) ApplyBatch(_ context.Context, records []int) error { return b
 // which each failure is an error that is returned (D9).
 func TestD9_APanicIsTriedAgainAsAnErrorIs(t *testing.T) {
 	retry := courier.RetryPolicy{Jitter: courier.NoJitter, MaxAttempts: 3}
-	breaker := courier.BreakerPolicy{FailureThreshold: 3, Jitter: courier.NoOpenJitter}
+	breaker := courier.BreakerPolicy{FailureThreshold: 3, DisableJitter: true}
 	type stack func(a courier.Applier[int], q courier.DLQ[int]) courier.Applier[int]
 	retried := func(a courier.Applier[int], _ courier.DLQ[int]) courier.Applier[int] {
 		return courier.NewRetryableApplier(a, retry)
@@ -97,7 +97,7 @@ func TestD9_APanicIsTriedAgainAsAnErrorIs(t *testing.T) {
 		"none":  func(a courier.Applier[int], _ courier.DLQ[int]) courier.Applier[int] { return a },
 		"retry": retried,
 		"retry, timeout": func(a courier.Applier[int], _ courier.DLQ[int]) courier.Applier[int] {
-			return courier.NewRetryableApplier(a, courier.RetryPolicy{Jitter: courier.NoJitter, AttemptTimeout: time.Hour})
+			return courier.NewRetryableApplier(courier.NewAttemptTimeoutApplier(a, time.Hour, nil), courier.RetryPolicy{Jitter: courier.NoJitter})
 		},
 		"breaker": func(a courier.Applier[int], _ courier.DLQ[int]) courier.Applier[int] {
 			return courier.NewCircuitBreakerApplier(a, courier.NewBreaker(breaker))
@@ -140,7 +140,7 @@ func TestD9_APanicIsTriedAgainAsAnErrorIs(t *testing.T) {
 		run := func(plain bool) (told []string) {
 			rapid.SyncTest(t, func(t *rapid.T) {
 				e := &screenplay{script: script, plain: plain, began: time.Now(), made: map[string]int{}}
-				q := courier.NewMemoryDLQ[int](0)
+				q := &courier.MemoryDLQ[int]{}
 				a := stacks[name](e.applier("", batches), courier.DLQ[int](q))
 				if second {
 					a = courier.NewFanOutFromConfig(courier.FanOutConfig[int]{
@@ -174,7 +174,7 @@ func TestD9_APanicIsTriedAgainAsAnErrorIs(t *testing.T) {
 					}
 					pending = src.Pending()
 				case "redrive":
-					letters := courier.NewMemoryDLQ[int](0)
+					letters := &courier.MemoryDLQ[int]{}
 					for n := range records {
 						_ = letters.Send(context.Background(), courier.DeadLetter[int]{Record: n, Error: errTest})
 					}
@@ -379,7 +379,7 @@ func TestD9_AFunctionOnTheWayDoesNoHarm(t *testing.T) {
 	for _, clock := range []badClock{{now: true}, {after: true}, {true, true}} {
 		cases[fmt.Sprintf("Clock, %+v", clock)] = func(s *setup) {
 			s.config.Clock = clock
-			s.config.Retry.AttemptTimeout = time.Minute
+			s.config.AttemptTimeout = time.Minute
 			s.config.Retry.MaxElapsed = time.Hour
 			s.options = append(s.options, courier.WithClock(clock))
 		}

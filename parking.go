@@ -59,8 +59,6 @@ type DLQPolicy[T any] struct {
 
 	// Clock is nil for the system's clock.
 	Clock Clock
-
-	_ struct{}
 }
 
 func (p DLQPolicy[T]) withDefaults() DLQPolicy[T] {
@@ -115,7 +113,7 @@ func (e *ParkError) NotAttempted() bool { return true }
 // default capacity. What the applier returns is final here: put retries inside,
 // as [ResilientApplier] does.
 func WithDLQ[T any](applier Applier[T]) (Applier[T], DLQ[T]) {
-	queue := NewMemoryDLQ[T](0)
+	queue := &MemoryDLQ[T]{}
 	return newDLQApplier(applier, queue, DLQPolicy[T]{}, true), queue
 }
 

@@ -49,7 +49,7 @@ func TestQ8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T) {
 				}
 				s, applied = many, many.got
 			}
-			q := courier.NewMemoryDLQ[keyed](0)
+			q := &courier.MemoryDLQ[keyed]{}
 			stack := courier.NewDLQApplier(s, courier.DLQ[keyed](q), courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
 			apply := func(records ...keyed) {
 				t.Helper()
@@ -97,12 +97,12 @@ func TestQ8_LaterRecordsOfAParkedKeyArePassedToTheQueue(t *testing.T) {
 // each branch take to it what it lacks.
 func TestQ6_TwoBranchesParkOneRecordInOneQueue(t *testing.T) {
 	byName := func() courier.DLQ[keyed] {
-		return courier.NewMemoryDLQByIdentity(0, func(r keyed) string { return fmt.Sprint(r.n) })
+		return &courier.MemoryDLQ[keyed]{Identity: func(r keyed) string { return fmt.Sprint(r.n) }}
 	}
 	records := []keyed{{"k", 10}, {"k", 11}, {"k", 12}, {"l", 20}, {"m", 30}}
 	for queue, open := range map[string]func() (a, b courier.DLQ[keyed]){
 		"by identity": func() (a, b courier.DLQ[keyed]) { q := byName(); return q, q },
-		"of letters":  func() (a, b courier.DLQ[keyed]) { q := courier.NewMemoryDLQ[keyed](0); return q, q },
+		"of letters":  func() (a, b courier.DLQ[keyed]) { q := &courier.MemoryDLQ[keyed]{}; return q, q },
 		"one each":    func() (a, b courier.DLQ[keyed]) { return byName(), byName() },
 	} {
 		for _, form := range []string{"one by one", "batches"} {
@@ -163,7 +163,7 @@ func TestQ6_TwoBranchesParkOneRecordInOneQueue(t *testing.T) {
 
 // what one branch has parked of a key holds back no record of the other.
 func TestQ8_AKeyIsParkedInItsBranchAlone(t *testing.T) {
-	q := courier.NewMemoryDLQByIdentity(0, func(r keyed) string { return fmt.Sprint(r.n) })
+	q := &courier.MemoryDLQ[keyed]{Identity: func(r keyed) string { return fmt.Sprint(r.n) }}
 	into := func(branch string, to courier.Applier[keyed]) courier.BatchApplier[keyed] {
 		policy := courier.DLQPolicy[keyed]{Branch: branch, Key: func(r keyed) string { return r.key }}
 		return courier.NewDLQApplier(to, courier.DLQ[keyed](q), policy).(courier.BatchApplier[keyed])
@@ -204,7 +204,7 @@ func unique(records []keyed) (first []keyed) {
 
 func TestQ8_WithoutAnAnswerRecordsStayPending(t *testing.T) {
 	s := &batchSink[keyed]{}
-	q := &mute{courier.NewMemoryDLQ[keyed](0)}
+	q := &mute{&courier.MemoryDLQ[keyed]{}}
 	stack := courier.NewDLQApplier[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
 	err := stack.Apply(t.Context(), keyed{"a", 1})
 	require.ErrorIs(t, err, errTest)
@@ -227,7 +227,7 @@ func TestQ8_ARefusedRecordHoldsBackThoseOfItsKeyInTheBatch(t *testing.T) {
 		}
 		return nil
 	}}
-	q := courier.NewMemoryDLQ[keyed](1)
+	q := &courier.MemoryDLQ[keyed]{Capacity: 1}
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[keyed]{})) // full
 	stack := courier.NewDLQApplier[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string { return r.key }})
 	err := stack.(courier.BatchApplier[keyed]).ApplyBatch(t.Context(), []keyed{{"a", 1}, {"b", 2}, {"a", 3}})
@@ -237,7 +237,7 @@ func TestQ8_ARefusedRecordHoldsBackThoseOfItsKeyInTheBatch(t *testing.T) {
 
 func TestQ8_AKeyThatPanicsIsTheRecordsFailure(t *testing.T) {
 	s := &batchSink[keyed]{}
-	q := courier.NewMemoryDLQ[keyed](0)
+	q := &courier.MemoryDLQ[keyed]{}
 	stack := courier.NewDLQApplier[keyed](s, q, courier.DLQPolicy[keyed]{Key: func(r keyed) string {
 		if r.n == 1 {
 			panic("boom")
@@ -263,23 +263,23 @@ func TestQ9_APipelineThatParksTooMuchPauses(t *testing.T) {
 				if batch {
 					applier = s
 				}
-				q := courier.NewMemoryDLQ[int](0)
+				q := &courier.MemoryDLQ[int]{}
 				var logged strings.Builder
 				stack := courier.NewDLQApplier(applier, courier.DLQ[int](q), courier.DLQPolicy[int]{})
 				stop := start(t, courier.NewPollingCoordinator(source, stack, courier.WithLogger(textLogger(&logged)), courier.WithFastPolling()))
 				time.Sleep(30 * time.Second)
 				synctest.Wait()
-				require.Equal(t, 20, q.Len(), "a few poison records at the start are parked; a whole source is not")
+				require.Equal(t, 20, countOf(q), "a few poison records at the start are parked; a whole source is not")
 				fetches := source.fetchCount()
 				time.Sleep(25 * time.Second)
 				synctest.Wait()
 				require.Equal(t, fetches, source.fetchCount(), "the intake stands still")
 				time.Sleep(30 * time.Second)
 				synctest.Wait()
-				require.Equal(t, 40, q.Len(), "and goes on a minute later")
+				require.Equal(t, 40, countOf(q), "and goes on a minute later")
 				require.NoError(t, stop())
 				require.Contains(t, logged.String(), "20 of the last 20 records went to the dead letter queue")
-				require.Equal(t, 1000, q.Len()+len(source.left()))
+				require.Equal(t, 1000, countOf(q)+len(source.left()))
 			})
 		})
 	}
@@ -287,7 +287,7 @@ func TestQ9_APipelineThatParksTooMuchPauses(t *testing.T) {
 
 func TestQ9_TheErrorSaysWhenToGoOn(t *testing.T) {
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
-	stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](courier.NewMemoryDLQ[int](0)),
+	stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&courier.MemoryDLQ[int]{}),
 		courier.DLQPolicy[int]{MinParked: 2, ParkWindow: 10, Clock: stopped(now)})
 	require.NoError(t, stack.Apply(t.Context(), 1))
 	require.NoError(t, stack.Apply(t.Context(), 2))
@@ -305,12 +305,12 @@ func TestQ9_TheErrorSaysWhenToGoOn(t *testing.T) {
 }
 
 func TestQ9_OffIsExplicitAndRefusalsOfTheQueueDoNotCount(t *testing.T) {
-	q := courier.NewMemoryDLQ[int](0)
+	q := &courier.MemoryDLQ[int]{}
 	stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
 	for i := range 500 {
 		require.NoError(t, stack.Apply(t.Context(), i))
 	}
-	require.Equal(t, 500, q.Len())
+	require.Equal(t, 500, countOf(q))
 
 	full := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&dlqFunc{func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }}), courier.DLQPolicy[int]{})
 	for i := range 500 {
@@ -368,7 +368,7 @@ func TestQ5_TheFirstFailureIsWhenTheRetriesSawIt(t *testing.T) {
 }
 
 func TestDLQPolicy_BadValuesAreNamed(t *testing.T) {
-	q := courier.NewMemoryDLQ[int](0)
+	q := &courier.MemoryDLQ[int]{}
 	for field, policy := range map[string]courier.DLQPolicy[int]{
 		"DLQPolicy.MaxParkRate": {MaxParkRate: 1.5},
 		"DLQPolicy.ParkWindow":  {ParkWindow: -1},
@@ -382,11 +382,11 @@ func TestDLQPolicy_BadValuesAreNamed(t *testing.T) {
 	}
 	err := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&dlqFunc{}), courier.DLQPolicy[int]{Key: func(int) string { return "" }}).Apply(t.Context(), 1)
 	require.ErrorContains(t, err, "DLQPolicy.Key cannot be used with a *courier_test.dlqFunc")
-	require.Zero(t, q.Len())
+	require.Zero(t, countOf(q))
 }
 
 func TestDeadLetter_ManyGoroutinesParkAndRedrive(t *testing.T) {
-	q := courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
+	q := &courier.MemoryDLQ[int]{Identity: func(r int) string { return fmt.Sprint(r) }}
 	stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{
 		MaxParkRate: courier.AnyParkRate, Key: func(r int) string { return fmt.Sprint(r % 7) },
 	})
@@ -413,7 +413,7 @@ func TestDeadLetter_ManyGoroutinesParkAndRedrive(t *testing.T) {
 	_, err := courier.Redrive(t.Context(), q, take, nil)
 	require.NoError(t, err)
 	require.Len(t, applied, 800, "none is lost")
-	require.Zero(t, q.Len())
+	require.Zero(t, countOf(q))
 }
 
 // A record that a breaker interrupted keeps the attempts it has used when the
@@ -421,7 +421,7 @@ func TestDeadLetter_ManyGoroutinesParkAndRedrive(t *testing.T) {
 func TestQ8_AnOutageParksNoHealthyRecordOfAKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &destination{began: time.Now(), outage: time.Minute, poison: 3, applied: map[int]int{}}
-		q := courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
+		q := &courier.MemoryDLQ[int]{Identity: func(r int) string { return fmt.Sprint(r) }}
 		stack, _ := courier.ResilientApplier[int](batches{d}, &courier.ResilientConfig[int]{
 			DLQ: q, Parking: courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r % 10) }},
 		})

@@ -231,7 +231,7 @@ func TestPause_AResumeCountsThePausesOfItsRun(t *testing.T) {
 		source.add(1)
 		var down fault
 		down.set(errTest)
-		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Minute, Jitter: courier.NoOpenJitter})
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Minute, DisableJitter: true})
 		c := make(courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return down.get() }), b), courier.WithObserver(told.Observer()))
 		stop := start(t, c)
 		time.Sleep(time.Second)

@@ -40,11 +40,11 @@ func TestReady_TellsOfEveryStandstill(t *testing.T) {
 		want error
 	}{
 		"the guard's pause": {func(w *world) courier.Applier[int] {
-			w.queue = courier.NewMemoryDLQ[int](0)
+			w.queue = &courier.MemoryDLQ[int]{}
 			return courier.NewDLQApplier(bad(w), courier.DLQ[int](w.queue), courier.DLQPolicy[int]{})
 		}, courier.ErrParkRate},
 		"a full queue": {func(w *world) courier.Applier[int] {
-			w.queue = courier.NewMemoryDLQ[int](1)
+			w.queue = &courier.MemoryDLQ[int]{Capacity: 1}
 			return courier.NewDLQApplier(bad(w), courier.DLQ[int](w.queue), courier.DLQPolicy[int]{})
 		}, courier.ErrDLQFull},
 		"a breaker that is hidden": {func(w *world) courier.Applier[int] {
@@ -298,7 +298,7 @@ func TestReady_OfAFullHandAfterAnotherStop(t *testing.T) {
 				var r courierttest.Recorder[int]
 				var told courierttest.ObserverRecorder
 				source := r.StreamSource(numbers(50)...)
-				queue := courier.NewMemoryDLQ[int](1)
+				queue := &courier.MemoryDLQ[int]{Capacity: 1}
 				require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: 100, Error: errTest}))
 				dlq := courier.NewDLQApplier(always(courier.Permanent(errTest)), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
 				var mode atomic.Value
@@ -353,7 +353,7 @@ func TestReady_WhenTheClockIsSetBack(t *testing.T) {
 						s.leasing.wait = shape == "streaming"
 						var down atomic.Bool
 						down.Store(true)
-						queue := courier.NewMemoryDLQ[int](1)
+						queue := &courier.MemoryDLQ[int]{Capacity: 1}
 						require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[int]{Record: 100, Error: errTest}))
 						outside := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
 							if down.Load() {

@@ -80,8 +80,6 @@ type RedriveConfig[T any] struct {
 
 	// Clock is nil for the system's clock.
 	Clock Clock
-
-	_ struct{}
 }
 
 // RedriveResult is what a [Redrive] did.
@@ -534,7 +532,7 @@ func failureIn(ctx context.Context, err error) (failure error, attempts int) { /
 		switch {
 		case !e.called:
 			return nil, 0
-		case e.Counted:
+		case e.counted:
 			return e.Cause, attemptsOf(e.Cause)
 		}
 		return e.Cause, 0

@@ -33,7 +33,7 @@ func lettersIn(t *testing.T, q courier.DLQ[int]) map[int]courier.DeadLetter[int]
 // jitter: five attempts with delays of 1, 2, 4 and 8 seconds, five failures in a
 // row, and open periods of 1, 2, 4, … seconds.
 func breaking(a courier.Applier[int]) (courier.Applier[int], *courier.Breaker) {
-	b := courier.NewBreaker(courier.BreakerPolicy{Jitter: courier.NoOpenJitter})
+	b := courier.NewBreaker(courier.BreakerPolicy{DisableJitter: true})
 	return courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(a, b), plain), b
 }
 
@@ -122,7 +122,7 @@ func TestRedrive_ALetterOverWhichTheBreakerOpenedIsNoted(t *testing.T) {
 		}}
 		policy := plain
 		policy.MaxAttempts = 3
-		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 3, Jitter: courier.NoOpenJitter})
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 3, DisableJitter: true})
 		a := courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(s, b), policy)
 		result, err := courier.Redrive(t.Context(), q, a, nil)
 		require.NoError(t, err)
@@ -168,7 +168,7 @@ func TestRedrive_AnOutageEndsIt(t *testing.T) {
 				require.ErrorAs(t, err, &stopped)
 				require.Equal(t, began.Add((15+1+2+4+8)*time.Second), stopped.Until, "15 seconds of retries, and the open periods")
 				require.Equal(t, 22*time.Second, time.Since(began), "the next wait would have been beyond 10 seconds in all")
-				require.Equal(t, 50, q.Len())
+				require.Equal(t, 50, countOf(q))
 				require.Zero(t, result.Succeeded)
 				require.Equal(t, 50, result.Failed+result.Left)
 				touched := 0
@@ -230,7 +230,7 @@ func TestRedrive_ASuccessRenewsThePatience(t *testing.T) {
 			}
 			return nil
 		}}
-		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: 3 * time.Second, Jitter: courier.NoOpenJitter})
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: 3 * time.Second, DisableJitter: true})
 		result, err := courier.Redrive(t.Context(), q, courier.NewCircuitBreakerApplier(s, b), nil)
 		require.NoError(t, err)
 		require.Equal(t, courier.RedriveResult{Attempted: 100, Succeeded: 33, Failed: 67}, result)
@@ -248,7 +248,7 @@ func TestRedrive_TheNextOneBeginsWithOtherLetters(t *testing.T) {
 				s := &sink[int]{fail: failing(numbers(20)...)}
 				a, _ := breaking(s)
 				redrives := 0
-				for ; q.Len() > 20; redrives++ {
+				for ; countOf(q) > 20; redrives++ {
 					require.Less(t, redrives, 25)
 					if !sameProcess {
 						a, _ = breaking(s)
@@ -274,7 +274,7 @@ func TestRedrive_TheNextOneBeginsWithOtherLetters(t *testing.T) {
 // The order in which letters have their turn, and that it costs one walk more
 // for each count of failed redrives that there is.
 func TestRedrive_TakesTheLettersFirstThatFailedTheFewest(t *testing.T) {
-	q := courier.NewMemoryDLQ[int](0)
+	q := &courier.MemoryDLQ[int]{}
 	for r, redriven := range []int{2, 0, 5, 1, 0, 2} {
 		require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: r, FailedRedrives: redriven, FailedAt: time.Now().Add(time.Hour)}))
 	}
@@ -301,7 +301,7 @@ func TestRedrive_TakesTheLettersFirstThatFailedTheFewest(t *testing.T) {
 
 // Letters of a key keep their order over the walks of a redrive.
 func TestRedrive_AKeyKeepsItsOrder(t *testing.T) {
-	q := courier.NewMemoryDLQ[int](0)
+	q := &courier.MemoryDLQ[int]{}
 	for r, letter := range []courier.DeadLetter[int]{
 		{Key: "a", FailedRedrives: 1}, {Key: "a"}, {Key: "b"}, {Key: "b", FailedRedrives: 2}, {Key: "b", FailedRedrives: 1}, {Key: "c", FailedRedrives: 3}, {Key: "c"}, {},
 	} {
@@ -319,7 +319,7 @@ func TestRedrive_AKeyKeepsItsOrder(t *testing.T) {
 // A letter that the pipeline parks anew during the redrive is not attempted by a
 // later walk, whatever its time says.
 func TestRedrive_ANewerFailureWaitsForTheNextOne(t *testing.T) {
-	q := courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
+	q := &courier.MemoryDLQ[int]{Identity: func(r int) string { return fmt.Sprint(r) }}
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 1}))
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 2, FailedRedrives: 1}))
 	s := &sink[int]{}
@@ -337,7 +337,7 @@ func TestRedrive_ANewerFailureWaitsForTheNextOne(t *testing.T) {
 }
 
 func TestRedrive_StopsAtOnceWhereWaitingIsPointless(t *testing.T) {
-	full := courier.NewMemoryDLQ[int](1)
+	full := &courier.MemoryDLQ[int]{Capacity: 1}
 	require.NoError(t, full.Send(t.Context(), courier.DeadLetter[int]{}))
 	forced, b := breaking(always(nil))
 	b.ForceOpen()
@@ -528,9 +528,9 @@ func (w *lettersWorld) stack(a courier.Applier[int]) courier.Applier[int] {
 }
 
 func (w *lettersWorld) run(t *testing.T) error {
-	q := courier.NewMemoryDLQ[int](0)
+	q := &courier.MemoryDLQ[int]{}
 	if w.identity {
-		q = courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
+		q = &courier.MemoryDLQ[int]{Identity: func(r int) string { return fmt.Sprint(r) }}
 	}
 	for _, letter := range w.letters {
 		_ = q.Send(t.Context(), letter)
@@ -572,7 +572,7 @@ func (w *lettersWorld) run(t *testing.T) error {
 			stack = w.stack(applier)
 		}
 		clear(tried)
-		total := q.Len()
+		total := countOf(q)
 		result, err := courier.Redrive(t.Context(), q, stack, &courier.RedriveConfig[int]{BatchSize: w.size, Limit: w.limit})
 		now := lettersIn(t, q)
 		if result.Succeeded != total-len(now) || result.Attempted != result.Succeeded+result.Failed || result.Left != total-result.Attempted {

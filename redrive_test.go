@@ -17,7 +17,7 @@ import (
 
 // queueOf returns a queue that records of the given numbers were sent to.
 func queueOf(records ...int) *courier.MemoryDLQ[int] {
-	q := courier.NewMemoryDLQ[int](max(1, len(records)))
+	q := &courier.MemoryDLQ[int]{Capacity: max(1, len(records))}
 	for _, r := range records {
 		_ = q.Send(context.Background(), courier.DeadLetter[int]{Record: r, Error: errTest, Attempts: 5, FirstFailedAt: time.Unix(1, 0)})
 	}
@@ -166,7 +166,7 @@ func TestRedrive_NeverRemovesANewerFailure(t *testing.T) {
 	for name, outcome := range map[string]error{"success": nil, "failure": errTest} {
 		t.Run(name, func(t *testing.T) {
 			newer := errors.New("the newer failure")
-			q := courier.NewMemoryDLQByIdentity(0, func(r int) string { return fmt.Sprint(r) })
+			q := &courier.MemoryDLQ[int]{Identity: func(r int) string { return fmt.Sprint(r) }}
 			require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Error: errTest}))
 			s := &sink[int]{fail: func(ctx context.Context, r, _ int) error {
 				require.NoError(t, q.Send(ctx, courier.DeadLetter[int]{Record: r, Error: newer}))
@@ -289,7 +289,7 @@ func TestRedrive_MatchAndLimit(t *testing.T) {
 	result, err = courier.Redrive(t.Context(), q, skip, nil)
 	require.NoError(t, err)
 	require.Equal(t, 7, result.Succeeded, "skipped is settled")
-	require.Zero(t, q.Len())
+	require.Zero(t, countOf(q))
 }
 
 // A letter that stays holds the later ones of its key in its own branch, and
@@ -297,7 +297,7 @@ func TestRedrive_MatchAndLimit(t *testing.T) {
 // does not match.
 func TestRedrive_AKeyWaitsWithinItsBranch(t *testing.T) {
 	for _, size := range []int{1, 100} {
-		q := courier.NewMemoryDLQ[int](0)
+		q := &courier.MemoryDLQ[int]{}
 		for i, branch := range []string{"a", "b", "a", "b", "b"} {
 			require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: i, Key: "k", Branch: branch, Error: errTest}))
 		}
@@ -319,7 +319,7 @@ func TestRedrive_AKeyWaitsWithinItsBranch(t *testing.T) {
 }
 
 func TestRedrive_EndsThoughLettersComeAsFastAsItGoes(t *testing.T) {
-	q := courier.NewMemoryDLQ[int](0)
+	q := &courier.MemoryDLQ[int]{}
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{}))
 	require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{}))
 	s := &sink[int]{fail: func(ctx context.Context, r, call int) error {
@@ -329,12 +329,12 @@ func TestRedrive_EndsThoughLettersComeAsFastAsItGoes(t *testing.T) {
 	result, err := courier.Redrive(t.Context(), q, s, nil)
 	require.NoError(t, err)
 	require.Equal(t, 2, result.Succeeded)
-	require.Equal(t, 2, q.Len())
+	require.Equal(t, 2, countOf(q))
 }
 
 func TestQ7_ARedriveIntoItsOwnQueueIsRefused(t *testing.T) {
 	q := queueOf(1)
-	other := courier.NewMemoryDLQ[int](0)
+	other := &courier.MemoryDLQ[int]{}
 	parking := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{})
 	plainSink := &sink[int]{}
 	decoding := courier.NewDLQApplier(courier.NewDecodingApplier(always(errTest), func(r int) (int, error) { return r, nil }), courier.DLQ[int](q), courier.DLQPolicy[int]{})
@@ -407,7 +407,7 @@ func TestRedrive_BadInputIsOneClearError(t *testing.T) {
 }
 
 func TestLetters_MeetsEveryLetterOnceWhateverHappens(t *testing.T) {
-	q := courier.NewMemoryDLQ[int](0)
+	q := &courier.MemoryDLQ[int]{}
 	for i := range 350 {
 		require.NoError(t, q.Send(t.Context(), courier.DeadLetter[int]{Record: i}))
 	}

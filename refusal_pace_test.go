@@ -39,7 +39,7 @@ func TestPace_RefusalsOfMany(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						var r courierttest.Recorder[int]
 						source := r.StreamSource()
-						queue := &outOfOrder{DLQ: courier.NewMemoryDLQ[int](100000)}
+						queue := &outOfOrder{DLQ: &courier.MemoryDLQ[int]{Capacity: 100000}}
 						queue.down.Store(true)
 						a := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, i int) error {
 							if i > 0 {
@@ -74,7 +74,7 @@ func TestPace_RefusedRecordsSlowNoOther(t *testing.T) {
 		t.Run(shape, func(t *testing.T) {
 			courierttest.Bubble(t, func(t *testing.T) {
 				var r courierttest.Recorder[int]
-				queue := &outOfOrder{DLQ: courier.NewMemoryDLQ[int](100)}
+				queue := &outOfOrder{DLQ: &courier.MemoryDLQ[int]{Capacity: 100}}
 				queue.down.Store(true)
 				a := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, i int) error {
 					if i%5 == 0 {
@@ -106,7 +106,7 @@ func TestPace_RefusedRecordsSlowNoOther(t *testing.T) {
 func TestD3_AFullQueueHoldsUpNothingFetchedAhead(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
 		var r courierttest.Recorder[int]
-		queue := &outOfOrder{DLQ: courier.NewMemoryDLQ[int](100)}
+		queue := &outOfOrder{DLQ: &courier.MemoryDLQ[int]{Capacity: 100}}
 		queue.down.Store(true)
 		a := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, i int) error {
 			if i != 7 {

@@ -182,7 +182,7 @@ func TestLog_LettersThatAreLostWithTheProcess(t *testing.T) {
 		}
 		return nil
 	})
-	queue := courier.NewMemoryDLQ[int](0)
+	queue := &courier.MemoryDLQ[int]{}
 	with := func(q courier.DLQ[int], branch string) courier.Applier[int] {
 		a, _ := courier.ResilientApplier(bad, &courier.ResilientConfig[int]{DLQ: q, Parking: courier.DLQPolicy[int]{Branch: branch}})
 		return a

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // ResilientConfig configures [ResilientApplier]. The zero value is the default.
@@ -30,6 +31,10 @@ type ResilientConfig[T any] struct {
 	// without. nil is none.
 	AroundBreaker func(breaker Applier[T]) Applier[T]
 
+	// AttemptTimeout ends the context of each attempt after that long, see
+	// [NewAttemptTimeoutApplier]. 0 is off.
+	AttemptTimeout time.Duration
+
 	// DLQ is where records are parked. nil is a new [MemoryDLQ] of the default
 	// capacity, which does not survive the process: RunOnce logs a warning then,
 	// as the letters are lost when a cron job ends. If it is no [DLQ], as a topic is
@@ -41,7 +46,7 @@ type ResilientConfig[T any] struct {
 	// when no more.
 	Parking DLQPolicy[T]
 
-	// Clock is used by every policy above that names none.
+	// Clock is for AttemptTimeout, and for every policy above that names none.
 	Clock Clock
 }
 
@@ -67,7 +72,7 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 	}
 	own := c.DLQ == nil
 	if own {
-		c.DLQ = NewMemoryDLQ[T](0)
+		c.DLQ = &MemoryDLQ[T]{}
 	}
 	if c.Retry.Clock == nil {
 		c.Retry.Clock = c.Clock
@@ -85,10 +90,9 @@ func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Ap
 
 	fault := firstFault(applierFault("applier", applier), configErrorOf("ResilientConfig.DLQ", c.DLQ), clockFault("ResilientConfig.Clock", c.Clock), misplaced("applier", resilient, layerOf(applier)), c.validate(attempts))
 	sink := applier
-	if timeout := c.Retry.AttemptTimeout; timeout > 0 {
-		fault = firstFault(fault, misplaced("RetryPolicy.AttemptTimeout", timing, layerOf(applier)))
-		sink = newTimeoutApplier(sink, timeout, c.Retry.Clock, fault)
-		c.Retry.AttemptTimeout = 0 // it is inside the breaker now
+	if c.AttemptTimeout > 0 {
+		fault = firstFault(fault, misplaced("ResilientConfig.AttemptTimeout", timing, layerOf(applier)))
+		sink = newTimeoutApplier(sink, c.AttemptTimeout, c.Clock, fault)
 	}
 	var guarded Applier[T]
 	if c.BreakerKey != nil {
@@ -143,6 +147,8 @@ func (c *ResilientConfig[T]) validate(attempts int) error {
 		return err
 	}
 	switch {
+	case c.AttemptTimeout < 0:
+		return &ConfigError{"ResilientConfig.AttemptTimeout", fmt.Sprintf("is %v: want more than 0, or 0 for off", c.AttemptTimeout)}
 	case c.BreakerKey == nil && c.Breaker.MaxKeys != 0:
 		return errOneBreaker
 	case attempts < 2:

@@ -241,7 +241,7 @@ func TestResilient_TheDefaultThresholdFollowsMaxAttempts(t *testing.T) {
 
 func TestResilient_UsesTheGivenQueueAndClock(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	queue := courier.NewMemoryDLQ[int](1)
+	queue := &courier.MemoryDLQ[int]{Capacity: 1}
 	stack, dlq := courier.ResilientApplier(always(courier.Permanent(errTest)), &courier.ResilientConfig[int]{DLQ: queue, Clock: stopped(now)})
 	require.Same(t, queue, dlq)
 	require.NoError(t, stack.Apply(t.Context(), 1))

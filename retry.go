@@ -62,12 +62,6 @@ type RetryPolicy struct {
 	// has a time to lose and records not to.
 	MaxElapsed time.Duration
 
-	// AttemptTimeout ends the context of each attempt, see
-	// [NewAttemptTimeoutApplier]. 0 is off. It is set around what the retry
-	// decorates, which must not be a breaker then; [ResilientApplier] sets it
-	// inside its own.
-	AttemptTimeout time.Duration
-
 	// Budget bounds the retries of all that share it. nil is off. When it is
 	// empty the record stays pending.
 	Budget *RetryBudget
@@ -115,7 +109,6 @@ func (p RetryPolicy) validate() error {
 		{"Jitter", p.Jitter, p.Jitter >= FullJitter && p.Jitter <= NoJitter, "FullJitter, EqualJitter, DecorrelatedJitter or NoJitter"},
 		{"MaxRetryAfter", p.MaxRetryAfter, p.MaxRetryAfter >= 0, time},
 		{"MaxElapsed", p.MaxElapsed, p.MaxElapsed >= 0, off},
-		{"AttemptTimeout", p.AttemptTimeout, p.AttemptTimeout >= 0, off},
 	})
 	switch {
 	case fault != nil || p.Budget == nil:
@@ -212,10 +205,6 @@ func WithRetry[T any](applier Applier[T]) Applier[T] {
 func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[T] {
 	p := policy.withDefaults()
 	fault := firstFault(policy.validate(), misplaced("applier", retrying, layerOf(applier)))
-	if p.AttemptTimeout > 0 && applier != nil {
-		fault = firstFault(fault, misplaced("RetryPolicy.AttemptTimeout", timing, layerOf(applier)))
-		applier = newTimeoutApplier(applier, p.AttemptTimeout, p.Clock, fault)
-	}
 	_, refuses := applier.(*breakerApplier[T])
 	r := &retryApplier[T]{
 		stage: newStage(retrying, applier, fault),

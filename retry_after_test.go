@@ -479,7 +479,7 @@ func TestRetryAfter_CapsNothingElse(t *testing.T) {
 			require.Equal(t, want, delays)
 		})
 	}
-	down := courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 2 * time.Hour, Jitter: courier.NoOpenJitter}
+	down := courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 2 * time.Hour, DisableJitter: true}
 	for name, test := range map[string]struct {
 		applier func() courier.Applier[int]
 		want    time.Duration

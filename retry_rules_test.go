@@ -407,11 +407,12 @@ func TestAttemptTimeout(t *testing.T) {
 	t.Run("an attempt that fails late is a timeout, retryable", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			policy := plain
-			policy.AttemptTimeout, policy.MaxAttempts = 10*time.Second, 2
+			policy.MaxAttempts = 2
 			began := time.Now()
-			err := courier.NewRetryableApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
+			timed := courier.NewAttemptTimeoutApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
 				return slow(ctx, 0, errTest)
-			}), policy).Apply(t.Context(), 1)
+			}), 10*time.Second, nil)
+			err := courier.NewRetryableApplier(timed, policy).Apply(t.Context(), 1)
 			require.ErrorIs(t, err, courier.ErrAttemptTimeout)
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			require.ErrorIs(t, err, errTest)
@@ -453,7 +454,7 @@ func TestAttemptTimeout(t *testing.T) {
 			stack, dlq := courier.ResilientApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
 				calls++
 				return slow(ctx, 0, errTest)
-			}), &courier.ResilientConfig[int]{Retry: courier.RetryPolicy{AttemptTimeout: time.Second, MaxAttempts: 3}})
+			}), &courier.ResilientConfig[int]{AttemptTimeout: time.Second, Retry: courier.RetryPolicy{MaxAttempts: 3}})
 			err := stack.Apply(t.Context(), 1)
 			require.ErrorIs(t, err, courier.ErrOpen)
 			require.ErrorIs(t, err, courier.ErrAttemptTimeout)

@@ -232,14 +232,14 @@ var pipelines = []struct {
 	{"plain", false, func(a courier.Applier[int]) courier.Applier[int] { return a }},
 	{"retry", false, func(a courier.Applier[int]) courier.Applier[int] { return courier.WithRetry(a) }},
 	{"retry with a budget and a timeout", false, func(a courier.Applier[int]) courier.Applier[int] {
-		return courier.NewRetryableApplier(a, courier.RetryPolicy{Budget: courier.NewRetryBudget(courier.BudgetPolicy{}), AttemptTimeout: time.Minute, MaxElapsed: time.Hour})
+		return courier.NewRetryableApplier(courier.NewAttemptTimeoutApplier(a, time.Minute, nil), courier.RetryPolicy{Budget: courier.NewRetryBudget(courier.BudgetPolicy{}), MaxElapsed: time.Hour})
 	}},
 	{"timeout", false, func(a courier.Applier[int]) courier.Applier[int] {
 		return courier.NewAttemptTimeoutApplier(a, time.Minute, nil)
 	}},
 	{"DLQ", true, func(a courier.Applier[int]) courier.Applier[int] { a, _ = courier.WithDLQ(a); return a }},
 	{"DLQ by key", true, func(a courier.Applier[int]) courier.Applier[int] {
-		return courier.NewDLQApplier(a, courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Key: strconv.Itoa})
+		return courier.NewDLQApplier(a, courier.DLQ[int](&courier.MemoryDLQ[int]{}), courier.DLQPolicy[int]{Key: strconv.Itoa})
 	}},
 	{"breaker", false, courier.WithCircuitBreaker[int]},
 	{"resilient", true, func(a courier.Applier[int]) courier.Applier[int] { a, _ = courier.ResilientApplier(a, nil); return a }},
@@ -424,7 +424,7 @@ var wrappers = []func(error) error{
 	courier.Skip,
 	func(err error) error { return courier.RetryAfter(err, time.Second) },
 	func(err error) error {
-		return &courier.OpenError{Until: time.Now().Add(time.Hour), Cause: err, Counted: true}
+		return &courier.OpenError{Until: time.Now().Add(time.Hour), Cause: err}
 	},
 	func(err error) error {
 		return &courier.RetryError{Reason: courier.ReasonExhausted, Attempts: 3, Last: err}
@@ -541,7 +541,7 @@ func TestD9_AQueueWhoseErrorsCannotBeUsed(t *testing.T) {
 				}
 			}
 			for _, method := range []string{"Send", "ParkedKeys"} {
-				q := &oddQueue{courier.NewMemoryDLQ[int](0), method, fail}
+				q := &oddQueue{&courier.MemoryDLQ[int]{}, method, fail}
 				source := newShelf(1)
 				stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](q), courier.DLQPolicy[int]{Key: strconv.Itoa})
 				err := courier.NewPollingCoordinator(source, stack, quiet).RunOnce(t.Context())
@@ -698,7 +698,7 @@ func TestB4_AReportWithAnErrorThatCannotBeUsed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			courierttest.Bubble(t, func(t *testing.T) {
 				var told []courier.BreakerChange
-				b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, Jitter: courier.NoOpenJitter, OnStateChange: func(_ context.Context, c courier.BreakerChange) { told = append(told, c) }})
+				b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, DisableJitter: true, OnStateChange: func(_ context.Context, c courier.BreakerChange) { told = append(told, c) }})
 				for n := range 3 {
 					permit, err := b.Acquire(t.Context())
 					require.NoError(t, err, "the permit before it was not given back")

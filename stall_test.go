@@ -82,7 +82,7 @@ func inEachStall(t *testing.T, test func(t *testing.T, s stallShape, wrap func(f
 						}
 						switch stack {
 						case "resilient":
-							a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{DLQ: courier.NewMemoryDLQ[int](0)})
+							a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{DLQ: &courier.MemoryDLQ[int]{}})
 						case "fan-out":
 							a = courier.NewFanOutApplier(a)
 						case "two branches":
@@ -336,7 +336,7 @@ func TestStall_TheAttemptOfTheNextRecord(t *testing.T) {
 					if batches {
 						a = hangingBatches{a}
 					}
-					a = courier.NewDLQApplier(courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 3}), courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+					a = courier.NewDLQApplier(courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 3}), courier.DLQ[int](&courier.MemoryDLQ[int]{}), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
 					opts := []courier.Option{quiet, courier.WithBatchSize(2)}
 					if batches {
 						opts = append(opts, courier.WithApplyBatchSize(1))

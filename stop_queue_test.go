@@ -93,11 +93,11 @@ func (b batchOf) ApplyBatch(ctx context.Context, records []int) error {
 func stopStacks(l *queueLog, a courier.Applier[int]) map[string]courier.Applier[int] {
 	park := func(a courier.Applier[int], policy courier.DLQPolicy[int]) courier.Applier[int] {
 		policy.MaxParkRate = courier.AnyParkRate
-		return courier.NewDLQApplier(a, courier.DLQ[int](&slowQueue{courier.NewMemoryDLQ[int](0), l}), policy)
+		return courier.NewDLQApplier(a, courier.DLQ[int](&slowQueue{&courier.MemoryDLQ[int]{}, l}), policy)
 	}
 	plain := courier.DLQPolicy[int]{}
 	keyed := courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r % 2) }}
-	resilient, _ := courier.ResilientApplier(a, &courier.ResilientConfig[int]{DLQ: &slowQueue{courier.NewMemoryDLQ[int](0), l}})
+	resilient, _ := courier.ResilientApplier(a, &courier.ResilientConfig[int]{DLQ: &slowQueue{&courier.MemoryDLQ[int]{}, l}})
 	return map[string]courier.Applier[int]{
 		"plain":          park(a, plain),
 		"batch":          park(batchOf{a}, plain),

@@ -99,7 +99,7 @@ func TestLog_AParkedKey(t *testing.T) {
 	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 		var log bytes.Buffer
 		applier := courier.NewDLQApplier(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) }),
-			courier.DLQ[int](courier.NewMemoryDLQ[int](0)), courier.DLQPolicy[int]{Key: func(int) string { return "all" }})
+			courier.DLQ[int](&courier.MemoryDLQ[int]{}), courier.DLQPolicy[int]{Key: func(int) string { return "all" }})
 		c, run := with(applier, numbers(3), courier.WithLogger(timeless(&log)))
 		run(time.Second)
 		require.Equal(t, int64(3), c.Stats().Parked)
@@ -156,7 +156,7 @@ func TestRunOnce_WarnsOfAQueueThatIsGoneWithTheProcess(t *testing.T) {
 		"ResilientApplier":        {resilient(nil), true},
 		"in a fan-out":            {courier.NewFanOutApplier(ok, resilient(nil)), true},
 		"WithDLQ":                 {simple, true},
-		"a queue of the caller's": {resilient(courier.NewMemoryDLQ[int](0)), false},
+		"a queue of the caller's": {resilient(&courier.MemoryDLQ[int]{}), false},
 		"none":                    {ok, false},
 	} {
 		t.Run(name, func(t *testing.T) {

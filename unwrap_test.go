@@ -43,7 +43,7 @@ func TestUnwrap_MisplacedDecoratorsAreFound(t *testing.T) {
 func TestUnwrap_AFaultInsideIsReported(t *testing.T) {
 	bad := show(show(courier.NewRetryableApplier(courier.ProcessFunc(nop[int]), courier.RetryPolicy{MaxAttempts: -1})))
 	source := newShelf(1)
-	queue := courier.NewMemoryDLQ[int](0)
+	queue := &courier.MemoryDLQ[int]{}
 	resilient, _ := courier.ResilientApplier(bad, nil)
 	_, redrive := courier.Redrive(t.Context(), courier.DLQ[int](queue), bad, nil)
 	for name, err := range map[string]error{
@@ -123,7 +123,7 @@ func TestUnwrap_OfBreakersAndQueues(t *testing.T) {
 	process := courier.ProcessFunc(nop[string])
 	refuses(t, courier.NewCircuitBreakerApplier(show(courier.NewCircuitBreakerApplier(process, b)), b), "is in the stack twice")
 
-	q := courier.NewMemoryDLQ[string](0)
+	q := &courier.MemoryDLQ[string]{}
 	parks := show(courier.NewDLQApplier(process, courier.DLQ[string](q), courier.DLQPolicy[string]{}))
 	refuses(t, courier.NewFanOutApplier(parks, parks), "parks in the same dead letter queue")
 	_, err := courier.Redrive(t.Context(), courier.DLQ[string](q), parks, nil)

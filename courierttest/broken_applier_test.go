@@ -59,7 +59,7 @@ const endsBehind = "applies nothing behind what failed of a batch"
 // down makes a destination fail, and not hang.
 func down(a *applierWith, x *ApplierFixture[int]) {
 	x.Down = func() func() {
-		a.Faults.Set(Fault{Effect: Fail})
+		a.Faults.Set(Fault{Effect: Error})
 		return func() { a.Faults.Set() }
 	}
 }

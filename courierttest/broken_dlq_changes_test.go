@@ -153,7 +153,7 @@ var dlqCapabilities = []dlqDefect{
 		x.DLQ = struct{ courier.DLQ[int] }{q}
 	}},
 	{"two letters", "keeps one letter of a record", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
-		q.MemoryDLQ = courier.NewMemoryDLQ[int](0)
+		q.MemoryDLQ = &courier.MemoryDLQ[int]{}
 	}},
 	{"the first failure anew", "keeps one letter of a record", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		q.send = func(ctx context.Context, l letter) error {
@@ -208,7 +208,7 @@ var dlqCapabilities = []dlqDefect{
 		}
 	}},
 	{"two letters of a branch", "keeps one letter of a record for each branch", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
-		q.MemoryDLQ = courier.NewMemoryDLQ[int](0)
+		q.MemoryDLQ = &courier.MemoryDLQ[int]{}
 	}},
 	{"those of all branches", "tells the parked keys of a branch", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		q.keys = func(ctx context.Context, _ string, keys []string) (parked []string, err error) {
@@ -254,7 +254,7 @@ var dlqCapabilities = []dlqDefect{
 		q.same = func(courier.DeadLetterSink[int]) bool { return true }
 	}},
 	{"takes more", "refuses when it is full", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
-		q.MemoryDLQ = courier.NewMemoryDLQByIdentity(0, numberName)
+		q.MemoryDLQ = &courier.MemoryDLQ[int]{Identity: numberName}
 	}},
 	{"another error", "refuses when it is full", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		q.send = func(ctx context.Context, l letter) error {
@@ -274,7 +274,7 @@ var dlqCapabilities = []dlqDefect{
 	}},
 	{"refuses", "updates when it is full", func(_ *testing.T, q *dlqWith, _ *DLQFixture[int]) {
 		q.update = func(ctx context.Context, l letter) error {
-			if q.Len() == dlqFeatures.Capacity {
+			if n, _ := q.Count(ctx); n == dlqFeatures.Capacity {
 				return courier.ErrDLQFull
 			}
 			return q.DLQ.Update(ctx, l)

@@ -32,9 +32,9 @@ func Calls(first, last int) Condition { return calls{first, last} }
 // Every holds for every n-th call of the fake.
 func Every(n int) Condition { return every{n} }
 
-// Record holds for calls about the record with the given name, see
+// OnRecord holds for calls about the record with the given name, see
 // [Recorder].Name.
-func Record(name string) Condition { return record{name} }
+func OnRecord(name string) Condition { return record{name} }
 
 // Attempts holds from the first to the last of the given attempts on a record,
 // counted for each record; a last of 0 is no end.

@@ -46,7 +46,7 @@ func adder(add func(records ...int)) func(n int) []string {
 // failMarks makes every mark fail.
 func failMarks(faults *Injector) func(int) func() {
 	return func(int) func() {
-		faults.Set(Fault{Effect: Fail})
+		faults.Set(Fault{Effect: Error})
 		return func() { faults.Set() }
 	}
 }
@@ -148,7 +148,7 @@ func openShop(*testing.T) ApplierFixture[int] {
 // poisonFaults refuse the records that stand in the place of these.
 func poisonFaults() (faults Faults) {
 	for _, n := range []int{0, 2, large / 2, large - 1} {
-		faults = append(faults, Fault{Permanent, Record(strconv.Itoa(-1 - n))})
+		faults = append(faults, Fault{Permanent, OnRecord(strconv.Itoa(-1 - n))})
 	}
 	return faults
 }
@@ -191,7 +191,7 @@ func openDLQ(*testing.T) DLQFixture[int] {
 		Reopen: func() courier.DLQ[int] { return q },
 		Other:  func() courier.DLQ[int] { return r.DLQ(0) },
 		FailSends: func() func() {
-			q.SendFaults.Set(Fault{Effect: Fail})
+			q.SendFaults.Set(Fault{Effect: Error})
 			return func() { q.SendFaults.Set() }
 		},
 	}

@@ -2,6 +2,7 @@ package courierttest
 
 import (
 	"context"
+	"math"
 
 	"github.com/erfanmomeniii/courier"
 )
@@ -22,7 +23,7 @@ type DLQ[T any] struct {
 // DLQ returns a queue for up to capacity records; 0 is
 // [courier.DefaultDLQCapacity].
 func (r *Recorder[T]) DLQ(capacity int) *DLQ[T] {
-	return &DLQ[T]{MemoryDLQ: courier.NewMemoryDLQByIdentity(capacity, r.name), recorder: r}
+	return &DLQ[T]{MemoryDLQ: &courier.MemoryDLQ[T]{Capacity: capacity, Identity: r.name}, recorder: r}
 }
 
 // Send parks a record, or fails as the faults say.
@@ -59,7 +60,7 @@ func (q *DLQ[T]) SameQueue(other courier.DeadLetterSink[T]) bool {
 
 // Letters returns all letters, oldest first.
 func (q *DLQ[T]) Letters() []courier.DeadLetter[T] {
-	letters, _ := q.List(context.Background(), "", q.Len()) // of which the error is always nil
+	letters, _ := q.List(context.Background(), "", math.MaxInt) // its error is always nil
 	return letters
 }
 

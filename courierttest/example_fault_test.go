@@ -33,7 +33,7 @@ func ExampleParse() {
 func ExampleFaults() {
 	faults := courierttest.Faults{
 		{Effect: courierttest.Delay(2 * time.Second), When: courierttest.Every(10)},
-		{Effect: courierttest.Fail, When: courierttest.And(courierttest.Attempts(1, 2), courierttest.Not(courierttest.Record("vip")))},
+		{Effect: courierttest.Error, When: courierttest.And(courierttest.Attempts(1, 2), courierttest.Not(courierttest.OnRecord("vip")))},
 	}
 	fmt.Println(faults)
 	// Output: delay 2s if every 10; error if attempt 1..2 and not record "vip"
@@ -41,7 +41,7 @@ func ExampleFaults() {
 
 func ExampleScript() {
 	var records courierttest.Recorder[string]
-	shop := records.Applier(courierttest.Script(courierttest.Fail, courierttest.OK, courierttest.RetryAfter(time.Minute), courierttest.Skip))
+	shop := records.Applier(courierttest.Script(courierttest.Error, courierttest.OK, courierttest.RetryAfter(time.Minute), courierttest.Skip))
 	for range 5 {
 		err := shop.Apply(context.Background(), "a")
 		fmt.Println(err != nil && errors.Is(err, courierttest.ErrInjected), err)
@@ -60,7 +60,7 @@ func ExampleInjector() {
 	shop := records.Applier(nil)
 	ctx := context.Background()
 
-	shop.Faults.Set(courierttest.Fault{Effect: courierttest.Fail})
+	shop.Faults.Set(courierttest.Fault{Effect: courierttest.Error})
 	fmt.Println(courier.Classify(ctx, shop.Apply(ctx, "a")))
 	shop.Faults.Set(courierttest.Fault{Effect: courierttest.Permanent})
 	fmt.Println(courier.Classify(ctx, shop.Apply(ctx, "a")))

@@ -70,7 +70,7 @@ func ExampleRecorder_DLQ() {
 	source := records.Source("good", "bad")
 	shop := records.Applier(courierttest.MustParse(`permanent if record "bad"`))
 	queue := records.DLQ(0)
-	queue.SendFaults.Set(courierttest.Fault{Effect: courierttest.Fail, When: courierttest.Calls(1, 1)})
+	queue.SendFaults.Set(courierttest.Fault{Effect: courierttest.Error, When: courierttest.Calls(1, 1)})
 	coordinator := courier.NewPollingCoordinator(source, courier.NewDLQApplier(shop, queue, courier.DLQPolicy[string]{}), quiet)
 
 	err := coordinator.RunOnce(context.Background())

@@ -71,7 +71,7 @@ func openStore(*testing.T) courierttest.ApplierFixture[int] {
 
 func openQueue(*testing.T) courierttest.DLQFixture[int] {
 	return courierttest.DLQFixture[int]{
-		DLQ:    courier.NewMemoryDLQ[int](100),
+		DLQ:    &courier.MemoryDLQ[int]{Capacity: 100},
 		Record: func(n int) int { return n },
 	}
 }

@@ -41,24 +41,24 @@ type Effect string
 // The effects. Those of Delay, RetryAfter and Later have a duration.
 const (
 	OK        Effect = "ok"        // nothing, and no later fault of the list does anything
-	Fail      Effect = "error"     // an error; nothing was done
+	Error     Effect = "error"     // an error; nothing was done
 	Permanent Effect = "permanent" // an error that is courier.Permanent
 	Skip      Effect = "skip"      // courier.Skip
 	Lost      Effect = "lost"      // the work is done, and the answer is an error
 	Panic     Effect = "panic"     // with the error
 	Goexit    Effect = "goexit"    // runtime.Goexit
 	Hang      Effect = "hang"      // until the context ends
-	Whole     Effect = "whole"     // a batch fails as one; else as Fail
+	Whole     Effect = "whole"     // a batch fails as one; else as Error
 )
 
 // Delay lets time pass before the call, or until its context ends. Further
 // faults of the list apply after it. In a batch the longest counts.
 func Delay(d time.Duration) Effect { return Effect("delay " + d.String()) }
 
-// RetryAfter is [Fail] with a [courier.RetryAfter] around the error.
+// RetryAfter is [Error] with a [courier.RetryAfter] around the error.
 func RetryAfter(d time.Duration) Effect { return Effect("retry-after " + d.String()) }
 
-// Later is [Fail] with a [courier.Later] around the error: the call was no attempt.
+// Later is [Error] with a [courier.Later] around the error: the call was no attempt.
 func Later(d time.Duration) Effect { return Effect("later " + d.String()) }
 
 // Fault is an effect that comes about when its condition holds. It is a value,

@@ -36,7 +36,7 @@ func conditions(depth int) *rapid.Generator[Condition] {
 		case 2:
 			return Every(rapid.IntRange(1, 9).Draw(t, "n"))
 		case 3:
-			return Record(rapid.String().Draw(t, "name"))
+			return OnRecord(rapid.String().Draw(t, "name"))
 		case 4:
 			return Chance(rapid.Float64Range(0, 1).Draw(t, "p"), rapid.Uint64().Draw(t, "seed"))
 		case 5:
@@ -56,7 +56,7 @@ func faultLists() *rapid.Generator[Faults] {
 	return rapid.Custom(func(t *rapid.T) (faults Faults) {
 		for range rapid.IntRange(0, 4).Draw(t, "faults") {
 			d := time.Duration(rapid.Int64Range(0, int64(time.Hour)).Draw(t, "duration"))
-			f := Fault{Effect: rapid.SampledFrom([]Effect{OK, Fail, Permanent, Skip, Lost, Panic, Goexit, Hang, Whole, Delay(d), RetryAfter(d), Later(d)}).Draw(t, "effect")}
+			f := Fault{Effect: rapid.SampledFrom([]Effect{OK, Error, Permanent, Skip, Lost, Panic, Goexit, Hang, Whole, Delay(d), RetryAfter(d), Later(d)}).Draw(t, "effect")}
 			if rapid.Bool().Draw(t, "conditional") {
 				f.When = conditions(3).Draw(t, "condition")
 			}
@@ -112,7 +112,7 @@ func TestFaultsGoIntoFlagsAndFiles(t *testing.T) {
 	set := flag.NewFlagSet("", flag.ContinueOnError)
 	set.TextVar(&faults, "faults", Faults{}, "")
 	require.NoError(t, set.Parse([]string{"-faults", "error if every 3; lost"}))
-	require.Equal(t, Faults{{Fail, Every(3)}, {Lost, nil}}, faults)
+	require.Equal(t, Faults{{Error, Every(3)}, {Lost, nil}}, faults)
 	stored, err := json.Marshal(faults)
 	require.NoError(t, err)
 	require.Equal(t, `"error if every 3; lost"`, string(stored))
@@ -147,7 +147,7 @@ func TestConditions(t *testing.T) {
 			for n := range 6 {
 				verdicts, err := i.next(time.Unix(int64(n)*10, 0), []string{"a", "b"}[n%2])
 				require.NoError(t, err)
-				if verdicts[0].effect == Fail {
+				if verdicts[0].effect == Error {
 					got += strconv.Itoa(n + 1)
 				}
 			}
@@ -160,7 +160,7 @@ func TestConditions(t *testing.T) {
 func TestChanceDoesNotDependOnTheOrder(t *testing.T) {
 	verdictsOf := func(names ...string) map[string]Effect {
 		var i Injector
-		i.Set(Fault{Fail, Chance(0.5, 7)})
+		i.Set(Fault{Error, Chance(0.5, 7)})
 		verdicts := make(map[string]Effect)
 		for _, name := range names {
 			v, _ := i.next(time.Time{}, name)
@@ -171,9 +171,9 @@ func TestChanceDoesNotDependOnTheOrder(t *testing.T) {
 	require.Equal(t, verdictsOf("a", "b", "c", "d", "e"), verdictsOf("e", "c", "a", "d", "b"))
 	failed := 0
 	var i Injector
-	i.Set(Fault{Fail, Chance(0.3, 1)})
+	i.Set(Fault{Error, Chance(0.3, 1)})
 	for n := range 2000 {
-		if v, _ := i.next(time.Time{}, strconv.Itoa(n)); v[0].effect == Fail {
+		if v, _ := i.next(time.Time{}, strconv.Itoa(n)); v[0].effect == Error {
 			failed++
 		}
 	}
@@ -194,7 +194,7 @@ func TestEffects(t *testing.T) {
 			class   courier.ErrorClass
 			applied int
 		}{
-			Fail:                  {courier.ClassRetryable, 0},
+			Error:                 {courier.ClassRetryable, 0},
 			Whole:                 {courier.ClassRetryable, 0},
 			Permanent:             {courier.ClassPermanent, 0},
 			Skip:                  {courier.ClassSkipped, 0},
@@ -240,7 +240,7 @@ func TestEffects(t *testing.T) {
 
 func TestFaultsThatMakeNoSenseAreAConfigError(t *testing.T) {
 	for _, faults := range []Faults{
-		{{Effect: "boom"}}, {{Fail, Every(0)}}, {{Fail, Calls(0, 1)}}, {{Fail, Not(Chance(2, 1))}}, {{Fail, And(Every(1), nil)}}, {{Effect: Delay(-1)}}, {{Fail, Or(Record("a"), During(1, 1))}},
+		{{Effect: "boom"}}, {{Error, Every(0)}}, {{Error, Calls(0, 1)}}, {{Error, Not(Chance(2, 1))}}, {{Error, And(Every(1), nil)}}, {{Effect: Delay(-1)}}, {{Error, Or(OnRecord("a"), During(1, 1))}},
 	} {
 		var r Recorder[string]
 		source := r.Source("a")

@@ -247,7 +247,7 @@ func parseSpan(text string) (first, last int, err error) {
 
 func parseEffect(text string) (Effect, error) {
 	switch e := Effect(text); e {
-	case OK, Fail, Permanent, Skip, Lost, Panic, Goexit, Hang, Whole:
+	case OK, Error, Permanent, Skip, Lost, Panic, Goexit, Hang, Whole:
 		return e, nil
 	}
 	for _, word := range durationWords {

@@ -164,8 +164,8 @@ func (r *reader) effect() courierttest.Effect {
 		return courierttest.OK
 	default:
 		return [...]courierttest.Effect{
-			courierttest.Fail, courierttest.Permanent, courierttest.Skip, courierttest.Lost, courierttest.Panic,
-			courierttest.Goexit, courierttest.Hang, courierttest.Whole, courierttest.Fail,
+			courierttest.Error, courierttest.Permanent, courierttest.Skip, courierttest.Lost, courierttest.Panic,
+			courierttest.Goexit, courierttest.Hang, courierttest.Whole, courierttest.Error,
 		}[n]
 	}
 }
@@ -175,7 +175,7 @@ func (r *reader) condition(records int) courierttest.Condition {
 	first := func() int { return r.below(20) + 1 }
 	switch r.below(8) {
 	case 0, 1:
-		return courierttest.Record(strconv.Itoa(r.below(records)))
+		return courierttest.OnRecord(strconv.Itoa(r.below(records)))
 	case 2:
 		n := first()
 		return courierttest.Calls(n, n+r.below(10))
@@ -190,7 +190,7 @@ func (r *reader) condition(records int) courierttest.Condition {
 	case 6:
 		return courierttest.Chance(float64(r.below(9)+1)/10, uint64(r.below(256)))
 	default:
-		return courierttest.And(courierttest.Record(strconv.Itoa(r.below(records))), courierttest.Attempts(1, first()))
+		return courierttest.And(courierttest.OnRecord(strconv.Itoa(r.below(records))), courierttest.Attempts(1, first()))
 	}
 }
 
@@ -494,7 +494,8 @@ func (p *pipeline) applier(faulty bool) courier.Applier[int] {
 		a.ApplyFunc = poisoned
 		inner = courier.ProcessFunc((&ordered{single{a}, p}).Apply)
 	}
-	retry := courier.RetryPolicy{AttemptTimeout: 10 * time.Second, Random: p.random}
+	const timeout = 10 * time.Second
+	retry := courier.RetryPolicy{Random: p.random}
 	breaker := courier.BreakerPolicy{Random: p.random}
 	capacity := 0
 	if faulty {
@@ -506,9 +507,9 @@ func (p *pipeline) applier(faulty bool) courier.Applier[int] {
 	}
 	switch p.stack {
 	case retrying:
-		return courier.NewRetryableApplier(inner, retry)
+		return courier.NewRetryableApplier(courier.NewAttemptTimeoutApplier(inner, timeout, nil), retry)
 	case resilient:
-		a, _ := courier.ResilientApplier(inner, &courier.ResilientConfig[int]{Retry: retry, Breaker: breaker, DLQ: queue})
+		a, _ := courier.ResilientApplier(inner, &courier.ResilientConfig[int]{AttemptTimeout: timeout, Retry: retry, Breaker: breaker, DLQ: queue})
 		return a
 	case breaking:
 		return courier.NewCircuitBreakerApplier(inner, courier.NewBreaker(breaker))

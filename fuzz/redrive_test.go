@@ -33,7 +33,7 @@ func FuzzRedrive(f *testing.F) {
 		if byIdentity {
 			identity = strconv.Itoa
 		}
-		w.queue = courier.NewMemoryDLQByIdentity(w.capacity, identity)
+		w.queue = &courier.MemoryDLQ[int]{Capacity: w.capacity, Identity: identity}
 		for i := 0; i+1 < len(ops); i += 2 {
 			switch op, arg := ops[i]%7, ops[i+1]; op {
 			case 0:
@@ -292,7 +292,7 @@ func (w *parkedWorld) outlast(arg byte) {
 	if arg%2 == 1 {
 		applier = batchFunc{apply}
 	}
-	policy := courier.BreakerPolicy{FailureThreshold: int(arg%5) + 1, OpenFor: 1001 * time.Millisecond, Jitter: courier.NoOpenJitter, Clock: w}
+	policy := courier.BreakerPolicy{FailureThreshold: int(arg%5) + 1, OpenFor: 1001 * time.Millisecond, DisableJitter: true, Clock: w}
 	breaking := courier.NewCircuitBreakerApplier(applier, courier.NewBreaker(policy))
 	retrying := courier.NewRetryableApplier(breaking, courier.RetryPolicy{MaxAttempts: 5, Jitter: courier.NoJitter, Clock: w})
 	most, highest := w.count()+1, 0

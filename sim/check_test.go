@@ -60,7 +60,7 @@ func simulateBank(pay func(b *bank) func(context.Context, int) error) func(w *Wo
 	return func(w *World) {
 		b := newBank(40)
 		w.Run(func(ctx context.Context) error {
-			return courier.SyncWithRetry(Fetching(w, b.fetch), Processing(w, pay(b)), Marking(w, b.mark), 3, w.Options(ctx)...).Start(ctx)
+			return courier.SyncWithRetry(WrapFetch(w, b.fetch), WrapProcess(w, pay(b)), WrapMark(w, b.mark), 3, w.Options(ctx)...).Start(ctx)
 		})
 		w.Always(func() error {
 			if want := 10 * len(b.paid); b.balance != want {

@@ -6,7 +6,7 @@
 //		shop := newShop() // lives through crashes of the process
 //		w.Run(func(ctx context.Context) error { // called again after each of them
 //			return courier.SyncWithRetry(
-//				sim.Fetching(w, shop.fetch), sim.Processing(w, shop.process), sim.Marking(w, shop.mark),
+//				sim.WrapFetch(w, shop.fetch), sim.WrapProcess(w, shop.process), sim.WrapMark(w, shop.mark),
 //				3, w.Options(ctx)...).Start(ctx)
 //		})
 //		w.Always(shop.check)                                         // after every event

@@ -41,7 +41,7 @@ func TestShop(t *testing.T) {
 	sim.Check(t, sim.Options{Episodes: 100}, func(w *sim.World) {
 		s := newShop() // lives through crashes of the process
 		w.Run(func(ctx context.Context) error {
-			return courier.SyncWithRetry(sim.Fetching(w, s.fetch), sim.Processing(w, s.ship), sim.Marking(w, s.mark), 3, w.Options(ctx)...).Start(ctx)
+			return courier.SyncWithRetry(sim.WrapFetch(w, s.fetch), sim.WrapProcess(w, s.ship), sim.WrapMark(w, s.mark), 3, w.Options(ctx)...).Start(ctx)
 		})
 		w.Always(func() error {
 			for n := range 20 {
@@ -62,7 +62,7 @@ func ExampleCheck() {
 		sim.Check(t, sim.Options{Episodes: 300}, func(w *sim.World) {
 			s := newShop() // lives through crashes of the process
 			w.Run(func(ctx context.Context) error {
-				return courier.Sync(sim.Fetching(w, s.fetch), sim.Processing(w, s.ship), sim.Marking(w, s.mark), w.Options(ctx)...).Start(ctx)
+				return courier.Sync(sim.WrapFetch(w, s.fetch), sim.WrapProcess(w, s.ship), sim.WrapMark(w, s.mark), w.Options(ctx)...).Start(ctx)
 			})
 			w.Eventually(func() bool { return len(s.pending) == 0 })
 		})

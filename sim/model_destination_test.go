@@ -207,7 +207,7 @@ func (q *parkingLot[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) 
 	n := letter.Record.number()
 	return q.p.await(ctx, Send, q.id(uint64(n+1)), names[n], sent{n, letter.Branch}, func(c *call) {
 		m := q.m
-		if q.Len() >= m.Capacity && !m.wasParked(n, letter.Branch) && !m.Calm() {
+		if letters, _ := q.Count(context.Background()); letters >= m.Capacity && !m.wasParked(n, letter.Branch) && !m.Calm() {
 			m.Sometimes("the queue is full")
 			c.err = courier.ErrDLQFull
 			return

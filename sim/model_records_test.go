@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 
@@ -100,7 +101,7 @@ type letter struct {
 
 func lay[T record](m *model, read func(n int) T, clone func(T) T) {
 	queue := func() *courier.MemoryDLQ[T] {
-		return courier.NewMemoryDLQByIdentity(2*len(m.rows), func(record T) string { return names[record.number()] })
+		return &courier.MemoryDLQ[T]{Capacity: 2 * len(m.rows), Identity: func(record T) string { return names[record.number()] }}
 	}
 	x := &pipe[T]{m, read, clone, queue(), queue()}
 	m.letters = func() []letter { return append(lettersOf(x.queue), lettersOf(x.aside)...) }
@@ -113,10 +114,7 @@ func lay[T record](m *model, read func(n int) T, clone func(T) T) {
 
 // lettersOf are the letters in a queue, oldest first.
 func lettersOf[T record](queue *courier.MemoryDLQ[T]) (list []letter) {
-	if queue.Len() == 0 {
-		return nil
-	}
-	all, _ := queue.Receive(context.Background(), queue.Len()) // a MemoryDLQ always can
+	all, _ := queue.Receive(context.Background(), math.MaxInt) // its error is always nil
 	for i := range all {
 		list = append(list, letter{all[i].ID, all[i].Key, all[i].Branch, all[i].Record.number()})
 	}

@@ -549,13 +549,17 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	p, m := processOf(ctx), x.model
 	l := m.lives[p.number]
 	applier := x.destination(l)
-	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, AttemptTimeout: m.Timeout, InitialDelay: m.RetryDelay, OnRetry: l.retriedIn(first)})
+	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, InitialDelay: m.RetryDelay, OnRetry: l.retriedIn(first)})
 	queue, policy := x.parks(l, first)
+	timed := applier
+	if m.Timeout > 0 {
+		timed = courier.NewAttemptTimeoutApplier(applier, m.Timeout, &p.clock)
+	}
 	switch m.Stack {
 	case retrying:
-		applier = courier.NewRetryableApplier(applier, retry)
+		applier = courier.NewRetryableApplier(timed, retry)
 	case unbroken:
-		applier = courier.NewDLQApplier(courier.NewRetryableApplier(applier, retry), queue, policy)
+		applier = courier.NewDLQApplier(courier.NewRetryableApplier(timed, retry), queue, policy)
 	case resilient:
 		breaker := courier.BreakerPolicy{
 			FailureThreshold: m.Threshold, Successes: m.Successes, Probes: m.Probes, OpenFor: m.OpenFor, MaxOpenFor: m.MaxOpenFor, ProbeTimeout: m.ProbeTimeout,
@@ -565,20 +569,14 @@ func (x *pipe[T]) live(ctx context.Context) error {
 			breaker.FailureRate, breaker.MinCalls = m.Rate, 5
 		}
 		if m.ByHand && m.Hosts > 0 {
-			if retry.AttemptTimeout = 0; m.Timeout > 0 {
-				applier = courier.NewAttemptTimeoutApplier(applier, m.Timeout, &p.clock)
-			}
-			applier = courier.NewRetryableApplier(courier.NewKeyedCircuitBreakerApplier(applier, x.hostOf, breaker), retry)
+			applier = courier.NewRetryableApplier(courier.NewKeyedCircuitBreakerApplier(timed, x.hostOf, breaker), retry)
 			applier = courier.NewDLQApplier(applier, queue, policy)
 		} else if m.ByHand {
 			l.switches = courier.NewBreaker(breaker)
-			if retry.AttemptTimeout = 0; m.Timeout > 0 {
-				applier = courier.NewAttemptTimeoutApplier(applier, m.Timeout, &p.clock)
-			}
-			applier = courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(applier, l.switches), retry)
+			applier = courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(timed, l.switches), retry)
 			applier = courier.NewDLQApplier(applier, queue, policy)
 		} else {
-			config := courier.ResilientConfig[T]{Retry: retry, Breaker: breaker, DLQ: queue, Parking: policy}
+			config := courier.ResilientConfig[T]{AttemptTimeout: m.Timeout, Clock: &p.clock, Retry: retry, Breaker: breaker, DLQ: queue, Parking: policy}
 			if m.Hosts > 0 {
 				config.BreakerKey = x.hostOf
 			}

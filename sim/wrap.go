@@ -8,10 +8,10 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// Fetching makes a user's fetch part of the world: it comes when the seed says,
-// and fails as the seed says. The function runs on the caller's goroutine; it may
+// WrapFetch makes a fetch function part of the world: the seed decides when each call
+// happens and whether it fails. The function runs on the caller's goroutine; it may
 // block on what is in the bubble, but not on real input and output.
-func Fetching[T any](w *World, fetch func(ctx context.Context) ([]T, error)) func(ctx context.Context) ([]T, error) {
+func WrapFetch[T any](w *World, fetch func(ctx context.Context) ([]T, error)) func(ctx context.Context) ([]T, error) {
 	return func(ctx context.Context) (records []T, err error) {
 		p := processOf(ctx)
 		err = p.around(ctx, Fetch, uint64(p.instance), "the source", func() error {
@@ -26,16 +26,16 @@ func Fetching[T any](w *World, fetch func(ctx context.Context) ([]T, error)) fun
 	}
 }
 
-// Processing does so with a process function, or the Apply of an applier.
-func Processing[T any](w *World, process func(ctx context.Context, record T) error) func(ctx context.Context, record T) error {
+// WrapProcess does the same for a process function, or the Apply of an applier.
+func WrapProcess[T any](w *World, process func(ctx context.Context, record T) error) func(ctx context.Context, record T) error {
 	return func(ctx context.Context, record T) error {
 		p, name := processOf(ctx), fmt.Sprint(record)
 		return p.around(ctx, Apply, digest(name), name, func() error { return process(ctx, record) })
 	}
 }
 
-// Marking does so with a mark function.
-func Marking[T any](w *World, mark func(ctx context.Context, records []T) error) func(ctx context.Context, records []T) error {
+// WrapMark does the same for a mark function.
+func WrapMark[T any](w *World, mark func(ctx context.Context, records []T) error) func(ctx context.Context, records []T) error {
 	return func(ctx context.Context, records []T) error {
 		p := processOf(ctx)
 		name := fmt.Sprint(records)
@@ -43,8 +43,8 @@ func Marking[T any](w *World, mark func(ctx context.Context, records []T) error)
 	}
 }
 
-// Parking does so with a dead letter queue.
-func Parking[T any](w *World, queue courier.DLQ[T]) courier.DLQ[T] { return parking[T]{queue} }
+// WrapDLQ does the same for the Send of a dead letter queue.
+func WrapDLQ[T any](w *World, queue courier.DLQ[T]) courier.DLQ[T] { return parking[T]{queue} }
 
 type parking[T any] struct{ courier.DLQ[T] }
 

@@ -212,7 +212,7 @@ func startChaos(t *testing.T, options []nats.Option) *chaos {
 	t.Cleanup(c.sink.Close)
 	var applier courier.Applier[order]
 	applier, c.dlq = courier.ResilientApplier[order](&noting{c.sink, c.ledger}, &courier.ResilientConfig[order]{
-		DLQ:     courier.NewMemoryDLQByIdentity(100_000, func(o order) string { return o.id }),
+		DLQ:     &courier.MemoryDLQ[order]{Capacity: 100_000, Identity: func(o order) string { return o.id }},
 		Retry:   courier.RetryPolicy{InitialDelay: 20 * time.Millisecond},
 		Breaker: courier.BreakerPolicy{OpenFor: 200 * time.Millisecond, MaxOpenFor: 2 * time.Second},
 		Parking: courier.DLQPolicy[order]{MaxParkRate: courier.AnyParkRate, OnPark: func(_ context.Context, letter courier.DeadLetter[order]) {

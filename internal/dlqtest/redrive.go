@@ -123,7 +123,7 @@ func (c *clock) After(d time.Duration) <-chan time.Time {
 }
 
 func newBreaker(now *time.Time) *courier.Breaker {
-	return courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: 1001 * time.Millisecond, Jitter: courier.NoOpenJitter, Clock: &clock{now}})
+	return courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: 1001 * time.Millisecond, DisableJitter: true, Clock: &clock{now}})
 }
 
 // call makes a call of the queue, unless that is broken.

@@ -103,7 +103,7 @@ var mutants = []mutant{
 	{"the attempts before an interruption are forgotten", "attempts.go",
 		"		case *pendingError:\n			found = found.with(e.usage)\n", "		case *pendingError:\n"},
 	{"a failed probe burns an attempt", "breaker.go",
-		"Counted: counts && !permit.permit.Probe}", "Counted: counts}"},
+		"counted: counts && !permit.permit.Probe}", "counted: counts}"},
 	{"the next probe is the same record", "stream_hand.go",
 		"		if !it.suspect() {\n", "		if true {\n"},
 
