@@ -213,8 +213,8 @@ func withAttempt(ctx context.Context, n int) context.Context {
 	return context.WithValue(ctx, attemptKey{}, n)
 }
 
-// AttemptFromContext returns which attempt of the current delivery a call is, for logs
-// and idempotency keys: 1 is the first, and so is what no retry makes. In a
+// AttemptFromContext returns the number of the attempt within the current delivery, for
+// logs and idempotency keys. It is 1 for the first attempt, and outside a retry. In a
 // batch it is the attempt of the batch.
 func AttemptFromContext(ctx context.Context) int {
 	if n, ok := ctx.Value(attemptKey{}).(int); ok {
@@ -265,24 +265,24 @@ func (e *laterError) Error() string      { return e.err.Error() }
 func (e *laterError) Unwrap() error      { return e.err }
 func (e *laterError) NotAttempted() bool { return true }
 
-// Later asks that the record be tried again once d has passed, and not before: the
-// destination has said that it is busy until then. Nothing was attempted: no attempt is
-// counted, nothing is parked, no breaker hears of it, and the coordinator goes on with
-// other records, with one worker and without an order key too. With an order key the
-// later records of the key wait with it. A negative d counts as 0, and 24 hours are the
-// most. Later(nil, d) is nil. An error that counts as an attempt and asks for time is
-// [RetryAfter].
+// Later asks to retry the record once d has passed, and not before: the destination has
+// said that it is busy until then. It does not count as an attempt, nothing is parked,
+// breakers ignore it, and the coordinator goes on with other records, even with one
+// worker and without an order key. With an order key the later records of the key wait
+// with it. A negative d counts as 0, and more than 24 hours as 24 hours. Later(nil, d) is
+// nil. For an error that counts as an attempt use [RetryAfter].
 //
-// To an open breaker it is no verdict: that the destination has answered does not say that
-// it is well. A probe that is answered so leaves the breaker half-open, and another record
-// is the next probe, at once.
+// An open breaker ignores it too: that the destination answered does not mean that it is
+// healthy. A probe with this answer leaves the breaker half-open, and another record is
+// the next probe, immediately.
 //
-// The record waits in hand, where it takes up room, see [WithBatchSize]. It is given back
-// for the time that is left when the coordinator stops, if the source is a [Releaser]; so
-// is one that waits for more than 10 seconds, unless its lease is renewed ([Renewer]) or
-// the source keeps a schedule of its own ([Failer]). RunOnce waits for it within the drain
-// timeout. An ApplyBatch lists it in a [*BatchError], or returns it for all its records.
-// Outside of a coordinator the error is returned as it is, and its class is ClassNotAttempted.
+// The record waits in hand, where it takes up space, see [WithBatchSize]. When the
+// coordinator stops, it is given back for the remaining time if the source is a
+// [Releaser]. So is a record that waits for more than 10 seconds, unless its lease is
+// renewed ([Renewer]) or the source keeps a schedule of its own ([Failer]). RunOnce waits
+// for it within the drain timeout. An ApplyBatch lists it in a [*BatchError], or returns
+// it for all its records. Outside a coordinator the error is returned unchanged, and its
+// class is ClassNotAttempted.
 func Later(err error, d time.Duration) error {
 	if err == nil {
 		return nil

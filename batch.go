@@ -8,18 +8,17 @@ import (
 	"strings"
 )
 
-// BatchError is what ApplyBatch returns when some records of the batch failed:
-// the listed ones, and no others. Without any failure listed it means that all
-// were applied.
+// BatchError is what ApplyBatch returns if only some records of the batch failed: the
+// listed ones. If it lists no failure, all records were applied.
 //
-// It is recognised when it is wrapped, and [Permanent], [Skip] and [RetryAfter]
-// around it are meant for each record that it lists; but not inside a join with
-// other errors, which could mean anything of the records it does not list.
+// It is recognized when it is wrapped, and [Permanent], [Skip] and [RetryAfter] around it
+// apply to each record that it lists. It is not recognized inside a join with other
+// errors, because it is unknown to which records those belong.
 type BatchError struct {
 	Failures []BatchFailure
 }
 
-// BatchFailure is one record of a batch, by its index, and its error.
+// BatchFailure is a record of a batch, by its index, and its error.
 type BatchFailure struct {
 	Index int
 	Err   error
@@ -30,8 +29,8 @@ func (e *BatchError) Add(index int, err error) {
 	e.Failures = append(e.Failures, BatchFailure{index, err})
 }
 
-// ErrorOrNil returns e, or nil when it lists no failure: the last line of an
-// ApplyBatch that collects failures as it goes.
+// ErrorOrNil returns e, or nil if it lists no failure: the last line of an ApplyBatch
+// that collects failures.
 func (e *BatchError) ErrorOrNil() error {
 	if e == nil || len(e.Failures) == 0 {
 		return nil
@@ -39,7 +38,7 @@ func (e *BatchError) ErrorOrNil() error {
 	return e
 }
 
-// Error tells of the first failures, by the index of the record, and counts the rest.
+// Error describes the first failures, by the index of the record, and counts the rest.
 func (e *BatchError) Error() string {
 	const shown = 3
 	switch { // to an ApplyBatch they are no error, so it was another function

@@ -13,31 +13,32 @@ import (
 	"github.com/erfanmomeniii/courier/internal/breaker"
 )
 
-// BreakerPolicy configures a [Breaker]. The zero value is the default: it opens
-// after five failures in a row. Setting a rate without a FailureThreshold makes
-// it open by the rate alone; with both, whichever is reached first.
+// BreakerPolicy configures a [Breaker]. The zero value is the default: it opens after
+// five failures in a row. With a rate and no FailureThreshold it opens by the rate alone;
+// with both, by whichever is reached first.
 type BreakerPolicy struct {
 	// Name is what errors, events and Stats call the breaker, such as that of the
 	// destination. Empty is no name.
 	Name string
 
-	// FailureThreshold is how many calls must fail in a row for the breaker to
-	// open. 0 is 5, or off where a rate is set. Together with a retry around the
-	// breaker it should be at least 2 and at most RetryPolicy.MaxAttempts: with
-	// 1 a record that fails on its own account always opens it and is never
-	// parked; above MaxAttempts, the record at the head of an outage is
-	// exhausted before it opens. A success that began before a failure says nothing
-	// of the time since: of failures that began one after the other, as the attempts
-	// on a record do, those are still in a row that were counted after it began.
+	// FailureThreshold is how many calls must fail in a row for the breaker to open. 0 is
+	// 5, or off if a rate is set. With a retry around the breaker it should be at least 2
+	// and at most RetryPolicy.MaxAttempts: with 1, every bad record opens it and is never
+	// parked; above MaxAttempts, the first record of an outage runs out of attempts
+	// before the breaker opens.
+	//
+	// A success that began before a failure says nothing about the time since, so it does
+	// not reset the count of failures that began one after another, as the attempts on a
+	// record do, if they were counted after it began.
 	FailureThreshold int
 
-	// FailureRate opens the breaker when this share, in (0, 1], of the calls in
-	// the window has failed. 0 is off.
+	// FailureRate opens the breaker when this fraction, in (0, 1], of the calls in the
+	// window has failed. 0 is off.
 	FailureRate float64
 
-	// SlowCallRate does the same for calls that took SlowCall or longer,
-	// whether they failed or not: an outage that shows as slowness ends no call
-	// with an error. 0 is off; a rate needs a SlowCall, and the other way round.
+	// SlowCallRate opens the breaker when this fraction of the calls in the window took
+	// SlowCall or longer, whether they failed or not, because an outage that shows as
+	// slowness causes no errors. 0 is off. SlowCallRate and SlowCall need each other.
 	SlowCallRate float64
 	SlowCall     time.Duration
 
@@ -45,38 +46,36 @@ type BreakerPolicy struct {
 	// something. 0 is 20.
 	MinCalls int
 
-	// Window is the time that the rates are of, 30 seconds for 0; WindowCalls
-	// makes them of the last so many calls instead. A call counts when it ends.
+	// Window is the time over which the rates are measured; 0 is 30 seconds. WindowCalls
+	// measures them over that many calls instead. A call counts when it ends.
 	Window      time.Duration
 	WindowCalls int
 
-	// OpenFor is how long the breaker first stays open before it lets a probe
-	// through. 0 is one second: a poison record that looks transient costs the
-	// others that long, an outage soon more. Each failed probe makes it longer by
-	// OpenMultiplier (0 is 2, 1 is not at all), up to MaxOpenFor, of which 0 is
-	// one minute, or OpenFor where that is longer.
+	// OpenFor is how long the breaker first stays open before it admits a probe. 0 is one
+	// second, which is what a poison record that looks transient costs the others. Each
+	// failed probe multiplies the period by OpenMultiplier (0 is 2, 1 keeps it) up to
+	// MaxOpenFor (0 is one minute, or OpenFor if that is longer).
 	OpenFor, MaxOpenFor time.Duration
 	OpenMultiplier      float64
 
-	// MaxRetryAfter caps the open period that a failure asks for with [RetryAfter].
-	// The breaker stays open for that long where its own period would be shorter,
-	// after the failure that opened it and after a failed probe. 0 is one hour.
+	// MaxRetryAfter caps the open period that a failure asks for with [RetryAfter]. The
+	// breaker stays open for that long if its own period would be shorter, after the
+	// failure that opened it and after a failed probe. 0 is one hour.
 	MaxRetryAfter time.Duration
 
-	// Jitter spreads an open period by up to this share either way, below
-	// MaxOpenFor, so that several processes do not probe together. 0 is 0.2. It must be
-	// less than 1. DisableJitter turns it off; Jitter must be 0 then.
+	// Jitter spreads an open period by up to this fraction either way, below MaxOpenFor,
+	// so that several processes do not probe together. 0 is 0.2. It must be less than 1.
+	// DisableJitter turns it off; Jitter must then be 0.
 	Jitter        float64
 	DisableJitter bool
 
-	// Probes is how many calls are let through at once while half-open, and
-	// Successes how many of them must succeed, with no failure between, for it
-	// to close. 0 is 1 of each.
+	// Probes is how many calls are admitted at the same time while half-open, and
+	// Successes how many of them must succeed, with no failure in between, to close the
+	// breaker. 0 is 1 for both.
 	Probes, Successes int
 
-	// ProbeTimeout is how long probes may hang without any verdict before the
-	// breaker opens again without them. 0 is one minute, or OpenFor where that
-	// is longer.
+	// ProbeTimeout is how long probes may run without any result before the breaker opens
+	// again without them. 0 is one minute, or OpenFor if that is longer.
 	ProbeTimeout time.Duration
 
 	// MaxKeys is how many breakers a keyed breaker keeps, see
@@ -87,9 +86,9 @@ type BreakerPolicy struct {
 	// it must be 0.
 	MaxKeys int
 
-	// OnStateChange is called after each transition, once and in order, outside
-	// any lock, by the call that made it or one that came at the same time. It
-	// may call any method of the breaker; a panic in it does no harm.
+	// OnStateChange is called after each transition, once and in order, outside any lock,
+	// on the goroutine of the call that made it or of a concurrent one. It may call any
+	// method of the breaker; a panic in it does no harm.
 	OnStateChange func(ctx context.Context, change BreakerChange)
 
 	// Clock is nil for the system's clock, Random for math/rand/v2's Float64, see
@@ -162,13 +161,13 @@ func (p BreakerPolicy) validate() error {
 // ErrOpen is what every [*OpenError] is, to errors.Is.
 var ErrOpen = errors.New("courier: breaker open")
 
-// OpenError says that the breaker lets no call through, or that the call just
-// made is the one over which it opened. Its class is NotAttempted: coordinators
-// stop fetching until the time it tells.
+// OpenError says that the breaker admits no call, or that the call just made is the one
+// that opened it. Its class is ClassNotAttempted: coordinators stop fetching until the
+// given time.
 type OpenError struct {
-	Until   time.Time // when a probe may go; past when all probe slots are taken, zero when forced open
+	Until   time.Time // when a probe is admitted; in the past if all probe slots are taken, zero if forced open
 	Cause   error     // the failure that opened the breaker
-	Breaker string    // its name, "" where it has none
+	Breaker string    // its name, "" if it has none
 
 	of      *Breaker
 	called  bool   // the call was made, and Cause is its own failure
@@ -200,12 +199,10 @@ func (e *OpenError) Unwrap() error { return e.Cause }
 // NotAttempted reports true.
 func (e *OpenError) NotAttempted() bool { return true }
 
-// RetryAt returns Until, or where the breaker's clock was set back since, the time
-// that is now.
+// RetryAt returns Until, adjusted if the breaker's clock was set back since.
 func (e *OpenError) RetryAt() time.Time { return e.due.told(e.Until) }
 
-// ErrProbeTimeout is the cause of a breaker that opened again because its
-// probes hung.
+// ErrProbeTimeout is the cause of a breaker that opened again because its probes hung.
 var ErrProbeTimeout = errors.New("courier: the breaker's probes gave no verdict within the probe timeout")
 
 // ErrForcedOpen is the cause of a breaker that was opened by ForceOpen.
@@ -225,46 +222,45 @@ const (
 
 // BreakerChange is a transition of a breaker.
 type BreakerChange struct {
-	Breaker    string // its name, "" where it has none
+	Breaker    string // its name, "" if it has none
 	From, To   BreakerState
 	At         time.Time
-	Until      time.Time // of an open period: when a probe may go
+	Until      time.Time // of an open period: when a probe is admitted
 	Cause      error     // of an open period: what opened it
 	Generation uint64    // counts the transitions
 }
 
 // BreakerMetrics is a snapshot of a breaker.
 type BreakerMetrics struct {
-	Name        string // "" where it has none
+	Name        string // "" if it has none
 	State       BreakerState
 	Until       time.Time // when open: the earliest probe
 	Cause       error     // when not closed: what opened it
 	Consecutive int       // failures in a row, while closed
 
-	Calls, Failures, Slow int // in the window, where a rate is set
+	Calls, Failures, Slow int // in the window, if a rate is set
 
 	Opened   uint64 // transitions to open
 	Rejected uint64 // calls refused
-	Stale    uint64 // results that came after their phase had ended, and counted for nothing
+	Stale    uint64 // results that came after their phase had ended, and do not count
 }
 
-// Breaker stops calls to a destination that is down, and finds out when it is
-// up again. Several appliers may share one when they share the destination. It
-// is safe for concurrent use, has no goroutine or timer, and never blocks but
-// for the listener of its policy.
+// Breaker stops calls to a destination that is down, and detects when it is up again.
+// Several appliers may share one if they share the destination. It is safe for concurrent
+// use, has no goroutine or timer, and never blocks, except for the listener of its
+// policy.
 //
-// Nothing happens to an open breaker by itself: it is the first call after the
-// open period that makes it half-open. Do not wait for State to change before
-// you call; ask Ready.
+// An open breaker does not change by itself: the first call after the open period makes
+// it half-open. So do not wait for State to change before you call; use Ready.
 type Breaker struct {
 	policy BreakerPolicy
 	kernel breaker.Policy
 	clock  *steady
 	fault  error
 
-	// calm is what the permits of a closed phase carry while no failure counts in it,
-	// or 0. Success then has nothing to write, and calls need not take the lock. With
-	// a window it is always 0: every result counts.
+	// calm is what the permits of a closed phase carry while no failure counts in it, or
+	// 0. A success then has nothing to write, and calls need not take the lock. With a
+	// window it is always 0: every result counts.
 	calm     atomic.Uint64
 	rejected atomic.Uint64
 
@@ -321,16 +317,16 @@ func (b *Breaker) now() time.Time {
 	return b.clock.Now()
 }
 
-// State returns what the breaker does with calls. An open one stays open until
-// somebody calls, see [Breaker].
+// State returns the state of the breaker. An open breaker stays open until the next call,
+// see [Breaker].
 func (b *Breaker) State() BreakerState {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return BreakerState(b.state.Phase.String())
 }
 
-// Ready reports whether a call would be let through now. It takes no permit, and
-// changes nothing.
+// Ready reports whether a call would be admitted now. It takes no permit and changes
+// nothing.
 func (b *Breaker) Ready() bool {
 	if b.calm.Load() != 0 {
 		return true
@@ -368,9 +364,8 @@ func (b *Breaker) gate() gate {
 	return gate{closed: true, until: b.refused().Until, cause: b.refusal}
 }
 
-// RetryAt returns the earliest time at which an open breaker lets a call
-// through. It is zero for one that is not open, and for one that is forced open,
-// of which nobody knows.
+// RetryAt returns the earliest time at which an open breaker admits a call. It is zero
+// for a breaker that is not open, or that is forced open.
 func (b *Breaker) RetryAt() time.Time {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -400,19 +395,19 @@ func (b *Breaker) Metrics() BreakerMetrics {
 	return m
 }
 
-// ForceOpen refuses all calls until [Breaker.Reset] or ForceClosed. It does not
-// become half-open by itself. A coordinator that waits for the breaker is told at
-// once of ForceOpen, ForceClosed and Reset.
+// ForceOpen refuses all calls until [Breaker.Reset] or ForceClosed. The breaker does not
+// become half-open by itself. ForceOpen, ForceClosed and Reset immediately notify a
+// coordinator that waits for the breaker.
 func (b *Breaker) ForceOpen() {
 	b.force(breaker.ForcedOpen, &OpenError{Cause: ErrForcedOpen, Breaker: b.policy.Name, of: b})
 }
 
-// ForceClosed lets all calls through until [Breaker.Reset] or ForceOpen, whatever
-// becomes of them.
+// ForceClosed admits all calls until [Breaker.Reset] or ForceOpen, whatever their
+// results.
 func (b *Breaker) ForceClosed() { b.force(breaker.ForcedClosed, nil) }
 
-// Reset ends what ForceOpen or ForceClosed began: the breaker is closed and
-// decides by itself again. It closes a breaker that has opened by itself, too.
+// Reset closes the breaker, which then decides by itself again. It ends ForceOpen and
+// ForceClosed, and also closes a breaker that opened by itself.
 func (b *Breaker) Reset() { b.force(breaker.Closed, nil) }
 
 func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {
@@ -447,16 +442,16 @@ func (b *Breaker) removeListener(ch chan<- struct{}) {
 	}
 }
 
-// Permit is the right to make one call, to be given back with Report.
+// Permit is the right to make one call. Return it with Report.
 type Permit struct {
 	permit breaker.Permit
 	start  time.Time // where slow calls matter
 }
 
-// Acquire asks to make a call, for code that is no [Applier]. It returns a
-// permit, or an [*OpenError]; or, when ctx has ended, its cause as an error that
-// is ClassNotAttempted; or a [*ConfigError]. Every permit must be given back with Report of this breaker,
-// once, whatever becomes of the call.
+// Acquire asks to make a call, for code that is no [Applier]. It returns a permit, an
+// [*OpenError], or a [*ConfigError]; if ctx has ended, it returns the cause as an error
+// of ClassNotAttempted. Every permit must be returned with Report of this breaker, once,
+// whatever the call does.
 func (b *Breaker) Acquire(ctx context.Context) (Permit, error) {
 	switch {
 	case b.zero():
@@ -510,11 +505,11 @@ func (b *Breaker) acquire(ctx context.Context) (Permit, error) {
 	return p, nil
 }
 
-// Report gives a permit back with the result of its call, of which ctx is the
-// context. When the breaker is open because of it, the error returned is an
-// [*OpenError] that carries err, or a [*BatchError] of those where err is one; else
-// it is err. An err that cannot be used, such as a nil pointer, is a failure, and
-// another error takes its place that says so.
+// Report returns a permit with the result of its call; ctx is the context of the call. If
+// the result opened the breaker, the returned error is an [*OpenError] that wraps err, or
+// a [*BatchError] of such errors if err is one. Otherwise it is err. An err that cannot
+// be used, such as a nil pointer, counts as a failure and is replaced by an error that
+// says so.
 func (b *Breaker) Report(ctx context.Context, permit Permit, err error) error {
 	err = sound(err)
 	if ctx == nil { // the permit is to be given back all the same

@@ -10,24 +10,21 @@ import (
 // This file is about what a breaker is told of the calls of an applier, and the applier
 // behind one breaker.
 
-// WithCircuitBreaker puts an applier behind a breaker of its own with the
-// default policy.
+// WithCircuitBreaker puts an applier behind its own breaker with the default policy.
 func WithCircuitBreaker[T any](applier Applier[T]) Applier[T] {
 	return NewCircuitBreakerApplier(applier, NewBreaker(BreakerPolicy{}))
 }
 
-// NewCircuitBreakerApplier puts an applier behind a breaker. While that is
-// open, Apply returns an [*OpenError] without a call, or an allocation. A call
-// of ApplyBatch is one call to the breaker, and fails when all its records do.
-// Around a retry or a dead letter queue it is refused, and so is one and the same
-// breaker twice in a stack.
+// NewCircuitBreakerApplier puts an applier behind a breaker. While the breaker is open,
+// Apply returns an [*OpenError] without a call or an allocation. An applier with a retry
+// or a dead letter queue is refused, and so is the same breaker twice in a stack.
 //
-// Retryable errors and panics are failures of the destination; a permanent
-// error is an answer, hence a success; what is ClassNotAttempted or skipped, and a
-// [*DecodeError], says nothing. A batch is one call: it fails when every record
-// fails, and succeeds when every record gets through. When only some get through,
-// it is a success followed by a failure, as an outage may have begun in between.
-// The result is as safe for concurrent use as the applier.
+// Retryable errors and panics are failures of the destination. A permanent error is an
+// answer and counts as a success. An error of ClassNotAttempted or ClassSkipped, or a
+// [*DecodeError], does not count. A call of ApplyBatch is one call: it fails if every
+// record fails, and succeeds if every record succeeds. If only some succeed, it counts as
+// a success followed by a failure, because an outage may have begun in between. The
+// result is as safe for concurrent use as the applier.
 func NewCircuitBreakerApplier[T any](applier Applier[T], b *Breaker) Applier[T] {
 	return newBreakerApplier(applier, b, nil)
 }

@@ -10,8 +10,9 @@ import (
 	"github.com/erfanmomeniii/courier/internal/breaker"
 )
 
-// KeyedBreaker is an applier behind a breaker for each key of its records. Make it with
-// [NewKeyedCircuitBreakerApplier]. It is as safe for concurrent use as the applier.
+// KeyedBreaker is an applier with a breaker for each key of its records.
+// [NewKeyedCircuitBreakerApplier] makes one. It is as safe for concurrent use as the
+// applier.
 type KeyedBreaker[T any] struct {
 	stage[T]
 	key func(T) string
@@ -19,37 +20,39 @@ type KeyedBreaker[T any] struct {
 }
 
 // NewKeyedCircuitBreakerApplier puts an applier behind one breaker for each key of its
-// records: a host, a tenant, a topic. Where many destinations are behind one applier, a
-// dead one then stops none of the others. The policy is that of each breaker, whose name
-// is the key, after the policy's own name and a slash where it has one. An empty key is a
-// key as any other.
+// records: a host, a tenant, a topic. If one applier serves many destinations, a dead one
+// then does not stop the others. The policy applies to each breaker. The name of a
+// breaker is its key, after the policy's own name and a slash if there is one. An empty
+// key is a key like any other.
 //
-// While the breaker of a key is open, Apply returns an error without a call that is an
-// [*OpenError] to errors.As, and whose class is ClassNotAttempted. A coordinator does not stop
-// its intake over it: the record waits in hand until its breaker admits a probe, as one
-// does that asks for that with [Later], and the others go on. Intake pauses only once such
-// records are all that may be in hand ([ErrFullHand]), so give the coordinator room for
-// what a destination gets during an outage, or a source that takes records back
-// ([Releaser], [Failer]). The records of a source that has neither need names, by
-// [Identifier] or [WithIdentity], as more is fetched only once those without are settled.
+// While the breaker of a key is open, Apply makes no call and returns an error that is an
+// [*OpenError] to errors.As and whose class is ClassNotAttempted. A coordinator does not
+// stop its intake for it: the record waits in hand until its breaker admits a probe, like
+// a record that asks for that with [Later], and the others go on. Intake pauses only once
+// such records are all that may be in hand ([ErrFullHand]). So give the coordinator room
+// for the records of a destination during an outage, or use a source that takes records
+// back ([Releaser], [Failer]). If the source does neither, its records need names, by
+// [Identifier] or [WithIdentity]; otherwise no more are fetched until the waiting ones
+// are settled.
 //
 // What counts as a failure, and as an attempt of a record, is as with
-// [NewCircuitBreakerApplier], for each key by itself. When a probe is due, a record goes
-// first that has not failed one, and the others ask again a little later. A record that
-// keeps failing is parked once others of its key get through; if it is the only one of its
-// key it stays pending until another one comes, since only that can tell whether the
-// destination is down. A key function that panics is a failure of its record, and of no
+// [NewCircuitBreakerApplier], for each key by itself. A record that has not failed a
+// probe goes first as the next probe, and the others ask again a little later. A record
+// that keeps failing is parked once others of its key succeed. If it is the only one of
+// its key, it stays pending until another one comes, because only that shows whether the
+// destination is down. A panic in the key function is a failure of its record, and of no
 // breaker.
 //
 // In a batch, the records whose breakers refuse are listed in a [*BatchError], and the
-// others go in one call. That is one call to the breaker of each key, which judges it by
-// the records of the key; a batch that fails as one has failed for each of them. A probe is
-// one record, beside those of other keys.
+// others go in one call. For the breaker of each key that is one call, judged by the
+// records of the key; a batch that fails as a whole has failed for each of them. A probe
+// is one record, together with records of other keys.
 //
-// The breakers of at most [BreakerPolicy].MaxKeys keys are kept, and of those that never
-// failed, none unless a rate is set. It goes where a breaker goes, inside a retry and
-// a dead letter queue, and is refused around them; [ResilientConfig].BreakerKey puts it
-// there. A success costs a look-up of its key under a lock, and allocates nothing.
+// At most [BreakerPolicy].MaxKeys breakers are kept; a breaker that never failed is not
+// kept, unless a rate is set. The decorator belongs where a breaker belongs, inside a
+// retry and a dead letter queue, and is refused around them; [ResilientConfig].BreakerKey
+// puts it there. A success costs a look-up of its key under a lock, and allocates
+// nothing.
 func NewKeyedCircuitBreakerApplier[T any](applier Applier[T], key func(T) string, policy BreakerPolicy) *KeyedBreaker[T] {
 	return newKeyedBreaker(applier, key, policy, nil)
 }
@@ -90,8 +93,7 @@ func (a *KeyedBreaker[T]) refuse(ctx context.Context) error {
 	return a.stage.refuse(ctx)
 }
 
-// State returns what the breaker of a key does with calls, BreakerClosed for one that has
-// none yet.
+// State returns the state of a key's breaker, BreakerClosed if the key has none yet.
 func (a *KeyedBreaker[T]) State(key string) BreakerState {
 	if e := a.set.known(key); e != nil {
 		return e.State()
@@ -99,8 +101,8 @@ func (a *KeyedBreaker[T]) State(key string) BreakerState {
 	return BreakerClosed
 }
 
-// Metrics returns a snapshot of the breakers that are not closed, by name. They are few
-// while few destinations are down, and never many more than BreakerPolicy.MaxKeys.
+// Metrics returns a snapshot of the breakers that are not closed, by name. While few
+// destinations are down these are few, and never many more than BreakerPolicy.MaxKeys.
 func (a *KeyedBreaker[T]) Metrics() (open []BreakerMetrics) {
 	for _, e := range a.set.all() {
 		if m := e.Metrics(); m.State != BreakerClosed {
@@ -111,17 +113,17 @@ func (a *KeyedBreaker[T]) Metrics() (open []BreakerMetrics) {
 	return open
 }
 
-// ForceOpen refuses the records of a key until Reset or ForceClosed is called for it. They
-// ask again every five seconds. A breaker that is forced is kept beside those that
-// BreakerPolicy.MaxKeys allows.
+// ForceOpen refuses the records of a key until Reset or ForceClosed is called for it.
+// They ask again every five seconds. A forced breaker is kept in addition to
+// BreakerPolicy.MaxKeys.
 func (a *KeyedBreaker[T]) ForceOpen(key string) { a.force(key, (*Breaker).ForceOpen) }
 
-// ForceClosed lets all records of a key through until Reset or ForceOpen is called for it,
-// whatever becomes of them.
+// ForceClosed admits all records of a key until Reset or ForceOpen is called for it,
+// whatever their results.
 func (a *KeyedBreaker[T]) ForceClosed(key string) { a.force(key, (*Breaker).ForceClosed) }
 
-// Reset ends what ForceOpen or ForceClosed began: the breaker of the key is closed and
-// decides by itself again. It closes one that has opened by itself, too.
+// Reset closes the breaker of the key, which then decides by itself again. It ends
+// ForceOpen and ForceClosed, and also closes a breaker that opened by itself.
 func (a *KeyedBreaker[T]) Reset(key string) {
 	if e := a.set.known(key); e != nil {
 		e.Reset()
@@ -146,7 +148,7 @@ type keyCall struct {
 	births uint64 // when there was none
 }
 
-// Apply applies the record, or returns why its breaker does not let it through.
+// Apply applies the record, or returns the error of a breaker that refuses it.
 func (a *KeyedBreaker[T]) Apply(ctx context.Context, record T) (err error) {
 	if a.fault != nil || a.key == nil || ctx == nil || ctx.Err() != nil {
 		return a.refuse(ctx)
@@ -294,7 +296,7 @@ func (a *KeyedBreaker[T]) waits(open *OpenError, past usage) error {
 	return e
 }
 
-// ApplyBatch applies the records whose breakers let them through, in one call.
+// ApplyBatch applies the records whose breakers admit them, in one call.
 func (a *KeyedBreaker[T]) ApplyBatch(ctx context.Context, records []T) error {
 	return applyMany(ctx, BatchApplier[T](a), records).err()
 }

@@ -299,7 +299,7 @@ func TestLease_WhatIsGivenOverInOrderIsNoWarning(t *testing.T) {
 					time.Sleep(4 * time.Minute)
 					require.NoError(t, stop())
 					require.Equal(t, test.warnings, strings.Count(log.String(), "level=WARN"), log.String())
-					require.Equal(t, test.infos, strings.Count(log.String(), "gives records over to another process"), log.String())
+					require.Equal(t, test.infos, strings.Count(log.String(), "hands records over to another process"), log.String())
 					revoked := 0
 					for _, e := range courierttest.EventsOf[courier.RenewEvent](&told) {
 						require.LessOrEqual(t, e.Revoked, e.Lost)

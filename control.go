@@ -17,7 +17,7 @@ import (
 // account of that.
 
 var (
-	// ErrRunning is returned by Start and RunOnce of a coordinator that runs.
+	// ErrRunning is returned by Start and RunOnce if the coordinator already runs.
 	ErrRunning = errors.New("courier: the coordinator is running already")
 	// ErrNotRunning is returned by Ready before Start and after it has returned.
 	ErrNotRunning = errors.New("courier: the coordinator is not running")
@@ -26,9 +26,9 @@ var (
 	// ErrNoLag is returned by Lag when the source is no [Lagger].
 	ErrNoLag = errors.New("courier: the source cannot tell how far behind it is")
 	// ErrFullHand is the reason of a pause in which every record that a coordinator may
-	// have in hand waits: to be tried again, since it has failed or has asked for a later
-	// time ([Later]), or behind one that does. None is in work, or only waits to be marked.
-	ErrFullHand = errors.New("courier: all records that may be in hand wait to be tried again, or behind one that does, of their key or by the order of marks: park what never succeeds, or raise WithBatchSize or WithPrefetch")
+	// have in hand waits: for a retry or for a later time ([Later]), or behind a record
+	// that does. No record is in progress or waits only to be marked.
+	ErrFullHand = errors.New("courier: every record that may be in hand waits for a retry, or for an earlier record of its key or of the order of marks: park records that never succeed, or raise WithBatchSize or WithPrefetch")
 )
 
 // control is the part of a coordinator that outlives its runs. Its methods are
@@ -125,18 +125,17 @@ func (c *control) openIntake() {
 	}
 }
 
-// intake returns what a run fetches under: it ends with the run, and with Pause.
+// intake returns the context of fetches: it ends with the run, and with Pause.
 func (c *control) intake() context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.fetching
 }
 
-// Stop ends the run as the end of Start's context does, and waits until Start
-// has returned. It returns nil then, and at once when nothing runs. When ctx
-// ends first it returns the cause of that; the stop goes on, within the drain
-// timeout. It must not be called by what the coordinator itself calls, which it
-// would wait for.
+// Stop ends the run as the end of Start's context does, and waits until Start has
+// returned. It then returns nil; it also returns nil if nothing runs. If ctx ends first,
+// Stop returns its cause, and the stop continues within the drain timeout. It must not be
+// called from a function that the coordinator calls, because it would wait for itself.
 func (c *control) Stop(ctx context.Context) error {
 	if fault := contextFault(ctx); fault != nil {
 		return fault
@@ -161,11 +160,11 @@ func (c *control) Stop(ctx context.Context) error {
 	}
 }
 
-// Pause keeps a coordinator from fetching until Resume is called, also one that is
-// started later. It cancels the context of a Fetch that is under way. The
-// coordinator works off the records in hand and marks them; records that it has
-// fetched ahead go back to the source. Pause does not wait, and does nothing when
-// the coordinator is paused already. RunOnce ignores it.
+// Pause stops a coordinator from fetching until Resume is called, even if it is started
+// later. It cancels the context of a Fetch that is under way. The coordinator processes
+// the records in hand and marks them; records fetched ahead go back to the source. Pause
+// does not wait, and has no effect on a coordinator that is paused already. RunOnce
+// ignores it.
 func (c *control) Pause() {
 	c.mu.Lock()
 	if c.resumed == nil {
@@ -178,7 +177,7 @@ func (c *control) Pause() {
 	nudge(c.stirred)
 }
 
-// Resume ends what Pause began, and fetches at once.
+// Resume ends a Pause; the coordinator fetches immediately.
 func (c *control) Resume() {
 	c.Wake() // first, so that the fetch that follows finds it, and not the rest behind that
 	c.mu.Lock()
@@ -201,9 +200,9 @@ func (c *control) paused() <-chan struct{} {
 }
 
 // Wake ends the wait of a coordinator before its next fetch: a polling coordinator's
-// interval, the delay after an error, and a pause over anything but an open breaker
-// of the applier's stack. It does not end what Pause began. It never blocks; calls
-// before the next fetch count as one.
+// interval, the delay after an error, and a pause for any reason but an open breaker of
+// the applier's stack. It does not end a Pause. It never blocks; several calls before the
+// next fetch count as one.
 func (c *control) Wake() {
 	nudge(c.wake)
 }
@@ -216,19 +215,25 @@ func nudge(ch chan<- struct{}) {
 	}
 }
 
-// Ready returns nil when the coordinator runs and nothing stands in its way,
-// else the reason: [ErrNotRunning], [ErrStopped] from the moment that a stop begins,
-// [ErrPaused], an [*OpenError] of a breaker, the
-// error over which the coordinator pauses or backs off (a dead letter queue that is
-// full or guards against too many letters, a breaker inside an applier of the
-// user's own, [ErrFullHand]; one that refuses records stays a reason until others are
-// settled), the error of the last fetch or mark, for as long as
-// none has succeeded, or a call of the source that has been under way for a minute: a
-// polling coordinator's fetch, or a mark, a release or a note of failures. Before the
-// last fetch or mark it names the record that has been in work for the longest, once
-// that is longer than [WithStallAfter], and for as long as its call does not return. Records that
-// fail do not make it unready, however many: a breaker does, and Stats().Failed tells.
-// It is for a readiness probe, and never blocks.
+// Ready returns nil if the coordinator runs and nothing blocks it. Otherwise it returns
+// the first of these reasons:
+//
+//   - [ErrNotRunning], or [ErrStopped] from the moment that a stop begins, or
+//     [ErrPaused];
+//   - an [*OpenError] of a breaker;
+//   - the error for which the coordinator pauses or backs off: of a dead letter queue
+//     that is full or guards against too many letters, of a breaker inside the user's own
+//     applier, or [ErrFullHand]. A queue that refuses records stays a reason until others
+//     are settled;
+//   - an error for a call of the source that has been under way for a minute: a polling
+//     coordinator's fetch, a mark, a release or a Fail;
+//   - an error that names the record that has been in progress for the longest, once that
+//     is longer than [WithStallAfter], until its call returns;
+//   - the error of the last fetch or mark, until one succeeds.
+//
+// Failing records do not make a coordinator unready, however many they are: an open
+// breaker does, and Stats().Failed counts them. Ready is meant for a readiness probe, and
+// never blocks.
 func (c *control) Ready() error {
 	c.mu.Lock()
 	run, resumed := c.run, c.resumed
@@ -264,14 +269,14 @@ func (c *control) Ready() error {
 	return nil
 }
 
-// Stats is what a coordinator has done since it was made, over all its runs, in
-// records where nothing else is said.
+// Stats counts what a coordinator has done since it was made, over all its runs. Counts
+// are in records unless noted.
 type Stats struct {
 	Fetched  int64
 	Applied  int64 // settled by the applier: applied, parked or skipped
-	Skipped  int64 // of those, by [Skip]
-	Parked   int64 // taken by a dead letter queue; those of a fan-out's branches each
-	Failed   int64 // deliveries that failed, and left their record pending
+	Skipped  int64 // the part of Applied by [Skip]
+	Parked   int64 // in a dead letter queue; counted for each branch of a fan-out
+	Failed   int64 // deliveries that failed and left their record pending
 	Retried  int64 // retries, of records or batches
 	Marked   int64
 	Released int64 // given back to the source, as failed or not attempted
@@ -279,30 +284,31 @@ type Stats struct {
 	FetchFailures int64 // calls
 	MarkFailures  int64 // calls
 
-	InHand      int64     // fetched, and neither marked nor given back
-	Waiting     int       // of those, between two attempts
-	NextAttempt time.Time // when the first of these is due; zero when none waits
+	InHand      int64     // fetched, but neither marked nor given back
+	Waiting     int       // the part of InHand that waits for its next attempt
+	NextAttempt time.Time // when the first waiting record is due; zero if none waits
 
-	// OldestInWork is how long the record has been in work at least that has been for the
-	// longest, and OldestRecord is its name. They are 0 and "" until a record has been for
-	// a quarter to a half of the time that is set with [WithStallAfter], and go on by quarters.
+	// OldestInWork is how long the oldest record in progress has been so at least, and
+	// OldestRecord is its name. They are 0 and "" until a record has been in progress for
+	// a quarter to a half of [WithStallAfter], and grow in steps of a quarter.
 	OldestInWork time.Duration
 	OldestRecord string
 
-	LastError   error // of a fetch, a mark, or a record that stays pending or was parked; nil when there was none
+	LastError   error // of a fetch, a mark, or a record that stays pending or was parked; nil if there was none
 	LastErrorAt time.Time
 	Breakers    []BreakerStats // of the applier's stack, outermost first; then those of keyed breakers that are not closed
 }
 
-// BreakerStats is a breaker of a stack: its metrics, and the branch of a fan-out in which
-// it is, "" where it is in none, the outer one first where there are several.
+// BreakerStats has the metrics of a breaker of a stack, and the branch of the fan-out
+// that it is in. The branch is "" outside a fan-out, and the outermost one if there are
+// several.
 type BreakerStats struct {
 	Branch string
 	BreakerMetrics
 }
 
-// Stats returns what the coordinator has done so far. It never blocks. The
-// counts are read one by one while the coordinator goes on.
+// Stats returns what the coordinator has done so far. It never blocks. The counts are
+// read one by one while the coordinator runs.
 func (c *control) Stats() Stats {
 	n := &c.watch.count
 	s := Stats{
@@ -338,8 +344,8 @@ func (c *control) Lag(ctx context.Context) (lag Lag, err error) {
 	return lag, err
 }
 
-// watch is where a coordinator keeps account of what it does: for its observer,
-// for Stats and for Ready. It outlives a run.
+// watch records what a coordinator does: for its observer, for Stats and for Ready. It
+// outlives a run.
 type watch struct {
 	log      *slogObserver
 	observer Observer // of the user's
@@ -370,7 +376,7 @@ type watch struct {
 	stalls    *stalls      // of the run; nil while there is none
 }
 
-// reason is why the intake stops. Each ends by itself.
+// reason is why fetching stops. Each reason ends by itself.
 type reason uint8
 
 const (
@@ -381,13 +387,13 @@ const (
 	reasons
 )
 
-// standstill is why nothing is fetched or settled for now, or none.
+// standstill is why nothing is fetched or settled for now, if anything.
 type standstill struct {
 	err   error
 	until time.Time // of the steady time; zero until somebody says that it is over
 }
 
-// underway is a call of the source that has not returned, or none.
+// underway is a call of the source that has not returned, if any.
 type underway struct {
 	what  string
 	began time.Time
@@ -396,7 +402,7 @@ type underway struct {
 // overdue is how long a call of the source may take before Ready tells of it.
 const overdue = time.Minute
 
-// begins notes a call of the source, and ends that it has returned.
+// begins notes the start of a call of the source, and ends its return.
 func (w *watch) begins(call *underway, what string) {
 	now := w.clock.Now()
 	w.mu.Lock()
@@ -421,13 +427,13 @@ func (w *watch) fetches() bool {
 	return w.fetching.what != ""
 }
 
-// slow reports whether so many records take long enough, in all, that to write down
-// each of them costs nothing next to it.
+// slow reports whether so many records take long enough, in total, that the cost of
+// noting each of them does not matter.
 func (w *watch) slow(records int) bool {
 	return time.Duration(w.cycle.Load()) >= time.Duration(records)*time.Microsecond
 }
 
-// hangs returns which call of the source is overdue, nil if none is.
+// hangs returns an error for a call of the source that is overdue.
 func (w *watch) hangs() error {
 	now := w.clock.Now()
 	w.mu.Lock()
@@ -453,12 +459,12 @@ func newWatch(c *config, name func(any) string) *watch {
 	return w
 }
 
-// perRecord reports whether somebody wants to know of every record.
+// perRecord reports whether any observer wants to know of every record.
 func (w *watch) perRecord() bool {
 	return w.observer.RecordStarted != nil || w.observer.RecordEnded != nil
 }
 
-// since tells how long something took, where anybody wants to know.
+// since returns how long something took, if any observer wants to know.
 func (w *watch) since(asked bool, began time.Time) time.Duration {
 	if !asked {
 		return 0
@@ -489,8 +495,8 @@ func (w *watch) well(slot *error) {
 	w.mu.Unlock()
 }
 
-// stands notes that the coordinator stands still, and moves that it does not for this
-// reason any more.
+// stands notes that the coordinator stands still for a reason; moves notes the end of
+// that.
 func (w *watch) stands(why reason, err error, until time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -529,9 +535,8 @@ func (w *watch) standstill() error {
 // forgotten is how long after its time a record that was refused may have come again.
 const forgotten = time.Minute
 
-// fetched tells of a fetch, of which the records are counted as in hand since it
-// ended. The error of one that was cancelled tells of that, and
-// it has not succeeded either.
+// fetched reports a fetch. Its records count as in hand from the end of the fetch. A
+// cancelled fetch counts neither as a failure nor as a success.
 func (w *watch) fetched(ctx context.Context, event FetchEvent, cancelled bool) {
 	w.count.fetched.Add(int64(event.Records))
 	switch {
@@ -581,8 +586,7 @@ func (w *watch) released(ctx context.Context, event ReleaseEvent) {
 
 func (w *watch) failed(ctx context.Context, event FailEvent) { tell(ctx, w.observer.Failed, event) }
 
-// renewed tells of a renewal. That only records are gone which are being marked is
-// no error.
+// renewed reports a renewal. It is no error if the only lost records are being marked.
 func (w *watch) renewed(ctx context.Context, event RenewEvent) {
 	if _, listed := batchErrorIn(event.Err); listed && event.Lost == 0 {
 		event.Err = nil
@@ -591,18 +595,18 @@ func (w *watch) renewed(ctx context.Context, event RenewEvent) {
 	tell(ctx, w.observer.Renewed, event)
 }
 
-// answered reports whether the error of a probe, or none, tells anything of the destination.
-// That of a record which asks for another time does not, but where a breaker of the stack
-// had stopped the intake and has closed.
+// answered reports whether the error of a probe, or its success, shows anything about the
+// destination. The error of a record that asks for a later time does not, unless a
+// breaker of the stack had stopped the intake and has closed.
 func (w *watch) answered(err error, breakers []*Breaker) bool {
 	_, waits := waitOf(err)
 	return !waits || w.gated && passing(breakers)
 }
 
-// paused tells of a stop of the intake, by Pause or by a breaker, and resumed of the
-// end of the last of them. A pause that goes on is told once: until there is another
-// time to wait for, or another reason to. Ready asks some itself: a breaker of the
-// stack, and Pause.
+// paused reports a stop of the intake, by Pause or by a breaker, and resumed the end of
+// the last of them. A pause that goes on is reported once, until it has another time or
+// another reason. Ready itself asks some of the reasons: a breaker of the stack, and
+// Pause.
 func (w *watch) paused(ctx context.Context, why reason, event PauseEvent, asked bool) {
 	if !asked {
 		w.stands(why, event.Err, w.clock.of(event.Until))
@@ -656,7 +660,7 @@ func (w *watch) stopped(ctx context.Context, event StopEvent) {
 	tell(ctx, w.observer.Stopped, event)
 }
 
-// parked and retried are the decorators', which may have no coordinator.
+// parked and retried are called by decorators, which may be outside a coordinator.
 func (w *watch) parked(ctx context.Context, letter any, event ParkEvent) {
 	if w == nil {
 		return
@@ -678,9 +682,9 @@ func (w *watch) retried(ctx context.Context, event RetryEvent) {
 	tell(ctx, w.observer.Retried, event)
 }
 
-// nameWith returns a function that names records for people: as the user or the
-// source does, as the record does itself, or by its value where that is a string, a
-// number or a bool. The content of others may not be for a log.
+// nameWith returns a function that names records for people: by the user's function or
+// the source, by the record's String method, or by its value if that is a string, a
+// number or a bool. The content of other records may not be fit for a log.
 func nameWith[T any](source Source[T], c *config) func(record any) string {
 	identity, _ := c.identityOf.(func(T) string)
 	if named, ok := source.(Identifier[T]); ok && identity == nil {
@@ -704,7 +708,7 @@ func nameWith[T any](source Source[T], c *config) func(record any) string {
 	}
 }
 
-// maxScalar is how many bytes of a string stand for it.
+// maxScalar is how many bytes of a string are used as a name.
 const maxScalar = 64
 
 // textOf returns a string, a number or a bool as text, "" for anything else.

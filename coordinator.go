@@ -6,8 +6,8 @@ import (
 	"reflect"
 )
 
-// PollingCoordinator fetches records from a source, applies them, marks those
-// that were applied, and waits. Its methods are safe for concurrent use.
+// PollingCoordinator fetches records from a source, applies them, marks the applied
+// records, and waits. Its methods are safe for concurrent use.
 type PollingCoordinator[T any] struct {
 	*control
 	source  Source[T]
@@ -17,9 +17,9 @@ type PollingCoordinator[T any] struct {
 	fault   error
 }
 
-// NewPollingCoordinator returns a coordinator for a source that may hand the
-// same record out again until it is marked. Nothing happens before Start.
-// What is wrong with the arguments is reported there.
+// NewPollingCoordinator returns a coordinator for a source that may hand the same record
+// out again until it is marked. Nothing happens before Start, which reports invalid
+// arguments.
 func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *PollingCoordinator[T] {
 	c := &PollingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
 	c.control = newControl(source, applier, &c.config)
@@ -32,17 +32,17 @@ func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...
 		c.fault = &ConfigError{"source", "hands each record out once, so that a failed one would be lost: use NewStreamingCoordinator"}
 	}
 	if _, ok := source.(Releaser[T]); !ok && c.config.prefetch > 0 && c.fault == nil {
-		c.fault = &ConfigError{"WithPrefetch", "needs a source that leases (a Releaser): another one hands out again what is in hand"}
+		c.fault = &ConfigError{"WithPrefetch", "needs a source that leases (a Releaser): any other source returns the records in hand again"}
 	}
 	if c.config.keyOf != nil && c.config.prefetch > 0 && c.fault == nil {
-		c.fault = &ConfigError{"WithPrefetch", "cannot be kept with WithOrderKey: what is fetched ahead may come behind records that are given back meanwhile; leave it out, or use a streaming coordinator"}
+		c.fault = &ConfigError{"WithPrefetch", "cannot be combined with WithOrderKey: records fetched ahead may come after records that are given back meanwhile; leave it out, or use a streaming coordinator"}
 	}
 	return c
 }
 
-// holdRetries has records wait in hand between their attempts, where others may go on
-// meanwhile. Behind a breaker a record that cannot be known again keeps its worker: over
-// a pause its attempts would be forgotten, and be it poison, it was never parked.
+// holdRetries lets records wait in hand between their attempts if others may go on
+// meanwhile. With a breaker, a record that cannot be recognized keeps its worker instead:
+// a pause would forget its attempts, and a poison record would never be parked.
 func (c *PollingCoordinator[T]) holdRetries() {
 	if c.config.workers == 1 && c.config.keyOf == nil {
 		c.watch.retries = keyedFanOuts(c.applier)
@@ -51,7 +51,7 @@ func (c *PollingCoordinator[T]) holdRetries() {
 	retries := heldRetries(c.applier)
 	_, leases := c.source.(Releaser[T])
 	if id := identityOf(c.source, &c.config, false, false); len(retries) > 0 && !leases && id.inHand && len(c.breakers) > 0 {
-		c.advice = "courier: the records have no names, so that one which is tried again keeps a worker meanwhile, and others may have to wait for it; name the records with WithIdentity"
+		c.advice = "courier: the records have no names, so a record keeps its worker while it waits for a retry, and others may have to wait for it; name the records with WithIdentity"
 		return
 	}
 	c.watch.retries = retries
@@ -71,7 +71,7 @@ func firstFault(faults ...error) error {
 	return nil
 }
 
-// portionFault reports a size of batches for an applier that gets none.
+// portionFault reports an apply batch size for an applier that takes no batches.
 func portionFault[T any](c *config, applier Applier[T]) error {
 	if c.applyBatch == 0 || asBatch(applier) != nil {
 		return nil
@@ -79,7 +79,7 @@ func portionFault[T any](c *config, applier Applier[T]) error {
 	return &ConfigError{"WithApplyBatchSize", fmt.Sprintf("needs an applier that takes batches (a BatchApplier), and %T gets one record at a time: give it an ApplyBatch, or leave the option out", applier)}
 }
 
-// keyFault reports a function that is for records of another type.
+// keyFault reports a function for records of another type.
 func keyFault[T any](c *config) error {
 	for _, f := range [...]struct {
 		option string
@@ -92,21 +92,21 @@ func keyFault[T any](c *config) error {
 	return nil
 }
 
-// Start runs the coordinator and blocks until ctx ends or [PollingCoordinator.Stop]
-// is called. It then fetches no more, lets the records in work finish, marks
-// what was applied, releases the rest ([Releaser]) and returns nil, all within
-// twice the drain timeout ([WithDrainTimeout]) as far as the user's functions
-// obey their contexts. It waits for a function that does not, and for observers
-// and hooks such as DLQPolicy.OnPark, as long as they run. No goroutine of the
-// coordinator outlives it. It may be started again.
+// Start runs the coordinator and blocks until ctx ends or [PollingCoordinator.Stop] is
+// called. It then fetches no more, lets the records in progress finish, marks the applied
+// records, releases the rest ([Releaser]) and returns nil. That takes at most twice the
+// drain timeout ([WithDrainTimeout]) if the user's functions obey their contexts. Start
+// waits for a function that does not, and for observers and hooks such as
+// DLQPolicy.OnPark. No goroutine of the coordinator outlives Start. The coordinator may
+// be started again.
 //
-// The error is not nil when the configuration is bad (a [*ConfigError]; nothing
-// was fetched), when it runs already ([ErrRunning]), or when applied records
-// could not be marked at the end (a [*MarkError]). Failures of the source or of
-// records do not end it: they are logged and tried again.
+// The error is a [*ConfigError] if the configuration is bad, [ErrRunning] if the
+// coordinator runs already, and a [*MarkError] if applied records could not be marked at
+// the end. Failures of the source or of records do not end Start: they are logged and
+// retried.
 func (c *PollingCoordinator[T]) Start(ctx context.Context) error { return c.run(ctx, false) }
 
-// RunOnce makes one pass, as the function of the same name does.
+// RunOnce makes one pass, as the function [RunOnce] does.
 func (c *PollingCoordinator[T]) RunOnce(ctx context.Context) error { return c.run(ctx, true) }
 
 func (c *PollingCoordinator[T]) run(ctx context.Context, once bool) error {

@@ -9,9 +9,9 @@ import (
 // ErrDecode is what every [*DecodeError] is, to errors.Is.
 var ErrDecode = errors.New("courier: a record cannot be decoded")
 
-// DecodeError is a record that could not be decoded. Its class is permanent:
-// it is parked, with its bytes as the source gave them. It says nothing of the
-// destination, so that a breaker counts it neither as a failure nor as a success.
+// DecodeError says that a record could not be decoded. Its class is permanent: the record
+// is parked, with its bytes as the source returned them. It says nothing about the
+// destination, so a breaker counts it neither as a failure nor as a success.
 type DecodeError struct{ Err error }
 
 func (e *DecodeError) Error() string {
@@ -24,17 +24,16 @@ func (e *DecodeError) Is(err error) bool { return err == ErrDecode }
 // Unwrap returns Err.
 func (e *DecodeError) Unwrap() error { return e.Err }
 
-// NewDecodingApplier applies, to rows as a source hands them out, an applier of
-// what they mean. Decoding here and not in the source leaves the mark its key,
-// and lets a row that cannot be decoded be parked as it is instead of failing
-// the fetch of all the others.
+// NewDecodingApplier decodes rows as a source returns them and passes the records to an
+// applier. Decoding here instead of in the source keeps the key that Mark needs, and lets
+// a row that cannot be decoded be parked as it is instead of failing the fetch of all
+// others.
 //
-// The dead letter queue belongs around the result, since one inside never sees the
-// rows that cannot be decoded, and is refused. Retries and a breaker may be on either
-// side: such a row is not tried again.
+// The dead letter queue belongs around the result. A queue inside never sees the rows
+// that cannot be decoded, and is refused. Retries and a breaker may be on either side:
+// such a row is not retried.
 //
-// decode must be safe for concurrent use; an error of it becomes a permanent
-// [*DecodeError].
+// decode must be safe for concurrent use; its error becomes a permanent [*DecodeError].
 func NewDecodingApplier[R, T any](applier Applier[T], decode func(row R) (T, error)) Applier[R] {
 	var fault error
 	if decode == nil {

@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// DefaultDLQCapacity is how many records a [MemoryDLQ] takes by default.
+// DefaultDLQCapacity is the default capacity of a [MemoryDLQ].
 const DefaultDLQCapacity = 10_000
 
 // MemoryDLQ is a bounded queue in memory, safe for concurrent use. What is in
@@ -49,8 +49,8 @@ type memorySlot[T any] struct {
 	letter         DeadLetter[T]
 }
 
-// Send takes a record over, or returns [ErrDLQFull]. It replaces the letter of
-// the same record and branch even when the queue is full.
+// Send stores a record, or returns [ErrDLQFull]. It replaces the letter of the same
+// record and branch even if the queue is full.
 func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
 	name := ""
 	if q.Identity != nil {
@@ -85,20 +85,20 @@ func (q *MemoryDLQ[T]) Send(_ context.Context, letter DeadLetter[T]) error {
 	return nil
 }
 
-// Receive returns up to max of the oldest letters, in a slice of the caller's
-// own, and does not remove them. The error is always nil.
+// Receive returns up to max of the oldest letters, in a slice that belongs to the caller,
+// and removes none. The error is always nil.
 func (q *MemoryDLQ[T]) Receive(ctx context.Context, max int) ([]DeadLetter[T], error) {
 	return q.List(ctx, "", max)
 }
 
-// List returns up to max of the letters behind a place. The error is nil unless
-// after is not empty and no ID that this queue could have given.
+// List returns up to max of the letters after a place. The error is nil unless after is
+// neither empty nor an ID that this queue could have given.
 func (q *MemoryDLQ[T]) List(_ context.Context, after string, max int) ([]DeadLetter[T], error) {
 	var place uint64
 	if after != "" {
 		var ok bool
 		if place, _, ok = parseID(after); !ok {
-			return nil, fmt.Errorf("courier: there is no place %q in the dead letter queue to list from: pass the ID of a letter of it, or an empty one", after)
+			return nil, fmt.Errorf("courier: the dead letter queue has no place %q to list from: pass the ID of one of its letters, or an empty one", after)
 		}
 	}
 	q.mu.Lock()

@@ -14,22 +14,22 @@ import (
 type ErrorClass int
 
 const (
-	// ClassRetryable is the default: the attempt was made and failed, and another
-	// one may succeed. It counts against the record.
+	// ClassRetryable is the default: the attempt was made and failed, and another one may
+	// succeed. The failure counts against the record.
 	ClassRetryable ErrorClass = iota
-	// ClassPermanent is an attempt that no retry can mend: the record is
-	// parked, or left to fail.
+	// ClassPermanent means that no retry can succeed: the record is parked, or fails
+	// without a retry.
 	ClassPermanent
-	// ClassNotAttempted means that nothing can be held against the record: an open
-	// breaker refused it, its context ended, the pipeline is misconfigured, the
-	// dead letter queue did not take it. It stays pending, counts no attempt
-	// and is never dead-lettered.
+	// ClassNotAttempted means that the error says nothing about the record: an open
+	// breaker refused it, its context ended, the pipeline is misconfigured, or the dead
+	// letter queue did not take it. The record stays pending, no attempt is counted, and
+	// it is never dead-lettered.
 	ClassNotAttempted
 	// ClassSkipped means that there is nothing to do for the record: it is marked.
 	ClassSkipped
 )
 
-// String returns the name of the class in words.
+// String returns the name of the class.
 func (c ErrorClass) String() string {
 	switch c {
 	case ClassRetryable:
@@ -44,30 +44,28 @@ func (c ErrorClass) String() string {
 	return fmt.Sprintf("ErrorClass(%d)", int(c))
 }
 
-// Classify says which class a non-nil error is of. Every decorator and both
-// coordinators decide by it.
+// Classify returns the class of a non-nil error. Every decorator and both coordinators
+// use it.
 //
-// A class that the error names itself comes first:
+// An error may name its class itself:
 //
-//   - An error with a method NotAttempted() bool that returns true is
-//     ClassNotAttempted, and so is everything around it.
-//   - [Permanent] and [Skip] decide for everything inside them: of two, one
-//     around the other, the outer one counts.
-//   - Of errors side by side (errors.Join, several %w, a [*BatchError]),
-//     ClassNotAttempted counts before permanent, permanent before retryable, and
-//     retryable before skipped: a Skip counts only when nothing beside it failed.
-//     A [*FanOutError] differs in one point: a branch that may be retried counts
-//     before one that failed for good.
-//   - A [*PanicError] has no class of its own, whatever the panic was called with.
+//   - An error with a method NotAttempted() bool that returns true is ClassNotAttempted,
+//     and so is every error around it.
+//   - [Permanent] and [Skip] decide for everything inside them; if one is around the
+//     other, the outer one counts.
+//   - Among errors side by side (errors.Join, several %w, a [*BatchError]),
+//     ClassNotAttempted takes precedence over permanent, permanent over retryable, and
+//     retryable over skipped: a Skip counts only if nothing beside it failed. A
+//     [*FanOutError] differs in one point: retryable takes precedence over permanent.
+//   - A [*PanicError] has no class of its own, whatever value the panic had.
 //
-// Otherwise an error that arrived after ctx, the context that the applier was
-// given, had ended is NotAttempted: it tells of the stop, not of the record.
-// Everything else is ClassRetryable, a context.Canceled or DeadlineExceeded while ctx
-// lives included: that is the applier's own. So is an error that cannot be looked
-// into, a nil pointer, say, or that holds such a one: what it says is not believed.
-// A nil ctx counts as one that lives.
+// Otherwise an error that arrived after ctx, the context given to the applier, had ended
+// is ClassNotAttempted: its cause is the stop and not the record. Every other error is
+// ClassRetryable. That includes a context.Canceled or DeadlineExceeded while ctx is
+// alive, which comes from the applier itself, and an error that cannot be examined, for
+// example a nil pointer or an error that wraps one. A nil ctx counts as alive.
 //
-// It is safe for concurrent use and never blocks.
+// Classify is safe for concurrent use and never blocks.
 func Classify(ctx context.Context, err error) ErrorClass { return classify(ctx, sound(err)) }
 
 // classify is Classify of an error that is sound.
@@ -154,9 +152,9 @@ func strongest(a, b ErrorClass) ErrorClass {
 	return ClassSkipped
 }
 
-// Permanent marks err as one that no retry can mend: the record is parked at
-// once where there is a dead letter queue. Permanent(nil) is nil. The error
-// keeps its text, and errors.Is and errors.As see err.
+// Permanent marks err as one that no retry can fix: with a dead letter queue the record
+// is parked immediately. Permanent(nil) is nil. The error keeps its text, and errors.Is
+// and errors.As find err.
 func Permanent(err error) error {
 	if err == nil {
 		return nil
@@ -169,10 +167,9 @@ type permanentError struct{ err error }
 func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
-// Skip says that there is nothing to do for the record, for the reason given:
-// it is marked as done without having been applied. Beside an error that is not
-// skipped it has no effect, see [Classify]. Skip(nil) is nil, which marks the
-// record as well.
+// Skip says that there is nothing to do for the record, for the given reason: it is
+// marked as done without being applied. Beside an error that is not skipped it has no
+// effect, see [Classify]. Skip(nil) is nil, which marks the record as well.
 func Skip(reason error) error {
 	if reason == nil {
 		return nil
@@ -185,20 +182,20 @@ type skipError struct{ err error }
 func (e *skipError) Error() string { return "skipped: " + e.err.Error() }
 func (e *skipError) Unwrap() error { return e.err }
 
-// RetryAfter asks that the record not be tried again before d has passed, as
-// an HTTP Retry-After header does. It is a minimum: the policy's own delay
-// applies where it is longer, and of several errors in a tree the longest does. A
-// negative d counts as 0. RetryPolicy.MaxRetryAfter caps it; without a retry a
-// coordinator obeys up to 24 hours. A breaker that opens over the error, or stays
-// open over that of a probe, lets no other call through before, up to
-// BreakerPolicy.MaxRetryAfter. RetryAfter(nil, d) is nil.
+// RetryAfter asks not to retry the record before d has passed, as an HTTP Retry-After
+// header does. It is a minimum: the policy's own delay applies if it is longer, and the
+// longest of several delays in an error tree counts. A negative d counts as 0.
+// RetryPolicy.MaxRetryAfter caps it; without a retry a coordinator accepts up to 24
+// hours. A breaker that opens because of the error, or stays open because it is that of a
+// probe, admits no call before, up to BreakerPolicy.MaxRetryAfter. RetryAfter(nil, d) is
+// nil.
 //
-// [Source.Fetch] and [Source.Mark] may return it too: the coordinator makes the
-// next call of that kind no sooner, and obeys at most an hour. Wake ends the wait
-// for a fetch. A stop ends that for a mark, which is tried again at once and then with
-// delays that begin anew, as its records would be applied again otherwise: of what it
-// asks for then, half the drain timeout counts at the most. RunOnce gives a mark up
-// that asks for more than the drain timeout.
+// [Source.Fetch] and [Source.Mark] may return it too: the coordinator delays the next
+// call of that kind by at most an hour. Wake ends the wait for a fetch. A stop ends the
+// wait for a mark, which is retried immediately and then with delays that start again,
+// because its records would be applied again otherwise; from then on a requested delay
+// counts for at most half the drain timeout. RunOnce gives up a mark that asks for more
+// than the drain timeout.
 func RetryAfter(err error, d time.Duration) error {
 	if err == nil {
 		return nil
@@ -217,11 +214,10 @@ func (e *retryAfterError) Unwrap() error { return e.err }
 // ErrConfig is what every [*ConfigError] is, to errors.Is.
 var ErrConfig = errors.New("courier: invalid configuration")
 
-// ConfigError is a value that Courier cannot work with. Constructors that
-// return no error keep it, and Start, RunOnce or Apply returns it before
-// anything was fetched or applied. Its class is NotAttempted: one that an applier
-// returns while a coordinator runs, of a pipeline of its own, leaves the record
-// pending and stops no other.
+// ConfigError is a value that Courier cannot work with. Constructors that return no error
+// keep it, and Start, RunOnce or Apply returns it before anything is fetched or applied.
+// Its class is ClassNotAttempted: if an applier returns it while a coordinator runs,
+// because of a pipeline of its own, the record stays pending and the others go on.
 type ConfigError struct {
 	Field   string // the parameter, option or policy field
 	Problem string // what is wrong with it and what to do
@@ -235,7 +231,7 @@ func (e *ConfigError) Is(err error) bool { return err == ErrConfig }
 // NotAttempted reports true.
 func (e *ConfigError) NotAttempted() bool { return true }
 
-// bound is what the field of a policy has to be.
+// bound is a condition that a field of a policy must meet.
 type bound struct {
 	field string
 	value any
@@ -243,7 +239,7 @@ type bound struct {
 	want  string
 }
 
-// boundsFault reports the first bound of a policy that does not hold.
+// boundsFault reports the first bound of a policy that is not met.
 func boundsFault(policy string, bounds []bound) error {
 	for _, b := range bounds {
 		if !b.holds {
@@ -273,8 +269,8 @@ func configErrorOf(field string, v any) (fault error) {
 	return fault
 }
 
-// isNil reports whether there is a nil pointer, function or channel behind an
-// interface, which is not nil by itself. A nil map or slice can be worked with.
+// isNil reports whether an interface that is not nil holds a nil pointer, function or
+// channel. A nil map or slice can be used.
 func isNil(v any) bool {
 	switch r := reflect.ValueOf(v); r.Kind() {
 	case reflect.Pointer, reflect.Func, reflect.Chan:
@@ -283,7 +279,7 @@ func isNil(v any) bool {
 	return false
 }
 
-// clockFault reports a clock that is none, though the interface is not nil.
+// clockFault reports a nil clock in an interface that is not nil.
 func clockFault(field string, clock Clock) error {
 	if isNil(clock) {
 		return &ConfigError{field, fmt.Sprintf("is a nil %T: leave it nil for the system's clock", clock)}
@@ -291,7 +287,7 @@ func clockFault(field string, clock Clock) error {
 	return nil
 }
 
-// clockOr returns a clock that can be asked, the system's where there is none.
+// clockOr returns a clock that can be called, the system's if there is none.
 func clockOr(clock Clock) Clock {
 	if clock == nil || isNil(clock) {
 		return systemClock{}
@@ -305,7 +301,7 @@ func clockOr(clock Clock) Clock {
 
 var errNoContext = &ConfigError{"ctx", "is nil: pass context.Background() where there is no other"}
 
-// contextFault reports a context that is none, where there is time to look closely.
+// contextFault reports a nil context, including a nil pointer in the interface.
 func contextFault(ctx context.Context) error {
 	if ctx == nil || isNil(ctx) {
 		return errNoContext
@@ -316,9 +312,9 @@ func contextFault(ctx context.Context) error {
 // ErrPanic is what every [*PanicError] is, to errors.Is.
 var ErrPanic = errors.New("courier: user code panicked")
 
-// PanicError is a panic, or a call of runtime.Goexit, in a user's function. It
-// is that record's failure, and retryable as any other, also where the panic was
-// called with an error of another class or with a [RetryAfter].
+// PanicError is a panic, or a call of runtime.Goexit, in a user's function. It is that
+// record's failure, and retryable like any other, even if the value of the panic is an
+// error of another class or a [RetryAfter].
 type PanicError struct {
 	Value any    // what was passed to panic; nil for Goexit
 	Stack []byte // of the goroutine, from where it panicked
@@ -334,14 +330,13 @@ func (e *PanicError) Error() string {
 	return fmt.Sprintf("courier: user code panicked: %v", e.Value)
 }
 
-// Goexit reports that the goroutine was ended by runtime.Goexit.
+// Goexit reports whether runtime.Goexit ended the goroutine.
 func (e *PanicError) Goexit() bool { return e.Value == nil }
 
 // Is reports whether err is [ErrPanic].
 func (e *PanicError) Is(err error) bool { return err == ErrPanic }
 
-// Unwrap returns the value passed to panic where that is an error, nil where it is
-// one that cannot be used, such as a nil pointer.
+// Unwrap returns the value of the panic if it is an error that can be used, else nil.
 func (e *PanicError) Unwrap() error {
 	if why, err := e.cause(); why == "" {
 		return err
@@ -349,8 +344,8 @@ func (e *PanicError) Unwrap() error {
 	return nil
 }
 
-// cause returns the value passed to panic where that is an error, and why it cannot
-// be used where that is so.
+// cause returns the value of the panic if it is an error, and why it cannot be used if
+// so.
 func (e *PanicError) cause() (why string, err error) {
 	if err, _ = e.Value.(error); err != nil {
 		why = unsound(err, true)
@@ -362,9 +357,9 @@ func newPanicError(value any) *PanicError {
 	return &PanicError{Value: value, Stack: debug.Stack()}
 }
 
-// guard calls a user's function and turns its panic into an error. The result
-// is written, not returned, because a Goexit cannot be stopped: it ends the
-// goroutine, and whoever goes on with the work finds the error in *result.
+// guard calls a user's function and turns its panic into an error. The result is written
+// instead of returned, because a Goexit cannot be stopped: it ends the goroutine, and the
+// code that continues the work finds the error in *result.
 func guard(result *error, call func() error) {
 	returned := false
 	defer func() {
@@ -376,20 +371,20 @@ func guard(result *error, call func() error) {
 	returned = true
 }
 
-// isolate is guard on a goroutine of its own, for where a Goexit would take
-// more along than the call.
+// isolate is guard on a new goroutine, for calls in which a Goexit would end more than
+// the call.
 func isolate(result *error, call func() error) {
 	var wg sync.WaitGroup
 	wg.Go(func() { guard(result, call) })
 	wg.Wait()
 }
 
-// ErrStopped is the cause of what a stopping coordinator did not attempt, and what
-// Ready returns from the moment that a stop begins.
+// ErrStopped is the cause of records that a stopping coordinator did not attempt. Ready
+// returns it from the moment that a stop begins.
 var ErrStopped = errors.New("courier: the coordinator is stopping")
 
-// unattemptedError is the error of a record that was never tried, because of
-// what the wrapped error says.
+// unattemptedError is the error of a record that was never tried, because of the wrapped
+// error.
 type unattemptedError struct{ err error }
 
 func unattempted(err error) error { return &unattemptedError{err} }
@@ -399,13 +394,13 @@ func (e *unattemptedError) Unwrap() error      { return e.err }
 func (e *unattemptedError) NotAttempted() bool { return true }
 
 // ErrBehindFailed is for an ApplyBatch that keeps the order ([OrderedBatcher]): the error
-// of a record that it did not apply because an earlier one of the call has failed. Its
-// class is ClassNotAttempted. An ApplyBatch that lists it for every record has attempted none,
-// for a reason that is not told.
+// of a record that it did not apply because an earlier record of the call has failed. Its
+// class is ClassNotAttempted. If ApplyBatch lists it for every record, it has attempted
+// none, for an unknown reason.
 var ErrBehindFailed = unattempted(errors.New("an earlier record of the same call has failed"))
 
-// behindFailed reports whether nothing else than ErrBehindFailed keeps a record from
-// being applied now.
+// behindFailed reports whether ErrBehindFailed is the only reason not to apply a record
+// now.
 func behindFailed(ctx context.Context, err error) bool {
 	if err == nil || !errors.Is(err, ErrBehindFailed) || classify(ctx, err) != ClassNotAttempted {
 		return false
@@ -416,10 +411,10 @@ func behindFailed(ctx context.Context, err error) bool {
 	return !paused && !waits && !asked
 }
 
-// pauseOf says whether an error means that the destination takes nothing for
-// now, so that trying other records is pointless, and until when. Any error
-// that is ClassNotAttempted and has a method RetryAt() time.Time means that. The time
-// in a record's own error, which was an attempt, is the record's alone.
+// pauseOf reports whether an error means that the destination takes nothing for now, so
+// that trying other records is pointless, and until when. That is so for any error of
+// ClassNotAttempted with a method RetryAt() time.Time. A time in a record's own error,
+// which was an attempt, concerns only that record.
 func pauseOf(err error) (until time.Time, paused bool) {
 	switch e := err.(type) {
 	case nil:
@@ -449,7 +444,7 @@ func pauseOf(err error) (until time.Time, paused bool) {
 	return time.Time{}, false
 }
 
-// pauses reports whether an error leaves the records behind it unattempted.
+// pauses reports whether an error leaves the later records unattempted.
 func pauses(ctx context.Context, err error) bool {
 	if err == nil || classify(ctx, err) != ClassNotAttempted {
 		return false
@@ -458,10 +453,10 @@ func pauses(ctx context.Context, err error) bool {
 	return paused
 }
 
-// sound returns an error of user code that can be looked into. It is called where
-// user code ends, once, so that no walk over an error has to fear for itself: a nil
-// pointer returned as an error is not nil, and panics when it is asked for its text
-// or for what it wraps; an error that wraps itself has no end.
+// sound returns an error of user code that is safe to examine. It is called once, where
+// user code returns, so that later walks over the error need not expect a panic: a nil
+// pointer returned as an error is not nil, and panics when asked for its text or for the
+// error it wraps; an error that wraps itself never ends.
 func sound(err error) error {
 	if err == nil { // apart, for the compiler to see how little that is
 		return nil
@@ -493,9 +488,9 @@ func causeOf(ctx context.Context) error {
 // reads, and few enough for every walk.
 const maxErrors = 10_000
 
-// unsound returns why an error cannot be looked into, "" when it can. Of a panic
-// inside it the value is left out, which [PanicError.Unwrap] looks at itself, unless
-// it is that which asks.
+// unsound returns why an error cannot be examined, "" if it can. It leaves out the value
+// of a panic inside the error, which [PanicError.Unwrap] examines itself, unless Unwrap
+// is the caller.
 func unsound(err error, panics bool) (why string) {
 	l := look{left: maxErrors, panics: panics}
 	defer func() {

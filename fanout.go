@@ -13,70 +13,67 @@ import (
 
 // Branch is one destination of a fan-out.
 type Branch[T any] struct {
-	// Name is what errors and OnBranchFailure call the branch. It is required,
-	// and no two branches share one.
+	// Name is the branch's name in errors and OnBranchFailure. It is required, and no two
+	// branches share one.
 	Name string
 
-	// Applier is best a stack of its own ([ResilientApplier]): a shared breaker
-	// would let one destination stop another. Branches may share a dead letter
-	// queue if each gives its letters a name ([DLQPolicy].Branch).
+	// Applier should be a stack of its own ([ResilientApplier]), because a shared breaker
+	// would let one destination stop another. Branches may share a dead letter queue if
+	// each gives its letters a name ([DLQPolicy].Branch).
 	Applier Applier[T]
 
-	// Optional says that records are applied without the branch if need be.
-	// What it fails, or its open breaker refuses, goes to OnBranchFailure and
-	// fails no record and pauses nothing. It does not count for Quorum.
+	// Optional means that records count as applied even without this branch. Its
+	// failures, and refusals of its open breaker, go to OnBranchFailure; they fail no
+	// record and pause nothing. It does not count for Quorum.
 	Optional bool
 }
 
-// FanOutConfig configures [NewFanOutFromConfig]. Beside the branches, the zero value is
-// the default. The branches are copied.
+// FanOutConfig configures [NewFanOutFromConfig]. Only the branches are required. They are
+// copied.
 type FanOutConfig[T any] struct {
-	// Branches are applied at the same time. At least one is not optional.
+	// Branches are applied concurrently. At least one is not optional.
 	Branches []Branch[T]
 
-	// Quorum is how many of the branches that are not optional must have a
-	// record for it to be applied. 0 is all of them. The others run as well and
-	// are waited for, but once the quorum has the record they do not get it
-	// again: what they failed goes to OnBranchFailure.
+	// Quorum is how many of the required branches must have a record for it to be
+	// applied. 0 is all of them. The other branches run as well and are waited for, but
+	// once the quorum has the record they do not get it again: their failures go to
+	// OnBranchFailure.
 	Quorum int
 
-	// OnBranchFailure hears of every failure that Apply does not return: those
-	// of optional branches, and those beyond the quorum. The branch goes without
-	// the record, unless the record is delivered again for the sake of another.
-	// It is required where that can happen, since nothing else would tell.
+	// OnBranchFailure is called for every failure not returned by Apply: of optional
+	// branches, and beyond the quorum. The branch does not get the record, unless the
+	// record is delivered again because another branch failed. It is required if any
+	// branch is optional or a quorum is set.
 	//
-	// It is called after all branches have ended, one call at a time for each
-	// delivery, in the order of the records and branches. Apply waits for it. A
-	// panic in it does no harm.
+	// It is called after all branches have ended, one call at a time for each delivery,
+	// in the order of the records and branches. Apply waits for it. A panic in it does no
+	// harm.
 	OnBranchFailure func(ctx context.Context, record T, branch string, err error)
 
-	// Identity names records, so that one which is delivered again goes only to
-	// the branches that do not have it yet. The same record always has the same
-	// name and no two have one; two versions of a row that is handed out each
-	// time it changes are two records and need two names. A record named "", or
-	// over which Identity panics, is not remembered.
+	// Identity names records, so that a record which is delivered again goes only to the
+	// branches that do not have it yet. It returns the same name for the same record and
+	// no name for two records. Two versions of a row that is handed out each time it
+	// changes are two records and need two names. A record named "", or for which
+	// Identity panics, is not remembered.
 	//
-	// nil remembers nothing: each branch gets a record again that any of them
-	// failed. There is no default by content, as an equal record that comes
-	// later may well be another one ("set 20", "set 25", "set 20"), and a
-	// branch must not miss it.
+	// nil remembers nothing: each branch gets a record again that any branch failed.
+	// There is no default by content, because an equal record that comes later may be a
+	// different one ("set 20", "set 25", "set 20"), which a branch must not miss.
 	//
-	// It may be called by several goroutines at once, and is not called while
-	// no record waits to be delivered again.
+	// It may be called concurrently, and is not called while no record waits to be
+	// delivered again.
 	Identity func(record T) string
 
-	// Remember is for how many records the fan-out knows which branches have
-	// them. 0 is 10,000. Beyond that the one not met for the longest makes room,
-	// and so does one that did not come again among 100,000 others, as it was
-	// probably settled elsewhere. A record that is forgotten goes to all
-	// branches again. Memory does not outlive the process.
+	// Remember bounds how many partially applied records are tracked. 0 is 10,000. The
+	// least recently seen record is evicted, and so is a record that did not return among
+	// 100,000 others, because it was probably settled elsewhere. An evicted record goes
+	// to all branches again. The memory ends with the process.
 	Remember int
 
-	// Clone returns a copy for a branch to keep or modify. nil gives all
-	// branches the same value, which they must not modify. It may be called for
-	// one record by several goroutines at once; a panic in it is the branch's
-	// failure, which a dead letter queue inside the branch does not see: one around
-	// the fan-out does.
+	// Clone returns a copy for a branch to keep or modify. If it is nil, all branches get
+	// the same value, which they must not modify. It may be called concurrently for one
+	// record. A panic in it is a failure of the branch that a dead letter queue inside
+	// the branch does not see, but a queue around the fan-out does.
 	Clone func(record T) T
 }
 
@@ -94,7 +91,7 @@ func (c *FanOutConfig[T]) validate() error {
 			return &ConfigError{field, "is empty: name the branch for its errors"}
 		}
 		if slices.ContainsFunc(c.Branches[:i], func(other Branch[T]) bool { return other.Name == b.Name }) {
-			return &ConfigError{field, fmt.Sprintf("is %q, as another branch's: want a name of its own", b.Name)}
+			return &ConfigError{field, fmt.Sprintf("is %q, and so is that of another branch: give each branch its own name", b.Name)}
 		}
 		if !b.Optional {
 			required++
@@ -104,26 +101,26 @@ func (c *FanOutConfig[T]) validate() error {
 	case len(c.Branches) == 0:
 		return &ConfigError{"FanOutConfig.Branches", "is empty: pass at least one branch"}
 	case required == 0:
-		return &ConfigError{"FanOutConfig.Branches", "are all optional: a record would be done that no branch has"}
+		return &ConfigError{"FanOutConfig.Branches", "are all optional: at least one branch must be required"}
 	case c.Quorum < 0 || c.Quorum > required:
 		return &ConfigError{"FanOutConfig.Quorum", fmt.Sprintf("is %d: want 1 to %d, the number of branches that are not optional, or 0 for all of them", c.Quorum, required)}
 	case c.OnBranchFailure == nil && (required < len(c.Branches) || c.Quorum != 0 && c.Quorum < required):
-		return &ConfigError{"FanOutConfig.OnBranchFailure", "is nil: pass a function that hears of the records which a branch goes without"}
+		return &ConfigError{"FanOutConfig.OnBranchFailure", "is nil: pass the function to call with a branch's failure that Apply does not return"}
 	case c.Remember < 0:
 		return &ConfigError{"FanOutConfig.Remember", fmt.Sprintf("is %d: want at least 1, or 0 for the default; without Identity nothing is remembered", c.Remember)}
 	case c.Remember > 0 && c.Identity == nil:
-		return &ConfigError{"FanOutConfig.Remember", "needs FanOutConfig.Identity, to know a record again"}
+		return &ConfigError{"FanOutConfig.Remember", "needs FanOutConfig.Identity, to recognize a record"}
 	}
 	return nil
 }
 
-// FanOutError says which branches a record has yet to reach, and why it did not.
-// Its class is by their errors: ClassNotAttempted if any of them is, so that the
-// coordinator pauses and nothing is parked; else retryable if any is; else
+// FanOutError says which branches a record has yet to reach, and why it did not. Its
+// class follows from their errors: ClassNotAttempted if any of them is, so that the
+// coordinator pauses and nothing is parked; otherwise retryable if any is; otherwise
 // permanent.
 //
-// Where no branch failed and some of them skipped the record, it lists those
-// and its class is ClassSkipped.
+// If no branch failed and some of them skipped the record, it lists the skips and its
+// class is ClassSkipped.
 type FanOutError struct {
 	Failures []BranchFailure // in the order of the branches
 
@@ -206,9 +203,9 @@ func (e *FanOutError) pause() (until time.Time, paused bool) {
 	return times[e.short-others-1], true
 }
 
-// NewFanOutApplier applies each record to every branch, at the same time. It is
+// NewFanOutApplier applies each record to every branch, concurrently. It is
 // [NewFanOutFromConfig] with all branches required, named by their position, and nothing
-// else set: a branch that has a record gets it again when another failed it.
+// else set: if one branch fails a record, all branches get it again.
 func NewFanOutApplier[T any](branches ...Applier[T]) Applier[T] {
 	var c FanOutConfig[T]
 	for i, branch := range branches {
@@ -220,33 +217,31 @@ func NewFanOutApplier[T any](branches ...Applier[T]) Applier[T] {
 	return newFanOut(c, "branches", nil)
 }
 
-// NewFanOutFromConfig applies each record to several branches, at the same time, and
-// waits for all of them: a slow branch sets the pace, so bound its attempts. A
-// branch that fails stops no other, and a panic in one is its failure. Apply
-// returns nil once the record is applied, that is, once all branches that are
-// not optional have it, or as many as the quorum asks for; else a
-// [*FanOutError]. A branch that skips a record has it.
+// NewFanOutFromConfig applies each record to several branches concurrently and waits for
+// all of them. A slow branch delays the others, so give its attempts a timeout. A branch
+// that fails does not stop the others, and a panic in a branch is its failure. Apply
+// returns nil once the record is applied: all required branches have it, or as many as
+// the quorum. Otherwise it returns a [*FanOutError]. A branch that skips a record counts
+// as having it.
 //
-// Delivery is at least once for each branch. With FanOutConfig.Identity, a
-// record that is delivered again within the process goes only to the branches
-// that do not have it yet, so that a dead branch costs the healthy ones no
-// duplicates. Without, and after a restart, all of them get it.
+// Delivery is at least once for each branch. With FanOutConfig.Identity, a record that is
+// delivered again within the process goes only to the branches that do not have it yet,
+// so a branch that is down causes no duplicates in the healthy ones. Without Identity,
+// and after a restart, all branches get it.
 //
-// A record is marked at its source when it is applied, so while a branch that
-// is needed is down the coordinator pauses, and the healthy branches wait with
-// it for new records. A destination that must hold up no other is made
-// optional, or left beyond a quorum, or gets a coordinator of its own.
+// A record is marked at its source when it is applied. So while a required branch is
+// down, the coordinator pauses, and the healthy branches get no new records either. If a
+// destination must not delay the others, make it optional, leave it beyond a quorum, or
+// give it a coordinator of its own.
 //
-// The fan-out looks at the breakers of the branches before it calls any. While
-// one that is needed refuses calls, no branch gets the record. While one is due
-// for a probe, it gets the record first, and the others only once it answers. So
-// an outage of one branch costs the others no duplicates with each probe. A
-// branch that was not called has an error in the [*FanOutError] that says which
-// branch the fan-out waits for.
+// The fan-out checks the breakers of the branches before it calls any. While a required
+// branch refuses calls, no branch gets the record. While a branch is due for a probe, it
+// gets the record first, and the others only once it has answered. So an outage of one
+// branch causes no duplicates in the others with each probe. The [*FanOutError] has an
+// error for a branch that was not called; it says which branch the fan-out waits for.
 //
-// In a batch each branch gets the records that it does not have yet, in one
-// call if it takes batches. The result is as safe for concurrent use as the
-// branches.
+// In a batch each branch gets the records that it does not have yet, in one call if it
+// takes batches. The result is as safe for concurrent use as the branches.
 func NewFanOutFromConfig[T any](config FanOutConfig[T]) Applier[T] {
 	return newFanOut(config, "FanOutConfig.Branches", config.validate())
 }
@@ -322,7 +317,7 @@ func oneLetterFor[T any](branches []Branch[T], field string) error {
 // fault returns what is wrong with the branch's applier, and in which branch.
 func (b *Branch[T]) fault(field string) error {
 	if parksInto(layerOf(b.Applier), marksRecords) {
-		return &ConfigError{field, "parks in a dead letter queue that marks the record at its source, and the other branches may not have it yet: give the branch a queue that keeps letters alone"}
+		return &ConfigError{field, "parks in a dead letter queue that marks the record at its source, and the other branches may not have it yet: give the branch a queue that does not mark records"}
 	}
 	fault := applierFault(field, b.Applier)
 	if c, ok := fault.(*ConfigError); fault == nil || ok && c.Field == field {

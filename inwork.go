@@ -103,10 +103,10 @@ func tellDrainOver[T any](ctx context.Context, w *watch, at []working[T], fetch 
 		if more := len(at) - len(names); more > 0 {
 			attrs = append(attrs, "more", more)
 		}
-		w.log.say(ctx, slog.LevelWarn, "courier: the drain timeout has passed, and records are still in work; their contexts are cancelled, and Start returns once their calls have", attrs...)
+		w.log.say(ctx, slog.LevelWarn, "courier: the drain timeout has passed, and records are still in progress; their contexts are cancelled, and Start returns when their calls return", attrs...)
 	}
 	if fetch {
-		w.log.say(ctx, slog.LevelWarn, "courier: the drain timeout has passed, and the source has not answered a fetch whose context was cancelled; Start returns once it has")
+		w.log.say(ctx, slog.LevelWarn, "courier: the drain timeout has passed, and the source has not answered a fetch whose context was cancelled; Start returns when the fetch returns")
 	}
 }
 
@@ -408,12 +408,12 @@ func (w *watch) stalled() error {
 	if st == nil || st.told == 0 {
 		return nil
 	}
-	return fmt.Errorf("courier: in work for at least %v, in attempt %d: %s", st.age, st.attempt, st.name)
+	return fmt.Errorf("courier: in progress for at least %v, in attempt %d: %s", st.age, st.attempt, st.name)
 }
 
 const (
-	saidStalled   = "courier: a record has been in work for long: its call has not returned, and a call that can hang needs a timeout"
-	saidUnstalled = "courier: the call of a record that was in work for long has returned"
+	saidStalled   = "courier: a record has been in progress for a long time: its call has not returned, and a call that can hang needs a timeout"
+	saidUnstalled = "courier: the call of a record that was in progress for a long time has returned"
 )
 
 func (l *slogObserver) stalled(ctx context.Context, e StallEvent) {
@@ -425,9 +425,9 @@ func (l *slogObserver) stalled(ctx context.Context, e StallEvent) {
 }
 
 func (l *slogObserver) moreStalled(ctx context.Context, records int, over bool) {
-	level, text := slog.LevelWarn, "courier: more workers have been at a record for long"
+	level, text := slog.LevelWarn, "courier: more workers have been busy with one record for a long time"
 	if over {
-		level, text = slog.LevelInfo, "courier: the calls of more records that were in work for long have returned"
+		level, text = slog.LevelInfo, "courier: the calls of more records that were in progress for a long time have returned"
 	}
 	l.say(ctx, level, text, "workers", records)
 }

@@ -149,7 +149,7 @@ func TestLog_WhenTheDrainTimeoutPasses(t *testing.T) {
 						if heeds { // others come at the same time
 							line = regexp.MustCompile(`(?m)^.*the drain timeout has passed.*$`).FindString(log.String())
 						}
-						require.Contains(t, line, `after=10s level=WARN msg="courier: the drain timeout has passed, and records are still in work; `)
+						require.Contains(t, line, `after=10s level=WARN msg="courier: the drain timeout has passed, and records are still in progress; `)
 						require.Contains(t, line, fmt.Sprintf(" workers=%d ", want), line)
 						require.Equal(t, 1, strings.Count(log.String(), "has passed"))
 						names := regexp.MustCompile(`records=("[^"]*"|\S+)`).FindStringSubmatch(line)[1]
@@ -254,7 +254,7 @@ func TestLog_WhenTheDrainTimeoutPassesOverAFetch(t *testing.T) {
 				go func() { ended <- run.Stop() }()
 				time.Sleep(time.Minute)
 				synctest.Wait()
-				require.Equal(t, `after=2s level=WARN msg="courier: the drain timeout has passed, and the source has not answered a fetch whose context was cancelled; Start returns once it has"`+"\n", log.String())
+				require.Equal(t, `after=2s level=WARN msg="courier: the drain timeout has passed, and the source has not answered a fetch whose context was cancelled; Start returns when the fetch returns"`+"\n", log.String())
 				close(s.open)
 				require.NoError(t, <-ended)
 			})

@@ -8,12 +8,12 @@ import (
 // This room is about the leases of records in hand, for sources that want them renewed:
 // one loop beside the work, over what engine.Leases has in hand.
 
-// ErrRevoked is why a source lists a record as lost that it gives over to another process in
-// order, as a consumer does when its group is balanced anew: nothing went wrong, and the log
-// says so. The error of each such record in the [BatchError] of Renew wraps it.
-var ErrRevoked = errors.New("courier: the record goes to another process, which was agreed with this one")
+// ErrRevoked is why a source lists a record as lost that it hands over to another process
+// in order, as a consumer does when its group is rebalanced: nothing went wrong, and the
+// log says so. The error of each such record in the [BatchError] of Renew wraps it.
+var ErrRevoked = errors.New("courier: the record is handed over to another process, in agreement with this one")
 
-// renewEvery asks a source how often that is.
+// renewEvery asks a source how often to renew its leases.
 func renewEvery[T any](source Renewer[T]) (every time.Duration) {
 	var ignored error // a source that panics over it gets no renewals
 	isolate(&ignored, func() error {

@@ -13,11 +13,10 @@ import (
 // marks did not end within the drain timeout after a stop.
 var ErrDrainTimeout = errors.New("courier: the drain timeout passed before the work in flight ended")
 
-// lifecycle is the two phases of a stop (D8), as contexts. Once stop has ended
-// nothing is fetched or begun. Work in flight has until the drain timeout. Marks
-// and releases then have as long again, or what two drain timeouts leave them,
-// but never less than half of one: they begin under a live context, even after an
-// apply that did not heed its own.
+// lifecycle has the two phases of a stop (D8), as contexts. Once stop has ended, nothing
+// is fetched or begun. In-flight work gets the drain timeout. Marks and releases then get
+// another one, or what is left of two, but never less than half of one, measured from the
+// end of the last apply: so an apply that ignores its context cannot consume their time.
 type lifecycle struct {
 	stop   context.Context // the caller's
 	work   context.Context // what user code applies under

@@ -14,15 +14,14 @@ import (
 )
 
 // Observer is told what a coordinator does: per batch, and per failure. Only
-// RecordStarted and RecordEnded are called for every record, and cost
-// something, when they are set. Every function may be nil.
+// RecordStarted and RecordEnded are called for every record, at a cost if they are set.
+// Every function may be nil.
 //
-// The functions are called one at a time for a coordinator; RecordStarted,
-// RecordEnded, Retried and Parked, which its workers call, Renewed and Stalled excepted.
-// They delay the coordinator for as long as they run, may call any of its methods
-// but Stop, which would wait for them, and do no harm when they panic. Counts are
-// of records. ctx is that of the work or of the settling that the event is about,
-// for its values.
+// The functions are called one at a time for a coordinator, except Renewed and Stalled,
+// and except RecordStarted, RecordEnded, Retried and Parked, which its workers call. They
+// delay the coordinator while they run. They may call any of its methods but Stop, which
+// would wait for them, and a panic in them does no harm. Counts are of records. ctx is
+// the context of the work or of the marks that the event is about, for its values.
 type Observer struct {
 	Fetched  func(ctx context.Context, event FetchEvent)
 	Applied  func(ctx context.Context, event ApplyEvent)
@@ -46,20 +45,20 @@ type FetchEvent struct {
 	Records int
 	Elapsed time.Duration
 	Err     error         // nil when it succeeded
-	RetryIn time.Duration // when it did not: at the soonest; 0 for RunOnce, which fetches once
+	RetryIn time.Duration // after a failure: the least delay before the next fetch; 0 for RunOnce
 }
 
-// ApplyEvent is a batch, or a worker's share of a stream, that was applied as
-// far as it could be.
+// ApplyEvent is a batch, or a worker's part of a stream, that was applied as far as
+// possible.
 type ApplyEvent struct {
 	Records       int
 	Elapsed       time.Duration
-	Applied       int    // or parked, or skipped: to be marked
-	Failed        int    // and stay pending
-	Waiting       int    // and are tried again while others go on: nothing is decided of them yet
-	NotAttempted  int    // not attempted for a reason that is not a pause or a stop, or refused by the dead letter queue
-	Record        string // the first that failed, or was refused, or was cut short by the drain timeout
-	Err           error  // of that one
+	Applied       int    // or parked, or skipped: will be marked
+	Failed        int    // stay pending
+	Waiting       int    // will be retried while others go on; their outcome is open
+	NotAttempted  int    // for another reason than a pause or a stop, or refused by the dead letter queue
+	Record        string // the first that failed, was refused, or was cut short by the drain timeout
+	Err           error  // of that record
 	DrainTimedOut bool   // the drain timeout cut the work short
 }
 
@@ -72,7 +71,7 @@ type FailEvent struct {
 
 // ParkEvent is a record that a dead letter queue has taken.
 type ParkEvent struct {
-	Record string // by name, "" where it has none
+	Record string // by name, "" if it has none
 	Branch string // DLQPolicy.Branch
 	Reason Reason
 	Err    error
@@ -83,66 +82,66 @@ type MarkEvent struct {
 	Records int
 	Elapsed time.Duration
 	Err     error         // nil when it succeeded
-	RetryIn time.Duration // when it did not; 0 is never: the records will be applied again
+	RetryIn time.Duration // after a failure; 0 is never: the records will be applied again
 }
 
-// ReleaseEvent is records that were given back to their source, or reported to
+// ReleaseEvent is a set of records that were given back to their source, or reported to
 // it as failed.
 type ReleaseEvent struct {
 	Records int
 	Failed  bool          // by Fail; else by Release
-	After   time.Duration // when they are to come again, by Release
-	Err     error         // they come back when their lease ends
+	After   time.Duration // the delay that was passed to Release
+	Err     error         // if not nil, they come back when their lease ends
 }
 
-// RenewEvent is leases that were to be renewed.
+// RenewEvent is a renewal of leases.
 type RenewEvent struct {
 	Records int
-	Lost    int // to others, or to time, before they were applied
-	Revoked int // of the lost ones, those given over in order, see ErrRevoked
+	Lost    int // to others, or by time, before they were applied
+	Revoked int // lost records that were handed over in order, see ErrRevoked
 	Err     error
 }
 
 // PauseEvent is a stop of the intake.
 type PauseEvent struct {
 	Until                   time.Time // zero: not known, or until Resume is called
-	Err                     error     // why; nil when Pause was called
-	Record, Branch, Breaker string    // over which, by name: the first record that was refused, the branch of a fan-out, the breaker; "" where there is none or it is not known
+	Err                     error     // why; nil if Pause was called
+	Record, Branch, Breaker string    // by name: the first record that was refused, the branch of a fan-out, the breaker; "" if there is none or it is not known
 
-	Waiting int // records in hand that wait to be tried again, where they are all that may be in hand
+	Waiting int // records in hand that wait for a retry, if no more may be in hand
 
-	Stuck bool // every record at hand has failed as a probe before: a long outage, or poison that nothing can tell from one
+	Stuck bool // every available record has failed as a probe: a long outage, or poison that cannot be told from one
 }
 
 // ResumeEvent is the end of a pause.
 type ResumeEvent struct {
-	Pauses int // that it took: the events of them. Of a breaker there is one for each time that it opened, also after a probe
+	Pauses int // the number of PauseEvents; a breaker causes one each time it opens, also after a probe
 }
 
-// StallEvent is a record that has been in work for longer than [WithStallAfter], or the
-// end of that. There is one at the beginning, and one at the end.
+// StallEvent is a record that has been in progress for longer than [WithStallAfter], or
+// the end of that. There is one event at the beginning, and one at the end.
 type StallEvent struct {
-	Record  string        // by name; where it is one of several, or the first of several in one call, a text that says so
-	Records int           // 1, or how many these are
+	Record  string        // by name; a text that says so if it is one of several, or the first of several in one call
+	Records int           // 1, or how many these several are
 	Attempt int           // of this delivery: 1 is the first
-	InWork  time.Duration // for how long at least
+	InWork  time.Duration // for at least this long
 	Over    bool          // its call has returned
 }
 
 // StopEvent is the end of a run.
 type StopEvent struct {
-	Unsettled int // records that the stream hands back by its error
+	Unsettled int // records in the *UnsettledError of a stream
 	Err       error
 }
 
 // RecordEvent is one record on its way to the applier, or back.
 type RecordEvent struct {
 	Record  string
-	Elapsed time.Duration // at its end: of its call, which is that of all in a batch
-	Err     error         // at its end, nil when it was applied
+	Elapsed time.Duration // at its end: of its call; all records of a batch share one
+	Err     error         // at its end, nil if it was applied
 }
 
-// teeObservers returns an observer that tells all others, in their order.
+// teeObservers returns an observer that calls all others, in order.
 func teeObservers(observers ...Observer) Observer {
 	return Observer{
 		Fetched:  teed(observers, func(o Observer) func(context.Context, FetchEvent) { return o.Fetched }),
@@ -163,8 +162,8 @@ func teeObservers(observers ...Observer) Observer {
 	}
 }
 
-// teed joins the functions that are set, none to nil, so that an event nobody
-// asked for stays free.
+// teed joins the functions that are set, none to nil, so that an event without an
+// observer costs nothing.
 func teed[E any](observers []Observer, of func(Observer) func(context.Context, E)) func(context.Context, E) {
 	var all []func(context.Context, E)
 	for _, o := range observers {
@@ -192,8 +191,8 @@ func tell[E any](ctx context.Context, f func(context.Context, E), event E) {
 	}
 }
 
-// tellOf does so on a goroutine of its own: a panic or a Goexit in the function
-// does no harm.
+// tellOf calls an observer's function on a new goroutine, so that a panic or a Goexit in
+// it does no harm.
 func tellOf[E any](ctx context.Context, f func(context.Context, E), event E) {
 	var ignored error
 	isolate(&ignored, func() error {
@@ -262,7 +261,7 @@ func (l *slogObserver) lookBack(ctx context.Context) {
 		l.over(ctx, "", "", saidHidden)
 	}
 	if open {
-		l.over(ctx, fmt.Sprintf("courier: resumed, with no new pause over too many dead letters for %v", guarded), "pauses", saidGuard)
+		l.over(ctx, fmt.Sprintf("courier: resumed, with no new pause because of too many dead letters for %v", guarded), "pauses", saidGuard)
 	}
 }
 
@@ -458,11 +457,11 @@ const (
 	saidFetch   = "courier: fetch failed"
 	saidMark    = "courier: mark failed, and is tried again"
 	saidPause   = "courier: paused, records stay pending"
-	saidStuck   = "courier: paused, and every record at hand has failed as a probe: the outage goes on, or they are poison, which stays pending until another record gets through"
+	saidStuck   = "courier: paused: every available record failed as a probe; either the outage continues or these records are poison, which stays pending until another record gets through"
 	saidGuard   = "courier: paused, because too many records go to the dead letter queue; records stay pending"
 	saidFailed  = "courier: records failed and stay pending; this is the first of them"
-	saidCut     = "courier: records failed and stay pending, and their next attempt is not waited for; this is the first of them"
-	saidHidden  = "courier: all records of a full batch have failed, two times in a row; the source returns them again, and no record that comes after them is seen: park the ones that never succeed, with a dead letter queue"
+	saidCut     = "courier: records failed and stay pending, and the run does not wait for their next attempt; this is the first of them"
+	saidHidden  = "courier: all records of a full batch have failed twice in a row; the source returns them again and hides the records after them: park records that never succeed in a dead letter queue"
 	saidRefused = "courier: records were not settled and stay pending; this is the first of them"
 )
 
@@ -537,7 +536,7 @@ func (l *slogObserver) released(ctx context.Context, e ReleaseEvent) {
 	switch {
 	case e.Err == nil:
 	case e.Failed:
-		l.complain(ctx, slog.LevelWarn, "courier: the source could not be told of failed records; they come back when their lease ends", e.Err, "records", e.Records)
+		l.complain(ctx, slog.LevelWarn, "courier: the source did not accept the report of failed records; they come back when their lease ends", e.Err, "records", e.Records)
 	default:
 		l.complain(ctx, slog.LevelWarn, "courier: release failed; the records come back when their lease ends", e.Err, "records", e.Records)
 	}
@@ -547,7 +546,7 @@ func (l *slogObserver) renewed(ctx context.Context, e RenewEvent) {
 	switch {
 	case e.Err == nil:
 	case e.Lost > 0 && e.Revoked == e.Lost:
-		l.complain(ctx, slog.LevelInfo, "courier: the source gives records over to another process, in order: this one finishes those in work, and leaves it those not begun", nil, "records", e.Lost)
+		l.complain(ctx, slog.LevelInfo, "courier: the source hands records over to another process, in order: this process finishes the records in progress and leaves the others to that one", nil, "records", e.Lost)
 	default:
 		l.complain(ctx, slog.LevelWarn, "courier: leases were not renewed", e.Err, "records", e.Records, "lost", e.Lost)
 	}
@@ -598,7 +597,7 @@ func (l *slogObserver) resumed(ctx context.Context, e ResumeEvent) {
 }
 
 func (l *slogObserver) waiting(ctx context.Context, d time.Duration) {
-	l.complain(ctx, slog.LevelInfo, "courier: a failed record asked for a wait, and the coordinator cannot recognize it among others, so it fetches nothing for as long; name the records with WithIdentity", nil, "wait", d)
+	l.complain(ctx, slog.LevelInfo, "courier: a failed record asked for a wait, and the coordinator cannot recognize it among others, so it fetches nothing until the wait is over; name the records with WithIdentity", nil, "wait", d)
 }
 
 func (l *slogObserver) keeping(ctx context.Context, records int) {

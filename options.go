@@ -9,12 +9,12 @@ import (
 	"github.com/erfanmomeniii/courier/internal/backoff"
 )
 
-// Option configures a coordinator. A bad value, or an option that the
-// coordinator has no use for, is a [*ConfigError] from Start or RunOnce.
+// Option configures a coordinator. A bad value, or an option that does not apply to the
+// coordinator, is a [*ConfigError] from Start or RunOnce.
 type Option func(*config)
 
-// config is what a coordinator was told. The zero value of a field is not its
-// default: newConfig sets those first.
+// config holds the options of a coordinator. newConfig sets the defaults first, so a
+// field's zero value is not its default.
 type config struct {
 	interval      time.Duration
 	fixed         bool
@@ -84,13 +84,12 @@ func (c *config) count(field string, set *int, n int) {
 	*set = n
 }
 
-// maxCount is beyond any use, and small enough to be multiplied.
+// maxCount is more than anyone needs, and small enough to be multiplied.
 const maxCount = 1 << 20
 
-// WithInterval sets how long a polling coordinator waits before it fetches
-// again when the source is caught up or nothing could be marked. The default
-// is 5 seconds. Each wait is up to a tenth longer or shorter, so that several
-// instances do not stay in step.
+// WithInterval sets how long a polling coordinator waits before it fetches again when the
+// source has no more records or nothing could be marked. The default is 5 seconds. Each
+// wait is up to a tenth longer or shorter, so that several instances do not stay in step.
 func WithInterval(d time.Duration) Option {
 	return func(c *config) {
 		c.polling = "WithInterval"
@@ -104,9 +103,9 @@ func WithFastPolling() Option { return WithInterval(100 * time.Millisecond) }
 // WithSlowPolling is WithInterval(30 * time.Second).
 func WithSlowPolling() Option { return WithInterval(30 * time.Second) }
 
-// WithFixedInterval makes a polling coordinator wait the interval after every
-// batch, a full one included, and exactly. The default is to fetch again at once
-// after a full batch that made progress.
+// WithFixedInterval makes a polling coordinator wait exactly the interval after every
+// batch, including a full one. By default it fetches again immediately after a full batch
+// that made progress.
 func WithFixedInterval() Option {
 	return func(c *config) {
 		c.polling = "WithFixedInterval"
@@ -114,21 +113,21 @@ func WithFixedInterval() Option {
 	}
 }
 
-// WithBatchSize sets how many records are fetched, and marked, at a time. The
-// default is 100, or the number of workers where that is more. A polling
-// coordinator has no more than that in hand, records that wait to be tried again
-// included, and [WithPrefetch] times as many behind it. Where those that wait fill
-// it, nothing is fetched; the log, [PauseEvent] and Ready say so. While an open breaker is probed either coordinator may look at up
-// to 100 records, so that a few bad ones do not hide the others.
+// WithBatchSize sets how many records are fetched, and marked, at a time. The default is
+// 100, or the number of workers if that is more. A polling coordinator has at most that
+// many records in hand, including records that wait for a retry, and up to [WithPrefetch]
+// further batches. If waiting records fill it, nothing is fetched; the log, [PauseEvent]
+// and Ready report that. While an open breaker is probed, either coordinator may look at
+// up to 100 records, so that a few bad records do not hide the others.
 func WithBatchSize(n int) Option {
 	return func(c *config) { c.count("WithBatchSize", &c.batchSize, n) }
 }
 
-// WithWorkers sets how many records a coordinator applies at once. The default is 1,
-// which applies them in the order fetched. With more there is no order, unless
-// [WithOrderKey] asks for one; the applier must be safe for concurrent use. A polling
-// coordinator marks a batch when all its records were applied, but for those that wait
-// to be tried again, which hold up no other.
+// WithWorkers sets how many records a coordinator applies concurrently. The default is 1,
+// which applies them in the order fetched. With more workers there is no order, unless
+// [WithOrderKey] asks for one, and the applier must be safe for concurrent use. A polling
+// coordinator marks a batch once all its records are applied, except records that wait
+// for a retry, which do not delay the others.
 func WithWorkers(n int) Option {
 	return func(c *config) { c.count("WithWorkers", &c.workers, n) }
 }
@@ -141,23 +140,24 @@ func WithStreamWorkers(n int) Option {
 	}
 }
 
-// WithOrderKey has records with the same key applied in the order fetched, one
-// after the other, however many workers there are. Behind a record that failed
-// the later ones of its key wait until it is applied or parked; those of other
-// keys do not. A key for all records is a strict order; a record
-// whose key is "" is in no order.
+// WithOrderKey applies records with the same key in the order fetched, one after another,
+// regardless of the number of workers. A failed record blocks later records with the same
+// key until it is applied or parked; other keys are unaffected. If all records have the
+// same key, the order is strict. A record whose key is "" has no order.
 //
-// Records that wait take up room in hand, or in the batches that the source hands
-// out: where they fill it, the other keys wait too. So park what never succeeds.
+// Blocked records take up space in hand, or in the batches that the source hands out. If
+// they fill it, the other keys wait too, so park records that never succeed.
 //
-// With a [BatchApplier] no two records of a key are in one call of ApplyBatch, unless it
-// keeps the order inside a call ([OrderedBatcher]): then all of a key that are in hand go
-// in one call, in order, up to [WithApplyBatchSize].
-// The source must hand out the records of a key in their order, also those that
-// failed or were given back before, as an outbox that is read by its sequence
-// does; a [Failer], whose schedule is its own, must hold back the later ones
-// itself. The function is called by one goroutine at a time, and must return the
-// same key for the same record; a record over which it panics has failed. T is the type of the
+// With a [BatchApplier], no two records of a key are in one call of ApplyBatch, unless
+// the applier is an [OrderedBatcher]: then all records of a key that are in hand go in
+// one call, in order, up to [WithApplyBatchSize].
+//
+// The source must return the records of a key in order, including records that failed or
+// were given back before, as an outbox that is read by its sequence does. A [Failer],
+// which has its own schedule, must hold back the later records itself.
+//
+// The function is called from one goroutine at a time, and must return the same key for
+// the same record. A record for which it panics has failed. T is the type of the
 // coordinator's records.
 func WithOrderKey[T any](key func(record T) string) Option {
 	return func(c *config) {
@@ -169,18 +169,20 @@ func WithOrderKey[T any](key func(record T) string) Option {
 	}
 }
 
-// WithIdentity names the records of a source that is no [Identifier], such as one
-// of functions: the same record always by the same name and no two records by one;
-// "" is no name. The names are for logs and events, where else a record is named by
-// its String method, or by its value where that is a string, a number or a bool, or by
-// its place. A polling coordinator also knows a record by its name when the source
-// returns it a second time, see [Identifier].
-// While a record waits for its next attempt, a source that is no [Releaser] returns it
-// again: it is recognized by its name, or its value where that is a number or a string.
-// Without either no more is fetched until it is settled. Behind a breaker it then keeps
-// its worker, and
-// a bad record is not parked while the
-// others come one at a time: over each of them the breaker forgets its attempts.
+// WithIdentity names the records of a source that is no [Identifier], such as a source
+// made of functions. The function returns the same name for the same record and no name
+// for two records; "" is no name. Logs and events use the names. Without a name they use
+// the record's String method, its value if that is a string, a number or a bool, or its
+// position.
+//
+// By its name a polling coordinator also recognizes a record that the source returns a
+// second time, see [Identifier]. That matters while a record waits for a retry, because a
+// source that is no [Releaser] returns it again meanwhile. If the coordinator cannot
+// recognize it, neither by name nor as a number or a string, it fetches no more until the
+// record is settled. With a breaker such a record keeps its worker while it waits; and a
+// bad record is not parked while the others come one at a time, because each pause of the
+// breaker resets its attempts.
+//
 // The function must be safe for concurrent use. T is the type of the coordinator's
 // records.
 func WithIdentity[T any](identity func(record T) string) Option {
@@ -193,27 +195,28 @@ func WithIdentity[T any](identity func(record T) string) Option {
 	}
 }
 
-// WithApplyBatchSize sets how many records a [BatchApplier] is given at most in
-// one call. The default is the batch, or with several workers an equal share of
-// it; with an order key, and an applier that keeps the order inside a call, no key is split
-// for that share. It is refused for an applier that gets one record at a time.
+// WithApplyBatchSize sets the largest number of records in one call of a [BatchApplier].
+// The default is the batch size, divided by the number of workers. With an order key and
+// an [OrderedBatcher] that default does not split the records of a key. The option is
+// refused for an applier that takes one record at a time.
 func WithApplyBatchSize(n int) Option {
 	return func(c *config) { c.count("WithApplyBatchSize", &c.applyBatch, n) }
 }
 
 // WithAttemptTimeout ends the context of each call of the process function of [Sync],
-// [SyncWithRetry] or [RunOnce] after d, see [NewAttemptTimeoutApplier]: such a call has
-// failed as any other. The default is no timeout. A coordinator that is given an applier
-// refuses the option; there the timeout belongs inside the breaker, where
+// [SyncWithRetry] or [RunOnce] after d, see [NewAttemptTimeoutApplier]. The call has then
+// failed like any other. The default is no timeout. A coordinator that is given an
+// applier refuses the option: there the timeout belongs inside the breaker, where
 // [ResilientConfig].AttemptTimeout puts it.
 func WithAttemptTimeout(d time.Duration) Option {
 	return func(c *config) { c.duration("WithAttemptTimeout", &c.attempt, d) }
 }
 
-// noAttemptTimeout says that it has been seen to.
+// noAttemptTimeout removes the option from the coordinator, because the caller has
+// applied it.
 func noAttemptTimeout(c *config) { c.attempt = 0 }
 
-// attemptFault refuses the timeout where there is an applier.
+// attemptFault refuses the timeout for a coordinator that is given an applier.
 func (c *config) attemptFault() error {
 	if c.attempt == 0 {
 		return nil
@@ -221,11 +224,12 @@ func (c *config) attemptFault() error {
 	return &ConfigError{"WithAttemptTimeout", "is for Sync, SyncWithRetry and RunOnce; an applier has a timeout by ResilientConfig.AttemptTimeout or NewAttemptTimeoutApplier"}
 }
 
-// WithPrefetch sets how many batches are fetched while another is in work. The
-// default of a polling coordinator is 0; more is only for sources that lease
-// their records ([Releaser]), has a fetch begin before the batch in work is marked,
-// and cannot be kept with [WithOrderKey]. That of a streaming coordinator is 1,
-// and more of them keep many workers busy.
+// WithPrefetch sets how many batches are fetched ahead while another is processed.
+//
+// For a polling coordinator the default is 0. More requires a source that leases its
+// records ([Releaser]), starts a fetch before the current batch is marked, and cannot be
+// combined with [WithOrderKey]. For a streaming coordinator the default is 1; more
+// batches keep many workers busy.
 func WithPrefetch(batches int) Option {
 	return func(c *config) {
 		if batches < 0 || batches > maxCount {
@@ -236,12 +240,14 @@ func WithPrefetch(batches int) Option {
 	}
 }
 
-// WithOrderedMarks has a streaming coordinator mark records in the order
-// fetched, as a source needs that keeps a position and not a mark for each
-// record. A record that is not settled holds up the marks of all behind it, and,
-// when no more may be in hand, the stream; so one that failed is tried again, and
-// not given back. What was applied and for that not marked by the end is applied
-// again, and counted in a [*MarkError] unless the source took it back. The default is the order in which they are settled.
+// WithOrderedMarks makes a streaming coordinator mark records in the order fetched, for a
+// source that keeps a position instead of a mark for each record. By default records are
+// marked in the order in which they are settled.
+//
+// An unsettled record delays the marks of all records after it and, once no more records
+// may be in hand, the stream. So a failed record is retried and not given back. Records
+// applied but still unmarked at shutdown will be applied again; they are reported in a
+// [*MarkError] unless released.
 func WithOrderedMarks() Option {
 	return func(c *config) {
 		c.streaming = "WithOrderedMarks"
@@ -249,9 +255,9 @@ func WithOrderedMarks() Option {
 	}
 }
 
-// WithFlushInterval sets how long a streaming coordinator lets applied records
-// wait for more before it marks them. The default is 100 ms. They are marked
-// sooner when a batch is full, and when there is nothing else to do.
+// WithFlushInterval sets how long a streaming coordinator waits for more applied records
+// before it marks those that it has. The default is 100 ms. It marks sooner when a batch
+// is full, and when there is nothing else to do.
 func WithFlushInterval(d time.Duration) Option {
 	return func(c *config) {
 		c.streaming = "WithFlushInterval"
@@ -259,50 +265,48 @@ func WithFlushInterval(d time.Duration) Option {
 	}
 }
 
-// WithDrainTimeout sets how long the work in flight may go on after a stop
-// before its context is cancelled. The default is 10 seconds. The coordinator
-// then marks what was applied and releases the rest, and ends the contexts of
-// those calls so that Start returns within twice the drain timeout. Where an apply
-// ignored its context, marks and releases have half a drain timeout all the same.
+// WithDrainTimeout sets how long the work in flight may continue after a stop before its
+// context is cancelled. The default is 10 seconds. The coordinator then marks the applied
+// records and releases the rest, and ends the contexts of those calls so that Start
+// returns within twice the drain timeout. If an apply ignored its context, marks and
+// releases still get half a drain timeout.
 //
-// When the drain timeout passes, the coordinator logs the names of the records in work.
-// A worker of a polling coordinator takes up to 16 records at a time, unless there is
-// an order key. Where records have taken less than a microsecond each until then, the
-// log names the range that has the one in work.
+// When the drain timeout passes, the coordinator logs the names of the records in
+// progress. A worker of a polling coordinator takes up to 16 records at a time, unless
+// there is an order key. If its records took less than a microsecond each so far, the log
+// names the whole range instead of the one record in progress.
 //
-// A call of a [DLQ] has 10 seconds, or the drain timeout where that is less, and
-// ends with the drain timeout of a stop. Records that fail for good at the very end
-// of the drain, as their context ends, have half a drain timeout together to be
-// parked.
+// A call of a [DLQ] gets 10 seconds, or the drain timeout if that is less, and ends with
+// the drain timeout of a stop. Records whose last attempt fails as the drain ends share
+// half a drain timeout in which they are parked.
 func WithDrainTimeout(d time.Duration) Option {
 	return func(c *config) { c.duration("WithDrainTimeout", &c.drainTimeout, d) }
 }
 
-// WithStallAfter sets how long a record may be in work until the coordinator tells of
+// WithStallAfter sets how long a record may be in progress before the coordinator reports
 // it. The default is 30 seconds. Nothing is cancelled: a call that does not return keeps
-// its worker, and at a stop the drain timeout is for it. To end a call, give it a
+// its worker, and a stop waits for it up to the drain timeout. To end a call, give it a
 // timeout, see [WithAttemptTimeout] and [ResilientConfig].AttemptTimeout.
 //
-// The log names the record, its attempt and for how long it has been in work at least:
-// once at Warn, again every 5 minutes, and at Info when its call has returned, see also
-// Observer.Stalled. Ready returns an error that says the same for as long as it lasts,
-// and Stats().OldestInWork how long that is. So set it above the longest call of a healthy
-// destination. What counts is one attempt: a wait between two does not, but in a
-// fan-out whose other branches go on. Records that are applied in one call of ApplyBatch
-// are in work together, and the first of them is named.
+// The log names the record, its attempt and how long it has been in progress at least:
+// once at Warn, again every 5 minutes, and at Info when the call has returned; see also
+// Observer.Stalled. For as long as it lasts, Ready returns an error that says the same,
+// and Stats().OldestInWork says how long that is. So set it above the longest call of a
+// healthy destination. The time is that of one attempt: a wait between two attempts does
+// not count, except in a fan-out whose other branches go on. Records in one call of
+// ApplyBatch are in progress together, and the first of them is named.
 //
-// The coordinator looks at what its workers are at every quarter of d (a millisecond at
-// least) while anything is in work. So a record that hangs is told of when it has been in
-// work for d to one and a quarter of d, and that its call has returned up to a quarter
-// later, by the log; Ready and Stats know that at once. Of a worker of a polling coordinator that was
-// quick until then, the range is told that has the record, see [WithDrainTimeout].
+// While anything is in progress, the coordinator looks at its workers every quarter of d
+// (at least a millisecond). So the log reports a hanging record after d to one and a
+// quarter of d, and the return of its call up to a quarter later; Ready and Stats have
+// both immediately. For a worker of a polling coordinator that was fast until then, the
+// range of records is reported, see [WithDrainTimeout].
 func WithStallAfter(d time.Duration) Option {
 	return func(c *config) { c.duration("WithStallAfter", &c.stallAfter, d) }
 }
 
-// WithClock sets the clock of the coordinator. The default is the system's.
-// Decorators have a clock of their own in their policies; that of
-// [SyncWithRetry] is this one.
+// WithClock sets the clock of the coordinator. The default is the system's clock.
+// Decorators have a clock of their own in their policies; [SyncWithRetry] uses this one.
 func WithClock(clock Clock) Option {
 	return func(c *config) {
 		if clock == nil {
@@ -317,9 +321,9 @@ func WithClock(clock Clock) Option {
 	}
 }
 
-// WithRandom sets the source of uniform values in [0, 1) that spread delays.
-// The default is math/rand/v2's Float64. It must be safe for concurrent use. Where it
-// panics, or returns another value, 0.5 is taken instead.
+// WithRandom sets the source of uniform values in [0, 1) that spread delays. The default
+// is math/rand/v2's Float64. It must be safe for concurrent use. If it panics, or returns
+// a value outside that range, 0.5 is used instead.
 func WithRandom(random func() float64) Option {
 	return func(c *config) {
 		if random == nil {
@@ -330,18 +334,18 @@ func WithRandom(random func() float64) Option {
 	}
 }
 
-// WithLogger sets where a coordinator logs what goes wrong, every record that is parked
-// included, at Warn and Error, and that it goes well again, at Info. The default is
-// slog.Default(); slog.New(slog.DiscardHandler) is silence.
+// WithLogger sets the logger of a coordinator. It logs failures and every parked record
+// at Warn and Error, and recoveries at Info. The default is slog.Default(); use
+// slog.New(slog.DiscardHandler) for silence.
 //
-// A message that repeats is logged once, whatever numbers are in its error, then the
-// 10th, 100th and 1000th time and the first time after 5 minutes, with the count, and
-// once more when it is over. The pauses of an outage count as one message. No single
-// event tells that failing records are well again, or go to the dead letter queue in
-// masses no more: that is logged with the first event after a minute or more (up to an
-// hour, if failures come at longer intervals) without such a failure. The log remembers
-// the latest 256 of many different errors. It has at most 8 kB of an error's text, a
-// stack or a record's name, and says how many bytes it left out.
+// A message that repeats, whatever numbers are in its error, is logged the 1st, 10th,
+// 100th and 1000th time and the first time after 5 minutes, with the count, and once more
+// when it is over. The pauses of an outage count as one message. No single event shows
+// that records no longer fail, or no longer go to the dead letter queue in large numbers.
+// That is logged with the first event after a minute or more without such a failure (up
+// to an hour, if failures come at longer intervals). The log remembers the latest 256
+// different errors. It has at most 8 kB of the text of an error, a stack or a record's
+// name, and says how many bytes it left out.
 func WithLogger(logger *slog.Logger) Option {
 	return func(c *config) {
 		if logger == nil {
@@ -352,13 +356,13 @@ func WithLogger(logger *slog.Logger) Option {
 	}
 }
 
-// WithObserver has an observer told of what the coordinator does, beside the
-// log. It may be given several times.
+// WithObserver adds an observer that is told what the coordinator does, in addition to
+// the log. It may be given several times.
 func WithObserver(o Observer) Option {
 	return func(c *config) { c.observers = append(c.observers, o) }
 }
 
-// pace is the interval, spread unless it is to be exact.
+// pace returns the interval, spread at random unless it is fixed.
 func (c *config) pace() time.Duration {
 	if c.fixed {
 		return c.interval
@@ -366,8 +370,7 @@ func (c *config) pace() time.Duration {
 	return max(1, backoff.Within(float64(c.interval)*(0.9+0.2*uniform(c.random)), math.MaxInt64))
 }
 
-// trouble is the pace of everything that is tried again after an error of the
-// source or the dead letter queue.
+// trouble is the backoff after errors of the source or the dead letter queue.
 type trouble struct {
 	tries int
 }
@@ -380,22 +383,22 @@ func (t *trouble) upTo(longest time.Duration, c *config) time.Duration {
 	return p.Delay(t.tries, 0, uniform(c.random))
 }
 
-// maxCallAfter is the longest delay that a coordinator obeys of those that the
-// errors of Fetch and Mark ask for, and by default a breaker.
+// maxCallAfter is the longest delay that a coordinator accepts from an error of Fetch or
+// Mark, and a breaker by default.
 const maxCallAfter = time.Hour
 
-// maxCallPace is how long a source is left alone after an error: delivery goes on so
-// soon after the end of an outage, however long that was.
+// maxCallPace is the longest backoff after an error of the source, so that delivery
+// resumes soon after an outage of any length.
 const maxCallPace = 5 * time.Second
 
-// after is the pace of calls of the source, or what the error asks for where that is
-// longer.
+// after returns the backoff of calls of the source, or the delay that the error asks for
+// if that is longer.
 func (t *trouble) after(c *config, err error) time.Duration {
 	return max(t.upTo(maxCallPace, c), afterOf(err, maxCallAfter))
 }
 
-// atStop is after while the coordinator stops: what an error asks for counts only where
-// it leaves time for another try, see lifecycle.
+// atStop is after while the coordinator stops: a delay that an error asks for counts only
+// if it leaves time for another try, see lifecycle.
 func (t *trouble) atStop(c *config, err error) time.Duration {
 	delay := t.delay(c)
 	if asked := afterOf(err, maxCallAfter); asked <= c.drainTimeout/2 {

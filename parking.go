@@ -14,44 +14,43 @@ import (
 	"github.com/erfanmomeniii/courier/internal/parkguard"
 )
 
-// DLQPolicy says how records are parked. The zero value is the default. A
-// policy is copied when it is given to a decorator.
+// DLQPolicy says how records are parked. The zero value is the default. A policy is
+// copied when it is given to a decorator.
 type DLQPolicy[T any] struct {
-	// Branch names the branch of a fan-out whose failures these are. It is kept
-	// with the letters, each of which is known by its branch and its record:
-	// branches that share a queue need names that differ. It is valid UTF-8
-	// without NUL. "", the default, is for a decorator outside of all fan-outs.
+	// Branch names the branch of a fan-out whose failures are parked. A letter is
+	// identified by its branch and its record, so branches that share a queue need
+	// different names. A name is valid UTF-8 without NUL. "", the default, is for a
+	// decorator outside of all fan-outs.
 	Branch string
 
-	// Key is for destinations that must get the records of one key in order:
-	// while one of a key is parked, the later ones of that key are parked behind
-	// it, unapplied, with [ReasonKeyParked] as the reason, until the letters of the key
-	// are deleted or redriven. Letters of other branches park nothing here.
-	// Records whose key is "" are in no order. nil, the default, is off. The
-	// queue must be a [KeyedDLQ], and is asked once a record or batch. Key must
-	// be safe for concurrent use and always return the same for a record.
+	// Key is for destinations that must get the records of a key in order. While a record
+	// is parked, later records of its key are parked too, unapplied and with
+	// [ReasonKeyParked] as the reason, until the letters of the key are deleted or
+	// redriven. Letters of other branches do not block a key here. Records whose key is
+	// "" have no order. nil, the default, is off. The queue must be a [KeyedDLQ], and is
+	// asked once for each record or batch. Key must be safe for concurrent use and always
+	// return the same key for a record.
 	//
-	// The order is by what the queue holds. It cannot be kept against a source
-	// that hands records of a key out of order, or a coordinator that applies two
-	// of them at once; nor while the queue refuses the record that would be the
-	// first of its key there, which stays pending as any record does.
+	// The order relies on what the queue holds. It cannot be kept if the source returns
+	// records of a key out of order, or if a coordinator applies two of them at once. Nor
+	// can it be kept while the queue refuses the record that would be the first of its
+	// key there; that record stays pending.
 	Key func(record T) string
 
-	// OnPark is called after a record was parked, with the letter as it was sent.
-	// It delays the pipeline while it runs; a panic in it does no harm. nil is
-	// none.
+	// OnPark is called after a record was parked, with the letter as it was sent. It
+	// delays the pipeline while it runs; a panic in it does no harm. nil is none.
 	OnPark func(ctx context.Context, letter DeadLetter[T])
 
-	// The guard against draining a source into the queue: when at least MinParked
-	// of the last ParkWindow records that were applied or parked were parked, and
-	// they are more than the share MaxParkRate, nothing more is parked for
-	// ParkPause. What fails then stays pending with a [*ParkRateError], over which
-	// the coordinator pauses; after it the count begins anew. Records parked
-	// behind others of their key do not count.
+	// The next four fields guard against moving a whole source into the queue. When at
+	// least MinParked of the last ParkWindow records that were applied or parked were
+	// parked, and their share is more than MaxParkRate, no record is parked for
+	// ParkPause. Records that fail then stay pending with a [*ParkRateError], for which
+	// the coordinator pauses; afterwards the count starts again. Records parked because
+	// an earlier record of their key is parked do not count.
 	//
-	// MaxParkRate is between 0 and 1, 0 is 0.5; [AnyParkRate] switches the guard
-	// off. ParkWindow 0 is 100, MinParked 0 is 20 or ParkWindow where that is
-	// less, ParkPause 0 is a minute.
+	// MaxParkRate is between 0 and 1, 0 is 0.5; [AnyParkRate] switches the guard off.
+	// ParkWindow 0 is 100. MinParked 0 is 20, or ParkWindow if that is less. ParkPause 0
+	// is a minute.
 	MaxParkRate float64
 	ParkWindow  int
 	MinParked   int
@@ -88,9 +87,9 @@ func (p DLQPolicy[T]) validate(queue DeadLetterSink[T]) error {
 // ErrPark is what every [*ParkError] is, to errors.Is.
 var ErrPark = errors.New("courier: the dead letter queue did not take a record")
 
-// ParkError says that a record failed for good and that the dead letter queue
-// refused it. Its class is NotAttempted: the record stays pending, and its
-// coordinator backs off.
+// ParkError says that a record failed for good and that the dead letter queue refused it.
+// Its class is ClassNotAttempted: the record stays pending, and the coordinator backs
+// off.
 type ParkError struct {
 	Err   error // the record's
 	Store error // the queue's, or a *ParkRateError
@@ -109,21 +108,21 @@ func (e *ParkError) Unwrap() []error { return []error{e.Err, e.Store} }
 // NotAttempted reports true.
 func (e *ParkError) NotAttempted() bool { return true }
 
-// WithDLQ parks the records that an applier fails, in a [MemoryDLQ] of the
-// default capacity. What the applier returns is final here: put retries inside,
-// as [ResilientApplier] does.
+// WithDLQ parks the records that an applier fails in a [MemoryDLQ] of the default
+// capacity. The applier's error is final here: put retries inside, as [ResilientApplier]
+// does.
 func WithDLQ[T any](applier Applier[T]) (Applier[T], DLQ[T]) {
 	queue := &MemoryDLQ[T]{}
 	return newDLQApplier(applier, queue, DLQPolicy[T]{}, true), queue
 }
 
 // NewDLQApplier parks the records that an applier fails in a queue. The zero policy is
-// the default. Apply returns nil when the record is applied or parked,
-// so that it is marked, and a [*ParkError] when it was not taken. What is
-// ClassNotAttempted is never parked and returned as it came. A panic of the applier
-// is a failure as any other. Around another dead letter queue it is refused, unless
-// that is in a branch of a fan-out. The result is as safe for concurrent use as the
-// applier.
+// the default. Apply returns nil if the record is applied or parked, so that it is
+// marked, and a [*ParkError] if the queue did not take it. A record whose error is
+// ClassNotAttempted is never parked; the error is returned unchanged. A panic of the
+// applier is a failure like any other. NewDLQApplier refuses an applier with a dead
+// letter queue of its own, unless that queue is in a branch of a fan-out. The result is
+// as safe for concurrent use as the applier.
 func NewDLQApplier[T any](applier Applier[T], queue DeadLetterSink[T], policy DLQPolicy[T]) Applier[T] {
 	return newDLQApplier(applier, queue, policy, false)
 }
@@ -212,9 +211,8 @@ func (d *dlqApplier[T]) applyMany(ctx context.Context, records []T) verdicts {
 	return apart(errs)
 }
 
-// hungQueue remembers, for the length of a batch, that the queue does not
-// answer, so that it is not asked once more for every record: a stop could not
-// wait for that.
+// hungQueue remembers during a batch that the queue does not answer, so that the queue is
+// not called for each of the records: a stop could not wait for that.
 type hungQueue struct{ err error }
 
 func (h *hungQueue) settle(ctx context.Context, err error, settle func() error) error {
@@ -238,7 +236,7 @@ func settledIn(ctx context.Context, errs []error) (n int) {
 	return n
 }
 
-// parks reports whether a failed record is the queue's.
+// parks reports whether a failed record belongs in the queue.
 func parks(ctx context.Context, err error) bool {
 	class := classify(ctx, err)
 	return class == ClassRetryable || class == ClassPermanent
@@ -456,17 +454,17 @@ func (d *dlqApplier[T]) parkedKeys(ctx context.Context, keys []string) (map[stri
 	return parked, nil
 }
 
-// AnyParkRate is a MaxParkRate that switches the guard of a [DLQPolicy] off: any
-// share of the records may be parked.
+// AnyParkRate is a MaxParkRate that switches off the guard of a [DLQPolicy]: any share of
+// the records may be parked.
 const AnyParkRate = 1.0
 
 // ErrParkRate is what every [*ParkRateError] is, to errors.Is.
 var ErrParkRate = errors.New("courier: too many records go to the dead letter queue")
 
-// ParkRateError says that so many of the last records were parked that something
-// else than the records must be wrong, and that no more are parked for now. Its
-// class is NotAttempted: the records stay pending, and the coordinator pauses
-// until the time given. It comes as the Store of a [*ParkError].
+// ParkRateError says that so many of the last records were parked that the records are
+// probably not the cause, and that no record is parked for now. Its class is
+// ClassNotAttempted: the records stay pending, and the coordinator pauses until the given
+// time. It is the Store of a [*ParkError].
 type ParkRateError struct {
 	Parked, Of int       // of the last records, when the guard tripped
 	Until      time.Time // when records are parked again
@@ -475,7 +473,7 @@ type ParkRateError struct {
 }
 
 func (e *ParkRateError) Error() string {
-	return fmt.Sprintf("courier: %d of the last %d records went to the dead letter queue, none is parked until %s: see what their errors have in common, or raise DLQPolicy.MaxParkRate",
+	return fmt.Sprintf("courier: %d of the last %d records went to the dead letter queue, so no record is parked until %s: find out what their errors have in common, or raise DLQPolicy.MaxParkRate",
 		e.Parked, e.Of, e.Until.Format(time.RFC3339))
 }
 
@@ -485,8 +483,7 @@ func (e *ParkRateError) Is(err error) bool { return err == ErrParkRate }
 // NotAttempted reports true.
 func (e *ParkRateError) NotAttempted() bool { return true }
 
-// RetryAt returns Until, or where the clock was set back since, the time that is
-// now.
+// RetryAt returns Until, adjusted if the clock was set back since.
 func (e *ParkRateError) RetryAt() time.Time { return e.due.told(e.Until) }
 
 // parkGuard is the shell of the parkguard kernel. A record that is applied costs

@@ -300,7 +300,7 @@ func TestQ9_TheErrorSaysWhenToGoOn(t *testing.T) {
 		var rate *courier.ParkRateError
 		require.ErrorAs(t, err, &rate)
 		require.Equal(t, now.Add(time.Minute), rate.RetryAt())
-		require.ErrorContains(t, err, "2 of the last 2 records went to the dead letter queue, none is parked until 2026-01-01T12:01:00Z")
+		require.ErrorContains(t, err, "2 of the last 2 records went to the dead letter queue, so no record is parked until 2026-01-01T12:01:00Z")
 	}
 }
 

@@ -11,14 +11,14 @@ import (
 	"time"
 )
 
-// pageSize is how many letters are held at once in a walk through a queue.
+// pageSize is how many letters are read at a time.
 const pageSize = 100
 
-// Letters iterates over the letters of a queue, oldest first, a page at a time.
-// Every letter that stays in the queue meanwhile is met exactly once, as it is
-// when its page is read; one that comes meanwhile is met if it comes in behind.
-// Letters may be deleted and updated from within the loop. An error ends the
-// iteration, the end of ctx included, and is its last pair.
+// Letters iterates over the letters of a queue, oldest first, reading one page at a time.
+// Every letter that stays in the queue is returned exactly once, as it was when its page
+// was read. A letter that is added meanwhile is returned if its place is after the
+// current one. Letters may be deleted and updated inside the loop. An error, including
+// the end of ctx, ends the iteration and is its last pair.
 func Letters[T any](ctx context.Context, queue DLQ[T]) iter.Seq2[DeadLetter[T], error] {
 	return func(yield func(DeadLetter[T], error) bool) {
 		if fault := firstFault(contextFault(ctx), configErrorOf("queue", queue)); fault != nil {
@@ -44,8 +44,7 @@ func Letters[T any](ctx context.Context, queue DLQ[T]) iter.Seq2[DeadLetter[T], 
 	}
 }
 
-// listAfter reads a page. A queue that returns the same one for ever is told
-// from one that has no end.
+// listAfter reads a page. It detects a queue that returns the same page again and again.
 func listAfter[T any](ctx context.Context, queue DLQ[T], after string, max int) (page []DeadLetter[T], err error) {
 	if ctx.Err() != nil {
 		return nil, causeOf(ctx)
@@ -58,46 +57,46 @@ func listAfter[T any](ctx context.Context, queue DLQ[T], after string, max int) 
 		return nil, fmt.Errorf("courier: listing dead letters: %w", err)
 	}
 	if n := len(page); n > 0 && page[n-1].ID == after {
-		return nil, fmt.Errorf("courier: listing dead letters: the queue (%T) returned the letter %q as one behind itself", queue, after)
+		return nil, fmt.Errorf("courier: listing dead letters: the queue (%T) returned the letter %q after itself", queue, after)
 	}
 	return page, nil
 }
 
 // RedriveConfig configures [Redrive]. The zero value is the default.
 type RedriveConfig[T any] struct {
-	// Match says which letters are redriven, such as those of one Branch, or
-	// those whose FailedRedrives is below some limit. nil is all. It may be called more
-	// than once for a letter.
+	// Match selects the letters to redrive, such as those of one Branch, or those whose
+	// FailedRedrives is below a limit. nil selects all. It may be called more than once
+	// for a letter.
 	Match func(letter DeadLetter[T]) bool
 
-	// Limit is how many letters are redriven at most. 0 is no limit but that of
-	// how many there were at the beginning.
+	// Limit is the largest number of letters to redrive. 0 is the number of letters at
+	// the start.
 	Limit int
 
-	// BatchSize is how many letters are read at a time, and applied at a time by
-	// a [BatchApplier] once a first record has gone well alone. 0 is 100.
+	// BatchSize is how many letters are read at a time, and how many a [BatchApplier]
+	// applies at a time once a first record has succeeded alone. 0 is 100.
 	BatchSize int
 
 	// Clock is nil for the system's clock.
 	Clock Clock
 }
 
-// RedriveResult is what a [Redrive] did.
+// RedriveResult says what a [Redrive] did.
 type RedriveResult struct {
 	Attempted int // applied: Succeeded and Failed
 	Succeeded int // applied or skipped, and removed unless the error says otherwise
 	Failed    int // stay in the queue, with their new error
-	Left      int // of those there at the beginning, were not attempted
+	Left      int // there at the start, and not attempted
 }
 
 // ErrRedrive is what every [*RedriveError] is, to errors.Is.
 var ErrRedrive = errors.New("courier: the redrive stopped before its end")
 
-// RedriveError says why a redrive stopped before its end. What it did not get to
-// is in the queue: redrive again.
+// RedriveError says why a redrive stopped before its end. The remaining letters are still
+// in the queue: redrive again.
 type RedriveError struct {
 	Err   error
-	Until time.Time // when it is worth going on, zero where that is not known
+	Until time.Time // when to continue, zero if that is not known
 }
 
 func (e *RedriveError) Error() string {
@@ -114,43 +113,42 @@ func (e *RedriveError) Is(err error) bool { return err == ErrRedrive }
 // Unwrap returns Err.
 func (e *RedriveError) Unwrap() error { return e.Err }
 
-// Redrive applies the records of a queue again and removes the letters of those
-// that succeed. A nil config is the default. Pass the applier that the queue was
-// put around, with its retry and breaker if it has them.
+// Redrive applies the records of a queue again and removes the letters of those that
+// succeed. A nil config is the default. Pass the applier that the queue was put around,
+// including its retry and breaker.
 //
-// Redrive removes a letter only after its apply returned nil, so a crash at any
-// point loses none. A record that was applied, and whose letter was not removed
-// yet, is applied again by the next redrive. A letter that fails again stays, in
-// its place, with the new error, time and attempts, and FailedRedrives one higher. If
-// the pipeline parks a record anew while it is redriven, the newer letter stays
-// whatever the outcome.
+// Redrive removes a letter only after its apply returned nil, so a crash at any point
+// loses none. A record that was applied, but whose letter was not removed yet, is applied
+// again by the next redrive. A letter that fails again keeps its place, gets the new
+// error, time and attempts, and its FailedRedrives increases by one. If the pipeline
+// parks a record again while it is redriven, the newer letter stays whatever the outcome.
 //
-// The letters that failed the fewest redrives go first, and the oldest of these
-// before the others, so that letters which keep failing hold up no other.
-// Letters that have the same Key and Branch keep their order: the later ones wait
-// for one that stays. Redrive attempts no letter twice, and no more letters than there
-// were at its beginning, so it ends even if records are parked as fast as it
-// goes.
+// Letters that failed the fewest redrives go first, oldest first among equals, so that
+// letters which keep failing do not block others. Letters with the same Key and Branch
+// keep their order: if a letter stays, the later ones wait for it. Redrive attempts no
+// letter twice, and no more letters than there were at the start, so it ends even if
+// records are parked as fast as it runs.
 //
-// When a breaker opens over a letter, Redrive notes the letter's failure, waits
-// until the breaker admits a probe, and goes on with the next letter. A letter
-// that fails as the probe keeps its Attempts, which count while the breaker is
-// closed. Redrive waits 10 seconds at most between one success and the next.
+// When a breaker opens after the failure of a letter, Redrive notes the failure, waits
+// until the breaker admits a probe, and goes on with the next letter. A letter that fails
+// as the probe keeps its Attempts, which count only while the breaker is closed. Redrive
+// waits at most 10 seconds between one success and the next.
 //
-// Redrive stops with a [*RedriveError] when it would have to wait longer, as in
-// an outage or with a breaker that is forced open; when ctx ends; when a record
-// is refused for another reason than a breaker; when a dead letter queue inside
-// the applier refuses one; and when the queue fails. A letter whose record was
-// not applied is unchanged. A record's failure is no error of the redrive: see
-// RedriveResult.Failed. Nor does it end for a record that is to wait alone, because the
-// breaker of its key is open ([NewKeyedCircuitBreakerApplier]) or it asks for that with
-// [Later]: that letter stays, with those behind it in its key, the others go on, and the
-// error at the end says so.
+// Redrive stops with a [*RedriveError] if it would have to wait longer, as in an outage
+// or when a breaker is forced open; if ctx ends; if a record is refused for another
+// reason than a breaker; if a dead letter queue inside the applier refuses a record; and
+// if the queue fails. A letter whose record was not applied is unchanged. The failure of
+// a record is not an error of the redrive: see RedriveResult.Failed.
 //
-// An applier that parks in the same queue, by itself or by a decorator inside
-// it, would make a loop and is refused with a [*ConfigError]; one that hides it
-// behind a function is found out at the first record that fails there. Run one
-// redrive of a queue at a time: two lose nothing, but may apply a record twice.
+// Redrive does not stop for a record that waits alone, because the breaker of its key is
+// open ([NewKeyedCircuitBreakerApplier]) or because it asks for that with [Later]. That
+// letter stays, with the later ones of its key, the others go on, and the error at the
+// end says so.
+//
+// An applier that parks in the same queue would make a loop and is refused with a
+// [*ConfigError]. If it hides the queue behind a function, Redrive detects that at the
+// first record that fails there. Run one redrive of a queue at a time: two lose nothing,
+// but may apply a record twice.
 func Redrive[T any](ctx context.Context, queue DLQ[T], applier Applier[T], config *RedriveConfig[T]) (RedriveResult, error) {
 	r := redrive[T]{queue: queue, applier: applier, held: make(map[string]bool), waits: make(map[string]bool), left: make(map[string]bool)}
 	if config != nil {

@@ -450,7 +450,7 @@ func TestLetters_EndsWithAnError(t *testing.T) {
 	_, err = last(t.Context(), &brokenDLQ{DLQ: queueOf(1), before: func(string) error { return errTest }})
 	require.ErrorIs(t, err, errTest)
 	_, err = last(t.Context(), &stuck{queueOf(1)})
-	require.ErrorContains(t, err, "behind itself")
+	require.ErrorContains(t, err, "after itself")
 }
 
 // stuck is a queue that takes no notice of the place.

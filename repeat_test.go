@@ -92,7 +92,7 @@ func TestLog_WhatGoesOnIsToldAgain(t *testing.T) {
 // A batch of rows that all fail hides the rows after it from a source that returns
 // what is not marked, in its order. The second time the log says so.
 func TestLog_RowsThatAreNotSeen(t *testing.T) {
-	const hidden = "no record that comes after them is seen"
+	const hidden = "hides the records after them"
 	type row struct{ n *int } // which cannot be known again
 	for name, test := range map[string]struct {
 		poison  int // of the first rows
@@ -141,7 +141,7 @@ func TestLog_RowsThatAreNotSeen(t *testing.T) {
 				require.NoError(t, stop())
 				require.Equal(t, test.want, strings.Contains(log.String(), hidden), log.String())
 				if n := strings.Count(log.String(), hidden); test.want {
-					require.Regexp(t, `after=[45]\S+ level=WARN msg="courier: all records of a full batch have failed, two times in a row; .*" records=100\n`, log.String())
+					require.Regexp(t, `after=[45]\S+ level=WARN msg="courier: all records of a full batch have failed twice in a row; .*" records=100\n`, log.String())
 					require.LessOrEqual(t, n, 16)
 				}
 				require.Equal(t, test.want, !test.takes && len(source.left()) == 200)
@@ -167,9 +167,9 @@ func TestLog_RowsThatAreNotSeenByRunOnce(t *testing.T) {
 		if pass == 3 {
 			continue
 		}
-		require.LessOrEqual(t, strings.Count(log.String(), "two times in a row"), want)
+		require.LessOrEqual(t, strings.Count(log.String(), "twice in a row"), want)
 	}
-	require.Equal(t, 1, strings.Count(log.String(), "two times in a row"), "the second time is no news yet")
+	require.Equal(t, 1, strings.Count(log.String(), "twice in a row"), "the second time is no news yet")
 }
 
 // When Start returns, and RunOnce, one line says how many letters the process takes

@@ -16,55 +16,56 @@ type ResilientConfig[T any] struct {
 	// or Retry.MaxAttempts where that is less.
 	Breaker BreakerPolicy
 
-	// BreakerKey tells which destination a record is for: a host, a tenant, a topic. Each
-	// has a breaker of its own then, and the records of one that is down wait while the
-	// others go on, see [NewKeyedCircuitBreakerApplier]. nil is one breaker for all.
+	// BreakerKey returns the destination of a record: a host, a tenant, a topic. Each
+	// destination then has a breaker of its own, and the records of one that is down wait
+	// while the others go on, see [NewKeyedCircuitBreakerApplier]. nil is one breaker for
+	// all.
 	BreakerKey func(T) string
 
-	// AroundBreaker puts a decorator of the user's own between the retry and the
-	// breaker, which is the place of a rate limit: there each attempt is charged, and
-	// none that the breaker's own open period would make wait. It is called once, with
-	// the breaker around the applier, and returns an applier that passes calls on to
-	// that. A decorator without ApplyBatch is given the records of a batch one by one.
-	// An error of the decorator's own is the attempt's: one that is to count no attempt
-	// has a method NotAttempted() bool, as the error of a context that has ended does
-	// without. nil is none.
+	// AroundBreaker puts your own decorator between the retry and the breaker, which is
+	// the place of a rate limit: there each attempt is charged, except attempts that wait
+	// for the breaker's own open period. It is called once, with the breaker around the
+	// applier, and returns an applier that passes calls on to it. A decorator without
+	// ApplyBatch gets the records of a batch one by one. An error of the decorator counts
+	// as the attempt's error. If it should not count as an attempt, it needs a method
+	// NotAttempted() bool; the error of a context that has ended does not. nil is none.
 	AroundBreaker func(breaker Applier[T]) Applier[T]
 
 	// AttemptTimeout ends the context of each attempt after that long, see
 	// [NewAttemptTimeoutApplier]. 0 is off.
 	AttemptTimeout time.Duration
 
-	// DLQ is where records are parked. nil is a new [MemoryDLQ] of the default
-	// capacity, which does not survive the process: RunOnce logs a warning then,
-	// as the letters are lost when a cron job ends. If it is no [DLQ], as a topic is
-	// not, the returned queue takes letters, and counts them if the sink has a method
-	// Count; its other methods return [ErrSendOnly].
+	// DLQ is where records are parked. nil is a new [MemoryDLQ] of the default capacity,
+	// which does not survive the process; RunOnce then logs a warning, because the
+	// letters are lost when a cron job ends. If it is no [DLQ], such as a topic, the
+	// returned queue takes letters, and counts them if the sink has a method Count; its
+	// other methods return [ErrSendOnly].
 	DLQ DeadLetterSink[T]
 
-	// Parking says how records are parked: with what branch, in which order, and
-	// when no more.
+	// Parking says how records are parked: for which branch, in which order, and when to
+	// stop parking.
 	Parking DLQPolicy[T]
 
-	// Clock is for AttemptTimeout, and for every policy above that names none.
+	// Clock is for AttemptTimeout, and for every policy above that has none.
 	Clock Clock
 }
 
-// ResilientApplier wraps an applier in retry, breaker and dead letter queue, in
-// the only right order: DLQ( Retry( AroundBreaker( Breaker( AttemptTimeout( applier ))))),
-// of which two are left out unless they are configured. It returns the result
-// and the queue. A nil config is the default.
+// ResilientApplier wraps an applier in retry, breaker and dead letter queue, in the only
+// right order: DLQ( Retry( AroundBreaker( Breaker( AttemptTimeout( applier ))))).
+// AroundBreaker and AttemptTimeout are left out unless they are configured. It returns
+// the result and the queue. A nil config is the default.
 //
-// While the destination is down the breaker opens and records stay pending,
-// however long that takes; a record that keeps failing while the destination is
-// well, or fails with a [Permanent] error, is parked. One that does not say so
-// looks like an outage at first: it opens the breaker, and the others wait for
-// the open period; and if it is alone it stays pending until another record
-// comes, since only that can tell. So return Permanent where it is known. A
-// panic in the applier is a failure as any other. A success allocates nothing.
-// With BreakerKey all of that holds for each key by itself.
-// An applier with a retry or a dead letter queue of its own is refused. The result
-// is as safe for concurrent use as the applier.
+// While the destination is down, the breaker opens and records stay pending, however long
+// that takes. A record is parked if it keeps failing while the destination is healthy, or
+// fails with a [Permanent] error. A bad record whose error is not Permanent looks like an
+// outage at first: it opens the breaker, and the other records wait for the open period.
+// If it is the only record, it stays pending until another one comes, because only that
+// shows the difference. So return Permanent where you can.
+//
+// A panic in the applier is a failure like any other. A success allocates nothing. With
+// BreakerKey all of that holds for each key by itself. An applier with a retry or a dead
+// letter queue of its own is refused. The result is as safe for concurrent use as the
+// applier.
 func ResilientApplier[T any](applier Applier[T], config *ResilientConfig[T]) (Applier[T], DLQ[T]) {
 	var c ResilientConfig[T]
 	if config != nil {
@@ -115,7 +116,7 @@ func queueOf[T any](sink DeadLetterSink[T]) DLQ[T] {
 	return sendOnly[T]{sink}
 }
 
-// ErrSendOnly is what a queue answers that can neither read nor change its letters.
+// ErrSendOnly is returned by a queue that can neither read nor change its letters.
 var ErrSendOnly = errors.New("courier: the dead letter queue only takes letters; read them where it stores them")
 
 // sendOnly is a sink with the methods that it does not have.

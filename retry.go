@@ -13,9 +13,9 @@ import (
 // UnlimitedAttempts is a MaxAttempts without a limit.
 const UnlimitedAttempts = math.MaxInt
 
-// Jitter is how the delays between attempts are spread, so that many records
-// that failed together are not tried again together. The kinds are those of
-// the AWS Architecture Blog, "Exponential Backoff and Jitter".
+// Jitter is how the delays between attempts are spread, so that many records that failed
+// together are not retried together. The kinds are those of the AWS Architecture Blog,
+// "Exponential Backoff and Jitter".
 type Jitter int
 
 // The kinds of jitter, for a delay of d.
@@ -26,49 +26,48 @@ const (
 	NoJitter           = Jitter(backoff.None)         // d itself
 )
 
-// RetryPolicy says how often and when a record is tried again. The zero value
-// is the default. A policy is copied when it is given to a decorator.
+// RetryPolicy says how often and when a record is retried. The zero value is the default.
+// A policy is copied when it is given to a decorator.
 type RetryPolicy struct {
-	// MaxAttempts is the number of attempts, the first included. 0 is 5;
-	// [UnlimitedAttempts] has no limit. Around a breaker, and where the retry blocks (see
-	// [NewRetryableApplier]), a call of a batch in which other
-	// records got through counts only if it is the record's first: there the
-	// breaker begins to count anew as well. The attempt over which the breaker opened
-	// is made once more, so that a record which is parked after an outage may have had
-	// one attempt more.
+	// MaxAttempts is the number of attempts, including the first. 0 is 5;
+	// [UnlimitedAttempts] has no limit. The attempt over which a breaker opened is made
+	// once more, so a record that is parked after an outage may have had one attempt
+	// more. Around a breaker, and where the retry blocks (see [NewRetryableApplier]), a
+	// batch call in which other records succeeded counts for a record only if it is the
+	// record's first, because the breaker starts to count again as well.
 	MaxAttempts int
 
 	// InitialDelay is the delay after the first failure. 0 is 100 ms.
 	InitialDelay time.Duration
 
-	// MaxDelay caps every delay, jitter included. 0 is 30 seconds, or
-	// InitialDelay where that is longer.
+	// MaxDelay caps every delay, including jitter. 0 is 30 seconds, or InitialDelay if
+	// that is longer.
 	MaxDelay time.Duration
 
-	// Multiplier is what each delay is longer than the one before. 0 is 2.
+	// Multiplier is the ratio of each delay to the one before. 0 is 2.
 	Multiplier float64
 
 	// Jitter spreads the delays. The zero value is FullJitter.
 	Jitter Jitter
 
-	// MaxRetryAfter caps the minimum delay that an error asks for with
-	// [RetryAfter]: between the attempts, and where the coordinator delivers a
-	// record again that was given up here. 0 is MaxDelay.
+	// MaxRetryAfter caps the minimum delay that an error asks for with [RetryAfter],
+	// between attempts and before the coordinator delivers a record again whose attempts
+	// ran out. 0 is MaxDelay.
 	MaxRetryAfter time.Duration
 
-	// MaxElapsed ends the retries of a delivery: the record stays pending when
-	// the next attempt would begin later than this after Apply was called. It
-	// interrupts no attempt. 0 is off, and off is right for a pipeline, which
-	// has a time to lose and records not to.
+	// MaxElapsed ends the retries of a delivery: the record stays pending if its next
+	// attempt would begin later than this after Apply was called. It interrupts no
+	// attempt. 0 is off, which is right for a pipeline: it may be late, but must not lose
+	// records.
 	MaxElapsed time.Duration
 
-	// Budget bounds the retries of all that share it. nil is off. When it is
-	// empty the record stays pending.
+	// Budget bounds the retries of everything that shares it. nil is off. If it is empty,
+	// the record stays pending.
 	Budget *RetryBudget
 
-	// OnRetry is called before the delay of a retry, and OnGiveUp once for each
-	// record given up, parked or not. What they do changes no delay; a panic in
-	// them does no harm.
+	// OnRetry is called before the delay of a retry, and OnGiveUp once for each record
+	// whose retries end without success, parked or not. They do not change the delays; a
+	// panic in them does no harm.
 	OnRetry  func(ctx context.Context, event RetryEvent)
 	OnGiveUp func(ctx context.Context, err *RetryError)
 
@@ -80,11 +79,11 @@ type RetryPolicy struct {
 
 // RetryEvent is a retry that is about to be made.
 type RetryEvent struct {
-	Record  string        // by name, of several the first; "" where it has none, or outside of a coordinator
-	Records int           // 1, or those of a batch that are tried again
-	Attempt int           // of this delivery, that has failed: 1 is the first
-	Delay   time.Duration // before the next
-	Err     error         // of the attempt
+	Record  string        // by name, the first of several; "" if it has none, or outside a coordinator
+	Records int           // 1, or the records of a batch that are retried
+	Attempt int           // the number of the failed attempt in this delivery: 1 is the first
+	Delay   time.Duration // before the next attempt
+	Err     error         // of the failed attempt
 }
 
 func (p RetryPolicy) withDefaults() RetryPolicy {
@@ -120,32 +119,31 @@ func (p RetryPolicy) validate() error {
 	return firstFault(fault, clockFault("RetryPolicy.Clock", p.Clock))
 }
 
-// Reason is why a record was given up.
+// Reason is why the retries of a record ended.
 type Reason string
 
 // The reasons of a [*RetryError] and of a [DeadLetter].
 const (
 	ReasonExhausted   Reason = "exhausted"         // every attempt failed
 	ReasonPermanent   Reason = "permanent"         // the error said that no retry helps
-	ReasonDeadline    Reason = "deadline too near" // it, or MaxElapsed, would pass before the next attempt
+	ReasonDeadline    Reason = "deadline too near" // the deadline, or MaxElapsed, would pass before the next attempt
 	ReasonBudget      Reason = "retry budget empty"
 	ReasonInterrupted Reason = "interrupted" // the context ended, or the coordinator stops
 )
 
-// ErrExhausted is what a [*RetryError] is, to errors.Is, when every attempt
-// failed.
+// ErrExhausted matches a [*RetryError] in errors.Is if every attempt failed.
 var ErrExhausted = errors.New("courier: retries exhausted")
 
-// RetryError is the end of the retries of a record. errors.Is and errors.As
-// see the last error, and the cause of an interruption too. Its class is
-// ClassNotAttempted when the reason is ReasonDeadline, ReasonBudget or ReasonInterrupted:
-// the record stays pending. Otherwise it is that of the last error.
+// RetryError is the end of the retries of a record. errors.Is and errors.As find the last
+// error, and the cause of an interruption too. Its class is ClassNotAttempted if the
+// reason is ReasonDeadline, ReasonBudget or ReasonInterrupted: the record stays pending.
+// Otherwise its class is that of the last error.
 type RetryError struct {
 	Reason   Reason
-	Attempts int           // made while the breaker was closed, those before an interruption included
+	Attempts int           // made while the breaker was closed, including those before an interruption
 	Elapsed  time.Duration // from the first failure seen by this call
 	Last     error         // the last attempt's
-	Cause    error         // why it was cut short, where more can be told than the reason
+	Cause    error         // why the retries were cut short, if there is more to say than the reason
 
 	maxAfter time.Duration // the policy's MaxRetryAfter
 }
@@ -178,30 +176,30 @@ func (e *RetryError) NotAttempted() bool {
 	return e.Reason == ReasonDeadline || e.Reason == ReasonBudget || e.Reason == ReasonInterrupted
 }
 
-// WithRetry tries records again that fail, by the default policy.
+// WithRetry retries failed records with the default policy.
 func WithRetry[T any](applier Applier[T]) Applier[T] {
 	return NewRetryableApplier(applier, RetryPolicy{})
 }
 
-// NewRetryableApplier tries records again that fail with a retryable error.
-// Apply returns nil, a [*RetryError], or what is ClassNotAttempted or ClassSkipped as it
-// came. It gives up at once, with the record
-// pending, when the context's deadline is nearer than the next attempt, and
-// when its coordinator stops. In a batch only what failed is applied again; a
-// batch that failed as one is applied again record by record, and only then do
-// failures count. Around another retry, or a dead letter queue, it is refused.
+// NewRetryableApplier retries records that fail with a retryable error. Apply returns
+// nil, a [*RetryError], or an error of ClassNotAttempted or ClassSkipped unchanged. It
+// gives up immediately, and leaves the record pending, if the deadline of its context is
+// before the next attempt, or if the coordinator stops. In a batch only the failed
+// records are applied again. A batch that failed as a whole is applied again record by
+// record, and only then do failures count. An applier with a retry or a dead letter queue
+// of its own is refused.
 //
-// In a coordinator with several workers, or an order key, a delay holds up no other
-// record: Apply returns an error of class ClassNotAttempted, and the coordinator calls it again
-// when the next attempt is due. It blocks during the delays everywhere else: with one
-// worker and no key, in Redrive, inside a decorator of the user's own, which would take
-// that error for the end of the retries, and behind a breaker where the records of a
-// source that is no [Releaser] have no name (see [WithIdentity]), since the attempts of
-// such a record would be forgotten over the breaker's pause.
+// In a coordinator with several workers, or with an order key, a delay blocks no other
+// record: Apply returns an error of ClassNotAttempted, and the coordinator calls it again
+// when the next attempt is due. Everywhere else Apply blocks during the delays: with one
+// worker and no key; in Redrive; inside a decorator of the user's own, which would take
+// that error for the end of the retries; and around a breaker if the records of a source
+// that is no [Releaser] have no names (see [WithIdentity]), because the breaker's pause
+// would reset the attempts of such a record.
 //
-// A success costs no allocation, no clock read and no timer. The result is as
-// safe for concurrent use as the applier. A panic, or a call of runtime.Goexit, is
-// a failed attempt as any other.
+// A success costs no allocation, no clock read and no timer. The result is as safe for
+// concurrent use as the applier. A panic, or a call of runtime.Goexit, is a failed
+// attempt like any other.
 func NewRetryableApplier[T any](applier Applier[T], policy RetryPolicy) Applier[T] {
 	p := policy.withDefaults()
 	fault := firstFault(policy.validate(), misplaced("applier", retrying, layerOf(applier)))
@@ -376,9 +374,9 @@ func (r *retryApplier[T]) goOn(ctx context.Context, record T, run retryRun, used
 	leaveVerdict(ctx, r, err)
 }
 
-// untouched reports whether a record was not attempted at all, so that a retry
-// has nothing to add to the error: the case of every record while a breaker is
-// open, and so without an allocation.
+// untouched reports whether a record was not attempted at all, so that a retry has
+// nothing to add to the error. While a breaker is open that is so for every record, and
+// costs no allocation.
 func untouched(ctx context.Context, err error) bool {
 	return classify(ctx, err) == ClassNotAttempted && countedIn(err) == 0
 }
@@ -556,13 +554,13 @@ func (r *retryRun) told() bool {
 	return r.policy.OnRetry != nil || w != nil && w.observer.Retried != nil
 }
 
-// maxAfter is the longest delay that a coordinator obeys of those that the errors
-// of records ask for, where no retry has capped it.
+// maxAfter is the longest delay that a coordinator accepts from the error of a record if
+// no retry has capped it.
 const maxAfter = 24 * time.Hour
 
-// afterOf returns the minimum delay that an error asks for, up to a limit, and 0
-// if none: of several errors the longest. What a retry was given up with is capped
-// by the policy of that, and not by the limit.
+// afterOf returns the minimum delay that an error asks for, up to a limit, and 0 if it
+// asks for none. If several errors ask, the longest delay counts. A delay after the end
+// of retries is capped by the retry's policy instead of the limit.
 func afterOf(err error, limit time.Duration) (after time.Duration) {
 	for err != nil { // by hand: errors.As allocates, for every failure
 		switch e := err.(type) {

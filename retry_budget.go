@@ -13,8 +13,8 @@ type BudgetPolicy struct {
 	// 0.2: one retry for five successes.
 	Ratio float64
 
-	// Floor is how many retries a second there are in any case, so that a quiet
-	// pipeline can retry. 0 is 1.
+	// Floor is how many retries a second are always allowed, so that a quiet pipeline can
+	// retry. 0 is 1.
 	Floor float64
 
 	// Burst is how many retries can be saved up. 0 is 100. The budget begins
@@ -44,14 +44,13 @@ func (p BudgetPolicy) validate() error {
 	}), clockFault("BudgetPolicy.Clock", p.Clock))
 }
 
-// RetryBudget bounds the retries of everything that shares it to a part of the
-// successes: when all records fail at once, retries do not multiply the load on
-// a destination that is in trouble. Share one among the retries of a
-// destination, by RetryPolicy.Budget. It is safe for concurrent use and never
-// blocks.
+// RetryBudget limits the retries of everything that shares it to a fraction of the
+// successes: when all records fail at once, retries do not multiply the load on a
+// destination in trouble. Share one among the retries for a destination, by
+// RetryPolicy.Budget. It is safe for concurrent use and never blocks.
 //
-// The scheme is that of Finagle: successes deposit, retries withdraw, a retry
-// that succeeds is refunded, and a floor rate refills it in any case.
+// The scheme is that of Finagle: successes deposit, retries withdraw, a retry that
+// succeeds is refunded, and a floor rate refills it in any case.
 type RetryBudget struct {
 	kernel budget.Policy
 	clock  *steady

@@ -111,9 +111,9 @@ func (e oneAfterOther) ApplyBatch(ctx context.Context, records []int) error {
 func stalledLines(log *lines) (warn, info []string) {
 	for line := range strings.Lines(log.String()) {
 		switch {
-		case strings.Contains(line, "has been in work for long"):
+		case strings.Contains(line, "has been in progress for a long time"):
 			warn = append(warn, line)
-		case strings.Contains(line, "was in work for long"):
+		case strings.Contains(line, "was in progress for a long time"):
 			info = append(info, line)
 		}
 	}
@@ -152,8 +152,8 @@ func TestStall_ARecordThatHangs(t *testing.T) {
 		if s.batches {
 			name = `record=("\d+ in one call, the first of them \d+"|17) ` // a worker of four has it alone
 		}
-		require.Regexp(t, `^after=37.5s level=WARN msg="courier: a record has been in work for long: its call has not returned, and a call that can hang needs a timeout" `+name+`attempt=1 for_at_least=30s\n$`, warn[0])
-		require.Regexp(t, `^courier: in work for at least 30s, in attempt 1: (17|\d+ in one call, the first of them \d+)$`, c.Ready().Error())
+		require.Regexp(t, `^after=37.5s level=WARN msg="courier: a record has been in progress for a long time: its call has not returned, and a call that can hang needs a timeout" `+name+`attempt=1 for_at_least=30s\n$`, warn[0])
+		require.Regexp(t, `^courier: in progress for at least 30s, in attempt 1: (17|\d+ in one call, the first of them \d+)$`, c.Ready().Error())
 		stats := c.Stats()
 		require.Equal(t, 30*time.Second, stats.OldestInWork)
 		events := courierttest.EventsOf[courier.StallEvent](&told)
@@ -174,7 +174,7 @@ func TestStall_ARecordThatHangs(t *testing.T) {
 		warn, info = stalledLines(&log)
 		require.Len(t, warn, 1)
 		require.Len(t, info, 1)
-		require.Regexp(t, `level=INFO msg="courier: the call of a record that was in work for long has returned" `+name+`attempt=1 for_at_least=1m30s`, info[0])
+		require.Regexp(t, `level=INFO msg="courier: the call of a record that was in progress for a long time has returned" `+name+`attempt=1 for_at_least=1m30s`, info[0])
 		events = courierttest.EventsOf[courier.StallEvent](&told)
 		require.Len(t, events, 2)
 		require.True(t, events[1].Over)
@@ -313,7 +313,7 @@ func TestStall_ABranchThatHangs(t *testing.T) {
 		c, stop := stallShape{workers: 1}.start(t, newLeasing(7), a, quiet)
 		defer func() { _ = stop() }()
 		time.Sleep(38 * time.Second)
-		require.ErrorContains(t, c.Ready(), "in work for at least 30s")
+		require.ErrorContains(t, c.Ready(), "in progress for at least 30s")
 		time.Sleep(time.Minute)
 		require.NoError(t, c.Ready(), "now all that goes on is a wait")
 	})
@@ -429,12 +429,12 @@ func TestStall_OfManyWorkers(t *testing.T) {
 		time.Sleep(50 * time.Second)
 		warn, _ := stalledLines(&log)
 		require.Len(t, warn, 10)
-		require.Contains(t, log.String(), `level=WARN msg="courier: more workers have been at a record for long" workers=40`)
+		require.Contains(t, log.String(), `level=WARN msg="courier: more workers have been busy with one record for a long time" workers=40`)
 		require.Error(t, c.Ready())
 		time.Sleep(30 * time.Second)
 		_, info := stalledLines(&log)
 		require.Len(t, info, 10)
-		require.Contains(t, log.String(), `level=INFO msg="courier: the calls of more records that were in work for long have returned" workers=40`)
+		require.Contains(t, log.String(), `level=INFO msg="courier: the calls of more records that were in progress for a long time have returned" workers=40`)
 		require.NoError(t, c.Ready())
 		require.Len(t, courierttest.EventsOf[courier.StallEvent](&told), 100)
 		require.NoError(t, stop())
@@ -456,7 +456,7 @@ func TestStall_AndAStop(t *testing.T) {
 				}
 				c, stop := s.start(t, source, a, quiet, courier.WithObserver(told.Observer()), courier.WithStallAfter(10*time.Second))
 				time.Sleep(15 * time.Second)
-				require.ErrorContains(t, c.Ready(), "in work for at least")
+				require.ErrorContains(t, c.Ready(), "in progress for at least")
 				c.(pausable).Pause()
 				require.ErrorIs(t, c.Ready(), courier.ErrPaused, "which somebody asked for")
 				c.(pausable).Resume()
@@ -498,7 +498,7 @@ func TestStall_BeforeTheLastMark(t *testing.T) {
 		require.ErrorIs(t, c.Ready(), errTest)
 		hang.Store(true)
 		time.Sleep(52 * time.Second)
-		require.ErrorContains(t, c.Ready(), "in work for at least")
+		require.ErrorContains(t, c.Ready(), "in progress for at least")
 		hang.Store(false)
 		require.NoError(t, stop())
 	})
@@ -546,7 +546,7 @@ func TestStall_WhenTheClockIsSetBack(t *testing.T) {
 			time.Sleep(9 * time.Second)
 			require.NoError(t, c.Ready())
 			time.Sleep(10 * time.Second)
-			require.ErrorContains(t, c.Ready(), "in work for at least 3")
+			require.ErrorContains(t, c.Ready(), "in progress for at least 3")
 			require.NoError(t, stop())
 		})
 	}

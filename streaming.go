@@ -7,9 +7,8 @@ import (
 	"io"
 )
 
-// StreamingCoordinator takes records from a source as they come, applies them
-// with one or more workers and marks them in batches. Its methods are safe for
-// concurrent use.
+// StreamingCoordinator takes records from a source as they arrive, applies them with one
+// or more workers and marks them in batches. Its methods are safe for concurrent use.
 type StreamingCoordinator[T any] struct {
 	*control
 	source  Source[T]
@@ -18,9 +17,8 @@ type StreamingCoordinator[T any] struct {
 	fault   error
 }
 
-// NewStreamingCoordinator returns a coordinator for a source that hands each
-// record out once. Nothing happens before Start; what is wrong with the
-// arguments is reported there.
+// NewStreamingCoordinator returns a coordinator for a source that hands each record out
+// once. Nothing happens before Start, which reports invalid arguments.
 func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *StreamingCoordinator[T] {
 	c := &StreamingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
 	c.control = newControl(source, applier, &c.config)
@@ -42,30 +40,26 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 	return c
 }
 
-// Start runs the coordinator and blocks until ctx ends, or until the source
-// returns io.EOF and what came before it is settled, or was tried a few times
-// more and is handed back. With one worker, records are applied in the order
-// fetched, failed ones aside.
+// Start runs the coordinator and blocks until ctx ends, or until the source returns
+// io.EOF and the records before it are settled, or were retried a few times and given
+// back. With one worker, records are applied in the order fetched, except failed ones.
 //
-// At io.EOF a [Releaser] gets its failed records back at once, with the rest of their
-// delays, unless an order was asked for. Else Start waits for each delay: with
-// [RetryAfter] that is up to 24 hours before each of at most three deliveries, or up
-// to RetryPolicy.MaxRetryAfter where a retry gave the record up. Stop ends the wait.
+// At io.EOF a [Releaser] gets its failed records back immediately, with the rest of their
+// delays, unless an order was asked for. Otherwise Start waits for each delay: with
+// [RetryAfter] that is up to 24 hours before each of at most three deliveries, or up to
+// RetryPolicy.MaxRetryAfter for a record that a retry gave up. Stop ends the wait.
 //
-// When ctx ends nothing more is fetched. Records in work are finished and
-// marked; the others go back to the source if it is a [Releaser], and are
-// applied within the drain timeout if it is not. A failed record is released,
-// or else tried again later, with growing delays, for as long as the
-// coordinator runs. All of that takes twice the drain timeout
-// ([WithDrainTimeout]) at the most, as far as the user's functions obey their
-// contexts; Start waits for a function that does not, and for observers and hooks
-// such as DLQPolicy.OnPark, as long as they run. No goroutine of the coordinator
-// outlives Start.
+// When ctx ends, nothing more is fetched. Records in progress are finished and marked.
+// The others go back to the source if it is a [Releaser], and are applied within the
+// drain timeout if it is not. A failed record is released, or else tried again later,
+// with growing delays, as long as the coordinator runs. All of that takes at most twice
+// the drain timeout ([WithDrainTimeout]) if the user's functions obey their contexts.
+// Start waits for a function that does not, and for observers and hooks such as
+// DLQPolicy.OnPark. No goroutine of the coordinator outlives Start.
 //
-// The error is not nil when the configuration is bad ([*ConfigError]), when it
-// runs already ([ErrRunning]), when applied records could not be marked at the
-// end ([*MarkError]), or when records are left that the source does not take
-// back ([*UnsettledError]).
+// The error is a [*ConfigError] if the configuration is bad, [ErrRunning] if the
+// coordinator runs already, a [*MarkError] if applied records could not be marked at the
+// end, and an [*UnsettledError] if records are left that the source does not take back.
 func (c *StreamingCoordinator[T]) Start(ctx context.Context) error {
 	if c == nil || c.control == nil {
 		return &ConfigError{"coordinator", "is nil or the zero value: make it with NewStreamingCoordinator"}
@@ -84,16 +78,16 @@ func (c *StreamingCoordinator[T]) Start(ctx context.Context) error {
 	return newStream(ctx, c).run()
 }
 
-// NewChannelSource returns a source for a streaming coordinator that takes its
-// records from a channel and marks them with a function. Closing the channel
-// ends the stream: see [StreamingCoordinator.Start]. Both arguments are
-// required; a markDone for records that need no mark returns nil.
+// NewChannelSource returns a source for a streaming coordinator that receives its records
+// from a channel and marks them with a function. Closing the channel ends the stream: see
+// [StreamingCoordinator.Start]. Both arguments are required; if records need no mark,
+// markDone just returns nil.
 func NewChannelSource[T any](ch <-chan T, markDone func(ctx context.Context, records []T) error) *ChannelSource[T] {
 	return &ChannelSource[T]{ch, markDone}
 }
 
-// ChannelSource is a [Source] over a channel. A channel takes nothing back: see
-// [UnsettledError] for what that means for records that cannot be applied.
+// ChannelSource is a [Source] over a channel. A channel takes nothing back: records that
+// cannot be applied end in an [UnsettledError].
 type ChannelSource[T any] struct {
 	ch       <-chan T
 	markDone func(ctx context.Context, records []T) error
@@ -110,7 +104,7 @@ func (s *ChannelSource[T]) Validate() error {
 	return nil
 }
 
-// Fetch blocks until a record arrives, then takes up to limit of those that are
+// Fetch blocks until a record arrives, then takes up to limit of the records that are
 // ready. It returns io.EOF when the channel is closed and empty.
 func (s *ChannelSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 	if err := s.Validate(); err != nil {
@@ -143,7 +137,7 @@ func (s *ChannelSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 	return records, nil
 }
 
-// handsOutOnce tells a polling coordinator that it is not for this source.
+// handsOutOnce tells a polling coordinator that the source is not for it.
 func (s *ChannelSource[T]) handsOutOnce() {}
 
 // Mark calls markDone.
@@ -157,9 +151,9 @@ func (s *ChannelSource[T]) Mark(ctx context.Context, records []T) error {
 // ErrUnsettled is what every [*UnsettledError] is, to errors.Is.
 var ErrUnsettled = errors.New("courier: records ended neither applied nor parked")
 
-// UnsettledError hands records back that a streaming coordinator could neither
-// settle before its end nor give back to a source that is no [Releaser]. They
-// exist nowhere else in Courier: the caller decides what becomes of them.
+// UnsettledError returns the records that a streaming coordinator could neither settle
+// before its end nor give back, because the source is no [Releaser]. Nothing else in
+// Courier holds them: the caller decides what to do with them.
 type UnsettledError[T any] struct {
 	Records []T
 	Err     error // the first record's error, nil when it was not attempted

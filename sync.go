@@ -7,18 +7,16 @@ import (
 	"slices"
 )
 
-// Sync returns a coordinator that fetches records, processes each and marks
-// those that were processed, again and again: every interval (5 seconds by
-// default), and at once while the source has more. Nothing happens before
-// Start.
+// Sync returns a coordinator that fetches records, processes each of them and marks those
+// that were processed. It repeats that every interval (5 seconds by default), and
+// immediately while the source has more. Nothing happens before Start.
 //
-// The records of a batch are processed one after the other in the order
-// fetched, and marked in one call. A record whose process returns an error is
-// not marked, so that fetch returns it again; the others of its batch go on. A
-// record that never succeeds comes back for ever, and a batch full of such
-// records hides those behind it: for those there is a dead letter queue, see
-// [ResilientApplier]. The three functions follow the rules of [Source] and
-// [Applier].
+// The records of a batch are processed one after another in the order fetched, and marked
+// in one call. If process returns an error, the record is not marked and fetch returns it
+// again; the rest of the batch goes on. A record that never succeeds is retried
+// indefinitely, and a batch full of such records hides the records after it; a dead
+// letter queue prevents both, see [ResilientApplier]. The three functions follow the
+// rules of [Source] and [Applier].
 func Sync[T any](
 	fetch func(ctx context.Context) ([]T, error),
 	process func(ctx context.Context, record T) error,
@@ -28,8 +26,8 @@ func Sync[T any](
 	return syncOf(fetch, ProcessFunc(process), mark, opts, nil)
 }
 
-// syncOf returns the coordinator of three functions. The policy, if there is one, is of
-// a retry around the process function.
+// syncOf returns the coordinator of three functions. If there is a policy, it puts a
+// retry around the process function.
 func syncOf[T any](fetch func(context.Context) ([]T, error), process Applier[T], mark func(context.Context, []T) error, opts []Option, retry *RetryPolicy) *PollingCoordinator[T] {
 	c := newConfig(opts)
 	if c.attempt > 0 {
@@ -42,12 +40,12 @@ func syncOf[T any](fetch func(context.Context) ([]T, error), process Applier[T],
 	return NewPollingCoordinator(BatchSourceFunc[T]{fetch, mark}, process, append(slices.Clip(opts), noAttemptTimeout)...)
 }
 
-// SyncWithRetry is [Sync] with up to maxAttempts attempts for each record,
-// with exponential backoff and jitter between them as in the default
-// [RetryPolicy], at each delivery. There is no dead letter queue in it: a record
-// that was given up comes back with a later fetch. [WithAttemptTimeout] bounds each
-// attempt; without it process should have an end of its own. maxAttempts is at least 1, else
-// Start returns a [*ConfigError].
+// SyncWithRetry is [Sync] with up to maxAttempts attempts for each record at each
+// delivery, with exponential backoff and jitter between them as in the default
+// [RetryPolicy]. It has no dead letter queue: a record whose attempts run out returns
+// with a later fetch. [WithAttemptTimeout] bounds each attempt; without it process should
+// have a timeout of its own. If maxAttempts is less than 1, Start returns a
+// [*ConfigError].
 func SyncWithRetry[T any](
 	fetch func(ctx context.Context) ([]T, error),
 	process func(ctx context.Context, record T) error,
@@ -62,21 +60,20 @@ func SyncWithRetry[T any](
 	return coordinator
 }
 
-// RunOnce makes one pass and returns: one fetch, of which every record is
-// processed and marked as in [Sync]. It is meant for cron jobs. Options that
-// set a pace have no effect.
+// RunOnce makes one pass and returns: it fetches once, and processes and marks every
+// fetched record as in [Sync]. It is meant for cron jobs. Options that set a pace have no
+// effect.
 //
-// When a breaker opens, the run keeps the rest of its records in hand and tries
-// another one once the breaker lets it, so that a poison record in front does not
-// hold up the others. It waits for the drain timeout in all at the most, and ends at
-// once when the next probe comes later than that.
+// When a breaker opens, the run keeps the remaining records in hand and tries another
+// record once the breaker lets it, so that a poison record at the head does not block the
+// others. It waits at most the drain timeout in total, and ends immediately if the next
+// probe comes later than that.
 //
-// The error is nil when every record fetched was processed and marked. Else
-// errors.Is and errors.As see the errors of the records (a [*BatchError] with
-// the indices in the order fetched), of the fetch, and of the mark (a
-// [*MarkError], after several tries). When ctx ends, the record in work is
-// finished and what was processed is marked, within the drain timeout, and the
-// error is the cause of ctx.
+// The error is nil if every fetched record was processed and marked. Otherwise errors.Is
+// and errors.As find the errors of the records (a [*BatchError] with the indices in the
+// order fetched), of the fetch, and of the mark (a [*MarkError], after several tries).
+// When ctx ends, the record in progress is finished and processed records are marked,
+// within the drain timeout, and the error is the cause of ctx.
 func RunOnce[T any](
 	ctx context.Context,
 	fetch func(ctx context.Context) ([]T, error),
@@ -90,9 +87,8 @@ func RunOnce[T any](
 // ErrMark is what every [*MarkError] is, to errors.Is.
 var ErrMark = errors.New("courier: records were applied but not marked")
 
-// MarkError says that records were applied and could not be marked before the
-// coordinator had to end. They are still pending at the source, and will be
-// applied once more.
+// MarkError says that records were applied but could not be marked before the coordinator
+// had to end. They are still pending at the source, and will be applied again.
 type MarkError struct {
 	Records int // how many
 	Err     error

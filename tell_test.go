@@ -270,7 +270,7 @@ func TestLog_TheEndOfARunWithADeadline(t *testing.T) {
 				default:
 					require.ErrorIs(t, courier.NewPollingCoordinator(source, a, courier.WithLogger(timeless(&log))).RunOnce(ctx), errTest)
 				}
-				require.Contains(t, log.String(), `level=WARN msg="courier: records failed and stay pending, and their next attempt is not waited for; this is the first of them"`)
+				require.Contains(t, log.String(), `level=WARN msg="courier: records failed and stay pending, and the run does not wait for their next attempt; this is the first of them"`)
 				require.Contains(t, log.String(), "gave up after 1 attempt (deadline too near): the record's own error; the context of Start or RunOnce ends before the next attempt")
 				require.NotContains(t, log.String(), "level=ERROR")
 			})
@@ -423,7 +423,7 @@ func TestLogObserver_WhatOnlyTimeTells(t *testing.T) {
 		require.Equal(t, 13, lines(), "60 in 65 minutes")
 		time.Sleep(time.Minute)
 		applied(0)
-		require.Equal(t, `level=INFO msg="courier: resumed, with no new pause over too many dead letters for 1m0s" pauses=60`+"\n", log.String())
+		require.Equal(t, `level=INFO msg="courier: resumed, with no new pause because of too many dead letters for 1m0s" pauses=60`+"\n", log.String())
 		lines()
 		o.Paused(t.Context(), courier.PauseEvent{Err: courier.ErrForcedOpen})
 		o.Resumed(t.Context(), courier.ResumeEvent{Pauses: 1})

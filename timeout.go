@@ -14,9 +14,9 @@ import (
 // ErrAttemptTimeout is what every [*AttemptTimeoutError] is, to errors.Is.
 var ErrAttemptTimeout = errors.New("courier: attempt timeout")
 
-// AttemptTimeoutError is an attempt that failed after its own timeout had ended
-// its context. It is retryable, a failure to a breaker, and
-// context.DeadlineExceeded to errors.Is.
+// AttemptTimeoutError is the error of an attempt that failed after its timeout had ended
+// its context. It is retryable, a failure to a breaker, and context.DeadlineExceeded to
+// errors.Is.
 type AttemptTimeoutError struct {
 	Timeout time.Duration
 	Err     error // what the attempt returned
@@ -34,17 +34,16 @@ func (e *AttemptTimeoutError) Is(err error) bool {
 // Unwrap returns Err.
 func (e *AttemptTimeoutError) Unwrap() error { return e.Err }
 
-// NewAttemptTimeoutApplier ends the context of each call of the applier after
-// d. It waits for the call to return: a goroutine cannot be killed, so the
-// applier must heed its context. A call that returns nil has applied its record,
-// however late, and nil it stays; an error of a call whose time was up is an
-// [*AttemptTimeoutError], unless the caller's own context ended as well.
+// NewAttemptTimeoutApplier ends the context of each call of the applier after d. It waits
+// for the call to return: a goroutine cannot be killed, so the applier must obey its
+// context. A call that returns nil has applied its record, however late. The error of a
+// call whose time was up is an [*AttemptTimeoutError], unless the caller's own context
+// ended as well.
 //
-// It belongs innermost, inside a breaker, to which a timeout is the commonest
-// sign of a destination that is down; [ResilientApplier] puts it there. Around a
-// breaker, a retry or a dead letter queue it is refused.
-// The result is as safe for concurrent use as the applier. A nil clock is the
-// system's.
+// It belongs innermost, inside a breaker, because a timeout is the most common sign that
+// a destination is down; [ResilientApplier] puts it there. An applier with a breaker, a
+// retry or a dead letter queue is refused. The result is as safe for concurrent use as
+// the applier. A nil clock is the system's clock.
 func NewAttemptTimeoutApplier[T any](applier Applier[T], d time.Duration, clock Clock) Applier[T] {
 	var fault error
 	if d <= 0 {

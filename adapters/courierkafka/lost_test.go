@@ -139,7 +139,7 @@ func TestSource_ARevokeIsNoWarning(t *testing.T) {
 		time.Sleep(2 * time.Minute)
 		require.Len(t, l.times(), 200)
 		require.Zero(t, first.source.Lost())
-		require.Contains(t, log.String(), `level=INFO msg="courier: the source gives records over to another process`)
+		require.Contains(t, log.String(), `level=INFO msg="courier: the source hands records over to another process`)
 		require.NotContains(t, log.String(), "level=WARN")
 		first.leave(t)
 		second.leave(t)
@@ -159,7 +159,7 @@ func TestSource_ALossIsAWarning(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		require.EqualValues(t, 2, m.source.Lost())
 		require.Regexp(t, `level=WARN msg="courier: leases were not renewed" records=.* error=".*the group has taken its partition away`, log.String())
-		require.NotContains(t, log.String(), "gives records over")
+		require.NotContains(t, log.String(), "hands records over")
 		m.leave(t)
 	})
 }
