@@ -8,29 +8,28 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// Applier is a destination that fails as it is told. It is made by
-// [Recorder.Applier], and safe for concurrent use; the fields are set before it
-// is used.
+// Applier is a destination that fails on demand. [Recorder.Applier] makes it. It is safe
+// for concurrent use; set the fields before using it.
 type Applier[T any] struct {
-	// ApplyFunc is what takes a record where no fault keeps it from being
-	// called, such as a process function of one's own. nil takes every record.
+	// ApplyFunc applies a record unless a fault prevents it, such as your own process
+	// function. nil accepts every record.
 	ApplyFunc func(ctx context.Context, record T) error
 
-	// Faults come over the calls, before ApplyFunc, but for Lost, which comes
-	// over what ApplyFunc has done. They may be set at any time.
+	// Faults apply to the calls, before ApplyFunc, except Lost, which applies after it.
+	// They may be set at any time.
 	Faults Injector
 
 	recorder *Recorder[T]
 }
 
-// Applier returns a destination over which the faults come; nil is none.
+// Applier returns a destination with the given faults; nil is none.
 func (r *Recorder[T]) Applier(faults Faults) *Applier[T] {
 	a := &Applier[T]{recorder: r}
 	a.Faults.Set(faults...)
 	return a
 }
 
-// Apply takes a record, or fails as the faults say.
+// Apply accepts a record, or fails as the faults say.
 func (a *Applier[T]) Apply(ctx context.Context, record T) error {
 	clock := a.recorder.clock()
 	verdicts, err := a.Faults.next(clock.Now(), a.recorder.name(record))
@@ -74,35 +73,34 @@ func (a *Applier[T]) apply(ctx context.Context, record T, v verdict) (err error)
 // Validate reports a fault that makes no sense.
 func (a *Applier[T]) Validate() error { return a.Faults.Validate() }
 
-// BatchApplier is an [Applier] that takes batches too. Faults come over each
-// record of a batch by itself, which then is listed in the [*courier.BatchError];
-// Whole, Panic, Goexit and Hang come over the whole batch, of which nothing is
-// applied. It is made by [Recorder.BatchApplier], and safe for concurrent use;
-// the fields are set before it is used.
+// BatchApplier is an [Applier] that takes batches too. Faults apply to each record of a
+// batch by itself; the failed records are listed in the [*courier.BatchError]. Whole,
+// Panic, Goexit and Hang apply to the whole batch, of which nothing is then applied.
+// [Recorder.BatchApplier] makes it. It is safe for concurrent use; set the fields before
+// using it.
 type BatchApplier[T any] struct {
 	Applier[T]
 
-	// ApplyBatchFunc is what takes the records that no fault keeps from it. nil
-	// is ApplyFunc for each.
+	// ApplyBatchFunc applies the records that no fault prevents. nil calls ApplyFunc for
+	// each.
 	ApplyBatchFunc func(ctx context.Context, records []T) error
 
-	// InOrder makes it a [courier.OrderedBatcher]: behind the first record of a batch
-	// that a fault comes over, or that ApplyFunc fails, none is applied.
+	// InOrder makes it a [courier.OrderedBatcher]: after the first record of a batch that
+	// a fault or ApplyFunc fails, no record is applied.
 	InOrder bool
 }
 
 // OrderedBatches returns InOrder.
 func (a *BatchApplier[T]) OrderedBatches() bool { return a.InOrder }
 
-// BatchApplier returns a destination for batches over which the faults come; nil
-// is none.
+// BatchApplier returns a destination for batches with the given faults; nil is none.
 func (r *Recorder[T]) BatchApplier(faults Faults) *BatchApplier[T] {
 	a := &BatchApplier[T]{Applier: Applier[T]{recorder: r}}
 	a.Faults.Set(faults...)
 	return a
 }
 
-// ApplyBatch takes records, or fails as the faults say.
+// ApplyBatch accepts records, or fails as the faults say.
 func (a *BatchApplier[T]) ApplyBatch(ctx context.Context, records []T) error {
 	clock := a.recorder.clock()
 	verdicts, err := a.Faults.next(clock.Now(), a.recorder.names(records)...)

@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// AssertDelivered reports every record that was added or fetched and is not
-// done: applied, skipped or parked at least once with the answer that says so,
-// and marked.
+// AssertDelivered reports every record that was added or fetched and is not done. A
+// record is done if it was applied, skipped or parked at least once, with the answer that
+// says so, and marked.
 func AssertDelivered[T any](tb TB, r *Recorder[T]) {
 	tb.Helper()
 	for _, s := range stories(r) {
@@ -20,10 +20,9 @@ func AssertDelivered[T any](tb TB, r *Recorder[T]) {
 	}
 }
 
-// AssertDeliveredOnce is [AssertDelivered], and reports every record of which
-// the destination and the dead letter queue have more than one between them. An
-// at-least-once pipeline keeps it when nobody dies, no lease is lost and no
-// answer is.
+// AssertDeliveredOnce is [AssertDelivered], and also reports every record that the
+// destination and the dead letter queue together have more than once. An at-least-once
+// pipeline delivers once unless a process dies, or a lease or an answer is lost.
 func AssertDeliveredOnce[T any](tb TB, r *Recorder[T]) {
 	tb.Helper()
 	AssertDelivered(tb, r)
@@ -34,9 +33,9 @@ func AssertDeliveredOnce[T any](tb TB, r *Recorder[T]) {
 	}
 }
 
-// AssertMarkedAfterApplied reports every mark of a record that had not been
-// applied, skipped or parked before, with the answer that says so. A mark that
-// failed counts: it may have been one.
+// AssertMarkedAfterApplied reports every mark of a record that had not been applied,
+// skipped or parked before, with the answer that says so. A failed mark counts, because
+// it may have had its effect.
 func AssertMarkedAfterApplied[T any](tb TB, r *Recorder[T]) {
 	tb.Helper()
 	settled := make(map[string]bool)
@@ -54,10 +53,10 @@ func AssertMarkedAfterApplied[T any](tb TB, r *Recorder[T]) {
 	}
 }
 
-// AssertOrder reports records that the destination got before an earlier one of
-// the same key, by when it had each first. Earlier is who was added, or else
-// fetched, earlier; nil is one key for all. Records that it never had, such as
-// parked ones, are left out.
+// AssertOrder reports records that the destination first received before an earlier
+// record of the same key. Records are ordered by when they were added, or else fetched; a
+// nil key is one key for all. Records that the destination never received, such as parked
+// ones, are left out.
 func AssertOrder[T any](tb TB, r *Recorder[T], key func(record T) string) {
 	tb.Helper()
 	place := make(map[string]int)
@@ -88,7 +87,7 @@ func AssertOrder[T any](tb TB, r *Recorder[T], key func(record T) string) {
 	}
 }
 
-// AssertDrained reports records that are pending at a source.
+// AssertDrained reports records that are still pending at a source.
 func AssertDrained[T any](tb TB, source interface{ Pending() []T }) {
 	tb.Helper()
 	if left := source.Pending(); len(left) > 0 {

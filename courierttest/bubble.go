@@ -12,10 +12,10 @@ import (
 	"github.com/benbjohnson/clock"
 )
 
-// Bubble runs a test in a bubble of testing/synctest, in which time passes only
-// when every goroutine waits, and then at once. Real input and output, of a
-// database, say, does not belong there. When the test has ended, its cleanups
-// included, no goroutine may be left, as by [AssertNoGoroutines].
+// Bubble runs a test in a bubble of testing/synctest, in which time passes only when
+// every goroutine waits, and then instantly. Real input and output, such as a database,
+// do not belong there. When the test and its cleanups have ended, no goroutine may be
+// left, see [AssertNoGoroutines].
 func Bubble(t *testing.T, test func(t *testing.T)) {
 	t.Helper()
 	leaked := false
@@ -35,7 +35,7 @@ func Bubble(t *testing.T, test func(t *testing.T)) {
 	})
 }
 
-// Starter is what can be run: both coordinators are one.
+// Starter is a coordinator of either kind.
 type Starter interface {
 	Start(ctx context.Context) error
 }
@@ -47,8 +47,7 @@ type Running struct {
 	err    error
 }
 
-// Start runs a coordinator on a goroutine of its own, until Stop is called or
-// the test ends.
+// Start runs a coordinator on a new goroutine, until Stop is called or the test ends.
 func Start(tb TB, coordinator Starter) *Running {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -69,12 +68,12 @@ func (r *Running) Stop() error {
 	return r.err
 }
 
-// Ended is closed when Start has returned, stopped or not.
+// Ended returns a channel that is closed when Start has returned, stopped or not.
 func (r *Running) Ended() <-chan struct{} { return r.ended }
 
-// RunFor runs a coordinator in a bubble for so long of its time, stops it, and
-// waits for its end. That Start returns an error is an error of the test. When
-// the coordinator ends by itself, RunFor returns then.
+// RunFor runs a coordinator in a bubble for the given virtual time, stops it, and waits
+// for its end. An error of Start fails the test. If the coordinator ends by itself,
+// RunFor returns then.
 func RunFor(tb TB, coordinator Starter, d time.Duration) {
 	tb.Helper()
 	if !settle() {
@@ -91,9 +90,9 @@ func RunFor(tb TB, coordinator Starter, d time.Duration) {
 	}
 }
 
-// AssertNoGoroutines reports goroutines that are left: in a bubble every other
-// one of it, elsewhere those that run code of this module, of tests that run
-// beside this one too. It is called when all that was started has been stopped.
+// AssertNoGoroutines reports leftover goroutines: in a bubble all its other goroutines,
+// elsewhere those that run code of this module, including those of parallel tests. Call
+// it when everything that was started has been stopped.
 func AssertNoGoroutines(tb TB) {
 	tb.Helper()
 	if left := goroutinesLeft(); len(left) > 0 {

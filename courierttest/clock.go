@@ -10,34 +10,31 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// Clock is a [courier.Clock] whose time stands still until the test moves it on,
-// over the Mock of github.com/benbjohnson/clock. It is for steps that are looked
-// at one by one; where only the end counts, the time of the bubble will do, with
-// no clock at all.
+// Clock is a [courier.Clock] whose time moves only when the test moves it, over the Mock
+// of github.com/benbjohnson/clock. It is for tests that look at single steps. If only the
+// end counts, the virtual time of the bubble is enough, without a clock.
 //
-// It belongs into a bubble, see [Bubble], which is how it knows when what it
-// woke has settled: when every goroutine waits for something again. It is made
-// by [NewClock] and safe for concurrent use, but only one goroutine may move it.
+// It needs a bubble, see [Bubble], to detect when the goroutines that it woke wait for
+// something again. [NewClock] makes it. It is safe for concurrent use, but only one
+// goroutine may move it.
 type Clock struct {
 	mock *clock.Mock
 	turn chan struct{} // a lock that can be waited for in a bubble while time passes
 	due  []time.Time   // of the timers that have not fired, in order
 }
 
-// NewClock returns a clock that stands at the first of January 2000, as that of
-// a bubble does.
+// NewClock returns a clock that starts on 1 January 2000, as the clock of a bubble does.
 func NewClock() *Clock {
 	c := &Clock{mock: clock.NewMock(), turn: make(chan struct{}, 1)}
 	c.mock.Set(time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC))
 	return c
 }
 
-// Mock returns the clock underneath, for code that takes a clock.Clock. Its
-// timers fire as time moves over them; Next and Timers do not know of those that
-// were not made by After of this clock.
+// Mock returns the underlying clock, for code that takes a clock.Clock. Its timers fire
+// as time passes them; Next and Timers only know timers made by After of this clock.
 func (c *Clock) Mock() *clock.Mock { return c.mock }
 
-// Now returns the time at which the clock stands.
+// Now returns the current time of the clock.
 func (c *Clock) Now() time.Time { return c.mock.Now() }
 
 // After returns a channel that gets the time once the clock has been moved by d.
@@ -55,8 +52,8 @@ func (c *Clock) After(d time.Duration) <-chan time.Time {
 	return c.mock.After(d)
 }
 
-// Timers returns how many timers have not fired. One that nobody waits for any
-// more is among them.
+// Timers returns how many timers have not fired, including those that nobody waits for
+// anymore.
 func (c *Clock) Timers() int {
 	c.turn <- struct{}{}
 	defer func() { <-c.turn }()
@@ -71,8 +68,8 @@ func (c *Clock) Settle() {
 	}
 }
 
-// Advance moves the clock by d, from timer to timer, and lets settle what each
-// has woken, which includes timers that are made on the way.
+// Advance moves the clock by d, from timer to timer. After each timer it lets the
+// goroutines settle, which may make further timers.
 func (c *Clock) Advance(d time.Duration) {
 	c.Settle()
 	end := c.Now().Add(d)
@@ -86,8 +83,8 @@ func (c *Clock) Advance(d time.Duration) {
 	c.move(end)
 }
 
-// Next moves the clock to its next timer, lets settle what that has woken, and
-// returns how far it was. Without a timer it does not move, and returns false.
+// Next moves the clock to its next timer, lets the goroutines settle, and returns how far
+// it moved. Without a timer it does not move, and returns false.
 func (c *Clock) Next() (time.Duration, bool) {
 	c.Settle()
 	next, ok := c.next()

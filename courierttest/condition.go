@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Condition says which calls a fault comes over. Conditions are values, made by
-// the functions of this package, and combine with [And], [Or] and [Not].
+// Condition says which calls a fault applies to. Conditions are values, made by the
+// functions of this package, and combine with [And], [Or] and [Not].
 type Condition interface {
 	// String is the text form, see [Parse].
 	String() string
@@ -25,8 +25,8 @@ const (
 	orRank
 )
 
-// Calls holds from the first to the last of the given calls of the fake; a last
-// of 0 is no end. In a batch each record counts as a call.
+// Calls holds from the first to the last of the given calls of the fake; if last is 0
+// there is no end. In a batch each record counts as a call.
 func Calls(first, last int) Condition { return calls{first, last} }
 
 // Every holds for every n-th call of the fake.
@@ -36,29 +36,29 @@ func Every(n int) Condition { return every{n} }
 // [Recorder].Name.
 func OnRecord(name string) Condition { return record{name} }
 
-// Attempts holds from the first to the last of the given attempts on a record,
-// counted for each record; a last of 0 is no end.
+// Attempts holds from the first to the last of the given attempts, counted for each
+// record; if last is 0 there is no end.
 func Attempts(first, last int) Condition { return attempts{first, last} }
 
-// Chance holds with the given probability, by a draw that belongs to the seed,
-// the record and the attempt: it does not depend on which goroutine came first.
+// Chance holds with the given probability. The draw depends on the seed, the record and
+// the attempt only, not on which goroutine comes first.
 func Chance(probability float64, seed uint64) Condition { return chance{probability, seed} }
 
 // During holds while the time since the first call of the fake is at least from
 // and less than to, such as for an outage.
 func During(from, to time.Duration) Condition { return during{from, to} }
 
-// And holds when all of the conditions do.
+// And holds if all of the conditions do.
 func And(a, b Condition, more ...Condition) Condition {
 	return and(flat(andRank, append([]Condition{a, b}, more...)))
 }
 
-// Or holds when one of the conditions does.
+// Or holds if any of the conditions does.
 func Or(a, b Condition, more ...Condition) Condition {
 	return or(flat(orRank, append([]Condition{a, b}, more...)))
 }
 
-// Not holds when the condition does not.
+// Not holds if the condition does not.
 func Not(c Condition) Condition { return not{c} }
 
 type (

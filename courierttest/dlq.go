@@ -7,14 +7,14 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// DLQ is a dead letter queue in memory that keeps one letter of a record for each
-// branch, by the record's name. It records what is parked, and fails as it is
-// told. [Recorder.DLQ] makes one. It is safe for concurrent use.
+// DLQ is a dead letter queue in memory that keeps one letter of a record for each branch,
+// by the record's name. It records parked letters, and fails on demand. [Recorder.DLQ]
+// makes it. It is safe for concurrent use.
 type DLQ[T any] struct {
 	*courier.MemoryDLQ[T]
 
-	// SendFaults come over Send, and may be set at any time. One that is Lost has
-	// parked the record.
+	// SendFaults apply to Send, and may be set at any time. With Lost the record is
+	// parked.
 	SendFaults Injector
 
 	recorder *Recorder[T]

@@ -1,7 +1,6 @@
-// Package courierttest is the kit to test a pipeline of one's own with: sources,
-// destinations and dead letter queues in memory that fail as they are told, a
-// record of what happened, time that costs nothing, and asserts about the
-// delivery contract. No real time passes in it.
+// Package courierttest helps to test your own pipeline. It has sources, destinations and
+// dead letter queues in memory that fail on demand, a record of what happened, virtual
+// time, and assertions about the delivery contract. No real time passes.
 //
 //	func TestOrdersSurviveAFlakyShop(t *testing.T) {
 //		courierttest.Bubble(t, func(t *testing.T) {
@@ -15,21 +14,20 @@
 //		})
 //	}
 //
-// To test functions of one's own, give them to the fakes: [Applier].ApplyFunc
-// is where faults go around a real process function, and [Source].FetchFunc and
-// MarkFunc are watched in the same way. Types of one's own are recorded as they
-// are by [Recorder.WatchSource] and [Recorder.WatchApplier]. What a coordinator
-// tells of itself is for an [ObserverRecorder].
+// To test your own functions, give them to the fakes: [Applier].ApplyFunc puts faults
+// around a real process function, and [Source].FetchFunc and MarkFunc do the same for a
+// source. [Recorder.WatchSource] and [Recorder.WatchApplier] record your own types. An
+// [ObserverRecorder] keeps the events of a coordinator.
 //
 // # Faults
 //
-// A [Fault] is an effect and a condition, and has a text form that [Parse] reads
-// back, so that a failing case can be printed, kept in a file, and passed as a
-// flag. Whatever a fault causes is [ErrInjected], to errors.Is.
+// A [Fault] is an effect and a condition. It has a text form that [Parse] reads back, so
+// that a failing case can be printed, kept in a file, and passed as a flag. Every error
+// that a fault causes is [ErrInjected] to errors.Is.
 //
 // # Suites
 //
-// [TestSource], [TestStreamSource], [TestApplier], [TestBatchApplier] and
-// [TestDLQ] say whether an implementation keeps the contract of its interface.
-// They are for authors of adapters, and for a Source or Applier of one's own.
+// [TestSource], [TestStreamSource], [TestApplier], [TestBatchApplier] and [TestDLQ] check
+// that an implementation keeps the contract of its interface. They are for authors of
+// adapters, and for your own Source or Applier.
 package courierttest

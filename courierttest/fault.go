@@ -35,12 +35,12 @@ func (e *InjectedError) Error() string {
 // Is reports whether err is [ErrInjected].
 func (e *InjectedError) Is(err error) bool { return err == ErrInjected }
 
-// Effect is what a fault does to a call. Its text is its text form.
+// Effect is what a fault does to a call. Its value is its text form.
 type Effect string
 
-// The effects. Those of Delay, RetryAfter and Later have a duration.
+// The effects without a duration; Delay, RetryAfter and Later make the others.
 const (
-	OK        Effect = "ok"        // nothing, and no later fault of the list does anything
+	OK        Effect = "ok"        // nothing, and no later fault of the list applies
 	Error     Effect = "error"     // an error; nothing was done
 	Permanent Effect = "permanent" // an error that is courier.Permanent
 	Skip      Effect = "skip"      // courier.Skip
@@ -48,33 +48,33 @@ const (
 	Panic     Effect = "panic"     // with the error
 	Goexit    Effect = "goexit"    // runtime.Goexit
 	Hang      Effect = "hang"      // until the context ends
-	Whole     Effect = "whole"     // a batch fails as one; else as Error
+	Whole     Effect = "whole"     // a batch fails as a whole; a single call as Error
 )
 
-// Delay lets time pass before the call, or until its context ends. Further
-// faults of the list apply after it. In a batch the longest counts.
+// Delay waits before the call, or until its context ends. Further faults of the list
+// apply after it. In a batch the longest delay counts.
 func Delay(d time.Duration) Effect { return Effect("delay " + d.String()) }
 
 // RetryAfter is [Error] with a [courier.RetryAfter] around the error.
 func RetryAfter(d time.Duration) Effect { return Effect("retry-after " + d.String()) }
 
-// Later is [Error] with a [courier.Later] around the error: the call was no attempt.
+// Later is [Error] with a [courier.Later] around the error: the call does not count as an
+// attempt.
 func Later(d time.Duration) Effect { return Effect("later " + d.String()) }
 
-// Fault is an effect that comes about when its condition holds. It is a value,
-// and safe for concurrent use.
+// Fault is an effect that happens if its condition holds. It is a value, and safe for
+// concurrent use.
 type Fault struct {
 	Effect Effect
 	When   Condition // nil is always
 }
 
-// Faults is a list of faults, of which the first whose condition holds comes
-// about. nil is none. It has a text form, see [Parse], also as a flag
-// (flag.TextVar) and in JSON.
+// Faults is a list of faults; the first whose condition holds happens. nil is none. It
+// has a text form, see [Parse], also as a flag (flag.TextVar) and in JSON.
 type Faults []Fault
 
-// Script gives the first call the first effect, the second the second, and so
-// on. After its end all is well.
+// Script gives the first call the first effect, the second call the second, and so on.
+// Later calls have no fault.
 func Script(effects ...Effect) Faults {
 	faults := make(Faults, len(effects))
 	for i, effect := range effects {
@@ -83,8 +83,7 @@ func Script(effects ...Effect) Faults {
 	return faults
 }
 
-// Validate reports an effect that there is not, or a condition that makes no
-// sense, as a [*courier.ConfigError].
+// Validate reports an unknown effect or an invalid condition as a [*courier.ConfigError].
 func (f Faults) Validate() error {
 	for i, fault := range f {
 		_, err := parseEffect(string(fault.Effect))
@@ -164,8 +163,8 @@ func (v verdict) interrupt(ctx context.Context) error {
 	return nil
 }
 
-// Injector brings faults over the calls of a fake, and numbers these. The zero
-// value has no faults. It is safe for concurrent use, and must not be copied.
+// Injector applies faults to the calls of a fake, and counts the calls. The zero value
+// has no faults. It is safe for concurrent use, and must not be copied.
 type Injector struct {
 	mu       sync.Mutex
 	faults   Faults
@@ -175,23 +174,22 @@ type Injector struct {
 	began    time.Time
 }
 
-// Set gives the injector other faults from the next call on; the numbers of
-// calls and attempts go on. Without an argument it ends them, such as at the end
-// of an outage.
+// Set replaces the faults from the next call on; calls and attempts are counted on.
+// Without an argument it ends the faults, for example at the end of an outage.
 func (i *Injector) Set(faults ...Fault) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.faults, i.fault = slices.Clone(faults), Faults(faults).Validate()
 }
 
-// Calls returns how many calls there were; each record of a batch is one.
+// Calls returns the number of calls; each record of a batch is one.
 func (i *Injector) Calls() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.calls
 }
 
-// Validate reports a fault that makes no sense.
+// Validate reports an invalid fault.
 func (i *Injector) Validate() error {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -15,15 +15,14 @@ import (
 // given since.
 var ErrLeaseLost = errors.New("courierttest: the lease of the record is lost")
 
-// LeasingSource is a source in memory that hands a record out once: until it is
-// marked, given back, or its lease ends. Leases are fenced: who lost one can
-// neither mark nor release nor renew the record. It has every capability of a
-// source but [courier.Failer], for which there is [SchedulingSource]. It is made
-// by [Recorder.LeasingSource] or [Recorder.StreamSource], and safe for
-// concurrent use.
+// LeasingSource is a source in memory that hands out a record once, until it is marked,
+// given back, or its lease ends. Leases are fenced: after losing a lease, a process can
+// neither mark nor release nor renew the record. It has every capability of a source but
+// [courier.Failer], which [SchedulingSource] has. [Recorder.LeasingSource] and
+// [Recorder.StreamSource] make it. It is safe for concurrent use.
 type LeasingSource[T any] struct {
-	// FetchFaults and MarkFaults come over the calls. A Fetch that is Lost has
-	// leased the records, a Mark that is Lost has marked.
+	// FetchFaults and MarkFaults apply to the calls. With Lost, Fetch has leased the
+	// records, and Mark has marked them.
 	FetchFaults, MarkFaults Injector
 
 	recorder *Recorder[T]
@@ -54,14 +53,14 @@ type leased[T any] struct {
 	fails int
 }
 
-// LeasingSource returns a source with these records pending that leases them for
-// the given time, and whose Fetch does not wait: for a polling coordinator.
+// LeasingSource returns a source with the given pending records that leases them for the
+// given time. Its Fetch does not wait: it is for a polling coordinator.
 func (r *Recorder[T]) LeasingSource(lease time.Duration, records ...T) *LeasingSource[T] {
 	return r.leasing(&leases[T]{length: lease}, records)
 }
 
-// StreamSource returns a source with these records pending whose Fetch waits for
-// the first record, and whose leases have no end: for a streaming coordinator.
+// StreamSource returns a source with the given pending records. Its Fetch waits for the
+// first record and its leases do not end: it is for a streaming coordinator.
 func (r *Recorder[T]) StreamSource(records ...T) *LeasingSource[T] {
 	return r.leasing(&leases[T]{block: true}, records)
 }
@@ -74,8 +73,8 @@ func (r *Recorder[T]) leasing(shared *leases[T], records []T) *LeasingSource[T] 
 	return s
 }
 
-// Join returns another value over the same records, as another process has, or
-// the same one after a restart. The leases of this one are not its.
+// Join returns another source over the same records, for another process, or for the same
+// process after a restart. It does not hold the leases of this one.
 func (s *LeasingSource[T]) Join() *LeasingSource[T] {
 	return &LeasingSource[T]{recorder: s.recorder, shared: s.shared, tokens: make(map[string]uint64)}
 }
@@ -94,8 +93,7 @@ func (s *LeasingSource[T]) Add(records ...T) {
 	l.wakeUp()
 }
 
-// End says that no further record is added: once all are marked, Fetch returns
-// io.EOF.
+// End says that no more records are added: once all are marked, Fetch returns io.EOF.
 func (s *LeasingSource[T]) End() {
 	s.shared.mu.Lock()
 	defer s.shared.mu.Unlock()
@@ -103,12 +101,12 @@ func (s *LeasingSource[T]) End() {
 	s.shared.change()
 }
 
-// Pending returns what is not marked, leased or not, oldest first.
+// Pending returns the records that are not marked, leased or not, oldest first.
 func (s *LeasingSource[T]) Pending() []T {
 	return s.those(func(*leased[T]) bool { return true })
 }
 
-// InHand returns what is leased, to whomever, oldest first.
+// InHand returns the leased records of all processes, oldest first.
 func (s *LeasingSource[T]) InHand() []T {
 	now := s.now()
 	return s.those(func(r *leased[T]) bool { return r.out && !r.ready(now) })
@@ -213,8 +211,8 @@ func (l *leases[T]) wakeUp() {
 	}
 }
 
-// Mark notes that records are done, and forgets them. Those whose lease is lost
-// are passed over: an error would have the coordinator mark them for ever.
+// Mark notes that records are done, and forgets them. It skips records whose lease is
+// lost: with an error the coordinator would mark them again and again.
 func (s *LeasingSource[T]) Mark(ctx context.Context, records []T) error {
 	return watchMark(ctx, s.recorder, &s.MarkFaults, records, func(ctx context.Context) ([]T, error) {
 		if ctx.Err() != nil {
@@ -251,7 +249,7 @@ func (s *LeasingSource[T]) Release(ctx context.Context, records []T, after time.
 	return nil
 }
 
-// RenewEvery is a third of the lease, and an hour for leases without end.
+// RenewEvery returns a third of the lease, and an hour for leases without end.
 func (s *LeasingSource[T]) RenewEvery() time.Duration {
 	if s.shared.length <= 0 {
 		return time.Hour
@@ -304,10 +302,10 @@ func (s *LeasingSource[T]) mine(records []T, do func(i int, r *leased[T])) (stal
 	return stale
 }
 
-// Wake tells when records were added or given back.
+// Wake returns a channel that gets a value when records are added or given back.
 func (s *LeasingSource[T]) Wake() <-chan struct{} { return s.shared.wake }
 
-// Lag tells what could be fetched now, and the age of the oldest of it.
+// Lag returns how many records could be fetched now, and the age of the oldest.
 func (s *LeasingSource[T]) Lag(context.Context) (courier.Lag, error) {
 	now := s.now()
 	var lag courier.Lag
@@ -325,17 +323,16 @@ func (s *LeasingSource[T]) Lag(context.Context) (courier.Lag, error) {
 // Identity names a record as the recorder does.
 func (s *LeasingSource[T]) Identity(record T) string { return s.recorder.name(record) }
 
-// Validate reports a fault that makes no sense.
+// Validate reports an invalid fault.
 func (s *LeasingSource[T]) Validate() error {
 	return errors.Join(s.FetchFaults.Validate(), s.MarkFaults.Validate())
 }
 
 func (s *LeasingSource[T]) now() time.Time { return s.recorder.clock().Now() }
 
-// SchedulingSource is a [LeasingSource] that keeps the schedule of retries
-// itself, as a [courier.Failer]: a record that failed is handed out again after
-// Backoff, twice that after the second time, and so on up to an hour, and never
-// sooner than its error asks for.
+// SchedulingSource is a [LeasingSource] that schedules retries itself, as a
+// [courier.Failer]: it hands out a failed record again after Backoff, after twice that
+// the second time, and so on up to an hour, and never sooner than its error asks for.
 type SchedulingSource[T any] struct {
 	*LeasingSource[T]
 

@@ -10,10 +10,9 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// ObserverRecorder keeps what a coordinator tells its observer, in the order in
-// which it does. The zero value is ready. Its methods are safe for concurrent
-// use; PerRecord is set before the first of them is called. It must not be
-// copied.
+// ObserverRecorder keeps the events that a coordinator sends to its observer, in order.
+// The zero value is ready. Its methods are safe for concurrent use; set PerRecord before
+// calling them. It must not be copied.
 type ObserverRecorder struct {
 	// PerRecord asks for [RecordStarted] and [RecordEnded] too.
 	PerRecord bool
@@ -22,14 +21,14 @@ type ObserverRecorder struct {
 	events []any
 }
 
-// RecordStarted is what [courier.Observer].RecordStarted was told.
+// RecordStarted is an event of [courier.Observer].RecordStarted.
 type RecordStarted courier.RecordEvent
 
-// RecordEnded is what [courier.Observer].RecordEnded was told.
+// RecordEnded is an event of [courier.Observer].RecordEnded.
 type RecordEnded courier.RecordEvent
 
-// Observer returns the observer to give to a coordinator, see
-// [courier.WithObserver]. Several coordinators may have it.
+// Observer returns the observer for a coordinator, see [courier.WithObserver]. Several
+// coordinators may share it.
 func (r *ObserverRecorder) Observer() courier.Observer {
 	o := courier.Observer{
 		Fetched:  noteEvent[courier.FetchEvent](r),

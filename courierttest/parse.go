@@ -56,7 +56,7 @@ func (f *Faults) UnmarshalText(text []byte) (err error) {
 //
 // The effects are ok, error, permanent, skip, lost, panic, goexit, hang, whole,
 // delay, retry-after and later, the last three with a duration; see [Effect]. An
-// effect without a condition always comes about. What Parse returns has the same
+// effect without a condition always happens. The result of Parse has the same
 // text form.
 func Parse(text string) (Faults, error) {
 	p := &parser{text: text}
@@ -75,8 +75,7 @@ func Parse(text string) (Faults, error) {
 	}
 }
 
-// MustParse is [Parse] for texts that are known to be right: it panics where
-// they are not.
+// MustParse is [Parse] for texts that are known to be valid: it panics if they are not.
 func MustParse(text string) Faults {
 	faults, err := Parse(text)
 	if err != nil {

@@ -50,17 +50,16 @@ func (e Event[T]) String() string {
 	return line
 }
 
-// Recorder makes fakes and keeps what happens to their records, in the order in
-// which it happened. The zero value is ready. Its methods are safe for
-// concurrent use; the fields are set before the first of them is called. It must
-// not be copied.
+// Recorder makes fakes and keeps the events of their records, in order. The zero value is
+// ready. Its methods are safe for concurrent use; set the fields before calling them. It
+// must not be copied.
 type Recorder[T any] struct {
-	// Name names a record: the same one always by the same name, and no two by
-	// one. nil is fmt.Sprint.
+	// Name names a record: the same record always by the same name, and no two records by
+	// one name. nil is fmt.Sprint.
 	Name func(record T) string
 
-	// Clock is that of the fakes. nil is the system's, which in a bubble is the
-	// bubble's.
+	// Clock is the clock of the fakes. nil is the system's clock, which in a bubble is
+	// the bubble's.
 	Clock courier.Clock
 
 	mu     sync.Mutex
@@ -74,8 +73,8 @@ func (r *Recorder[T]) Events() []Event[T] {
 	return slices.Clone(r.events)
 }
 
-// Records returns the records of the events of the given kinds, in the order of
-// the events: one that was applied twice is there twice.
+// Records returns the records of the events of the given kinds, in the order of the
+// events. A record that was applied twice is listed twice.
 func (r *Recorder[T]) Records(kinds ...Kind) []T {
 	var records []T
 	for _, e := range r.Events() {
@@ -97,8 +96,8 @@ func (r *Recorder[T]) Names(kinds ...Kind) []string {
 	return names
 }
 
-// Timeline returns the events as text, a line each; with names, only those of
-// the records that have one of them.
+// Timeline returns the events as text, one per line; with names, only the events of those
+// records.
 func (r *Recorder[T]) Timeline(names ...string) string {
 	var b strings.Builder
 	for _, e := range r.Events() {

@@ -9,25 +9,23 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// Source is a source in memory that hands out what is pending, oldest first, and
-// the same records again until they are marked: for a polling coordinator. It
-// has no capability beyond [courier.Identifier]. It is made by
-// [Recorder.Source], and safe for concurrent use; the fields are set before it
-// is used.
+// Source is a source in memory for a polling coordinator: it returns the pending records,
+// oldest first, and the same records again until they are marked. Its only capability is
+// [courier.Identifier]. [Recorder.Source] makes it. It is safe for concurrent use; set
+// the fields before using it.
 type Source[T any] struct {
-	// FetchFunc and MarkFunc take the place of the source's own memory, so that
-	// functions of one's own are watched, and fail as the faults say. The
-	// methods that look into the memory have nothing to show then.
+	// FetchFunc and MarkFunc replace the source's own memory, so that your own functions
+	// are recorded, and fail as the faults say. The methods that report on the memory
+	// then return nothing.
 	FetchFunc func(ctx context.Context, limit int) ([]T, error)
 	MarkFunc  func(ctx context.Context, records []T) error
 
-	// FetchFaults and MarkFaults come over the calls, and may be set at any time.
-	// A Fetch that is Lost returns an error without the records, a Mark that is
-	// Lost has marked.
+	// FetchFaults and MarkFaults apply to the calls, and may be set at any time. With
+	// Lost, Fetch returns an error without the records, and Mark has marked them.
 	FetchFaults, MarkFaults Injector
 
-	// Retain keeps the records that are marked, so that one that is added again
-	// is known to be done. The default is to forget them.
+	// Retain keeps marked records, so that a record that is added again is known to be
+	// done. The default is to forget them.
 	Retain bool
 
 	recorder *Recorder[T]
@@ -70,7 +68,7 @@ func (s *Source[T]) add(record T) (added bool) {
 	return true
 }
 
-// Pending returns what is not marked, oldest first.
+// Pending returns the records that are not marked, oldest first.
 func (s *Source[T]) Pending() []T { return s.oldest(-1) }
 
 func (s *Source[T]) oldest(limit int) (records []T) {
@@ -125,7 +123,7 @@ func (s *Source[T]) settle(names []string) {
 // Identity names a record as the recorder does.
 func (s *Source[T]) Identity(record T) string { return s.recorder.name(record) }
 
-// Validate reports a fault that makes no sense.
+// Validate reports an invalid fault.
 func (s *Source[T]) Validate() error {
 	return errors.Join(s.FetchFaults.Validate(), s.MarkFaults.Validate())
 }

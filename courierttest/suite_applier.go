@@ -13,66 +13,64 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// ApplierFixture is an applier under test, and how to get at what is behind it.
-// Fields that are not required and nil leave out what they are for.
+// ApplierFixture is an applier under test, with access to its destination. An optional
+// field that is nil skips the checks that need it.
 type ApplierFixture[T any] struct {
-	// Applier is the one under test, with a destination that has nothing yet.
-	// Required.
+	// Applier is the applier under test, with an empty destination. Required.
 	Applier courier.Applier[T]
 
-	// Record returns the n-th record, of any n from 0: the same one always for
-	// the same n. Required.
+	// Record returns the n-th record, for any n from 0: always the same record for the
+	// same n. Required.
 	Record func(n int) T
 
 	// Name names a record. nil is fmt.Sprint.
 	Name func(record T) string
 
-	// Applied returns the names of the records that the destination has, in its
-	// order, one that it has twice twice.
+	// Applied returns the names of the records that the destination has, in its order; a
+	// record that it has twice is listed twice.
 	Applied func() []string
 
-	// Poison returns a record that the destination never takes, to stand in the
-	// place of the n-th. Let it be of several kinds, where there are.
+	// Poison returns a record that the destination never accepts, in place of the n-th
+	// record. If there are several kinds of such records, return different ones.
 	Poison func(n int) T
 
 	// Down makes the destination fail, or not answer, until up is called.
 	Down func() (up func())
 }
 
-// ApplierFeatures says what an applier has beyond the contract of
-// [courier.Applier]. The zero value is one that keeps no more than that. What an
-// applier does not have is not tested.
+// ApplierFeatures says which features an applier has beyond the contract of
+// [courier.Applier]. The zero value has none. Features that an applier does not have are
+// not tested.
 type ApplierFeatures struct {
-	// Bubble gives each check a bubble of its own, see [Bubble]: for what is in
+	// Bubble runs each check in a bubble of its own, see [Bubble]: for implementations in
 	// memory.
 	Bubble bool
 
-	// Idempotent is a destination that has a record once however often it is
+	// Idempotent means that the destination has a record once, however often it is
 	// applied.
 	Idempotent bool
 
-	// Ordered is a destination that keeps the order in which records are applied,
+	// Ordered means that the destination keeps the order in which records are applied,
 	// within a batch too.
 	Ordered bool
 
-	// Concurrent is an applier that may be called from several goroutines at
-	// once.
+	// Concurrent means that the applier may be called concurrently.
 	Concurrent bool
 
-	// Permanent is an applier that says of the poison that no retry can help.
+	// Permanent means that the applier returns courier.Permanent for the poison.
 	Permanent bool
 
-	// Isolated is a batch applier that lists, of a batch with poison in it, the
-	// poison and nothing else.
+	// Isolated means that a batch applier lists, for a batch that contains poison, only
+	// the poison.
 	Isolated bool
 
-	// OrderedBatches is a [courier.OrderedBatcher]: of a batch with poison in it, it
-	// applies nothing behind the poison. All records of the fixture are then such as have
-	// to keep their order, and Isolated is not what it is.
+	// OrderedBatches means that the applier is a [courier.OrderedBatcher]: in a batch
+	// that contains poison, it applies nothing after the poison. All records of the
+	// fixture must then depend on their order, and Isolated cannot be set.
 	OrderedBatches bool
 
-	// Recovers is how long after an outage, of the bubble's time, records may be
-	// refused, as by a breaker that is open. 0 is not at all.
+	// Recovers is how long after an outage records may still be refused, for example by
+	// an open breaker, in the bubble's time. 0 is not at all.
 	Recovers time.Duration
 
 	// Patience is how long a call may take. 0 is 10 seconds.

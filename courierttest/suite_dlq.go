@@ -8,21 +8,21 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// DLQFixture is a dead letter queue under test. Fields that are not required and
-// nil leave out what they are for.
+// DLQFixture is a dead letter queue under test. An optional field that is nil skips the
+// checks that need it.
 type DLQFixture[T any] struct {
-	// DLQ is the one under test, empty. Required.
+	// DLQ is the queue under test, empty. Required.
 	DLQ courier.DLQ[T]
 
-	// Record returns the n-th record, of any n from 0: the same one always for
-	// the same n. Required.
+	// Record returns the n-th record, for any n from 0: always the same record for the
+	// same n. Required.
 	Record func(n int) T
 
 	// Name names a record. nil is fmt.Sprint.
 	Name func(record T) string
 
-	// Reopen returns another queue over the same store, as another process has,
-	// or the same one after a restart.
+	// Reopen returns another queue over the same store, for another process, or for the
+	// same process after a restart.
 	Reopen func() courier.DLQ[T]
 
 	// Other returns a queue of the same type over another store.
@@ -32,27 +32,28 @@ type DLQFixture[T any] struct {
 	FailSends func() (heal func())
 }
 
-// DLQFeatures says what a dead letter queue has beyond the contract of
-// [courier.DLQ]. The zero value is one that keeps no more than that. What a queue
-// does not have is not tested; a capability that it has and that is not said
-// here is reported, and so is the reverse.
+// DLQFeatures says which features a dead letter queue has beyond the contract of
+// [courier.DLQ]. The zero value has none. Features that a queue does not have are not
+// tested. A capability that the queue has but the features do not name is an error, and
+// so is the reverse.
 type DLQFeatures struct {
-	// Bubble gives each check a bubble of its own, see [Bubble]: for what is in
+	// Bubble runs each check in a bubble of its own, see [Bubble]: for implementations in
 	// memory.
 	Bubble bool
 
-	// Identity is a queue that keeps one letter of a record for each branch,
-	// however often it is parked.
+	// Identity means that the queue keeps one letter of a record for each branch, however
+	// often it is parked.
 	Identity bool
 
-	// Keyed is a courier.KeyedDLQ, Shared a courier.SharedDLQ.
+	// Keyed means that it is a courier.KeyedDLQ, Shared that it is a courier.SharedDLQ.
 	Keyed, Shared bool
 
-	// Capacity is how many letters a queue takes that refuses more, with
-	// courier.ErrDLQFull: at least 5 here. 0 is no bound.
+	// Capacity is the number of letters after which the queue returns courier.ErrDLQFull:
+	// at least 5 here. 0 is no limit.
 	Capacity int
 
-	// Precision is to what the times of a letter are kept. 0 is a microsecond.
+	// Precision is the precision with which the queue stores the times of a letter. 0 is
+	// a microsecond.
 	Precision time.Duration
 
 	// Patience is how long a call may take. 0 is 10 seconds.

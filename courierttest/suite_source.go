@@ -12,59 +12,58 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// SourceFixture is a source under test, and how to get at what is behind it.
-// Fields that are not required and nil leave out what they are for.
+// SourceFixture is a source under test, with access to its store. An optional field that
+// is nil skips the checks that need it.
 type SourceFixture[T any] struct {
-	// Source is the one under test, with nothing pending. Required.
+	// Source is the source under test, with nothing pending. Required.
 	Source courier.Source[T]
 
-	// Add makes n new records pending and returns their names, in the order in
-	// which they should be handed out. Required.
+	// Add makes n new records pending and returns their names, in the order in which the
+	// source should return them. Required.
 	Add func(n int) []string
 
 	// Name names a record. nil is fmt.Sprint.
 	Name func(record T) string
 
-	// Reopen returns another source over the same store, as another process has,
-	// or the same one after a restart.
+	// Reopen returns another source over the same store, for another process, or for the
+	// same process after a restart.
 	Reopen func() courier.Source[T]
 
-	// Marked returns the names of the records that are marked, for a source whose
-	// marks can be seen from outside.
+	// Marked returns the names of the marked records, if marks can be seen from outside.
 	Marked func() []string
 
-	// FailMarks makes a mark of this record fail until heal is called.
+	// FailMarks makes marks of this record fail until heal is called.
 	FailMarks func(record T) (heal func())
 
-	// End tells a stream that nothing more will come.
+	// End tells a stream that no more records will come.
 	End func()
 
 	// Advance lets time pass for the source. nil is the time of the bubble.
 	Advance func(d time.Duration)
 }
 
-// SourceFeatures says what a source has beyond the contract of [courier.Source].
-// The zero value is a source that hands the same records out until they are
-// marked. What a source does not have is not tested; a capability that it has
-// and that is not said here is reported, and so is the reverse.
+// SourceFeatures says which features a source has beyond the contract of
+// [courier.Source]. The zero value is a source that returns the same records until they
+// are marked. Features that a source does not have are not tested. A capability that the
+// source has but the features do not name is an error, and so is the reverse.
 type SourceFeatures struct {
-	// Bubble gives each check a bubble of its own, see [Bubble]: for what is in
+	// Bubble runs each check in a bubble of its own, see [Bubble]: for implementations in
 	// memory. Checks of a lease or a delay need it, or SourceFixture.Advance.
 	Bubble bool
 
-	// Ordered is a source that hands out the oldest first.
+	// Ordered means that the source returns the oldest records first.
 	Ordered bool
 
-	// Unlimited is a source that pays no heed to the limit of Fetch, as a
-	// courier.BatchSourceFunc.
+	// Unlimited means that the source ignores the limit of Fetch, as a
+	// courier.BatchSourceFunc does.
 	Unlimited bool
 
-	// Lease is the length of the leases of a source that hands a record out once:
-	// until it is marked, given back, or the lease ends.
+	// Lease is the length of a lease, for a source that hands a record out once, until it
+	// is marked, given back, or the lease ends.
 	Lease time.Duration
 
-	// Fenced is a source whose leases are told apart: one that is lost can
-	// neither be renewed nor released.
+	// Fenced means that the source distinguishes leases: a lost lease can neither be
+	// renewed nor released.
 	Fenced bool
 
 	// The capabilities of the same names. A source whose Wake returns nil is no
@@ -72,36 +71,35 @@ type SourceFeatures struct {
 	// courier.ErrNoLag no Lagger.
 	Releaser, Failer, Renewer, Waker, Lagger, Identifier bool
 
-	// Position is a source that keeps a position instead of a mark for each record: the
-	// offset of a partition, the token of a page. After it is opened again it hands out
-	// the first record that is not settled and all after it, the settled ones included.
+	// Position means that the source keeps a position instead of a mark for each record:
+	// the offset of a partition, the token of a page. After it is opened again, it
+	// returns the first unsettled record and all later ones, including settled ones.
 	Position bool
 
-	// ReleasesAtOnce is a Releaser that hands out at once what is wanted again
-	// after a while, as one may that is a Failer too.
+	// ReleasesAtOnce means that a Releaser ignores the delay and returns released records
+	// immediately, as a source that is also a Failer may.
 	ReleasesAtOnce bool
 
-	// RetryWithin is how long a Failer may take to hand out a failed record again
-	// that asks for no delay. 0 is an hour.
+	// RetryWithin is how long a Failer may take to return a failed record that asks for
+	// no delay. 0 is an hour.
 	RetryWithin time.Duration
 
 	// Patience is how long a call may take. 0 is 10 seconds.
 	Patience time.Duration
 }
 
-// TestSource tests a source for a polling coordinator, each check on a fresh one
-// that open makes. A source that leases is tested here too, see
-// [SourceFeatures].Lease; one whose Fetch waits for records is for
-// [TestStreamSource].
+// TestSource tests a source for a polling coordinator. Each check uses a new source from
+// open. It also tests sources that lease, see [SourceFeatures].Lease. For a source whose
+// Fetch waits for records use [TestStreamSource].
 func TestSource[T any](t *testing.T, open func(t *testing.T) SourceFixture[T], features SourceFeatures) {
 	runSuite(t, features.Bubble, func(t *testing.T) *sourceRun[T] {
 		return newSourceRun(t, open(t), features, false)
 	}, sourceChecks[T](features, false))
 }
 
-// TestStreamSource tests a source for a streaming coordinator, whose Fetch waits
-// for the first record and hands each out once. Outside of a bubble its checks
-// that Fetch waits take 20 ms each.
+// TestStreamSource tests a source for a streaming coordinator, whose Fetch waits for the
+// first record and returns each record once. Outside a bubble, each check that Fetch
+// waits takes 20 ms.
 func TestStreamSource[T any](t *testing.T, open func(t *testing.T) SourceFixture[T], features SourceFeatures) {
 	runSuite(t, features.Bubble, func(t *testing.T) *sourceRun[T] {
 		return newSourceRun(t, open(t), features, true)

@@ -1,7 +1,7 @@
 package courierttest
 
-// TB is what the asserts need of a testing.TB. *testing.T, *testing.B,
-// *testing.F and *rapid.T have it, and so has a recorder of one's own.
+// TB is the part of testing.TB that the assertions need. *testing.T, *testing.B,
+// *testing.F and *rapid.T have it, and your own recorder may.
 type TB interface {
 	Helper()
 	Errorf(format string, args ...any)

@@ -9,15 +9,14 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// WatchSource returns a source of one's own with its calls recorded. It has the
-// capabilities of the source, and is a [courier.Identifier] that names records
-// as the source does, or else as the recorder. What is Released is also what
-// was given to Fail; a record that the source passes over in a Mark, since its
-// lease is lost, is Marked all the same.
+// WatchSource returns your own source with its calls recorded. It has the capabilities of
+// the source, and is a [courier.Identifier] that names records as the source does, or
+// else as the recorder. Records given to Fail are recorded as Released. A record that
+// Mark skips because its lease is lost is still recorded as Marked.
 //
-// Only what courier exports can be passed on: a courier.BatchSourceFunc, whose
-// Fetch has no limit, is watched by [Source].FetchFunc and MarkFunc, which are
-// also where faults go around functions.
+// It passes on only what courier exports. Record a courier.BatchSourceFunc, whose Fetch
+// has no limit, through [Source].FetchFunc and MarkFunc, which also put faults around the
+// functions.
 func (r *Recorder[T]) WatchSource(source courier.Source[T]) courier.Source[T] {
 	if source == nil {
 		return nil
@@ -150,9 +149,9 @@ func (w watchedFailer[T]) Fail(ctx context.Context, failed []courier.FailedRecor
 	return err
 }
 
-// WatchApplier returns an applier of one's own with its calls recorded: the
-// destination itself, inside of the decorators. It takes batches when the applier
-// does, and keeps their order when that does. A batch that fails as a whole has an event for each record.
+// WatchApplier returns your own applier with its calls recorded: the destination itself,
+// inside the decorators. It takes batches if the applier does, and keeps their order if
+// the applier does. A batch that fails as a whole has an event for each record.
 func (r *Recorder[T]) WatchApplier(applier courier.Applier[T]) courier.Applier[T] {
 	if applier == nil {
 		return nil

@@ -22,8 +22,8 @@ var (
 	jsonFlag     = flag.Bool("sim.json", false, "print a line of JSON for each episode")
 )
 
-// Options say how much is simulated. The zero value is the default. The flags
-// -sim.seed, -sim.episodes, -sim.time and -sim.faults win over them.
+// Options say how much to simulate. The zero value is the default. The flags -sim.seed,
+// -sim.episodes, -sim.time and -sim.faults override them.
 type Options struct {
 	Seed     uint64        // the first; 0 is 1
 	Episodes int           // one for each seed from the first on; 0 is 100
@@ -38,15 +38,15 @@ type Options struct {
 	// minute.
 	StopWithin time.Duration
 
-	// Native has the time of the bubble pass along with the virtual one, so that
-	// time.Sleep, context.WithTimeout and the like work in the code under test. It
-	// is slower, and the traces are others.
+	// Native lets the time of the bubble pass together with the virtual time, so that
+	// time.Sleep, context.WithTimeout and the like work in the code under test. It is
+	// slower, and the traces differ.
 	Native bool
 
-	// Sometimes is what at least one of the episodes has to reach, see
-	// [World.Sometimes]: a test of the test. It is not asked of a single episode.
-	// The simulation itself notes each fault, such as "crash", "apply: lost" and
-	// "mark: error".
+	// Sometimes lists what at least one of the episodes has to reach, see
+	// [World.Sometimes]: a test of the test. It is not required of a single episode. The
+	// simulation itself notes each fault, such as "crash", "apply: lost" and "mark:
+	// error".
 	Sometimes []string
 }
 
@@ -76,7 +76,7 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// Result is what became of one episode.
+// Result is the outcome of one episode.
 type Result struct {
 	Seed     uint64         `json:"seed"`
 	Hash     uint64         `json:"hash"` // of all that happened, in its order
@@ -92,7 +92,7 @@ type Result struct {
 	outages [3][]window
 }
 
-// Report is what became of a sweep of episodes.
+// Report is the outcome of several episodes.
 type Report struct {
 	Episodes int
 	Hash     uint64 // of the hashes of all
@@ -114,9 +114,9 @@ func (r Report) String() string {
 		r.Virtual.Hours()/wall, r.Hash)
 }
 
-// Check simulates, and fails the test with the first episode that breaks a
-// promise: its faults shrunk to the fewest, its timeline, and the command that
-// replays it. setup is called for each episode with a world of its own.
+// Check simulates, and fails the test with the first episode that breaks a rule: the
+// smallest set of faults found, the timeline, and the command that replays it. setup is
+// called for each episode with a new world.
 func Check(t *testing.T, options Options, setup func(w *World)) {
 	t.Helper()
 	r := Run(t, options, setup)
@@ -132,7 +132,7 @@ func Check(t *testing.T, options Options, setup func(w *World)) {
 	}
 }
 
-// Run is Check without a verdict, for what wants to look at it by itself.
+// Run is Check without failing the test, for callers that examine the report.
 func Run(t *testing.T, options Options, setup func(w *World)) Report {
 	o := options.withDefaults()
 	if *faultsFlag != "" {
