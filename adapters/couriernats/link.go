@@ -210,5 +210,5 @@ func givesUp(conn *nats.Conn) string {
 	if conn.Opts.MaxReconnect < 0 {
 		return ""
 	}
-	return fmt.Sprintf("; by its MaxReconnects the client gives up after %d attempts at a server, and the sink then connects again", conn.Opts.MaxReconnect)
+	return fmt.Sprintf("; the client gives up at its number of attempts at a server (MaxReconnects is %d), and the sink then connects again", conn.Opts.MaxReconnect)
 }

@@ -313,7 +313,7 @@ func TestPatienceIsTold(t *testing.T) {
 	sink := couriernats.NewSink(js, message)
 	b.shutdown()
 	require.Eventually(t, func() bool { return !conn.IsConnected() }, 5*time.Second, time.Millisecond)
-	require.ErrorContains(t, sink.Apply(t.Context(), orders(1)[0]), "MaxReconnects the client gives up after 1000 attempts")
+	require.ErrorContains(t, sink.Apply(t.Context(), orders(1)[0]), "the client gives up at its number of attempts at a server (MaxReconnects is 1000), and the sink then connects again")
 	b.await(t, false)
 	require.NotContains(t, couriernats.NewSink(b.js, message).Apply(t.Context(), orders(1)[0]).Error(), "MaxReconnects")
 }

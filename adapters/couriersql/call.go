@@ -61,7 +61,7 @@ func (o *Outbox) bounded(ctx context.Context, call func(context.Context) error) 
 // poolFull says that a call may have waited for the pool.
 func (o *Outbox) poolFull() string {
 	if s := o.db.Stats(); s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
-		return fmt.Sprintf(" All %d connections of the pool are in use (SetMaxOpenConns).", s.MaxOpenConnections)
+		return fmt.Sprintf(" The pool is in use to its limit of %s (SetMaxOpenConns).", plural(s.MaxOpenConnections, "connection"))
 	}
 	return ""
 }

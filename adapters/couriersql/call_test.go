@@ -273,7 +273,7 @@ func TestACallThatWaitsForThePool(t *testing.T) {
 	require.NoError(t, err)
 	_, err = o.Pending(t.Context())
 	require.ErrorIs(t, err, ErrQueryTimeout)
-	require.ErrorContains(t, err, "All 1 connections of the pool are in use (SetMaxOpenConns)")
+	require.ErrorContains(t, err, "The pool is in use to its limit of 1 connection (SetMaxOpenConns)")
 	require.NoError(t, conn.Close())
 	o.timeout = DefaultQueryTimeout
 	_, err = o.Pending(t.Context())

@@ -154,7 +154,7 @@ func (o *Outbox) Prune(ctx context.Context, before time.Time) (deleted int, err 
 			result, err = o.execute(ctx, o.sql(o.grammar.prune), o.grammar.time(before.UnixMicro()), pruneBatch)
 			return err
 		}); err != nil {
-			return deleted, o.failed(err, "pruning %s (%d rows are deleted)", o.table, deleted)
+			return deleted, o.failed(err, "pruning %s (deleted so far: %s)", o.table, plural(deleted, "row"))
 		}
 		n, err := result.RowsAffected()
 		if err != nil {

@@ -50,6 +50,7 @@ import (
 	"fmt"
 	"log/slog"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -337,6 +338,14 @@ type notMigrated struct{ error }
 
 func (e *notMigrated) Is(err error) bool { return err == ErrNotMigrated }
 func (e *notMigrated) Unwrap() error     { return e.error }
+
+// plural counts things.
+func plural(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return strconv.Itoa(n) + " " + thing + "s"
+}
 
 // failed says what was being done when the database returned err and, where
 // that is known, what to do about it.

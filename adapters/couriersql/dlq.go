@@ -163,7 +163,7 @@ func (q *DLQ) List(ctx context.Context, after string, max int) ([]courier.DeadLe
 		letters, err = o.letters(ctx, conn, seq, max)
 		return err
 	}); err != nil {
-		return nil, o.failed(err, "reading up to %d dead letters of %s_dlq", max, o.table)
+		return nil, o.failed(err, "reading up to %s of %s_dlq", plural(max, "dead letter"), o.table)
 	}
 	return letters, nil
 }
@@ -241,7 +241,7 @@ func (q *DLQ) Remove(ctx context.Context, ids ...string) ([]string, error) {
 		removed, err = o.remove(ctx, conn, ids)
 		return err
 	}); err != nil {
-		return nil, o.failed(err, "deleting %d dead letters of %s_dlq", len(ids), o.table)
+		return nil, o.failed(err, "deleting %s of %s_dlq", plural(len(ids), "dead letter"), o.table)
 	}
 	return removed, nil
 }
@@ -293,7 +293,7 @@ func (q *DLQ) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 		requeued, err = o.requeue(ctx, conn, ids)
 		return err
 	}); err != nil {
-		return nil, o.failed(err, "putting %d dead letters of %s_dlq back into %s (none was)", len(ids), o.table, o.table)
+		return nil, o.failed(err, "putting %s of %s_dlq back into %s (none was)", plural(len(ids), "dead letter"), o.table, o.table)
 	}
 	return requeued, nil
 }
@@ -401,7 +401,7 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 		parked, err = texts(ctx, conn, o.sql(o.grammar.parkedKeys), branch, o.grammar.strings(list))
 		return err
 	}); err != nil {
-		return nil, o.failed(err, "looking for %d keys in %s_dlq", len(keys), o.table)
+		return nil, o.failed(err, "looking for %s in %s_dlq", plural(len(keys), "key"), o.table)
 	}
 	for _, key := range parked {
 		found = append(found, given[key]...)

@@ -343,7 +343,7 @@ func TestDLQWithoutATable(t *testing.T) {
 	require.ErrorContains(t, err, "call Migrate first")
 	_, err = q.Receive(t.Context(), 5)
 	require.ErrorContains(t, err, "couriersql: reading up to 5 dead letters of events_dlq: ")
-	require.ErrorContains(t, q.Delete(t.Context(), "a"), "couriersql: deleting 1 dead letters of events_dlq: ")
+	require.ErrorContains(t, q.Delete(t.Context(), "a"), "couriersql: deleting 1 dead letter of events_dlq: ")
 	_, err = q.Count(t.Context())
 	require.ErrorContains(t, err, "couriersql: counting the dead letters of events_dlq: ")
 }

@@ -91,7 +91,7 @@ func TestAFailureThatCannotBeNotedUndoesNoOther(t *testing.T) {
 			l.Record = rows[6]
 			require.NoError(t, s.DLQ().Send(t.Context(), l))
 			err := s.Fail(t.Context(), failedWith(errors.New("boom"), rows[:5]...))
-			require.ErrorContains(t, err, "noting the failure of 5 rows of courier_outbox (they come back)")
+			require.ErrorContains(t, err, "noting the failure of 5 rows of courier_outbox (to be tried again)")
 			require.ErrorContains(t, err, "violates check constraint")
 			require.NoError(t, s.Mark(t.Context(), rows[5:]))
 			require.Equal(t, 3, count(t, o.db, `SELECT count(*) FROM courier_outbox WHERE attempts = 1 AND last_error = 'boom'`))

@@ -115,7 +115,7 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 		}
 		return err
 	}); err != nil {
-		return nil, o.failed(err, "fetching up to %d pending rows of %s", limit, o.table)
+		return nil, o.failed(err, "fetching up to %s of %s", plural(limit, "pending row"), o.table)
 	}
 	s.cut.Store(len(batch) < limit && bytesOf(batch) >= o.fetchBytes)
 	return batch, nil
@@ -139,7 +139,7 @@ func (s *Source) Mark(ctx context.Context, rows []Row) error {
 		return nil
 	}
 	if err := o.bounded(ctx, func(ctx context.Context) error { return s.holder.mark(ctx, rows) }); err != nil {
-		return o.failed(err, "marking %d rows of %s (all of them or none; to be marked again)", len(rows), o.table)
+		return o.failed(err, "marking %s of %s (all or none; to be marked again)", plural(len(rows), "row"), o.table)
 	}
 	return nil
 }
@@ -165,7 +165,7 @@ func (s *Source) Fail(ctx context.Context, failed []courier.FailedRecord[Row]) e
 	}
 	if err := o.bounded(ctx, func(ctx context.Context) error { return s.note(ctx, list) }); err != nil {
 		s.head.back()
-		return o.failed(err, "noting the failure of %d rows of %s (they come back)", len(failed), o.table)
+		return o.failed(err, "noting the failure of %s of %s (to be tried again)", plural(len(failed), "row"), o.table)
 	}
 	return nil
 }
@@ -209,7 +209,7 @@ func (s *Source) Release(ctx context.Context, rows []Row, _ time.Duration) error
 	err := o.bounded(ctx, func(ctx context.Context) error { return s.holder.release(ctx, list) })
 	s.head.back()
 	if err != nil {
-		return o.failed(err, "giving %d rows of %s back", len(rows), o.table)
+		return o.failed(err, "giving %s of %s back", plural(len(rows), "row"), o.table)
 	}
 	return nil
 }
@@ -242,7 +242,7 @@ func (s *Source) Renew(ctx context.Context, rows []Row) error {
 		lost, err = s.holder.renew(ctx, rows)
 		return err
 	}); err != nil {
-		return o.failed(err, "renewing the hold on %d rows of %s", len(rows), o.table)
+		return o.failed(err, "renewing the hold on %s of %s", plural(len(rows), "row"), o.table)
 	}
 	var list courier.BatchError
 	if len(lost) > 0 {

@@ -118,7 +118,7 @@ func TestMarkAllOrNothing(t *testing.T) {
 			execute(t, o.db, `CREATE TRIGGER refuse_delete BEFORE DELETE ON courier_outbox WHEN old.id = 'c' BEGIN SELECT raise(ABORT, 'refused'); END`)
 			execute(t, o.db, `CREATE TRIGGER refuse_update BEFORE UPDATE ON courier_outbox WHEN old.id = 'c' BEGIN SELECT raise(ABORT, 'refused'); END`)
 			err := o.Source().Mark(t.Context(), fetch(t, o, 10))
-			require.ErrorContains(t, err, "couriersql: marking 3 rows of courier_outbox (all of them or none; to be marked again): ")
+			require.ErrorContains(t, err, "couriersql: marking 3 rows of courier_outbox (all or none; to be marked again): ")
 			require.ErrorContains(t, err, "refused")
 			require.Equal(t, []string{"a", "b", "c"}, idsOf(fetch(t, o, 10)))
 		})

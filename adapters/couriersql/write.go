@@ -114,13 +114,13 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 		if err == nil {
 			continue
 		}
-		const doing = "writing %d messages to %s"
+		const doing = "writing %s to %s"
 		if !o.grammar.duplicate(err, o.table) {
-			return o.failed(err, doing, len(messages), o.table)
+			return o.failed(err, doing, plural(len(messages), "message"), o.table)
 		}
 		err = fmt.Errorf("%w: %s; roll the transaction back, and give every message an ID of its own or none (%w)",
 			ErrDuplicateID, o.duplicateIn(args, chunk, err, ask), err)
-		return o.failed(err, doing, len(messages), o.table)
+		return o.failed(err, doing, plural(len(messages), "message"), o.table)
 	}
 	return nil
 }
@@ -175,12 +175,12 @@ func (o *Outbox) arguments(ctx context.Context, messages []Message) ([]any, erro
 			m.Trace = trace
 		}
 		if problem := m.problem(); problem != "" {
-			return nil, fmt.Errorf("couriersql: writing %d messages to %s: nothing was written, as message %d (ID %.100q) %s", len(messages), o.table, i, m.ID, problem)
+			return nil, fmt.Errorf("couriersql: writing %s to %s: nothing was written, as message %d (ID %.100q) %s", plural(len(messages), "message"), o.table, i, m.ID, problem)
 		}
 		args = append(args, m.ID, m.Topic, m.Key, notNil(m.Payload), encode(m.Headers), encode(m.Trace), m.CreatedAt.UnixMicro())
 		if size := sizeOf(args[len(args)-columns:]); size > maxMessage {
-			return nil, fmt.Errorf("couriersql: writing %d messages to %s: nothing was written, as message %d (ID %.100q) has %d bytes, and at most %d can be read again by every driver: store the payload elsewhere, and send where it is",
-				len(messages), o.table, i, m.ID, size, maxMessage)
+			return nil, fmt.Errorf("couriersql: writing %s to %s: nothing was written, as message %d (ID %.100q) has %d bytes, and at most %d can be read again by every driver: store the payload elsewhere, and send where it is",
+				plural(len(messages), "message"), o.table, i, m.ID, size, maxMessage)
 		}
 	}
 	return args, nil

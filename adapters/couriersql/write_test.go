@@ -203,8 +203,31 @@ func TestWriteWithoutATable(t *testing.T) {
 	tx, err := o.db.BeginTx(t.Context(), nil)
 	require.NoError(t, err)
 	err = o.Write(t.Context(), tx, named("a")...)
-	require.ErrorContains(t, err, "couriersql: writing 1 messages to courier_outbox: ")
+	require.ErrorContains(t, err, "couriersql: writing 1 message to courier_outbox: ")
 	require.ErrorContains(t, err, "no such table")
 	require.True(t, strings.HasSuffix(err.Error(), ": call Migrate first"), err)
 	require.NoError(t, tx.Rollback())
+}
+
+// What is said of one thing says it in the singular.
+func TestErrorsCountOne(t *testing.T) {
+	o := New(open(t, t.TempDir()+"/test.db"), SQLite)
+	tx, err := o.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	said := []error{o.Write(t.Context(), tx, named("a")...), o.Write(t.Context(), tx, Message{ID: "a"})}
+	require.NoError(t, tx.Rollback())
+	row, s, q := Row{Seq: 1, ID: "a"}, o.Source(), o.DLQ()
+	_, err = s.Fetch(t.Context(), 1)
+	said = append(said, err, s.Mark(t.Context(), []Row{row}), s.Fail(t.Context(), []courier.FailedRecord[Row]{{Record: row}}))
+	_, err = q.Receive(t.Context(), 1)
+	said = append(said, err, q.Delete(t.Context(), "1.1.1"))
+	_, err = q.Requeue(t.Context(), "1.1.1")
+	said = append(said, err)
+	_, err = q.ParkedKeys(t.Context(), "", []string{"k"})
+	said = append(said, err)
+	for _, err := range said {
+		require.ErrorContains(t, err, " 1 ")
+		require.NotRegexp(t, `\b1 ((dead|pending) )?[a-z]+s\b`, err.Error())
+	}
+	require.Equal(t, []string{"0 rows", "1 row", "2 rows"}, []string{plural(0, "row"), plural(1, "row"), plural(2, "row")})
 }

@@ -143,11 +143,14 @@ func (i *invocation) summary(shown []letterReport, more bool, total int) string 
 	return text
 }
 
-func letters(n int) string {
+func letters(n int) string { return plural(n, "dead letter") }
+
+// plural counts things.
+func plural(n int, thing string) string {
 	if n == 1 {
-		return "1 dead letter"
+		return "1 " + thing
 	}
-	return fmt.Sprintf("%d dead letters", n)
+	return strconv.Itoa(n) + " " + thing + "s"
 }
 
 func show(ctx context.Context, i *invocation) error {

@@ -303,10 +303,10 @@ func TestStatus(t *testing.T) {
 			DeadLetters: 2, Failing: []failingReport{{"failing", 1, "refused"}}}, report)
 		text := b.run(0, "status", "-max-lag", "2h", "-max-dead", "2")
 		require.Contains(t, text, "failing         failing")
-		require.Contains(t, text, "1 attempts: refused")
+		require.Contains(t, text, "1 attempt: refused")
 		require.Contains(t, b.run(exitFinding, "status", "-max-lag", "1m"), "longer than -max-lag 1m0s")
 		require.Contains(t, b.run(0, "status", "-max-lag", "1d"), "the age of the oldest")
-		require.Contains(t, b.run(exitFinding, "status", "-max-dead", "1"), "there are 2 dead letters, more than -max-dead 1")
+		require.Contains(t, b.run(exitFinding, "status", "-max-dead", "1"), "the outbox has 2 dead letters, more than -max-dead 1")
 	})
 }
 

@@ -50,7 +50,7 @@ func status(ctx context.Context, i *invocation) error {
 			t.row("oldest", inDays(s.Oldest.Round(time.Millisecond)), "the age of the oldest that is due")
 			t.row("dead letters", report.DeadLetters)
 			for _, f := range report.Failing {
-				t.row("failing", visible(f.ID), fmt.Sprintf("%d attempts: %s", f.Attempts, oneLine(f.Error)))
+				t.row("failing", visible(f.ID), plural(f.Attempts, "attempt")+": "+oneLine(f.Error))
 			}
 		})
 		switch {
@@ -59,7 +59,7 @@ func status(ctx context.Context, i *invocation) error {
 		case i.maxLag > 0 && s.Oldest > i.maxLag:
 			return finding("the oldest row has been due for %s, longer than -max-lag %s", inDays(s.Oldest.Round(time.Millisecond)), inDays(i.maxLag))
 		case i.maxDead >= 0 && s.Dead > i.maxDead:
-			return finding("there are %d dead letters, more than -max-dead %d", s.Dead, i.maxDead)
+			return finding("the outbox has %s, more than -max-dead %d", letters(s.Dead), i.maxDead)
 		}
 		return nil
 	})
@@ -149,7 +149,7 @@ func prune(ctx context.Context, i *invocation) error {
 			DryRun bool      `json:"dry_run"`
 		}{i.table, before, n, i.dryRun}
 		err := i.print(report, func(t *table) {
-			t.row(fmt.Sprintf("%d rows of %s delivered before %s %s", n, i.table, before.Format(time.RFC3339), did(n, "deleted", i.dryRun)))
+			t.row(fmt.Sprintf("%s of %s delivered before %s %s", plural(n, "row"), i.table, before.Format(time.RFC3339), did(n, "deleted", i.dryRun)))
 		})
 		if failed != nil {
 			return partly("not all of them: %w", failed)
