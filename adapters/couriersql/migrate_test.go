@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -523,4 +524,41 @@ func testAMissingIndexIsToldOnce(t *testing.T, newOutbox maker) {
 	log = new(logged)
 	take(t, outboxIn(t, o.db, log.option()).Source(), 1)
 	require.Empty(t, log.String())
+}
+
+// A relay that starts before Migrate says first that it was not called, and goes on once
+// it was.
+func TestARelayBeforeMigrateSaysSoFirst(t *testing.T) {
+	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres} {
+		ways := map[string][]Option{"plain": nil, "lease": {WithLease(time.Minute)}}
+		if dialect == Postgres {
+			ways["strict"], ways["wake-up"] = []Option{WithStrictOrder()}, []Option{WithWakeUp()}
+		}
+		for way, opts := range ways {
+			t.Run(name+" "+way, func(t *testing.T) {
+				db, log := databaseOf(t, dialect), new(logged)
+				o := New(db, dialect, append(opts, log.option())...)
+				t.Cleanup(func() { require.NoError(t, o.Close()) })
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				s := o.Source()
+				relay := courier.NewPollingCoordinator(s, courier.ProcessFunc(func(context.Context, Row) error { return nil }),
+					courier.WithLogger(slog.New(slog.NewTextHandler(log, nil))))
+				done := make(chan error)
+				go func() { done <- relay.Start(ctx) }()
+				require.Eventually(t, func() bool { return errors.Is(relay.Ready(), ErrNotMigrated) }, 20*time.Second, time.Millisecond)
+				cancel()
+				require.NoError(t, <-done)
+				first, _, _ := strings.Cut(log.String(), "\n")
+				require.Contains(t, first, "fetching up to 100 pending rows of courier_outbox: ")
+				require.Contains(t, first, "call Migrate")
+				require.NotContains(t, log.String(), "an index of the pending rows is missing")
+
+				require.NoError(t, o.Migrate(t.Context()))
+				execute(t, db, `DROP INDEX courier_outbox_pending`)
+				take(t, s, 1)
+				require.Contains(t, log.String(), "an index of the pending rows is missing")
+			})
+		}
+	}
 }

@@ -43,11 +43,14 @@ func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, before bool) e
 	return nil
 }
 
-// lookForIndex warns once of an outbox without the indexes that the fetch needs: all
-// works without it, until there are many rows and each fetch reads them all.
-func (o *Outbox) lookForIndex(ctx context.Context) {
+// lookForIndex returns a function that warns once of an outbox without the indexes that
+// the fetch needs: all works without it, until there are many rows and each fetch reads
+// them all. Call the function after a fetch that worked: one that did not may tell that
+// there is no table, or one of an earlier version.
+func (o *Outbox) lookForIndex(ctx context.Context) (warn func()) {
+	nothing := func() {}
 	if o.looked.Load() {
-		return
+		return nothing
 	}
 	var there bool
 	var schemas string
@@ -57,18 +60,20 @@ func (o *Outbox) lookForIndex(ctx context.Context) {
 		}
 		return conn.QueryRowContext(ctx, o.sql(o.grammar.schemas)).Scan(&schemas)
 	}); err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return // the fetch has the same to tell
+		return nothing // the fetch has the same to tell
 	}
-	if o.looked.Swap(true) {
-		return
-	}
-	if schemas != "" {
-		o.log.Warn("couriersql: more than one schema of the search_path has an outbox of this name; this program uses the first, and others may write to another",
-			"table", o.table, "schemas", schemas)
-	}
-	if !there {
-		o.log.Warn("couriersql: an index of the pending rows is missing, and fetches get slow as the table grows: create it",
-			"table", o.table, "statement", o.sql(o.grammar.addIndex))
+	return func() {
+		if o.looked.Swap(true) {
+			return
+		}
+		if schemas != "" {
+			o.log.Warn("couriersql: more than one schema of the search_path has an outbox of this name; this program uses the first, and others may write to another",
+				"table", o.table, "schemas", schemas)
+		}
+		if !there {
+			o.log.Warn("couriersql: an index of the pending rows is missing, and fetches get slow as the table grows: create it",
+				"table", o.table, "statement", o.sql(o.grammar.addIndex))
+		}
 	}
 }
 

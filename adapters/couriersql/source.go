@@ -98,7 +98,7 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 				return err
 			}
 		}
-		o.lookForIndex(ctx)
+		warn := o.lookForIndex(ctx)
 		began := o.now()
 		from, moves := s.head.from(began)
 		if s.hidden.due(false, began) {
@@ -112,6 +112,7 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 		if err == nil {
 			now := o.now()
 			s.head.sees(batch, from, moves, now, now.Sub(began))
+			warn()
 		}
 		return err
 	}); err != nil {

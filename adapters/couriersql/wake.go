@@ -151,6 +151,7 @@ func (w *waker) listen(ctx context.Context) {
 		case errors.Is(err, errCannotListen):
 			log.Warn("couriersql: there is no wake-up, and the relay polls: is there a pooler in transaction mode in between?", "table", w.outbox.table, "error", err)
 			return
+		case w.outbox.grammar.outdated(err): // the fetch has the same to tell
 		case !silent:
 			log.Warn("couriersql: the wake-up is interrupted; the relay polls meanwhile, and nothing is lost", "table", w.outbox.table, "error", err)
 			silent = true // an outage is told of once
