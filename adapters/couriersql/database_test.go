@@ -232,7 +232,7 @@ func TestColumnsThatChanged(t *testing.T) {
 				}
 				s := o.Source()
 				rows := take(t, s, 10)
-				require.Equal(t, []Row{{Seq: 1, ID: id, Topic: "orders", Key: "k", Payload: []byte{0, 1}, CreatedAt: start.UnixMicro(), Attempts: 3, claim: 7}}, rows)
+				require.Equal(t, []Row{{Seq: 1, ID: id, Topic: "orders", Key: "k", Payload: []byte{0, 1}, CreatedAt: start.UnixMicro(), Attempts: 3, claim: 7, origin: &s.origin}}, rows)
 				require.NoError(t, s.Release(t.Context(), rows, 0))
 			})
 		}

@@ -25,7 +25,7 @@ import (
 // the message is letter.Record.ID.
 type DLQ struct {
 	outbox *Outbox
-	holder holder // of the source whose rows it marks, or nil
+	source *Source // whose rows it marks, or nil
 }
 
 var (
@@ -44,7 +44,7 @@ func (o *Outbox) DLQ() *DLQ { return &DLQ{outbox: o} }
 
 // MarksRecords reports whether Send marks the row as well, which is so by
 // [Source.DLQ].
-func (q *DLQ) MarksRecords() bool { return q.holder != nil }
+func (q *DLQ) MarksRecords() bool { return q.source != nil }
 
 // Validate reports what the outbox was misconfigured with.
 func (q *DLQ) Validate() error { return q.outbox.fault }
@@ -73,15 +73,18 @@ func (e *StoredError) Error() string { return e.Text }
 // letter of its own.
 //
 // By [Source.DLQ] it marks the row in the same transaction, and refuses one that
-// the source does not hold.
+// the source does not hold, or that another source handed out ([*courier.ConfigError]).
 func (q *DLQ) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
 	o := q.outbox
 	if o.fault != nil {
 		return o.fault
 	}
+	if from := letter.Record.origin; q.source != nil && from != nil && from != &q.source.origin {
+		return o.failed(errForeign, "parking %v in %s_dlq", letter.Record, o.table)
+	}
 	if err := o.bounded(ctx, func(ctx context.Context) error {
-		if q.holder != nil {
-			return q.holder.park(ctx, letter)
+		if q.source != nil {
+			return q.source.holder.park(ctx, letter)
 		}
 		return o.on(ctx, func(conn *sql.Conn) error { return o.send(ctx, conn, letter) })
 	}); err != nil {
@@ -103,6 +106,9 @@ func (o *Outbox) send(ctx context.Context, on executor, letter courier.DeadLette
 	}
 	return o.suppressed(o.table+"_dlq", 1, 1)
 }
+
+// errForeign is the error of a row that the source of a queue did not hand out.
+var errForeign = &courier.ConfigError{Field: "DLQ", Problem: "is of another source than the one that handed the row out: pass the DLQ of the coordinator's own source (source := outbox.Source(), then source and source.DLQ()), or Outbox.DLQ"}
 
 // letterOf is a letter as arguments.
 func (o *Outbox) letterOf(letter courier.DeadLetter[Row]) []any {
@@ -383,7 +389,7 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 		given[list[i]] = append(given[list[i]], key)
 	}
 	var found []string
-	if h, ok := q.holder.(*locked); ok { // before the table, where they are when they are not here
+	if h := q.locked(); h != nil { // before the table, where they are when they are not here
 		needs := 2
 		if o.wakeUp {
 			needs++
@@ -407,6 +413,15 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 		found = append(found, given[key]...)
 	}
 	return found, nil
+}
+
+// locked is what holds the rows of its source by locks, if something does.
+func (q *DLQ) locked() *locked {
+	if q.source == nil {
+		return nil
+	}
+	h, _ := q.source.holder.(*locked)
+	return h
 }
 
 // parseID takes the number of its row from an ID of a letter.

@@ -38,8 +38,12 @@ type Row struct {
 	CreatedAt      int64 // Unix time in microseconds
 	Attempts       int   // deliveries that failed before this one
 
-	claim int64 // of the lease, or as it was found
+	claim  int64   // of the lease, or as it was found
+	origin *origin // the source that handed the row out; nil for the row of a letter
 }
+
+// origin is a source by its address. Rows of two sources are the same by their values.
+type origin struct{ _ byte }
 
 // rowKey is what a row is known by. A failover to a replica that misses the last
 // commits gives their numbers again, to other messages.

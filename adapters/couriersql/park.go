@@ -21,7 +21,9 @@ import (
 // [Source.Mark] does, in one transaction with the letter. It takes the rows that
 // this source handed out, as it did; one that is held no more is refused with
 // [ErrLeaseLost], and left to who has it now, unless it is a letter already, which
-// is left as it is.
+// is left as it is. A row that another source handed out, of this outbox or another, is
+// refused with a [*courier.ConfigError]: it stays pending, and is in the coordinator's
+// Ready and log.
 //
 // Where rows are held by locks (PostgreSQL without [WithLease] and
 // [WithStrictOrder]), that is the transaction of the batch: the letter is
@@ -32,7 +34,7 @@ import (
 //
 // A branch of a fan-out takes [Outbox.DLQ], as the other branches may still need
 // the row.
-func (s *Source) DLQ() *DLQ { return &DLQ{outbox: s.outbox, holder: s.holder} }
+func (s *Source) DLQ() *DLQ { return &DLQ{outbox: s.outbox, source: s} }
 
 // transaction is a sql.Tx, or a connection that is in one.
 type transaction interface {

@@ -88,7 +88,7 @@ func TestALetterComesWithItsMark(t *testing.T) {
 		letters, err := o.DLQ().Receive(t.Context(), 10)
 		require.NoError(t, err)
 		row := rows[0]
-		row.claim = 0 // which nobody needs any more
+		row.claim, row.origin = 0, nil // which nobody needs any more
 		require.Equal(t, row, letters[0].Record)
 	})
 }
@@ -634,4 +634,44 @@ func TestALetterOfABranchIsNoneOfTheRow(t *testing.T) {
 			})
 		}
 	}
+}
+
+// The queue of another source, of the same outbox or of another, takes no row, and says
+// why. What a coordinator is given it for stays pending.
+func TestTheQueueOfAnotherSourceIsRefused(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, named("a")...)
+		s := o.Source()
+		s.RenewEvery()
+		rows := take(t, s, 10)
+		other := New(o.db, o.dialect, WithTable("another"), WithLogger(slog.New(slog.DiscardHandler)))
+		require.NoError(t, other.Migrate(t.Context()))
+		for what, source := range map[string]*Source{"of the outbox": o.Source(), "of another outbox": other.Source()} {
+			source.RenewEvery()
+			take(t, source, 10)
+			err := source.DLQ().Send(t.Context(), letterFor(rows[0]))
+			require.ErrorIs(t, err, courier.ErrConfig, what)
+			require.ErrorContains(t, err, `parking message "a" (topic "orders", key "") in `+source.outbox.table+"_dlq: courier: DLQ is of another source than the one that handed the row out: pass the DLQ of the coordinator's own source")
+		}
+		require.NoError(t, other.Close())
+		require.Empty(t, lettersOf(t, o))
+		require.NoError(t, s.Renew(t.Context(), rows))
+		require.NoError(t, s.Release(t.Context(), rows, 0))
+		require.NoError(t, o.Close())
+
+		s = o.Source()
+		relay, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, Row) error { return courier.Permanent(errors.New("boom")) }),
+			&courier.ResilientConfig[Row]{DLQ: o.Source().DLQ()})
+		coordinator := courier.NewPollingCoordinator(s, relay, silent)
+		require.ErrorIs(t, coordinator.RunOnce(t.Context()), courier.ErrConfig)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- coordinator.Start(ctx) }()
+		require.Eventually(t, func() bool { return errors.Is(coordinator.Ready(), courier.ErrConfig) }, 20*time.Second, time.Millisecond)
+		cancel()
+		require.NoError(t, <-done)
+		require.NoError(t, o.Close())
+		require.Equal(t, []string{"a"}, pendingOf(t, o))
+		require.Empty(t, lettersOf(t, o))
+	})
 }

@@ -198,8 +198,8 @@ func TestPostgresWithoutPreparedStatements(t *testing.T) {
 			s.RenewEvery()
 			rows := take(t, s, 10)
 			require.Equal(t, []Row{
-				{Seq: 1, ID: "a", Topic: "t", Payload: []byte{0, 0xff}, CreatedAt: created.UnixMicro(), claim: int64(claim)},
-				{Seq: 2, ID: "b", Topic: "u", Key: "k", Payload: []byte{}, Headers: `{"a":"\"\\"}`, Trace: `{"b":"é"}`, CreatedAt: created.Add(time.Hour).UnixMicro(), claim: int64(claim)},
+				{Seq: 1, ID: "a", Topic: "t", Payload: []byte{0, 0xff}, CreatedAt: created.UnixMicro(), claim: int64(claim), origin: &s.origin},
+				{Seq: 2, ID: "b", Topic: "u", Key: "k", Payload: []byte{}, Headers: `{"a":"\"\\"}`, Trace: `{"b":"é"}`, CreatedAt: created.Add(time.Hour).UnixMicro(), claim: int64(claim), origin: &s.origin},
 			}, rows)
 			require.NoError(t, s.Renew(t.Context(), rows))
 			require.NoError(t, s.Mark(t.Context(), rows[:1]))

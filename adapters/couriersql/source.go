@@ -25,6 +25,7 @@ type Source struct {
 	outbox *Outbox
 	holder holder
 	waker  *waker
+	origin origin
 	head   head
 	hidden hidden
 	cut    atomic.Bool // the last fetch, by its bytes
@@ -117,6 +118,9 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 		return err
 	}); err != nil {
 		return nil, o.failed(err, "fetching up to %s of %s", plural(limit, "pending row"), o.table)
+	}
+	for i := range batch {
+		batch[i].origin = &s.origin
 	}
 	s.cut.Store(len(batch) < limit && bytesOf(batch) >= o.fetchBytes)
 	return batch, nil
