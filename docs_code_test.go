@@ -34,7 +34,7 @@ func unindented(text string) string {
 func documents(t *testing.T) []string {
 	files, err := filepath.Glob("docs/*.md")
 	require.NoError(t, err)
-	return append(files, "README.md", "adapters/courierkafka/README.md")
+	return append(files, "README.md", "adapters/courierkafka/README.md", "adapters/couriernats/README.md")
 }
 
 // The code that the documents show is part of a program or a test, which compiles.
