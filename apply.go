@@ -99,9 +99,8 @@ func (b *batch[T]) judge(ctx context.Context, i int, err error) (blocks bool) {
 	if class == ClassNotAttempted { // before the lock: it asks the error, and the clock
 		if until, paused = pauseOf(err); paused {
 			until = b.clock.of(until)
-		} else {
-			err = timed(err, b.clock.Now())
 		}
+		err = timed(err, b.clock.Now())
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -276,13 +276,20 @@ func (e *laterError) NotAttempted() bool { return true }
 // healthy. A probe with this answer leaves the breaker half-open, and another record is
 // the next probe, immediately.
 //
-// The record waits in hand, where it takes up space, see [WithBatchSize]. When the
-// coordinator stops, it is given back for the remaining time if the source is a
-// [Releaser]. So is a record that waits for more than 10 seconds, unless its lease is
-// renewed ([Renewer]) or the source keeps a schedule of its own ([Failer]). RunOnce waits
-// for it within the drain timeout. An ApplyBatch lists it in a [*BatchError], or returns
-// it for all its records. Outside a coordinator the error is returned unchanged, and its
-// class is ClassNotAttempted.
+// The record waits in hand, where it takes up space, see [WithBatchSize]; also while an
+// open breaker pauses the coordinator. When the coordinator stops, it is given back for the
+// remaining time if the source is a [Releaser]. So is a record that waits for more than 10
+// seconds, or beyond the pause of a polling coordinator, unless its lease is renewed
+// ([Renewer]); for the 10 seconds also unless the source keeps a schedule of its own
+// ([Failer]). RunOnce waits for it within the drain timeout.
+//
+// The order of a key goes before the time. At a stop, and at the end of RunOnce, a record
+// with an order key is given back immediately, with the later ones of its key: nothing
+// would keep these from going first. A record is also retried sooner if an earlier one of
+// its key is given back, which takes it along.
+//
+// An ApplyBatch lists it in a [*BatchError], or returns it for all its records. Outside a
+// coordinator the error is returned unchanged, and its class is ClassNotAttempted.
 func Later(err error, d time.Duration) error {
 	if err == nil {
 		return nil

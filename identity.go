@@ -182,14 +182,6 @@ func (p *poller[T]) pace(failed []T, errs []error) {
 	}
 }
 
-// notBefore has a record wait that comes again before its time, if it is known again.
-func (p *poller[T]) notBefore(record T, until time.Time) {
-	if p.waits == nil {
-		p.waits = make(waits)
-	}
-	p.waits.note(p.identity.lasting([]T{record})[0], until, true, p.config.clock.Now())
-}
-
 // noteHidden tells of records that the source returns in vain again and again, before
 // all others that it has. A source that takes records back does not.
 func (p *poller[T]) noteHidden() {

@@ -3,6 +3,7 @@ package courier_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -137,6 +138,37 @@ func TestLater_AStopGivesTheRecordBack(t *testing.T) {
 		require.Equal(t, [][]int{{1}}, source.released)
 		require.Equal(t, []time.Duration{5 * time.Second}, source.afters)
 	})
+}
+
+// With an order key a stop gives the record back at once, and with it the later ones of its
+// key, which could go first while the source keeps the time.
+func TestLater_AStopKeepsTheOrderOfItsKey(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(numbers(3)...)
+		stop := start(t, make(newBusy(8*time.Second, 1), unspread, courier.WithOrderKey(func(r int) string { return string(rune('a' + min(r, 1))) })))
+		time.Sleep(3 * time.Second)
+		require.NoError(t, stop())
+		require.Equal(t, [][]int{{1, 2}}, source.released)
+		require.Equal(t, []time.Duration{0}, source.afters)
+	})
+}
+
+// A run gives a record that asks for more than its drain timeout back for that time, and at
+// once where there is an order.
+func TestLater_RunOnceLeavesTheTimeToTheSource(t *testing.T) {
+	for _, keyed := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			source := newLeasing(numbers(2)...)
+			opts, after := []courier.Option{quiet, unspread}, time.Minute
+			if keyed {
+				opts, after = append(opts, courier.WithOrderKey(func(int) string { return "a" })), 0
+			}
+			c := courier.NewPollingCoordinator[int](source, newBusy(time.Minute, 1), opts...)
+			require.ErrorIs(t, c.RunOnce(t.Context()), errTest)
+			require.Equal(t, [][]int{{1}}, source.released)
+			require.Equal(t, []time.Duration{after}, source.afters)
+		})
+	}
 }
 
 // What waits for longer than a lease that is not renewed may last goes back at once.
@@ -325,6 +357,139 @@ func TestLater_TheTimeOutlastsABreakersPause(t *testing.T) {
 		require.GreaterOrEqual(t, calls[1], 5*time.Minute)
 		require.NoError(t, stop())
 	})
+}
+
+// parcel is a record that cannot be known again unless it is named.
+type parcel struct{ n int }
+
+// parcels is a destination that keeps the order of keys inside a call.
+type parcels struct{ courier.Applier[*parcel] }
+
+func (parcels) OrderedBatches() bool { return true }
+
+func (b parcels) ApplyBatch(ctx context.Context, records []*parcel) error {
+	var list courier.BatchError
+	failed := map[int]bool{}
+	for i, r := range records {
+		err := courier.ErrBehindFailed
+		if !failed[r.n%3] {
+			err = b.Apply(ctx, r)
+		}
+		if err != nil {
+			failed[r.n%3] = true
+			list.Add(i, err)
+		}
+	}
+	return list.ErrorOrNil()
+}
+
+// A record that asks for its time is applied then and not before, whatever a breaker does
+// meanwhile: by each coordinator, of each kind of source, with an order and without.
+func TestLater_TheTimeOutlastsABreakersPauseInEachShape(t *testing.T) {
+	const until, well = 8 * time.Second, 2 * time.Second
+	type source = courier.Source[*parcel]
+	sources := map[string]func(records []*parcel) (source, func() []*parcel){
+		"rereading": func(records []*parcel) (source, func() []*parcel) {
+			s := newShelf(records...)
+			return s, s.left
+		},
+		"leasing": func(records []*parcel) (source, func() []*parcel) {
+			s := new(courierttest.Recorder[*parcel]).LeasingSource(time.Minute, records...)
+			return struct {
+				source
+				courier.Releaser[*parcel]
+			}{s, s}, s.Pending
+		},
+		"renewing": func(records []*parcel) (source, func() []*parcel) {
+			s := new(courierttest.Recorder[*parcel]).LeasingSource(5*time.Second, records...)
+			return s, s.Pending
+		},
+	}
+	type applier = courier.Applier[*parcel]
+	batch := func(a applier, ordered bool) applier {
+		if ordered {
+			return parcels{a}
+		}
+		return eachOfBatch[*parcel]{a}
+	}
+	appliers := map[string]func(a applier) applier{
+		"plain":         func(a applier) applier { return a },
+		"batch":         func(a applier) applier { return batch(a, false) },
+		"ordered batch": func(a applier) applier { return batch(a, true) },
+	}
+	for of, newSource := range sources {
+		for by, shaped := range appliers {
+			for _, how := range []string{"polling", "streaming", "once"} {
+				for _, named := range []bool{false, true} {
+					for _, keyed := range []bool{false, true} {
+						for _, fanOut := range []bool{false, true} {
+							if how == "streaming" && of == "rereading" {
+								continue
+							}
+							t.Run(fmt.Sprintf("%s %s %s, named %v, keyed %v, fan-out %v", how, of, by, named, keyed, fanOut), func(t *testing.T) {
+								synctest.Test(t, func(t *testing.T) {
+									var records []*parcel
+									for n := range 5 {
+										records = append(records, &parcel{n: n})
+									}
+									src, left := newSource(records)
+									destination := newBusy(until, 0)
+									began := time.Now()
+									open := courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, DisableJitter: true}
+									fails := func(_ context.Context, p *parcel) error {
+										if (p.n > 0 || fanOut) && time.Since(began) < well {
+											return errTest
+										}
+										return nil
+									}
+									stack := courier.NewCircuitBreakerApplier(shaped(courier.ProcessFunc(func(ctx context.Context, p *parcel) error {
+										if err := fails(ctx, p); err != nil && !fanOut {
+											return err
+										}
+										return destination.Apply(ctx, p.n)
+									})), courier.NewBreaker(open))
+									if fanOut {
+										stack = courier.NewFanOutApplier(stack, courier.NewCircuitBreakerApplier(shaped(courier.ProcessFunc(fails)), courier.NewBreaker(open)))
+									}
+									opts := []courier.Option{quiet, unspread}
+									if named {
+										opts = append(opts, courier.WithIdentity(func(p *parcel) string { return fmt.Sprint(p.n) }))
+									}
+									if keyed {
+										opts = append(opts, courier.WithOrderKey(func(p *parcel) string { return string(rune('a' + p.n%3)) }))
+									}
+									switch how {
+									case "polling":
+										defer func(stop func() error) { require.NoError(t, stop()) }(start(t, courier.NewPollingCoordinator(src, stack, opts...)))
+									case "streaming":
+										defer func(stop func() error) { require.NoError(t, stop()) }(start(t, courier.NewStreamingCoordinator(src, stack, opts...)))
+									default:
+										require.NoError(t, courier.NewPollingCoordinator(src, stack, opts...).RunOnce(t.Context()))
+									}
+									if how != "once" {
+										time.Sleep(30 * time.Second)
+										synctest.Wait()
+									}
+									require.Empty(t, left())
+									calls := destination.called(0)
+									require.Len(t, calls, 2)
+									require.GreaterOrEqual(t, calls[1], until)
+									if keyed {
+										require.GreaterOrEqual(t, destination.called(3)[0], calls[1], "it comes after 0 in its order")
+									}
+									for n := 1; n < 5; n++ {
+										if !keyed || n != 3 {
+											require.Less(t, destination.called(n)[0], until, "the others go on")
+										}
+									}
+								})
+							})
+						}
+					}
+				}
+			}
+		}
+	}
 }
 
 // A run that leaves a record to the source, which asks for more than its drain timeout, is

@@ -151,6 +151,8 @@ type job[T any] struct {
 	numbers []uint64 // of either; nil where no leases are renewed, but for releases
 	after   time.Duration
 	began   time.Time // where the duration is asked for
+
+	overPause bool // released for as long as a breaker's pause
 }
 
 type jobKind int

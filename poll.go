@@ -269,7 +269,7 @@ func (p *poller[T]) fetch() {
 	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and past all that waits behind them, or cannot be told from them
 		past = max(p.config.batchSize, minWindow)
 	}
-	past += len(p.waits) // and past those whose time has not come
+	past += len(p.waits) + p.waiting.Len() // and past those whose time has not come
 	switch {
 	case p.probing:
 		limit = past
@@ -353,6 +353,10 @@ func (p *poller[T]) take() {
 // pickProbe has all records of the pass wait but the one to probe the breaker with.
 func (p *poller[T]) pickProbe() {
 	now := p.clock.Now()
+	p.passOverBlocked()
+	if p.pass.len() == 0 {
+		return
+	}
 	keys, _ := p.keysOf(nil, p.pass.records)
 	items := p.pass.items
 	i := p.memory.Probe(idsIn(items), keys, p.misses, now)
@@ -363,6 +367,24 @@ func (p *poller[T]) pickProbe() {
 	p.passOver(items[:i], time.Time{})
 	p.passOver(items[i+1:], time.Time{})
 	p.pass = runOf([]pending[T]{probe})
+}
+
+// passOverBlocked leaves the records of the pass for later that come after one of their key
+// which is with the source for some time: none of them can be the probe.
+func (p *poller[T]) passOverBlocked() {
+	if p.keyOf == nil {
+		return
+	}
+	keys, _ := p.keysOf(nil, p.pass.records)
+	var free []pending[T]
+	for i, it := range p.pass.items {
+		if !it.waited && p.blocked.Blocks(keys[i]) {
+			p.behind = append(p.behind, it)
+		} else {
+			free = append(free, it)
+		}
+	}
+	p.pass = runOf(free)
 }
 
 // spare has the suspects among the records wait.

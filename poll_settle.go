@@ -87,13 +87,11 @@ func (p *poller[T]) sort() {
 	event.DrainTimedOut = p.life.drainTimedOut()
 	var failed []T
 	var errs []error
-	var gone map[string]bool // keys of which a record leaves the hand
+	var gone map[string]uint64 // by key, the first record that leaves the hand
 	if b.keys != nil {
-		gone = make(map[string]bool)
+		gone = make(map[string]uint64)
 	}
-	if p.halted.err == nil { // something may wait
-		p.identify(&p.part)
-	}
+	p.identify(&p.part) // something may wait
 	for i := range b.ledger.Records {
 		state := b.ledger.State(i)
 		if state == ledger.Settled {
@@ -126,15 +124,16 @@ func (p *poller[T]) sort() {
 		case p.waitsAlone(err):
 			failed, errs = append(failed, it.record), append(errs, err)
 			p.goBack(it, afterOf(err, maxAfter))
-		case waits && p.outlastsRun(err, due):
-			left := it.bare()
-			left.id = recordKey{} // by which it would be kept over a pause
-			p.release = append(p.release, left)
 		default:
+			if waits && p.outlastsRun(err, due) {
+				it.id = recordKey{} // by which it would be kept over a pause
+			}
 			p.letWait(it, due, ownWait(err))
 		}
 		if b.keys != nil && err != errHeldBack {
-			gone[b.keys[i]] = true
+			if _, met := gone[b.keys[i]]; !met {
+				gone[b.keys[i]] = it.number
+			}
 		}
 	}
 	p.watch.applied(p.life.work, event)
@@ -216,7 +215,7 @@ func (p *poller[T]) finishJob() {
 	switch j.kind {
 	case releaseJob:
 		p.phase = releasing
-		p.holdBack(j.records, j.after)
+		p.holdBack(&j)
 		p.released(&j, err)
 	case failJob:
 		p.phase = releasing
@@ -304,11 +303,11 @@ func (p *poller[T]) giveBack() {
 	if len(p.release) == 0 && (p.halted.err != nil || p.life.stop.Err() != nil) {
 		p.dropAhead() // not sooner: a fetch may take long to end, and the marks do not wait for it
 	}
-	some := numberedIn(p.release)
+	some, overPause := numberedIn(p.release), p.halted.err != nil
 	p.release = nil
 	if len(some) == 0 && p.back.Some() {
 		some, after = p.back.Take()
-		after = max(after, pace)
+		after, overPause = max(after, pace), false
 	}
 	if len(some) == 0 {
 		if p.keyOf != nil && p.releaser != nil { // else all comes with the next fetch, and in order
@@ -321,22 +320,25 @@ func (p *poller[T]) giveBack() {
 			p.phase = resting
 			return
 		}
+		overPause = false
 	}
-	p.setOut(releaseOf(some, after))
+	j := releaseOf(some, after)
+	j.overPause = overPause
+	p.setOut(j)
 }
 
 // holdBack keeps the later records of a key from going before those that were
 // given back for a while. The source counts that from some time in the call on.
-func (p *poller[T]) holdBack(records []T, after time.Duration) {
+func (p *poller[T]) holdBack(j *job[T]) {
 	if p.keyOf == nil {
 		return
 	}
-	until := p.config.clock.Now().Add(after)
-	keys, _ := p.keysOf(nil, records)
+	until := p.config.clock.Now().Add(j.after)
+	keys, _ := p.keysOf(nil, j.records)
 	for _, key := range keys {
 		p.blocked.BlockUntil(key, until)
 	}
-	if p.halted.err != nil && until.After(p.halted.until) { // not to find nothing but what waits
+	if j.overPause && until.After(p.halted.until) { // not to find nothing but what waits
 		p.halted.until = until
 	}
 }
@@ -482,10 +484,10 @@ func (p *poller[T]) noteProbe() (goOn bool) {
 // goesOn reports whether RunOnce waits for a breaker that has interrupted it, to
 // try the rest of its records. It does so for the drain timeout in all.
 func (p *poller[T]) goesOn() bool {
-	if p.waiting.Len() > 0 {
+	if p.waiting.Len() > 0 && p.halted.err == nil {
 		return true
 	}
-	if len(p.kept) == 0 || p.refused != nil && p.halted.err == nil { // it would be refused again, without end
+	if len(p.kept)+p.waiting.Len() == 0 || p.refused != nil && p.halted.err == nil { // it would be refused again, without end
 		return false
 	}
 	now := p.config.clock.Now()
@@ -499,7 +501,7 @@ func (p *poller[T]) goesOn() bool {
 // breaker has closed; by a wake-up of the source, which knows nothing of it, no
 // pause ends.
 func (p *poller[T]) nap(d time.Duration) {
-	if due, some := p.waiting.Next(); some {
+	if due, some := p.waiting.Next(); some && p.halted.err == nil {
 		d = min(d, due.Sub(p.config.clock.Now()))
 	}
 	if d <= 0 || p.life.stop.Err() != nil {

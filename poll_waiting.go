@@ -58,15 +58,15 @@ func (p *poller[T]) mix() {
 func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time.Time, waits bool) bool {
 	past := historyOf(err)
 	switch {
-	case p.halted.err != nil || p.life.stop.Err() != nil:
+	case p.life.stop.Err() != nil || waits && p.outlastsRun(err, due):
 		return false
-	case waits && p.outlastsRun(err, due):
-		return false
-	case waits:
+	case waits && (p.halted.err == nil || p.outlastsPause(ownWait(err), due)):
 	case err == errHeldBack && p.waiting.Busy(order):
 		if past == nil {
 			past = it.past
 		}
+	case p.halted.err != nil:
+		return false
 	case !p.once && (past.goesOn() || it.waited && refusedOutside(err)):
 		if !past.goesOn() {
 			past = it.past
@@ -89,6 +89,12 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 // outlastsRun reports whether a record asks for a time that RunOnce does not wait for.
 func (p *poller[T]) outlastsRun(err error, due time.Time) bool {
 	return p.once && ownWait(err) && due.Sub(p.config.clock.Now()) > p.config.drainTimeout
+}
+
+// outlastsPause reports whether a record waits on in hand while a breaker lets nothing be
+// applied: it has asked for the time by its own error, and nobody else gets it meanwhile.
+func (p *poller[T]) outlastsPause(asked bool, due time.Time) bool {
+	return asked && due.After(p.config.clock.Now()) && (p.releaser == nil || p.leases != nil || p.once)
 }
 
 // maxUnrenewed is how long a record waits in hand whose lease cannot be renewed.
@@ -143,12 +149,16 @@ func (p *poller[T]) dropWaiting(gone func(one *waiter[T]) bool) (removed []waite
 
 // followGone has waiting records leave the hand with an earlier one of their key that
 // leaves it without being settled.
-func (p *poller[T]) followGone(gone map[string]bool) {
+func (p *poller[T]) followGone(gone map[string]uint64) {
 	if p.waiting.Len() == 0 || len(gone) == 0 {
 		return
 	}
 	p.dropLost()
-	for _, one := range p.dropWaiting(func(one *waiter[T]) bool { return gone[one.Key] }) {
+	follows := func(one *waiter[T]) bool {
+		first, some := gone[one.Key]
+		return some && first < one.Number
+	}
+	for _, one := range p.dropWaiting(follows) {
 		p.memory.Note(one.Value.id, one.Value.past.attempts(), p.clock.Now())
 		p.behind = append(p.behind, one.Value.bare())
 	}
@@ -276,7 +286,7 @@ func (p *poller[T]) joinWaiting() {
 				p.leases.Regain(twin.number, it.record)
 			}
 			p.dropped(it.number)
-		case room <= 0 && p.releaser == nil && !p.limitless:
+		case room <= 0 && p.releaser == nil && !p.limitless && !p.probing && !p.sparing:
 			p.dropped(it.number)
 		default:
 			fresh = append(fresh, it)
@@ -322,34 +332,45 @@ func (p *poller[T]) pasts() (past []history) {
 }
 
 // setAside has the waiting records go back to the source, or be kept for as long as
-// nothing is applied. What they have used is remembered as far as they are known.
+// nothing is applied, and at the end of the run. What they have used is remembered as far
+// as they are known. Over a pause those wait on that have asked for their time, and those
+// behind them.
 func (p *poller[T]) setAside() (some bool) {
 	p.dropLost()
-	some = p.waiting.Len() > 0
-	now := p.clock.Now()
+	leaves := make(map[uint64]bool)
+	stays, left := make(map[string]bool), make(map[string]bool) // keys
 	for _, one := range p.waiting.All() {
+		own := p.outlastsPause(one.Value.asked, one.Due) || one.Due.IsZero() && stays[one.Key]
+		if stay := own && !left[one.Key] && !p.ends(); !stay {
+			leaves[one.Number] = true
+			left[one.Key] = one.Key != ""
+		} else {
+			stays[one.Key] = one.Key != ""
+		}
+	}
+	now := p.clock.Now()
+	for _, one := range p.dropWaiting(func(one *waiter[T]) bool { return leaves[one.Number] }) {
 		if past := one.Value.past.attempts(); past != nil {
 			p.memory.Note(one.Value.id, past, now)
 		}
 		p.letWait(one.Value, one.Due, one.Value.asked)
 	}
-	p.waiting = engine.Waiting[pending[T]]{}
 	p.tellWaiting()
 	p.easeHand()
-	return some
+	return len(leaves) > 0
 }
 
+// ends reports whether the run comes to its end.
+func (p *poller[T]) ends() bool { return p.leaving || p.life.stop.Err() != nil }
+
 // letWait has a record leave the hand that was to wait until it is due. If it has asked for
-// the time by itself, it is to come again no sooner.
+// the time by itself, its source keeps that; but not where the run ends, and nobody would
+// hold the later ones of its key back.
 func (p *poller[T]) letWait(one pending[T], due time.Time, asked bool) {
-	now := p.clock.Now()
-	asked = asked && due.After(now) && p.keyOf == nil && !p.once
-	switch {
-	case asked && p.releaser != nil:
-		p.goBack(one, due.Sub(now))
+	left := due.Sub(p.config.clock.Now())
+	if asked && left > 0 && p.releaser != nil && (p.keyOf == nil || !p.once && !p.ends()) {
+		p.goBack(one, left)
 		return
-	case asked:
-		p.notBefore(one.record, due)
 	}
 	p.release = append(p.release, one.bare())
 }

@@ -250,7 +250,7 @@ func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
 	due, free := s.letGo(now, closing)
 	for _, it := range due {
 		switch {
-		case closing && it.past.asked:
+		case closing && it.past.asked && s.keyOf == nil: // else its later ones would come before it
 			s.giveBack(it, it.past.due.Sub(now))
 		case closing:
 			s.giveBack(it, 0)
