@@ -21,6 +21,7 @@ type wait struct {
 	next    int           // attempt
 	asked   bool          // by the destination, see courier.Later
 	untimed bool          // something came between, and nobody knows by when
+	sooner  bool          // though it has asked for the time, it may be tried before
 	leaves  bool          // it may be left to the next run, which comes when it comes
 	late    int64         // how late its timer may be, since the process stood still meanwhile
 	stalled time.Duration // overdue, with nothing in its way
@@ -135,7 +136,7 @@ func (l *life) retriedIn(branch string) func(context.Context, courier.RetryEvent
 // back may let go of it for want of room.
 func (l *life) give(n int) {
 	if w := l.waits.of[n]; w != nil && !l.m.has(l, n) { // who had it meanwhile may have done anything with it
-		w.untimed = true
+		w.sooner, w.untimed = true, true
 	}
 	if l.m.shape >= leasing && !l.waits.met[n] {
 		l.waits.unbegun[n] = 0
@@ -216,7 +217,7 @@ func (m *model) comeWait(l *life, c *call, n, attempt int) {
 	}
 	before, now := l.waits.before, m.now.Load()
 	switch {
-	case now < w.due && w.asked && !w.untimed && m.stepped == 0:
+	case now < w.due && w.asked && !w.sooner && m.stepped == 0: // whatever came between
 		m.Fail("Later: %s is applied %v before the time that the destination has asked for", names[n], time.Duration(w.due-now))
 	case w.leaves && !w.untimed && m.stepped == 0 && before < w.due-int64(m.Drain):
 		m.Fail("I-7: a run of process %d waits for %s, which has asked for more time than the drain timeout", l.p.number, names[n])
@@ -250,6 +251,9 @@ func (m *model) has(l *life, n int) bool {
 // made has been begun with since.
 func (m *model) comeFetchWaits(l *life) {
 	l.waits.fetchedAt = m.now.Load()
+	for n, w := range l.waits.of {
+		w.sooner = w.sooner || m.goesWithAnother(l, n) // which comes before it, and again when it does
+	}
 	if !m.holds() || m.streaming() || m.Prefetch > 0 || m.Twins || m.stepped > 0 || l.opened() {
 		return
 	}
@@ -293,7 +297,7 @@ func (m *model) goesWithAnother(l *life, n int) bool {
 	}
 	for before := m.key(n); before < n; before += m.Keys {
 		w := l.waits.of[before]
-		if r := &m.rows[before]; r.arrived && !r.marked && (w == nil || w.untimed) {
+		if r := &m.rows[before]; r.arrived && !r.marked && r.told[l.p.instance] != l.p && (w == nil || w.untimed) {
 			return true
 		}
 	}
