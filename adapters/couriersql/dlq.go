@@ -389,6 +389,7 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 		given[list[i]] = append(given[list[i]], key)
 	}
 	var found []string
+	on := o.on
 	if h := q.locked(); h != nil { // before the table, where they are when they are not here
 		needs := 2
 		if o.wakeUp {
@@ -397,15 +398,18 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 		if err := o.pool(needs, "the batch in hand, the keys that are parked, wake-up where it is on"); err != nil {
 			return nil, err
 		}
+		on = h.on
 		for key := range h.uncommittedKeys(branch) {
 			found = append(found, given[key]...)
 			delete(given, key)
 		}
 	}
 	var parked []string
-	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		parked, err = texts(ctx, conn, o.sql(o.grammar.parkedKeys), branch, o.grammar.strings(list))
-		return err
+	if err := o.bounded(ctx, func(ctx context.Context) error {
+		return on(ctx, func(conn *sql.Conn) (err error) {
+			parked, err = texts(ctx, conn, o.sql(o.grammar.parkedKeys), branch, o.grammar.strings(list))
+			return err
+		})
 	}); err != nil {
 		return nil, o.failed(err, "looking for %s in %s_dlq", plural(len(keys), "key"), o.table)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -109,7 +110,7 @@ func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, 
 	if !l.runs() { // nobody says of what was not marked that it is to be had again
 		l.drop()
 	}
-	if err := l.makeRoom(ctx); err != nil {
+	if err := l.makeRoom(ctx, min(mostOpen, l.room())); err != nil {
 		return nil, err
 	}
 	o := l.outbox
@@ -132,24 +133,25 @@ func (l *locked) fetch(ctx context.Context, limit int, from int64) (rows []Row, 
 	return rows, nil
 }
 
-// mostOpen is how many transactions may be open before the next fetch, which needs a
-// connection of the pool too. Those of which all rows wait in hand are not ended by a
-// mark, and would take one connection each.
-func (l *locked) mostOpen() int {
-	most, others := 2, 1
+// mostOpen is how many transactions may be open before the next fetch. Those of which
+// all rows wait in hand are not ended by a mark, and would take one connection each.
+const mostOpen = 2
+
+// room is how many transactions the pool has room for beside one more connection.
+func (l *locked) room() int {
+	others := 1
 	if l.outbox.wakeUp {
 		others++
 	}
 	if has := l.outbox.db.Stats().MaxOpenConnections; has > 0 {
-		most = min(most, max(0, has-others))
+		return max(0, has-others)
 	}
-	return most
+	return math.MaxInt
 }
 
 // makeRoom ends the oldest transactions where there are too many, and keeps their rows
 // from others in the way of those that a mark leaves.
-func (l *locked) makeRoom(ctx context.Context) error {
-	most := l.mostOpen()
+func (l *locked) makeRoom(ctx context.Context, most int) error {
 	l.mu.Lock()
 	old := slices.Clone(l.batches[:max(0, len(l.batches)-most)])
 	l.mu.Unlock()
@@ -159,6 +161,16 @@ func (l *locked) makeRoom(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// on uses a connection of the pool beside the transactions, which may have taken all.
+func (l *locked) on(ctx context.Context, use func(*sql.Conn) error) error {
+	if l.runs() {
+		if err := l.makeRoom(ctx, l.room()); err != nil {
+			return err
+		}
+	}
+	return l.outbox.on(ctx, use)
 }
 
 func (b *lockedBatch) leaveAll(ctx context.Context) error {
@@ -352,11 +364,11 @@ func (l *locked) markLate(ctx context.Context, rows []Row) error {
 	}
 	tries := min(lateTries, 1+int(o.timeout/2/latePause))
 	for try := 1; ; try++ {
-		if _, err := o.execute(ctx, o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.grammar.known(rows)...)...); err != nil {
-			return err
-		}
 		var left int
-		if err := o.on(ctx, func(conn *sql.Conn) error {
+		if err := l.on(ctx, func(conn *sql.Conn) error {
+			if _, err := conn.ExecContext(ctx, o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.grammar.known(rows)...)...); err != nil {
+				return err
+			}
 			return conn.QueryRowContext(ctx, o.sql(o.grammar.left), o.grammar.known(rows)...).Scan(&left)
 		}); err != nil {
 			return err
@@ -411,7 +423,7 @@ func (l *locked) settle(ctx context.Context, rows []failure, writes bool, write 
 }
 
 func (l *locked) writeLate(ctx context.Context, rows []failure, write func(executor, []failure) error) error {
-	return l.outbox.on(ctx, func(conn *sql.Conn) error { return write(conn, rows) })
+	return l.on(ctx, func(conn *sql.Conn) error { return write(conn, rows) })
 }
 
 func (b *lockedBatch) settle(ctx context.Context, rows []failure, writes bool, write func(executor, []failure) error) error {
@@ -507,7 +519,7 @@ func (l *locked) keepLeft(ctx context.Context, rows []Row) (kept map[string]bool
 	}
 	var ids []string
 	o := l.outbox
-	if err := o.on(ctx, func(conn *sql.Conn) (err error) {
+	if err := l.on(ctx, func(conn *sql.Conn) (err error) {
 		ids, err = texts(ctx, conn, o.sql(o.grammar.held), append(o.grammar.known(left), leftover.Microseconds())...)
 		return err
 	}); err != nil {

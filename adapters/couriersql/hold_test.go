@@ -177,6 +177,50 @@ func TestBatchesThatWaitAsAWhole(t *testing.T) {
 	require.Equal(t, []string{"b"}, idsOf(take(t, other, 10)))
 }
 
+// Nor do they leave a relay without a connection for what it does about their rows, in a
+// pool that is as small as it may be.
+func TestBatchesThatWaitInASmallPool(t *testing.T) {
+	for name, settle := range map[string]func(t *testing.T, s *Source, rows []Row) error{
+		"mark":    func(t *testing.T, s *Source, rows []Row) error { return s.Mark(t.Context(), rows) },
+		"release": func(t *testing.T, s *Source, rows []Row) error { return s.Release(t.Context(), rows, 0) },
+		"renew":   func(t *testing.T, s *Source, rows []Row) error { return s.Renew(t.Context(), rows) },
+		"park":    func(t *testing.T, s *Source, rows []Row) error { return s.DLQ().Send(t.Context(), letterFor(rows[0])) },
+		"fail": func(t *testing.T, s *Source, rows []Row) error {
+			return s.Fail(t.Context(), failedWith(errors.New("boom"), rows...))
+		},
+	} {
+		for connections, opts := range [][]Option{1: nil, 2: {WithWakeUp()}, 3: {WithWakeUp()}} {
+			if connections == 0 {
+				continue
+			}
+			t.Run(fmt.Sprintf("%s by %d", name, connections), func(t *testing.T) {
+				o := newPostgres(t, append(opts, WithQueryTimeout(10*time.Second))...)
+				write(t, o, named("a", "b", "c", "d")...)
+				o.db.SetMaxOpenConns(connections)
+				s := o.Source()
+				s.RenewEvery()
+				if o.wakeUp {
+					awaken(t, s.Wake())
+				}
+				var rows []Row
+				for range 4 {
+					rows = append(rows, take(t, s, 1)...)
+				}
+				require.Equal(t, []string{"a", "b", "c", "d"}, idsOf(rows))
+				if connections == 3 { // of fewer it says that they are too few
+					_, err := s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
+					require.NoError(t, err)
+				}
+				require.NoError(t, settle(t, s, rows[:1]))
+				require.NoError(t, s.Renew(t.Context(), rows[1:]), "the others are still in hand")
+				require.NoError(t, s.Mark(t.Context(), rows))
+				require.NoError(t, o.Close()) // which ends the wake-up too
+				require.Empty(t, pendingOf(t, o))
+			})
+		}
+	}
+}
+
 // The failures of a batch may be told before, or without, a mark.
 func TestABatchThatFails(t *testing.T) {
 	for name, newOutbox := range ways() {

@@ -148,7 +148,7 @@ func (l *locked) parkLate(ctx context.Context, letter courier.DeadLetter[Row]) e
 	o := l.outbox
 	row := []Row{letter.Record}
 	m := marking{o.sql(o.either(o.grammar.deleteFree, o.grammar.keepFree)), o.marking(o.grammar.known(row)...), o.grammar.leftFree, o.grammar.attempted(row)}
-	if err := o.on(ctx, func(conn *sql.Conn) error { return o.moveAlone(ctx, conn, letter, m) }); err != nil {
+	if err := l.on(ctx, func(conn *sql.Conn) error { return o.moveAlone(ctx, conn, letter, m) }); err != nil {
 		return err
 	}
 	l.mu.Lock()
