@@ -221,6 +221,34 @@ func TestBatchesThatWaitInASmallPool(t *testing.T) {
 	}
 }
 
+// What a row waits for begins with the call that says so, and not with the transaction
+// that has had it locked for a while.
+func TestAWaitBeginsWithItsCall(t *testing.T) {
+	for name, opts := range postgresHolds {
+		t.Run(name, func(t *testing.T) {
+			o := newPostgres(t, opts...)
+			write(t, o, named("a", "b", "c")...)
+			s := o.Source()
+			s.RenewEvery()
+			rows := take(t, s, 10)
+			at := func(text string) (at time.Time) {
+				t.Helper()
+				require.NoError(t, o.db.QueryRowContext(t.Context(), text).Scan(&at))
+				return at
+			}
+			const now = `SELECT clock_timestamp()`
+			began := at(now)
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), rows[0])))
+			if name == "locked" {
+				marks := at(now)
+				require.NoError(t, s.Mark(t.Context(), rows[1:2]))
+				require.WithinRange(t, at(`SELECT available_at FROM courier_outbox WHERE id = 'c'`), marks.Add(leftover), at(now).Add(leftover))
+			}
+			require.WithinRange(t, at(`SELECT available_at FROM courier_outbox WHERE id = 'a'`), began.Add(o.backoff.initial), at(now).Add(o.backoff.initial))
+		})
+	}
+}
+
 // The failures of a batch may be told before, or without, a mark.
 func TestABatchThatFails(t *testing.T) {
 	for name, newOutbox := range ways() {
