@@ -269,6 +269,34 @@ func TestRowsBelowTheHead(t *testing.T) {
 	}
 }
 
+// A row that this relay has lost, and that is free again, is found at the next fetch.
+func TestARowThatIsLostBelowTheHead(t *testing.T) {
+	for name, h := range holds {
+		t.Run(name, func(t *testing.T) {
+			o := h.newOutbox(t, append(h.opts, WithClock(&slow{fixed{start}}))...)
+			write(t, o, named("a", "b", "c", "d")...)
+			s := o.Source()
+			s.RenewEvery()
+			lost := take(t, s, 1)
+			for range 2 { // from here on fetches begin at a later number
+				require.NoError(t, s.Mark(t.Context(), take(t, s, 1)))
+			}
+			if o.lease > 0 {
+				execute(t, o.db, `UPDATE courier_outbox SET claim = claim + 1, owner = '' WHERE id = 'a'`) // another relay gave it back
+			}
+			lose(t, s, lost)
+			if o.lease > 0 {
+				require.ErrorIs(t, s.Renew(t.Context(), lost), ErrLeaseLost)
+			} else {
+				require.Eventually(t, func() bool {
+					return count(t, o.db, `SELECT count(*) FROM (SELECT FROM courier_outbox WHERE id = 'a' FOR UPDATE SKIP LOCKED) AS free`) == 1
+				}, 10*time.Second, time.Millisecond)
+			}
+			require.Equal(t, []string{"a"}, idsOf(take(t, s, 1)))
+		})
+	}
+}
+
 // A row that waited for an earlier one of its key comes before the later ones of that
 // key, though others were fetched meanwhile.
 func TestARowThatWaitedForItsKeyIsNotPassedOver(t *testing.T) {
