@@ -1,6 +1,7 @@
 package couriersql
 
 import (
+	"database/sql"
 	"os"
 	"path/filepath"
 	"testing"
@@ -21,6 +22,15 @@ func TestAFileThatIsReplaced(t *testing.T) {
 			s := o.Source()
 			require.NoError(t, s.Mark(t.Context(), take(t, s, 10)))
 			require.Empty(t, take(t, s, 10))
+			connections := func(look func(*sql.Conn)) {
+				for range 2 { // as many as the pool keeps, all at a time
+					conn, err := o.db.Conn(t.Context())
+					require.NoError(t, err)
+					defer conn.Close()
+					look(conn)
+				}
+			}
+			connections(func(*sql.Conn) {})
 
 			for _, suffix := range []string{"", "-wal", "-shm"} {
 				require.NoError(t, os.Rename(path+suffix, filepath.Join(folder, "former.db"+suffix)))
@@ -33,6 +43,11 @@ func TestAFileThatIsReplaced(t *testing.T) {
 			write(t, outboxIn(t, open(t, path)), named("b")...)
 			_, err := s.Fetch(t.Context(), 10)
 			require.ErrorContains(t, err, "o.db of the database was replaced: this relay goes on with the new one")
+			connections(func(conn *sql.Conn) {
+				var id string
+				require.NoError(t, conn.QueryRowContext(t.Context(), `SELECT id FROM courier_outbox`).Scan(&id), "it has the former file open")
+				require.Equal(t, "b", id)
+			})
 			require.Equal(t, []string{"b"}, idsOf(take(t, s, 10)))
 		})
 	}
