@@ -89,6 +89,26 @@ func TestANumberThatIsGivenTwice(t *testing.T) {
 	}
 }
 
+// A letter that is sent again, as its answer was lost, is known also where another
+// message has the number of its row by then, which stays pending.
+func TestALetterIsKnownWhoseNumberIsGivenTwice(t *testing.T) {
+	inEachWay(t, func(t *testing.T, o *Outbox) {
+		write(t, o, named("a")...)
+		s := o.Source()
+		rows := take(t, s, 10)
+		require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+		if isLocked(s) {
+			require.NoError(t, s.Mark(t.Context(), rows))
+		}
+		execute(t, o.db, `DELETE FROM courier_outbox`)
+		write(t, o, named("b")...)
+		execute(t, o.db, `UPDATE courier_outbox SET seq = $1`, rows[0].Seq)
+		require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+		require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+		require.Equal(t, []string{"b"}, pendingOf(t, o))
+	})
+}
+
 // A letter's number that is given twice is another letter's: whatever is done about the
 // letter that was read before leaves the other one alone.
 func TestALettersNumberThatIsGivenTwice(t *testing.T) {
