@@ -2,8 +2,12 @@ package couriersql
 
 import (
 	"context"
+	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -121,6 +125,25 @@ func TestAFailureThatIsSuppressed(t *testing.T) {
 	}
 }
 
+// So it is where other rows of the batch are still in hand.
+func TestAFailureThatIsSuppressedBesideOthers(t *testing.T) {
+	for name, newOutbox := range ways() {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			o := newOutbox(t)
+			s := o.Source()
+			s.RenewEvery()
+			write(t, o, named("a", "b", "c")...)
+			rows := take(t, s, 3)
+			suppress(t, o, "courier_outbox", "UPDATE", "OLD.id = 'b' AND NEW.attempts > 0")
+			requireSuppressed(t, o, s.Fail(t.Context(), failedWith(errors.New("boom"), rows[:2]...)), ": 1 of 2")
+			require.NoError(t, s.Mark(t.Context(), rows[2:]))
+			require.Equal(t, []string{"a", "b"}, pendingOf(t, o))
+			require.Equal(t, 1, count(t, o.db, `SELECT attempts FROM courier_outbox WHERE id = 'a'`))
+		})
+	}
+}
+
 // A letter that the database does not write leaves its row pending, and one whose row it
 // leaves is not written; Send says so.
 func TestALetterThatIsSuppressed(t *testing.T) {
@@ -207,10 +230,31 @@ func TestWhatElseIsSuppressed(t *testing.T) {
 	t.Run("a letter of its key that was there before", func(t *testing.T) {
 		inEach(t, func(t *testing.T, newOutbox maker) {
 			o := newOutbox(t)
-			require.NoError(t, o.DLQ().Send(t.Context(), letter("a", errors.New("boom"))))
-			l := letter("a", errors.New("parked"))
+			l := letter("a", errors.New("boom"))
+			l.Branch = "search\xff" // which no database stores as it is
+			require.NoError(t, o.DLQ().Send(t.Context(), l))
 			l.Reason = courier.ReasonKeyParked
 			require.NoError(t, o.DLQ().Send(t.Context(), l))
+			suppress(t, o, "courier_outbox_dlq", "INSERT", "NEW.id = 'a'")
+			l.Branch = "mail"
+			require.ErrorIs(t, o.DLQ().Send(t.Context(), l), ErrSuppressed, "the letter of another branch is no better one")
+		})
+	})
+	t.Run("one letter of several", func(t *testing.T) {
+		inEach(t, func(t *testing.T, newOutbox maker) {
+			o := newOutbox(t)
+			ids := []string{idAt("1.1"), idAt("2.1"), idAt("9.9")}
+			for _, id := range []string{"a", "b"} {
+				require.NoError(t, o.DLQ().Send(t.Context(), letter(id, errors.New("boom"))))
+			}
+			suppress(t, o, "courier_outbox_dlq", "DELETE", "OLD.id = 'a'")
+			err := o.DLQ().Delete(t.Context(), ids...)
+			require.ErrorIs(t, err, ErrSuppressed)
+			require.ErrorContains(t, err, ": 1 of 3; look for "+o.grammar.suppressors+" on courier_outbox_dlq")
+			require.Equal(t, []string{"a.1"}, lettersOf(t, o))
+			allow(t, o, "courier_outbox_dlq", "DELETE")
+			require.NoError(t, o.DLQ().Delete(t.Context(), ids...))
+			require.Empty(t, lettersOf(t, o))
 		})
 	})
 }
@@ -240,6 +284,64 @@ func TestAClaimThatIsSuppressed(t *testing.T) {
 			require.Len(t, take(t, s, 10), 1)
 			require.Empty(t, take(t, s, 10), "both are in hand")
 			require.Empty(t, take(t, s, 10))
+		})
+	}
+}
+
+// broken is a database whose answers break off before their first row.
+type broken struct{}
+
+func (broken) Connect(context.Context) (driver.Conn, error) { return broken{}, nil }
+func (broken) Driver() driver.Driver                        { return nil }
+func (broken) Prepare(string) (driver.Stmt, error)          { return nil, driver.ErrSkip }
+func (broken) Begin() (driver.Tx, error)                    { return nil, driver.ErrSkip }
+func (broken) Columns() []string                            { return []string{"count"} }
+func (broken) Next([]driver.Value) error                    { return io.ErrUnexpectedEOF }
+func (broken) Close() error                                 { return nil }
+func (broken) QueryContext(context.Context, string, []driver.NamedValue) (driver.Rows, error) {
+	return broken{}, nil
+}
+
+// A recount that breaks off is an error, and does not say that nothing is left.
+func TestARecountThatBreaksOff(t *testing.T) {
+	db := sql.OpenDB(broken{})
+	o := New(db, SQLite)
+	require.ErrorIs(t, o.recountAlone(t.Context(), 1, o.grammar.left, ""), io.ErrUnexpectedEOF)
+	require.NoError(t, db.Close())
+}
+
+// The look for a row that is due hands out what it claims, and takes no row that came
+// meanwhile for one that cannot be claimed.
+func TestALookForWhatIsDue(t *testing.T) {
+	for name, h := range holds {
+		if len(h.opts) == 0 {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			o := h.newOutbox(t, h.opts...)
+			s := o.Source()
+			look := func() []string {
+				t.Helper()
+				rows, err := s.fetchHidden(t.Context(), 10, math.MinInt64)
+				require.NoError(t, err)
+				return idsOf(rows)
+			}
+			require.Empty(t, look())
+			write(t, o, named("a")...)
+			require.Equal(t, []string{"a"}, look())
+			require.Empty(t, look(), "it is in hand")
+
+			write(t, o, named("b")...)
+			const change = `DELETE FROM courier_outbox WHERE id = 'b'; INSERT INTO courier_outbox (id, topic, key, payload, headers, trace, created_at)
+				SELECT 'c', topic, key, payload, headers, trace, created_at FROM courier_outbox WHERE id = 'a';`
+			if o.dialect == SQLite {
+				execute(t, o.db, `CREATE TRIGGER other BEFORE UPDATE ON courier_outbox WHEN OLD.id = 'b' BEGIN `+change+` SELECT raise(IGNORE); END`)
+			} else {
+				execute(t, o.db, `CREATE FUNCTION other() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN `+change+` RETURN NULL; END $$;
+					CREATE TRIGGER other BEFORE UPDATE ON courier_outbox FOR EACH ROW WHEN (OLD.id = 'b') EXECUTE FUNCTION other()`)
+			}
+			require.Empty(t, look(), "b is gone, and c was not there")
+			require.Equal(t, []string{"c"}, look())
 		})
 	}
 }
@@ -287,6 +389,11 @@ func TestPolicies(t *testing.T) {
 				without("UPDATE")
 				execute(t, owner.db, `CREATE POLICY every ON courier_outbox USING (true)`)
 				require.Empty(t, take(t, s, 10))
+
+				execute(t, owner.db, `DROP POLICY every ON courier_outbox`)
+				require.Empty(t, take(t, s, 10), "it has looked just now")
+				clock.now = clock.now.Add(-time.Hour) // it was set back, and the next look is not an hour away
+				without("UPDATE")
 			})
 		}
 	}
