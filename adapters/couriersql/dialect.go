@@ -60,7 +60,7 @@ type grammar struct {
 	deleteFree    string // those that nobody has locked
 	keepFree      string
 	left          string // how many of the known rows ?1 … are pending
-	leftFree      string // how many of the attempted rows ?1 … are pending with as many attempts, and locked by nobody else
+	leftFree      string // how many of the attempted rows ?1 … are pending with the same claim and as many attempts, and locked by nobody else
 	leftClaimed   string // how many of the claims ?1 … by ?n are pending
 	reused        string // how many of their seqs other rows have
 	deleteClaimed string // those of the claims ?1 … by ?n
@@ -100,7 +100,7 @@ type grammar struct {
 	strings   func([]string) any // a list as an argument
 	letters   func(ids []string) []any
 	known     func([]Row) []any // rows by seq and ID
-	attempted func([]Row) []any // rows by seq, number of attempts and ID
+	attempted func([]Row) []any // rows by seq, claim, number of attempts and ID
 	claims    func([]Row) []any
 	failures  func([]failure) []any
 	time      func(micros int64) any

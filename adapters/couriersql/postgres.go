@@ -164,7 +164,7 @@ func postgresGrammar() grammar {
 		keepFree:    `UPDATE "{table}" SET processed_at = $3 WHERE ` + free,
 		left:        `SELECT count(*) FROM "{table}" t WHERE ` + known + ` AND t.processed_at IS NULL`,
 		leftFree: `SELECT count(*) FROM (SELECT FROM "{table}" t WHERE t.seq = ANY($1::bigint[]) AND t.processed_at IS NULL
-			AND ((t.seq, t.attempts, t.id) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::text[]))) IS TRUE FOR UPDATE SKIP LOCKED) AS l`,
+			AND ((t.seq, t.claim, t.attempts, t.id) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[]))) IS TRUE FOR UPDATE SKIP LOCKED) AS l`,
 		leftClaimed:   `SELECT count(*) FROM "{table}" t ` + claimed,
 		reused:        `SELECT count(*) FROM "{table}" t WHERE ` + knownSeq + ` IS FALSE`,
 		deleteClaimed: `DELETE FROM "{table}" t WHERE ` + claims,
@@ -331,8 +331,8 @@ func postgresKnown(rows []Row) []any {
 }
 
 func postgresAttempted(rows []Row) []any {
-	known := postgresKnown(rows)
-	return []any{known[0], numberList(len(rows), func(i int) int64 { return int64(rows[i].Attempts) }), known[1]}
+	claims := postgresClaims(rows)
+	return []any{claims[0], claims[1], numberList(len(rows), func(i int) int64 { return int64(rows[i].Attempts) }), claims[2]}
 }
 
 func postgresClaims(rows []Row) []any {

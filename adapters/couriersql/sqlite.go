@@ -107,7 +107,7 @@ func sqliteGrammar() grammar {
 		deleteKnown: `DELETE FROM "{table}" WHERE ` + sqliteKnown,
 		keepKnown:   `UPDATE "{table}" SET processed_at = ?2 WHERE processed_at IS NULL AND ` + sqliteKnown,
 		left:        `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteKnown,
-		leftFree:    `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteListed + `t.seq || '.' || t.attempts || '.' || t.id)`,
+		leftFree:    `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteListed + `t.seq || '.' || t.claim || '.' || t.attempts || '.' || t.id)`,
 		leftClaimed: `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteClaimed,
 		reused: `SELECT count(*) FROM "{table}" WHERE seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 			AND seq || '.' || id NOT IN (SELECT value FROM json_each(?1))`,
@@ -238,7 +238,7 @@ func sqliteKnownRows(rows []Row) []any {
 func sqliteAttempted(rows []Row) []any {
 	list := make([]string, len(rows))
 	for i, row := range rows {
-		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.Itoa(row.Attempts) + "." + row.ID
+		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10) + "." + strconv.Itoa(row.Attempts) + "." + row.ID
 	}
 	return []any{sqliteStrings(list)}
 }

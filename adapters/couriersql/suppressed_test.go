@@ -125,6 +125,28 @@ func TestAFailureThatIsSuppressed(t *testing.T) {
 	}
 }
 
+// One of a row that a relay with a lease has claimed meanwhile is passed over, as
+// documented: the row is in other hands, and no fault of the database.
+func TestAFailureOfARowThatIsLeasedByNow(t *testing.T) {
+	for name, newOutbox := range ways() {
+		if strings.Contains(name, "leased") {
+			continue
+		}
+		t.Run(name, func(t *testing.T) {
+			o := newOutbox(t)
+			write(t, o, named("a")...)
+			s, other := o.Source(), New(o.db, o.dialect, WithLease(time.Minute), WithClock(&fixed{start})).Source()
+			rows := take(t, s, 1)
+			if isLocked(s) {
+				lose(t, s, rows)
+			}
+			require.Eventually(t, func() bool { return len(take(t, other, 1)) == 1 }, 10*time.Second, time.Millisecond)
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), rows...)))
+			require.Zero(t, count(t, o.db, `SELECT attempts FROM courier_outbox`))
+		})
+	}
+}
+
 // So it is where other rows of the batch are still in hand.
 func TestAFailureThatIsSuppressedBesideOthers(t *testing.T) {
 	for name, newOutbox := range ways() {
