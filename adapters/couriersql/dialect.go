@@ -93,6 +93,7 @@ type grammar struct {
 	kept       string   // how many of the letters there are
 	replace    []string // removes the rows that letters have in the outbox, but those that somebody has locked
 	ofBranch   string   // the first of the letters that is a branch's: its ID and branch
+	rowless    string   // how many of the letters have no row in the outbox
 	requeue    string   // letters, into the outbox at the time ?n+1, but those that have a row there: their IDs
 	parked     string
 	parkedKeys string // of the branch ?1, of the list ?2

@@ -327,7 +327,14 @@ func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]s
 		return nil, err
 	}
 	now := o.grammar.time(o.now().UnixMicro())
+	rowless, err := number(ctx, tx, o.sql(o.grammar.rowless), letters...) // a mark may make it more meanwhile
+	if err != nil {
+		return nil, err
+	}
 	requeued, err := returnedIDs(ctx, tx, ids, o.sql(o.grammar.requeue), append(letters, now)...)
+	if err == nil && len(requeued) < rowless {
+		err = o.suppressed(o.table, rowless-len(requeued), rowless)
+	}
 	if err != nil {
 		return nil, err
 	}

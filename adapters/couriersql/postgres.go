@@ -229,6 +229,7 @@ func postgresGrammar() grammar {
 				WHERE t.id IN (SELECT id FROM "{table}_dlq" WHERE ` + letters + `) FOR UPDATE SKIP LOCKED)`,
 		},
 		ofBranch: `SELECT ` + letterID + `, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + letters + ` ORDER BY seq LIMIT 1`,
+		rowless:  `SELECT count(*) FROM "{table}_dlq" d WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id)`,
 		requeue: `INSERT INTO "{table}" AS t (id, topic, key, payload, headers, trace, created_at, requeued_at)
 			SELECT id, topic, key, payload, headers, trace, created_at, $3 FROM "{table}_dlq" d
 			WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id) ORDER BY seq

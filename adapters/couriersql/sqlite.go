@@ -158,6 +158,7 @@ func sqliteGrammar() grammar {
 			`DELETE FROM "{table}" WHERE id IN (SELECT id FROM "{table}_dlq" WHERE ` + sqliteLetters + `)`,
 		},
 		ofBranch: `SELECT ` + sqliteLetterID + `, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + sqliteLetters + ` ORDER BY seq LIMIT 1`,
+		rowless:  `SELECT count(*) FROM "{table}_dlq" d WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM "{table}" o WHERE o.id = d.id)`,
 		requeue: `INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at, requeued_at)
 			SELECT id, topic, key, payload, headers, trace, created_at, ?2 FROM "{table}_dlq" WHERE ` + sqliteLetters + ` ORDER BY seq
 			RETURNING (SELECT ` + sqliteLetterID + ` FROM "{table}_dlq" d WHERE d.id = "{table}".id AND d.branch = '')`,

@@ -229,6 +229,10 @@ func TestWhatElseIsSuppressed(t *testing.T) {
 			_, err := o.DLQ().Requeue(ctx, l.ID)
 			return err
 		}, "putting"},
+		"requeue, no row": {"courier_outbox", "INSERT", "NEW", func(ctx context.Context, o *Outbox, l courier.DeadLetter[Row]) error {
+			_, err := o.DLQ().Requeue(ctx, l.ID)
+			return err
+		}, "putting"},
 	} {
 		t.Run(what, func(t *testing.T) {
 			inEach(t, func(t *testing.T, newOutbox maker) {
