@@ -297,6 +297,21 @@ func TestARowThatIsLostBelowTheHead(t *testing.T) {
 	}
 }
 
+// So is one whose failure could not be noted.
+func TestARowBelowTheHeadWhoseFailureIsNotNoted(t *testing.T) {
+	o := newPostgres(t, WithClock(&slow{fixed{start}}))
+	write(t, o, named("a", "b", "c", "d")...)
+	s := o.Source()
+	s.RenewEvery()
+	rows := take(t, s, 1)
+	for range 2 { // from here on fetches begin at a later number
+		require.NoError(t, s.Mark(t.Context(), take(t, s, 1)))
+	}
+	suppress(t, o, "courier_outbox", "UPDATE", "OLD.id = 'a'")
+	require.ErrorIs(t, s.Fail(t.Context(), failedWith(errors.New("boom"), rows...)), ErrSuppressed)
+	require.Equal(t, []string{"a"}, idsOf(take(t, s, 1)))
+}
+
 // A row that waited for an earlier one of its key comes before the later ones of that
 // key, though others were fetched meanwhile.
 func TestARowThatWaitedForItsKeyIsNotPassedOver(t *testing.T) {
