@@ -55,6 +55,34 @@ func TestShop(t *testing.T) {
 	})
 }
 
+// TestShop_Resilient simulates a pipeline with a breaker and a dead letter queue.
+func TestShop_Resilient(t *testing.T) {
+	sim.Check(t, sim.Options{Episodes: 100}, func(w *sim.World) {
+		s, letters := newShop(), &courier.MemoryDLQ[int]{} // live through crashes of the process
+		w.Run(func(ctx context.Context) error {
+			source := courier.BatchSourceFunc[int]{FetchFunc: sim.WrapFetch(w, s.fetch), MarkFunc: sim.WrapMark(w, s.mark)}
+			applier, _ := courier.ResilientApplier(courier.ProcessFunc(sim.WrapProcess(w, s.ship)), &courier.ResilientConfig[int]{
+				Retry:   w.Retry(ctx, courier.RetryPolicy{MaxAttempts: 10}),
+				Breaker: courier.BreakerPolicy{Random: w.Random(ctx)},
+				DLQ:     sim.WrapDLQ(w, letters),
+				Clock:   w.Clock(ctx),
+			})
+			return courier.NewPollingCoordinator(source, applier, w.Options(ctx)...).Start(ctx)
+		})
+		w.Always(func() error {
+			parked, err := letters.Receive(context.Background(), 20)
+			for n := range 20 {
+				isParked := slices.ContainsFunc(parked, func(l courier.DeadLetter[int]) bool { return l.Record == n })
+				if s.shipped[n] == 0 && !isParked && !slices.Contains(s.pending, n) {
+					return fmt.Errorf("order %d is marked and was neither shipped nor parked", n)
+				}
+			}
+			return err
+		})
+		w.Eventually(func() bool { return len(s.pending) == 0 })
+	})
+}
+
 // The test of a pipeline of one's own. TestShop is the same, with a check that
 // holds always.
 func ExampleCheck() {
