@@ -241,7 +241,10 @@ func Example_resilient() {
 		MarkFunc:  func(context.Context, []string) error { stop(); return nil },
 	}
 
-	applier, dlq := courier.ResilientApplier(courier.ProcessFunc(ship), nil)
+	applier, dlq := courier.ResilientApplier(courier.ProcessFunc(ship), &courier.ResilientConfig[string]{
+		AttemptTimeout: 10 * time.Second, // of one call of ship
+		Retry:          courier.RetryPolicy{MaxAttempts: 10},
+	})
 	coordinator := courier.NewPollingCoordinator(source, applier, courier.WithWorkers(8))
 	if err := coordinator.Start(ctx); err != nil { // runs until ctx ends
 		log.Fatal(err)
