@@ -49,6 +49,7 @@ func run(ctx context.Context) error {
 	source := outbox.Source()
 	relay, _ := courier.ResilientApplier(publisher, &courier.ResilientConfig[couriersql.Row]{
 		AttemptTimeout: 10 * time.Second, // of one call of publish
+		Retry:          courier.RetryPolicy{MaxAttempts: 10},
 		DLQ:            source.DLQ(),
 	})
 	coordinator := courier.NewPollingCoordinator(source, relay)
