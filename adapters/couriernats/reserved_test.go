@@ -47,12 +47,16 @@ func TestReservedSubjectsAreRefused(t *testing.T) {
 		"relay.inbox",
 	} {
 		requireClass(t, courier.ClassPermanent, sink.Apply(t.Context(), order{id: "evil", subject: subject}))
-		all = append(all, order{id: "evil", subject: subject})
+		all = append(all, order{id: "evil", subject: subject}, order{id: "evil again", subject: subject})
+	}
+	for range 2 { // a subject that is not valid is looked at again as well
+		all = append(all, order{id: "evil", subject: "orders.*"})
 	}
 	require.Equal(t, sent, conn.Stats().OutMsgs, "nothing was sent")
 	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
 	require.Len(t, byIndex, len(all)-2)
 	require.ErrorContains(t, byIndex[2], "WithReservedSubjects")
+	require.ErrorContains(t, byIndex[3], "WithReservedSubjects")
 	require.Equal(t, idsOf(orders(5)), b.ids(t))
 }
 
