@@ -212,3 +212,20 @@ func TestWaits_ForAnIdleConnection(t *testing.T) {
 		require.Greater(t, p.dialled(), 1)
 	})
 }
+
+// A context that ends tells nothing of the connection, however long it lasted.
+func TestWaits_ForAContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &peer{answer: nothing}
+		sink := couriernats.NewSink(p.connect(t), message, couriernats.WithAckTimeout(15*time.Second))
+		p.becomeMute()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		began := time.Now()
+		require.ErrorIs(t, sink.Apply(ctx, orders(1)[0]), context.DeadlineExceeded)
+		require.Equal(t, 10*time.Second, time.Since(began))
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		require.Equal(t, 1, p.dialled())
+	})
+}
