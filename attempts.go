@@ -54,6 +54,19 @@ func (h history) goesOn() bool {
 	return slices.ContainsFunc(h, func(u usage) bool { return u.answers != nil || u.pace.waits > 0 })
 }
 
+// askedUntil returns until when a record waits while nothing is applied: for as long as a
+// branch has asked for that has to, whatever others of a fan-out wait for.
+func (h history) askedUntil(due time.Time, asked bool) (time.Time, bool) {
+	for _, u := range h {
+		for _, a := range u.answers {
+			if at, waits := waitOf(a.err); waits && ownWait(a.err) && (!asked || at.After(due)) {
+				due, asked = at, true
+			}
+		}
+	}
+	return due, asked
+}
+
 // alone reports whether the next call is to be for the record alone: it may have failed
 // all others of its batch.
 func (h history) alone() bool {

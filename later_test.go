@@ -492,6 +492,43 @@ func TestLater_TheTimeOutlastsABreakersPauseInEachShape(t *testing.T) {
 	}
 }
 
+// A branch of a fan-out gets its record when it has asked for that, also if another branch
+// of the record waits for a retry when a breaker opens.
+func TestLater_OfABranchOutlastsAPauseBesideARetry(t *testing.T) {
+	for _, once := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			began := time.Now()
+			until := func(d time.Duration, failing int) courier.Applier[int] {
+				return courier.ProcessFunc(func(_ context.Context, r int) error {
+					if r == failing && time.Since(began) < d {
+						return errTest
+					}
+					return nil
+				})
+			}
+			late := newBusy(8*time.Second, 0)
+			breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Jitter: courier.NoOpenJitter})
+			applier := courier.NewFanOutApplier(
+				courier.Applier[int](late),
+				courier.NewRetryableApplier(until(time.Second, 0), courier.RetryPolicy{InitialDelay: 2 * time.Second, Jitter: courier.NoJitter}),
+				courier.NewCircuitBreakerApplier(until(3*time.Second, 1), breaker),
+			)
+			shelf := newShelf(numbers(3)...)
+			c := courier.NewPollingCoordinator[int](shelf, applier, quiet, unspread, courier.WithOrderKey(func(r int) string { return string(rune('a' + r)) }))
+			if once {
+				require.NoError(t, c.RunOnce(t.Context()))
+			} else {
+				stop := start(t, c)
+				time.Sleep(30 * time.Second)
+				require.NoError(t, stop())
+			}
+			require.Empty(t, shelf.left())
+			require.Len(t, late.called(0), 2)
+			require.GreaterOrEqual(t, late.called(0)[1], 8*time.Second)
+		})
+	}
+}
+
 // A run that leaves a record to the source, which asks for more than its drain timeout, is
 // not to go on with the later ones of its key: they were in hand already, because the
 // breaker was probed with the first.

@@ -128,7 +128,7 @@ func (p *poller[T]) sort() {
 			if waits && p.outlastsRun(err, due) {
 				it.id = recordKey{} // by which it would be kept over a pause
 			}
-			p.letWait(it, due, ownWait(err))
+			p.letWait(it, historyOf(err), due, ownWait(err))
 		}
 		if b.keys != nil && err != errHeldBack {
 			if _, met := gone[b.keys[i]]; !met {

@@ -60,7 +60,7 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 	switch {
 	case p.life.stop.Err() != nil || waits && p.outlastsRun(err, due):
 		return false
-	case waits && (p.halted.err == nil || p.outlastsPause(ownWait(err), due)):
+	case waits && (p.halted.err == nil || p.outlastsPause(past.askedUntil(due, ownWait(err)))):
 	case err == errHeldBack && p.waiting.Busy(order):
 		if past == nil {
 			past = it.past
@@ -93,7 +93,7 @@ func (p *poller[T]) outlastsRun(err error, due time.Time) bool {
 
 // outlastsPause reports whether a record waits on in hand while a breaker lets nothing be
 // applied: it has asked for the time by its own error, and nobody else gets it meanwhile.
-func (p *poller[T]) outlastsPause(asked bool, due time.Time) bool {
+func (p *poller[T]) outlastsPause(due time.Time, asked bool) bool {
 	return asked && due.After(p.config.clock.Now()) && (p.releaser == nil || p.leases != nil || p.once)
 }
 
@@ -340,7 +340,7 @@ func (p *poller[T]) setAside() (some bool) {
 	leaves := make(map[uint64]bool)
 	stays, left := make(map[string]bool), make(map[string]bool) // keys
 	for _, one := range p.waiting.All() {
-		own := p.outlastsPause(one.Value.asked, one.Due) || one.Due.IsZero() && stays[one.Key]
+		own := p.outlastsPause(one.Value.past.askedUntil(one.Due, one.Value.asked)) || one.Due.IsZero() && stays[one.Key]
 		if stay := own && !left[one.Key] && !p.ends(); !stay {
 			leaves[one.Number] = true
 			left[one.Key] = one.Key != ""
@@ -353,7 +353,7 @@ func (p *poller[T]) setAside() (some bool) {
 		if past := one.Value.past.attempts(); past != nil {
 			p.memory.Note(one.Value.id, past, now)
 		}
-		p.letWait(one.Value, one.Due, one.Value.asked)
+		p.letWait(one.Value, one.Value.past, one.Due, one.Value.asked)
 	}
 	p.tellWaiting()
 	p.easeHand()
@@ -365,8 +365,12 @@ func (p *poller[T]) ends() bool { return p.leaving || p.life.stop.Err() != nil }
 
 // letWait has a record leave the hand that was to wait until it is due. If it has asked for
 // the time by itself, its source keeps that; but not where the run ends, and nobody would
-// hold the later ones of its key back.
-func (p *poller[T]) letWait(one pending[T], due time.Time, asked bool) {
+// hold the later ones of its key back. At a stop the retries of other branches may go on at
+// once elsewhere.
+func (p *poller[T]) letWait(one pending[T], past history, due time.Time, asked bool) {
+	if !p.ends() {
+		due, asked = past.askedUntil(due, asked)
+	}
 	left := due.Sub(p.config.clock.Now())
 	if asked && left > 0 && p.releaser != nil && (p.keyOf == nil || !p.once && !p.ends()) {
 		p.goBack(one, left)
