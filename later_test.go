@@ -507,7 +507,7 @@ func TestLater_OfABranchOutlastsAPauseBesideARetry(t *testing.T) {
 				})
 			}
 			late := newBusy(8*time.Second, 0)
-			breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Jitter: courier.NoOpenJitter})
+			breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, DisableJitter: true})
 			applier := courier.NewFanOutApplier(
 				courier.Applier[int](late),
 				courier.NewRetryableApplier(until(time.Second, 0), courier.RetryPolicy{InitialDelay: 2 * time.Second, Jitter: courier.NoJitter}),

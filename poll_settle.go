@@ -311,8 +311,10 @@ func (p *poller[T]) giveBack() {
 	}
 	if len(some) == 0 {
 		if p.keyOf != nil && p.releaser != nil { // else all comes with the next fetch, and in order
-			p.waiting.Each(func(one *waiter[T]) { // which keep the order of their keys themselves
-				p.blocked.Free(one.Key)
+			p.waiting.Each(func(one *waiter[T]) {
+				if p.blocked.Until(one.Key).IsZero() { // it keeps the order of its key itself, with none of it at the source
+					p.blocked.Free(one.Key)
+				}
 			})
 			p.blocked.Lift(p.fetchedAt, now.Add(after))
 		}

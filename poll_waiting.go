@@ -61,7 +61,7 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 	case p.life.stop.Err() != nil || waits && p.outlastsRun(err, due):
 		return false
 	case waits && (p.halted.err == nil || p.outlastsPause(past.askedUntil(due, ownWait(err)))):
-	case err == errHeldBack && p.waiting.Busy(order):
+	case err == errHeldBack && p.waiting.Busy(order) && p.blocked.Until(order).IsZero(): // else one between them is with the source
 		if past == nil {
 			past = it.past
 		}
