@@ -28,10 +28,11 @@ const (
 	Hook  // of a retry
 	Read  // of a dead letter queue
 	Edit  // of its letters
+	Call  // of the code under test, see World.Call
 	kinds
 )
 
-var kindNames = [kinds]string{"fetch", "apply", "batch", "mark", "release", "fail", "renew", "send", "keys", "begin", "hook", "read", "edit"}
+var kindNames = [kinds]string{"fetch", "apply", "batch", "mark", "release", "fail", "renew", "send", "keys", "begin", "hook", "read", "edit", "call"}
 
 func (k Kind) String() string { return kindNames[k] }
 
@@ -283,6 +284,7 @@ var latency = [kinds]time.Duration{
 	Fetch: 4 * time.Millisecond, Apply: 10 * time.Millisecond, Batch: 10 * time.Millisecond, Mark: 4 * time.Millisecond,
 	Release: 4 * time.Millisecond, Fail: 4 * time.Millisecond, Renew: 4 * time.Millisecond, Send: 8 * time.Millisecond,
 	Keys: 4 * time.Millisecond, Begin: 500 * time.Microsecond, Hook: 200 * time.Microsecond, Read: 4 * time.Millisecond, Edit: 4 * time.Millisecond,
+	Call: 4 * time.Millisecond,
 }
 
 const (

@@ -18,6 +18,10 @@
 // time is virtual and costs nothing. So one seed is one run, on any machine, and under
 // the race detector too.
 //
+// [WrapSource] does the same for a source of your own. A fault around a method comes before
+// it begins or after it has returned, so pass what the source does to its store to
+// [World.Call]: that fails in the middle of Mark.
+//
 // A call may fail before or after its effect, panic, hang or take long. The source, the
 // destination or the queue may be down for a while. A process may crash after any call,
 // be stopped, freeze, or have its clock changed. The seed of each episode decides which
@@ -25,7 +29,8 @@
 // [Options].Within.
 //
 // A failure is reported with the smallest set of faults found to cause it, a timeline,
-// and the command that replays it; the flag -sim.plot writes it as an SVG. The flags are
+// and the command that replays it, which has the flags that the test was given, but no
+// environment variables and build tags; the flag -sim.plot writes it as an SVG. The flags are
 // -sim.seed, -sim.episodes, -sim.time, -sim.faults, -sim.trace, -sim.plot and -sim.json.
 // A seed belongs to one version of the code and of the test.
 //

@@ -99,6 +99,7 @@ var most = rates{
 	Keys:    {Error: 0.2, Slow: 0.1, Hang: 0.05, Panic: 0.05, Goexit: 0.05},
 	Read:    {Error: 0.2, Slow: 0.1, Panic: 0.05, Goexit: 0.05},
 	Edit:    {Error: 0.2, Lost: 0.2, Slow: 0.1, Panic: 0.05, Goexit: 0.05},
+	Call:    {Error: 0.5, Lost: 0.2, Slow: 0.1, Hang: 0.05},
 }
 
 // swarm draws which faults are on in an episode, and how likely each is: episodes
@@ -139,7 +140,7 @@ type window struct{ from, to int64 }
 // destination's, 2 the queue's, -1 nobody's.
 func (k Kind) domain() int {
 	switch k {
-	case Fetch, Mark, Release, Fail:
+	case Fetch, Mark, Release, Fail, Call:
 		return 0
 	case Apply, Batch:
 		return 1
@@ -155,6 +156,11 @@ type ending struct {
 	call         Kind
 	count        int // of calls of the kind, over all
 	after, lasts time.Duration
+}
+
+// comesAfter reports whether the ending waits for calls of this kind.
+func (e *ending) comesAfter(k Kind) bool {
+	return e.call == k || k == Call && (e.call == Send || e.call == Release) // which such worlds seldom make
 }
 
 func (w *World) drawEnd(i int) {
@@ -218,7 +224,7 @@ func (w *World) decide(c *call) {
 		w.strike(c, f)
 	}
 	for i := range w.endings {
-		if e := &w.endings[i]; e.call == c.kind && e.count == w.made[c.kind] {
+		if e := &w.endings[i]; e.comesAfter(c.kind) && e.count == w.made[c.kind] {
 			w.strike(c, Fault{What: e.what, Call: c.kind, ID: c.id, N: c.n, Name: c.name, After: e.after, For: e.lasts})
 		}
 	}

@@ -378,6 +378,9 @@ func (w *World) reply(c *call) {
 	if w.replies != nil {
 		w.replies(c)
 	}
+	if c.effect == nil && c.err == nil && !c.closes && !c.continues() {
+		c.err = c.fail(c.fault.String())
+	}
 	if c.fault == Panic || c.fault == Goexit {
 		c.p.threw.Store(c.id)
 	}

@@ -53,13 +53,19 @@ func (q parking[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) erro
 	return p.around(ctx, Send, digest(name), name, func() error { return q.DLQ.Send(ctx, letter) })
 }
 
+// Call makes a call of the code under test part of the world, such as the write of a
+// store inside a source of your own: the seed decides when it happens, and whether it
+// fails before or after its effect, takes long, or hangs until ctx ends. It does not
+// happen at all if the process has crashed by then. name tells it from other calls. ctx is
+// that of the method that makes the call, or of the function given to [World.Run].
+func (w *World) Call(ctx context.Context, name string, do func() error) error {
+	return processOf(ctx).around(ctx, Call, digest(name), name, do)
+}
+
 // around makes a call whose effect a function of the user's has: it parks before
 // and after. What an injected panic ends is the caller's goroutine.
 func (p *Process) around(ctx context.Context, kind Kind, id uint64, name string, effect func() error) error {
 	c := p.do(ctx, kind, id, name, nil, nil)
-	if c.err == nil && !c.continues() {
-		c.err = c.fail(c.fault.String())
-	}
 	if c.err != nil {
 		fault, err := c.fault, c.err
 		var value any
@@ -72,6 +78,8 @@ func (p *Process) around(ctx context.Context, kind Kind, id uint64, name string,
 			panic(value)
 		case Goexit:
 			runtime.Goexit()
+		case LeaseLost:
+			return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: err}}}
 		}
 		return err
 	}
