@@ -16,7 +16,7 @@ var (
 	seedFlag     = flag.Uint64("sim.seed", 0, "the first seed of a simulation")
 	episodesFlag = flag.Int("sim.episodes", 0, "how many seeds to run")
 	timeFlag     = flag.Duration("sim.time", 0, "run fresh seeds for this long instead")
-	traceFlag    = flag.Bool("sim.trace", false, "print the whole timeline of a seed that fails, and not its end")
+	traceFlag    = flag.Bool("sim.trace", false, "print the whole timeline of a seed that fails, and not a part of it")
 	plotFlag     = flag.String("sim.plot", "", "write an SVG of a seed that fails to this file")
 	faultsFlag   = flag.String("sim.faults", "", "a JSON file with the faults to happen, and no others")
 	jsonFlag     = flag.Bool("sim.json", false, "print a line of JSON for each episode")
@@ -201,7 +201,7 @@ func watch(name string, patience time.Duration) (stop func()) {
 			if since := at.since.Load(); since > 0 && time.Since(time.Unix(0, since)) > patience { //nolint:forbidigo // the time of the wall
 				stacks := make([]byte, 1<<20)
 				fmt.Fprintf(os.Stderr, "sim: seed %d hangs: a goroutine is busy, or waits for a lock, for %v\n%s\n\n%s\n",
-					uint64(at.seed.Load()), patience, command(name, uint64(at.seed.Load())), stacks[:runtime.Stack(stacks, true)])
+					uint64(at.seed.Load()), patience, command(name, uint64(at.seed.Load()), flag.CommandLine), stacks[:runtime.Stack(stacks, true)])
 				os.Exit(2)
 			}
 		}

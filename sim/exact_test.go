@@ -92,7 +92,7 @@ func exact(t *testing.T, o *Options, seed uint64, fixed func(s *settings)) {
 		a, b := timeline(first.log), timeline(again.log)
 		for n := range min(len(a), len(b)) {
 			if a[n] != b[n] {
-				t.Fatalf("seed %d: two runs part at\n%s\n%s\nand\n%s", seed, a[max(0, n-1)], a[n], b[n])
+				t.Fatalf("seed %d: two runs part at\n%s\n%s\nand\n%s", seed, a[max(0, n-1)].text, a[n].text, b[n].text)
 			}
 		}
 		t.Fatalf("seed %d: %016x and %016x", seed, first.Hash, again.Hash)

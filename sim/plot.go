@@ -51,7 +51,7 @@ func plot(r *Result) string {
 			case e.call.kind == Mark:
 				colour = done
 			}
-			title := html.EscapeString(strings.TrimSpace(timeline([]entry{e})[0]))
+			title := html.EscapeString(strings.TrimSpace(timeline([]entry{e})[0].text))
 			for _, name := range subjects(e) {
 				fmt.Fprintf(&b, "<rect x='%.1f' y='%.1f' width='4' height='%.0f' fill='%s'><title>%s</title></rect>\n", x(e.at)-2, row(name)+2, high-4, colour, title)
 			}
