@@ -126,6 +126,16 @@ var ofEverySource = []leasingDefect{
 			return nil
 		}
 	}},
+	{"remembers what it could not store", "keeps a mark that failed before", func(_ *testing.T, s *leasingWith, _ *SourceFixture[int]) {
+		known := make(map[int]bool)
+		s.mark = func(ctx context.Context, records []int) error {
+			fresh := slices.DeleteFunc(slices.Clone(records), func(r int) bool { return known[r] })
+			for _, r := range records {
+				known[r] = true
+			}
+			return s.LeasingSource.Mark(ctx, fresh)
+		}
+	}},
 	{"marks in the process only", "is durable", func(_ *testing.T, s *leasingWith, x *SourceFixture[int]) {
 		var all []int
 		add := x.Add

@@ -186,6 +186,16 @@ func TestBrokenPollingSources(t *testing.T) {
 				return nil
 			}
 		}},
+		{"remembers what it could not store", "keeps a mark that failed before", func(_ *testing.T, s *sourceWith, _ *SourceFixture[int]) {
+			known := make(map[int]bool)
+			s.mark = func(ctx context.Context, records []int) error {
+				fresh := slices.DeleteFunc(slices.Clone(records), func(r int) bool { return known[r] })
+				for _, r := range records {
+					known[r] = true
+				}
+				return s.Source.Mark(ctx, fresh)
+			}
+		}},
 		{"keeps marks in the process", "is durable", func(_ *testing.T, s *sourceWith, x *SourceFixture[int]) {
 			var all []int
 			add := x.Add

@@ -32,7 +32,8 @@ type SourceFixture[T any] struct {
 	// Marked returns the names of the marked records, if marks can be seen from outside.
 	Marked func() []string
 
-	// FailMarks makes marks of this record fail until heal is called.
+	// FailMarks makes marks of this record fail until heal is called: best by a fault of
+	// the store, since a fault of Mark as a whole does not show what Mark has noted by then.
 	FailMarks func(record T) (heal func())
 
 	// End tells a stream that no more records will come.
@@ -75,6 +76,12 @@ type SourceFeatures struct {
 	// the offset of a partition, the token of a page. After it is opened again, it
 	// returns the first unsettled record and all later ones, including settled ones.
 	Position bool
+
+	// Page is how many records at most come in one page, for a source with a Position that
+	// has positions only between pages. After it is opened again, it may return up to
+	// Page-1 settled records before the first unsettled one: those directly before it.
+	// 0 is 1.
+	Page int
 
 	// ReleasesAtOnce means that a Releaser ignores the delay and returns released records
 	// immediately, as a source that is also a Failer may.
@@ -132,6 +139,7 @@ func sourceChecks[T any](f SourceFeatures, stream bool) []check[sourceRun[T]] {
 	add(true, "does not keep the slice of a mark", (*run).keepsNoSlice)
 	add(true, "tells the truth of a mark whose context has ended", (*run).endedMark)
 	add(true, "marks all or nothing", (*run).marksAllOrNothing)
+	add(true, "keeps a mark that failed before", (*run).keepsRepeatedMark)
 	add(true, "is durable", (*run).isDurable)
 	add(stream, "waits for the first record", (*run).waits)
 	add(stream, "wakes for a record", (*run).wakes)
@@ -206,21 +214,28 @@ func (s *sourceRun[T]) fetch(from courier.Source[T], limit int) []T {
 // a stream it looks for a moment whether there are more.
 func (s *sourceRun[T]) collect(from courier.Source[T], expected int) (records []T, err error) {
 	s.tb.Helper()
+	return s.collectUpTo(from, expected, expected)
+}
+
+// collectUpTo does the same where more may come than have to.
+func (s *sourceRun[T]) collectUpTo(from courier.Source[T], least, most int) (records []T, err error) {
+	s.tb.Helper()
 	look, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	once := s.stream || s.f.Lease > 0
 	for {
-		enough := s.stream && len(records) >= expected
+		enough := s.stream && len(records) >= least
 		if enough {
 			look, cancel = context.WithTimeout(look, glance)
 			defer cancel()
 		}
-		more, err := s.try(look, from, 100)
+		more, err := s.try(look, from, max(100, most+1))
 		records = append(records, more...)
 		switch {
-		case enough:
+		case enough && (len(more) == 0 || len(records) > most):
 			return records, nil
-		case err != nil, !once, len(more) == 0, len(records) > expected:
+		case enough: // of a stream that returns them in several calls
+		case err != nil, !once, len(more) == 0, len(records) > most:
 			return records, err
 		}
 	}
