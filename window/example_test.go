@@ -14,13 +14,13 @@ func ExampleWindow() {
 		tickets[offset] = w.Add(offset + 1)
 	}
 	for _, offset := range []int{9, 7, 11} {
-		moved := w.Settle(tickets[offset])
-		fmt.Println("settled", offset, "- moved:", moved, "- read on from", w.Position())
+		w.Settle(tickets[offset])
+		fmt.Println("settled", offset, "- read on from", w.Position())
 	}
 	// Output:
-	// settled 9 - moved: false - read on from 7
-	// settled 7 - moved: true - read on from 10
-	// settled 11 - moved: true - read on from 12
+	// settled 9 - read on from 7
+	// settled 7 - read on from 10
+	// settled 11 - read on from 12
 }
 
 // Pages of an API, by token: a page is done when its last record is, and all before it.

@@ -7,8 +7,18 @@
 // settled. A source commits that position in Mark, one window for each partition:
 //
 //	ticket := w.Add(offset + 1) // in Fetch, for each record
-//	w.Settle(ticket)            // in Mark, for each record
-//	commit(w.Position())        // in Mark, if it has moved
+//
+//	w.Settle(ticket) // in Mark, for each record
+//	if at := w.Position(); at != committed {
+//		if err := commit(at); err != nil {
+//			return err
+//		}
+//		committed = at
+//	}
+//
+// Compare the position with the last one whose commit succeeded, as above. If the commit
+// fails, the coordinator calls Mark again with the same records. They are settled by then,
+// and the position moves no further, but it still has to be committed.
 //
 // A record that is given back stays in the window, and nothing beyond it is committed.
 // After a crash the source reads again from the committed position, so that records
@@ -45,8 +55,9 @@ func New[P any](from P) *Window[P] {
 
 // Add notes a record that was read. next is the position to read from once this record
 // and all before it are settled. For an offset that is the offset plus one; whether
-// offsets are missing between two records makes no difference. Records that come in one
-// page may all have the same position before the page, but the last.
+// offsets are missing between two records makes no difference. For a page of which only
+// the beginning has a position, next is the page's own position for every record but the
+// last, and the position of the next page for the last record.
 func (w *Window[P]) Add(next P) Ticket {
 	w.grow()
 	*w.at(w.next) = entry[P]{next: next}
@@ -65,11 +76,10 @@ func (w *Window[P]) Skip(next P) {
 	w.at(w.next - 1).next = next // a gap is over when the record before it is
 }
 
-// Settle notes that a record is done, and reports whether the position has moved.
-// Settling a record again changes nothing.
-func (w *Window[P]) Settle(t Ticket) (moved bool) {
+// Settle notes that a record is done. Settling a record again changes nothing.
+func (w *Window[P]) Settle(t Ticket) {
 	if uint64(t) < w.first || uint64(t) >= w.next || w.at(uint64(t)).settled {
-		return false
+		return
 	}
 	w.at(uint64(t)).settled = true
 	w.pending--
@@ -78,9 +88,7 @@ func (w *Window[P]) Settle(t Ticket) (moved bool) {
 		w.position = oldest.next
 		*oldest = entry[P]{}
 		w.first++
-		moved = true
 	}
-	return moved
 }
 
 // Position is where the source would have to read on if the process ended now:

@@ -87,10 +87,8 @@ func TestWindow_AgreesWithItsModel(t *testing.T) {
 				}
 				for range rapid.IntRange(1, 40).Draw(t, "records") {
 					i := rapid.IntRange(0, len(tickets)-1).Draw(t, "record")
-					before := w.Len()
 					m.log[i].settled = true
-					moved := w.Settle(tickets[i])
-					require.Equal(t, w.Len() != before, moved)
+					w.Settle(tickets[i])
 				}
 			},
 			"settle the oldest": func(t *rapid.T) {
@@ -100,11 +98,11 @@ func TestWindow_AgreesWithItsModel(t *testing.T) {
 						return
 					}
 					m.log[i].settled = true
-					require.True(t, w.Settle(tickets[i]))
+					w.Settle(tickets[i])
 				}
 			},
 			"settle what was never read": func(t *rapid.T) {
-				require.False(t, w.Settle(window.Ticket(len(tickets)+rapid.IntRange(0, 100).Draw(t, "beyond"))))
+				w.Settle(window.Ticket(len(tickets) + rapid.IntRange(0, 100).Draw(t, "beyond")))
 			},
 			"": func(t *rapid.T) {
 				require.Equal(t, m.position(), w.Position())
@@ -141,12 +139,12 @@ func TestWindow_ARunCostsNoMemoryPerRecord(t *testing.T) {
 	w := window.New(0)
 	held := w.Add(1)
 	for n := 2; n <= 10_000; n++ {
-		require.False(t, w.Settle(w.Add(n)))
+		w.Settle(w.Add(n))
 	}
 	require.Zero(t, w.Position())
 	require.Equal(t, 10_000, w.Len())
 	require.Equal(t, 1, w.Pending())
-	require.True(t, w.Settle(held))
+	w.Settle(held)
 	require.Equal(t, 10_000, w.Position())
 	require.Zero(t, w.Len())
 
