@@ -24,15 +24,15 @@ type batch[T any] struct {
 	got     got
 	stop    error
 	failed  courier.BatchError
-	next    *nats.Msg      // was made, and did not go into the chunk before
-	header  int            // how many bytes the header of the message made last has
-	subject string         // the last one that was found valid
-	sent    []*nats.Msg    // of this chunk; nil where no answer is waited for
-	waiting int            // for so many
-	silent  bool           // nothing of this chunk was answered
-	heard   bool           // something was, since it was last asked
-	before  error          // the connection's last error when the call began
-	strange map[int]string // by index of this chunk, what somebody else answered
+	next    *nats.Msg        // was made, and did not go into the chunk before
+	header  int              // how many bytes the header of the message made last has
+	subject string           // the last one that was found valid
+	sent    []*nats.Msg      // of this chunk; nil where no answer is waited for
+	waiting int              // for so many
+	silent  bool             // nothing of this chunk was answered
+	heard   bool             // something was, since it was last asked
+	before  error            // the connection's last error when the call began
+	strange map[int]answered // by index of this chunk, what somebody else answered
 }
 
 // apply publishes a chunk from the beginning of the records and settles it. A
@@ -237,9 +237,10 @@ func (b *batch[T]) refused() {
 }
 
 // timeout is the error of what went unanswered. What else the server said to the
-// connection meanwhile may be the reason.
+// connection meanwhile may be the reason. That there are too many subscriptions is one
+// and the same error each time.
 func (b *batch[T]) timeout() error {
-	if said := b.conn.LastError(); said != nil && said != b.before {
+	if said := b.conn.LastError(); said != nil && (said != b.before || errors.Is(said, nats.ErrMaxSubscriptionsExceeded)) {
 		return fmt.Errorf("%w; the connection's last error is: %w", jetstream.ErrAsyncPublishTimeout, said)
 	}
 	return jetstream.ErrAsyncPublishTimeout
@@ -256,9 +257,9 @@ func (b *batch[T]) receive(m *nats.Msg) {
 	}
 	if !ok {
 		if b.strange == nil {
-			b.strange = make(map[int]string)
+			b.strange = make(map[int]answered)
 		}
-		b.strange[i] = clip(string(m.Data))
+		b.strange[i] = answered{answer.stream, clip(string(m.Data))}
 		return
 	}
 	if answer.duplicate {
@@ -289,8 +290,8 @@ func (b *batch[T]) giveUp(err error) {
 			continue
 		}
 		cause := err
-		if said, ok := b.strange[i]; ok {
-			cause = &strangeError{err, said}
+		if by, ok := b.strange[i]; ok {
+			cause = &strangeError{err, by}
 		}
 		if i == tooLong {
 			cause = errLine

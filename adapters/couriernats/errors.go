@@ -35,17 +35,22 @@ func clip(text string) string {
 func (e *publishError) Unwrap() error { return e.err }
 
 func advice(err error) string {
+	var strange *strangeError
 	switch {
+	case errors.As(err, &strange) && strange.by.stream != "":
+		return ": is the stream of WithExpectStream the one that takes this subject?"
 	case errors.Is(err, jetstream.ErrNoStreamResponse):
-		return ": no stream takes this subject; create one, or add the subject to a stream"
+		return ": no stream takes this subject; create one, or add the subject to a stream; or JetStream is off there, as while a server shuts down"
 	case errors.Is(err, errReserved):
 		return "; if such messages are meant, see WithReservedSubjects"
 	case errors.Is(err, nats.ErrPermissionViolation) && strings.Contains(err.Error(), "Subscription"):
 		return ": the acks come to an inbox that this user may not subscribe to; grant it, or set nats.CustomInboxPrefix"
 	case errors.Is(err, nats.ErrPermissionViolation):
 		return ": this user may not publish there; grant it"
+	case errors.Is(err, nats.ErrMaxSubscriptionsExceeded):
+		return ": the acks come to an inbox that the server does not let this user subscribe to, for the number of its subscriptions: raise the limit; the message may have been stored"
 	case errors.Is(err, jetstream.ErrAsyncPublishTimeout):
-		return ": the message may have been stored; is the server overloaded, or the subject one that no stream takes and somebody else subscribes to?"
+		return ": the message may have been stored; is the server overloaded, or the stream one that does not ack (NoAck), or the subject one that no stream takes and somebody else subscribes to?"
 	}
 	return ""
 }
@@ -190,15 +195,24 @@ func unanswered(err error) bool {
 		errors.Is(err, nats.ErrConnectionClosed) || errors.Is(err, nats.ErrPermissionViolation)
 }
 
-// strangeError is the error of a message that only others than JetStream have
+// answered is what another than the stream said of a message.
+type answered struct {
+	stream string // another stream, "" where it is none
+	said   string
+}
+
+// strangeError is the error of a message that only others than the stream have
 // answered.
 type strangeError struct {
-	err  error
-	said string
+	err error
+	by  answered
 }
 
 func (e *strangeError) Error() string {
-	return fmt.Sprintf("%v; a subscriber that is no stream answered %q, which was passed over", e.err, e.said)
+	if e.by.stream != "" {
+		return fmt.Sprintf("%v; another stream than the expected one, %q, answered %s", e.err, e.by.stream, e.by.said)
+	}
+	return fmt.Sprintf("%v; a subscriber that is no stream answered %q, which was passed over", e.err, e.by.said)
 }
 func (e *strangeError) Unwrap() error { return e.err }
 

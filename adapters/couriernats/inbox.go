@@ -54,7 +54,8 @@ func (in *inbox) send(m *nats.Msg, number int) error {
 type answer struct {
 	number    int // the message
 	duplicate bool
-	err       error // nil for an ack
+	err       error  // nil for an ack
+	stream    string // another than is expected, which refuses the message with err
 }
 
 // read takes a message apart that came to the inbox. It is not an answer when
@@ -84,6 +85,10 @@ func (in *inbox) read(m *nats.Msg) (a answer, ok bool) {
 		return a, false
 	case said.Error != nil:
 		a.err = said.Error
+		if in.stream != "" && said.Stream != "" && said.Stream != in.stream {
+			a.stream = said.Stream
+			return a, false
+		}
 		return a, said.Error.ErrorCode != 0
 	case said.Stream == "" || said.Sequence == 0 || in.stream != "" && said.Stream != in.stream:
 		return a, false

@@ -84,9 +84,10 @@ func WithMaxPendingBytes(n int) Option {
 }
 
 // WithExpectStream makes the server refuse a message that would be stored in
-// any other stream than the named one; such a refusal is retryable. The acks of
-// other streams do not count. By default a message goes to whichever stream takes
-// its subject.
+// any other stream than the named one. What other streams answer does not count, as
+// where those of a leaf node and its hub take the same subject: without the ack of the
+// named one the message fails by the ack timeout, which is retryable. By default a
+// message goes to whichever stream takes its subject.
 func WithExpectStream(name string) Option {
 	return func(c *config) {
 		if name == "" || strings.ContainsAny(name, " \t\r\n.*>/\\") {

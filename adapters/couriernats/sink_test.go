@@ -264,10 +264,12 @@ func TestExpectStream(t *testing.T) {
 	plain := func(o order) (*nats.Msg, error) { return nats.NewMsg(o.subject), nil }
 	right := couriernats.NewSink(b.js, plain, couriernats.WithExpectStream("ORDERS"))
 	require.NoError(t, right.Apply(t.Context(), orders(1)[0]))
-	wrong := couriernats.NewSink(b.js, message, couriernats.WithExpectStream("INVOICES"))
+	wrong := couriernats.NewSink(b.js, message, couriernats.WithExpectStream("INVOICES"), couriernats.WithAckTimeout(ackTimeout))
 	err := wrong.Apply(t.Context(), orders(1)[0])
 	requireClass(t, courier.ClassRetryable, err)
+	require.ErrorContains(t, err, `another stream than the expected one, "ORDERS", answered`)
 	require.ErrorContains(t, err, "expected stream does not match")
+	require.ErrorContains(t, err, "is the stream of WithExpectStream the one that takes this subject?")
 	require.Len(t, b.ids(t), 1)
 }
 
