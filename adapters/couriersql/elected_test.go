@@ -300,10 +300,32 @@ func TestNoneIsElectedOnAStandby(t *testing.T) {
 	for range 3 {
 		rows, err := s.Fetch(t.Context(), 10)
 		require.Empty(t, rows)
-		require.ErrorContains(t, err, "this server is read-only, a standby perhaps, where no relay is elected")
+		require.ErrorContains(t, err, "this is a read-only server, a standby perhaps")
 	}
 	require.Len(t, take(t, o.Source(), 10), 1)
 	require.NoError(t, o.Close())
 	require.NoError(t, replica.Promote(t.Context()))
 	require.Len(t, take(t, s, 10), 1)
+}
+
+// A table that takes the place of another, as where it becomes partitioned, has the
+// leader that the former one had.
+func TestATableThatIsReplacedUnderALeader(t *testing.T) {
+	dsn := pgtest.Schema(t)
+	first := outboxIn(t, openPostgres(t, dsn), WithStrictOrder())
+	second := outboxIn(t, openPostgres(t, dsn), WithStrictOrder())
+	leader, other := first.Source(), second.Source()
+	write(t, first, named("a")...)
+	rows := take(t, leader, 10)
+	require.Len(t, rows, 1)
+	require.Empty(t, take(t, other, 10))
+	execute(t, first.db, `CREATE TABLE fresh (LIKE courier_outbox INCLUDING ALL); ALTER TABLE courier_outbox RENAME TO former;
+		ALTER TABLE fresh RENAME TO courier_outbox; INSERT INTO courier_outbox SELECT * FROM former;
+		INSERT INTO courier_outbox (seq, id, topic, payload) VALUES (100, 'b', 'orders', '')`)
+	require.Empty(t, take(t, other, 10))
+	require.NoError(t, leader.Mark(t.Context(), rows))
+	require.Equal(t, []string{"b"}, idsOf(take(t, leader, 10)))
+	require.Zero(t, count(t, first.db, `SELECT count(*) FROM courier_outbox WHERE id = 'a'`))
+	require.NoError(t, first.Close())
+	require.Equal(t, []string{"b"}, idsOf(take(t, other, 10)))
 }

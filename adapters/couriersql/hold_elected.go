@@ -40,7 +40,8 @@ type elected struct {
 const leaderSilence = 15 * time.Second
 
 const (
-	electionKey = `hashtextextended('courier ' || '"{table}"'::regclass::oid, 0)`
+	// By the name: a table that takes another's place under a leader has the same.
+	electionKey = `hashtextextended('courier ' || (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = '"{table}"'::regclass) || '.{table}', 0)`
 
 	beginElection = `BEGIN ISOLATION LEVEL READ COMMITTED`
 	// On a standby advisory locks are the standby's own.
@@ -67,7 +68,7 @@ const (
 		AND relation = '"{table}"'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 )
 
-var errReadOnly = errors.New("this server is read-only, a standby perhaps, where no relay is elected as it could mark nothing: connect to the primary (target_session_attrs=read-write)")
+var errReadOnly = errors.New("this is a read-only server, a standby perhaps, or a role or database with default_transaction_read_only, where no relay is elected as it could mark nothing: connect to the primary (target_session_attrs=read-write)")
 
 func newElected(o *Outbox) *elected {
 	return &elected{shared: shared{outbox: o}, silence: leaderSilence, turn: make(chan struct{}, 1)}
