@@ -36,6 +36,7 @@ type grammar struct {
 	indexed        string // whether there are the indexes that the fetch needs
 	addIndex       string
 	schemas        string // more than one that has an outbox of the name: which
+	fit            string // where there are schemas: whether a table is not logged; whether numbers are given in another order than rows are written
 	settle         string // has what is created come to be where the outbox is
 
 	rowsPerInsert int

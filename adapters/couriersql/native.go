@@ -5,8 +5,10 @@ import (
 	"database/sql"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgtype"
@@ -99,6 +101,7 @@ func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
 		// To pgx a text is a text in either format, and is asked for as one.
 		plain = plain && i < len(rowTypes) && field.DataTypeOID == rowTypes[i] && (field.Format == pgx.BinaryFormatCode || field.DataTypeOID == pgtype.TextOID)
 	}
+	converted := rows.Conn() != nil && !slices.Contains([]string{"UTF8", "SQL_ASCII"}, rows.Conn().PgConn().ParameterStatus("client_encoding"))
 	var row Row
 	var payloads room
 	var created moment
@@ -114,9 +117,19 @@ func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
 		if batch == nil { // an idle poll allocates no batch, a huge limit no huge one
 			batch = make([]Row, 0, min(limit, 1000))
 		}
+		if converted && !row.readable() {
+			return nil, fmt.Errorf("row %d holds a text that is no UTF-8: %s", row.Seq, foreignText)
+		}
 		batch = append(batch, row)
 	}
 	return batch, rows.Err()
+}
+
+// readable reports whether the row's texts are UTF-8. They are where it was written under
+// the same client_encoding; else they would be delivered as something else than was
+// written.
+func (r *Row) readable() bool {
+	return utf8.ValidString(r.ID) && utf8.ValidString(r.Topic) && utf8.ValidString(r.Key) && utf8.ValidString(r.Headers) && utf8.ValidString(r.Trace)
 }
 
 // rowTypes are what decodeBinary reads.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -108,6 +109,12 @@ func postgresGrammar() grammar {
 		schemas: `SELECT coalesce(string_agg(n.nspname, ', ' ORDER BY array_position(current_schemas(false), n.nspname)), '')
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relname = '{table}' AND c.relkind IN ('r', 'p') AND n.nspname = ANY (current_schemas(false)) HAVING count(*) > 1`,
+		// The sequence is the column's own, or one that its default names.
+		fit: `SELECT EXISTS (SELECT FROM pg_class WHERE oid IN ('"{table}"'::regclass, to_regclass('"{table}_dlq"')) AND relpersistence <> 'p'),
+			EXISTS (SELECT FROM pg_sequence WHERE (seqcache > 1 OR seqcycle OR seqincrement < 0) AND seqrelid IN (
+				SELECT objid FROM pg_depend WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass AND refobjid = '"{table}"'::regclass
+				UNION ALL
+				SELECT refobjid FROM pg_depend JOIN pg_attrdef a ON objid = a.oid WHERE classid = 'pg_attrdef'::regclass AND adrelid = '"{table}"'::regclass))`,
 		// What is created comes to be where the outbox is, and not in the first schema of
 		// the path.
 		settle: `SELECT set_config('search_path', quote_ident(n.nspname) || ', ' || current_setting('search_path'), true)
@@ -460,6 +467,8 @@ func uniqueViolation(err error) (e *pgconn.PgError, columns, values string) {
 	return e, columns, values
 }
 
+const foreignText = "texts are converted on their way, as the role or database has another client_encoding: set client_encoding=UTF8 in the connection string"
+
 const pooled = "a pooler gives each statement another session: set default_query_exec_mode=exec in the connection string, or let it pool whole sessions"
 
 func postgresAdvice(err error) string {
@@ -484,7 +493,9 @@ func postgresAdvice(err error) string {
 		{"40001", "the database's isolation level makes concurrent statements fail: it is tried again"},
 		{"54000", "a value is too long for an index of the table: an ID has 2,000 bytes at most, and the name of a branch some hundred"},
 		{"22021", "the database's encoding cannot hold this text: keep the outbox in a database created with ENCODING 'UTF8'"},
-		{"25006", "this is a read-only server, a standby perhaps: connect to the primary (target_session_attrs=read-write)"},
+		{"25006", "this is a read-only server, a standby perhaps: connect to the primary (target_session_attrs=read-write); or the role or database has default_transaction_read_only"},
+		{"22P05", foreignText},
+		{"23503", "a foreign key of another table leads to rows of the outbox, which are deleted once they are delivered: drop it, or keep them (WithKeep)"},
 		{"25P03", "idle_in_transaction_session_timeout ended the relay's transaction: raise it, make batches smaller, or use WithLease"},
 		{"53300", "the server has no connection left: a relay needs up to three (fetch, dead letters, wake-up)"},
 		{"57014", "statement_timeout or a cancel ended the statement; if it was slow, look for a missing index (Migrate), or a snapshot held open for long (pg_stat_activity.backend_xmin)"},
@@ -493,6 +504,10 @@ func postgresAdvice(err error) string {
 		if code == known.code {
 			return known.advice
 		}
+	}
+	var unread pgx.ScanArgError
+	if errors.As(err, &unread) {
+		return "values come as texts (default_query_exec_mode) in a form that pgx does not read: the role or database has another DateStyle than ISO or another bytea_output than hex; set datestyle=ISO and bytea_output=hex for it, or in the connection string"
 	}
 	if code == "" && strings.Contains(err.Error(), "failed to connect") {
 		return "is the server up, and does it take connections from here?"

@@ -43,8 +43,8 @@ func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, before bool) e
 	return nil
 }
 
-// lookForIndex returns a function that warns once of an outbox without the indexes that
-// the fetch needs: all works without it, until there are many rows and each fetch reads
+// lookForIndex returns a function that warns once of what an outbox has that loses
+// messages or their order, and of one without the indexes that the fetch needs: all works without it, until there are many rows and each fetch reads
 // them all. Call the function after a fetch that worked: one that did not may tell that
 // there is no table, or one of an earlier version.
 func (o *Outbox) lookForIndex(ctx context.Context) (warn func()) {
@@ -52,10 +52,13 @@ func (o *Outbox) lookForIndex(ctx context.Context) (warn func()) {
 	if o.looked.Load() {
 		return nothing
 	}
-	var there bool
+	var there, unlogged, unordered bool
 	var schemas string
 	if err := o.on(ctx, func(conn *sql.Conn) error {
 		if err := conn.QueryRowContext(ctx, o.sql(o.grammar.indexed)).Scan(&there); err != nil || o.grammar.schemas == "" {
+			return err
+		}
+		if err := conn.QueryRowContext(ctx, o.sql(o.grammar.fit)).Scan(&unlogged, &unordered); err != nil {
 			return err
 		}
 		return conn.QueryRowContext(ctx, o.sql(o.grammar.schemas)).Scan(&schemas)
@@ -69,6 +72,14 @@ func (o *Outbox) lookForIndex(ctx context.Context) (warn func()) {
 		if schemas != "" {
 			o.log.Warn("couriersql: more than one schema of the search_path has an outbox of this name; this program uses the first, and others may write to another",
 				"table", o.table, "schemas", schemas)
+		}
+		if unlogged {
+			o.log.Warn("couriersql: a table of the outbox is UNLOGGED: a crash of the server or a failover empties it, and messages that were committed are lost: ALTER TABLE … SET LOGGED",
+				"table", o.table)
+		}
+		if unordered && o.strict {
+			o.log.Warn("couriersql: the order is not that in which the messages are written, as the sequence of the numbers has CACHE, CYCLE or a negative INCREMENT: ALTER SEQUENCE … CACHE 1 NO CYCLE INCREMENT 1",
+				"table", o.table)
 		}
 		if !there {
 			o.log.Warn("couriersql: an index of the pending rows is missing, and fetches get slow as the table grows: create it",

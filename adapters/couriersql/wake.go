@@ -252,11 +252,11 @@ func (w *waker) begin(ctx context.Context, conn *pgx.Conn) error {
 		return err
 	}
 	var triggered bool
-	if err := conn.QueryRow(ctx, o.sql(hasTrigger)).Scan(&triggered); err != nil {
+	if err := conn.QueryRow(ctx, o.sql(firesTrigger)).Scan(&triggered); err != nil {
 		return err
 	}
 	if !triggered {
-		o.log.Warn("couriersql: the table has no trigger that sends notifications: call Migrate of an outbox made with WithWakeUp", "table", o.table)
+		o.log.Warn("couriersql: the table has no trigger that sends notifications, or a disabled one, and the relay polls: call Migrate of an outbox made with WithWakeUp, or ALTER TABLE … ENABLE TRIGGER", "table", o.table)
 	}
 	echo := newOwner()
 	if _, err := o.execute(ctx, `SELECT pg_notify($1, $2)`, o.table, echo); err != nil {
@@ -281,7 +281,8 @@ func (w *waker) begin(ctx context.Context, conn *pgx.Conn) error {
 }
 
 const (
-	hasTrigger = `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '"{table}"'::regclass AND tgname = '{table}_notify')`
+	hasTrigger   = `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '"{table}"'::regclass AND tgname = '{table}_notify')`
+	firesTrigger = `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '"{table}"'::regclass AND tgname = '{table}_notify' AND tgenabled IN ('O', 'A'))`
 
 	createNotify = `CREATE OR REPLACE FUNCTION "{table}_notify"() RETURNS trigger LANGUAGE plpgsql
 		AS $$ BEGIN PERFORM pg_notify('{table}', ''); RETURN NULL; END $$`

@@ -181,7 +181,7 @@ func TestWakeUpWithoutATrigger(t *testing.T) {
 	listening := New(o.db, Postgres, WithWakeUp(), WithTable("wake_none"), log.option())
 	t.Cleanup(func() { require.NoError(t, listening.Close()) })
 	awaken(t, listening.Source().Wake())
-	require.Contains(t, log.String(), "the table has no trigger that sends notifications: call Migrate of an outbox made with WithWakeUp")
+	require.Contains(t, log.String(), "the table has no trigger that sends notifications, or a disabled one, and the relay polls: call Migrate of an outbox made with WithWakeUp")
 }
 
 func TestNoWakeUp(t *testing.T) {
