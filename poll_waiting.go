@@ -56,11 +56,15 @@ func (p *poller[T]) mix() {
 // keepWaiting has a record of the batch that was not settled wait in hand, and reports
 // whether it does: it asks for that, or comes after one of its key that waits.
 func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time.Time, waits bool) bool {
-	past := historyOf(err)
+	past, asked := historyOf(err), ownWait(err)
+	outlastsRun := waits && p.outlastsRun(err, due)
+	if waits && p.halted.err != nil {
+		due, asked = past.askedUntil(due, asked)
+	}
 	switch {
-	case p.life.stop.Err() != nil || waits && p.outlastsRun(err, due):
+	case p.life.stop.Err() != nil || outlastsRun:
 		return false
-	case waits && (p.halted.err == nil || p.outlastsPause(past.askedUntil(due, ownWait(err)))):
+	case waits && (p.halted.err == nil || p.outlastsPause(due, asked)):
 	case err == errHeldBack && p.waiting.Busy(order) && p.blocked.Until(order).IsZero(): // else one between them is with the source
 		if past == nil {
 			past = it.past
@@ -80,7 +84,7 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 		return false
 	}
 	it = it.bare()
-	it.asked, it.past, it.due, it.order = ownWait(err), past, due, order
+	it.asked, it.past, it.due, it.order = asked, past, due, order
 	p.enlist(it, due.IsZero())
 	p.waited = p.waited || waits
 	return true
@@ -337,16 +341,24 @@ func (p *poller[T]) pasts() (past []history) {
 // behind them.
 func (p *poller[T]) setAside() (some bool) {
 	p.dropLost()
-	leaves := make(map[uint64]bool)
+	leaves, longer := make(map[uint64]bool), make(map[uint64]time.Time)
 	stays, left := make(map[string]bool), make(map[string]bool) // keys
 	for _, one := range p.waiting.All() {
-		own := p.outlastsPause(one.Value.past.askedUntil(one.Due, one.Value.asked)) || one.Due.IsZero() && stays[one.Key]
+		due, asked := one.Value.past.askedUntil(one.Due, one.Value.asked)
+		own := p.outlastsPause(due, asked) || one.Due.IsZero() && stays[one.Key]
 		if stay := own && !left[one.Key] && !p.ends(); !stay {
 			leaves[one.Number] = true
 			left[one.Key] = one.Key != ""
 		} else {
 			stays[one.Key] = one.Key != ""
+			if due.After(one.Due) {
+				longer[one.Number] = due
+			}
 		}
+	}
+	for _, one := range p.dropWaiting(func(one *waiter[T]) bool { return !longer[one.Number].IsZero() }) {
+		one.Value.due, one.Value.asked = longer[one.Number], true
+		p.enlist(one.Value, false)
 	}
 	now := p.clock.Now()
 	for _, one := range p.dropWaiting(func(one *waiter[T]) bool { return leaves[one.Number] }) {
