@@ -43,11 +43,12 @@ func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, before bool) e
 	return nil
 }
 
-// lookForIndex returns a function that warns once of what an outbox has that loses
-// messages or their order, and of one without the indexes that the fetch needs: all works without it, until there are many rows and each fetch reads
-// them all. Call the function after a fetch that worked: one that did not may tell that
-// there is no table, or one of an earlier version.
-func (o *Outbox) lookForIndex(ctx context.Context) (warn func()) {
+// inspect returns a function that warns once of what an outbox has that loses messages or
+// their order, and of one without the indexes that the fetch needs: all works without
+// them, until there are many rows and each fetch reads them all. Call the function after a
+// fetch that worked: one that failed may tell that there is no table, or one of an earlier
+// version.
+func (o *Outbox) inspect(ctx context.Context) (warn func()) {
 	nothing := func() {}
 	if o.looked.Load() {
 		return nothing

@@ -99,7 +99,7 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 				return err
 			}
 		}
-		warn := o.lookForIndex(ctx)
+		warn := o.inspect(ctx)
 		began := o.now()
 		from, moves := s.head.from(began)
 		if s.hidden.due(false, began) {
