@@ -91,7 +91,7 @@ type ReleaseEvent struct {
 	Records int
 	Failed  bool          // by Fail; else by Release
 	After   time.Duration // the delay that was passed to Release
-	Err     error         // if not nil, they come back when their lease ends
+	Err     error         // if not nil, they come back immediately, or when their lease ends
 }
 
 // RenewEvent is a renewal of leases.
@@ -536,9 +536,9 @@ func (l *slogObserver) released(ctx context.Context, e ReleaseEvent) {
 	switch {
 	case e.Err == nil:
 	case e.Failed:
-		l.complain(ctx, slog.LevelWarn, "courier: the source did not accept the report of failed records; they come back when their lease ends", e.Err, "records", e.Records)
+		l.complain(ctx, slog.LevelWarn, "courier: the source did not accept the report of failed records; they come back immediately, or when their lease ends", e.Err, "records", e.Records)
 	default:
-		l.complain(ctx, slog.LevelWarn, "courier: release failed; the records come back when their lease ends", e.Err, "records", e.Records)
+		l.complain(ctx, slog.LevelWarn, "courier: release failed; the records come back immediately, or when their lease ends", e.Err, "records", e.Records)
 	}
 }
 
