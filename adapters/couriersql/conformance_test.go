@@ -44,6 +44,7 @@ func conform(t *testing.T, stream bool) {
 			continue
 		}
 		f := c.features
+		f.Patience = time.Minute // the cases run side by side
 		f.Ordered, f.Releaser, f.ReleasesAtOnce, f.Failer, f.Renewer, f.Lagger, f.Identifier = true, true, true, true, true, true, true
 		for keep, opts := range keeping {
 			if keep != "delete" && (stream || f.Waker) {
