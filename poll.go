@@ -376,31 +376,30 @@ func (p *poller[T]) passOverBlocked() {
 		return
 	}
 	keys, _ := p.keysOf(nil, p.pass.records)
-	var free []pending[T]
-	for i, it := range p.pass.items {
-		if !it.waited && p.blocked.Blocks(keys[i]) {
-			p.behind = append(p.behind, it)
-		} else {
-			free = append(free, it)
-		}
-	}
-	p.pass = runOf(free)
+	blocked := p.leaveOut(func(i int) bool { return !p.pass.items[i].waited && p.blocked.Blocks(keys[i]) })
+	p.behind = append(p.behind, blocked...)
 }
 
 // spare has the suspects among the records wait.
 func (p *poller[T]) spare() {
 	keys, _ := p.keysOf(nil, p.pass.records)
 	suspected := p.memory.Suspected(idsIn(p.pass.items), keys, p.clock.Now())
-	var spared, others []pending[T]
+	p.passOver(p.leaveOut(func(i int) bool { return suspected[i] }), p.spareUntil)
+}
+
+// leaveOut takes the records out of the pass that are to wait, by their indices, and
+// returns them.
+func (p *poller[T]) leaveOut(waits func(i int) bool) (left []pending[T]) {
+	var others []pending[T]
 	for i, it := range p.pass.items {
-		if suspected[i] {
-			spared = append(spared, it)
+		if waits(i) {
+			left = append(left, it)
 		} else {
 			others = append(others, it)
 		}
 	}
-	p.passOver(spared, p.spareUntil)
 	p.pass = runOf(others)
+	return left
 }
 
 // tellFetched takes in what a fetch has returned, n records.

@@ -303,11 +303,12 @@ func (p *poller[T]) giveBack() {
 	if len(p.release) == 0 && (p.halted.err != nil || p.life.stop.Err() != nil) {
 		p.dropAhead() // not sooner: a fetch may take long to end, and the marks do not wait for it
 	}
-	some, overPause := numberedIn(p.release), p.halted.err != nil
+	some := numberedIn(p.release)
+	overPause := len(some) > 0 && p.halted.err != nil
 	p.release = nil
 	if len(some) == 0 && p.back.Some() {
 		some, after = p.back.Take()
-		after, overPause = max(after, pace), false
+		after = max(after, pace)
 	}
 	if len(some) == 0 {
 		if p.keyOf != nil && p.releaser != nil { // else all comes with the next fetch, and in order
@@ -322,7 +323,6 @@ func (p *poller[T]) giveBack() {
 			p.phase = resting
 			return
 		}
-		overPause = false
 	}
 	j := releaseOf(some, after)
 	j.overPause = overPause
