@@ -96,7 +96,7 @@ func (q *DLQ) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
 // send writes a letter.
 func (o *Outbox) send(ctx context.Context, on executor, letter courier.DeadLetter[Row]) error {
 	result, err := on.ExecContext(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
-	if err != nil || !fewer(result, 1) {
+	if err != nil || missing(result, 1) == 0 {
 		return err
 	}
 	if letter.Reason == courier.ReasonKeyParked { // there may be a better one
@@ -214,7 +214,7 @@ func (q *DLQ) Update(ctx context.Context, letter courier.DeadLetter[Row]) error 
 	if err := o.bounded(ctx, func(ctx context.Context) error {
 		return o.on(ctx, func(conn *sql.Conn) error {
 			result, err := conn.ExecContext(ctx, o.sql(o.grammar.update), append([]any{seq, letter.ID}, o.stateOf(letter)...)...)
-			if err == nil && fewer(result, 1) {
+			if err == nil && missing(result, 1) > 0 {
 				err = o.recountLetters(ctx, conn, letter.ID)
 			}
 			return err
@@ -263,11 +263,7 @@ func (o *Outbox) remove(ctx context.Context, on executor, ids []string) ([]strin
 
 // recountLetters is an error where letters are left that a statement was for.
 func (o *Outbox) recountLetters(ctx context.Context, on executor, ids ...string) error {
-	left, err := number(ctx, on, o.sql(o.grammar.kept), o.grammar.letters(ids)...)
-	if err == nil && left > 0 {
-		err = o.suppressed(o.table+"_dlq", left, len(ids))
-	}
-	return err
+	return o.recount(ctx, on, o.table+"_dlq", len(ids), o.grammar.kept, o.grammar.letters(ids)...)
 }
 
 // ErrOfBranch is the error, to errors.Is, of [DLQ.Requeue] for the letter of a

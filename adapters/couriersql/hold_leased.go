@@ -75,16 +75,16 @@ func (l *leased) markHeld(ctx context.Context, rows []Row) error {
 	if err != nil {
 		return err
 	}
-	n, err := result.RowsAffected()
-	if err != nil || n == int64(len(rows)) {
+	lost := missing(result, len(rows))
+	if lost == 0 {
 		return nil
 	}
-	if err := o.recountAlone(ctx, len(rows), m.left, m.leftArgs...); err != nil {
+	if err := l.recount(ctx, rows); err != nil {
 		return err
 	}
-	if n += o.reused(ctx, rows); n < int64(len(rows)) {
+	if lost -= o.reused(ctx, rows); lost > 0 {
 		o.log.Warn("couriersql: rows were not marked, as they were marked before or their lease was lost; a lost one is delivered again, by the relay that has it",
-			"table", o.table, "rows", int64(len(rows))-n, "lease", o.lease)
+			"table", o.table, "rows", lost, "lease", o.lease)
 	}
 	return nil
 }
@@ -106,12 +106,17 @@ func (l *leased) release(ctx context.Context, rows []failure) error {
 	return l.note(ctx, rows, o.sql(o.grammar.freeClaimed), append(o.grammar.failures(rows), l.owner)...)
 }
 
+// recount is an error where claims are left that are this relay's.
+func (l *leased) recount(ctx context.Context, rows []Row) error {
+	o := l.outbox
+	return o.recountAlone(ctx, len(rows), o.grammar.leftClaimed, append(o.grammar.claims(rows), l.owner)...)
+}
+
 // note has a statement end claims without a mark.
 func (l *leased) note(ctx context.Context, rows []failure, text string, args ...any) error {
 	result, err := l.outbox.execute(ctx, text, args...)
-	if err == nil && fewer(result, len(rows)) {
-		m := l.marking(rowsOf(rows))
-		err = l.outbox.recountAlone(ctx, len(rows), m.left, m.leftArgs...)
+	if err == nil && missing(result, len(rows)) > 0 {
+		err = l.recount(ctx, rowsOf(rows))
 	}
 	return err
 }

@@ -38,7 +38,7 @@ func (s *shared) mark(ctx context.Context, rows []Row) error {
 		if err != nil {
 			return err
 		}
-		if fewer(result, len(marked)) {
+		if missing(result, len(marked)) > 0 {
 			if err := o.recountAlone(ctx, len(marked), o.grammar.left, o.grammar.known(marked)...); err != nil {
 				return err
 			}
@@ -70,8 +70,8 @@ func (s *shared) close() {}
 // fail notes failures of rows that are not leased.
 func (o *Outbox) fail(ctx context.Context, on executor, failed []failure) error {
 	result, err := on.ExecContext(ctx, o.sql(o.grammar.fail), o.timed(o.grammar.failures(failed)...)...)
-	if err == nil && fewer(result, len(failed)) {
-		err = o.recount(ctx, on, len(failed), o.grammar.leftFree, o.grammar.attempted(rowsOf(failed))...)
+	if err == nil && missing(result, len(failed)) > 0 {
+		err = o.recount(ctx, on, o.table, len(failed), o.grammar.leftFree, o.grammar.attempted(rowsOf(failed))...)
 	}
 	return err
 }

@@ -56,7 +56,7 @@ func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLe
 		var moved bool
 		err := tx.QueryRowContext(ctx, o.sql(o.grammar.moved), letter.Record.ID, plain(letter.Branch), letter.Record.Seq).Scan(&moved)
 		if err == nil && !moved {
-			if err = o.recount(ctx, tx, 1, m.left, m.leftArgs...); err == nil {
+			if err = o.recount(ctx, tx, o.table, 1, m.left, m.leftArgs...); err == nil {
 				err = ErrLeaseLost
 			}
 		}

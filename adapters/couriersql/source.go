@@ -414,7 +414,7 @@ func (o *Outbox) marking(args ...any) []any {
 
 // reused tells of rows that were delivered and whose numbers other messages have
 // by now, and returns how many they are. A mark leaves those messages alone.
-func (o *Outbox) reused(ctx context.Context, rows []Row) (n int64) {
+func (o *Outbox) reused(ctx context.Context, rows []Row) (n int) {
 	if err := o.on(ctx, func(conn *sql.Conn) error {
 		return conn.QueryRowContext(ctx, o.sql(o.grammar.reused), o.grammar.known(rows)...).Scan(&n)
 	}); err == nil && n > 0 {

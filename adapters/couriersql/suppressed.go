@@ -26,18 +26,18 @@ func (o *Outbox) suppressed(table string, rows, of int) error {
 	return fmt.Errorf("%w: %d of %d; look for %s on %s", ErrSuppressed, rows, of, o.grammar.suppressors, table)
 }
 
-// recount is an error where rows are left that a statement was for.
-func (o *Outbox) recount(ctx context.Context, on executor, of int, text string, args ...any) error {
+// recount is an error where rows of a table are left that a statement was for.
+func (o *Outbox) recount(ctx context.Context, on executor, table string, of int, text string, args ...any) error {
 	left, err := number(ctx, on, o.sql(text), args...)
 	if err == nil && left > 0 {
-		err = o.suppressed(o.table, left, of)
+		err = o.suppressed(table, left, of)
 	}
 	return err
 }
 
-// recountAlone is recount on a connection of the pool.
+// recountAlone is recount of the outbox on a connection of the pool.
 func (o *Outbox) recountAlone(ctx context.Context, of int, text string, args ...any) error {
-	return o.on(ctx, func(conn *sql.Conn) error { return o.recount(ctx, conn, of, text, args...) })
+	return o.on(ctx, func(conn *sql.Conn) error { return o.recount(ctx, conn, o.table, of, text, args...) })
 }
 
 // number reads the one number that a statement returns, 0 where it returns no row.
@@ -62,11 +62,14 @@ type marking struct {
 	leftArgs []any
 }
 
-// fewer reports whether a statement touched fewer rows than it was for. Not every driver
-// knows.
-func fewer(result sql.Result, rows int) bool {
+// missing returns how many of the rows that a statement was for it has not touched. Not
+// every driver knows.
+func missing(result sql.Result, rows int) int {
 	n, err := result.RowsAffected()
-	return err == nil && n < int64(rows)
+	if err != nil {
+		return 0
+	}
+	return max(0, rows-int(n))
 }
 
 // hidden looks now and then whether the database keeps rows from a relay.
@@ -127,12 +130,16 @@ func (s *Source) lookForHidden(ctx context.Context) error {
 // fetchHidden is for a fetch that returned nothing. It looks why, and returns what is to
 // be had after all.
 func (s *Source) fetchHidden(ctx context.Context, limit int, from int64) (batch []Row, err error) {
-	if l, ok := s.holder.(*leased); ok {
+	if err := s.outbox.lookForPolicies(ctx); err != nil {
+		return nil, err
+	}
+	if l, ok := s.holder.(*leased); ok { // last: an error after it would leave what it claims to the end of the lease
 		if batch, err = l.lookForDue(ctx, limit, from); err != nil {
 			return nil, err
 		}
 	}
-	return batch, s.lookForHidden(ctx)
+	s.hidden.looked(s.outbox.now())
+	return batch, nil
 }
 
 // lookForDue looks for a row that is due and that a fetch did not return, and fetches once

@@ -281,8 +281,9 @@ func (w *waker) begin(ctx context.Context, conn *pgx.Conn) error {
 }
 
 const (
-	hasTrigger   = `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '"{table}"'::regclass AND tgname = '{table}_notify')`
-	firesTrigger = `SELECT EXISTS (SELECT FROM pg_trigger WHERE tgrelid = '"{table}"'::regclass AND tgname = '{table}_notify' AND tgenabled IN ('O', 'A'))`
+	theTrigger   = `SELECT FROM pg_trigger WHERE tgrelid = '"{table}"'::regclass AND tgname = '{table}_notify'`
+	hasTrigger   = `SELECT EXISTS (` + theTrigger + `)`
+	firesTrigger = `SELECT EXISTS (` + theTrigger + ` AND tgenabled IN ('O', 'A'))`
 
 	createNotify = `CREATE OR REPLACE FUNCTION "{table}_notify"() RETURNS trigger LANGUAGE plpgsql
 		AS $$ BEGIN PERFORM pg_notify('{table}', ''); RETURN NULL; END $$`

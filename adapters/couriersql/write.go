@@ -4,12 +4,12 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
-	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -57,15 +57,8 @@ func (o *Outbox) Write(ctx context.Context, tx *sql.Tx, messages ...Message) err
 	if tx == nil && o.fault == nil {
 		return noTransaction()
 	}
-	return o.write(ctx, messages, func(text string, args []any) (int64, error) {
-		result, err := tx.ExecContext(ctx, text, args...)
-		if err != nil {
-			return 0, err
-		}
-		if n, err := result.RowsAffected(); err == nil { // not every driver knows
-			return n, nil
-		}
-		return math.MaxInt64, nil
+	return o.write(ctx, messages, func(text string, args []any) (sql.Result, error) {
+		return tx.ExecContext(ctx, text, args...)
 	}, func(text string, args ...any) interface{ Scan(...any) error } {
 		return tx.QueryRowContext(ctx, text, args...)
 	})
@@ -81,9 +74,9 @@ func (o *Outbox) WritePgx(ctx context.Context, tx pgx.Tx, messages ...Message) e
 	case o.dialect != Postgres:
 		return &courier.ConfigError{Field: "dialect", Problem: "has no transactions of pgx: use Write, or New with couriersql.Postgres"}
 	}
-	return o.write(ctx, messages, func(text string, args []any) (int64, error) {
+	return o.write(ctx, messages, func(text string, args []any) (sql.Result, error) {
 		tag, err := tx.Exec(ctx, text, args...)
-		return tag.RowsAffected(), err
+		return driver.RowsAffected(tag.RowsAffected()), err
 	}, func(text string, args ...any) interface{ Scan(...any) error } {
 		return tx.QueryRow(ctx, text, args...)
 	})
@@ -96,7 +89,7 @@ func noTransaction() error {
 // write writes with the two functions, which are those of a transaction.
 // Prepared statements would not do here: the database prepares them on a
 // connection of its own, and the transaction may hold the pool's only one.
-func (o *Outbox) write(ctx context.Context, messages []Message, execute func(string, []any) (int64, error),
+func (o *Outbox) write(ctx context.Context, messages []Message, execute func(string, []any) (sql.Result, error),
 	ask func(string, ...any) interface{ Scan(...any) error }) error {
 	if o.fault != nil {
 		return o.fault
@@ -107,12 +100,13 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 	}
 	for chunk := range o.chunks(args) {
 		rows := len(chunk) / columns
-		n, err := execute(o.sql(o.grammar.insert(rows)), o.grammar.inserted(chunk))
-		if err == nil && n < int64(rows) {
-			err = o.suppressed(o.table, rows-int(n), rows)
-		}
+		result, err := execute(o.sql(o.grammar.insert(rows)), o.grammar.inserted(chunk))
 		if err == nil {
-			continue
+			n := missing(result, rows)
+			if n == 0 {
+				continue
+			}
+			err = o.suppressed(o.table, n, rows)
 		}
 		const doing = "writing %s to %s"
 		if !o.grammar.duplicate(err, o.table) {
