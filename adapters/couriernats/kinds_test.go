@@ -71,7 +71,7 @@ func TestEveryReservedPrefixIsAllowed(t *testing.T) {
 	require.True(t, c.reserved("$KV.others.a"))
 }
 
-// What a call has got through takes no room for each of a million subjects.
+// The note of the subjects that a call got through stays small, also for a million of them.
 func TestGotIsBounded(t *testing.T) {
 	g := got{last: -1}
 	for i := range 1000 {

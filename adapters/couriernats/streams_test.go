@@ -37,7 +37,7 @@ func TestStreamsOfTwoDomains(t *testing.T) {
 		require.NoError(t, err)
 		return s.CachedInfo().State.Msgs
 	}
-	require.Eventually(t, func() bool { // the leaf knows what the hub takes
+	require.Eventually(t, func() bool { // the hub has told the leaf node its subjects
 		require.NoError(t, leaf.conn.Publish("orders.first", nil))
 		require.NoError(t, leaf.conn.Flush())
 		return messages(hub, "HUB") > 0
@@ -50,7 +50,7 @@ func TestStreamsOfTwoDomains(t *testing.T) {
 	}
 }
 
-// Streams of every kind ack what they take.
+// Streams of every kind acknowledge the messages that they store.
 func TestKindsOfStreams(t *testing.T) {
 	t.Parallel()
 	for name, config := range map[string]jetstream.StreamConfig{

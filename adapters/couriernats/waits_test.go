@@ -30,11 +30,11 @@ type peer struct {
 	mu    sync.Mutex
 	conn  net.Conn
 	dials int
-	pings []time.Time // but for that of the client's connect
+	pings []time.Time // without the ping that the client sends when it connects
 	mute  bool        // answers nothing any more
 }
 
-// Dial is that of a client.
+// Dial connects a client to the fake server.
 func (p *peer) Dial(string, string) (net.Conn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -83,8 +83,9 @@ func (o *Outbox) connection(ctx context.Context) (*sql.Conn, error) {
 
 // on uses a connection of the pool, as often as one proves dead before anything was
 // sent on it. The next call would be given the same connection again: one that is
-// good for nothing is closed. So is one on which a statement was suppressed: what it has
-// prepared while there was a rule stays as it is when the rule is gone.
+// good for nothing is closed. A connection on which the database suppressed a statement is
+// closed too: the statements that it prepared under a rule keep that rule after it is
+// dropped.
 func (o *Outbox) on(ctx context.Context, use func(*sql.Conn) error) error {
 	for try := 1; ; try++ {
 		conn, err := o.connection(ctx)

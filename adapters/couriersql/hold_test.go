@@ -177,8 +177,8 @@ func TestBatchesThatWaitAsAWhole(t *testing.T) {
 	require.Equal(t, []string{"b"}, idsOf(take(t, other, 10)))
 }
 
-// Nor do they leave a relay without a connection for what it does about their rows, in a
-// pool that is as small as it may be.
+// Waiting batches leave the relay a connection to settle their rows, also in the smallest
+// pool that is allowed.
 func TestBatchesThatWaitInASmallPool(t *testing.T) {
 	for name, settle := range map[string]func(t *testing.T, s *Source, rows []Row) error{
 		"mark":    func(t *testing.T, s *Source, rows []Row) error { return s.Mark(t.Context(), rows) },
@@ -221,8 +221,8 @@ func TestBatchesThatWaitInASmallPool(t *testing.T) {
 	}
 }
 
-// What a row waits for begins with the call that says so, and not with the transaction
-// that has had it locked for a while.
+// A row's delay counts from the call that sets it, and not from the begin of the
+// transaction that has the row locked.
 func TestAWaitBeginsWithItsCall(t *testing.T) {
 	for name, opts := range postgresHolds {
 		t.Run(name, func(t *testing.T) {
