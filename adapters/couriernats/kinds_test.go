@@ -47,11 +47,13 @@ func (noNetwork) Dial(string, string) (net.Conn, error) { return nil, errors.New
 
 // The connection that a sink makes itself never gives up, whatever the first one did.
 func TestTheSinksOwnConnectionNeverGivesUp(t *testing.T) {
-	given, err := nats.Connect("nats://127.0.0.1:4222", nats.SetCustomDialer(noNetwork{}), nats.RetryOnFailedConnect(true), nats.MaxReconnects(7), nats.Name("relay"))
-	require.NoError(t, err)
-	defer given.Close()
-	given.Opts.AllowReconnect = false
-	given.Opts.RetryOnFailedConnect = false
+	options := nats.GetDefaultOptions()
+	options.Url = "nats://127.0.0.1:4222"
+	options.CustomDialer = noNetwork{}
+	options.AllowReconnect = false
+	options.MaxReconnect = 7
+	options.Name = "relay"
+	given := &nats.Conn{Opts: options}
 	own, err := newLink(given, newConfig(nil)).again(t.Context())
 	require.NoError(t, err, "without a server")
 	defer own.Close()
