@@ -22,16 +22,16 @@ type batch[T any] struct {
 	blocked *engine.BlockedKeys // the keys that are held back
 	claims  engine.Claims
 
-	place  func(i int) string // of a record that has no name
+	label  func(i int) string // of a record that has no name
 	number func(i int) uint64 // of a record in the order fetched
 
-	stepwise bool          // somebody follows how far the only hand is
+	stepwise bool          // somebody follows how far the only worker is
 	unkeyed  map[int]error // of the records whose key function panicked
 
 	begun   atomic.Bool // a record was
 	alert   atomic.Bool // before the next record, look whether it is still to be begun
 	careful bool        // as if there were an alert always
-	exact   atomic.Bool // the hands write down each record, and not the claim alone
+	exact   atomic.Bool // the workers write down each record, and not the claim alone
 	turn    uint64      // counts the resets: what is in work now is no record of a batch before
 
 	mu     sync.Mutex // over what is rare
@@ -47,17 +47,17 @@ type halt struct {
 	until time.Time // when it is worth going on, by the steady clock
 }
 
-// reset begins a new batch, to be shared by some hands. Where an order was asked
+// reset begins a new batch, to be shared by some workers. Where an order was asked
 // for, the keys are the records'.
-func (b *batch[T]) reset(records []T, past []history, keys []string, hands int) {
+func (b *batch[T]) reset(records []T, past []history, keys []string, workers int) {
 	b.turn++
 	b.ledger.Reset(records)
 	b.past, b.keys = past, keys
 	b.halted, b.unkeyed = halt{}, nil
-	if hands <= 1 && (b.together == nil || b.ordered) { // one by one is in order
+	if workers <= 1 && (b.together == nil || b.ordered) { // one by one is in order
 		keys = nil
 	}
-	b.claims.Reset(len(records), keys, hands)
+	b.claims.Reset(len(records), keys, workers)
 	switch {
 	case b.together != nil:
 		b.claims.Step(or(b.portion, b.claims.Share()))
@@ -140,7 +140,7 @@ func (b *batch[T]) paused() error {
 	return b.halted.err
 }
 
-// verdict returns what became of a record that has its verdict, also while the hand
+// verdict returns what became of a record that has its verdict, also while the worker
 // goes on.
 func (b *batch[T]) verdict(i int) (ledger.State, error) {
 	b.mu.Lock()
@@ -191,7 +191,7 @@ func (b *batch[T]) withheld(i int) error {
 	return nil
 }
 
-// cutShort keeps a hand that goes stepwise from going on behind what it is at,
+// cutShort keeps a worker that goes stepwise from going on behind what it is at,
 // and returns where that is.
 func (b *batch[T]) cutShort() (begun int) {
 	if b.claims.Chained() {
@@ -200,18 +200,18 @@ func (b *batch[T]) cutShort() (begun int) {
 	return b.claims.CutShort()
 }
 
-// crew is the hands that share a batch. They are roused by each other, as long as
+// crew is the workers that share a batch. They are roused by each other, as long as
 // there is something to claim: for records that cost little the first has done
 // them all before the last would be awake.
 type crew[T any] struct {
-	hands  []hand[T]
-	todo   chan *hand[T] // to the workers
-	ended  chan struct{} // all that were roused are done
-	asleep atomic.Int32
-	awake  atomic.Int32
+	workers []worker[T]
+	todo    chan *worker[T] // to the goroutines
+	ended   chan struct{}   // all that were roused are done
+	asleep  atomic.Int32
+	awake   atomic.Int32
 }
 
-// orNone returns nil for the crew of an only hand, which nobody wakes.
+// orNone returns nil for the crew of an only worker, which nobody wakes.
 func (c *crew[T]) orNone() *crew[T] {
 	if c.todo == nil {
 		return nil
@@ -219,15 +219,15 @@ func (c *crew[T]) orNone() *crew[T] {
 	return c
 }
 
-// work has some hands work a batch off, and waits for them.
-func (c *crew[T]) work(hands int) {
+// work has some workers work a batch off, and waits for them.
+func (c *crew[T]) work(workers int) {
 	c.awake.Store(1)
-	c.asleep.Store(int32(hands - 1))
-	c.todo <- &c.hands[hands-1]
+	c.asleep.Store(int32(workers - 1))
+	c.todo <- &c.workers[workers-1]
 	<-c.ended
 }
 
-// rouse wakes up to two more hands. The caller is awake.
+// rouse wakes up to two more workers. The caller is awake.
 func (c *crew[T]) rouse() {
 	for range 2 {
 		n := c.asleep.Add(-1)
@@ -235,21 +235,21 @@ func (c *crew[T]) rouse() {
 			return
 		}
 		c.awake.Add(1)
-		c.todo <- &c.hands[n]
+		c.todo <- &c.workers[n]
 	}
 }
 
-// done lets the one who waits go on when the last hand is.
-func (h *hand[T]) done() {
-	if h.crew.awake.Add(-1) == 0 {
-		h.crew.ended <- struct{}{}
+// done lets the one who waits go on when the last worker is.
+func (w *worker[T]) done() {
+	if w.crew.awake.Add(-1) == 0 {
+		w.crew.ended <- struct{}{}
 	}
 }
 
-// hand is one worker's place in a batch. When user code ends the worker's
+// worker is one of those that apply a batch, and how far it is. When user code ends its
 // goroutine (runtime.Goexit), run is called again on another and goes on behind
 // the record that did it.
-type hand[T any] struct {
+type worker[T any] struct {
 	*batch[T]
 	at, to    int   // the claim: what is before at is done
 	unsettled int   // from here to at all are applied, and that is not noted yet
@@ -269,110 +269,110 @@ type hand[T any] struct {
 	crew   *crew[T] // nil for the only one
 	roused bool     // it has woken others
 
-	doing atomic.Uint64   // see show
-	ctx   context.Context // what the last run was under
-	calls *exits          // of that; written under the batch's lock
-	began time.Time       // of the call, where its duration is asked for
+	position atomic.Uint64   // see show
+	ctx      context.Context // what the last run was under
+	calls    *exits          // of that; written under the batch's lock
+	began    time.Time       // of the call, where its duration is asked for
 
-	_ [64]byte // keeps the hands off each other's cache lines
+	_ [64]byte // keeps the workers off each other's cache lines
 }
 
-func (h *hand[T]) reset(b *batch[T], c *crew[T]) {
-	*h = hand[T]{batch: b, list: h.list[:0], cutChain: -1, crew: c, ctx: h.ctx, calls: h.calls}
+func (w *worker[T]) reset(b *batch[T], c *crew[T]) {
+	*w = worker[T]{batch: b, list: w.list[:0], cutChain: -1, crew: c, ctx: w.ctx, calls: w.calls}
 }
 
 // run applies what it can claim until nothing is left, stop has ended, or the
 // destination takes nothing for now. What it leaves is pending.
-func (h *hand[T]) run(stop, ctx context.Context) {
-	if h.ctx != ctx {
-		h.under(ctx)
+func (w *worker[T]) run(stop, ctx context.Context) {
+	if w.ctx != ctx {
+		w.under(ctx)
 	}
-	h.calls.unwatched()
+	w.calls.unwatched()
 	switch {
-	case h.exit != nil:
-		h.resume(ctx)
-	case h.group != nil: // the call of ApplyBatch ended the goroutine
-		h.settleTogether(ctx)
+	case w.exit != nil:
+		w.resume(ctx)
+	case w.group != nil: // the call of ApplyBatch ended the goroutine
+		w.settleTogether(ctx)
 	}
-	for (h.at < h.to || h.advance()) && !h.over(stop) {
-		if h.together != nil && !h.tried {
-			h.tried = true
-			h.applyTogether(ctx)
+	for (w.at < w.to || w.advance()) && !w.over(stop) {
+		if w.together != nil && !w.tried {
+			w.tried = true
+			w.applyTogether(ctx)
 			continue
 		}
-		if h.careful || h.together != nil || h.alert.Load() {
-			h.applyCarefully(stop, ctx)
+		if w.careful || w.together != nil || w.alert.Load() {
+			w.applyCarefully(stop, ctx)
 		} else {
-			h.applyAll(stop, ctx)
+			w.applyAll(stop, ctx)
 		}
 	}
-	h.leaveAgain()
-	h.doing.Store(uint64(nothing))
+	w.leaveAgain()
+	w.position.Store(uint64(finished))
 }
 
-// advance goes on to the next records of the chains in hand, or claims more.
-func (h *hand[T]) advance() bool {
-	h.tried, h.partly = false, false
-	if !h.claims.Chained() {
-		h.at, h.to = h.claims.Claim()
-		h.callOthers()
-		return h.at < h.to
+// advance goes on to the next records of the chains at hand, or claims more.
+func (w *worker[T]) advance() bool {
+	w.tried, w.partly = false, false
+	if !w.claims.Chained() {
+		w.at, w.to = w.claims.Claim()
+		w.callOthers()
+		return w.at < w.to
 	}
-	if h.ordered {
-		h.fill()
-		h.callOthers()
-		h.at, h.to = 0, len(h.list)
-		return h.to > 0
+	if w.ordered {
+		w.fill()
+		w.callOthers()
+		w.at, w.to = 0, len(w.list)
+		return w.to > 0
 	}
-	h.list = h.claims.Chains.Follow(h.list)
-	if len(h.list) == 0 {
-		from, to := h.claims.Claim()
-		h.list = append(h.list, h.claims.Chains.Heads[from:to]...)
-		h.callOthers()
+	w.list = w.claims.Chains.Follow(w.list)
+	if len(w.list) == 0 {
+		from, to := w.claims.Claim()
+		w.list = append(w.list, w.claims.Chains.Heads[from:to]...)
+		w.callOthers()
 	}
-	h.at, h.to = 0, len(h.list)
-	return h.to > 0
+	w.at, w.to = 0, len(w.list)
+	return w.to > 0
 }
 
-// fill claims whole chains, as many as make up the hand's share of the batch, or a call.
+// fill claims whole chains, as many as make up the share of a worker of the batch, or a call.
 // What there is no room for in a call comes first in the next one.
-func (h *hand[T]) fill() {
-	n := len(h.ledger.Records)
-	most := or(h.portion, n)
-	share := min(most, (n+h.claims.Workers-1)/h.claims.Workers)
-	h.list = h.list[:0]
-	h.draw(h.cutChain, most)
-	if room := share - len(h.list); room > 0 {
-		from, to := h.claims.ClaimChains(room)
-		for _, head := range h.claims.Chains.Heads[from:to] {
-			h.draw(head, most)
+func (w *worker[T]) fill() {
+	n := len(w.ledger.Records)
+	most := or(w.portion, n)
+	share := min(most, (n+w.claims.Workers-1)/w.claims.Workers)
+	w.list = w.list[:0]
+	w.draw(w.cutChain, most)
+	if room := share - len(w.list); room > 0 {
+		from, to := w.claims.ClaimChains(room)
+		for _, head := range w.claims.Chains.Heads[from:to] {
+			w.draw(head, most)
 		}
 	}
-	slices.Sort(h.list)
+	slices.Sort(w.list)
 }
 
 // draw adds the records of a chain to the claim, from one on, until there are as many as
 // a call may have.
-func (h *hand[T]) draw(i, most int) {
-	for ; i >= 0 && len(h.list) < most; i = h.claims.Chains.After[i] {
-		h.list = append(h.list, i)
+func (w *worker[T]) draw(i, most int) {
+	for ; i >= 0 && len(w.list) < most; i = w.claims.Chains.After[i] {
+		w.list = append(w.list, i)
 	}
-	h.cutChain = i
+	w.cutChain = i
 }
 
-// callOthers has further hands woken once the first claim was made, if that left
+// callOthers has further workers woken once the first claim was made, if that left
 // anything.
-func (h *hand[T]) callOthers() {
-	if h.crew != nil && !h.roused && h.claims.Left() {
-		h.roused = true
-		h.crew.rouse()
+func (w *worker[T]) callOthers() {
+	if w.crew != nil && !w.roused && w.claims.Left() {
+		w.roused = true
+		w.crew.rouse()
 	}
 }
 
 // record returns the index of the record that is at a place of the claim.
-func (h *hand[T]) record(at int) int {
-	if h.claims.Chained() {
-		return h.list[at]
+func (w *worker[T]) record(at int) int {
+	if w.claims.Chained() {
+		return w.list[at]
 	}
 	return at
 }
@@ -380,74 +380,74 @@ func (h *hand[T]) record(at int) int {
 // applyAll is the fast path: records one after the other, and claims one after
 // the other, until one panics. One deferred call for all of them is what makes a
 // panic cost nothing to those that do not.
-func (h *hand[T]) applyAll(stop, ctx context.Context) {
-	h.calling = true
-	defer h.caught(ctx)
-	if !h.begun.Load() {
-		h.begun.Store(true)
+func (w *worker[T]) applyAll(stop, ctx context.Context) {
+	w.calling = true
+	defer w.caught(ctx)
+	if !w.begun.Load() {
+		w.begun.Store(true)
 	}
-	h.show(h.at, h.to-h.at, false)
-	apply := h.apply
-	for h.at < h.to {
-		records, i := h.ledger.Records[:h.to], h.at
-		h.unsettled = i
-		for ; i < len(records) && stop.Err() == nil && !h.alert.Load(); i++ {
-			if h.at = i; h.exact.Load() {
-				h.doing.Store(uint64(doingOf(i, 1, false)))
+	w.show(w.at, w.to-w.at, false)
+	apply := w.apply
+	for w.at < w.to {
+		records, i := w.ledger.Records[:w.to], w.at
+		w.unsettled = i
+		for ; i < len(records) && stop.Err() == nil && !w.alert.Load(); i++ {
+			if w.at = i; w.exact.Load() {
+				w.position.Store(uint64(positionOf(i, 1, false)))
 			}
 			if err := apply(ctx, records[i]); err != nil {
-				h.ledger.SettleRun(h.unsettled, i)
-				h.unsettled = i + 1
-				h.note(ctx, i, sound(err))
+				w.ledger.SettleRun(w.unsettled, i)
+				w.unsettled = i + 1
+				w.note(ctx, i, sound(err))
 			}
 		}
-		h.ledger.SettleRun(h.unsettled, i)
-		if h.at = i; i < h.to {
+		w.ledger.SettleRun(w.unsettled, i)
+		if w.at = i; i < w.to {
 			break
 		}
-		h.at, h.to = h.claims.Claim()
-		h.show(h.at, h.to-h.at, false)
+		w.at, w.to = w.claims.Claim()
+		w.show(w.at, w.to-w.at, false)
 	}
-	h.calling = false
+	w.calling = false
 }
 
 // applyCarefully is applyAll where a record may be withheld, or has a history.
-func (h *hand[T]) applyCarefully(stop, ctx context.Context) {
-	defer h.caught(ctx)
-	for ; h.at < h.to && !h.over(stop); h.at++ {
-		i := h.record(h.at)
-		if h.partly && h.judged(i) {
+func (w *worker[T]) applyCarefully(stop, ctx context.Context) {
+	defer w.caught(ctx)
+	for ; w.at < w.to && !w.over(stop); w.at++ {
+		i := w.record(w.at)
+		if w.partly && w.judged(i) {
 			continue
 		}
-		if err := h.withheld(i); err != nil {
-			h.note(ctx, i, err)
+		if err := w.withheld(i); err != nil {
+			w.note(ctx, i, err)
 			continue
 		}
-		h.begun.Store(true)
-		h.show(i, 1, false)
-		h.tellStarted(ctx, i)
-		h.calling, h.unsettled = true, h.at
-		err := h.apply(h.with(ctx, i), h.ledger.Records[i])
-		h.calling = false
-		h.enter(ctx, i, sound(err))
+		w.begun.Store(true)
+		w.show(i, 1, false)
+		w.tellStarted(ctx, i)
+		w.calling, w.unsettled = true, w.at
+		err := w.apply(w.with(ctx, i), w.ledger.Records[i])
+		w.calling = false
+		w.enter(ctx, i, sound(err))
 	}
 }
 
 // with returns the context of one record, which has its history.
-func (h *hand[T]) with(ctx context.Context, i int) context.Context {
-	if h.past == nil {
+func (w *worker[T]) with(ctx context.Context, i int) context.Context {
+	if w.past == nil {
 		return ctx
 	}
-	return withHistories(ctx, h.past[i:i+1])
+	return withHistories(ctx, w.past[i:i+1])
 }
 
 // enter tells of a record that was applied, and enters its verdict.
-func (h *hand[T]) enter(ctx context.Context, i int, err error) {
-	h.tellEnded(ctx, i, err)
+func (w *worker[T]) enter(ctx context.Context, i int, err error) {
+	w.tellEnded(ctx, i, err)
 	if err == nil {
-		h.ledger.Settle(i)
+		w.ledger.Settle(i)
 	} else {
-		h.note(ctx, i, err)
+		w.note(ctx, i, err)
 	}
 }
 
@@ -456,162 +456,162 @@ func (b *batch[T]) describe(i int) string {
 	if name := b.watch.name(b.ledger.Records[i]); name != "" {
 		return name
 	}
-	return b.place(i)
+	return b.label(i)
 }
 
 // tellStarted and tellEnded tell of every record, where somebody wants to know.
-func (h *hand[T]) tellStarted(ctx context.Context, i int) {
-	if f := h.watch.observer.RecordStarted; f != nil {
-		tell(ctx, f, RecordEvent{Record: h.describe(i)})
+func (w *worker[T]) tellStarted(ctx context.Context, i int) {
+	if f := w.watch.observer.RecordStarted; f != nil {
+		tell(ctx, f, RecordEvent{Record: w.describe(i)})
 	}
-	h.began = h.watch.now(h.watch.observer.RecordEnded != nil)
+	w.began = w.watch.now(w.watch.observer.RecordEnded != nil)
 }
 
-func (h *hand[T]) tellEnded(ctx context.Context, i int, err error) {
-	if f := h.watch.observer.RecordEnded; f != nil {
-		tell(ctx, f, RecordEvent{Record: h.describe(i), Elapsed: h.watch.since(true, h.began), Err: err})
+func (w *worker[T]) tellEnded(ctx context.Context, i int, err error) {
+	if f := w.watch.observer.RecordEnded; f != nil {
+		tell(ctx, f, RecordEvent{Record: w.describe(i), Elapsed: w.watch.since(true, w.began), Err: err})
 	}
 }
 
 // caught enters a panic as the failure of its record. Where it was a Goexit, the
-// hand goes on with the same record on another goroutine.
-func (h *hand[T]) caught(ctx context.Context) {
-	if !h.calling {
+// worker goes on with the same record on another goroutine.
+func (w *worker[T]) caught(ctx context.Context) {
+	if !w.calling {
 		return
 	}
-	h.calling = false
-	if h.unsettled < h.at {
-		h.ledger.SettleRun(h.unsettled, h.at)
+	w.calling = false
+	if w.unsettled < w.at {
+		w.ledger.SettleRun(w.unsettled, w.at)
 	}
 	err := newPanicError(recover())
 	if err.Goexit() {
-		h.exit = err
+		w.exit = err
 		return
 	}
-	h.enter(ctx, h.record(h.at), err)
-	h.at++
+	w.enter(ctx, w.record(w.at), err)
+	w.at++
 }
 
 // resume goes on with the record whose call ended the goroutine before this one.
-func (h *hand[T]) resume(ctx context.Context) {
-	i, exit := h.record(h.at), h.exit
-	h.exit = nil
-	h.enter(ctx, i, afterExit(h.with(ctx, i), h.applier, h.ledger.Records[i], exit))
-	h.at++
+func (w *worker[T]) resume(ctx context.Context) {
+	i, exit := w.record(w.at), w.exit
+	w.exit = nil
+	w.enter(ctx, i, afterExit(w.with(ctx, i), w.applier, w.ledger.Records[i], exit))
+	w.at++
 }
 
 // applyTogether applies as one batch the records of the claim, but for those that may be
 // poison: they go alone rather than fail the batch for all. After a batch that failed as
 // one, all go alone.
-func (h *hand[T]) applyTogether(ctx context.Context) {
-	records, index := h.unburdened(ctx)
+func (w *worker[T]) applyTogether(ctx context.Context) {
+	records, index := w.unburdened(ctx)
 	if len(records) == 0 {
-		h.partly = true
-		h.blockAfterAgain()
+		w.partly = true
+		w.blockAfterAgain()
 		return
 	}
-	h.begun.Store(true)
+	w.begun.Store(true)
 	for _, i := range index { // which there is where somebody wants to know
-		h.tellStarted(ctx, i)
+		w.tellStarted(ctx, i)
 	}
-	h.group, h.index = records, index
-	h.showTogether()
+	w.group, w.index = records, index
+	w.showTogether()
 	share := ctx
-	if h.past != nil {
-		share = historiesOf(withHistories(ctx, h.past), len(h.past), index)
+	if w.past != nil {
+		share = historiesOf(withHistories(ctx, w.past), len(w.past), index)
 	}
-	guard(&h.outcome.whole, func() error {
-		h.outcome = applyMany(share, h.together, records)
-		return h.outcome.whole
+	guard(&w.outcome.whole, func() error {
+		w.outcome = applyMany(share, w.together, records)
+		return w.outcome.whole
 	})
-	h.settleTogether(ctx)
+	w.settleTogether(ctx)
 }
 
 // settleTogether enters the verdicts of a batch.
-func (h *hand[T]) settleTogether(ctx context.Context) {
-	records, index, v := h.group, h.index, h.outcome
-	h.group, h.index, h.outcome = nil, nil, verdicts{}
+func (w *worker[T]) settleTogether(ctx context.Context) {
+	records, index, v := w.group, w.index, w.outcome
+	w.group, w.index, w.outcome = nil, nil, verdicts{}
 	if v.ok() && index == nil { // apart, to allocate nothing
-		h.ledger.SettleRun(h.at, h.to)
-		h.at = h.to
+		w.ledger.SettleRun(w.at, w.to)
+		w.at = w.to
 		return
 	}
 	errs := v.of(len(records))
 	for j, i := range index {
-		h.tellEnded(ctx, i, errs[j])
+		w.tellEnded(ctx, i, errs[j])
 	}
-	h.partly = index != nil
+	w.partly = index != nil
 	if v.whole != nil && len(records) > 1 && classify(ctx, v.whole) != ClassNotAttempted {
 		return
 	}
-	behind := h.leftBehind(ctx, errs)
+	behind := w.leftBehind(ctx, errs)
 	var again map[string]bool // the keys of those left behind, and whether one after these has an error
-	if behind != nil && h.keys != nil {
+	if behind != nil && w.keys != nil {
 		again = make(map[string]bool)
 	}
 	for j, err := range errs {
-		i := h.at + j
+		i := w.at + j
 		if index != nil {
 			i = index[j]
 		}
-		failed, left := again[h.key(i)]
+		failed, left := again[w.key(i)]
 		switch {
 		case err == nil:
-			h.ledger.Settle(i)
+			w.ledger.Settle(i)
 		case behind != nil && behind[j] && failed: // another call would take it past that one
-			h.note(ctx, i, errHeldBack)
+			w.note(ctx, i, errHeldBack)
 		case behind != nil && behind[j]:
-			h.again = append(h.again, i)
+			w.again = append(w.again, i)
 			if again != nil {
-				again[h.keys[i]] = false
+				again[w.keys[i]] = false
 			}
 		case left:
-			if h.judge(ctx, i, err) {
-				h.blocking = append(h.blocking, i)
-				again[h.keys[i]] = true
+			if w.judge(ctx, i, err) {
+				w.blocking = append(w.blocking, i)
+				again[w.keys[i]] = true
 			}
 		default:
-			h.note(ctx, i, err)
+			w.note(ctx, i, err)
 		}
 	}
-	h.blockAfterAgain()
+	w.blockAfterAgain()
 	switch {
-	case len(h.again) > 0:
-		h.tried, h.partly = false, true
-	case !h.partly:
-		h.at = h.to
+	case len(w.again) > 0:
+		w.tried, w.partly = false, true
+	case !w.partly:
+		w.at = w.to
 	}
 }
 
 // blockAfterAgain holds keys back once no earlier record of theirs is left for another call.
-func (h *hand[T]) blockAfterAgain() {
-	if len(h.again) > 0 {
+func (w *worker[T]) blockAfterAgain() {
+	if len(w.again) > 0 {
 		return
 	}
-	for _, i := range h.blocking {
-		h.blocked.Block(h.keys[i])
+	for _, i := range w.blocking {
+		w.blocked.Block(w.keys[i])
 	}
-	h.blocking = nil
+	w.blocking = nil
 }
 
 // leaveAgain has records that come after one that gets no other call now wait for that,
 // and not for what they asked for themselves.
-func (h *hand[T]) leaveAgain() {
-	if len(h.again) == 0 || len(h.blocking) == 0 {
+func (w *worker[T]) leaveAgain() {
+	if len(w.again) == 0 || len(w.blocking) == 0 {
 		return
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, i := range h.blocking {
-		if h.ledger.State(i) == ledger.Pending {
-			h.ledger.Leave(i, errHeldBack)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, i := range w.blocking {
+		if w.ledger.State(i) == ledger.Pending {
+			w.ledger.Leave(i, errHeldBack)
 		}
 	}
 }
 
 // leftBehind says which records of a call ApplyBatch did not apply behind a failed one,
 // nil where it says so of none, or of all: these it would leave again and again.
-func (h *hand[T]) leftBehind(ctx context.Context, errs []error) []bool {
+func (w *worker[T]) leftBehind(ctx context.Context, errs []error) []bool {
 	behind, n := make([]bool, len(errs)), 0
 	for j, err := range errs {
 		if behind[j] = behindFailed(ctx, err); behind[j] {
@@ -626,43 +626,43 @@ func (h *hand[T]) leftBehind(ctx context.Context, errs []error) []bool {
 
 // unburdened returns the records of the claim that may go together, and their
 // indices where they are not simply those of the claim.
-func (h *hand[T]) unburdened(ctx context.Context) (records []T, index []int) {
-	if again := h.again; again != nil {
-		h.again = nil
-		return h.willing(ctx, again)
+func (w *worker[T]) unburdened(ctx context.Context) (records []T, index []int) {
+	if again := w.again; again != nil {
+		w.again = nil
+		return w.willing(ctx, again)
 	}
-	if !h.careful && !h.alert.Load() {
-		return h.ledger.Records[h.at:h.to:h.to], nil
+	if !w.careful && !w.alert.Load() {
+		return w.ledger.Records[w.at:w.to:w.to], nil
 	}
-	list := make([]int, 0, h.to-h.at)
+	list := make([]int, 0, w.to-w.at)
 	var behind map[string]bool // keys of records that go alone
-	for at := h.at; at < h.to; at++ {
-		i := h.record(at)
+	for at := w.at; at < w.to; at++ {
+		i := w.record(at)
 		switch {
-		case h.alone(i):
-			if h.keys != nil {
+		case w.alone(i):
+			if w.keys != nil {
 				if behind == nil {
 					behind = make(map[string]bool)
 				}
-				behind[h.keys[i]] = true
+				behind[w.keys[i]] = true
 			}
-		case behind == nil || !behind[h.keys[i]]:
+		case behind == nil || !behind[w.keys[i]]:
 			list = append(list, i)
 		}
 	}
-	return h.willing(ctx, list)
+	return w.willing(ctx, list)
 }
 
 // willing returns those of some records that are not withheld, with their indices.
-func (h *hand[T]) willing(ctx context.Context, list []int) (records []T, index []int) {
+func (w *worker[T]) willing(ctx context.Context, list []int) (records []T, index []int) {
 	index = list[:0]
 	for _, i := range list {
-		if err := h.withheld(i); err != nil {
-			h.note(ctx, i, err)
+		if err := w.withheld(i); err != nil {
+			w.note(ctx, i, err)
 			continue
 		}
 		index = append(index, i)
-		records = append(records, h.ledger.Records[i])
+		records = append(records, w.ledger.Records[i])
 	}
 	return records, index
 }

@@ -371,9 +371,9 @@ type watch struct {
 	nextDue   time.Time // of the first of them, by the steady clock
 	fetching  underway  // by a polling coordinator: that of a stream waits for records
 	settling  underway
-	settledAt time.Time    // when the last one began
-	cycle     atomic.Int64 // how long that was after the one before
-	stalls    *stalls      // of the run; nil while there is none
+	settledAt time.Time                    // when the last one began
+	cycle     atomic.Int64                 // how long that was after the one before
+	stalls    interface{ oldest() *stall } // of the run; nil while there is none
 }
 
 // reason is why fetching stops. Each reason ends by itself.

@@ -21,7 +21,7 @@ type pipeline[T any] struct {
 	watch   *watch
 	clock   *steady
 	life    *lifecycle
-	stalls  *stalls
+	stalls  *stalls[T]
 
 	source      Source[T]
 	releaser    Releaser[T]       // nil if the source is none
@@ -69,15 +69,15 @@ func newPipeline[T any](control *control, config *config, source Source[T], appl
 	return p
 }
 
-// begin opens the phases of the run. working returns what the workers are at, and fetching
+// begin opens the phases of the run. progress returns what the workers are at, and fetching
 // whether a fetch is under way.
-func (p *pipeline[T]) begin(ctx context.Context, working func() ([]working[T], bool), fetching func() bool) {
+func (p *pipeline[T]) begin(ctx context.Context, progress func() ([]inProgress[T], bool), fetching func() bool) {
 	p.life = beginLifecycle(ctx, p.watch, p.clock.Clock, p.config.drainTimeout, func() (tell func()) {
-		at, _ := working()
+		all, _ := progress()
 		fetch := fetching()
-		return func() { tellDrainOver(p.life.settle, p.watch, at, fetch) }
+		return func() { tellDrainOver(p.life.settle, p.watch, all, fetch) }
 	})
-	p.stalls = newStalls(p.life.work, p.config, p.watch, working)
+	p.stalls = newStalls(p.life.work, p.config, p.watch, progress)
 	p.renewing, p.endRenewals = context.WithCancelCause(p.life.settle)
 }
 

@@ -49,7 +49,7 @@ type poller[T any] struct {
 
 	phase phase
 	batch batch[T]
-	crew  crew[T]   // one hand for each worker
+	crew  crew[T]
 	ahead *ahead[T] // nil unless batches are fetched ahead
 
 	// The pass.
@@ -118,11 +118,11 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 	p := &poller[T]{
 		pipeline: newPipeline(c.control, &c.config, c.source, c.applier),
 		once:     once,
-		crew:     crew[T]{hands: make([]hand[T], c.config.workers)},
+		crew:     crew[T]{workers: make([]worker[T], c.config.workers)},
 		memory:   engine.NewSuspects[recordKey, history](max(c.config.batchSize, minWindow) - 1),
 	}
 	p.batch.pipeline, p.batch.blocked = p.pipeline, &p.blocked
-	p.batch.place = func(i int) string {
+	p.batch.label = func(i int) string {
 		return fmt.Sprintf("record %d of the batch (the first is 1)", p.part.item(i).place+1)
 	}
 	p.batch.number = func(i int) uint64 { return p.part.item(i).number }
@@ -132,7 +132,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		isolate(&ignored, func() error { p.woken = w.Wake(); return nil })
 	}
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
-	p.begin(ctx, p.working, p.watch.fetches)
+	p.begin(ctx, p.inProgress, p.watch.fetches)
 	p.work = withExits(p.life.work)
 	p.identity = identityOf(c.source, &c.config, once, p.leases != nil)
 	if n := c.config.prefetch; n > 0 && !once {
@@ -151,7 +151,7 @@ func (p *poller[T]) run() error {
 		helpers.Go(p.ahead.serve)
 	}
 	if n := p.config.workers; n > 1 { // one is the loop itself
-		p.crew.todo, p.crew.ended = make(chan *hand[T], n), make(chan struct{}, 1)
+		p.crew.todo, p.crew.ended = make(chan *worker[T], n), make(chan struct{}, 1)
 		for range n {
 			workers.Go(func() { work(p.life.stop, p.life.work, p.crew.todo) })
 		}
@@ -443,23 +443,22 @@ func (p *poller[T]) dropAhead() (some bool) {
 	}
 }
 
-// cut takes the next batch in hand, and as many hands to it as have something
-// to do.
+// cut takes the next batch in hand, and as many workers to it as have something to do.
 func (p *poller[T]) cut() {
 	n := min(p.pass.len(), p.config.batchSize)
 	keys, unkeyed := p.keysOf(p.keys, p.pass.records[:n])
 	p.keys = keys
-	hands := min(len(p.crew.hands), n)
+	workers := min(len(p.crew.workers), n)
 	if p.sparing { // else chance would decide which of the records is the probe
-		hands = min(hands, 1)
+		workers = min(workers, 1)
 	}
 	p.batch.mu.Lock()
 	p.part = p.pass.cut(n)
 	p.taken += n
-	p.batch.reset(p.part.records, p.pasts(), keys, hands)
+	p.batch.reset(p.part.records, p.pasts(), keys, workers)
 	p.batch.unkeyed = unkeyed
 	for i := range p.batch.claims.Workers {
-		p.crew.hands[i].reset(&p.batch, p.crew.orNone())
+		p.crew.workers[i].reset(&p.batch, p.crew.orNone())
 	}
 	p.batch.open = true
 	p.batch.exact.Store(p.watch.slow(n))
@@ -475,7 +474,7 @@ func (p *poller[T]) apply() {
 		p.ahead.ask(p.config.batchSize, p.waiting.Len()+p.part.len()+p.pass.len())
 	}
 	if p.crew.todo == nil {
-		p.crew.hands[0].run(p.life.stop, p.work)
+		p.crew.workers[0].run(p.life.stop, p.work)
 	} else {
 		p.crew.work(p.batch.claims.Workers)
 	}

@@ -121,7 +121,7 @@ func newStream[T any](ctx context.Context, c *StreamingCoordinator[T]) *stream[T
 		again:    engine.Heap[item[T]]{Before: fetchedBefore[T]},
 	}
 	s.marks = engine.NewMarkQueue[T](c.config.batchSize, c.config.orderedMarks, s.leases != nil)
-	s.begin(ctx, s.working, s.fetching.Load)
+	s.begin(ctx, s.inProgress, s.fetching.Load)
 	s.life.applying.Store(true) // the director says when that has ended
 	// After a stop, records that were not begun go back to a source that takes
 	// them; to leave them alone otherwise would be to lose them.

@@ -14,7 +14,7 @@ import (
 // share is what a worker is given at a time: records in order, with an account
 // of their own that the director can look into while the worker goes on.
 type share[T any] struct {
-	hand[T]
+	worker[T]
 	stream  *stream[T]
 	account batch[T]
 	first   uint64    // the number of the first record, where they are as they were fetched
@@ -40,7 +40,7 @@ func (sh *share[T]) run(stop, ctx context.Context) {
 	clock := sh.stream.config.clock
 	began := clock.Now()
 	defer func() { sh.took += clock.Now().Sub(began) }() // a Goexit of user code ends this call, and another goes on
-	sh.hand.run(stop, ctx)
+	sh.worker.run(stop, ctx)
 }
 
 // done gives the share back.
@@ -369,7 +369,7 @@ func (s *stream[T]) newShare() *share[T] {
 		sh := &share[T]{stream: s}
 		sh.account.pipeline, sh.account.blocked, sh.account.stepwise = s.pipeline, &sh.blocked, true
 		sh.account.number = func(i int) uint64 { return sh.item(i).number }
-		sh.account.place = func(i int) string {
+		sh.account.label = func(i int) string {
 			return fmt.Sprintf("record %d since Start (the first is 1)", sh.item(i).number)
 		}
 		return sh
