@@ -185,15 +185,15 @@ func (p *poller[T]) pace(failed []T, errs []error) {
 // noteHidden tells of records that the source returns in vain again and again, before
 // all others that it has. A source that takes records back does not.
 func (p *poller[T]) noteHidden() {
-	if p.handed || p.paused || p.releaser != nil || p.failer != nil {
+	if p.pass.handed || p.paused || p.releaser != nil || p.failer != nil {
 		return
 	}
-	if !p.full || !p.whole || !p.limitless && len(p.waits) > 0 { // which are looked past
+	if !p.pass.full || !p.pass.whole || !p.limitless && len(p.waits) > 0 { // which are looked past
 		p.watch.hidden = 0
 		return
 	}
 	if p.watch.hidden++; p.watch.hidden > 1 {
-		p.watch.log.hiding(p.life.settle, p.taken)
+		p.watch.log.hiding(p.life.settle, p.pass.taken)
 	}
 }
 
@@ -228,7 +228,7 @@ func (p *poller[T]) dropEarly() {
 		due = append(due, i)
 	}
 	if len(due) < p.pass.len() {
-		p.identify(&p.pass)
+		p.identify(&p.pass.run)
 		var items []pending[T]
 		for i, it := range p.pass.items {
 			if n := len(items); n == len(due) || i != due[n] {
@@ -238,6 +238,6 @@ func (p *poller[T]) dropEarly() {
 			it.place = len(items)
 			items = append(items, it)
 		}
-		p.pass = runOf(items)
+		p.pass.run = runOf(items)
 	}
 }

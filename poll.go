@@ -19,24 +19,24 @@ const sparedFor = time.Minute
 // when batches are small. The ones not chosen are given back at once.
 const minWindow = 100
 
-// phase is where a poller stands. Each phase makes at most one call of user
-// code, and sets the next phase before it, so that the loop can go on from
-// there should the call end the goroutine.
+// phase is where a poller stands. Each phase makes at most one call of user code, and sets
+// the next phase before it, so that the loop can go on from there should the call end the
+// goroutine.
 type phase uint8
 
 const (
-	fetching  phase = iota // ask the source for records
-	fetched                // look at what it returned
-	cutting                // take the next batch of them in hand
-	applying               // apply it
-	settling               // sort it into marks and releases
-	marking                // mark what was applied
-	reporting              // tell the source what failed
-	releasing              // give back what stays pending
-	calling                // make the call that one of these has set out
-	called                 // try a mark again later, or go on
-	resting                // wait for the next pass
-	ended
+	phaseFetch   phase = iota // begin a pass: ask the source for records, unless some are in hand to go on with
+	phaseTake                 // look at what it returned
+	phaseCut                  // take the next batch of it
+	phaseApply                // apply that
+	phaseSettle               // sort it into marks and releases
+	phaseMark                 // mark what was applied
+	phaseReport               // tell the source what failed
+	phaseRelease              // give back what stays pending
+	phaseCall                 // make the call that one of these has set out
+	phaseCalled               // try a mark again later, or go on
+	phaseRest                 // wait for the next pass
+	phaseEnded
 )
 
 // poller is one run of a polling coordinator.
@@ -48,70 +48,81 @@ type poller[T any] struct {
 	work      context.Context // what an only worker applies under
 
 	phase phase
+	pass  pass[T]
+	part  run[T] // the records of the batch
+	keys  []string
 	batch batch[T]
 	crew  crew[T]
 	ahead *ahead[T] // nil unless batches are fetched ahead
 
-	// The pass.
-	began     time.Time      // of the call in work, where its duration is asked for
-	fetchedAt time.Time      // where there is an order: when the fetch began
-	pass      run[T]         // to be applied, and not yet in a batch
-	handed    bool           // they were in hand already, and not fetched now
-	sorted    bool           // what is left of them is either kept or given back
-	taken     int            // how many of them have come into a batch
-	got       fetchResult[T] // what the fetch has brought, until it is taken
-	fetchErr  error
-	more      bool          // the source says so
-	limit     int           // of the fetch, but for what is looked past
-	full      bool          // the source may have more
-	whole     bool          // all records of the pass have failed
-	progress  bool          // something was marked
-	waited    bool          // something waits for its next attempt since
-	failed    map[int]error // by index, in RunOnce
-	refused   error         // why a record stays pending that no time was told for; nil if none does
-	halted    halt
-	retryIn   time.Duration   // after a fetch that failed
-	intake    context.Context // of the fetch, unless it was made ahead; a stop ends it, and a pause
+	// The calls of the source.
+	intake   context.Context // of the fetch, unless it was made ahead; a stop ends it, and a pause
+	limit    int             // of the fetch, but for what is looked past
+	got      fetchResult[T]  // what it has brought, until it is taken
+	fetchErr error
+	retryIn  time.Duration // after a fetch that failed
+	mark     job[T]
+	job      job[T] // the call in work, and what it has returned
+	jobErr   error
+	began    time.Time // of the call, or of the batch, where its duration is asked for
 
-	// The batch.
-	part      run[T] // its records
-	keys      []string
-	mark      job[T]
-	lost      bool   // a record of the pass was somebody else's by the time that it was its turn
-	job       job[T] // the call of the source, and what it has returned
-	jobErr    error
-	faulty    faults[T]
-	scheduled []T // records whose failure the source was told of in this pass
-	release   []pending[T]
-	behind    []pending[T]                 // likewise, but for as long as another of their key
-	back      engine.Releases[numbered[T]] // failed records to be released, for as long as each asks at least
-	kept      []pending[T]                 // in hand for the next pass
-	dueOnly   bool                         // all records of the pass have waited for their next attempt
+	// What is to go back to the source, or stays in hand.
+	faulty  faults[T]
+	release []pending[T]
+	behind  []pending[T]                 // likewise, but for as long as another of their key
+	back    engine.Releases[numbered[T]] // failed records to be released, for as long as each asks at least
+	kept    []pending[T]                 // in hand for the next pass
+	waiting engine.Waiting[pending[T]]   // for their next attempt, and what comes behind them
+	waits   waits                        // of failed records of a source that takes nothing back
 
-	// From pass to pass.
-	blocked             engine.BlockedKeys // with the source, or for as long as the pass
-	most                int                // records that a limitless source ever returned
-	paused              bool               // by Pause
-	probing             bool               // the breaker may be probed, with one record
-	sparing             bool               // suspects wait for others to close the breaker
-	spareUntil          time.Time
-	spared              bool                                // the pass has suspects alone, which wait
-	stuck               bool                                // the probe is a record that a breaker opened over before
-	memory              engine.Suspects[recordKey, history] // records that a breaker interrupted
-	identity            identity[T]
-	waits               waits                      // of failed records of a source that takes nothing back
-	asked               time.Time                  // until when nothing is fetched
-	refusedUntil        time.Time                  // until when nothing is fetched, as records can be settled nowhere; zero once one is
-	waiting             engine.Waiting[pending[T]] // for their next attempt, and what comes behind them
-	fullHand            bool                       // of them
-	fetchAt             time.Time                  // the next time, where some wait
-	misses              int                        // probes that failed since one closed the breaker, and may not be known again
-	missed              int                        // likewise, during RunOnce
-	nameless            bool                       // the probe is a record that cannot be known again at all
-	leaving             bool                       // RunOnce does not go on
-	patience            time.Time                  // until when RunOnce waits for a breaker
+	// Order.
+	fetchedAt time.Time          // where there is an order: when the fetch began
+	blocked   engine.BlockedKeys // with the source, or for as long as the pass
+
+	// Probes of a breaker.
+	probing    bool // it may be probed, with one record
+	sparing    bool // suspects wait for others to close it
+	spareUntil time.Time
+	memory     engine.Suspects[recordKey, history] // records that a breaker interrupted
+	identity   identity[T]
+	stuck      bool // the probe is a record that a breaker opened over before
+	nameless   bool // the probe is a record that cannot be known again at all
+	misses     int  // probes that failed since one closed the breaker, and may not be known again
+	missed     int  // likewise, during RunOnce
+
+	// When to go on.
+	most                int       // records that a limitless source ever returned
+	paused              bool      // by Pause
+	fullHand            bool      // of records that wait
+	asked               time.Time // until when nothing is fetched
+	refusedUntil        time.Time // until when nothing is fetched, as records can be settled nowhere; zero once one is
+	fetchAt             time.Time // the next time, where some wait
 	fetchPace, restPace trouble
-	unmarked            error // a *MarkError
+
+	// The end.
+	failed   map[int]error // by index, in RunOnce
+	leaving  bool          // RunOnce does not go on
+	patience time.Time     // until when RunOnce waits for a breaker
+	unmarked error         // a *MarkError
+}
+
+// pass is what a poller does from one fetch to the next.
+type pass[T any] struct {
+	run[T]          // to be applied, and not yet in a batch
+	handed    bool  // they were in hand already, and not fetched now
+	dueOnly   bool  // all of them have waited for their next attempt
+	spared    bool  // it has suspects alone, which wait
+	taken     int   // how many of them have come into a batch
+	more      bool  // the source says that it has more
+	full      bool  // it may have
+	whole     bool  // all records of the pass have failed
+	progress  bool  // something was marked
+	waited    bool  // something waits for its next attempt since
+	lost      bool  // a record was somebody else's by the time that it was its turn
+	sorted    bool  // what is left of them is either kept or given back
+	scheduled []T   // records whose failure the source was told of
+	refused   error // why a record stays pending that no time was told for; nil if none does
+	halted    halt
 }
 
 func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) *poller[T] {
@@ -175,31 +186,31 @@ func (p *poller[T]) run() error {
 }
 
 func (p *poller[T]) loop() {
-	for p.phase != ended {
+	for p.phase != phaseEnded {
 		switch p.phase {
-		case fetching:
+		case phaseFetch:
 			p.fetch()
-		case fetched:
+		case phaseTake:
 			p.take()
-		case cutting:
+		case phaseCut:
 			p.cut()
-		case applying:
+		case phaseApply:
 			p.apply()
-		case settling:
+		case phaseSettle:
 			p.settle()
-		case marking:
+		case phaseMark:
 			p.setOut(p.mark)
-		case reporting:
+		case phaseReport:
 			p.tellFailed()
-		case releasing:
+		case phaseRelease:
 			p.giveBack()
-		case calling:
-			p.phase = called
+		case phaseCall:
+			p.phase = phaseCalled
 			p.call(&p.job, &p.jobErr)
-		case called:
+		case phaseCalled:
 			p.callEnded()
 			p.finishJob()
-		case resting:
+		case phaseRest:
 			p.rest()
 		}
 	}
@@ -207,83 +218,119 @@ func (p *poller[T]) loop() {
 
 // setOut has the next call of the source made, see finishJob.
 func (p *poller[T]) setOut(j job[T]) {
-	p.job, p.phase = j, calling
+	p.job, p.phase = j, phaseCall
 }
 
+// fetch begins a pass.
 func (p *poller[T]) fetch() {
-	p.pass, p.handed, p.sorted, p.taken, p.dueOnly, p.lost = run[T]{}, false, false, 0, false, false
-	p.more, p.full, p.progress, p.waited, p.refused, p.scheduled, p.whole = false, false, false, false, nil, nil, true
-	p.halted = halt{}
+	p.pass = pass[T]{whole: true}
 	if p.life.stop.Err() != nil {
 		p.finish()
 		return
 	}
-	if resumed := p.control.paused(); resumed != nil && !p.once {
-		if !p.paused {
-			p.paused = true
-			p.watch.paused(p.life.settle, byPause, PauseEvent{}, true)
-			if kept, ahead := p.letGo(), p.dropAhead(); kept || ahead {
-				p.phase = releasing
-				return
-			}
-		}
-		if p.waiting.Len() == 0 { // else they are worked off
-			select {
-			case <-resumed:
-			case <-p.life.stop.Done():
-			}
-			return
-		}
-	} else if p.paused {
-		p.paused = false
-		p.watch.resumed(p.life.settle, byPause)
-	}
-	g := gateOf(p.control.breakers)
-	if g.closed && !p.once {
-		p.spareUntil = time.Time{}
-		p.halted = halt{err: g.cause, until: p.config.clock.of(g.until)}
-		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: g.until, Err: g.cause}, true)
-		p.phase = resting
-		if waiting, ahead := p.setAside(), p.dropAhead(); waiting || ahead {
-			p.phase = releasing
-		}
+	if p.heedPause() || p.heedBreaker() {
 		return
 	}
-	// Half-open after a probe that went well, the breaker wants more successes. RunOnce
-	// has no time to wait for them.
-	p.sparing = !p.once && g.probe && p.config.clock.Now().Before(p.spareUntil)
-	p.probing = !p.sparing && (p.probing || g.probe)
 	if p.keyOf != nil {
 		p.fetchedAt = p.config.clock.Now()
 	}
 	if p.takeKept() || p.takeWaiting() {
 		return
 	}
+	limit := p.limits()
 	p.fetchErr = nil
-	limit := p.config.batchSize
-	if p.releaser != nil { // another one returns those that wait, too
-		limit = p.room()
-	}
-	p.limit = limit
-	past := 1 + p.memory.Len()                             // to see past the suspects
-	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and past all that waits behind them, or cannot be told from them
-		past = max(p.config.batchSize, minWindow)
-	}
-	past += len(p.waits) + p.waiting.Len() // and past those whose time has not come
-	switch {
-	case p.probing:
-		limit = past
-	case p.sparing:
-		limit = max(limit, past)
-	}
+	p.phase = phaseTake
 	p.life.applying.Store(true) // what comes after a stop is given back under a live context
 	if r, ok := p.ahead.take(); ok {
 		p.got, p.intake = r, nil
 		p.limit = p.config.batchSize
-		p.phase = fetched
 		return
 	}
-	select { // what woke this fetch, or would wake the next one for what it brings
+	p.heedWakes()
+	p.intake = p.life.stop
+	if !p.once {
+		p.intake = p.control.intake()
+	}
+	p.began = p.watch.now(p.watch.observer.Fetched != nil)
+	p.watch.begins(&p.watch.fetching, "fetch")
+	p.callFetch(p.intake, limit, &p.got)
+}
+
+// heedPause follows Pause and Resume, and reports whether there is no pass for now. While
+// records wait there is: they are worked off.
+func (p *poller[T]) heedPause() bool {
+	resumed := p.control.paused()
+	if resumed == nil || p.once {
+		if p.paused {
+			p.paused = false
+			p.watch.resumed(p.life.settle, byPause)
+		}
+		return false
+	}
+	if !p.paused {
+		p.paused = true
+		p.watch.paused(p.life.settle, byPause, PauseEvent{}, true)
+		if kept, ahead := p.letGo(), p.dropAhead(); kept || ahead {
+			p.phase = phaseRelease
+			return true
+		}
+	}
+	if p.waiting.Len() > 0 {
+		return false
+	}
+	select {
+	case <-resumed:
+	case <-p.life.stop.Done():
+	}
+	return true
+}
+
+// heedBreaker reports whether there is no pass because a breaker of the stack is open, and
+// otherwise whether the pass is to probe one.
+func (p *poller[T]) heedBreaker() bool {
+	g := gateOf(p.control.breakers)
+	if g.closed && !p.once {
+		p.spareUntil = time.Time{}
+		p.pass.halted = halt{err: g.cause, until: p.config.clock.of(g.until)}
+		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: g.until, Err: g.cause}, true)
+		p.phase = phaseRest
+		if waiting, ahead := p.setAside(), p.dropAhead(); waiting || ahead {
+			p.phase = phaseRelease
+		}
+		return true
+	}
+	// Half-open after a probe that went well, the breaker wants more successes. RunOnce
+	// has no time to wait for them.
+	p.sparing = !p.once && g.probe && p.config.clock.Now().Before(p.spareUntil)
+	p.probing = !p.sparing && (p.probing || g.probe)
+	return false
+}
+
+// limits sets the limit of the pass, and returns the one to fetch with: more, where it has
+// to see past records that are not for this pass.
+func (p *poller[T]) limits() (limit int) {
+	limit = p.config.batchSize
+	if p.releaser != nil { // another one returns those that wait, too
+		limit = p.room()
+	}
+	p.limit = limit
+	past := 1 + p.memory.Len()                             // the suspects
+	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and all that waits behind them, or cannot be told from them
+		past = max(p.config.batchSize, minWindow)
+	}
+	past += len(p.waits) + p.waiting.Len() // and those whose time has not come
+	switch {
+	case p.probing:
+		return past
+	case p.sparing:
+		return max(limit, past)
+	}
+	return limit
+}
+
+// heedWakes takes in what woke this fetch, or would wake the next one for what it brings.
+func (p *poller[T]) heedWakes() {
+	select {
 	case <-p.control.wake:
 		p.waits.lift()
 	default:
@@ -295,48 +342,42 @@ func (p *poller[T]) fetch() {
 		}
 	default:
 	}
-	p.intake = p.life.stop
-	if !p.once {
-		p.intake = p.control.intake()
-	}
-	p.phase = fetched
-	p.began = p.watch.now(p.watch.observer.Fetched != nil)
-	p.watch.begins(&p.watch.fetching, "fetch")
-	p.callFetch(p.intake, limit, &p.got)
 }
 
+// take looks at what was fetched, or taken of what is in hand, and leaves in the pass what
+// is to be applied now.
 func (p *poller[T]) take() {
-	if !p.handed {
+	if !p.pass.handed {
 		if p.intake != nil {
 			p.watch.ends(&p.watch.fetching)
 			p.got.took, p.got.cancelled = p.watch.since(p.watch.observer.Fetched != nil, p.began), p.intake.Err() != nil
 		}
-		p.pass, p.more, p.fetchErr = run[T]{records: p.got.records, first: p.got.first}, p.got.more, p.got.err
+		p.pass.run, p.pass.more, p.fetchErr = run[T]{records: p.got.records, first: p.got.first}, p.got.more, p.got.err
 	}
 	p.life.endApply()
 	n := p.pass.len()
-	p.phase = cutting
+	p.phase = phaseCut
 	if p.keyOf != nil {
 		p.blocked.Lift(p.fetchedAt, p.fetchedAt)
 	}
-	if !p.handed {
+	if !p.pass.handed {
 		if p.intake != nil { // else it is counted
 			p.watch.count.inHand.Add(int64(n))
 		}
 		p.tellFetched(n)
 		p.dropEarly()
 	}
-	if p.waiting.Len() > 0 && len(p.kept) == 0 && !p.handed && !p.ahead.took() {
+	if p.waiting.Len() > 0 && len(p.kept) == 0 && !p.pass.handed && !p.ahead.took() {
 		p.joinWaiting()
 	}
-	if len(p.kept) > 0 && !p.handed {
+	if len(p.kept) > 0 && !p.pass.handed {
 		p.lookPast()
 	}
 	if p.keyOf != nil && p.waiting.Len() > 0 {
 		p.putBehind()
 	}
 	if p.memory.Len() > 0 || p.probing || p.sparing {
-		p.identify(&p.pass)
+		p.identify(&p.pass.run)
 	}
 	switch {
 	case p.pass.len() == 0:
@@ -347,7 +388,7 @@ func (p *poller[T]) take() {
 	default:
 		p.mix()
 	}
-	p.spared = p.pass.len() == 0 && len(p.release) > 0
+	p.pass.spared = p.pass.len() == 0 && len(p.release) > 0
 }
 
 // pickProbe has all records of the pass wait but the one to probe the breaker with.
@@ -366,7 +407,7 @@ func (p *poller[T]) pickProbe() {
 	p.nameless = probe.id == recordKey{}
 	p.passOver(items[:i], time.Time{})
 	p.passOver(items[i+1:], time.Time{})
-	p.pass = runOf([]pending[T]{probe})
+	p.pass.run = runOf([]pending[T]{probe})
 }
 
 // passOverBlocked leaves the records of the pass for later that come after one of their key
@@ -398,13 +439,13 @@ func (p *poller[T]) leaveOut(waits func(i int) bool) (left []pending[T]) {
 			others = append(others, it)
 		}
 	}
-	p.pass = runOf(others)
+	p.pass.run = runOf(others)
 	return left
 }
 
 // tellFetched takes in what a fetch has returned, n records.
 func (p *poller[T]) tellFetched(n int) {
-	p.full = p.more && n > 0 || n >= p.limit || p.limitless && n > 0 && n >= p.most
+	p.pass.full = p.pass.more && n > 0 || n >= p.limit || p.limitless && n > 0 && n >= p.most
 	p.most = max(p.most, n)
 	event := FetchEvent{Records: n, Err: p.fetchErr, Elapsed: p.got.took}
 	cancelled := p.fetchErr != nil && p.got.cancelled
@@ -454,7 +495,7 @@ func (p *poller[T]) cut() {
 	}
 	p.batch.mu.Lock()
 	p.part = p.pass.cut(n)
-	p.taken += n
+	p.pass.taken += n
 	p.batch.reset(p.part.records, p.pasts(), keys, workers)
 	p.batch.unkeyed = unkeyed
 	for i := range p.batch.claims.Workers {
@@ -464,13 +505,13 @@ func (p *poller[T]) cut() {
 	p.batch.exact.Store(p.watch.slow(n))
 	p.batch.mu.Unlock()
 	p.began = p.watch.now(p.watch.observer.Applied != nil)
-	p.phase = applying
+	p.phase = phaseApply
 }
 
 func (p *poller[T]) apply() {
 	p.life.applying.Store(true)
 	p.stalls.begins()
-	if p.full && p.fetchErr == nil && !p.probing && !p.sparing && p.refusedUntil.IsZero() {
+	if p.pass.full && p.fetchErr == nil && !p.probing && !p.sparing && p.refusedUntil.IsZero() {
 		p.ahead.ask(p.config.batchSize, p.waiting.Len()+p.part.len()+p.pass.len())
 	}
 	if p.crew.todo == nil {
@@ -479,7 +520,7 @@ func (p *poller[T]) apply() {
 		p.crew.work(p.batch.claims.Workers)
 	}
 	p.life.endApply()
-	p.phase = settling
+	p.phase = phaseSettle
 }
 
 // ahead fetches the next batches of a source that leases while one is applied.

@@ -125,7 +125,7 @@ func (p *poller[T]) keeps() bool {
 	if !p.identity.inHand || p.paused || p.leaving || p.unmarked != nil || p.life.stop.Err() != nil {
 		return false
 	}
-	return p.halted.err != nil || p.probing || p.sparing
+	return p.pass.halted.err != nil || p.probing || p.sparing
 }
 
 // keep has the records that the pass leaves unsettled stay in hand, in the order
@@ -142,7 +142,7 @@ func (p *poller[T]) keep() {
 	keys, _ := p.keysOf(nil, recordsIn(left))
 	gone := make(map[string]bool)
 	if keys != nil {
-		theirs, _ := p.keysOf(nil, append(releaseOf(p.back.All(), 0).records, p.scheduled...))
+		theirs, _ := p.keysOf(nil, append(releaseOf(p.back.All(), 0).records, p.pass.scheduled...))
 		for _, key := range theirs {
 			gone[key] = true
 		}
@@ -182,9 +182,9 @@ func (p *poller[T]) takeKept() bool {
 	if len(p.kept) == 0 || p.looksPast() {
 		return false
 	}
-	p.pass = runOf(append(p.takeDue(p.config.clock.Now()), p.unkeep()...))
-	p.full, p.handed = true, true
-	p.phase = fetched
+	p.pass.run = runOf(append(p.takeDue(p.config.clock.Now()), p.unkeep()...))
+	p.pass.full, p.pass.handed = true, true
+	p.phase = phaseTake
 	return true
 }
 
@@ -210,14 +210,14 @@ func (p *poller[T]) looksPast() bool {
 // has returned, so that no record is in hand twice. They stay where it has returned
 // nothing else.
 func (p *poller[T]) lookPast() {
-	p.identify(&p.pass)
+	p.identify(&p.pass.run)
 	kept, fetchedNow := p.unkeep(), p.pass.items
 	let := kept
 	switch {
 	case p.releaser != nil:
-		p.pass, let = runOf(append(kept, fetchedNow...)), nil
+		p.pass.run, let = runOf(append(kept, fetchedNow...)), nil
 	case len(fetchedNow) <= len(kept):
-		p.pass, let = runOf(kept), fetchedNow
+		p.pass.run, let = runOf(kept), fetchedNow
 	default:
 		for i, it := range kept {
 			j := i // where it probably is, since nothing was settled that came before it

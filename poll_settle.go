@@ -19,8 +19,8 @@ func (p *poller[T]) settle() {
 	b.mu.Lock()
 	b.open = false
 	b.mu.Unlock()
-	p.halted = b.halted
-	if p.memory.Len() > 0 || p.halted.err != nil || p.probing {
+	p.pass.halted = b.halted
+	if p.memory.Len() > 0 || p.pass.halted.err != nil || p.probing {
 		p.remember()
 	}
 	if p.once {
@@ -28,22 +28,22 @@ func (p *poller[T]) settle() {
 	}
 	p.toMark()
 	if b.complete() {
-		p.whole = false
+		p.pass.whole = false
 		p.watch.applied(p.life.work, p.applied())
 	} else {
 		p.sort()
 	}
-	if p.halted.err != nil || p.life.stop.Err() != nil {
+	if p.pass.halted.err != nil || p.life.stop.Err() != nil {
 		p.setAside()
 		if p.identity.inHand {
-			p.identify(&p.pass)
+			p.identify(&p.pass.run)
 		}
 		p.leaveRest()
 		p.ahead.callOff()
 	}
-	p.phase = marking
+	p.phase = phaseMark
 	if len(p.mark.records) == 0 {
-		p.phase = reporting
+		p.phase = phaseReport
 	}
 }
 
@@ -52,7 +52,7 @@ func (p *poller[T]) leaveRest() {
 	for _, it := range p.ours(p.pass.all()) {
 		p.release = append(p.release, it.bare())
 	}
-	p.pass = run[T]{}
+	p.pass.run = run[T]{}
 }
 
 // toMark sets out the mark of what was applied.
@@ -103,12 +103,12 @@ func (p *poller[T]) sort() {
 		case err == nil:
 		case waits && state != ledger.Failed:
 			event.Waiting++
-		case b.tally(&event, i, err) && state != ledger.Failed && p.refused == nil:
-			p.refused = err
+		case b.tally(&event, i, err) && state != ledger.Failed && p.pass.refused == nil:
+			p.pass.refused = err
 		}
 		switch {
 		case p.leases.Lost(it.number): // it is not ours to give back
-			p.lost = true
+			p.pass.lost = true
 			p.dropped(it.number)
 		case state == ledger.Failed && p.failer != nil:
 			p.leases.Settle(it.number, 1)
@@ -137,12 +137,12 @@ func (p *poller[T]) sort() {
 		}
 	}
 	p.watch.applied(p.life.work, event)
-	if p.halted.err != nil {
-		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: p.config.clock.told(p.halted.until), Err: p.halted.err, Record: b.describe(p.halted.at), Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
+	if p.pass.halted.err != nil {
+		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: p.config.clock.told(p.pass.halted.until), Err: p.pass.halted.err, Record: b.describe(p.pass.halted.at), Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
 	}
 	p.followGone(gone)
 	p.tellWaiting()
-	p.whole = p.whole && len(failed) == len(b.ledger.Records)
+	p.pass.whole = p.pass.whole && len(failed) == len(b.ledger.Records)
 	p.pace(failed, errs)
 }
 
@@ -156,7 +156,7 @@ func (p *poller[T]) goBack(it pending[T], after time.Duration) {
 // as one that failed: where its error asks for that, or where others of the batch were
 // settled, which it must not hold up. Else the coordinator as a whole waits.
 func (p *poller[T]) waitsAlone(err error) bool {
-	if err == nil || p.halted.err != nil || p.once || p.life.stop.Err() != nil {
+	if err == nil || p.pass.halted.err != nil || p.once || p.life.stop.Err() != nil {
 		return false
 	}
 	return len(p.mark.records) > 0 || afterOf(err, maxAfter) > 0
@@ -214,15 +214,15 @@ func (p *poller[T]) finishJob() {
 	p.job = job[T]{}
 	switch j.kind {
 	case releaseJob:
-		p.phase = releasing
+		p.phase = phaseRelease
 		p.holdBack(&j)
 		p.released(&j, err)
 	case failJob:
-		p.phase = releasing
+		p.phase = phaseRelease
 		p.released(&j, err)
 		if p.keyOf != nil && p.identity.inHand {
 			for _, f := range j.failed {
-				p.scheduled = append(p.scheduled, f.Record)
+				p.pass.scheduled = append(p.pass.scheduled, f.Record)
 			}
 		}
 	default:
@@ -234,7 +234,7 @@ func (p *poller[T]) afterMark(j *job[T], err error) {
 	event := p.markEvent(j, err)
 	switch {
 	case err == nil:
-		p.progress = true
+		p.pass.progress = true
 		p.leases.Leave(j.numbers...)
 		p.watch.marked(p.life.settle, event)
 		p.markPace = trouble{}
@@ -253,11 +253,11 @@ func (p *poller[T]) afterMark(j *job[T], err error) {
 		} else {
 			p.config.clock.sleep(p.life.settle, event.RetryIn)
 		}
-		p.phase = marking
+		p.phase = phaseMark
 		return
 	}
 	p.mark = job[T]{}
-	p.phase = reporting
+	p.phase = phaseReport
 }
 
 // onceMarkRetries is how often RunOnce tries a failed mark again: about three
@@ -266,7 +266,7 @@ const onceMarkRetries = 5
 
 // tellFailed lets a source that keeps a retry schedule know of what failed.
 func (p *poller[T]) tellFailed() {
-	p.phase = releasing
+	p.phase = phaseRelease
 	if len(p.faulty.failed) > 0 {
 		p.setOut(p.faulty.take())
 	}
@@ -276,11 +276,11 @@ func (p *poller[T]) tellFailed() {
 // another record of its key for as long as that.
 func (p *poller[T]) giveBack() {
 	if p.pass.len() > 0 {
-		p.phase = cutting
+		p.phase = phaseCut
 		return
 	}
-	if !p.sorted && p.keeps() {
-		p.sorted = true
+	if !p.pass.sorted && p.keeps() {
+		p.pass.sorted = true
 		p.keep()
 	}
 	p.release = p.ours(p.release)
@@ -295,16 +295,16 @@ func (p *poller[T]) giveBack() {
 	switch {
 	case p.once || p.paused || p.life.stop.Err() != nil:
 		pace, after = 0, 0
-	case p.probing && p.halted.err == nil:
+	case p.probing && p.pass.halted.err == nil:
 		after = 0 // after a probe that went well, the others are wanted at once
-	case p.halted.err != nil:
-		after = max(0, p.halted.until.Sub(now))
+	case p.pass.halted.err != nil:
+		after = max(0, p.pass.halted.until.Sub(now))
 	}
-	if len(p.release) == 0 && (p.halted.err != nil || p.life.stop.Err() != nil) {
+	if len(p.release) == 0 && (p.pass.halted.err != nil || p.life.stop.Err() != nil) {
 		p.dropAhead() // not sooner: a fetch may take long to end, and the marks do not wait for it
 	}
 	some := numberedIn(p.release)
-	overPause := len(some) > 0 && p.halted.err != nil
+	overPause := len(some) > 0 && p.pass.halted.err != nil
 	p.release = nil
 	if len(some) == 0 && p.back.Some() {
 		some, after = p.back.Take()
@@ -320,7 +320,7 @@ func (p *poller[T]) giveBack() {
 			p.blocked.Lift(p.fetchedAt, now.Add(after))
 		}
 		if some, after = p.nextBehind(now); len(some) == 0 {
-			p.phase = resting
+			p.phase = phaseRest
 			return
 		}
 	}
@@ -340,8 +340,8 @@ func (p *poller[T]) holdBack(j *job[T]) {
 	for _, key := range keys {
 		p.blocked.BlockUntil(key, until)
 	}
-	if j.overPause && until.After(p.halted.until) { // not to find nothing but what waits
-		p.halted.until = until
+	if j.overPause && until.After(p.pass.halted.until) { // not to find nothing but what waits
+		p.pass.halted.until = until
 	}
 }
 
@@ -369,7 +369,7 @@ func (p *poller[T]) nextBehind(now time.Time) (some []numbered[T], after time.Du
 
 // rest ends the pass: it waits as long as the pass calls for.
 func (p *poller[T]) rest() {
-	p.phase = fetching
+	p.phase = phaseFetch
 	p.noteHidden()
 	if p.once && !p.goesOn() || p.unmarked != nil || p.life.stop.Err() != nil {
 		p.noteProbe()
@@ -380,10 +380,10 @@ func (p *poller[T]) rest() {
 	if p.paused && p.waiting.Len() == 0 { // all was given back
 		return
 	}
-	if p.halted.err == nil && !p.spared && p.intakeIsOpen() {
+	if p.pass.halted.err == nil && !p.pass.spared && p.intakeIsOpen() {
 		p.watch.resumed(p.life.settle, byBreaker)
 	}
-	if p.progress && p.refused == nil {
+	if p.pass.progress && p.pass.refused == nil {
 		p.watch.moves(byRefusal)
 	}
 	goOn := p.noteProbe()
@@ -391,15 +391,15 @@ func (p *poller[T]) rest() {
 	p.dropLost()
 	p.easeHand()
 	p.batch.reset(nil, nil, nil, 1)
-	if now := p.config.clock.Now(); p.dueOnly && p.halted.err == nil && (p.refused == nil || p.progress || p.fetchAt.After(now)) { // the time to fetch stays as it was
+	if now := p.config.clock.Now(); p.pass.dueOnly && p.pass.halted.err == nil && (p.pass.refused == nil || p.pass.progress || p.fetchAt.After(now)) { // the time to fetch stays as it was
 		p.nap(p.fetchAt.Sub(now))
 		return
 	}
 	var delay time.Duration
 	switch {
-	case p.halted.err != nil:
+	case p.pass.halted.err != nil:
 		p.probing, p.spareUntil = true, time.Time{}
-		delay = p.halted.until.Sub(p.config.clock.Now())
+		delay = p.pass.halted.until.Sub(p.config.clock.Now())
 		if delay <= 0 { // somebody else's probe is out
 			delay = p.restPace.delay(p.config)
 		}
@@ -408,20 +408,20 @@ func (p *poller[T]) rest() {
 		}
 	case p.fetchErr != nil:
 		delay = p.retryIn
-	case p.refused != nil && !p.progress:
+	case p.pass.refused != nil && !p.pass.progress:
 		now := p.config.clock.Now()
 		if !now.Before(p.refusedUntil) {
 			p.refusedUntil = now.Add(p.restPace.delay(p.config))
 		}
 		delay = p.refusedUntil.Sub(now)
-		p.watch.stands(byRefusal, p.refused, now.Add(max(delay, p.config.interval)))
+		p.watch.stands(byRefusal, p.pass.refused, now.Add(max(delay, p.config.interval)))
 		if p.ahead.asked() { // it is in hand, and may be well
 			delay = 0
 		}
 	default:
 		p.restPace, p.refusedUntil = trouble{}, time.Time{}
-		more := goOn || p.full && (p.progress || p.waited || p.lost)
-		lostProbe := p.probing && p.lost // so that another one may go
+		more := goOn || p.pass.full && (p.pass.progress || p.pass.waited || p.pass.lost)
+		lostProbe := p.probing && p.pass.lost // so that another one may go
 		if (p.config.fixed || !more) && !p.once && !lostProbe {
 			delay = p.config.pace()
 		}
@@ -453,9 +453,9 @@ func (p *poller[T]) intakeIsOpen() bool {
 // finish ends the run, once what is still in hand was given back.
 func (p *poller[T]) finish() {
 	p.leaving = true
-	p.phase = ended
+	p.phase = phaseEnded
 	if waiting, kept, ahead := p.setAside(), p.letGo(), p.dropAhead(); waiting || kept || ahead {
-		p.phase = releasing
+		p.phase = phaseRelease
 	}
 }
 
@@ -463,15 +463,15 @@ func (p *poller[T]) finish() {
 // once: it went well, or was no verdict.
 func (p *poller[T]) noteProbe() (goOn bool) {
 	probed := p.probing && p.batch.begun.Load()
-	refused := probed && p.refused != nil // which tells nothing of the destination
-	goOn = probed && !refused && p.halted.err == nil
+	refused := probed && p.pass.refused != nil // which tells nothing of the destination
+	goOn = probed && !refused && p.pass.halted.err == nil
 	passed := goOn && p.watch.answered(p.batch.ledger.Err(0), p.control.breakers)
 	switch {
 	case passed && p.misses > 0 && gateOf(p.control.breakers).probe: // it wants more successes, and those before have none to give
 	case passed:
 		p.misses, p.missed, p.probing = 0, 0, false
 		p.spareUntil = p.config.clock.Now().Add(sparedFor)
-	case !p.probing || !refused && p.halted.err == nil:
+	case !p.probing || !refused && p.pass.halted.err == nil:
 	case p.once: // which knows the record again until it ends
 		p.missed++
 	case p.nameless:
@@ -486,34 +486,34 @@ func (p *poller[T]) noteProbe() (goOn bool) {
 // goesOn reports whether RunOnce waits for a breaker that has interrupted it, to
 // try the rest of its records. It does so for the drain timeout in all.
 func (p *poller[T]) goesOn() bool {
-	if p.waiting.Len() > 0 && p.halted.err == nil {
+	if p.waiting.Len() > 0 && p.pass.halted.err == nil {
 		return true
 	}
-	if len(p.kept)+p.waiting.Len() == 0 || p.refused != nil && p.halted.err == nil { // it would be refused again, without end
+	if len(p.kept)+p.waiting.Len() == 0 || p.pass.refused != nil && p.pass.halted.err == nil { // it would be refused again, without end
 		return false
 	}
 	now := p.config.clock.Now()
 	if p.patience.IsZero() {
 		p.patience = now.Add(p.config.drainTimeout)
 	}
-	return p.halted.err == nil || p.halted.until.After(now) && !p.halted.until.After(p.patience)
+	return p.pass.halted.err == nil || p.pass.halted.until.After(now) && !p.pass.halted.until.After(p.patience)
 }
 
 // nap is a rest that a wake-up ends, or a Pause. A breaker's pause ends when the
 // breaker has closed; by a wake-up of the source, which knows nothing of it, no
 // pause ends.
 func (p *poller[T]) nap(d time.Duration) {
-	if due, some := p.waiting.Next(); some && p.halted.err == nil {
+	if due, some := p.waiting.Next(); some && p.pass.halted.err == nil {
 		d = min(d, due.Sub(p.config.clock.Now()))
 	}
 	if d <= 0 || p.life.stop.Err() != nil {
 		return
 	}
 	woken := p.woken
-	if p.halted.err != nil || afterOf(p.fetchErr, maxCallAfter) > 0 { // there may be work, but the source is not to be asked
+	if p.pass.halted.err != nil || afterOf(p.fetchErr, maxCallAfter) > 0 { // there may be work, but the source is not to be asked
 		woken = nil
 	}
-	shut := p.halted.err != nil && gateOf(p.control.breakers).closed
+	shut := p.pass.halted.err != nil && gateOf(p.control.breakers).closed
 	rested := p.config.clock.timer(d)
 	for {
 		select {
@@ -523,7 +523,7 @@ func (p *poller[T]) nap(d time.Duration) {
 		case <-p.life.stop.Done():
 			return
 		case <-p.control.wake:
-			if p.halted.err == nil || !gateOf(p.control.breakers).closed {
+			if p.pass.halted.err == nil || !gateOf(p.control.breakers).closed {
 				p.waits.lift()
 				p.fetchAt = time.Time{}
 				return

@@ -50,7 +50,7 @@ func (p *poller[T]) mix() {
 		}
 		mixed = append(mixed, items[i])
 	}
-	p.pass = runOf(append(mixed, items[due:n]...))
+	p.pass.run = runOf(append(mixed, items[due:n]...))
 }
 
 // keepWaiting has a record of the batch that was not settled wait in hand, and reports
@@ -58,18 +58,18 @@ func (p *poller[T]) mix() {
 func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time.Time, waits bool) bool {
 	past, asked := historyOf(err), ownWait(err)
 	outlastsRun := waits && p.outlastsRun(err, due)
-	if waits && p.halted.err != nil {
+	if waits && p.pass.halted.err != nil {
 		due, asked = past.askedUntil(due, asked)
 	}
 	switch {
 	case p.life.stop.Err() != nil || outlastsRun:
 		return false
-	case waits && (p.halted.err == nil || p.outlastsPause(due, asked)):
+	case waits && (p.pass.halted.err == nil || p.outlastsPause(due, asked)):
 	case err == errHeldBack && p.waiting.Busy(order) && p.blocked.Until(order).IsZero(): // else one between them is with the source
 		if past == nil {
 			past = it.past
 		}
-	case p.halted.err != nil:
+	case p.pass.halted.err != nil:
 		return false
 	case !p.once && (past.goesOn() || it.waited && refusedOutside(err)):
 		if !past.goesOn() {
@@ -86,7 +86,7 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 	it = it.bare()
 	it.asked, it.past, it.due, it.order = asked, past, due, order
 	p.enlist(it, due.IsZero())
-	p.waited = p.waited || waits
+	p.pass.waited = p.pass.waited || waits
 	return true
 }
 
@@ -107,7 +107,7 @@ const maxUnrenewed = 10 * time.Second
 // leftToSource gives a record of the batch back that waits for longer than its source
 // may leave it in hand, if the source keeps the time, and reports whether it did.
 func (p *poller[T]) leftToSource(it pending[T], err error, due time.Time) bool {
-	if p.halted.err != nil || p.releaser == nil || p.failer != nil || p.leases != nil || p.once || p.life.stop.Err() != nil {
+	if p.pass.halted.err != nil || p.releaser == nil || p.failer != nil || p.leases != nil || p.once || p.life.stop.Err() != nil {
 		return false
 	}
 	after := due.Sub(p.config.clock.Now())
@@ -196,9 +196,9 @@ func (p *poller[T]) takeWaiting() bool {
 		return false
 	}
 	if due := p.takeDue(now); len(due) > 0 {
-		p.pass = runOf(due)
-		p.handed, p.dueOnly = true, true
-		p.phase = fetched
+		p.pass.run = runOf(due)
+		p.pass.handed, p.pass.dueOnly = true, true
+		p.phase = phaseTake
 		return true
 	}
 	if mayFetch {
@@ -269,7 +269,7 @@ func (p *poller[T]) easeHand() {
 // joinWaiting takes in hand, beside what was fetched, what is due. It drops what the
 // source has returned a second time.
 func (p *poller[T]) joinWaiting() {
-	p.identify(&p.pass)
+	p.identify(&p.pass.run)
 	fetchedNow := p.pass.items
 	items := p.takeDue(p.config.clock.Now())
 	n := len(items)
@@ -297,12 +297,12 @@ func (p *poller[T]) joinWaiting() {
 			room--
 		}
 	}
-	p.pass = runOf(append(items, fresh...))
+	p.pass.run = runOf(append(items, fresh...))
 }
 
 // putBehind has the records of the pass wait that come after a waiting one of their key.
 func (p *poller[T]) putBehind() {
-	p.identify(&p.pass)
+	p.identify(&p.pass.run)
 	keys, _ := p.keysOf(nil, p.pass.records)
 	var free []pending[T]
 	for i, it := range p.pass.items {
@@ -313,7 +313,7 @@ func (p *poller[T]) putBehind() {
 			free = append(free, it)
 		}
 	}
-	p.pass = runOf(free)
+	p.pass.run = runOf(free)
 	p.tellWaiting()
 }
 
