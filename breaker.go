@@ -158,56 +158,6 @@ func (p BreakerPolicy) validate() error {
 	return clockFault("BreakerPolicy.Clock", p.Clock)
 }
 
-// ErrOpen is what every [*OpenError] is, to errors.Is.
-var ErrOpen = errors.New("courier: breaker open")
-
-// OpenError says that the breaker admits no call, or that the call just made is the one
-// that opened it. Its class is ClassNotAttempted: coordinators stop fetching until the
-// given time.
-type OpenError struct {
-	Until   time.Time // when a probe is admitted; in the past if all probe slots are taken, zero if forced open
-	Cause   error     // the failure that opened the breaker
-	Breaker string    // its name, "" if it has none
-
-	of      *Breaker
-	called  bool   // the call was made, and Cause is its own failure
-	counted bool   // the call was made while the breaker was closed, and counts as an attempt
-	due     moment // Until
-}
-
-func (e *OpenError) Error() string {
-	forced, open := ErrForcedOpen.Error(), "courier: breaker open"
-	if e.Breaker != "" {
-		forced += fmt.Sprintf(" (it is %q)", e.Breaker)
-		open = fmt.Sprintf("courier: breaker %q open", e.Breaker)
-	}
-	switch {
-	case e.Cause == ErrForcedOpen:
-		return forced
-	case e.Until.IsZero(): // it was, while the call was made
-		return fmt.Sprintf("%s; the call failed: %v", forced, e.Cause)
-	}
-	return fmt.Sprintf("%s, next probe at %s; opened by: %v", open, e.Until.Format(time.RFC3339), e.Cause)
-}
-
-// Is reports whether err is [ErrOpen].
-func (e *OpenError) Is(err error) bool { return err == ErrOpen }
-
-// Unwrap returns Cause.
-func (e *OpenError) Unwrap() error { return e.Cause }
-
-// NotAttempted reports true.
-func (e *OpenError) NotAttempted() bool { return true }
-
-// RetryAt returns Until, adjusted if the breaker's clock was set back since.
-func (e *OpenError) RetryAt() time.Time { return e.due.told(e.Until) }
-
-// ErrProbeTimeout is the cause of a breaker that opened again because its probes hung.
-var ErrProbeTimeout = errors.New("courier: the breaker's probes gave no verdict within the probe timeout")
-
-// ErrForcedOpen is the cause of a breaker that was opened by ForceOpen.
-var ErrForcedOpen = errors.New("courier: the breaker was forced open, until Reset or ForceClosed is called")
-
 // BreakerState is what a breaker does with calls.
 type BreakerState string
 
@@ -228,21 +178,6 @@ type BreakerChange struct {
 	Until      time.Time // of an open period: when a probe is admitted
 	Cause      error     // of an open period: what opened it
 	Generation uint64    // counts the transitions
-}
-
-// BreakerMetrics is a snapshot of a breaker.
-type BreakerMetrics struct {
-	Name        string // "" if it has none
-	State       BreakerState
-	Until       time.Time // when open: the earliest probe
-	Cause       error     // when not closed: what opened it
-	Consecutive int       // failures in a row, while closed
-
-	Calls, Failures, Slow int // in the window, if a rate is set
-
-	Opened   uint64 // transitions to open
-	Rejected uint64 // calls refused
-	Stale    uint64 // results that came after their phase had ended, and do not count
 }
 
 // Breaker stops calls to a destination that is down, and detects when it is up again.
@@ -315,131 +250,6 @@ func (b *Breaker) now() time.Time {
 		return time.Time{}
 	}
 	return b.clock.Now()
-}
-
-// State returns the state of the breaker. An open breaker stays open until the next call,
-// see [Breaker].
-func (b *Breaker) State() BreakerState {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return BreakerState(b.state.Phase.String())
-}
-
-// Ready reports whether a call would be admitted now. It takes no permit and changes
-// nothing.
-func (b *Breaker) Ready() bool {
-	if b.calm.Load() != 0 {
-		return true
-	}
-	now := b.now()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.state.Ready(&b.kernel, now)
-}
-
-// passing reports whether every call is let through, without a look at the clock.
-func (b *Breaker) passing() bool {
-	if b.calm.Load() != 0 {
-		return true
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.state.Phase.Passing()
-}
-
-// gate tells what is to be known before anything is fetched.
-func (b *Breaker) gate() gate {
-	if b.calm.Load() != 0 {
-		return gate{}
-	}
-	now := b.clock.Now()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.state.Phase.Passing() {
-		return gate{}
-	}
-	if b.state.Ready(&b.kernel, now) {
-		return gate{probe: true}
-	}
-	return gate{closed: true, until: b.refused().Until, cause: b.refusal}
-}
-
-// RetryAt returns the earliest time at which an open breaker admits a call. It is zero
-// for a breaker that is not open, or that is forced open.
-func (b *Breaker) RetryAt() time.Time {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.state.Phase != breaker.Open {
-		return time.Time{}
-	}
-	return b.refused().Until
-}
-
-// Metrics returns a snapshot.
-func (b *Breaker) Metrics() BreakerMetrics {
-	now := b.now()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	m := BreakerMetrics{
-		Name:        b.policy.Name,
-		State:       BreakerState(b.state.Phase.String()),
-		Consecutive: b.state.Streak(),
-		Opened:      b.opened,
-		Rejected:    b.rejected.Load(),
-		Stale:       b.stale,
-	}
-	m.Calls, m.Failures, m.Slow = b.state.Counts(&b.kernel, now)
-	if !b.state.Phase.Passing() {
-		m.Until, m.Cause = b.refused().Until, b.refusal.Cause
-	}
-	return m
-}
-
-// ForceOpen refuses all calls until [Breaker.Reset] or ForceClosed. The breaker does not
-// become half-open by itself. ForceOpen, ForceClosed and Reset immediately notify a
-// coordinator that waits for the breaker.
-func (b *Breaker) ForceOpen() {
-	b.force(breaker.ForcedOpen, &OpenError{Cause: ErrForcedOpen, Breaker: b.policy.Name, of: b})
-}
-
-// ForceClosed admits all calls until [Breaker.Reset] or ForceOpen, whatever their
-// results.
-func (b *Breaker) ForceClosed() { b.force(breaker.ForcedClosed, nil) }
-
-// Reset closes the breaker, which then decides by itself again. It ends ForceOpen and
-// ForceClosed, and also closes a breaker that opened by itself.
-func (b *Breaker) Reset() { b.force(breaker.Closed, nil) }
-
-func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {
-	now := b.now()
-	b.mu.Lock()
-	from := b.state.Phase
-	b.state.Force(phase)
-	b.refusal = refusal
-	b.settled()
-	b.changed(from, now)
-	hearers := slices.Clone(b.hearers)
-	b.mu.Unlock()
-	b.tell(context.Background())
-	for _, ch := range hearers {
-		nudge(ch)
-	}
-}
-
-// addListener has a channel get a value, if there is room, whenever somebody forces
-// the breaker open or closed or ends that.
-func (b *Breaker) addListener(ch chan<- struct{}) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.hearers = append(b.hearers, ch)
-}
-
-func (b *Breaker) removeListener(ch chan<- struct{}) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if i := slices.Index(b.hearers, ch); i >= 0 {
-		b.hearers = slices.Delete(b.hearers, i, i+1)
-	}
 }
 
 // Permit is the right to make one call. Return it with Report.
@@ -579,6 +389,147 @@ func (b *Breaker) report(ctx context.Context, permit Permit, outcome breaker.Out
 	return nil
 }
 
+// State returns the state of the breaker. An open breaker stays open until the next call,
+// see [Breaker].
+func (b *Breaker) State() BreakerState {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return BreakerState(b.state.Phase.String())
+}
+
+// Ready reports whether a call would be admitted now. It takes no permit and changes
+// nothing.
+func (b *Breaker) Ready() bool {
+	if b.calm.Load() != 0 {
+		return true
+	}
+	now := b.now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state.Ready(&b.kernel, now)
+}
+
+// RetryAt returns the earliest time at which an open breaker admits a call. It is zero
+// for a breaker that is not open, or that is forced open.
+func (b *Breaker) RetryAt() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state.Phase != breaker.Open {
+		return time.Time{}
+	}
+	return b.refused().Until
+}
+
+// BreakerMetrics is a snapshot of a breaker.
+type BreakerMetrics struct {
+	Name        string // "" if it has none
+	State       BreakerState
+	Until       time.Time // when open: the earliest probe
+	Cause       error     // when not closed: what opened it
+	Consecutive int       // failures in a row, while closed
+
+	Calls, Failures, Slow int // in the window, if a rate is set
+
+	Opened   uint64 // transitions to open
+	Rejected uint64 // calls refused
+	Stale    uint64 // results that came after their phase had ended, and do not count
+}
+
+// Metrics returns a snapshot.
+func (b *Breaker) Metrics() BreakerMetrics {
+	now := b.now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	m := BreakerMetrics{
+		Name:        b.policy.Name,
+		State:       BreakerState(b.state.Phase.String()),
+		Consecutive: b.state.Streak(),
+		Opened:      b.opened,
+		Rejected:    b.rejected.Load(),
+		Stale:       b.stale,
+	}
+	m.Calls, m.Failures, m.Slow = b.state.Counts(&b.kernel, now)
+	if !b.state.Phase.Passing() {
+		m.Until, m.Cause = b.refused().Until, b.refusal.Cause
+	}
+	return m
+}
+
+// ForceOpen refuses all calls until [Breaker.Reset] or ForceClosed. The breaker does not
+// become half-open by itself. ForceOpen, ForceClosed and Reset immediately notify a
+// coordinator that waits for the breaker.
+func (b *Breaker) ForceOpen() {
+	b.force(breaker.ForcedOpen, &OpenError{Cause: ErrForcedOpen, Breaker: b.policy.Name, of: b})
+}
+
+// ForceClosed admits all calls until [Breaker.Reset] or ForceOpen, whatever their
+// results.
+func (b *Breaker) ForceClosed() { b.force(breaker.ForcedClosed, nil) }
+
+// Reset closes the breaker, which then decides by itself again. It ends ForceOpen and
+// ForceClosed, and also closes a breaker that opened by itself.
+func (b *Breaker) Reset() { b.force(breaker.Closed, nil) }
+
+func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {
+	now := b.now()
+	b.mu.Lock()
+	from := b.state.Phase
+	b.state.Force(phase)
+	b.refusal = refusal
+	b.settled()
+	b.changed(from, now)
+	hearers := slices.Clone(b.hearers)
+	b.mu.Unlock()
+	b.tell(context.Background())
+	for _, ch := range hearers {
+		nudge(ch)
+	}
+}
+
+// ErrOpen is what every [*OpenError] is, to errors.Is.
+var ErrOpen = errors.New("courier: breaker open")
+
+// OpenError says that the breaker admits no call, or that the call just made is the one
+// that opened it. Its class is ClassNotAttempted: coordinators stop fetching until the
+// given time.
+type OpenError struct {
+	Until   time.Time // when a probe is admitted; in the past if all probe slots are taken, zero if forced open
+	Cause   error     // the failure that opened the breaker
+	Breaker string    // its name, "" if it has none
+
+	of      *Breaker
+	called  bool   // the call was made, and Cause is its own failure
+	counted bool   // the call was made while the breaker was closed, and counts as an attempt
+	due     moment // Until
+}
+
+func (e *OpenError) Error() string {
+	forced, open := ErrForcedOpen.Error(), "courier: breaker open"
+	if e.Breaker != "" {
+		forced += fmt.Sprintf(" (it is %q)", e.Breaker)
+		open = fmt.Sprintf("courier: breaker %q open", e.Breaker)
+	}
+	switch {
+	case e.Cause == ErrForcedOpen:
+		return forced
+	case e.Until.IsZero(): // it was, while the call was made
+		return fmt.Sprintf("%s; the call failed: %v", forced, e.Cause)
+	}
+	return fmt.Sprintf("%s, next probe at %s; opened by: %v", open, e.Until.Format(time.RFC3339), e.Cause)
+}
+
+// Is reports whether err is [ErrOpen].
+func (e *OpenError) Is(err error) bool { return err == ErrOpen }
+
+// Unwrap returns Cause.
+func (e *OpenError) Unwrap() error { return e.Cause }
+
+// NotAttempted reports true.
+func (e *OpenError) NotAttempted() bool { return true }
+
+// RetryAt returns Until, adjusted if the breaker's clock was set back since.
+func (e *OpenError) RetryAt() time.Time { return e.due.told(e.Until) }
+
 // over returns the error of a record of the call that was reported, which is in this one
 // if the record has failed.
 func (e *OpenError) over(ctx context.Context, err error) error {
@@ -606,9 +557,58 @@ func (b *Breaker) refused() *OpenError {
 	return b.refusal
 }
 
+// ErrProbeTimeout is the cause of a breaker that opened again because its probes hung.
+var ErrProbeTimeout = errors.New("courier: the breaker's probes gave no verdict within the probe timeout")
+
+// ErrForcedOpen is the cause of a breaker that was opened by ForceOpen.
+var ErrForcedOpen = errors.New("courier: the breaker was forced open, until Reset or ForceClosed is called")
+
 // ErrSlow is the cause of a breaker that opened over calls that were slow, and
 // not failed.
 var ErrSlow = errors.New("courier: too many slow calls")
+
+// passing reports whether every call is let through, without a look at the clock.
+func (b *Breaker) passing() bool {
+	if b.calm.Load() != 0 {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.state.Phase.Passing()
+}
+
+// gate tells what is to be known before anything is fetched.
+func (b *Breaker) gate() gate {
+	if b.calm.Load() != 0 {
+		return gate{}
+	}
+	now := b.clock.Now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.state.Phase.Passing() {
+		return gate{}
+	}
+	if b.state.Ready(&b.kernel, now) {
+		return gate{probe: true}
+	}
+	return gate{closed: true, until: b.refused().Until, cause: b.refusal}
+}
+
+// addListener has a channel get a value, if there is room, whenever somebody forces
+// the breaker open or closed or ends that.
+func (b *Breaker) addListener(ch chan<- struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.hearers = append(b.hearers, ch)
+}
+
+func (b *Breaker) removeListener(ch chan<- struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if i := slices.Index(b.hearers, ch); i >= 0 {
+		b.hearers = slices.Delete(b.hearers, i, i+1)
+	}
+}
 
 // settled decides whether the fast path is open. The lock is held.
 func (b *Breaker) settled() {
