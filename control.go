@@ -479,7 +479,7 @@ func (w *watch) now(asked bool) (t time.Time) {
 	return t
 }
 
-func (w *watch) trouble(slot *error, err error) {
+func (w *watch) noteError(slot *error, err error) {
 	now := w.clock.Clock.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -546,7 +546,7 @@ func (w *watch) fetched(ctx context.Context, event FetchEvent, cancelled bool) {
 		}
 	case event.Err != nil:
 		w.count.fetchFailures.Add(1)
-		w.trouble(&w.fetchErr, event.Err)
+		w.noteError(&w.fetchErr, event.Err)
 	default:
 		w.well(&w.fetchErr)
 	}
@@ -558,7 +558,7 @@ func (w *watch) applied(ctx context.Context, event ApplyEvent) {
 	w.count.applied.Add(int64(event.Applied))
 	w.count.failed.Add(int64(event.Failed))
 	if event.Err != nil {
-		w.trouble(nil, event.Err)
+		w.noteError(nil, event.Err)
 	}
 	w.log.applied(ctx, event)
 	tell(ctx, w.observer.Applied, event)
@@ -567,7 +567,7 @@ func (w *watch) applied(ctx context.Context, event ApplyEvent) {
 func (w *watch) marked(ctx context.Context, event MarkEvent) {
 	if event.Err != nil {
 		w.count.markFailures.Add(1)
-		w.trouble(&w.markErr, event.Err)
+		w.noteError(&w.markErr, event.Err)
 	} else {
 		w.count.marked.Add(int64(event.Records))
 		w.count.inHand.Add(-int64(event.Records))
@@ -619,7 +619,7 @@ func (w *watch) paused(ctx context.Context, why reason, event PauseEvent, asked 
 		}
 		w.until = event.Until
 		if !errors.Is(event.Err, ErrForcedOpen) { // else a record has failed
-			w.trouble(nil, event.Err)
+			w.noteError(nil, event.Err)
 		}
 	}
 	branch, open := pausedBy(event.Err)
@@ -668,7 +668,7 @@ func (w *watch) parked(ctx context.Context, letter any, event ParkEvent) {
 	event.Record = w.name(letter)
 	w.count.parked.Add(1)
 	if event.Reason != ReasonKeyParked { // which has not failed itself
-		w.trouble(nil, event.Err)
+		w.noteError(nil, event.Err)
 	}
 	w.log.parked(ctx, event)
 	tell(ctx, w.observer.Parked, event)

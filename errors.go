@@ -211,6 +211,48 @@ type retryAfterError struct {
 func (e *retryAfterError) Error() string { return e.err.Error() }
 func (e *retryAfterError) Unwrap() error { return e.err }
 
+// Later asks to retry the record once d has passed, and not before: the destination has
+// said that it is busy until then. It does not count as an attempt, nothing is parked,
+// breakers ignore it, and the coordinator goes on with other records, even with one
+// worker and without an order key. With an order key the later records of the key wait
+// with it. A negative d counts as 0, and more than 24 hours as 24 hours. Later(nil, d) is
+// nil. For an error that counts as an attempt use [RetryAfter].
+//
+// An open breaker ignores it too: that the destination answered does not mean that it is
+// healthy. A probe with this answer leaves the breaker half-open, and another record is
+// the next probe, immediately.
+//
+// The record waits in hand, where it takes up space, see [WithBatchSize]; also while an
+// open breaker pauses the coordinator. When the coordinator stops, it is given back for the
+// remaining time if the source is a [Releaser]. So is a record that waits for more than 10
+// seconds, or beyond the pause of a polling coordinator, unless its lease is renewed
+// ([Renewer]); for the 10 seconds also unless the source keeps a schedule of its own
+// ([Failer]). RunOnce waits for it within the drain timeout.
+//
+// The order of a key goes before the time. At a stop, and at the end of RunOnce, a record
+// with an order key is given back immediately, with the later ones of its key: nothing
+// would keep these from going first. A record is also retried sooner if an earlier one of
+// its key is given back, which takes it along.
+//
+// An ApplyBatch lists it in a [*BatchError], or returns it for all its records. Outside a
+// coordinator the error is returned unchanged, and its class is ClassNotAttempted.
+func Later(err error, d time.Duration) error {
+	if err == nil {
+		return nil
+	}
+	return &askedLaterError{err: err, after: min(max(d, 0), maxAfter)}
+}
+
+type askedLaterError struct {
+	err   error
+	after time.Duration
+	usage *usage // of the keyed breaker that asks; nil where none does, or it knows nothing of the record
+}
+
+func (e *askedLaterError) Error() string      { return e.err.Error() }
+func (e *askedLaterError) Unwrap() error      { return e.err }
+func (e *askedLaterError) NotAttempted() bool { return true }
+
 // ErrConfig is what every [*ConfigError] is, to errors.Is.
 var ErrConfig = errors.New("courier: invalid configuration")
 

@@ -161,6 +161,26 @@ func ExampleNewCircuitBreakerApplier() {
 	// Output: open true
 }
 
+// A breaker around calls that are none of an applier, such as the requests of a source.
+func ExampleBreaker_Acquire() {
+	api := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2})
+	request := func() error { return errors.New("connection refused") }
+	get := func(ctx context.Context) error {
+		permit, err := api.Acquire(ctx)
+		if err != nil {
+			return err // an *OpenError: the API was not called
+		}
+		return api.Report(ctx, permit, request())
+	}
+	for range 3 {
+		fmt.Println(errors.Is(get(context.Background()), courier.ErrOpen), api.State())
+	}
+	// Output:
+	// false closed
+	// true open
+	// true open
+}
+
 func ExampleNewDecodingApplier() {
 	type row struct {
 		id   int

@@ -370,17 +370,20 @@ func (c *config) pace() time.Duration {
 	return max(1, backoff.Within(float64(c.interval)*(0.9+0.2*uniform(c.random)), math.MaxInt64))
 }
 
-// trouble is the backoff after errors of the source or the dead letter queue.
-type trouble struct {
+// callPace is how fast a coordinator tries again what fails: a call of the source, or to
+// settle records that a dead letter queue refuses.
+type callPace struct {
 	tries int
 }
 
-func (t *trouble) delay(c *config) time.Duration { return t.upTo(30*time.Second, c) }
+// delay returns how long to wait after another failure: twice as long each time, up to 30
+// seconds.
+func (p *callPace) delay(c *config) time.Duration { return p.upTo(30*time.Second, c) }
 
-func (t *trouble) upTo(longest time.Duration, c *config) time.Duration {
-	t.tries++
-	p := backoff.Policy{Base: 100 * time.Millisecond, Max: longest, Multiplier: 2, Jitter: backoff.Equal}
-	return p.Delay(t.tries, 0, uniform(c.random))
+func (p *callPace) upTo(longest time.Duration, c *config) time.Duration {
+	p.tries++
+	policy := backoff.Policy{Base: 100 * time.Millisecond, Max: longest, Multiplier: 2, Jitter: backoff.Equal}
+	return policy.Delay(p.tries, 0, uniform(c.random))
 }
 
 // maxCallAfter is the longest delay that a coordinator accepts from an error of Fetch or
@@ -393,14 +396,14 @@ const maxCallPace = 5 * time.Second
 
 // after returns the backoff of calls of the source, or the delay that the error asks for
 // if that is longer.
-func (t *trouble) after(c *config, err error) time.Duration {
-	return max(t.upTo(maxCallPace, c), afterOf(err, maxCallAfter))
+func (p *callPace) after(c *config, err error) time.Duration {
+	return max(p.upTo(maxCallPace, c), afterOf(err, maxCallAfter))
 }
 
 // atStop is after while the coordinator stops: a delay that an error asks for counts only
 // if it leaves time for another try, see lifecycle.
-func (t *trouble) atStop(c *config, err error) time.Duration {
-	delay := t.delay(c)
+func (p *callPace) atStop(c *config, err error) time.Duration {
+	delay := p.delay(c)
 	if asked := afterOf(err, maxCallAfter); asked <= c.drainTimeout/2 {
 		delay = max(delay, asked)
 	}

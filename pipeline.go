@@ -44,8 +44,8 @@ type pipeline[T any] struct {
 	keyOf    func(T) string                 // nil when no order was asked for
 	keyless  uint64                         // records met without a key
 
-	markPace trouble
-	lastPace trouble // of marks, once the run stops
+	markPace callPace
+	lastPace callPace // of marks, once the run stops
 }
 
 func newPipeline[T any](control *control, config *config, source Source[T], applier Applier[T]) *pipeline[T] {

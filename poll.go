@@ -97,7 +97,7 @@ type poller[T any] struct {
 	asked               time.Time // until when nothing is fetched
 	refusedUntil        time.Time // until when nothing is fetched, as records can be settled nowhere; zero once one is
 	fetchAt             time.Time // the next time, where some wait
-	fetchPace, restPace trouble
+	fetchPace, restPace callPace
 
 	// The end.
 	failed   map[int]error // by index, in RunOnce
@@ -452,7 +452,7 @@ func (p *poller[T]) tellFetched(n int) {
 	p.got = fetchResult[T]{}
 	switch {
 	case p.fetchErr == nil:
-		p.fetchPace = trouble{}
+		p.fetchPace = callPace{}
 	case cancelled:
 		p.retryIn = 0
 	default:

@@ -31,7 +31,7 @@ func (p *poller[T]) settle() {
 		p.pass.whole = false
 		p.watch.applied(p.life.work, p.applied())
 	} else {
-		p.sort()
+		p.sortOut()
 	}
 	if p.pass.halted.err != nil || p.life.stop.Err() != nil {
 		p.setAside()
@@ -79,9 +79,9 @@ func (p *poller[T]) applied() ApplyEvent {
 	return ApplyEvent{Records: p.part.len(), Applied: len(p.mark.records), Elapsed: p.watch.since(p.watch.observer.Applied != nil, p.began)}
 }
 
-// sort says what becomes of each record of the batch that is not to be marked, and tells
+// sortOut says what becomes of each record of the batch that is not to be marked, and tells
 // what went wrong.
-func (p *poller[T]) sort() {
+func (p *poller[T]) sortOut() {
 	b := &p.batch
 	event := p.applied()
 	event.DrainTimedOut = p.life.drainTimedOut()
@@ -237,7 +237,7 @@ func (p *poller[T]) afterMark(j *job[T], err error) {
 		p.pass.progress = true
 		p.leases.Leave(j.numbers...)
 		p.watch.marked(p.life.settle, event)
-		p.markPace = trouble{}
+		p.markPace = callPace{}
 	case p.life.settle.Err() != nil || p.once && (p.markPace.tries >= onceMarkRetries || afterOf(err, maxCallAfter) > p.config.drainTimeout):
 		p.unmarked = &MarkError{len(j.records), err}
 		p.watch.marked(p.life.settle, event)
@@ -419,7 +419,7 @@ func (p *poller[T]) rest() {
 			delay = 0
 		}
 	default:
-		p.restPace, p.refusedUntil = trouble{}, time.Time{}
+		p.restPace, p.refusedUntil = callPace{}, time.Time{}
 		more := goOn || p.pass.full && (p.pass.progress || p.pass.waited || p.pass.lost)
 		lostProbe := p.probing && p.pass.lost // so that another one may go
 		if (p.config.fixed || !more) && !p.once && !lostProbe {

@@ -62,7 +62,7 @@ type stream[T any] struct {
 
 	pausedUntil, fetchAt, markAt, flushAt time.Time
 	lookAt, refusedUntil, spareUntil      time.Time
-	pausePace, fetchPace, refusePace      trouble
+	pausePace, fetchPace, refusePace      callPace
 	failing                               onlyFailures
 
 	markLost error
@@ -83,7 +83,7 @@ type past struct {
 	asked   bool      // it waits because its own error says so
 	suspect bool      // the breaker opened over it, or stayed open
 	probes  int       // in vain
-	tries   trouble   // deliveries that failed
+	tries   callPace  // deliveries that failed
 	due     time.Time // of the next one
 	err     error     // of it
 }
@@ -424,7 +424,7 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 		s.eof = true
 		event.Err = nil
 	case r.err == nil && n > 0:
-		s.fetchPace = trouble{}
+		s.fetchPace = callPace{}
 	case s.intake.Err() == nil:
 		// Nothing without an error is a source that does not block; it would
 		// keep a processor busy.

@@ -384,8 +384,8 @@ func (s *stream[T]) finishJob(err error) {
 		s.inHand -= n
 		s.leases.Leave(j.numbers...)
 		s.marks.Reuse(j.records)
-		s.markPace, s.markAt = trouble{}, time.Time{}
-		s.refusePace, s.refusedUntil = trouble{}, time.Time{} // others are settled
+		s.markPace, s.markAt = callPace{}, time.Time{}
+		s.refusePace, s.refusedUntil = callPace{}, time.Time{} // others are settled
 		s.watch.moves(byRefusal)
 	case s.life.settle.Err() != nil:
 		s.marks.PutBack(j.records, j.numbers)
@@ -466,7 +466,7 @@ func (s *stream[T]) closeIntake(h halt, probed, verdict bool, now time.Time) {
 		s.watch.paused(s.life.settle, byBreaker, PauseEvent{Until: s.config.clock.told(h.until), Err: h.err, Record: h.name, Stuck: stuck}, gateOf(s.control.breakers).closed)
 	case probed:
 		s.probing = false
-		s.pausePace = trouble{}
+		s.pausePace = callPace{}
 		s.spareUntil = now.Add(sparedFor)
 		if verdict && passing(s.control.breakers) {
 			s.watch.resumed(s.life.settle, byBreaker)

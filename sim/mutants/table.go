@@ -172,7 +172,7 @@ var mutants = []mutant{
 		"due: now.Add(after), asked: true}", "due: now.Add(after / 2), asked: true}"},
 	{"what asks for another time is not let wait", "attempts.go",
 		"	if after, asked := askedLater(err); asked {\n		return &laterError{", "	if after, asked := askedLater(err); asked && after < 0 {\n		return &laterError{"},
-	{"what asks for another time counts as an attempt", "attempts.go",
+	{"what asks for another time counts as an attempt", "errors.go",
 		"func (e *askedLaterError) NotAttempted() bool { return true }", "func (e *askedLaterError) NotAttempted() bool { return e.usage != nil }"},
 	{"a breaker hears of what asks for another time", "breaker_applier.go",
 		"			return breaker.Failure\n		}\n		return breaker.Ignored\n	}\n	return breaker.Failure\n", "			return breaker.Failure\n		}\n		if _, asked := askedLater(err); asked {\n			return breaker.Failure\n		}\n		return breaker.Ignored\n	}\n	return breaker.Failure\n"},
