@@ -431,3 +431,71 @@ func TestIdentity_ALookPastCountsNoRecordTwice(t *testing.T) {
 		}
 	})
 }
+
+// inTurn is a batch applier that keeps the order inside a call.
+type inTurn struct{ *batchSink[int] }
+
+func (inTurn) OrderedBatches() bool { return true }
+
+// What was used on a record that waits in hand counts when it comes again, though the record
+// left the hand with an earlier one of its key that failed beside it.
+func TestIdentity_AttemptsOutliveTheFailureOfAnEarlierRecordOfTheKey(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		attempts := make(map[int][]int)
+		s := &batchSink[int]{failBatch: func(_ context.Context, _ []int, call int) error {
+			if call == 1 {
+				return errTest
+			}
+			return nil
+		}}
+		s.fail = func(ctx context.Context, r, _ int) error {
+			attempts[r] = append(attempts[r], courier.AttemptFromContext(ctx))
+			if r == 0 {
+				return errTest
+			}
+			return nil
+		}
+		applier := courier.NewRetryableApplier(courier.Applier[int](inTurn{s}), courier.RetryPolicy{MaxAttempts: 2, Jitter: courier.NoJitter})
+		source := newShelf(0, 1)
+		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet, courier.WithOrderKey(byRest(1))))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, [][]int{{0, 1}, {0}}, s.batches)
+		require.Equal(t, map[int][]int{0: {2, 3}, 1: {2}}, attempts) // those of a call that fails as one count against no record
+		require.Empty(t, source.left())
+	})
+}
+
+// Likewise where a breaker opens before it was begun, in the same batch or an earlier one
+// of the pass.
+func TestIdentity_AttemptsOutliveAPauseBeforeTheNextOne(t *testing.T) {
+	for batch, source := range map[int]func(table *shelf[int]) courier.Source[int]{
+		100: func(table *shelf[int]) courier.Source[int] { return table },
+		1: func(table *shelf[int]) courier.Source[int] {
+			return courier.BatchSourceFunc[int]{FetchFunc: func(ctx context.Context) ([]int, error) { return table.Fetch(ctx, 100) }, MarkFunc: table.Mark}
+		},
+	} {
+		t.Run(fmt.Sprint(batch), func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				var attempts []int
+				s := &sink[int]{fail: func(ctx context.Context, r, call int) error {
+					if r == 1 {
+						attempts = append(attempts, courier.AttemptFromContext(ctx))
+					}
+					if call <= 3 {
+						return errTest
+					}
+					return nil
+				}}
+				breaker := exactBreaker(nil, func(p *courier.BreakerPolicy) { p.FailureThreshold = 3 })
+				applier := courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(s, breaker), courier.RetryPolicy{Jitter: courier.NoJitter})
+				table := newShelf(0, 1)
+				stop := start(t, courier.NewPollingCoordinator(source(table), applier, quiet, courier.WithBatchSize(batch), courier.WithOrderKey(byRest(2))))
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				require.Equal(t, []int{1, 2}, attempts)
+				require.Empty(t, table.left())
+			})
+		})
+	}
+}

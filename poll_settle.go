@@ -50,7 +50,7 @@ func (p *poller[T]) settle() {
 // leaveRest leaves the records of the pass that did not come into a batch.
 func (p *poller[T]) leaveRest() {
 	for _, it := range p.ours(p.pass.all()) {
-		p.release = append(p.release, it.bare())
+		p.release = append(p.release, p.leave(it))
 	}
 	p.pass.run = run[T]{}
 }
@@ -120,7 +120,7 @@ func (p *poller[T]) sortOut() {
 		case p.keepWaiting(it, b.key(i), err, due, waits):
 			continue
 		case err == errHeldBack:
-			p.behind = append(p.behind, it.bare())
+			p.behind = append(p.behind, p.leave(it))
 		case p.waitsAlone(err):
 			failed, errs = append(failed, it.record), append(errs, err)
 			p.goBack(it, afterOf(err, maxAfter))
@@ -128,7 +128,10 @@ func (p *poller[T]) sortOut() {
 			if waits && p.outlastsRun(err, due) {
 				it.id = recordKey{} // by which it would be kept over a pause
 			}
-			p.letWait(it, historyOf(err), due, ownWait(err))
+			if past := historyOf(err); past != nil || err != nil && !refusedOutside(err) {
+				it.past = past
+			}
+			p.letWait(it, due, ownWait(err))
 		}
 		if b.keys != nil && err != errHeldBack {
 			if _, met := gone[b.keys[i]]; !met {

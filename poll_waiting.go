@@ -163,8 +163,7 @@ func (p *poller[T]) followGone(gone map[string]uint64) {
 		return some && first < one.Number
 	}
 	for _, one := range p.dropWaiting(follows) {
-		p.memory.Note(one.Value.id, one.Value.past.attempts(), p.clock.Now())
-		p.behind = append(p.behind, one.Value.bare())
+		p.behind = append(p.behind, p.leave(one.Value))
 	}
 }
 
@@ -360,12 +359,8 @@ func (p *poller[T]) setAside() (some bool) {
 		one.Value.due, one.Value.asked = longer[one.Number], true
 		p.enlist(one.Value, false)
 	}
-	now := p.clock.Now()
 	for _, one := range p.dropWaiting(func(one *waiter[T]) bool { return leaves[one.Number] }) {
-		if past := one.Value.past.attempts(); past != nil {
-			p.memory.Note(one.Value.id, past, now)
-		}
-		p.letWait(one.Value, one.Value.past, one.Due, one.Value.asked)
+		p.letWait(one.Value, one.Due, one.Value.asked)
 	}
 	p.tellWaiting()
 	p.easeHand()
@@ -379,16 +374,26 @@ func (p *poller[T]) ends() bool { return p.leaving || p.life.stop.Err() != nil }
 // the time by itself, its source keeps that; but not where the run ends, and nobody would
 // hold the later ones of its key back. At a stop the retries of other branches may go on at
 // once elsewhere.
-func (p *poller[T]) letWait(one pending[T], past history, due time.Time, asked bool) {
+func (p *poller[T]) letWait(one pending[T], due time.Time, asked bool) {
 	if !p.ends() {
-		due, asked = past.askedUntil(due, asked)
+		due, asked = one.past.askedUntil(due, asked)
 	}
+	one = p.leave(one)
 	left := due.Sub(p.config.clock.Now())
 	if asked && left > 0 && p.releaser != nil && (p.keyOf == nil || !p.once && !p.ends()) {
 		p.goBack(one, left)
 		return
 	}
-	p.release = append(p.release, one.bare())
+	p.release = append(p.release, one)
+}
+
+// leave returns a record as it leaves the hand unsettled. What was used on it is remembered
+// for when it comes again.
+func (p *poller[T]) leave(it pending[T]) pending[T] {
+	if past := it.past.attempts(); past != nil {
+		p.memory.Note(it.id, past, p.clock.Now())
+	}
+	return it.bare()
 }
 
 // dropLost lets go of waiting records that another instance has by now.
