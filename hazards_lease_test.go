@@ -544,3 +544,37 @@ func TestHazard_Stream_WhatIsToGoInBetweenIsRenewed(t *testing.T) {
 		require.Contains(t, seen[0], 0)
 	})
 }
+
+// A record that waits in hand, whose lease runs out, and that the source hands out again, is
+// not lost by the answer to a renewal that was asked for before.
+func TestHazard_Polling_ARecordThatComesAgainDuringARenewalIsNotLost(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1), every: 2 * time.Second}
+		slow := sync.OnceFunc(func() {
+			source.mu.Lock()
+			delete(source.out, 1) // its lease runs out
+			source.mu.Unlock()
+			time.Sleep(2 * time.Second)
+		})
+		lose := losing(1)
+		source.renew = func(ctx context.Context, records []int) error {
+			slow()
+			defer func() { lose = losing() }()
+			return lose(ctx, records)
+		}
+		began := time.Now()
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if left := 10*time.Second - time.Since(began); r == 1 && left > 0 {
+				return courier.Later(errTest, left)
+			}
+			return nil
+		}}
+		c := courier.NewPollingCoordinator(source, s, quiet, unspread, courier.WithInterval(time.Second))
+		stop := start(t, c)
+		time.Sleep(5500 * time.Millisecond)
+		require.EqualValues(t, 1, c.Stats().InHand)
+		time.Sleep(10 * time.Second)
+		require.NoError(t, stop())
+		require.Equal(t, []int{0, 1}, source.marked())
+	})
+}

@@ -22,9 +22,10 @@ type Leases[T any] struct {
 }
 
 type lease[T any] struct {
-	record T
-	number uint64
-	state  leaseState
+	record   T
+	number   uint64
+	state    leaseState
+	regained bool // since the last renewal was asked for: it tells of the lease before
 }
 
 type leaseState uint8
@@ -120,7 +121,7 @@ func (l *Leases[T]) Regain(number uint64, record T) {
 			l.lost--
 			one.state = leaseOpen
 		}
-		one.record = record
+		one.record, one.regained = record, true
 	}
 	l.some.Store(l.lost > 0)
 }
@@ -137,21 +138,23 @@ func (l *Leases[T]) Ask() {
 func (l *Leases[T]) Renewable() (records []T, numbers []uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, one := range l.list {
-		if one.state != leaseLeft {
+	for i := range l.list {
+		one := &l.list[i]
+		if one.regained = false; one.state != leaseLeft {
 			records, numbers = append(records, one.record), append(numbers, one.number)
 		}
 	}
 	return records, numbers
 }
 
-// Lose notes that somebody else has a record, and reports whether that matters: one that
-// was settled meanwhile may be found gone.
+// Lose notes that a renewal found that somebody else has a record, and reports whether that
+// matters: one that was settled meanwhile may be found gone, and one that the source has
+// handed out again meanwhile has another lease.
 func (l *Leases[T]) Lose(number uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	one := l.find(number)
-	if one == nil || one.state != leaseOpen {
+	if one == nil || one.state != leaseOpen || one.regained {
 		return false
 	}
 	one.state = leaseLost

@@ -50,6 +50,7 @@ func TestLeases(t *testing.T) {
 			case 4:
 				n, again := draw(), rapid.Int().Draw(t, "record")
 				l.Regain(n, again)
+				require.False(t, l.Lose(n), "the renewal is of the lease before")
 				delete(lost, n)
 				if inHand(n) {
 					record[n] = again
