@@ -149,7 +149,7 @@ func poisonIsParked[T any](t *testing.T, read func(int) T, id func(T) int, touch
 							applied[id(r)]++
 							return nil
 						}), nil)
-						opts := []courier.Option{quiet, courier.WithBatchSize(batch)}
+						opts := []courier.Option{quiet, courier.WithBatchSize(batch), courier.WithInterval(5 * time.Second)}
 						if named {
 							opts = append(opts, courier.WithIdentity(func(r T) string { return strconv.Itoa(id(r)) }))
 						}
