@@ -47,20 +47,20 @@ var ErrQueryTimeout = errors.New("the database did not answer in time")
 const idleTimeout = 2 * time.Second
 
 // bounded makes a call that ends in time.
-func (o *Outbox) bounded(ctx context.Context, call func(context.Context) error) error {
-	limited, cancel := context.WithTimeout(ctx, o.timeout)
+func (d *database) bounded(ctx context.Context, call func(context.Context) error) error {
+	limited, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	err := call(limited)
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
 		err = fmt.Errorf("%w: not within %v (WithQueryTimeout), after which the connection is closed; is the server or the network frozen, or a lock or snapshot held for long?%s: %w",
-			ErrQueryTimeout, o.timeout, o.poolFull(), err)
+			ErrQueryTimeout, d.timeout, d.poolFull(), err)
 	}
 	return err
 }
 
 // poolFull says that a call may have waited for the pool.
-func (o *Outbox) poolFull() string {
-	if s := o.db.Stats(); s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
+func (d *database) poolFull() string {
+	if s := d.db.Stats(); s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
 		return fmt.Sprintf(" The pool is in use to its limit of %s (SetMaxOpenConns).", plural(s.MaxOpenConnections, "connection"))
 	}
 	return ""
@@ -68,17 +68,17 @@ func (o *Outbox) poolFull() string {
 
 // connection takes a connection of the pool. All that are idle may be dead, and each
 // of them would take all the time there is.
-func (o *Outbox) connection(ctx context.Context) (*sql.Conn, error) {
-	for o.grammar.remote && o.db.Stats().Idle > 0 {
+func (d *database) connection(ctx context.Context) (*sql.Conn, error) {
+	for d.grammar.remote && d.db.Stats().Idle > 0 {
 		first, cancel := context.WithTimeout(ctx, idleTimeout)
-		conn, err := o.db.Conn(first)
+		conn, err := d.db.Conn(first)
 		late := first.Err() != nil
 		cancel()
 		if err == nil || !late || ctx.Err() != nil {
 			return conn, err
 		}
 	}
-	return o.db.Conn(ctx)
+	return d.db.Conn(ctx)
 }
 
 // on uses a connection of the pool, as often as one proves dead before anything was
@@ -86,14 +86,14 @@ func (o *Outbox) connection(ctx context.Context) (*sql.Conn, error) {
 // good for nothing is closed. A connection on which the database suppressed a statement is
 // closed too: the statements that it prepared under a rule keep that rule after it is
 // dropped.
-func (o *Outbox) on(ctx context.Context, use func(*sql.Conn) error) error {
+func (d *database) on(ctx context.Context, use func(*sql.Conn) error) error {
 	for try := 1; ; try++ {
-		conn, err := o.connection(ctx)
+		conn, err := d.connection(ctx)
 		if err != nil {
 			return err
 		}
 		err = use(conn)
-		if err != nil && o.grammar.remote && (ctx.Err() != nil || o.grammar.broken(err) || errors.Is(err, ErrSuppressed)) {
+		if err != nil && d.grammar.remote && (ctx.Err() != nil || d.grammar.broken(err) || errors.Is(err, ErrSuppressed)) {
 			discard(conn)
 		}
 		_ = conn.Close() // back to the pool, or gone already
@@ -104,15 +104,15 @@ func (o *Outbox) on(ctx context.Context, use func(*sql.Conn) error) error {
 }
 
 // ask is on for a call of its own.
-func (o *Outbox) ask(ctx context.Context, use func(context.Context, *sql.Conn) error) error {
-	return o.bounded(ctx, func(ctx context.Context) error {
-		return o.on(ctx, func(conn *sql.Conn) error { return use(ctx, conn) })
+func (d *database) ask(ctx context.Context, use func(context.Context, *sql.Conn) error) error {
+	return d.bounded(ctx, func(ctx context.Context) error {
+		return d.on(ctx, func(conn *sql.Conn) error { return use(ctx, conn) })
 	})
 }
 
 // execute is on for a statement that returns no rows.
-func (o *Outbox) execute(ctx context.Context, text string, args ...any) (result sql.Result, err error) {
-	err = o.on(ctx, func(conn *sql.Conn) error {
+func (d *database) execute(ctx context.Context, text string, args ...any) (result sql.Result, err error) {
+	err = d.on(ctx, func(conn *sql.Conn) error {
 		result, err = conn.ExecContext(ctx, text, args...)
 		return err
 	})

@@ -75,7 +75,7 @@ func TestNoCallWaitsForADeadConnection(t *testing.T) {
 			return err
 		},
 		"requeue": func(ctx context.Context, s *Source, _ []Row) error {
-			_, err := s.outbox.DLQ().Requeue(ctx, idAt("1.1"))
+			_, err := s.outbox.Requeue(ctx, idAt("1.1"))
 			return err
 		},
 		"remove": func(ctx context.Context, s *Source, _ []Row) error { return s.outbox.DLQ().Delete(ctx, idAt("1.1")) },

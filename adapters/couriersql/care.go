@@ -13,7 +13,7 @@ import (
 
 // Lag tells how many rows are due, and for how long the oldest of them has been
 // there: since its message was created, or since it was put back by
-// [DLQ.Requeue]. Rows that wait for a retry, or are leased, are not due. It counts them
+// [Outbox.Requeue]. Rows that wait for a retry, or are leased, are not due. It counts them
 // one by one: ask once a minute, not once a batch.
 func (o *Outbox) Lag(ctx context.Context) (courier.Lag, error) { return o.lagBut(ctx, 1, 0) }
 
@@ -58,13 +58,13 @@ func (o *Outbox) Version(ctx context.Context) (int, error) {
 	return version, nil
 }
 
-func (o *Outbox) schemaVersion(ctx context.Context) (version int, err error) {
-	err = o.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+func (d *database) schemaVersion(ctx context.Context) (version int, err error) {
+	err = d.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
 		var versions bool
-		if err := conn.QueryRowContext(ctx, o.grammar.migrated).Scan(&versions); err != nil || !versions {
+		if err := conn.QueryRowContext(ctx, d.grammar.migrated).Scan(&versions); err != nil || !versions {
 			return err
 		}
-		return conn.QueryRowContext(ctx, o.grammar.version, o.table).Scan(&version)
+		return conn.QueryRowContext(ctx, d.grammar.version, d.versioned).Scan(&version)
 	})
 	return version, err
 }

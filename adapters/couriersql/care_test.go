@@ -131,7 +131,7 @@ func testRequeue(t *testing.T, newOutbox maker, opts []Option) {
 	letters, err := o.DLQ().Receive(t.Context(), 10)
 	require.NoError(t, err)
 	requeue := func(ids ...string) []string {
-		requeued, err := o.DLQ().Requeue(t.Context(), ids...)
+		requeued, err := o.Requeue(t.Context(), ids...)
 		require.NoError(t, err)
 		return requeued
 	}
@@ -174,7 +174,7 @@ func TestALateMarkTakesNoRequeuedRow(t *testing.T) {
 				if marked {
 					require.NoError(t, s.Mark(t.Context(), rows))
 				}
-				requeued, err := o.DLQ().Requeue(t.Context(), idAt("1.1"))
+				requeued, err := o.Requeue(t.Context(), idAt("1.1"))
 				require.NoError(t, err)
 				require.NoError(t, s.Mark(t.Context(), rows))
 				if isLocked(s) && !marked { // and so the row was the relay's
@@ -207,13 +207,13 @@ func TestRequeueRefusesTheLetterOfABranch(t *testing.T) {
 		}
 		require.NoError(t, s.Mark(t.Context(), rows))
 		all := lettersOf(t, o)
-		_, err := o.DLQ().Requeue(t.Context(), ids...)
+		_, err := o.Requeue(t.Context(), ids...)
 		require.ErrorIs(t, err, ErrOfBranch)
 		require.EqualError(t, err, `couriersql: putting 4 dead letters of courier_outbox_dlq back into courier_outbox (none was): the letter `+ids[1]+` is of the branch "search": `+ErrOfBranch.Error())
 		require.Equal(t, all, lettersOf(t, o))
 		require.Empty(t, pendingOf(t, o))
 
-		requeued, err := o.DLQ().Requeue(t.Context(), ids[0], ids[3])
+		requeued, err := o.Requeue(t.Context(), ids[0], ids[3])
 		require.NoError(t, err)
 		require.Equal(t, []string{ids[0], ids[3]}, requeued)
 		require.Equal(t, []string{"a.1", "b.1"}, lettersOf(t, o), "of the branches")
@@ -236,7 +236,7 @@ func TestRequeueAtOnce(t *testing.T) {
 		errs := make([]error, len(requeued))
 		var all sync.WaitGroup
 		for i := range requeued {
-			all.Go(func() { requeued[i], errs[i] = o.DLQ().Requeue(t.Context(), ids...) })
+			all.Go(func() { requeued[i], errs[i] = o.Requeue(t.Context(), ids...) })
 		}
 		all.Wait()
 		require.NoError(t, errors.Join(errs...))

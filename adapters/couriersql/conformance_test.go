@@ -176,7 +176,7 @@ func sourceFixture(t *testing.T, dialect Dialect, stream bool, opts []Option) co
 // are sent, and are marked afterwards: one at a time, as a row is not handed out
 // that comes before one in hand.
 type parking struct {
-	*DLQ
+	*DLQ[Row]
 	t      *testing.T
 	source *Source
 	mu     *sync.Mutex
@@ -198,7 +198,7 @@ func (p parking) Send(ctx context.Context, letter courier.DeadLetter[Row]) error
 
 // take writes a row and fetches it.
 func (p parking) take(r Row) (Row, error) {
-	o := p.outbox
+	o := p.source.outbox
 	execute(p.t, o.db, `INSERT INTO courier_outbox (seq, id, topic, key, payload, headers, trace, created_at) VALUES ($1, $2, $3, '', $4, '', '', $5)`,
 		r.Seq, r.ID, r.Topic, r.Payload, o.grammar.time(r.CreatedAt))
 	rows, err := p.source.Fetch(p.t.Context(), 1)

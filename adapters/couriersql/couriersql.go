@@ -49,9 +49,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,21 +66,14 @@ const DefaultTable = "courier_outbox"
 // goroutine holds the pool's last one in a transaction, it waits until
 // [WithQueryTimeout] ends it with [ErrQueryTimeout], or ctx does.
 type Outbox struct {
-	db         *sql.DB
-	dialect    Dialect
-	grammar    grammar
-	table      string
+	*database
 	keep       bool
 	lease      time.Duration // 0 is none
 	strict     bool
 	wakeUp     bool
 	backoff    backoff
 	fetchBytes int64
-	timeout    time.Duration // of a call
-	now        func() time.Time
-	log        *slog.Logger
 	trace      func(context.Context) map[string]string
-	fault      error
 
 	fetch, mark statement
 	looked      atomic.Bool // for the indexes
@@ -102,23 +92,15 @@ type Option func(*Outbox)
 // every method that returns an error.
 func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 	o := &Outbox{
-		db: db, dialect: dialect, table: DefaultTable, timeout: DefaultQueryTimeout, now: time.Now, log: slog.Default(),
-		backoff: backoff{initial: time.Second, longest: 5 * time.Minute}, fetchBytes: DefaultFetchBytes, open: make(map[closer]bool),
+		database: newDatabase(db, dialect),
+		backoff:  backoff{initial: time.Second, longest: 5 * time.Minute}, fetchBytes: DefaultFetchBytes, open: make(map[closer]bool),
 	}
-	if db == nil {
-		o.misconfigured("db", "is nil: pass the *sql.DB that sql.Open returned")
-	}
-	switch dialect {
-	case SQLite:
-		o.grammar = sqliteGrammar()
-	case Postgres:
-		o.grammar = postgresGrammar()
-	default:
-		o.misconfigured("dialect", fmt.Sprintf("%d is unknown: pass couriersql.SQLite or couriersql.Postgres", dialect))
-	}
+	o.table = DefaultTable
 	for _, opt := range opts {
 		opt(o)
 	}
+	o.dlq, o.versioned, o.elsewhere = o.table+"_dlq", o.table, ownQueue+o.table+"_dlq"
+	o.migrations, o.shapes = o.grammar.migrations, o.grammar.shapes
 	switch {
 	case o.strict && dialect == SQLite:
 		o.misconfigured("WithStrictOrder", "is for PostgreSQL: in SQLite the order is strict as long as there is one relay")
@@ -139,10 +121,6 @@ func (o *Outbox) either(remove, keep string) string {
 	}
 	return remove
 }
-
-// Lower case only, because databases disagree on whether Orders and orders are
-// one table; short enough for the names derived from it in any of them.
-var plainIdentifier = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,47}$`)
 
 // WithTable names the outbox table, of which [DefaultTable] is the default. The
 // dead letters go to the same name with _dlq. A name is up to 48 lower-case
@@ -250,13 +228,6 @@ func WithTraceHeaders(headers func(ctx context.Context) map[string]string) Optio
 	return func(o *Outbox) { o.trace = headers }
 }
 
-// misconfigured keeps the first fault, which the others often follow from.
-func (o *Outbox) misconfigured(field, problem string) {
-	if o.fault == nil {
-		o.fault = &courier.ConfigError{Field: field, Problem: problem}
-	}
-}
-
 // Pending returns how many messages wait to be delivered. It counts them one by
 // one: ask once a minute, not once a batch.
 func (o *Outbox) Pending(ctx context.Context) (int, error) {
@@ -301,62 +272,4 @@ func (o *Outbox) opened(h closer, has bool) {
 	} else {
 		delete(o.open, h)
 	}
-}
-
-func (o *Outbox) count(ctx context.Context, query, what string, args ...any) (int, error) {
-	if o.fault != nil {
-		return 0, o.fault
-	}
-	var n int
-	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
-		return conn.QueryRowContext(ctx, o.sql(query), args...).Scan(&n)
-	}); err != nil {
-		return 0, o.failed(err, "counting the %s", what)
-	}
-	return n, nil
-}
-
-// timed adds the time to the arguments of a statement that says "now".
-func (o *Outbox) timed(args ...any) []any {
-	if o.grammar.timed {
-		args = append(args, o.now().UnixMicro())
-	}
-	return args
-}
-
-// sql puts the table's name into a statement. It is safe to do so because
-// WithTable took nothing but a plain identifier.
-func (o *Outbox) sql(text string) string {
-	return strings.ReplaceAll(text, "{table}", o.table)
-}
-
-// ErrNotMigrated is the error, to errors.Is, of a call that finds no table of the
-// outbox, or one of an earlier version: call [Outbox.Migrate].
-var ErrNotMigrated = errors.New("couriersql: the tables are missing, or of an earlier version")
-
-type notMigrated struct{ error }
-
-func (e *notMigrated) Is(err error) bool { return err == ErrNotMigrated }
-func (e *notMigrated) Unwrap() error     { return e.error }
-
-// plural counts things.
-func plural(n int, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return strconv.Itoa(n) + " " + thing + "s"
-}
-
-// failed says what was being done when the database returned err and, where
-// that is known, what to do about it.
-func (o *Outbox) failed(err error, doing string, args ...any) error {
-	doing = fmt.Sprintf(doing, args...)
-	result := fmt.Errorf("couriersql: %s: %w", doing, err)
-	if advice := o.grammar.advice(err); advice != "" {
-		result = fmt.Errorf("couriersql: %s: %w: %s", doing, err, advice)
-	}
-	if o.grammar.outdated(err) {
-		return &notMigrated{result}
-	}
-	return result
 }

@@ -20,13 +20,14 @@ const (
 
 // grammar is what a dialect has to say. Its statements are whole, because the
 // placeholders, the way to pass a list and the upsert all differ; in them,
-// {table} stands for the outbox table. Where one says "now", SQLite is given the
+// {table} stands for the outbox table, and {dlq} for that of the dead letters. Where one says "now", SQLite is given the
 // time as one more argument, the last; PostgreSQL asks its own clock, which is
 // one for all relays.
 type grammar struct {
-	migrations fs.FS   // the i-th file, by name, makes version i+1
-	shapes     []shape // what the last version looks like
-	begin      string  // a transaction that only one process at a time can be in
+	migrations    fs.FS   // of an outbox: the i-th file, by name, makes version i+1
+	dlqMigrations fs.FS   // of a queue that is no outbox's
+	shapes        []shape // what the last version looks like
+	begin         string  // a transaction that only one process at a time can be in
 
 	createVersions string
 	migrated       string // whether there is a table of versions
@@ -131,6 +132,15 @@ const (
 	countPending = `SELECT (SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND attempts < 1) +
 		(SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND attempts > 0)`
 )
+
+// folder is one of an embedded file system.
+func folder(files fs.FS, path string) fs.FS {
+	sub, err := fs.Sub(files, path)
+	if err != nil {
+		panic(err) // the path is a constant
+	}
+	return sub
+}
 
 // failure is a row that was attempted in vain, or not at all.
 type failure struct {

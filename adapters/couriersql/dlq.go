@@ -14,46 +14,63 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// DLQ is a durable dead letter queue in the database of the outbox, in a table
-// of its name with _dlq. It has no bound but the disk. It is made by
-// [Source.DLQ], for what a coordinator gives up, or by [Outbox.DLQ], and safe for
-// concurrent use; any number of values, of any number of processes, may share a
-// table.
+// DLQ is a durable dead letter queue: a table of PostgreSQL or SQLite. It has no
+// bound but the disk. It is made by [NewDLQ], for records of any type, or by
+// [Source.DLQ] and [Outbox.DLQ], for the rows of an outbox. It is safe for concurrent
+// use; any number of values, of any number of processes, may share a table.
 //
 // The ID of a letter is the number of its row, its version, and the time of its first
-// failure in microseconds, as a number may be given twice: seq.version.time. The ID of
-// the message is letter.Record.ID.
-type DLQ struct {
-	outbox *Outbox
+// failure in microseconds, as a number may be given twice: seq.version.time.
+type DLQ[T any] struct {
+	*database
 	source *Source // whose rows it marks, or nil
+	encode func(courier.DeadLetter[T]) (Row, error)
+	decode func(Row) (T, error)
+	create func(context.Context) error
 }
 
 var (
-	_ courier.DLQ[Row]       = (*DLQ)(nil)
-	_ courier.KeyedDLQ       = (*DLQ)(nil)
-	_ courier.SharedDLQ[Row] = (*DLQ)(nil)
-	_ courier.MarkingDLQ     = (*DLQ)(nil)
-	_ courier.Validator      = (*DLQ)(nil)
+	_ courier.DLQ[Row]       = (*DLQ[Row])(nil)
+	_ courier.KeyedDLQ       = (*DLQ[Row])(nil)
+	_ courier.SharedDLQ[Row] = (*DLQ[Row])(nil)
+	_ courier.MarkingDLQ     = (*DLQ[Row])(nil)
+	_ courier.Validator      = (*DLQ[Row])(nil)
 )
 
 // DLQ returns the queue of the outbox's dead letters, to look after them, and for
 // the branches of a fan-out, which may share it, each with a name of its own
 // ([courier.DLQPolicy].Branch). Its Send writes the letter alone: a relay that
 // dies before the mark parks the record once more.
-func (o *Outbox) DLQ() *DLQ { return &DLQ{outbox: o} }
+func (o *Outbox) DLQ() *DLQ[Row] { return queueOfRows(o.database, o.Migrate) }
+
+// queueOfRows is a queue whose records are stored as they are.
+func queueOfRows(d *database, create func(context.Context) error) *DLQ[Row] {
+	return &DLQ[Row]{
+		database: d,
+		encode:   func(letter courier.DeadLetter[Row]) (Row, error) { return letter.Record, nil },
+		decode:   func(row Row) (Row, error) { return row, nil },
+		create:   create,
+	}
+}
+
+// Migrate creates the table of a queue made by [NewDLQ], or brings it up to the version
+// that this package works with, as [Outbox.Migrate] does. That of an outbox's queue is
+// Outbox.Migrate.
+func (q *DLQ[T]) Migrate(ctx context.Context) error { return q.create(ctx) }
 
 // MarksRecords reports whether Send marks the row as well, which is so by
 // [Source.DLQ].
-func (q *DLQ) MarksRecords() bool { return q.source != nil }
+func (q *DLQ[T]) MarksRecords() bool { return q.source != nil }
 
-// Validate reports what the outbox was misconfigured with.
-func (q *DLQ) Validate() error { return q.outbox.fault }
+// Validate reports what the queue or its outbox was misconfigured with.
+func (q *DLQ[T]) Validate() error { return q.fault }
 
 // SameQueue reports whether another queue is on the same table of the same
-// *sql.DB. Of two pools on one file it cannot tell.
-func (q *DLQ) SameQueue(other courier.DeadLetterSink[Row]) bool {
-	o, ok := other.(*DLQ)
-	return ok && o != nil && o.outbox.db == q.outbox.db && o.outbox.table == q.outbox.table
+// *sql.DB. Of two pools on one file it cannot tell, nor of a table that one of the
+// queues names without its schema.
+func (q *DLQ[T]) SameQueue(other courier.DeadLetterSink[T]) bool {
+	o, ok := other.(*DLQ[T])
+	return ok && o != nil && o.db == q.db && o.dlq == q.dlq
 }
 
 // StoredError is the error of a dead letter as it was read back: the text of
@@ -66,59 +83,71 @@ type StoredError struct {
 
 func (e *StoredError) Error() string { return e.Text }
 
-// Send stores a row as it is, with its last error. If the branch has a letter of
-// the message already, by its ID, Send replaces that letter: it keeps its place,
-// the time of its first failure and the larger FailedRedrives. A letter that only says
-// that the message's key is parked replaces none. Each branch of a fan-out has a
-// letter of its own.
+// Send stores a record with its last error. If the branch has a letter of
+// the record already, by its identity or the message's ID, Send replaces that letter: it
+// keeps its place, the time of its first failure and the larger FailedRedrives. A letter
+// that only says that the record's key is parked replaces none. Each branch of a fan-out
+// has a letter of its own.
 //
 // By [Source.DLQ] it marks the row in the same transaction, and refuses one that
 // the source does not hold, or that another source handed out ([*courier.ConfigError]).
-func (q *DLQ) Send(ctx context.Context, letter courier.DeadLetter[Row]) error {
-	o := q.outbox
-	if o.fault != nil {
-		return o.fault
+func (q *DLQ[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) error {
+	if q.fault != nil {
+		return q.fault
 	}
-	if from := letter.Record.origin; q.source != nil && from != nil && from != &q.source.origin {
-		return o.failed(errForeign, "parking %v in %s_dlq", letter.Record, o.table)
+	row, err := q.encode(letter)
+	if err != nil {
+		return err
 	}
-	if err := o.bounded(ctx, func(ctx context.Context) error {
+	stored := withRecord(letter, row)
+	if from := row.origin; q.source != nil && from != nil && from != &q.source.origin {
+		return q.failed(errForeign, "parking %v in %s", row, q.dlq)
+	}
+	if err := q.bounded(ctx, func(ctx context.Context) error {
 		if q.source != nil {
-			return q.source.holder.park(ctx, letter)
+			return q.source.holder.park(ctx, stored)
 		}
-		return o.on(ctx, func(conn *sql.Conn) error { return o.send(ctx, conn, letter) })
+		return q.on(ctx, func(conn *sql.Conn) error { return q.send(ctx, conn, stored) })
 	}); err != nil {
-		return o.failed(err, "parking %v in %s_dlq", letter.Record, o.table)
+		return q.failed(err, "parking %v in %s", row, q.dlq)
 	}
 	return nil
 }
 
+// withRecord is a letter with its record in another form.
+func withRecord[T, U any](l courier.DeadLetter[T], record U) courier.DeadLetter[U] {
+	return courier.DeadLetter[U]{
+		ID: l.ID, Record: record, Key: l.Key, Error: l.Error, Reason: l.Reason, Attempts: l.Attempts,
+		FirstFailedAt: l.FirstFailedAt, FailedAt: l.FailedAt, Branch: l.Branch, FailedRedrives: l.FailedRedrives,
+	}
+}
+
 // send writes a letter.
-func (o *Outbox) send(ctx context.Context, on executor, letter courier.DeadLetter[Row]) error {
-	result, err := on.ExecContext(ctx, o.sql(o.grammar.send), o.letterOf(letter)...)
+func (d *database) send(ctx context.Context, on executor, letter courier.DeadLetter[Row]) error {
+	result, err := on.ExecContext(ctx, d.sql(d.grammar.send), d.letterOf(letter)...)
 	if err != nil || missing(result, 1) == 0 {
 		return err
 	}
 	if letter.Reason == courier.ReasonKeyParked { // there may be a better one
-		if found, err := texts(ctx, on, o.sql(o.grammar.sent), plain(letter.Branch), letter.Record.ID); err != nil || len(found) > 0 {
+		if found, err := texts(ctx, on, d.sql(d.grammar.sent), plain(letter.Branch), letter.Record.ID); err != nil || len(found) > 0 {
 			return err
 		}
 	}
-	return o.suppressed(o.table+"_dlq", 1, 1)
+	return d.suppressed(d.dlq, 1, 1)
 }
 
 // errForeign is the error of a row that the source of a queue did not hand out.
 var errForeign = &courier.ConfigError{Field: "DLQ", Problem: "is of another source than the one that handed the row out: pass the DLQ of the coordinator's own source (source := outbox.Source(), then source and source.DLQ()), or Outbox.DLQ"}
 
 // letterOf is a letter as arguments.
-func (o *Outbox) letterOf(letter courier.DeadLetter[Row]) []any {
+func (d *database) letterOf(letter courier.DeadLetter[Row]) []any {
 	r := letter.Record
-	args := []any{plain(letter.Branch), r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, o.grammar.time(r.CreatedAt)}
-	return append(args, o.stateOf(letter)...)
+	args := []any{plain(letter.Branch), r.ID, r.Seq, r.Topic, r.Key, notNil(r.Payload), r.Headers, r.Trace, d.grammar.time(r.CreatedAt)}
+	return append(args, stateOf(d, letter)...)
 }
 
 // stateOf is what is known of a letter's record in its branch, as arguments.
-func (o *Outbox) stateOf(letter courier.DeadLetter[Row]) []any {
+func stateOf[T any](d *database, letter courier.DeadLetter[T]) []any {
 	var text, kind string
 	var stored *StoredError
 	if errors.As(letter.Error, &stored) && stored == letter.Error { // it was read back, and says it already
@@ -131,7 +160,7 @@ func (o *Outbox) stateOf(letter courier.DeadLetter[Row]) []any {
 		first = letter.FailedAt
 	}
 	text = plain(text) // an error may quote the bytes of a payload
-	return []any{text, kind, string(letter.Reason), letter.Attempts, o.grammar.time(first.UnixMicro()), o.grammar.time(letter.FailedAt.UnixMicro()),
+	return []any{text, kind, string(letter.Reason), letter.Attempts, d.grammar.time(first.UnixMicro()), d.grammar.time(letter.FailedAt.UnixMicro()),
 		letter.FailedRedrives, plain(letter.Key)}
 }
 
@@ -141,41 +170,59 @@ func plain(text string) string {
 }
 
 // Receive returns up to max letters, those that were sent first first, and
-// leaves them in the queue. Their errors are [*StoredError]s. The rows are the
+// leaves them in the queue. Their errors are [*StoredError]s. The records are the
 // caller's. It does not wait for a letter.
-func (q *DLQ) Receive(ctx context.Context, max int) ([]courier.DeadLetter[Row], error) {
+func (q *DLQ[T]) Receive(ctx context.Context, max int) ([]courier.DeadLetter[T], error) {
 	return q.List(ctx, "", max)
 }
 
 // List returns up to max of the letters behind the one with the given ID, which
-// may have been changed or deleted since. "" is before the first.
-func (q *DLQ) List(ctx context.Context, after string, max int) ([]courier.DeadLetter[Row], error) {
-	o := q.outbox
-	if o.fault != nil {
-		return nil, o.fault
+// may have been changed or deleted since. "" is before the first. It passes over letters
+// whose records cannot be decoded, and logs their IDs: these stay in the queue and are
+// counted.
+func (q *DLQ[T]) List(ctx context.Context, after string, max int) ([]courier.DeadLetter[T], error) {
+	if q.fault != nil {
+		return nil, q.fault
 	}
 	var seq int64
 	if after != "" {
 		var ok bool
 		if seq, ok = parseID(after); !ok {
-			return nil, fmt.Errorf("couriersql: listing the dead letters of %s_dlq behind %q: this is no ID of a letter, which is of the form 17.1.1767225600000000", o.table, after)
+			return nil, fmt.Errorf("couriersql: listing the dead letters of %s behind %q: this is no ID of a letter, which is of the form 17.1.1767225600000000", q.dlq, after)
 		}
 	}
-	if max <= 0 {
-		return nil, nil
+	for max > 0 {
+		var stored []courier.DeadLetter[Row]
+		if err := q.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+			stored, err = q.letters(ctx, conn, seq, max)
+			return err
+		}); err != nil {
+			return nil, q.failed(err, "reading up to %s of %s", plural(max, "dead letter"), q.dlq)
+		}
+		if letters := q.decoded(ctx, stored); len(letters) > 0 || len(stored) < max {
+			return letters, nil
+		}
+		seq, _ = parseID(stored[len(stored)-1].ID)
 	}
-	var letters []courier.DeadLetter[Row]
-	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		letters, err = o.letters(ctx, conn, seq, max)
-		return err
-	}); err != nil {
-		return nil, o.failed(err, "reading up to %s of %s_dlq", plural(max, "dead letter"), o.table)
-	}
-	return letters, nil
+	return nil, nil
 }
 
-func (o *Outbox) letters(ctx context.Context, on executor, after int64, max int) ([]courier.DeadLetter[Row], error) {
-	rows, err := on.QueryContext(ctx, o.sql(o.grammar.list), after, max)
+// decoded are the letters whose records can be.
+func (q *DLQ[T]) decoded(ctx context.Context, stored []courier.DeadLetter[Row]) (letters []courier.DeadLetter[T]) {
+	for _, letter := range stored {
+		record, err := q.decode(letter.Record)
+		if err != nil {
+			q.log.WarnContext(ctx, "couriersql: a dead letter is passed over, as its record cannot be decoded; it stays in the queue: courierctl dlq show has its bytes",
+				"table", q.dlq, "letter", letter.ID, "record", letter.Record.ID, "error", err)
+			continue
+		}
+		letters = append(letters, withRecord(letter, record))
+	}
+	return letters
+}
+
+func (d *database) letters(ctx context.Context, on executor, after int64, max int) ([]courier.DeadLetter[Row], error) {
+	rows, err := on.QueryContext(ctx, d.sql(d.grammar.list), after, max)
 	if err != nil {
 		return nil, err
 	}
@@ -200,77 +247,73 @@ func (o *Outbox) letters(ctx context.Context, on executor, after int64, max int)
 	return letters, rows.Err()
 }
 
-// Update sets what is known of the letter with this ID, its row and its branch
+// Update sets what is known of the letter with this ID, its record and its branch
 // excepted, in one statement. It does nothing when the letter has changed since, or is gone.
-func (q *DLQ) Update(ctx context.Context, letter courier.DeadLetter[Row]) error {
-	o := q.outbox
-	if o.fault != nil {
-		return o.fault
+func (q *DLQ[T]) Update(ctx context.Context, letter courier.DeadLetter[T]) error {
+	if q.fault != nil {
+		return q.fault
 	}
 	seq, ok := parseID(letter.ID)
 	if !ok {
 		return nil
 	}
-	if err := o.bounded(ctx, func(ctx context.Context) error {
-		return o.on(ctx, func(conn *sql.Conn) error {
-			result, err := conn.ExecContext(ctx, o.sql(o.grammar.update), append([]any{seq, letter.ID}, o.stateOf(letter)...)...)
-			if err == nil && missing(result, 1) > 0 {
-				err = o.recountLetters(ctx, conn, letter.ID)
-			}
-			return err
-		})
+	if err := q.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		result, err := conn.ExecContext(ctx, q.sql(q.grammar.update), append([]any{seq, letter.ID}, stateOf(q.database, letter)...)...)
+		if err == nil && missing(result, 1) > 0 {
+			err = q.recountLetters(ctx, conn, letter.ID)
+		}
+		return err
 	}); err != nil {
-		return o.failed(err, "updating the dead letter %s of %s_dlq", letter.ID, o.table)
+		return q.failed(err, "updating the dead letter %s of %s", letter.ID, q.dlq)
 	}
 	return nil
 }
 
 // Delete removes letters by ID, all or none, in one statement. IDs that no
 // letter has, or none has any more, are passed over.
-func (q *DLQ) Delete(ctx context.Context, ids ...string) error {
+func (q *DLQ[T]) Delete(ctx context.Context, ids ...string) error {
 	_, err := q.Remove(ctx, ids...)
 	return err
 }
 
 // Remove is [DLQ.Delete] that returns the IDs of the letters it removed, in the
 // order given.
-func (q *DLQ) Remove(ctx context.Context, ids ...string) ([]string, error) {
-	o := q.outbox
-	if o.fault != nil {
-		return nil, o.fault
+func (q *DLQ[T]) Remove(ctx context.Context, ids ...string) ([]string, error) {
+	if q.fault != nil {
+		return nil, q.fault
 	}
 	if len(ids) == 0 {
 		return nil, nil
 	}
 	var removed []string
-	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		removed, err = o.remove(ctx, conn, ids)
+	if err := q.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		removed, err = q.remove(ctx, conn, ids)
 		return err
 	}); err != nil {
-		return nil, o.failed(err, "deleting %s of %s_dlq", plural(len(ids), "dead letter"), o.table)
+		return nil, q.failed(err, "deleting %s of %s", plural(len(ids), "dead letter"), q.dlq)
 	}
 	return removed, nil
 }
 
 // remove removes letters, and returns the IDs of those that it found.
-func (o *Outbox) remove(ctx context.Context, on executor, ids []string) ([]string, error) {
-	removed, err := returnedIDs(ctx, on, ids, o.sql(o.grammar.remove), o.grammar.letters(ids)...)
+func (d *database) remove(ctx context.Context, on executor, ids []string) ([]string, error) {
+	removed, err := returnedIDs(ctx, on, ids, d.sql(d.grammar.remove), d.grammar.letters(ids)...)
 	if err == nil && len(removed) < len(ids) {
-		err = o.recountLetters(ctx, on, ids...)
+		err = d.recountLetters(ctx, on, ids...)
 	}
 	return removed, err
 }
 
 // recountLetters is an error where letters are left that a statement was for.
-func (o *Outbox) recountLetters(ctx context.Context, on executor, ids ...string) error {
-	return o.recount(ctx, on, o.table+"_dlq", len(ids), o.grammar.kept, o.grammar.letters(ids)...)
+func (d *database) recountLetters(ctx context.Context, on executor, ids ...string) error {
+	return d.recount(ctx, on, d.dlq, len(ids), d.grammar.kept, d.grammar.letters(ids)...)
 }
 
-// ErrOfBranch is the error, to errors.Is, of [DLQ.Requeue] for the letter of a
+// ErrOfBranch is the error, to errors.Is, of [Outbox.Requeue] for the letter of a
 // branch of a fan-out.
 var ErrOfBranch = errors.New("a row of the outbox goes to all branches, and this letter is owed to one: redrive it with courier.Redrive, the applier of its branch and a Match by Branch")
 
-// Requeue puts letters back into the outbox, in their order and in one
+// Requeue puts dead letters back into the outbox, in their order and in one
 // transaction, and the relay delivers them as new rows. It returns the IDs of the
 // letters that it put back, in the order given. Unlike [courier.Redrive] it needs
 // no applier.
@@ -282,8 +325,7 @@ var ErrOfBranch = errors.New("a row of the outbox goes to all branches, and this
 // that relay is about to mark the row or to park it again.
 //
 // Requeue refuses the letter of a branch with [ErrOfBranch], and puts nothing back.
-func (q *DLQ) Requeue(ctx context.Context, ids ...string) ([]string, error) {
-	o := q.outbox
+func (o *Outbox) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 	if o.fault != nil {
 		return nil, o.fault
 	}
@@ -295,7 +337,7 @@ func (q *DLQ) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 		requeued, err = o.requeue(ctx, conn, ids)
 		return err
 	}); err != nil {
-		return nil, o.failed(err, "putting %s of %s_dlq back into %s (none was)", plural(len(ids), "dead letter"), o.table, o.table)
+		return nil, o.failed(err, "putting %s of %s back into %s (none was)", plural(len(ids), "dead letter"), o.dlq, o.table)
 	}
 	return requeued, nil
 }
@@ -379,10 +421,9 @@ func texts(ctx context.Context, on executor, text string, args ...any) (list []s
 
 // ParkedKeys returns those of the keys that letters of the branch have, for
 // [courier.DLQPolicy].Key. They are compared as valid UTF-8 without NUL.
-func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]string, error) {
-	o := q.outbox
-	if o.fault != nil {
-		return nil, o.fault
+func (q *DLQ[T]) ParkedKeys(ctx context.Context, branch string, keys []string) ([]string, error) {
+	if q.fault != nil {
+		return nil, q.fault
 	}
 	branch = plain(branch)
 	given := make(map[string][]string, len(keys))
@@ -392,13 +433,13 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 		given[list[i]] = append(given[list[i]], key)
 	}
 	var found []string
-	on := o.on
+	on := q.on
 	if h := q.locked(); h != nil { // before the table, where they are when they are not here
 		needs := 2
-		if o.wakeUp {
+		if h.outbox.wakeUp {
 			needs++
 		}
-		if err := o.pool(needs, "the batch in hand, the keys that are parked, wake-up where it is on"); err != nil {
+		if err := h.outbox.pool(needs, "the batch in hand, the keys that are parked, wake-up where it is on"); err != nil {
 			return nil, err
 		}
 		on = h.on
@@ -408,13 +449,13 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 		}
 	}
 	var parked []string
-	if err := o.bounded(ctx, func(ctx context.Context) error {
+	if err := q.bounded(ctx, func(ctx context.Context) error {
 		return on(ctx, func(conn *sql.Conn) (err error) {
-			parked, err = texts(ctx, conn, o.sql(o.grammar.parkedKeys), branch, o.grammar.strings(list))
+			parked, err = texts(ctx, conn, q.sql(q.grammar.parkedKeys), branch, q.grammar.strings(list))
 			return err
 		})
 	}); err != nil {
-		return nil, o.failed(err, "looking for %s in %s_dlq", plural(len(keys), "key"), o.table)
+		return nil, q.failed(err, "looking for %s in %s", plural(len(keys), "key"), q.dlq)
 	}
 	for _, key := range parked {
 		found = append(found, given[key]...)
@@ -423,7 +464,7 @@ func (q *DLQ) ParkedKeys(ctx context.Context, branch string, keys []string) ([]s
 }
 
 // locked is what holds the rows of its source by locks, if something does.
-func (q *DLQ) locked() *locked {
+func (q *DLQ[T]) locked() *locked {
 	if q.source == nil {
 		return nil
 	}
@@ -447,9 +488,8 @@ func parseID(id string) (seq int64, ok bool) {
 }
 
 // Count returns how many letters are in the queue.
-func (q *DLQ) Count(ctx context.Context) (int, error) {
-	o := q.outbox
-	return o.count(ctx, o.grammar.parked, "dead letters of "+o.table+"_dlq")
+func (q *DLQ[T]) Count(ctx context.Context) (int, error) {
+	return q.count(ctx, q.grammar.parked, "dead letters of "+q.dlq)
 }
 
 // typeOf names the innermost error whose type tells something: an exported one.

@@ -152,3 +152,39 @@ func ExampleWithQueryTimeout() {
 	}
 	// Output: 0 rows are pending
 }
+
+// Records of any type are parked in a table, and redriven after a restart.
+func ExampleNewDLQ() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+	type Order struct {
+		ID    string `json:"id"`
+		Total int    `json:"total"`
+	}
+	letters := couriersql.NewDLQ(db, couriersql.SQLite, couriersql.DLQConfig[Order]{
+		Table:    "dead_orders",
+		Identity: func(o Order) string { return o.ID },
+	})
+	if err := letters.Migrate(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	ship := courier.ProcessFunc(func(_ context.Context, o Order) error {
+		return courier.Permanent(errors.New("no such address"))
+	})
+	applier, _ := courier.ResilientApplier(ship, &courier.ResilientConfig[Order]{DLQ: letters})
+	if err := applier.Apply(ctx, Order{ID: "A-1", Total: 42}); err != nil {
+		log.Fatal(err)
+	}
+
+	mended := courier.ProcessFunc(func(_ context.Context, o Order) error {
+		fmt.Printf("shipped %s for %d\n", o.ID, o.Total)
+		return nil
+	})
+	result, err := courier.Redrive(ctx, letters, mended, nil)
+	fmt.Println("succeeded:", result.Succeeded, err)
+	// Output:
+	// shipped A-1 for 42
+	// succeeded: 1 <nil>
+}

@@ -69,12 +69,12 @@ func (f *file) set(path string, info fs.FileInfo) {
 
 // checkMemory refuses a database in memory of which each connection of the pool has
 // one of its own.
-func (o *Outbox) checkMemory(ctx context.Context) error {
-	if o.dialect != SQLite || o.db.Stats().MaxOpenConnections == 1 {
+func (d *database) checkMemory(ctx context.Context) error {
+	if d.dialect != SQLite || d.db.Stats().MaxOpenConnections == 1 {
 		return nil
 	}
 	for range 2 { // both are held at a time
-		conn, err := o.connect(ctx)
+		conn, err := d.connect(ctx)
 		if err != nil {
 			return err
 		}
@@ -84,7 +84,7 @@ func (o *Outbox) checkMemory(ctx context.Context) error {
 			return err
 		}
 		var migrated bool
-		if err := conn.QueryRowContext(ctx, o.grammar.migrated).Scan(&migrated); err != nil {
+		if err := conn.QueryRowContext(ctx, d.grammar.migrated).Scan(&migrated); err != nil {
 			return err
 		}
 		if !migrated {

@@ -64,7 +64,7 @@ func TestWhatWriteTakesEveryLaterStatementTakes(t *testing.T) {
 					ids = append(ids, l.ID)
 				}
 			}
-			requeued, err := o.DLQ().Requeue(t.Context(), ids...)
+			requeued, err := o.Requeue(t.Context(), ids...)
 			require.NoError(t, err)
 			require.Equal(t, ids, requeued)
 			require.NoError(t, s.Mark(t.Context(), take(t, s, 10)))

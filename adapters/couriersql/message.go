@@ -74,6 +74,9 @@ func (r Row) Message() (Message, error) {
 
 // String names the row for logs, without its payload and headers.
 func (r Row) String() string {
+	if r.Topic == "" { // of a queue of records
+		return fmt.Sprintf("record %q", r.ID)
+	}
 	return fmt.Sprintf("message %q (topic %q, key %q)", r.ID, r.Topic, r.Key)
 }
 

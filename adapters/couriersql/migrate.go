@@ -57,13 +57,13 @@ func (o *Outbox) CheckMigrate(ctx context.Context) error {
 
 // exclusively runs work in a transaction of the dialect's own kind, which
 // database/sql has no option for.
-func (o *Outbox) exclusively(ctx context.Context, work func(context.Context, *sql.Conn) error) error {
-	conn, err := o.connect(ctx)
+func (d *database) exclusively(ctx context.Context, work func(context.Context, *sql.Conn) error) error {
+	conn, err := d.connect(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = conn.Close() }() // back to the pool
-	if _, err := conn.ExecContext(ctx, o.grammar.begin); err != nil {
+	if _, err := conn.ExecContext(ctx, d.grammar.begin); err != nil {
 		return err
 	}
 	if err = work(ctx, conn); err == nil {
@@ -72,7 +72,7 @@ func (o *Outbox) exclusively(ctx context.Context, work func(context.Context, *sq
 	if err != nil {
 		// On a context of its own, as the end of ctx may be what went wrong. A
 		// connection that may still be inside the transaction is thrown away.
-		if o.bounded(context.WithoutCancel(ctx), func(ctx context.Context) error {
+		if d.bounded(context.WithoutCancel(ctx), func(ctx context.Context) error {
 			_, err := conn.ExecContext(ctx, "ROLLBACK")
 			return err
 		}) != nil {
@@ -92,14 +92,14 @@ const (
 // connect waits for other processes that open the same new file. To switch a
 // file to WAL, SQLite needs it for itself for a moment; a connection that finds
 // it taken then fails at once, whatever its busy timeout.
-func (o *Outbox) connect(ctx context.Context) (*sql.Conn, error) {
+func (d *database) connect(ctx context.Context) (*sql.Conn, error) {
 	for try := 1; ; try++ {
 		var conn *sql.Conn
-		err := o.bounded(ctx, func(ctx context.Context) (err error) {
-			conn, err = o.connection(ctx)
+		err := d.bounded(ctx, func(ctx context.Context) (err error) {
+			conn, err = d.connection(ctx)
 			return err
 		})
-		if err == nil || try == connectTries || !o.grammar.busy(err) {
+		if err == nil || try == connectTries || !d.grammar.busy(err) {
 			return conn, err
 		}
 		select {
@@ -111,56 +111,66 @@ func (o *Outbox) connect(ctx context.Context) (*sql.Conn, error) {
 }
 
 func (o *Outbox) upgrade(ctx context.Context, conn *sql.Conn) error {
-	files, err := fs.Glob(o.grammar.migrations, "*.sql")
+	if err := o.database.upgrade(ctx, conn); err != nil || !o.wakeUp {
+		return err
+	}
+	return o.addTrigger(ctx, conn)
+}
+
+func (d *database) upgrade(ctx context.Context, conn *sql.Conn) error {
+	files, err := fs.Glob(d.migrations, "*.sql")
 	if err != nil {
 		return err
 	}
-	if o.grammar.settle != "" {
-		if _, err := conn.ExecContext(ctx, o.sql(o.grammar.settle)); err != nil {
+	if d.grammar.settle != "" && !strings.Contains(d.dlq, ".") {
+		if _, err := conn.ExecContext(ctx, d.sql(d.grammar.settle)); err != nil {
 			return err
 		}
 	}
 	// It is not created to be on the safe side: without the right to create tables,
 	// a role may call Migrate where nothing is to be done.
 	var versions bool
-	if err := conn.QueryRowContext(ctx, o.grammar.migrated).Scan(&versions); err != nil {
+	if err := conn.QueryRowContext(ctx, d.grammar.migrated).Scan(&versions); err != nil {
 		return err
 	}
 	if !versions {
-		if _, err := conn.ExecContext(ctx, o.grammar.createVersions); err != nil {
+		if _, err := conn.ExecContext(ctx, d.grammar.createVersions); err != nil {
 			return err
 		}
 	}
-	var version int
-	if err := conn.QueryRowContext(ctx, o.grammar.version, o.table).Scan(&version); err != nil {
+	var version, elsewhere int
+	if err := conn.QueryRowContext(ctx, d.grammar.version, d.versioned).Scan(&version); err != nil {
 		return err
+	}
+	if err := conn.QueryRowContext(ctx, d.grammar.version, d.elsewhere).Scan(&elsewhere); err != nil {
+		return err
+	}
+	if elsewhere > 0 {
+		return fmt.Errorf("the table %s is that of an outbox, or of a queue that NewDLQ made: choose another name", d.dlq)
 	}
 	if version > len(files) {
 		return fmt.Errorf("the database has schema version %d and this program knows versions up to %d: run a program with a newer couriersql", version, len(files))
 	}
 	if version == 0 { // a table of that name is someone else's until it looks like ours
-		if err := o.checkShapes(ctx, conn, true); err != nil {
+		if err := d.checkShapes(ctx, conn, true); err != nil {
 			return err
 		}
 	}
 	for i := version; i < len(files); i++ {
-		text, err := fs.ReadFile(o.grammar.migrations, files[i])
+		text, err := fs.ReadFile(d.migrations, files[i])
 		if err != nil {
 			return err
 		}
 		// Statement by statement, as that is what a table may already be ahead by
 		// of which the version was lost.
-		for statement := range strings.SplitSeq(o.sql(string(text)), ";\n") {
-			if _, err := conn.ExecContext(ctx, statement); err != nil && !o.grammar.addedTwice(err) {
+		for statement := range strings.SplitSeq(d.sql(string(text)), ";\n") {
+			if _, err := conn.ExecContext(ctx, statement); err != nil && !d.grammar.addedTwice(err) {
 				return fmt.Errorf("%s: %w", files[i], err)
 			}
 		}
-		if _, err := conn.ExecContext(ctx, o.grammar.addVersion, o.table, i+1, o.grammar.time(o.now().UnixMicro())); err != nil {
+		if _, err := conn.ExecContext(ctx, d.grammar.addVersion, d.versioned, i+1, d.grammar.time(d.now().UnixMicro())); err != nil {
 			return err
 		}
 	}
-	if err := o.checkShapes(ctx, conn, false); err != nil || !o.wakeUp {
-		return err
-	}
-	return o.addTrigger(ctx, conn)
+	return d.checkShapes(ctx, conn, false)
 }

@@ -244,14 +244,14 @@ func TestMigrateATableWhoseVersionWasLost(t *testing.T) {
 func withMigration(t *testing.T, o *Outbox, text string) *Outbox {
 	t.Helper()
 	later := fstest.MapFS{"9999_later.sql": {Data: []byte(text)}}
-	files, err := fs.Glob(o.grammar.migrations, "*.sql")
+	files, err := fs.Glob(o.migrations, "*.sql")
 	require.NoError(t, err)
 	for _, name := range files {
-		data, err := fs.ReadFile(o.grammar.migrations, name)
+		data, err := fs.ReadFile(o.migrations, name)
 		require.NoError(t, err)
 		later[name] = &fstest.MapFile{Data: data}
 	}
-	o.grammar.migrations = later
+	o.migrations = later
 	return o
 }
 
@@ -289,7 +289,7 @@ func TestMigrateRefusesATableOfAnotherShape(t *testing.T) {
 		"another's": {
 			`CREATE TABLE courier_outbox (id INTEGER PRIMARY KEY, body TEXT NOT NULL, note TEXT)`,
 			[]string{"the table courier_outbox is not one of this package: column seq INTEGER is missing, column id is INTEGER and not TEXT, ",
-				", column body is NOT NULL without a default; rename it, or pass WithTable another name"},
+				", column body is NOT NULL without a default; rename it, or choose another name (WithTable, DLQConfig.Table)"},
 		},
 		"dead letters": {
 			`CREATE TABLE courier_outbox_dlq (a)`,

@@ -34,7 +34,11 @@ import (
 //
 // A branch of a fan-out takes [Outbox.DLQ], as the other branches may still need
 // the row.
-func (s *Source) DLQ() *DLQ { return &DLQ{outbox: s.outbox, source: s} }
+func (s *Source) DLQ() *DLQ[Row] {
+	q := s.outbox.DLQ()
+	q.source = s
+	return q
+}
 
 // transaction is a sql.Tx, or a connection that is in one.
 type transaction interface {

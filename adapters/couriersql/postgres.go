@@ -5,7 +5,6 @@ import (
 	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-//go:embed migrations/postgres/*.sql
+//go:embed migrations/postgres/*.sql migrations/postgres_dlq/*.sql
 var postgresMigrations embed.FS
 
 // The bytes of a row that may be many. The size of a large value is known without
@@ -39,10 +38,6 @@ const (
 )
 
 func postgresGrammar() grammar {
-	migrations, err := fs.Sub(postgresMigrations, "migrations/postgres")
-	if err != nil {
-		panic(err) // the path is a constant of this file
-	}
 	// The list of seqs is for the index, at any size of the table. What follows it is no
 	// join to a planner: for one, it may compare each row with each.
 	const knownSeq = `t.seq = ANY($1::bigint[]) AND ((t.seq, t.id) IN (SELECT * FROM unnest($1::bigint[], $2::text[])))`
@@ -83,9 +78,10 @@ func postgresGrammar() grammar {
 	const letterID = `seq || '.' || version || '.' || (extract(epoch FROM first_failed_at) * 1000000)::bigint`
 	const letters = `seq = ANY($1::bigint[]) AND ` + letterID + ` = ANY($2::text[])`
 	return grammar{
-		migrations: migrations,
-		shapes:     postgresShapes(),
-		begin:      `BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtextextended('courier_migrations', 0))`,
+		migrations:    folder(postgresMigrations, "migrations/postgres"),
+		dlqMigrations: folder(postgresMigrations, "migrations/postgres_dlq"),
+		shapes:        postgresShapes(),
+		begin:         `BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtextextended('courier_migrations', 0))`,
 
 		createVersions: `CREATE TABLE IF NOT EXISTS courier_migrations (
 			outbox     text        NOT NULL,
@@ -99,7 +95,7 @@ func postgresGrammar() grammar {
 		columns: `SELECT a.attname, upper(format_type(a.atttypid, a.atttypmod)), a.attnotnull,
 				a.atthasdef OR a.attidentity <> '', coalesce(a.attnum = ANY(i.indkey), false)
 			FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
-			WHERE a.attrelid = to_regclass(quote_ident($1)) AND a.attnum > 0 AND NOT a.attisdropped`,
+			WHERE a.attrelid = to_regclass('"' || replace($1, '.', '"."') || '"') AND a.attnum > 0 AND NOT a.attisdropped`,
 		// By whatever names; one that is still built, or was in vain, is not valid.
 		indexed: `SELECT count(DISTINCT i) = 2 FROM pg_index, LATERAL (SELECT (pg_get_expr(indpred, indrelid), pg_get_indexdef(indexrelid, 1, true))::text) AS x(i)
 			WHERE indrelid = '"{table}"'::regclass AND indisvalid
@@ -110,7 +106,7 @@ func postgresGrammar() grammar {
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relname = '{table}' AND c.relkind IN ('r', 'p') AND n.nspname = ANY (current_schemas(false)) HAVING count(*) > 1`,
 		// The sequence is the column's own, or one that its default names.
-		fit: `SELECT EXISTS (SELECT FROM pg_class WHERE oid IN ('"{table}"'::regclass, to_regclass('"{table}_dlq"')) AND relpersistence <> 'p'),
+		fit: `SELECT EXISTS (SELECT FROM pg_class WHERE oid IN ('"{table}"'::regclass, to_regclass('{dlq}')) AND relpersistence <> 'p'),
 			EXISTS (SELECT FROM pg_sequence WHERE (seqcache > 1 OR seqcycle OR seqincrement < 0) AND seqrelid IN (
 				SELECT objid FROM pg_depend WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass AND refobjid = '"{table}"'::regclass
 				UNION ALL
@@ -207,8 +203,8 @@ func postgresGrammar() grammar {
 				AND polpermissive AND polcmd IN (command, '*') AND EXISTS (SELECT FROM unnest(polroles) AS role WHERE role = 0 OR pg_has_role(role, 'USAGE')))`,
 		suppressors: "a trigger that returns NULL, a rule or row-level security",
 
-		sent: `SELECT id FROM "{table}_dlq" WHERE branch = $1 AND id = $2`,
-		send: `INSERT INTO "{table}_dlq" AS d (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
+		sent: `SELECT id FROM {dlq} WHERE branch = $1 AND id = $2`,
+		send: `INSERT INTO {dlq} AS d (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, order_key)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
 			ON CONFLICT (id, branch) DO UPDATE SET version = d.version + 1,
@@ -218,32 +214,32 @@ func postgresGrammar() grammar {
 				attempts = excluded.attempts, last_failed_at = excluded.last_failed_at,
 				redriven = greatest(d.redriven, excluded.redriven), order_key = excluded.order_key
 			WHERE excluded.reason <> 'key parked'`,
-		moved: `SELECT EXISTS (SELECT FROM "{table}_dlq" WHERE id = $1 AND branch = $2 AND outbox_seq = $3)
+		moved: `SELECT EXISTS (SELECT FROM {dlq} WHERE id = $1 AND branch = $2 AND outbox_seq = $3)
 			AND NOT EXISTS (SELECT FROM "{table}" WHERE seq = $3 AND id = $1 AND processed_at IS NULL)`,
 		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
-			FROM "{table}_dlq" WHERE seq > $1 ORDER BY seq LIMIT $2`,
-		update: `UPDATE "{table}_dlq" SET version = version + 1, error = $3, error_type = $4, reason = $5, attempts = $6,
+			FROM {dlq} WHERE seq > $1 ORDER BY seq LIMIT $2`,
+		update: `UPDATE {dlq} SET version = version + 1, error = $3, error_type = $4, reason = $5, attempts = $6,
 				first_failed_at = $7, last_failed_at = $8, redriven = $9, order_key = $10
 			WHERE seq = $1 AND ` + letterID + ` = $2`,
-		remove: `DELETE FROM "{table}_dlq" WHERE ` + letters + ` RETURNING ` + letterID,
-		kept:   `SELECT count(*) FROM "{table}_dlq" WHERE ` + letters,
+		remove: `DELETE FROM {dlq} WHERE ` + letters + ` RETURNING ` + letterID,
+		kept:   `SELECT count(*) FROM {dlq} WHERE ` + letters,
 		replace: []string{
-			`SELECT 1 FROM "{table}_dlq" WHERE ` + letters + ` ORDER BY seq FOR UPDATE`,
+			`SELECT 1 FROM {dlq} WHERE ` + letters + ` ORDER BY seq FOR UPDATE`,
 			// A row that a relay has locked is about to be marked, or to be parked
 			// again, which would wait for this transaction.
 			`DELETE FROM "{table}" WHERE seq IN (SELECT t.seq FROM "{table}" t
-				WHERE t.id IN (SELECT id FROM "{table}_dlq" WHERE ` + letters + `) FOR UPDATE SKIP LOCKED)`,
+				WHERE t.id IN (SELECT id FROM {dlq} WHERE ` + letters + `) FOR UPDATE SKIP LOCKED)`,
 		},
-		ofBranch: `SELECT ` + letterID + `, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + letters + ` ORDER BY seq LIMIT 1`,
-		rowless:  `SELECT count(*) FROM "{table}_dlq" d WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id)`,
+		ofBranch: `SELECT ` + letterID + `, branch FROM {dlq} WHERE branch <> '' AND ` + letters + ` ORDER BY seq LIMIT 1`,
+		rowless:  `SELECT count(*) FROM {dlq} d WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id)`,
 		requeue: `INSERT INTO "{table}" AS t (id, topic, key, payload, headers, trace, created_at, requeued_at)
-			SELECT id, topic, key, payload, headers, trace, created_at, $3 FROM "{table}_dlq" d
+			SELECT id, topic, key, payload, headers, trace, created_at, $3 FROM {dlq} d
 			WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id) ORDER BY seq
-			RETURNING (SELECT ` + letterID + ` FROM "{table}_dlq" d WHERE d.id = t.id AND d.branch = '')`,
-		parkedKeys: `SELECT DISTINCT k FROM unnest($2::text[]) AS k WHERE k <> '' AND EXISTS (SELECT FROM "{table}_dlq" d
+			RETURNING (SELECT ` + letterID + ` FROM {dlq} d WHERE d.id = t.id AND d.branch = '')`,
+		parkedKeys: `SELECT DISTINCT k FROM unnest($2::text[]) AS k WHERE k <> '' AND EXISTS (SELECT FROM {dlq} d
 			WHERE hashtextextended(d.order_key, 0) = hashtextextended(k, 0) AND d.order_key = k AND d.order_key <> '' AND d.branch = $1)`,
-		parked: `SELECT count(*) FROM "{table}_dlq"`,
+		parked: `SELECT count(*) FROM {dlq}`,
 
 		strings:   func(list []string) any { return list },
 		letters:   postgresLetters,
@@ -282,7 +278,7 @@ func postgresShapes() []shape {
 		{name: "created_at", kind: postgresTime},
 	}
 	return []shape{
-		{"", append(slices.Clone(message),
+		{false, append(slices.Clone(message),
 			column{name: "available_at", kind: postgresTime},
 			column{name: "attempts", kind: "INTEGER"},
 			column{name: "last_error", kind: "TEXT"},
@@ -291,7 +287,7 @@ func postgresShapes() []shape {
 			column{name: "processed_at", kind: postgresTime, nullable: true},
 			column{name: "requeued_at", kind: postgresTime, nullable: true, since: 3},
 		)},
-		{"_dlq", append(slices.Clone(message),
+		{true, append(slices.Clone(message),
 			column{name: "version", kind: "BIGINT"},
 			column{name: "outbox_seq", kind: "BIGINT"},
 			column{name: "error", kind: "TEXT"},

@@ -112,15 +112,15 @@ func TestALetterIsKnownWhoseNumberIsGivenTwice(t *testing.T) {
 // A letter's number that is given twice is another letter's: whatever is done about the
 // letter that was read before leaves the other one alone.
 func TestALettersNumberThatIsGivenTwice(t *testing.T) {
-	for what, settle := range map[string]func(t *testing.T, q *DLQ, old courier.DeadLetter[Row]){
-		"delete": func(t *testing.T, q *DLQ, old courier.DeadLetter[Row]) {
-			require.NoError(t, q.Delete(t.Context(), old.ID))
+	for what, settle := range map[string]func(t *testing.T, o *Outbox, old courier.DeadLetter[Row]){
+		"delete": func(t *testing.T, o *Outbox, old courier.DeadLetter[Row]) {
+			require.NoError(t, o.DLQ().Delete(t.Context(), old.ID))
 		},
-		"update": func(t *testing.T, q *DLQ, old courier.DeadLetter[Row]) {
-			require.NoError(t, q.Update(t.Context(), old))
+		"update": func(t *testing.T, o *Outbox, old courier.DeadLetter[Row]) {
+			require.NoError(t, o.DLQ().Update(t.Context(), old))
 		},
-		"requeue": func(t *testing.T, q *DLQ, old courier.DeadLetter[Row]) {
-			requeued, err := q.Requeue(t.Context(), old.ID)
+		"requeue": func(t *testing.T, o *Outbox, old courier.DeadLetter[Row]) {
+			requeued, err := o.Requeue(t.Context(), old.ID)
 			require.NoError(t, err)
 			require.Empty(t, requeued)
 		},
@@ -145,7 +145,7 @@ func TestALettersNumberThatIsGivenTwice(t *testing.T) {
 				require.NoError(t, err)
 				require.Len(t, before, 1)
 				require.Equal(t, "1.1.", before[0].ID[:4], "the number is given twice")
-				settle(t, q, old[0])
+				settle(t, o, old[0])
 				after, err := q.Receive(t.Context(), 2)
 				require.NoError(t, err)
 				require.Equal(t, before, after)

@@ -10,7 +10,7 @@ import (
 
 // shape is what the package relies on in a table that the migrations lead to.
 type shape struct {
-	suffix  string // of the table's name
+	dlq     bool // of the dead letters, or of the outbox
 	columns []column
 }
 
@@ -23,10 +23,13 @@ type column struct {
 
 // checkShapes reports the first table that the package cannot work with. Before
 // the migrations, a table that does not exist passes, and one of any version.
-func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, before bool) error {
-	for _, want := range o.grammar.shapes {
-		table := o.table + want.suffix
-		have, required, err := o.columnsOf(ctx, conn, table)
+func (d *database) checkShapes(ctx context.Context, conn *sql.Conn, before bool) error {
+	for _, want := range d.shapes {
+		table := d.table
+		if want.dlq {
+			table = d.dlq
+		}
+		have, required, err := d.columnsOf(ctx, conn, table)
 		if err != nil {
 			return err
 		}
@@ -34,10 +37,10 @@ func (o *Outbox) checkShapes(ctx context.Context, conn *sql.Conn, before bool) e
 			if before {
 				continue
 			}
-			return fmt.Errorf("the table %s is missing though its version is recorded: delete the rows of %s from courier_migrations and call Migrate again", table, o.table)
+			return fmt.Errorf("the table %s is missing though its version is recorded: delete the rows of %s from courier_migrations and call Migrate again", table, d.versioned)
 		}
 		if differences := want.differences(have, required, before); len(differences) > 0 {
-			return fmt.Errorf("the table %s is not one of this package: %s; rename it, or pass WithTable another name", table, strings.Join(differences, ", "))
+			return fmt.Errorf("the table %s is not one of this package: %s; rename it, or choose another name (WithTable, DLQConfig.Table)", table, strings.Join(differences, ", "))
 		}
 	}
 	return nil
@@ -91,8 +94,8 @@ func (o *Outbox) inspect(ctx context.Context) (warn func()) {
 
 // columnsOf returns the columns of a table, none when there is no such table,
 // and the names of those that an insert must fill.
-func (o *Outbox) columnsOf(ctx context.Context, conn *sql.Conn, table string) (have map[string]column, required []string, err error) {
-	rows, err := conn.QueryContext(ctx, o.grammar.columns, table)
+func (d *database) columnsOf(ctx context.Context, conn *sql.Conn, table string) (have map[string]column, required []string, err error) {
+	rows, err := conn.QueryContext(ctx, d.grammar.columns, table)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -3,7 +3,6 @@ package couriersql
 import (
 	"embed"
 	"encoding/json"
-	"io/fs"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -11,7 +10,7 @@ import (
 	"strings"
 )
 
-//go:embed migrations/sqlite/*.sql
+//go:embed migrations/sqlite/*.sql migrations/sqlite_dlq/*.sql
 var sqliteMigrations embed.FS
 
 // What a fetch reads of a row.
@@ -47,13 +46,10 @@ const (
 var sqliteDue = strings.NewReplacer("?6", "?3")
 
 func sqliteGrammar() grammar {
-	migrations, err := fs.Sub(sqliteMigrations, "migrations/sqlite")
-	if err != nil {
-		panic(err) // the path is a constant of this file
-	}
 	return grammar{
-		migrations: migrations,
-		shapes:     sqliteShapes(),
+		migrations:    folder(sqliteMigrations, "migrations/sqlite"),
+		dlqMigrations: folder(sqliteMigrations, "migrations/sqlite_dlq"),
+		shapes:        sqliteShapes(),
 		// A deferred transaction takes the write lock at its first write and
 		// fails, without waiting, when another process wrote since it began.
 		begin: `BEGIN IMMEDIATE`,
@@ -133,8 +129,8 @@ func sqliteGrammar() grammar {
 
 		suppressors: "a trigger that raises IGNORE",
 
-		sent: `SELECT id FROM "{table}_dlq" WHERE branch = ?1 AND id = ?2`,
-		send: `INSERT INTO "{table}_dlq" (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
+		sent: `SELECT id FROM {dlq} WHERE branch = ?1 AND id = ?2`,
+		send: `INSERT INTO {dlq} (branch, id, outbox_seq, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, order_key)
 			VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)
 			ON CONFLICT (id, branch) DO UPDATE SET version = version + 1,
@@ -144,27 +140,27 @@ func sqliteGrammar() grammar {
 				attempts = excluded.attempts, last_failed_at = excluded.last_failed_at,
 				redriven = max(redriven, excluded.redriven), order_key = excluded.order_key
 			WHERE excluded.reason <> 'key parked'`,
-		moved: `SELECT EXISTS (SELECT 1 FROM "{table}_dlq" WHERE id = ?1 AND branch = ?2 AND outbox_seq = ?3)
+		moved: `SELECT EXISTS (SELECT 1 FROM {dlq} WHERE id = ?1 AND branch = ?2 AND outbox_seq = ?3)
 			AND NOT EXISTS (SELECT 1 FROM "{table}" WHERE seq = ?3 AND id = ?1 AND processed_at IS NULL)`,
 		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
-			FROM "{table}_dlq" WHERE seq > ?1 ORDER BY seq LIMIT ?2`,
-		update: `UPDATE "{table}_dlq" SET version = version + 1, error = ?3, error_type = ?4, reason = ?5, attempts = ?6,
+			FROM {dlq} WHERE seq > ?1 ORDER BY seq LIMIT ?2`,
+		update: `UPDATE {dlq} SET version = version + 1, error = ?3, error_type = ?4, reason = ?5, attempts = ?6,
 				first_failed_at = ?7, last_failed_at = ?8, redriven = ?9, order_key = ?10
 			WHERE seq = ?1 AND ` + sqliteLetterID + ` = ?2`,
-		remove: `DELETE FROM "{table}_dlq" WHERE ` + sqliteLetters + ` RETURNING ` + sqliteLetterID,
-		kept:   `SELECT count(*) FROM "{table}_dlq" WHERE ` + sqliteLetters,
+		remove: `DELETE FROM {dlq} WHERE ` + sqliteLetters + ` RETURNING ` + sqliteLetterID,
+		kept:   `SELECT count(*) FROM {dlq} WHERE ` + sqliteLetters,
 		replace: []string{
-			`DELETE FROM "{table}" WHERE id IN (SELECT id FROM "{table}_dlq" WHERE ` + sqliteLetters + `)`,
+			`DELETE FROM "{table}" WHERE id IN (SELECT id FROM {dlq} WHERE ` + sqliteLetters + `)`,
 		},
-		ofBranch: `SELECT ` + sqliteLetterID + `, branch FROM "{table}_dlq" WHERE branch <> '' AND ` + sqliteLetters + ` ORDER BY seq LIMIT 1`,
-		rowless:  `SELECT count(*) FROM "{table}_dlq" d WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM "{table}" o WHERE o.id = d.id)`,
+		ofBranch: `SELECT ` + sqliteLetterID + `, branch FROM {dlq} WHERE branch <> '' AND ` + sqliteLetters + ` ORDER BY seq LIMIT 1`,
+		rowless:  `SELECT count(*) FROM {dlq} d WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM "{table}" o WHERE o.id = d.id)`,
 		requeue: `INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at, requeued_at)
-			SELECT id, topic, key, payload, headers, trace, created_at, ?2 FROM "{table}_dlq" WHERE ` + sqliteLetters + ` ORDER BY seq
-			RETURNING (SELECT ` + sqliteLetterID + ` FROM "{table}_dlq" d WHERE d.id = "{table}".id AND d.branch = '')`,
-		parkedKeys: `SELECT DISTINCT order_key FROM "{table}_dlq"
+			SELECT id, topic, key, payload, headers, trace, created_at, ?2 FROM {dlq} WHERE ` + sqliteLetters + ` ORDER BY seq
+			RETURNING (SELECT ` + sqliteLetterID + ` FROM {dlq} d WHERE d.id = "{table}".id AND d.branch = '')`,
+		parkedKeys: `SELECT DISTINCT order_key FROM {dlq}
 			WHERE branch = ?1 AND order_key <> '' AND order_key IN (SELECT value FROM json_each(?2))`,
-		parked: `SELECT count(*) FROM "{table}_dlq"`,
+		parked: `SELECT count(*) FROM {dlq}`,
 
 		strings:    sqliteStrings,
 		letters:    func(ids []string) []any { return []any{sqliteStrings(ids)} },
@@ -196,7 +192,7 @@ func sqliteShapes() []shape {
 		{name: "created_at", kind: "INTEGER"},
 	}
 	return []shape{
-		{"", append(slices.Clone(message),
+		{false, append(slices.Clone(message),
 			column{name: "processed_at", kind: "INTEGER", nullable: true},
 			column{name: "available_at", kind: "INTEGER", since: 3},
 			column{name: "attempts", kind: "INTEGER", since: 3},
@@ -205,7 +201,7 @@ func sqliteShapes() []shape {
 			column{name: "owner", kind: "TEXT", since: 3},
 			column{name: "requeued_at", kind: "INTEGER", nullable: true, since: 5},
 		)},
-		{"_dlq", append(slices.Clone(message),
+		{true, append(slices.Clone(message),
 			column{name: "outbox_seq", kind: "INTEGER"},
 			column{name: "error", kind: "TEXT"},
 			column{name: "error_type", kind: "TEXT"},

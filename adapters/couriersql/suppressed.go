@@ -22,15 +22,15 @@ import (
 var ErrSuppressed = errors.New("the database left rows as they were, and gave no error")
 
 // suppressed is the error of a statement that should have touched so many rows more.
-func (o *Outbox) suppressed(table string, rows, of int) error {
-	return fmt.Errorf("%w: %d of %d; look for %s on %s", ErrSuppressed, rows, of, o.grammar.suppressors, table)
+func (d *database) suppressed(table string, rows, of int) error {
+	return fmt.Errorf("%w: %d of %d; look for %s on %s", ErrSuppressed, rows, of, d.grammar.suppressors, table)
 }
 
 // recount is an error where rows of a table are left that a statement was for.
-func (o *Outbox) recount(ctx context.Context, on executor, table string, of int, text string, args ...any) error {
-	left, err := number(ctx, on, o.sql(text), args...)
+func (d *database) recount(ctx context.Context, on executor, table string, of int, text string, args ...any) error {
+	left, err := number(ctx, on, d.sql(text), args...)
 	if err == nil && left > 0 {
-		err = o.suppressed(table, left, of)
+		err = d.suppressed(table, left, of)
 	}
 	return err
 }

@@ -226,11 +226,11 @@ func TestWhatElseIsSuppressed(t *testing.T) {
 			return o.DLQ().Delete(ctx, l.ID)
 		}, "deleting"},
 		"requeue": {"courier_outbox_dlq", "DELETE", "OLD", func(ctx context.Context, o *Outbox, l courier.DeadLetter[Row]) error {
-			_, err := o.DLQ().Requeue(ctx, l.ID)
+			_, err := o.Requeue(ctx, l.ID)
 			return err
 		}, "putting"},
 		"requeue, no row": {"courier_outbox", "INSERT", "NEW", func(ctx context.Context, o *Outbox, l courier.DeadLetter[Row]) error {
-			_, err := o.DLQ().Requeue(ctx, l.ID)
+			_, err := o.Requeue(ctx, l.ID)
 			return err
 		}, "putting"},
 	} {

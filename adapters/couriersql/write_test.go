@@ -221,7 +221,7 @@ func TestErrorsCountOne(t *testing.T) {
 	said = append(said, err, s.Mark(t.Context(), []Row{row}), s.Fail(t.Context(), []courier.FailedRecord[Row]{{Record: row}}))
 	_, err = q.Receive(t.Context(), 1)
 	said = append(said, err, q.Delete(t.Context(), "1.1.1"))
-	_, err = q.Requeue(t.Context(), "1.1.1")
+	_, err = o.Requeue(t.Context(), "1.1.1")
 	said = append(said, err)
 	_, err = q.ParkedKeys(t.Context(), "", []string{"k"})
 	said = append(said, err)

@@ -155,7 +155,7 @@ func (l *line) deliver(_ context.Context, r couriersql.Row) error {
 
 // toldDLQ is a queue that tells the parent what it took, and waits to be heard.
 type toldDLQ struct {
-	*couriersql.DLQ
+	*couriersql.DLQ[couriersql.Row]
 	line *line
 }
 

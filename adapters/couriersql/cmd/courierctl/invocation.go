@@ -31,6 +31,7 @@ type invocation struct {
 	limit     int
 	after     string
 	branch    *string // nil is all
+	dlq       string  // a queue that is no outbox's
 	all       bool
 	dryRun    bool
 	wakeUp    bool
@@ -91,8 +92,32 @@ func (i *invocation) missing() error {
 	return fmt.Errorf("there is no outbox %s in this database: run courierctl migrate, or pass another -table or -db", i.table)
 }
 
+// withLetters opens the dead letters for work: those of the outbox, or those of a queue
+// that is no outbox's, for which there is none.
+func (i *invocation) withLetters(ctx context.Context, work func(context.Context, *couriersql.Outbox, *couriersql.DLQ[couriersql.Row]) error) error {
+	if i.dlq == "" {
+		return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error { return work(ctx, outbox, outbox.DLQ()) })
+	}
+	return i.open(ctx, func(ctx context.Context, db *sql.DB, dialect couriersql.Dialect) error {
+		err := work(ctx, nil, couriersql.NewDLQ(db, dialect, couriersql.DLQConfig[couriersql.Row]{Table: i.dlq}))
+		if errors.Is(err, couriersql.ErrNotMigrated) {
+			return fmt.Errorf("there is no queue %s in this database: its Migrate creates the table; or pass another -dlq or -db", visible(i.dlq))
+		}
+		return err
+	})
+}
+
 // withAny opens the outbox for work, whether it is there or not.
-func (i *invocation) withAny(ctx context.Context, work func(context.Context, *couriersql.Outbox) error) (err error) {
+func (i *invocation) withAny(ctx context.Context, work func(context.Context, *couriersql.Outbox) error) error {
+	return i.open(ctx, func(ctx context.Context, db *sql.DB, dialect couriersql.Dialect) error {
+		outbox := couriersql.New(db, dialect, append(i.options, couriersql.WithTable(i.table))...)
+		defer func() { _ = outbox.Close() }()
+		return work(ctx, outbox)
+	})
+}
+
+// open opens the database for work.
+func (i *invocation) open(ctx context.Context, work func(context.Context, *sql.DB, couriersql.Dialect) error) (err error) {
 	d, err := databaseOf(i.db)
 	if err != nil {
 		return err
@@ -112,12 +137,10 @@ func (i *invocation) withAny(ctx context.Context, work func(context.Context, *co
 	}
 	defer func() { _ = db.Close() }()
 	db.SetMaxOpenConns(2)
-	outbox := couriersql.New(db, d.dialect, append(i.options, couriersql.WithTable(i.table))...)
-	defer func() { _ = outbox.Close() }()
 	passed := fmt.Errorf("-timeout %s has passed", inDays(i.timeout))
 	ctx, cancel := context.WithTimeoutCause(ctx, i.timeout, passed)
 	defer cancel()
-	if err = work(ctx, outbox); err != nil && errors.Is(context.Cause(ctx), passed) {
+	if err = work(ctx, db, d.dialect); err != nil && errors.Is(context.Cause(ctx), passed) {
 		return fmt.Errorf("%w: %w", passed, err)
 	}
 	return err

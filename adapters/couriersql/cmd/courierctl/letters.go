@@ -19,8 +19,8 @@ import (
 // UTF-8, and base64 elsewhere.
 type letterReport struct {
 	ID          string    `json:"id"`
-	MessageID   string    `json:"message_id"`
-	Topic       string    `json:"topic"`
+	MessageID   string    `json:"message_id"` // or the name of a record
+	Topic       string    `json:"topic,omitempty"`
 	Key         string    `json:"key,omitempty"`
 	Reason      string    `json:"reason"`
 	Error       string    `json:"error"`
@@ -28,7 +28,7 @@ type letterReport struct {
 	Attempts    int       `json:"attempts"`
 	Redriven    int       `json:"redriven"`
 	Branch      string    `json:"branch,omitempty"`
-	CreatedAt   time.Time `json:"created_at"`
+	CreatedAt   time.Time `json:"created_at,omitzero"`
 	FirstFailed time.Time `json:"first_failed_at"`
 	LastFailed  time.Time `json:"last_failed_at"`
 
@@ -43,6 +43,9 @@ func reportOf(l courier.DeadLetter[couriersql.Row], whole bool) letterReport {
 	report := letterReport{
 		ID: l.ID, MessageID: r.ID, Topic: r.Topic, Key: r.Key, Reason: string(l.Reason), Attempts: l.Attempts, Redriven: l.FailedRedrives,
 		Branch: l.Branch, CreatedAt: time.UnixMicro(r.CreatedAt).UTC(), FirstFailed: l.FirstFailedAt, LastFailed: l.FailedAt,
+	}
+	if r.Topic == "" { // a record of any type, which has the letter's key and no time of its own
+		report.Key, report.CreatedAt = l.Key, time.Time{}
 	}
 	var stored *couriersql.StoredError
 	if errors.As(l.Error, &stored) {
@@ -59,7 +62,13 @@ func reportOf(l courier.DeadLetter[couriersql.Row], whole bool) letterReport {
 	return report
 }
 
+// ofQueue declares the flag that chooses the queue.
+func (i *invocation) ofQueue() {
+	i.flags.StringVar(&i.dlq, "dlq", "", "the letters of the queue in this table, by its `NAME`, which NewDLQ made, instead of the outbox's")
+}
+
 func listFlags(i *invocation) {
+	i.ofQueue()
 	i.flags.IntVar(&i.limit, "limit", 50, "show up to `N` letters")
 	i.flags.StringVar(&i.after, "after", "", "begin after the letter with this `ID`")
 	i.ofBranch()
@@ -82,14 +91,14 @@ func list(ctx context.Context, i *invocation) error {
 	if i.limit < 1 {
 		return errors.New("-limit: pass 1 or more")
 	}
-	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
-		total, err := outbox.DLQ().Count(ctx)
+	return i.withLetters(ctx, func(ctx context.Context, _ *couriersql.Outbox, dlq *couriersql.DLQ[couriersql.Row]) error {
+		total, err := dlq.Count(ctx)
 		if err != nil {
 			return err
 		}
 		reports := []letterReport{}
 		for after := i.after; len(reports) <= i.limit; { // one more, to know of it
-			page, err := outbox.DLQ().List(ctx, after, i.limit)
+			page, err := dlq.List(ctx, after, i.limit)
 			if err != nil {
 				return err
 			}
@@ -106,15 +115,30 @@ func list(ctx context.Context, i *invocation) error {
 		more := len(reports) > i.limit
 		reports = reports[:min(i.limit, len(reports))]
 		return i.print(reports, func(t *table) {
+			row := func(id, branch, message, topic string, more ...any) {
+				if i.dlq == "" {
+					t.row(append([]any{id, branch, message, topic}, more...)...)
+				} else {
+					t.row(append([]any{id, branch, message}, more...)...)
+				}
+			}
 			if len(reports) > 0 {
-				t.row("ID", "BRANCH", "MESSAGE", "TOPIC", "KEY", "FAILED AT", "ATTEMPTS", "REASON", "ERROR")
+				row("ID", "BRANCH", i.record("MESSAGE", "RECORD"), "TOPIC", "KEY", "FAILED AT", "ATTEMPTS", "REASON", "ERROR")
 			}
 			for _, r := range reports {
-				t.row(r.ID, short(r.Branch), visible(r.MessageID), short(r.Topic), short(r.Key), r.LastFailed.Format(time.RFC3339), r.Attempts, short(r.Reason), oneLine(gaveUp.ReplaceAllString(r.Error, "")))
+				row(r.ID, short(r.Branch), visible(r.MessageID), short(r.Topic), short(r.Key), r.LastFailed.Format(time.RFC3339), r.Attempts, short(r.Reason), oneLine(gaveUp.ReplaceAllString(r.Error, "")))
 			}
 			t.row(i.summary(reports, more, total))
 		})
 	})
+}
+
+// record is what the letters are of: messages of an outbox, or records.
+func (i *invocation) record(message, record string) string {
+	if i.dlq == "" {
+		return message
+	}
+	return record
 }
 
 // gaveUp is how the error of a retry begins, which says what other columns say.
@@ -157,8 +181,8 @@ func show(ctx context.Context, i *invocation) error {
 	if len(i.operands) != 1 {
 		return errors.New("pass the ID of one letter: courierctl dlq list shows them")
 	}
-	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
-		found, err := lettersWith(ctx, outbox, i.operands)
+	return i.withLetters(ctx, func(ctx context.Context, _ *couriersql.Outbox, dlq *couriersql.DLQ[couriersql.Row]) error {
+		found, err := lettersWith(ctx, dlq, i.operands)
 		if err != nil {
 			return err
 		}
@@ -166,26 +190,32 @@ func show(ctx context.Context, i *invocation) error {
 		return i.print(r, func(t *table) {
 			t.row("letter", r.ID)
 			t.row("branch", visible(r.Branch))
-			t.row("message", visible(r.MessageID))
-			t.row("topic", visible(r.Topic))
+			t.row(i.record("message", "record"), visible(r.MessageID))
+			if i.dlq == "" {
+				t.row("topic", visible(r.Topic))
+			}
 			t.row("key", visible(r.Key))
 			t.row("reason", visible(r.Reason))
 			t.row("error", visible(r.Error))
 			t.row("type", visible(r.ErrorType))
 			t.row("attempts", r.Attempts)
 			t.row("redriven", r.Redriven)
-			t.row("written", r.CreatedAt.Format(time.RFC3339))
+			if i.dlq == "" {
+				t.row("written", r.CreatedAt.Format(time.RFC3339))
+			}
 			t.row("first failed", r.FirstFailed.Format(time.RFC3339))
 			t.row("last failed", r.LastFailed.Format(time.RFC3339))
-			t.row("headers", visible(r.Headers))
-			t.row("trace", visible(r.Trace))
+			if i.dlq == "" {
+				t.row("headers", visible(r.Headers))
+				t.row("trace", visible(r.Trace))
+			}
 			t.row("payload", visible(string(found[0].Record.Payload)))
 		})
 	})
 }
 
 // lettersWith returns the letters with the IDs, all or an error.
-func lettersWith(ctx context.Context, outbox *couriersql.Outbox, ids []string) (found []courier.DeadLetter[couriersql.Row], err error) {
+func lettersWith(ctx context.Context, dlq *couriersql.DLQ[couriersql.Row], ids []string) (found []courier.DeadLetter[couriersql.Row], err error) {
 	var missing []string
 	for n, id := range ids {
 		if slices.Contains(ids[:n], id) {
@@ -196,7 +226,7 @@ func lettersWith(ctx context.Context, outbox *couriersql.Outbox, ids []string) (
 		seq, err := strconv.ParseInt(place, 10, 64)
 		var at []courier.DeadLetter[couriersql.Row]
 		if err == nil && seq > 0 {
-			if at, err = outbox.DLQ().List(ctx, fmt.Sprintf("%d.1.0", seq-1), 1); err != nil {
+			if at, err = dlq.List(ctx, fmt.Sprintf("%d.1.0", seq-1), 1); err != nil {
 				return nil, err
 			}
 		}
@@ -213,17 +243,18 @@ func lettersWith(ctx context.Context, outbox *couriersql.Outbox, ids []string) (
 }
 
 func changeFlags(i *invocation) {
+	i.ofQueue()
 	i.dry()
 	i.flags.BoolVar(&i.all, "all", false, "all letters that there are now")
 	i.ofBranch()
 }
 
 // chosen returns the letters that a command is for.
-func (i *invocation) chosen(ctx context.Context, outbox *couriersql.Outbox) (chosen []courier.DeadLetter[couriersql.Row], err error) {
+func (i *invocation) chosen(ctx context.Context, dlq *couriersql.DLQ[couriersql.Row]) (chosen []courier.DeadLetter[couriersql.Row], err error) {
 	if !i.all {
-		return lettersWith(ctx, outbox, i.operands)
+		return lettersWith(ctx, dlq, i.operands)
 	}
-	for l, err := range courier.Letters(ctx, outbox.DLQ()) {
+	for l, err := range courier.Letters(ctx, dlq) {
 		if err != nil {
 			return nil, err
 		}
@@ -250,7 +281,7 @@ type refusal struct {
 
 // changing runs a command on the chosen letters. change returns the IDs of the
 // letters that it changed.
-func changing(ctx context.Context, i *invocation, what string, branches bool, change func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error)) error {
+func changing(ctx context.Context, i *invocation, what string, branches bool, change func(ctx context.Context, outbox *couriersql.Outbox, dlq *couriersql.DLQ[couriersql.Row], ids []string) ([]string, error)) error {
 	switch {
 	case i.all && len(i.operands) > 0:
 		return errors.New("pass the IDs of letters or -all, not both: nothing was done")
@@ -259,8 +290,8 @@ func changing(ctx context.Context, i *invocation, what string, branches bool, ch
 	case i.branch != nil && !i.all:
 		return errors.New("-branch: goes with -all")
 	}
-	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
-		chosen, err := i.chosen(ctx, outbox)
+	return i.withLetters(ctx, func(ctx context.Context, outbox *couriersql.Outbox, dlq *couriersql.DLQ[couriersql.Row]) error {
+		chosen, err := i.chosen(ctx, dlq)
 		if err != nil {
 			return err
 		}
@@ -273,7 +304,7 @@ func changing(ctx context.Context, i *invocation, what string, branches bool, ch
 			}
 		}
 		if !i.dryRun && len(report.Letters) > 0 {
-			changed, err := change(ctx, outbox.DLQ(), report.Letters)
+			changed, err := change(ctx, outbox, dlq, report.Letters)
 			if err != nil {
 				return err
 			}
@@ -316,13 +347,16 @@ func (r *changeReport) verdict(chosen int, what string) error {
 }
 
 func requeue(ctx context.Context, i *invocation) error {
-	return changing(ctx, i, "put back into the outbox", false, func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error) {
-		return dlq.Requeue(ctx, ids...)
+	if i.dlq != "" {
+		return finding("the letters of %s are of no outbox into which they could be put back: redrive them with courier.Redrive in a program that has their applier", visible(i.dlq))
+	}
+	return changing(ctx, i, "put back into the outbox", false, func(ctx context.Context, outbox *couriersql.Outbox, _ *couriersql.DLQ[couriersql.Row], ids []string) ([]string, error) {
+		return outbox.Requeue(ctx, ids...)
 	})
 }
 
 func remove(ctx context.Context, i *invocation) error {
-	return changing(ctx, i, "deleted", true, func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error) {
+	return changing(ctx, i, "deleted", true, func(ctx context.Context, _ *couriersql.Outbox, dlq *couriersql.DLQ[couriersql.Row], ids []string) ([]string, error) {
 		return dlq.Remove(ctx, ids...)
 	})
 }

@@ -49,7 +49,7 @@ type command struct {
 var commands = []command{
 	{"status", "", "tell what waits, since when, and what fails", statusFlags, status},
 	{"dlq list", "", "list the dead letters, the oldest first", listFlags, list},
-	{"dlq show", "ID", "show a dead letter with its payload", nil, show},
+	{"dlq show", "ID", "show a dead letter with its payload", (*invocation).ofQueue, show},
 	{"dlq requeue", "ID… | -all", "put dead letters back into the outbox, to be delivered again", changeFlags, requeue},
 	{"dlq delete", "ID… | -all", "delete dead letters for good", changeFlags, remove},
 	{"migrate", "", "create or upgrade the tables", migrateFlags, migrate},

@@ -438,7 +438,7 @@ func TestLettersThatChangeMeanwhile(t *testing.T) {
 	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		change := func(i *invocation, meanwhile func(ids []string)) error {
-			return changing(t.Context(), i, "deleted", true, func(ctx context.Context, dlq *couriersql.DLQ, ids []string) ([]string, error) {
+			return changing(t.Context(), i, "deleted", true, func(ctx context.Context, _ *couriersql.Outbox, dlq *couriersql.DLQ[couriersql.Row], ids []string) ([]string, error) {
 				meanwhile(ids)
 				return dlq.Remove(ctx, ids...)
 			})
@@ -608,4 +608,39 @@ func TestTheEnvironmentNamesTheDatabase(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	require.Equal(t, exitCannotRun, run(ctx, []string{"status"}, &out, &errs))
+}
+
+// The letters of a queue of records are looked at and deleted as those of an outbox, and
+// are put back into none.
+func TestLettersOfAQueueOfRecords(t *testing.T) {
+	inEach(t, func(t *testing.T, b *bed) {
+		type order struct{ ID string }
+		queue := couriersql.NewDLQ(b.db, b.outbox.Dialect(), couriersql.DLQConfig[order]{Table: "dead_orders", Identity: func(o order) string { return o.ID }})
+		require.NoError(t, b.db.PingContext(t.Context())) // which creates a file of SQLite
+		require.Contains(t, b.run(exitCannotRun, "dlq", "list", "-dlq", "dead_orders"), "there is no queue dead_orders in this database: its Migrate creates the table; or pass another -dlq or -db")
+		require.NoError(t, queue.Migrate(t.Context()))
+		require.Equal(t, "0 of 0 dead letters\n", b.run(0, "dlq", "list", "-dlq", "dead_orders"))
+		for _, id := range []string{"A-1", "A-2", "A-3"} {
+			require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[order]{
+				Record: order{id}, Key: "k", Error: errors.New("boom"), Reason: courier.ReasonExhausted, Attempts: 5, FailedAt: time.Now(),
+			}))
+		}
+		sent, err := queue.Receive(t.Context(), 10)
+		require.NoError(t, err)
+		for _, l := range sent {
+			b.ids[l.ID[:strings.LastIndexByte(l.ID, '.')]] = l.ID
+		}
+		require.Regexp(t, `^ID +BRANCH +RECORD +KEY +FAILED AT .*\n1.1 +A-1 +k +2.*boom\n2.1 .*\n2 of 3 dead letters; see more with -after 2.1\n$`, b.run(0, "dlq", "list", "-dlq", "dead_orders", "-limit", "2"))
+		require.Regexp(t, `(?s)^letter +2.1\nbranch\nrecord +A-2\nkey +k\nreason .*payload +\{"ID":"A-2"\}\n$`, b.run(0, "dlq", "show", "-dlq", "dead_orders", "2.1"))
+		var one map[string]any
+		b.json(&one, "dlq", "show", "2.1", "-dlq", "dead_orders")
+		require.Equal(t, `{"ID":"A-2"}`, one["payload"])
+		require.NotContains(t, one, "topic")
+		require.NotContains(t, one, "created_at")
+		require.Contains(t, b.run(exitFinding, "dlq", "requeue", "-all", "-dlq", "dead_orders"), "the letters of dead_orders are of no outbox into which they could be put back: redrive them with courier.Redrive")
+		require.Equal(t, "1 dead letter was deleted\n", b.run(0, "dlq", "delete", "2.1", "-dlq", "dead_orders"))
+		require.Contains(t, b.run(exitFinding, "dlq", "delete", "2.1", "-dlq", "dead_orders"), "no dead letter has the ID 2.1")
+		require.Equal(t, "2 dead letters were deleted\n", b.run(0, "dlq", "delete", "-all", "-dlq", "dead_orders"))
+		require.Contains(t, b.run(exitCannotRun, "dlq", "list", "-dlq", "a;b"), `DLQConfig.Table "a;b" is not a plain name`)
+	})
 }

@@ -1,0 +1,122 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// database is the tables of an outbox or of a dead letter queue, and how to reach
+// them.
+type database struct {
+	db      *sql.DB
+	dialect Dialect
+	grammar grammar
+	table   string        // the outbox, or what the indexes of a queue are named by
+	dlq     string        // the dead letters, perhaps with a schema
+	timeout time.Duration // of a call
+	now     func() time.Time
+	log     *slog.Logger
+	fault   error
+
+	migrations fs.FS   // the i-th file, by name, makes version i+1
+	shapes     []shape // what the last version looks like
+	versioned  string  // by what the versions are recorded
+	elsewhere  string  // by what they are if the dead letters are somebody else's
+}
+
+// newDatabase is without names of tables.
+func newDatabase(db *sql.DB, dialect Dialect) *database {
+	d := &database{db: db, dialect: dialect, timeout: DefaultQueryTimeout, now: time.Now, log: slog.Default()}
+	if db == nil {
+		d.misconfigured("db", "is nil: pass the *sql.DB that sql.Open returned")
+	}
+	switch dialect {
+	case SQLite:
+		d.grammar = sqliteGrammar()
+	case Postgres:
+		d.grammar = postgresGrammar()
+	default:
+		d.misconfigured("dialect", fmt.Sprintf("%d is unknown: pass couriersql.SQLite or couriersql.Postgres", dialect))
+	}
+	return d
+}
+
+// Lower case only, because databases disagree on whether Orders and orders are
+// one table; short enough for the names derived from it in any of them.
+var plainIdentifier = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,47}$`)
+
+// misconfigured keeps the first fault, which the others often follow from.
+func (d *database) misconfigured(field, problem string) {
+	if d.fault == nil {
+		d.fault = &courier.ConfigError{Field: field, Problem: problem}
+	}
+}
+
+func (d *database) count(ctx context.Context, query, what string, args ...any) (int, error) {
+	if d.fault != nil {
+		return 0, d.fault
+	}
+	var n int
+	if err := d.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		return conn.QueryRowContext(ctx, d.sql(query), args...).Scan(&n)
+	}); err != nil {
+		return 0, d.failed(err, "counting the %s", what)
+	}
+	return n, nil
+}
+
+// timed adds the time to the arguments of a statement that says "now".
+func (d *database) timed(args ...any) []any {
+	if d.grammar.timed {
+		args = append(args, d.now().UnixMicro())
+	}
+	return args
+}
+
+// sql puts the tables' names into a statement. It is safe to do so because they are
+// plain identifiers.
+func (d *database) sql(text string) string {
+	text = strings.ReplaceAll(text, "{table}", d.table)
+	return strings.ReplaceAll(text, "{dlq}", `"`+strings.ReplaceAll(d.dlq, ".", `"."`)+`"`)
+}
+
+// failed says what was being done when the database returned err and, where
+// that is known, what to do about it.
+func (d *database) failed(err error, doing string, args ...any) error {
+	doing = fmt.Sprintf(doing, args...)
+	result := fmt.Errorf("couriersql: %s: %w", doing, err)
+	if advice := d.grammar.advice(err); advice != "" {
+		result = fmt.Errorf("couriersql: %s: %w: %s", doing, err, advice)
+	}
+	if d.grammar.outdated(err) {
+		return &notMigrated{result}
+	}
+	return result
+}
+
+// ErrNotMigrated is the error, to errors.Is, of a call that finds no table of the
+// outbox or queue, or one of an earlier version: call [Outbox.Migrate] or [DLQ.Migrate].
+var ErrNotMigrated = errors.New("couriersql: the tables are missing, or of an earlier version")
+
+type notMigrated struct{ error }
+
+func (e *notMigrated) Is(err error) bool { return err == ErrNotMigrated }
+func (e *notMigrated) Unwrap() error     { return e.error }
+
+// plural counts things.
+func plural(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return strconv.Itoa(n) + " " + thing + "s"
+}
