@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
 )
 
 func main() {
@@ -58,9 +59,16 @@ func run(ctx context.Context, file, url string, transport http.RoundTripper, sta
 		client: &http.Client{Transport: transport, Timeout: 10 * time.Second},
 		url:    url, save: t.saveCursor, saved: cursor, next: cursor,
 	}
+	dead := couriersql.NewDLQ(t.db, couriersql.SQLite, couriersql.DLQConfig[entry]{
+		Table:    "dead_items",
+		Identity: func(e entry) string { return strconv.Itoa(e.ID) },
+	})
+	if err := dead.Migrate(ctx); err != nil {
+		return err
+	}
 	applier, _ := courier.ResilientApplier(courier.ProcessFunc(t.upsert), &courier.ResilientConfig[entry]{
 		AttemptTimeout: 10 * time.Second,
-		DLQ:            t,
+		DLQ:            dead,
 	})
 	coordinator := courier.NewPollingCoordinator(source, applier,
 		courier.WithWorkers(4), courier.WithOrderKey(func(e entry) string { return strconv.Itoa(e.ID) }))

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 
 	"github.com/erfanmomeniii/courier"
@@ -11,7 +10,7 @@ import (
 	"modernc.org/sqlite"
 )
 
-// table is the destination, with the cursor of the source and the dead letters.
+// table is the destination, with the cursor of the source.
 type table struct{ db *sql.DB }
 
 func open(ctx context.Context, file string) (*table, error) {
@@ -21,8 +20,7 @@ func open(ctx context.Context, file string) (*table, error) {
 	}
 	_, err = db.ExecContext(ctx, `
 		CREATE TABLE IF NOT EXISTS items (id INTEGER PRIMARY KEY, name TEXT NOT NULL, price INTEGER NOT NULL CHECK (price >= 0));
-		CREATE TABLE IF NOT EXISTS cursors (source TEXT PRIMARY KEY, cursor TEXT NOT NULL);
-		CREATE TABLE IF NOT EXISTS dead_items (id INTEGER PRIMARY KEY, item TEXT NOT NULL, error TEXT NOT NULL, failed_at INTEGER NOT NULL)`)
+		CREATE TABLE IF NOT EXISTS cursors (source TEXT PRIMARY KEY, cursor TEXT NOT NULL)`)
 	if err != nil {
 		_ = db.Close()
 		return nil, err
@@ -52,17 +50,5 @@ func (t *table) cursor(ctx context.Context) (cursor string, err error) {
 func (t *table) saveCursor(ctx context.Context, cursor string) error {
 	_, err := t.db.ExecContext(ctx, `INSERT INTO cursors VALUES ('items', ?)
 		ON CONFLICT (source) DO UPDATE SET cursor = excluded.cursor`, cursor)
-	return err
-}
-
-// Send stores a dead letter: a table is a courier.DeadLetterSink.
-func (t *table) Send(ctx context.Context, letter courier.DeadLetter[entry]) error {
-	text, err := json.Marshal(letter.Record.item)
-	if err != nil {
-		return err
-	}
-	_, err = t.db.ExecContext(ctx, `INSERT INTO dead_items VALUES (?, ?, ?, ?)
-		ON CONFLICT (id) DO UPDATE SET item = excluded.item, error = excluded.error, failed_at = excluded.failed_at`,
-		letter.Record.ID, string(text), letter.Error.Error(), letter.FailedAt.Unix())
 	return err
 }
