@@ -578,3 +578,25 @@ func TestHazard_Polling_ARecordThatComesAgainDuringARenewalIsNotLost(t *testing.
 		require.Equal(t, []int{0, 1}, source.marked())
 	})
 }
+
+// A run that loses what waits while others are marked fetches no more, and returns the error.
+func TestHazard_RunOnceFetchesNothingForWhatItHasLost(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1), every: 2 * time.Second, renew: losing(0), markFor: 3 * time.Second}
+		calls := 0
+		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
+			calls++
+			return source.leasing.Fetch(ctx, limit)
+		}
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if r == 0 {
+				return courier.Later(errTest, 4*time.Second)
+			}
+			source.add(2)
+			return nil
+		}}
+		err := courier.NewPollingCoordinator(source, s, quiet).RunOnce(t.Context())
+		require.ErrorIs(t, err, errTest)
+		require.Equal(t, 1, calls)
+	})
+}

@@ -373,6 +373,7 @@ func (p *poller[T]) nextBehind(now time.Time) (some []numbered[T], after time.Du
 // rest ends the pass: it waits as long as the pass calls for.
 func (p *poller[T]) rest() {
 	p.phase = phaseFetch
+	p.dropLost()
 	p.noteHidden()
 	if p.once && !p.goesOn() || p.unmarked != nil || p.life.stop.Err() != nil {
 		p.noteProbe()
@@ -391,7 +392,6 @@ func (p *poller[T]) rest() {
 	}
 	goOn := p.noteProbe()
 	p.memory.ForgetUnseen(p.clock.Now())
-	p.dropLost()
 	p.easeHand()
 	p.batch.reset(nil, nil, nil, 1)
 	if now := p.config.clock.Now(); p.pass.dueOnly && p.pass.halted.err == nil && (p.pass.refused == nil || p.pass.progress || p.fetchAt.After(now)) { // the time to fetch stays as it was

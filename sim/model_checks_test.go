@@ -184,6 +184,9 @@ func (m *model) comeFetch(l *life, limit int) {
 	case l.markFailed && !m.Twins: // whose mark it was nobody knows
 		m.Fail("D7: process %d fetches before it has marked what it applied", l.p.number)
 	case m.Cron > 0: // a run asks no breaker before it fetches
+		if l.fetches > 1 {
+			m.Fail("RunOnce: process %d fetches once more in a run", l.p.number)
+		}
 	case m.FanOut == 0 && m.Hosts == 0 && l.breaker == courier.BreakerForcedOpen && l.changedAt < m.now.Load() &&
 		l.changedAt > l.p.still: // else the process may have asked it before it stood still
 		m.Fail("D6: process %d fetches while its breaker is forced open", l.p.number)

@@ -70,7 +70,7 @@ func (l *life) ranOnce(err error) {
 		m.Sometimes("a run returned an error")
 	}
 	var list *courier.BatchError
-	if !errors.As(err, &list) || l.fetches != 1 {
+	if !errors.As(err, &list) {
 		return
 	}
 	for _, f := range list.Failures {
