@@ -334,8 +334,8 @@ func WithRandom(random func() float64) Option {
 	}
 }
 
-// WithLogger sets the logger of a coordinator. It logs failures and every parked record
-// at Warn and Error, and recoveries at Info. The default is slog.Default(); use
+// WithLogger sets the logger of a coordinator. It logs failures and parked records at Warn
+// and Error, and recoveries at Info. The default is slog.Default(); use
 // slog.New(slog.DiscardHandler) for silence.
 //
 // A message that repeats, whatever numbers are in its error, is logged the 1st, 10th,

@@ -114,8 +114,9 @@ func (e *RedriveError) Is(err error) bool { return err == ErrRedrive }
 func (e *RedriveError) Unwrap() error { return e.Err }
 
 // Redrive applies the records of a queue again and removes the letters of those that
-// succeed. A nil config is the default. Pass the applier that the queue was put around,
-// including its retry and breaker.
+// succeed. A nil config is the default. Pass the applier that is
+// inside the queue, with a breaker and a retry around it if the redrive is to have them.
+// That of [ResilientApplier] is refused, because its letters would go in circles.
 //
 // Redrive removes a letter only after its apply returned nil, so a crash at any point
 // loses none. A record that was applied, but whose letter was not removed yet, is applied

@@ -3,11 +3,13 @@ package main
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,7 +23,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // network leads to an API without a connection, of which a bubble knows nothing. It asks the
 // readiness probe at each request.
 type network struct {
-	*api
+	http.Handler
 	ready func() error
 	said  []error
 }
@@ -42,7 +44,7 @@ func (n *network) RoundTrip(r *http.Request) (*http.Response, error) {
 func copyFor(t *testing.T, file string, served *api, d time.Duration) []error {
 	ctx, stop := context.WithTimeout(t.Context(), d)
 	defer stop()
-	n := &network{api: served}
+	n := &network{Handler: served}
 	require.NoError(t, run(ctx, file, "http://api/items", n, func(ready func() error) { n.ready = ready }))
 	return n.said
 }
@@ -106,7 +108,7 @@ func TestFeed_ReadsOnFromTheFirstEntryThatIsNotMarked(t *testing.T) {
 	served, stored := &api{items: 300}, ""
 	fails := errors.New("disk full")
 	start := func() *feed {
-		return &feed{client: &http.Client{Transport: &network{api: served}}, url: "http://api/items", saved: stored, next: stored,
+		return &feed{client: &http.Client{Transport: &network{Handler: served}}, url: "http://api/items", saved: stored, next: stored,
 			save: func(_ context.Context, cursor string) error {
 				if fails != nil {
 					return fails
@@ -135,6 +137,47 @@ func TestFeed_ReadsOnFromTheFirstEntryThatIsNotMarked(t *testing.T) {
 	afterCrash, err := start().Fetch(ctx, 60)
 	require.NoError(t, err)
 	require.Equal(t, 26, afterCrash[0].ID)
+}
+
+// The last page may have the cursor for later, its own or none. No item is read twice, and
+// one that is added is read, on that page or the next.
+func TestFeed_LastPage(t *testing.T) {
+	for name, last := range map[string]func(cursor, next string) string{
+		"the cursor for later": func(_, next string) string { return next },
+		"its own cursor":       func(cursor, _ string) string { return cursor },
+		"none":                 func(string, string) string { return "" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			items := 7
+			served := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				cursor := r.URL.Query().Get("cursor")
+				first, _ := strconv.Atoi(cursor)
+				var p page
+				for id := first + 1; id <= min(first+5, items); id++ {
+					p.Items = append(p.Items, item{ID: id})
+				}
+				p.Next = strconv.Itoa(first + len(p.Items))
+				if first+5 >= items {
+					p.Next = last(cursor, p.Next)
+				}
+				_ = json.NewEncoder(w).Encode(p)
+			})
+			f := &feed{client: &http.Client{Transport: &network{Handler: served}}, url: "http://api/items",
+				save: func(context.Context, string) error { return nil }}
+			for _, want := range []int{7, 0, 1, 7, 0} {
+				if want > 0 {
+					items = f.read + want
+				}
+				entries, err := f.Fetch(t.Context(), 100)
+				require.NoError(t, err)
+				require.Len(t, entries, want)
+				for i, e := range entries {
+					require.Equal(t, items-want+i+1, e.ID)
+				}
+				require.NoError(t, f.Mark(t.Context(), entries))
+			}
+		})
+	}
 }
 
 // Retry-After has seconds or a date.

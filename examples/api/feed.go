@@ -19,8 +19,9 @@ type item struct {
 	Price int    `json:"price"`
 }
 
-// page is an answer of the API. Next is the cursor of the page after it; on the last page
-// it is the cursor from which new items can be read later.
+// page is an answer of the API. Next is the cursor of the page after it. On the last page it
+// is the cursor from which new items can be read later, or that of the page itself, or empty:
+// then new items are added to that page.
 type page struct {
 	Items []item `json:"items"`
 	Next  string `json:"next"`
@@ -41,6 +42,7 @@ type feed struct {
 
 	saved string  // the cursor that is stored
 	next  string  // the cursor of the page to read next
+	seen  int     // how many of its items were read
 	read  int     // entries
 	held  []entry // read and not marked, oldest first
 }
@@ -50,14 +52,18 @@ type feed struct {
 func (f *feed) Fetch(ctx context.Context, limit int) (_ []entry, err error) {
 	for len(f.held) < limit {
 		var p page
-		if p, err = f.get(ctx, f.next); err != nil || len(p.Items) == 0 {
+		if p, err = f.get(ctx, f.next); err != nil {
 			break
 		}
-		for _, it := range p.Items {
+		for _, it := range p.Items[min(f.seen, len(p.Items)):] {
 			f.read++
 			f.held = append(f.held, entry{it, f.read, f.next})
 		}
-		f.next = p.Next
+		f.seen = len(p.Items)
+		if p.Next == "" || p.Next == f.next { // the last page, to which items may be added
+			break
+		}
+		f.next, f.seen = p.Next, 0
 	}
 	return slices.Clone(f.held[:min(limit, len(f.held))]), err
 }

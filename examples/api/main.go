@@ -76,7 +76,7 @@ func run(ctx context.Context, file, url string, transport http.RoundTripper, sta
 	ready := func() error {
 		err := coordinator.Ready()
 		var refused *statusError
-		if errors.As(err, &refused) && refused.code == http.StatusTooManyRequests {
+		if !errors.Is(err, courier.ErrOpen) && errors.As(err, &refused) && refused.code == http.StatusTooManyRequests {
 			return nil // it waits for the quota, and works
 		}
 		return err
