@@ -38,7 +38,7 @@ type control struct {
 	lagger   Lagger        // nil if the source is none
 	breakers []*Breaker    // of the stack, outermost first
 	stack    *layer        // what is applied with
-	advice   string        // to be logged when it first runs
+	advice   []string      // to be logged when it first runs
 	fleeting string        // likewise, of RunOnce
 	parkers  []*parker     // of the stack
 	wake     chan struct{} // room for one: fetch now
@@ -67,13 +67,27 @@ func newControl[T any](source Source[T], applier Applier[T], config *config) *co
 	config.clock.stack = clocksOf(stack)
 	c.lagger, _ = source.(Lagger)
 	if exposed(stack) {
-		c.advice = "courier: the dead letter queue has neither a retry nor a breaker inside: in an outage it takes healthy records; use ResilientApplier"
+		c.advice = append(c.advice, "courier: the dead letter queue has neither a retry nor a breaker inside: in an outage it takes healthy records; use ResilientApplier")
+	}
+	if breaksOrder(source, applier, config) {
+		c.advice = append(c.advice, "courier: the order of the source may be broken: where a record of a batch fails, or with several workers, later records may be applied before it; keep the order of each key with WithOrderKey, or use an applier that is an OrderedBatcher")
 	}
 	c.parkers = parkersOf(stack)
 	if slices.ContainsFunc(c.parkers, func(p *parker) bool { return p.own }) {
 		c.fleeting = "courier: the dead letter queue is in memory, and its letters are lost when this process ends, while their records are marked as done: give RunOnce a durable queue, by ResilientConfig.DLQ or NewDLQApplier"
 	}
 	return c
+}
+
+// breaksOrder reports whether the order of a source that has one may be lost.
+func breaksOrder[T any](source Source[T], applier Applier[T], c *config) (breaks bool) {
+	s, ok := source.(Ordered)
+	if !ok || c.keyOf != nil || c.workers == 1 && (asBatch(applier) == nil || isOrdered(applier)) {
+		return false
+	}
+	var ignored error
+	isolate(&ignored, func() error { breaks = s.Ordered(); return nil })
+	return breaks
 }
 
 // begin opens a run. end closes it.
@@ -89,16 +103,14 @@ func (c *control) begin(ctx context.Context, once bool) (context.Context, error)
 	for _, b := range c.breakers {
 		b.addListener(c.stirred)
 	}
-	advice := []string{c.advice, ""}
-	c.advice = ""
-	if once {
-		advice[1], c.fleeting = c.fleeting, ""
+	advice := c.advice
+	c.advice = nil
+	if once && c.fleeting != "" {
+		advice, c.fleeting = append(advice, c.fleeting), ""
 	}
 	c.mu.Unlock()
 	for _, text := range advice {
-		if text != "" {
-			c.watch.log.say(ctx, slog.LevelWarn, text)
-		}
+		c.watch.log.say(ctx, slog.LevelWarn, text)
 	}
 	return ctx, nil
 }

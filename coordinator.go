@@ -51,7 +51,7 @@ func (c *PollingCoordinator[T]) holdRetries() {
 	retries := heldRetries(c.applier)
 	_, leases := c.source.(Releaser[T])
 	if id := identityOf(c.source, &c.config, false, false); len(retries) > 0 && !leases && id.inHand && len(c.breakers) > 0 {
-		c.advice = "courier: the records have no names, so a record keeps its worker while it waits for a retry, and others may have to wait for it; name the records with WithIdentity"
+		c.advice = append(c.advice, "courier: the records have no names, so a record keeps its worker while it waits for a retry, and others may have to wait for it; name the records with WithIdentity")
 		return
 	}
 	c.watch.retries = retries

@@ -412,6 +412,14 @@ type OrderedBatcher interface {
 	OrderedBatches() bool
 }
 
+// Ordered is an optional capability of a [Source]: Ordered returns true if the order of its
+// records matters, and of several processes only one works at a time. When a coordinator
+// first runs, it then warns if its applier may break that order: a [BatchApplier] that is
+// no [OrderedBatcher], or several workers, without [WithOrderKey]. Ordered is called once.
+type Ordered interface {
+	Ordered() bool
+}
+
 // Validator is an optional capability of a [Source] or an [Applier]: it reports before
 // anything is fetched that it cannot work, with an error that should be a [*ConfigError].
 // Start and RunOnce return that error; a panic in Validate becomes one. The decorators of

@@ -3,12 +3,15 @@ package courier_test
 // Appliers that keep the order inside a call: several records of a key in one.
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -712,4 +715,39 @@ func TestOrdered_ARetryDoesNotTakeAlongWhatIsBehindAnother(t *testing.T) {
 		}
 		require.Equal(t, map[int]courier.ErrorClass{1: courier.ClassPermanent, 2: courier.ClassNotAttempted, 3: courier.ClassNotAttempted}, left)
 	})
+}
+
+// orderedShelf is a source whose order is to be kept.
+type orderedShelf struct{ shelf[int] }
+
+func (*orderedShelf) Ordered() bool { return true }
+
+// D4: who may break the order of a source that has one is told so when the coordinator
+// first runs.
+func TestOrdered_TheApplierThatMayBreakTheOrderIsTold(t *testing.T) {
+	single := courier.ProcessFunc(func(context.Context, int) error { return nil })
+	batch := courier.BatchProcessFunc(func(context.Context, []int) error { return nil })
+	byKey := courier.WithOrderKey(func(n int) string { return strconv.Itoa(n) })
+	for name, test := range map[string]struct {
+		source  courier.Source[int]
+		applier courier.Applier[int]
+		option  courier.Option
+		told    bool
+	}{
+		"a batch applier":                         {&orderedShelf{}, batch, courier.WithWorkers(1), true},
+		"several workers":                         {&orderedShelf{}, single, courier.WithWorkers(2), true},
+		"a batch applier with an order key":       {&orderedShelf{}, batch, byKey, false},
+		"one worker":                              {&orderedShelf{}, single, courier.WithWorkers(1), false},
+		"an applier that keeps the order":         {&orderedShelf{}, newOrdered(3), courier.WithWorkers(1), false},
+		"a batch applier of a source without one": {&shelf[int]{}, batch, courier.WithWorkers(2), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			c := courier.NewPollingCoordinator(test.source, test.applier, test.option, courier.WithLogger(slog.New(slog.NewTextHandler(&log, nil))))
+			for range 2 {
+				require.NoError(t, c.RunOnce(t.Context()))
+			}
+			require.Equal(t, map[bool]int{true: 1}[test.told], strings.Count(log.String(), "the order of the source may be broken"), log.String())
+		})
+	}
 }

@@ -79,6 +79,9 @@ func (o *Outbox) Source() *Source {
 	return s
 }
 
+// Ordered reports whether the outbox was made by [WithStrictOrder], see [courier.Ordered].
+func (s *Source) Ordered() bool { return s.outbox.strict }
+
 // Fetch returns up to limit pending rows that are due, in the order in which
 // they were written, and none that is in other hands. Of more rows than limit, those
 // that failed before come first, but with [WithStrictOrder] and in SQLite, where the

@@ -40,7 +40,8 @@ func relay(ctx context.Context, outbox *couriersql.Outbox, sink courier.Applier[
 	applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
 		&courier.ResilientConfig[couriersql.Row]{DLQ: source.DLQ()})
 	return courier.NewPollingCoordinator(source, applier,
-		courier.WithBatchSize(batch), courier.WithInterval(time.Second)).Start(ctx)
+		courier.WithBatchSize(batch), courier.WithInterval(time.Second),
+		courier.WithOrderKey(func(r couriersql.Row) string { return r.Key })).Start(ctx)
 }
 
 // relayHeader says in a message which process delivered it.
