@@ -128,10 +128,11 @@ func (p *poller[T]) sortOut() {
 			if waits && p.outlastsRun(err, due) {
 				it.id = recordKey{} // by which it would be kept over a pause
 			}
-			if past := historyOf(err); past != nil || err != nil && !refusedOutside(err) {
-				it.past = past
+			past := it.past
+			if used := historyOf(err); used != nil || err != nil && !refusedOutside(err) {
+				past, it.past = used, nil // see remember
 			}
-			p.letWait(it, due, ownWait(err))
+			p.letWait(it, past, due, ownWait(err))
 		}
 		if b.keys != nil && err != errHeldBack {
 			if _, met := gone[b.keys[i]]; !met {

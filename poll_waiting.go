@@ -360,7 +360,7 @@ func (p *poller[T]) setAside() (some bool) {
 		p.enlist(one.Value, false)
 	}
 	for _, one := range p.dropWaiting(func(one *waiter[T]) bool { return leaves[one.Number] }) {
-		p.letWait(one.Value, one.Due, one.Value.asked)
+		p.letWait(one.Value, one.Value.past, one.Due, one.Value.asked)
 	}
 	p.tellWaiting()
 	p.easeHand()
@@ -374,9 +374,9 @@ func (p *poller[T]) ends() bool { return p.leaving || p.life.stop.Err() != nil }
 // the time by itself, its source keeps that; but not where the run ends, and nobody would
 // hold the later ones of its key back. At a stop the retries of other branches may go on at
 // once elsewhere.
-func (p *poller[T]) letWait(one pending[T], due time.Time, asked bool) {
+func (p *poller[T]) letWait(one pending[T], past history, due time.Time, asked bool) {
 	if !p.ends() {
-		due, asked = one.past.askedUntil(due, asked)
+		due, asked = past.askedUntil(due, asked)
 	}
 	one = p.leave(one)
 	left := due.Sub(p.config.clock.Now())

@@ -57,7 +57,7 @@ var mutants = []mutant{
 
 	// Stops.
 	{"a stop in mid-batch loses what was not begun", "poll_settle.go",
-		"			p.letWait(it, due, ownWait(err))\n", ""},
+		"			p.letWait(it, past, due, ownWait(err))\n", ""},
 	{"a stop does not wait for the work in flight", "lifecycle.go",
 		"	case <-once:\n		tell := func() {}\n", "	case <-l.clock.After(0):\n		_ = once\n		tell := func() {}\n"},
 	{"a stop never ends the work in flight", "lifecycle.go",
