@@ -68,7 +68,7 @@ func simulateBank(pay func(b *bank) func(context.Context, int) error) func(w *Wo
 			}
 			return nil
 		})
-		w.Eventually(func() bool { return len(b.pending) == 0 })
+		w.Eventually("nothing is pending", func() bool { return len(b.pending) == 0 })
 	}
 }
 

@@ -9,7 +9,7 @@
 //				3, w.Options(ctx)...).Start(ctx)
 //		})
 //		w.Always(shop.check)                                         // after every event
-//		w.Eventually(func() bool { return len(shop.pending) == 0 }) // once the faults have stopped
+//		w.Eventually("every order is shipped", func() bool { return len(shop.pending) == 0 }) // once the faults have stopped
 //	})
 //
 // The code under test is the real code, in a bubble of testing/synctest. Every call into

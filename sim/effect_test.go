@@ -31,7 +31,7 @@ func meet(t *testing.T, f FaultKind, users bool, patience time.Duration) (m met)
 	}
 	ended := false
 	r := episode(t, 1, &o, func(w *World) {
-		w.Eventually(func() bool { return ended })
+		w.Eventually("the run has ended", func() bool { return ended })
 		w.Run(func(ctx context.Context) error {
 			p := processOf(ctx)
 			its, cancel := context.WithCancel(ctx)
@@ -129,7 +129,7 @@ func TestEveryFaultOfAProcessHasItsEffect(t *testing.T) {
 		}
 		var lives []*life
 		r := episode(t, 1, &o, func(w *World) {
-			w.Eventually(func() bool { return w.Now() >= time.Minute/2 })
+			w.Eventually("half a minute has passed", func() bool { return w.Now() >= time.Minute/2 })
 			w.later(time.Minute/2, func() bool { return true })
 			w.Run(func(ctx context.Context) error {
 				p, l := processOf(ctx), &life{began: w.Now()}

@@ -51,7 +51,7 @@ func TestShop(t *testing.T) {
 			}
 			return nil
 		})
-		w.Eventually(func() bool { return len(s.pending) == 0 })
+		w.Eventually("every order is shipped", func() bool { return len(s.pending) == 0 })
 	})
 }
 
@@ -79,7 +79,7 @@ func TestShop_Resilient(t *testing.T) {
 			}
 			return err
 		})
-		w.Eventually(func() bool { return len(s.pending) == 0 })
+		w.Eventually("every order is shipped", func() bool { return len(s.pending) == 0 })
 	})
 }
 
@@ -92,7 +92,7 @@ func ExampleCheck() {
 			w.Run(func(ctx context.Context) error {
 				return courier.Sync(sim.WrapFetch(w, s.fetch), sim.WrapProcess(w, s.ship), sim.WrapMark(w, s.mark), w.Options(ctx)...).Start(ctx)
 			})
-			w.Eventually(func() bool { return len(s.pending) == 0 })
+			w.Eventually("every order is shipped", func() bool { return len(s.pending) == 0 })
 		})
 	}
 }

@@ -438,7 +438,7 @@ func newModel(w *World, fixed func(s *settings)) *model {
 	w.early = true
 	m.left, m.more = m.Records-len(m.mayStay), m.Records
 	w.begins, w.dies, w.ends, w.comes, w.taken, w.replies = m.begin, m.die, m.end, m.come, m.take, m.answer
-	w.Eventually(func() bool { return m.left == 0 })
+	w.Eventually("every record is settled", func() bool { return m.left == 0 })
 	at := time.Duration(0)
 	pace := []time.Duration{0, 0, 10 * time.Millisecond, time.Second}[w.Pick("arrivals", 4)]
 	for n := range m.Records {
@@ -455,7 +455,7 @@ func newModel(w *World, fixed func(s *settings)) *model {
 	}
 	if m.Redriving {
 		w.Run(func(ctx context.Context) error { return m.redrive(ctx) })
-		w.Eventually(func() bool { return len(m.letters()) == 0 })
+		w.Eventually("no letter is left", func() bool { return len(m.letters()) == 0 })
 	}
 	return m
 }

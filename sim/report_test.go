@@ -27,7 +27,7 @@ func TestAFailureIsExplained(t *testing.T) {
 	r := payTwice(t)
 	text := r.Describe(t.Name())
 	for _, want := range []string{
-		"seed ", "the balance is", "lost, after it had its effect", "<= FAULT lost", "!! ", "1 faults (of ",
+		"seed ", "the balance is", "lost, after it had its effect", "<= FAULT lost", "!! ", "1 fault of ",
 		"replay: go test . -run '^TestAFailureIsExplained$' -count=1 -args -sim.seed=", "-sim.episodes=1",
 	} {
 		if !strings.Contains(text, want) {
@@ -98,7 +98,7 @@ func TestAGoroutineThatIsLeftIsFound(t *testing.T) {
 			<-ctx.Done()
 			return nil
 		})
-		w.Eventually(func() bool { return true })
+		w.Eventually("it is true", func() bool { return true })
 	})
 	if r.Failed != nil && strings.Contains(r.Failed.Problems[0], "goroutines are left") {
 		t.Log("found it")

@@ -541,6 +541,10 @@ var rogues = []rogue{
 	{breaks: "B-21: ", act: func(g *gear) { g.trip(); g.change(courier.BreakerOpen, courier.BreakerClosed) }},
 
 	// Runs, and a redrive.
+	{breaks: "RunOnce: process 0 fetches once more in a run", fixed: cronly, act: func(g *gear) {
+		g.fetch(1)
+		g.fetch(1)
+	}},
 	{breaks: "RunOnce: process 0 returned no error", fixed: cronly, act: func(g *gear) {
 		g.fetch(1)
 		g.l.ranOnce(nil)

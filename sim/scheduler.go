@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"testing/synctest"
 	"time"
 )
@@ -321,7 +322,11 @@ func (w *World) happen(e *event) (woke bool) {
 // expire ends an episode that has had its time.
 func (w *World) expire() {
 	if now := w.now.Load(); !w.aborting && now > int64(w.lengths+w.stepped+w.options.Within) {
-		w.Fail("D10: not settled %v after the last fault", time.Duration(now)-w.lengths)
+		what := w.unsettled()
+		if what == nil {
+			what = []string{"the coordinators have stopped"}
+		}
+		w.Fail("D10: not settled %v after the last fault; still to come true: %s", time.Duration(now)-w.lengths, strings.Join(what, "; "))
 	}
 }
 

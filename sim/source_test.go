@@ -82,7 +82,7 @@ func simulateReader(forgets, around bool) func(w *World) {
 			}
 			return nil
 		})
-		w.Eventually(func() bool { return at == toRead })
+		w.Eventually("all is read", func() bool { return at == toRead })
 	}
 }
 
@@ -208,7 +208,7 @@ func TestACallOfAWrappedSourceFails(t *testing.T) {
 	faults := []Fault{{What: Error, Call: Fetch}, fault(Mark, Lost), fault(Release, Error), fault(Fail, Lost), fault(Renew, LeaseLost)}
 	o := Options{Within: time.Minute}
 	r := episode(t, 1, &o, func(w *World) {
-		w.Eventually(func() bool { return ended })
+		w.Eventually("the run has ended", func() bool { return ended })
 		w.Run(func(ctx context.Context) error {
 			source := WrapSource[int](w, s)
 			records := []int{3}

@@ -73,7 +73,7 @@ func (r *Report) Describe(test string) string {
 	if rule != "" {
 		fmt.Fprintf(&b, "  %s is a rule of Courier's contract: %s\n", rule, contract)
 	}
-	fmt.Fprintf(&b, "%d faults (of %d, by %d episodes):\n", len(f.Faults), r.Before, r.Tried)
+	fmt.Fprintf(&b, "%s of %d, found by %s:\n", counted(len(f.Faults), "fault"), r.Before, counted(r.Tried, "episode"))
 	for _, fault := range f.Faults {
 		fmt.Fprintf(&b, "  %s\n", fault)
 	}
@@ -227,4 +227,11 @@ func timeline(log []entry) (lines []printed) {
 		lines = append(lines, printed{e.at, fmt.Sprintf("%s %14.6fs %s %s", mark, e.at.Seconds(), who, text), same, e.fault != None || e.problem})
 	}
 	return lines
+}
+
+func counted(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }

@@ -62,7 +62,7 @@ type World struct {
 	suffers func(c *call) bool // from an outage of its own
 
 	always     []func() error
-	eventually []func() bool
+	eventually []eventually
 	early      bool // the episode ends once it is settled, faults to come or not
 
 	notes    sync.Mutex // over what anybody may enter
@@ -79,9 +79,19 @@ func (w *World) Run(run func(ctx context.Context) error) { w.runs = append(w.run
 // Always adds a check that is made after every event. It must not block.
 func (w *World) Always(check func() error) { w.always = append(w.always, check) }
 
+// eventually is a condition that has to come true, and what it is called.
+type eventually struct {
+	what  string
+	holds func() bool
+}
+
 // Eventually adds a condition that has to come true once the faults have stopped,
-// within [Options].Within. The episode ends when all have. It must not block.
-func (w *World) Eventually(condition func() bool) { w.eventually = append(w.eventually, condition) }
+// within [Options].Within. what says it in words, such as "every order is shipped", for
+// the report of an episode in which it does not. The episode ends when all conditions are
+// true. A condition must not block.
+func (w *World) Eventually(what string, condition func() bool) {
+	w.eventually = append(w.eventually, eventually{what, condition})
+}
 
 // Fail notes that the episode has failed, and ends it. It may be called by
 // anybody.
@@ -151,13 +161,16 @@ func (w *World) finish() bool {
 // over reports whether the episode has ended.
 func (w *World) over() bool { return (w.finishing || w.aborting) && w.living == 0 }
 
-func (w *World) settled() bool {
-	for _, condition := range w.eventually {
-		if !condition() {
-			return false
+func (w *World) settled() bool { return w.unsettled() == nil }
+
+// unsettled returns what is still to come true.
+func (w *World) unsettled() (what []string) {
+	for _, e := range w.eventually {
+		if !e.holds() {
+			what = append(what, e.what)
 		}
 	}
-	return true
+	return what
 }
 
 // abort ends an episode that has failed.

@@ -151,6 +151,6 @@ func TestFeed_Simulated(t *testing.T) {
 			}
 			return nil
 		})
-		w.Eventually(func() bool { return store.token == "20" })
+		w.Eventually("the position is stored", func() bool { return store.token == "20" })
 	})
 }
