@@ -481,7 +481,11 @@ func (l *slogObserver) fetched(ctx context.Context, e FetchEvent) {
 	if e.RetryIn > 0 {
 		attrs = append(attrs, "retry_in", e.RetryIn)
 	}
-	l.complain(ctx, slog.LevelWarn, saidFetch, e.Err, attrs...)
+	level := slog.LevelWarn
+	if e.RetryIn > 0 && afterOf(e.Err, maxCallAfter) == e.RetryIn { // the source says when: a quota, and no trouble
+		level = slog.LevelInfo
+	}
+	l.complain(ctx, level, saidFetch, e.Err, attrs...)
 }
 
 func (l *slogObserver) applied(ctx context.Context, e ApplyEvent) {

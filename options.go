@@ -335,7 +335,7 @@ func WithRandom(random func() float64) Option {
 }
 
 // WithLogger sets the logger of a coordinator. It logs failures and parked records at Warn
-// and Error, and recoveries at Info. The default is slog.Default(); use
+// and Error, recoveries at Info, and so a Fetch whose error is a [RetryAfter]. The default is slog.Default(); use
 // slog.New(slog.DiscardHandler) for silence.
 //
 // A message that repeats, whatever numbers are in its error, is logged the 1st, 10th,

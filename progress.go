@@ -167,7 +167,7 @@ func tellDrainOver[T any](ctx context.Context, w *watch, all []inProgress[T], fe
 		for i := range min(len(all), maxNamed) {
 			names = append(names, all[i].text(w.name))
 		}
-		attrs := []any{"workers", len(all), "records", strings.Join(names, ", ")}
+		attrs := []any{"workers", len(all), "names", strings.Join(names, ", ")}
 		if more := len(all) - len(names); more > 0 {
 			attrs = append(attrs, "more", more)
 		}

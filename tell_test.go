@@ -608,3 +608,28 @@ func TestLog_ALetterThatIsRefusedAtAStop(t *testing.T) {
 		})
 	}
 }
+
+// A quota that the source keeps with a time of its own is no trouble; a failure that is
+// asked about again sooner than that is.
+func TestLog_AQuotaOfTheSourceIsNoWarning(t *testing.T) {
+	for name, test := range map[string]struct {
+		err   error
+		level string
+	}{
+		"a quota":               {courier.RetryAfter(errors.New("429"), time.Minute), "level=INFO"},
+		"a time that is no use": {courier.RetryAfter(errors.New("429"), time.Nanosecond), "level=WARN"},
+		"a failure":             {errors.New("refused"), "level=WARN"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				var log bytes.Buffer
+				fetch := func(context.Context) ([]int, error) { return nil, test.err }
+				mark := func(context.Context, []int) error { return nil }
+				run := courierttest.Start(t, courier.Sync(fetch, nop[int], mark, courier.WithLogger(timeless(&log))))
+				time.Sleep(time.Second)
+				require.NoError(t, run.Stop())
+				require.Contains(t, log.String(), test.level+` msg="courier: fetch failed"`)
+			})
+		})
+	}
+}
