@@ -61,10 +61,10 @@ func (o *Outbox) Version(ctx context.Context) (int, error) {
 func (d *database) schemaVersion(ctx context.Context) (version int, err error) {
 	err = d.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
 		var versions bool
-		if err := conn.QueryRowContext(ctx, d.grammar.migrated).Scan(&versions); err != nil || !versions {
+		if err := conn.QueryRowContext(ctx, d.sql(d.grammar.migrated)).Scan(&versions); err != nil || !versions {
 			return err
 		}
-		return conn.QueryRowContext(ctx, d.grammar.version, d.versioned).Scan(&version)
+		return conn.QueryRowContext(ctx, d.sql(d.grammar.version), d.versioned).Scan(&version)
 	})
 	return version, err
 }

@@ -95,11 +95,11 @@ func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 		database: newDatabase(db, dialect),
 		backoff:  backoff{initial: time.Second, longest: 5 * time.Minute}, fetchBytes: DefaultFetchBytes, open: make(map[closer]bool),
 	}
-	o.table = DefaultTable
+	o.call("table", DefaultTable)
 	for _, opt := range opts {
 		opt(o)
 	}
-	o.dlq, o.versioned, o.elsewhere = o.table+"_dlq", o.table, ownQueue+o.table+"_dlq"
+	o.dlq, o.versioned, o.elsewhere = o.table+"_dlq", o.name, ownQueue+o.name+"_dlq"
 	o.migrations, o.shapes = o.grammar.migrations, o.grammar.shapes
 	switch {
 	case o.strict && dialect == SQLite:
@@ -125,14 +125,12 @@ func (o *Outbox) either(remove, keep string) string {
 // WithTable names the outbox table, of which [DefaultTable] is the default. The
 // dead letters go to the same name with _dlq. A name is up to 48 lower-case
 // letters, digits and underscores, and does not begin with a digit.
+//
+// In PostgreSQL it may have a schema, as in "billing.courier_outbox": all tables of the
+// outbox, courier_migrations too, are in that schema then, whatever the search_path. The
+// schema must exist.
 func WithTable(name string) Option {
-	return func(o *Outbox) {
-		if !plainIdentifier.MatchString(name) {
-			o.misconfigured("table", fmt.Sprintf("%q is not a plain name: use up to 48 of a-z, 0-9 and _, not beginning with a digit", name))
-			return
-		}
-		o.table = name
-	}
+	return func(o *Outbox) { o.call("table", name) }
 }
 
 // WithKeep keeps rows that are marked, with the time in processed_at, instead of

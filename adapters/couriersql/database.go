@@ -21,8 +21,10 @@ type database struct {
 	db      *sql.DB
 	dialect Dialect
 	grammar grammar
-	table   string        // the outbox, or what the indexes of a queue are named by
-	dlq     string        // the dead letters, perhaps with a schema
+	schema  string        // of the tables, "" for that of the search_path
+	name    string        // of the outbox or queue, without the schema
+	table   string        // the outbox or queue
+	dlq     string        // the dead letters
 	timeout time.Duration // of a call
 	now     func() time.Time
 	log     *slog.Logger
@@ -55,6 +57,19 @@ func newDatabase(db *sql.DB, dialect Dialect) *database {
 // one table; short enough for the names derived from it in any of them.
 var plainIdentifier = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,47}$`)
 
+// call names the outbox or queue, perhaps with a schema.
+func (d *database) call(field, table string) {
+	schema, name, qualified := strings.Cut(table, ".")
+	if !qualified {
+		schema, name = "", table
+	}
+	if !plainIdentifier.MatchString(name) || qualified && (d.dialect == SQLite || !plainIdentifier.MatchString(schema)) {
+		d.misconfigured(field, fmt.Sprintf("%q is not a plain name: use up to 48 of a-z, 0-9 and _, not beginning with a digit, in PostgreSQL perhaps after the same of a schema and a dot", table))
+		return
+	}
+	d.schema, d.name, d.table = schema, name, table
+}
+
 // misconfigured keeps the first fault, which the others often follow from.
 func (d *database) misconfigured(field, problem string) {
 	if d.fault == nil {
@@ -86,8 +101,21 @@ func (d *database) timed(args ...any) []any {
 // sql puts the tables' names into a statement. It is safe to do so because they are
 // plain identifiers.
 func (d *database) sql(text string) string {
-	text = strings.ReplaceAll(text, "{table}", d.table)
-	return strings.ReplaceAll(text, "{dlq}", `"`+strings.ReplaceAll(d.dlq, ".", `"."`)+`"`)
+	text = strings.ReplaceAll(text, "{table}", d.name)
+	text = strings.ReplaceAll(text, "{outbox}", quoted(d.table))
+	text = strings.ReplaceAll(text, "{dlq}", quoted(d.dlq))
+	return strings.ReplaceAll(text, "{versions}", quoted(d.inSchema("courier_migrations")))
+}
+
+// quoted is a name, perhaps with a schema, in a statement.
+func quoted(name string) string { return `"` + strings.ReplaceAll(name, ".", `"."`) + `"` }
+
+// inSchema is the name of a table beside the outbox or queue.
+func (d *database) inSchema(table string) string {
+	if d.schema == "" {
+		return table
+	}
+	return d.schema + "." + table
 }
 
 // failed says what was being done when the database returned err and, where

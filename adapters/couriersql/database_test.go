@@ -66,7 +66,7 @@ func TestUniqueViolations(t *testing.T) {
 		"many":      {first: named("a)", "a) already exists."), second: named("b", "a) already exists."), duplicate: `"a) already exists."`},
 		"kept name": {change: `ALTER INDEX courier_outbox_id RENAME TO mine`, first: named("a"), second: named("b", "a"), duplicate: `"a"`},
 		"sequence": {change: `ALTER SEQUENCE courier_outbox_seq_seq RESTART`, first: named("a"), second: named("b"),
-			says: `the sequence of courier_outbox.seq is behind the table, as after a restore or a switch-over by logical replication: SELECT setval(pg_get_serial_sequence('"courier_outbox"', 'seq'), (SELECT max(seq) FROM "courier_outbox"))`},
+			says: `the sequence of courier_outbox.seq is behind the table, as after a restore or a switch-over by logical replication: SELECT setval(pg_get_serial_sequence('"{schema}"."courier_outbox"', 'seq'), (SELECT max(seq) FROM "{schema}"."courier_outbox"))`},
 		"index of one's own": {before: `CREATE UNIQUE INDEX mine ON courier_outbox (topic)`, first: named("a"), second: named("b"),
 			says: "the unique constraint mine of the table courier_outbox refuses the row"},
 		"trigger": {before: `CREATE TABLE audit (id text, topic text UNIQUE);` + trigger, first: named("a"), second: named("b"),
@@ -90,7 +90,7 @@ func TestUniqueViolations(t *testing.T) {
 				return
 			}
 			require.NotErrorIs(t, err, ErrDuplicateID)
-			require.ErrorContains(t, err, test.says)
+			require.ErrorContains(t, err, strings.ReplaceAll(test.says, "{schema}", schemaNamed(t, o.db)))
 			if name == "sequence" {
 				_, advice, _ := strings.Cut(err.Error(), "replication: ")
 				execute(t, o.db, advice)
@@ -358,4 +358,92 @@ func TestAdviceOfPostgres(t *testing.T) {
 	}
 	_, err := o.db.ExecContext(t.Context(), `DO $$ BEGIN RAISE EXCEPTION 'too many notifications in the NOTIFY queue' USING ERRCODE = '54000'; END $$`)
 	require.ErrorContains(t, o.failed(err, "doing it"), "the server's queue of notifications is full")
+}
+
+// anotherSchema is one that is not in the search_path.
+func anotherSchema(t *testing.T, db *sql.DB) (schema string) {
+	t.Helper()
+	schema = schemaNamed(t, db) + "_other"
+	execute(t, db, `CREATE SCHEMA `+schema)
+	t.Cleanup(func() {
+		_, err := db.ExecContext(context.Background(), `DROP SCHEMA `+schema+` CASCADE`)
+		require.NoError(t, err)
+	})
+	return schema
+}
+
+// An outbox that is named with its schema is used there alone, whatever the search_path.
+func TestOutboxInASchemaOfItsOwn(t *testing.T) {
+	for name, opts := range map[string][]Option{
+		"locked": nil, "kept": {WithKeep()}, "leased": {WithLease(time.Minute)}, "leased, kept": {WithLease(time.Minute), WithKeep()},
+		"elected": {WithStrictOrder()}, "elected, kept": {WithStrictOrder(), WithKeep()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := openPostgres(t, pgtest.Schema(t))
+			log := new(logged)
+			opts := append(opts, WithWakeUp(), log.option(), WithTable(anotherSchema(t, db)+".courier_outbox"))
+			o := New(db, Postgres, append(opts, WithClock(&fixed{start}))...)
+			version, err := o.Version(t.Context())
+			require.NoError(t, err)
+			require.Zero(t, version)
+			require.NoError(t, o.CheckMigrate(t.Context()))
+			for range 2 {
+				o = outboxIn(t, db, opts...)
+			}
+			version, err = o.Version(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, SchemaVersion(Postgres), version)
+			path := outboxIn(t, db) // of the same name, in the path
+			write(t, path, named("a", "path")...)
+
+			s := o.Source()
+			s.RenewEvery()
+			awaken(t, s.Wake())
+			write(t, o, named("a", "b", "c", "d", "e")...)
+			awaken(t, s.Wake())
+			require.ErrorIs(t, tryWrite(t, o, named("a")...), ErrDuplicateID)
+			rows := take(t, s, 5)
+			require.NoError(t, s.Renew(t.Context(), rows))
+			l := letterFor(rows[0])
+			l.Key = "k"
+			require.NoError(t, s.DLQ().Send(t.Context(), l))
+			keys, err := s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
+			require.NoError(t, err)
+			require.Equal(t, []string{"k"}, keys)
+			require.NoError(t, s.Mark(t.Context(), rows[:3]))
+			require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[3])))
+			require.NoError(t, s.Release(t.Context(), rows[4:], 0))
+			require.NoError(t, o.Close())
+
+			status, err := o.Status(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, 2, status.Pending)
+			require.Equal(t, 1, status.Due)
+			require.Equal(t, 1, status.Dead)
+			require.Len(t, status.Failing, 1)
+			letters, err := o.DLQ().Receive(t.Context(), 10)
+			require.NoError(t, err)
+			require.Len(t, letters, 1)
+			require.NoError(t, o.DLQ().Update(t.Context(), letters[0]))
+			letters, err = o.DLQ().Receive(t.Context(), 10)
+			require.NoError(t, err)
+			requeued, err := o.Requeue(t.Context(), letters[0].ID)
+			require.NoError(t, err)
+			require.Len(t, requeued, 1)
+			require.NoError(t, o.DLQ().Delete(t.Context(), letters[0].ID))
+			require.Equal(t, []string{"e", "a"}, idsOf(fetch(t, o, 10)))
+			pruned, err := o.Prune(t.Context(), time.Now().Add(time.Hour))
+			require.NoError(t, err)
+			if o.keep {
+				require.Equal(t, 2, pruned)
+			}
+			require.Empty(t, log.String())
+			require.Equal(t, []string{"a", "path"}, idsOf(fetch(t, path, 10)))
+			require.NoError(t, o.Close())
+		})
+	}
+	db := openPostgres(t, pgtest.Schema(t))
+	err := New(db, Postgres, WithTable("courier_nowhere.orders")).Migrate(t.Context())
+	require.ErrorContains(t, err, "migrating courier_nowhere.orders: ")
+	require.ErrorContains(t, err, "create the schema first")
 }

@@ -20,7 +20,8 @@ const (
 
 // grammar is what a dialect has to say. Its statements are whole, because the
 // placeholders, the way to pass a list and the upsert all differ; in them,
-// {table} stands for the outbox table, and {dlq} for that of the dead letters. Where one says "now", SQLite is given the
+// {outbox}, {dlq} and {versions} stand for tables, and {table} for the name of the
+// outbox without a schema. Where one says "now", SQLite is given the
 // time as one more argument, the last; PostgreSQL asks its own clock, which is
 // one for all relays.
 type grammar struct {
@@ -38,7 +39,7 @@ type grammar struct {
 	addIndex       string
 	schemas        string // more than one that has an outbox of the name: which
 	fit            string // where there are schemas: whether a table is not logged; whether numbers are given in another order than rows are written
-	settle         string // has what is created come to be where the outbox is
+	settle         string // has what is created come to be where the outbox is, or in the schema ?1
 
 	rowsPerInsert int
 	insert        func(rows int) string  // of columns values each
@@ -126,11 +127,11 @@ type grammar struct {
 
 // In both dialects.
 const (
-	addIndexes = `CREATE INDEX IF NOT EXISTS "{table}_pending" ON "{table}" (seq) WHERE processed_at IS NULL AND attempts < 1; ` +
-		`CREATE INDEX IF NOT EXISTS "{table}_waiting" ON "{table}" (available_at, seq) WHERE processed_at IS NULL AND attempts > 0`
+	addIndexes = `CREATE INDEX IF NOT EXISTS "{table}_pending" ON {outbox} (seq) WHERE processed_at IS NULL AND attempts < 1; ` +
+		`CREATE INDEX IF NOT EXISTS "{table}_waiting" ON {outbox} (available_at, seq) WHERE processed_at IS NULL AND attempts > 0`
 	// Each part is an index by itself, however many rows are kept.
-	countPending = `SELECT (SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND attempts < 1) +
-		(SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND attempts > 0)`
+	countPending = `SELECT (SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND attempts < 1) +
+		(SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND attempts > 0)`
 )
 
 // folder is one of an embedded file system.

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
-	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -23,10 +22,8 @@ import (
 
 // DLQConfig configures [NewDLQ]. Table is required.
 type DLQConfig[T any] struct {
-	// Table is the name of the queue's table, in PostgreSQL also with a schema
-	// ("billing.dead_orders"): names of up to 48 lower-case letters, digits and
-	// underscores that do not begin with a digit. Queues of different types need
-	// different tables.
+	// Table is the name of the queue's table, with or without a schema, as [WithTable]
+	// takes it. Queues of different types need different tables.
 	Table string
 
 	// Identity names a record, such as by its primary key. With it the queue keeps one
@@ -69,7 +66,7 @@ type DLQConfig[T any] struct {
 // the encoded record.
 func NewDLQ[T any](db *sql.DB, dialect Dialect, config DLQConfig[T]) *DLQ[T] {
 	d := newDatabase(db, dialect)
-	d.nameQueue(config.Table)
+	d.callQueue(config.Table)
 	if d.timeout = config.QueryTimeout; d.timeout == 0 {
 		d.timeout = DefaultQueryTimeout
 	}
@@ -95,14 +92,10 @@ func NewDLQ[T any](db *sql.DB, dialect Dialect, config DLQConfig[T]) *DLQ[T] {
 // ownQueue is before the name of a queue in courier_migrations, where no outbox has it.
 const ownQueue = "dlq:"
 
-func (d *database) nameQueue(table string) {
-	parts := strings.Split(table, ".")
-	if slices.ContainsFunc(parts, func(part string) bool { return !plainIdentifier.MatchString(part) }) || len(parts) > 2 || len(parts) == 2 && d.dialect == SQLite {
-		d.misconfigured("DLQConfig.Table", fmt.Sprintf("%q is not a plain name: use up to 48 of a-z, 0-9 and _, not beginning with a digit, and in PostgreSQL perhaps a schema and a dot before it", table))
-		return
-	}
-	d.table, d.dlq = parts[len(parts)-1], table
-	d.versioned, d.elsewhere = ownQueue+table, strings.TrimSuffix(table, "_dlq")
+func (d *database) callQueue(table string) {
+	d.call("DLQConfig.Table", table)
+	d.dlq = d.table
+	d.versioned, d.elsewhere = ownQueue+d.name, strings.TrimSuffix(d.name, "_dlq")
 	d.migrations = d.grammar.dlqMigrations
 	for _, s := range d.grammar.shapes {
 		if s.dlq {

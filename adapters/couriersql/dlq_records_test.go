@@ -310,12 +310,7 @@ func TestBadConfigurationOfADLQ(t *testing.T) {
 func TestDLQInASchemaOfItsOwn(t *testing.T) {
 	dsn := pgtest.Schema(t)
 	db := openPostgres(t, dsn)
-	other := schemaNamed(t, db) + "_other"
-	execute(t, db, `CREATE SCHEMA `+other)
-	t.Cleanup(func() {
-		_, err := db.ExecContext(context.Background(), `DROP SCHEMA `+other+` CASCADE`)
-		require.NoError(t, err)
-	})
+	other := anotherSchema(t, db)
 	config := DLQConfig[order]{Table: other + ".dead_orders", Identity: orderID}
 	owner := NewDLQ(db, Postgres, config)
 	for range 2 {
@@ -324,7 +319,7 @@ func TestDLQInASchemaOfItsOwn(t *testing.T) {
 	as := roles(t, dsn, "pipeline", "operator")
 	schema := schemaNamed(t, db)
 	for _, role := range []string{schema + "_pipeline", schema + "_operator"} {
-		execute(t, db, `GRANT USAGE ON SCHEMA `+other+` TO `+role+`; GRANT SELECT ON courier_migrations TO `+role)
+		execute(t, db, `GRANT USAGE ON SCHEMA `+other+` TO `+role+`; GRANT SELECT ON `+other+`.courier_migrations TO `+role)
 	}
 	execute(t, db, `GRANT SELECT, INSERT, UPDATE ON `+other+`.dead_orders TO `+schema+`_pipeline`)
 	execute(t, db, `GRANT SELECT, UPDATE, DELETE ON `+other+`.dead_orders TO `+schema+`_operator`)
@@ -347,5 +342,35 @@ func TestDLQInASchemaOfItsOwn(t *testing.T) {
 	removed, err := operator.Remove(t.Context(), letters[0].ID)
 	require.NoError(t, err)
 	require.Len(t, removed, 1)
-	require.Equal(t, 0, count(t, db, `SELECT count(*) FROM pg_class WHERE relname = 'dead_orders' AND relnamespace = '`+schema+`'::regnamespace`))
+	require.Equal(t, 0, count(t, db, `SELECT count(*) FROM pg_class WHERE relnamespace = '`+schema+`'::regnamespace`))
+}
+
+// No call waits for longer than it is allowed to, and none believes a statement that the
+// database undid.
+func TestDLQOfRecordsWhenTheDatabaseMisbehaves(t *testing.T) {
+	t.Run("no answer", func(t *testing.T) {
+		q := orders(t, Postgres, func(c *DLQConfig[order]) { c.QueryTimeout = 100 * time.Millisecond })
+		tx, err := q.db.BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		_, err = tx.ExecContext(t.Context(), `LOCK TABLE dead_orders`)
+		require.NoError(t, err)
+		err = q.Send(t.Context(), letterOf(order{ID: "A-1"}, nil))
+		require.ErrorIs(t, err, ErrQueryTimeout)
+		require.NoError(t, tx.Rollback())
+		require.NoError(t, q.Send(t.Context(), letterOf(order{ID: "A-1"}, nil)))
+	})
+	t.Run("undone", func(t *testing.T) {
+		inBoth(t, func(t *testing.T, dialect Dialect) {
+			q := orders(t, dialect, nil)
+			if dialect == SQLite {
+				execute(t, q.db, `CREATE TRIGGER mine BEFORE INSERT ON dead_orders BEGIN SELECT raise(IGNORE); END`)
+			} else {
+				execute(t, q.db, `CREATE FUNCTION mine() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
+					CREATE TRIGGER mine BEFORE INSERT ON dead_orders FOR EACH ROW EXECUTE FUNCTION mine()`)
+			}
+			err := q.Send(t.Context(), letterOf(order{ID: "A-1"}, nil))
+			require.ErrorIs(t, err, ErrSuppressed)
+			require.ErrorContains(t, err, "on dead_orders")
+		})
+	})
 }

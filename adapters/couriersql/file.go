@@ -84,7 +84,7 @@ func (d *database) checkMemory(ctx context.Context) error {
 			return err
 		}
 		var migrated bool
-		if err := conn.QueryRowContext(ctx, d.grammar.migrated).Scan(&migrated); err != nil {
+		if err := conn.QueryRowContext(ctx, d.sql(d.grammar.migrated)).Scan(&migrated); err != nil {
 			return err
 		}
 		if !migrated {

@@ -41,7 +41,7 @@ const leaderSilence = 15 * time.Second
 
 const (
 	// By the name: a table that takes another's place under a leader has the same.
-	electionKey = `hashtextextended('courier ' || (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = '"{table}"'::regclass) || '.{table}', 0)`
+	electionKey = `hashtextextended('courier ' || (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = '{outbox}'::regclass) || '.{table}', 0)`
 
 	beginElection = `BEGIN ISOLATION LEVEL READ COMMITTED`
 	// On a standby advisory locks are the standby's own.
@@ -62,10 +62,10 @@ const (
 )
 
 const (
-	lowestText = `SELECT min(seq) FROM (SELECT seq FROM "{table}" WHERE processed_at IS NULL AND attempts < 1 AND seq >= $1::bigint ORDER BY seq LIMIT 1) AS l`
+	lowestText = `SELECT min(seq) FROM (SELECT seq FROM {outbox} WHERE processed_at IS NULL AND attempts < 1 AND seq >= $1::bigint ORDER BY seq LIMIT 1) AS l`
 	// Whoever inserts has this lock before a number is given, until the row is to be seen.
 	writersText = `SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted
-		AND relation = '"{table}"'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
+		AND relation = '{outbox}'::regclass AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`
 )
 
 var errReadOnly = errors.New("this is a read-only server, a standby perhaps, or a role or database with default_transaction_read_only, where no relay is elected as it could mark nothing: connect to the primary (target_session_attrs=read-write)")

@@ -14,7 +14,8 @@ import (
 // works with. It is one transaction, does nothing the second time, and may be
 // called by several processes at once. Call it at the start of a program: where it
 // has nothing to do, it needs no right but to read courier_migrations. An outbox in
-// another schema of the search path than the first is migrated where it is.
+// another schema of the search path than the first is migrated where it is, and one that
+// [WithTable] names with a schema is migrated there.
 //
 // The versions of every outbox are recorded in the table courier_migrations. A
 // database that is ahead of the program, and a table of the outbox's name with
@@ -122,27 +123,27 @@ func (d *database) upgrade(ctx context.Context, conn *sql.Conn) error {
 	if err != nil {
 		return err
 	}
-	if d.grammar.settle != "" && !strings.Contains(d.dlq, ".") {
-		if _, err := conn.ExecContext(ctx, d.sql(d.grammar.settle)); err != nil {
+	if d.grammar.settle != "" {
+		if _, err := conn.ExecContext(ctx, d.sql(d.grammar.settle), d.schema); err != nil {
 			return err
 		}
 	}
 	// It is not created to be on the safe side: without the right to create tables,
 	// a role may call Migrate where nothing is to be done.
 	var versions bool
-	if err := conn.QueryRowContext(ctx, d.grammar.migrated).Scan(&versions); err != nil {
+	if err := conn.QueryRowContext(ctx, d.sql(d.grammar.migrated)).Scan(&versions); err != nil {
 		return err
 	}
 	if !versions {
-		if _, err := conn.ExecContext(ctx, d.grammar.createVersions); err != nil {
+		if _, err := conn.ExecContext(ctx, d.sql(d.grammar.createVersions)); err != nil {
 			return err
 		}
 	}
 	var version, elsewhere int
-	if err := conn.QueryRowContext(ctx, d.grammar.version, d.versioned).Scan(&version); err != nil {
+	if err := conn.QueryRowContext(ctx, d.sql(d.grammar.version), d.versioned).Scan(&version); err != nil {
 		return err
 	}
-	if err := conn.QueryRowContext(ctx, d.grammar.version, d.elsewhere).Scan(&elsewhere); err != nil {
+	if err := conn.QueryRowContext(ctx, d.sql(d.grammar.version), d.elsewhere).Scan(&elsewhere); err != nil {
 		return err
 	}
 	if elsewhere > 0 {
@@ -168,7 +169,7 @@ func (d *database) upgrade(ctx context.Context, conn *sql.Conn) error {
 				return fmt.Errorf("%s: %w", files[i], err)
 			}
 		}
-		if _, err := conn.ExecContext(ctx, d.grammar.addVersion, d.versioned, i+1, d.grammar.time(d.now().UnixMicro())); err != nil {
+		if _, err := conn.ExecContext(ctx, d.sql(d.grammar.addVersion), d.versioned, i+1, d.grammar.time(d.now().UnixMicro())); err != nil {
 			return err
 		}
 	}

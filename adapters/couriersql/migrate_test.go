@@ -117,14 +117,14 @@ func migrated(t *testing.T, dialect Dialect, version int, beside ...string) *sql
 	t.Helper()
 	db := databaseOf(t, dialect)
 	o := New(db, dialect)
-	execute(t, db, o.grammar.createVersions)
+	execute(t, db, o.sql(o.grammar.createVersions))
 	files, err := fs.Glob(o.grammar.migrations, "*.sql")
 	require.NoError(t, err)
 	for i, name := range files[:version] {
 		text, err := fs.ReadFile(o.grammar.migrations, name)
 		require.NoError(t, err)
 		execute(t, db, o.sql(string(text)))
-		execute(t, db, o.grammar.addVersion, o.table, i+1, o.grammar.time(0))
+		execute(t, db, o.sql(o.grammar.addVersion), o.table, i+1, o.grammar.time(0))
 	}
 	for _, text := range beside {
 		execute(t, db, text)

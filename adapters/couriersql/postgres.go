@@ -48,7 +48,7 @@ func postgresGrammar() grammar {
 	failed := func(owned, lock string) string {
 		return `FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[]) AS f(seq, claim, attempts, delay, error)
 		WHERE t.seq = f.seq AND t.seq IN (
-			SELECT l.seq FROM "{table}" l JOIN unnest($1::bigint[], $2::bigint[], $3::bigint[], $6::text[]) AS g(seq, claim, attempts, id)
+			SELECT l.seq FROM {outbox} l JOIN unnest($1::bigint[], $2::bigint[], $3::bigint[], $6::text[]) AS g(seq, claim, attempts, id)
 				ON l.seq = g.seq AND l.id = g.id AND l.claim = g.claim AND l.attempts = g.attempts
 			WHERE l.processed_at IS NULL` + owned + ` FOR UPDATE OF l` + lock + `)`
 	}
@@ -56,25 +56,25 @@ func postgresGrammar() grammar {
 	notInHand := func(seq string) string {
 		return `(` + seq + ` NOT BETWEEN $2 AND $3 OR NOT $6::int8multirange @> ` + seq + `)`
 	}
-	const noteFailure = `UPDATE "{table}" t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
+	const noteFailure = `UPDATE {outbox} t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
 			last_error = f.error, owner = '' `
 	// The rows of a key that failed. The order that the subqueries ask for is to be had
 	// from the index of the digests alone: by another, they would read all that failed.
 	const sameKey = `hashtextextended(f.key, 0) >= hashtextextended(t.key, 0)
 		AND hashtextextended(f.key, 0) <= hashtextextended(t.key, 0) AND f.key = t.key AND f.processed_at IS NULL AND f.attempts > 0`
 	unhindered := func(by string) string {
-		return `(key = '' OR (SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq < t.seq AND ` + by + `
+		return `(key = '' OR (SELECT f.seq FROM {outbox} f WHERE ` + sameKey + ` AND f.seq < t.seq AND ` + by + `
 			ORDER BY hashtextextended(f.key, 0), f.seq LIMIT 1) IS NULL)`
 	}
 	// It locks no row more than limit: the second part is asked for the rest.
 	locking := func(columns, from string) string {
-		return `SELECT * FROM (SELECT ` + columns + ` FROM "{table}" WHERE ` + retry + ` ORDER BY available_at, seq FOR UPDATE SKIP LOCKED) AS failed
+		return `SELECT * FROM (SELECT ` + columns + ` FROM {outbox} WHERE ` + retry + ` ORDER BY available_at, seq FOR UPDATE SKIP LOCKED) AS failed
 			UNION ALL
-			SELECT * FROM (SELECT ` + columns + ` FROM "{table}" WHERE ` + fresh + ` AND seq >= ` + from + `::bigint ORDER BY seq FOR UPDATE SKIP LOCKED) AS others
+			SELECT * FROM (SELECT ` + columns + ` FROM {outbox} WHERE ` + fresh + ` AND seq >= ` + from + `::bigint ORDER BY seq FOR UPDATE SKIP LOCKED) AS others
 			LIMIT $1`
 	}
-	const giveBack = `UPDATE "{table}" t SET available_at = 'epoch', owner = '' `
-	const free = `seq IN (SELECT t.seq FROM "{table}" t WHERE ` + known + ` AND t.processed_at IS NULL FOR UPDATE SKIP LOCKED)`
+	const giveBack = `UPDATE {outbox} t SET available_at = 'epoch', owner = '' `
+	const free = `seq IN (SELECT t.seq FROM {outbox} t WHERE ` + known + ` AND t.processed_at IS NULL FOR UPDATE SKIP LOCKED)`
 	const letterID = `seq || '.' || version || '.' || (extract(epoch FROM first_failed_at) * 1000000)::bigint`
 	const letters = `seq = ANY($1::bigint[]) AND ` + letterID + ` = ANY($2::text[])`
 	return grammar{
@@ -83,22 +83,22 @@ func postgresGrammar() grammar {
 		shapes:        postgresShapes(),
 		begin:         `BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtextextended('courier_migrations', 0))`,
 
-		createVersions: `CREATE TABLE IF NOT EXISTS courier_migrations (
+		createVersions: `CREATE TABLE IF NOT EXISTS {versions} (
 			outbox     text        NOT NULL,
 			version    integer     NOT NULL,
 			applied_at timestamptz NOT NULL,
 			PRIMARY KEY (outbox, version)
 		)`,
-		migrated:   `SELECT to_regclass('courier_migrations') IS NOT NULL`,
-		version:    `SELECT coalesce(max(version), 0) FROM courier_migrations WHERE outbox = $1`,
-		addVersion: `INSERT INTO courier_migrations (outbox, version, applied_at) VALUES ($1, $2, $3)`,
+		migrated:   `SELECT to_regclass('{versions}') IS NOT NULL`,
+		version:    `SELECT coalesce(max(version), 0) FROM {versions} WHERE outbox = $1`,
+		addVersion: `INSERT INTO {versions} (outbox, version, applied_at) VALUES ($1, $2, $3)`,
 		columns: `SELECT a.attname, upper(format_type(a.atttypid, a.atttypmod)), a.attnotnull,
 				a.atthasdef OR a.attidentity <> '', coalesce(a.attnum = ANY(i.indkey), false)
 			FROM pg_attribute a LEFT JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
 			WHERE a.attrelid = to_regclass('"' || replace($1, '.', '"."') || '"') AND a.attnum > 0 AND NOT a.attisdropped`,
 		// By whatever names; one that is still built, or was in vain, is not valid.
 		indexed: `SELECT count(DISTINCT i) = 2 FROM pg_index, LATERAL (SELECT (pg_get_expr(indpred, indrelid), pg_get_indexdef(indexrelid, 1, true))::text) AS x(i)
-			WHERE indrelid = '"{table}"'::regclass AND indisvalid
+			WHERE indrelid = '{outbox}'::regclass AND indisvalid
 			AND i IN (('((processed_at IS NULL) AND (attempts < 1))', 'seq')::text, ('((processed_at IS NULL) AND (attempts > 0))', 'available_at')::text)`,
 		addIndex: addIndexes,
 		// In the order of the path; the first is the one that is used.
@@ -106,20 +106,21 @@ func postgresGrammar() grammar {
 			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 			WHERE c.relname = '{table}' AND c.relkind IN ('r', 'p') AND n.nspname = ANY (current_schemas(false)) HAVING count(*) > 1`,
 		// The sequence is the column's own, or one that its default names.
-		fit: `SELECT EXISTS (SELECT FROM pg_class WHERE oid IN ('"{table}"'::regclass, to_regclass('{dlq}')) AND relpersistence <> 'p'),
+		fit: `SELECT EXISTS (SELECT FROM pg_class WHERE oid IN ('{outbox}'::regclass, to_regclass('{dlq}')) AND relpersistence <> 'p'),
 			EXISTS (SELECT FROM pg_sequence WHERE (seqcache > 1 OR seqcycle OR seqincrement < 0) AND seqrelid IN (
-				SELECT objid FROM pg_depend WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass AND refobjid = '"{table}"'::regclass
+				SELECT objid FROM pg_depend WHERE classid = 'pg_class'::regclass AND refclassid = 'pg_class'::regclass AND refobjid = '{outbox}'::regclass
 				UNION ALL
-				SELECT refobjid FROM pg_depend JOIN pg_attrdef a ON objid = a.oid WHERE classid = 'pg_attrdef'::regclass AND adrelid = '"{table}"'::regclass))`,
-		// What is created comes to be where the outbox is, and not in the first schema of
-		// the path.
-		settle: `SELECT set_config('search_path', quote_ident(n.nspname) || ', ' || current_setting('search_path'), true)
-			FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-			WHERE c.oid = to_regclass('"{table}"') AND n.nspname IS DISTINCT FROM current_schema()`,
+				SELECT refobjid FROM pg_depend JOIN pg_attrdef a ON objid = a.oid WHERE classid = 'pg_attrdef'::regclass AND adrelid = '{outbox}'::regclass))`,
+		// What is created comes to be where the outbox is, or in the schema ?1, and not in
+		// the first schema of the path.
+		settle: `SELECT set_config('search_path', concat_ws(', ', quote_ident(schema), nullif(current_setting('search_path'), '')), true)
+			FROM (SELECT coalesce(nullif($1::text, ''), (SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+				WHERE c.oid = to_regclass('{outbox}')))) AS home(schema)
+			WHERE schema IS DISTINCT FROM current_schema()`,
 
 		rowsPerInsert: 1000, // one statement for any number, which the driver keeps prepared
 		insert: func(int) string {
-			return `INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at)
+			return `INSERT INTO {outbox} (id, topic, key, payload, headers, trace, created_at)
 				SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::timestamptz[])`
 		},
 		inserted: postgresInserted,
@@ -137,46 +138,46 @@ func postgresGrammar() grammar {
 		// Of the rows that failed, those that have been due for longest, and all of their
 		// keys before them. The second part takes a row of a key with an earlier one that
 		// failed only if the first part has that. It jumps over long runs of what is in hand.
-		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + retry + ` AND ` + notInHand("seq") + `
+		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM {outbox} t WHERE ` + retry + ` AND ` + notInHand("seq") + `
 				AND ` + unhindered("f.available_at > statement_timestamp()") + ` ORDER BY available_at, seq LIMIT $1),
 			failed AS MATERIALIZED (SELECT seq FROM due WHERE key = '' UNION ALL
 				SELECT e.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t, LATERAL (
-					SELECT f.seq FROM "{table}" f WHERE ` + sameKey + ` AND f.seq <= t.last AND ` + notInHand("f.seq") + `
+					SELECT f.seq FROM {outbox} f WHERE ` + sameKey + ` AND f.seq <= t.last AND ` + notInHand("f.seq") + `
 					ORDER BY hashtextextended(f.key, 0), f.seq LIMIT $1) e)
-			SELECT ` + postgresUpTo("$5") + ` FROM "{table}" WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))
+			SELECT ` + postgresUpTo("$5") + ` FROM {outbox} WHERE seq = ANY(ARRAY(SELECT seq FROM failed ORDER BY seq LIMIT $1))
 			UNION ALL
 			(SELECT others.* FROM unnest('{(,)}'::int8multirange - $7::int8multirange) AS gap, LATERAL (
-				SELECT ` + postgresUpTo("$5") + ` FROM "{table}" t WHERE ` + fresh + ` AND ` + notInHand("seq") + `
+				SELECT ` + postgresUpTo("$5") + ` FROM {outbox} t WHERE ` + fresh + ` AND ` + notInHand("seq") + `
 				AND seq >= greatest(lower(gap), $4::bigint) AND seq <= coalesce(upper(gap) - 1, 9223372036854775807)
 				AND ` + unhindered("(f.available_at > statement_timestamp() OR "+notInHand("f.seq")+" AND f.seq NOT IN (SELECT seq FROM failed))") + `
 				ORDER BY seq LIMIT $1) AS others LIMIT $1)`,
 		lock:  locking(postgresUpTo("$3"), "$2"),
 		due:   `SELECT seq FROM (` + locking("seq", "$2") + `) AS d LIMIT 1`,
-		large: `SELECT t.seq, t.payload, t.headers FROM "{table}" t WHERE ` + known,
+		large: `SELECT t.seq, t.payload, t.headers FROM {outbox} t WHERE ` + known,
 		claim: `WITH next AS MATERIALIZED (SELECT seq FROM (SELECT seq, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS ahead
 				FROM (` + locking("seq, "+postgresBytes+" AS bytes", "$4") + `) AS b) AS c WHERE ahead < $5::bigint)
-			UPDATE "{table}" t SET claim = t.claim + 1, owner = $2, available_at = now() + $3::bigint * interval '1 microsecond'
+			UPDATE {outbox} t SET claim = t.claim + 1, owner = $2, available_at = now() + $3::bigint * interval '1 microsecond'
 			FROM next WHERE t.seq = next.seq
 			RETURNING t.seq, t.id, t.topic, t.key, t.payload, t.headers, t.trace, t.created_at, t.attempts, t.claim`,
 
-		delete:      `DELETE FROM "{table}" WHERE seq = ANY($1::bigint[])`,
-		keep:        `UPDATE "{table}" SET processed_at = $2 WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
-		deleteKnown: `DELETE FROM "{table}" t WHERE ` + known,
-		keepKnown:   `UPDATE "{table}" t SET processed_at = $3 WHERE ` + known + ` AND t.processed_at IS NULL`,
-		deleteFree:  `DELETE FROM "{table}" WHERE ` + free,
-		keepFree:    `UPDATE "{table}" SET processed_at = $3 WHERE ` + free,
-		left:        `SELECT count(*) FROM "{table}" t WHERE ` + known + ` AND t.processed_at IS NULL`,
-		leftFree: `SELECT count(*) FROM (SELECT FROM "{table}" t WHERE t.seq = ANY($1::bigint[]) AND t.processed_at IS NULL
+		delete:      `DELETE FROM {outbox} WHERE seq = ANY($1::bigint[])`,
+		keep:        `UPDATE {outbox} SET processed_at = $2 WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
+		deleteKnown: `DELETE FROM {outbox} t WHERE ` + known,
+		keepKnown:   `UPDATE {outbox} t SET processed_at = $3 WHERE ` + known + ` AND t.processed_at IS NULL`,
+		deleteFree:  `DELETE FROM {outbox} WHERE ` + free,
+		keepFree:    `UPDATE {outbox} SET processed_at = $3 WHERE ` + free,
+		left:        `SELECT count(*) FROM {outbox} t WHERE ` + known + ` AND t.processed_at IS NULL`,
+		leftFree: `SELECT count(*) FROM (SELECT FROM {outbox} t WHERE t.seq = ANY($1::bigint[]) AND t.processed_at IS NULL
 			AND ((t.seq, t.claim, t.attempts, t.id) IN (SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::text[]))) IS TRUE FOR UPDATE SKIP LOCKED) AS l`,
-		leftClaimed:   `SELECT count(*) FROM "{table}" t ` + claimed,
-		reused:        `SELECT count(*) FROM "{table}" t WHERE ` + knownSeq + ` IS FALSE`,
-		deleteClaimed: `DELETE FROM "{table}" t WHERE ` + claims,
-		keepClaimed:   `UPDATE "{table}" t SET processed_at = $5 ` + claimed,
+		leftClaimed:   `SELECT count(*) FROM {outbox} t ` + claimed,
+		reused:        `SELECT count(*) FROM {outbox} t WHERE ` + knownSeq + ` IS FALSE`,
+		deleteClaimed: `DELETE FROM {outbox} t WHERE ` + claims,
+		keepClaimed:   `UPDATE {outbox} t SET processed_at = $5 ` + claimed,
 
-		renew: `UPDATE "{table}" t SET available_at = now() + $5::bigint * interval '1 microsecond' ` + claimed + ` RETURNING t.id`,
+		renew: `UPDATE {outbox} t SET available_at = now() + $5::bigint * interval '1 microsecond' ` + claimed + ` RETURNING t.id`,
 		// In a transaction that has been open for a while, now() is long ago.
-		hold: `UPDATE "{table}" SET available_at = clock_timestamp() + $2::bigint * interval '1 microsecond' WHERE seq = ANY($1::bigint[])`,
-		held: `UPDATE "{table}" SET available_at = clock_timestamp() + $3::bigint * interval '1 microsecond' WHERE ` + free + `
+		hold: `UPDATE {outbox} SET available_at = clock_timestamp() + $2::bigint * interval '1 microsecond' WHERE seq = ANY($1::bigint[])`,
+		held: `UPDATE {outbox} SET available_at = clock_timestamp() + $3::bigint * interval '1 microsecond' WHERE ` + free + `
 			AND processed_at IS NULL AND available_at > statement_timestamp() RETURNING id`,
 		// A row that somebody else has locked is in other hands by now, which also
 		// decide about it: to wait for them would be to undo what they do.
@@ -189,17 +190,17 @@ func postgresGrammar() grammar {
 
 		pending: countPending,
 		lag: `SELECT count(*), greatest(least(coalesce(min(since), 'epoch'), now()), '0001-01-01Z') FROM (
-			SELECT coalesce(requeued_at, created_at) AS since FROM "{table}" WHERE ` + fresh + ` AND seq NOT BETWEEN $1 AND $2
-			UNION ALL SELECT coalesce(requeued_at, created_at) FROM "{table}" WHERE ` + retry + ` AND seq NOT BETWEEN $1 AND $2) AS u`,
-		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < $1`,
-		prune: `DELETE FROM "{table}" WHERE seq IN (SELECT seq FROM "{table}"
+			SELECT coalesce(requeued_at, created_at) AS since FROM {outbox} WHERE ` + fresh + ` AND seq NOT BETWEEN $1 AND $2
+			UNION ALL SELECT coalesce(requeued_at, created_at) FROM {outbox} WHERE ` + retry + ` AND seq NOT BETWEEN $1 AND $2) AS u`,
+		prunable: `SELECT count(*) FROM {outbox} WHERE processed_at < $1`,
+		prune: `DELETE FROM {outbox} WHERE seq IN (SELECT seq FROM {outbox}
 			WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`,
-		failing: `SELECT id, attempts, last_error FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1`,
+		failing: `SELECT id, attempts, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1`,
 
 		// Of a right that it lacks, a role is told by the statement itself.
 		policies: `SELECT coalesce(string_agg(name, ', ' ORDER BY place), '')
 			FROM (VALUES (1, 'SELECT', 'r'::"char"), (2, 'UPDATE', 'w'), (3, 'DELETE', 'd')) AS needed(place, name, command)
-			WHERE row_security_active('"{table}"'::regclass) AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = '"{table}"'::regclass
+			WHERE row_security_active('{outbox}'::regclass) AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = '{outbox}'::regclass
 				AND polpermissive AND polcmd IN (command, '*') AND EXISTS (SELECT FROM unnest(polroles) AS role WHERE role = 0 OR pg_has_role(role, 'USAGE')))`,
 		suppressors: "a trigger that returns NULL, a rule or row-level security",
 
@@ -215,7 +216,7 @@ func postgresGrammar() grammar {
 				redriven = greatest(d.redriven, excluded.redriven), order_key = excluded.order_key
 			WHERE excluded.reason <> 'key parked'`,
 		moved: `SELECT EXISTS (SELECT FROM {dlq} WHERE id = $1 AND branch = $2 AND outbox_seq = $3)
-			AND NOT EXISTS (SELECT FROM "{table}" WHERE seq = $3 AND id = $1 AND processed_at IS NULL)`,
+			AND NOT EXISTS (SELECT FROM {outbox} WHERE seq = $3 AND id = $1 AND processed_at IS NULL)`,
 		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
 			FROM {dlq} WHERE seq > $1 ORDER BY seq LIMIT $2`,
@@ -228,14 +229,14 @@ func postgresGrammar() grammar {
 			`SELECT 1 FROM {dlq} WHERE ` + letters + ` ORDER BY seq FOR UPDATE`,
 			// A row that a relay has locked is about to be marked, or to be parked
 			// again, which would wait for this transaction.
-			`DELETE FROM "{table}" WHERE seq IN (SELECT t.seq FROM "{table}" t
+			`DELETE FROM {outbox} WHERE seq IN (SELECT t.seq FROM {outbox} t
 				WHERE t.id IN (SELECT id FROM {dlq} WHERE ` + letters + `) FOR UPDATE SKIP LOCKED)`,
 		},
 		ofBranch: `SELECT ` + letterID + `, branch FROM {dlq} WHERE branch <> '' AND ` + letters + ` ORDER BY seq LIMIT 1`,
-		rowless:  `SELECT count(*) FROM {dlq} d WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id)`,
-		requeue: `INSERT INTO "{table}" AS t (id, topic, key, payload, headers, trace, created_at, requeued_at)
+		rowless:  `SELECT count(*) FROM {dlq} d WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM {outbox} o WHERE o.id = d.id)`,
+		requeue: `INSERT INTO {outbox} AS t (id, topic, key, payload, headers, trace, created_at, requeued_at)
 			SELECT id, topic, key, payload, headers, trace, created_at, $3 FROM {dlq} d
-			WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM "{table}" o WHERE o.id = d.id) ORDER BY seq
+			WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM {outbox} o WHERE o.id = d.id) ORDER BY seq
 			RETURNING (SELECT ` + letterID + ` FROM {dlq} d WHERE d.id = t.id AND d.branch = '')`,
 		parkedKeys: `SELECT DISTINCT k FROM unnest($2::text[]) AS k WHERE k <> '' AND EXISTS (SELECT FROM {dlq} d
 			WHERE hashtextextended(d.order_key, 0) = hashtextextended(k, 0) AND d.order_key = k AND d.order_key <> '' AND d.branch = $1)`,
@@ -471,8 +472,8 @@ func postgresAdvice(err error) string {
 	code := postgresCode(err)
 	if e, columns, _ := uniqueViolation(err); e != nil {
 		if columns == "seq" || strings.HasPrefix(columns, "seq, ") || columns == "" && strings.HasSuffix(e.ConstraintName, "_pkey") {
-			return fmt.Sprintf("the sequence of %[1]s.seq is behind the table, as after a restore or a switch-over by logical replication: "+
-				`SELECT setval(pg_get_serial_sequence('"%[1]s"', 'seq'), (SELECT max(seq) FROM "%[1]s"))`, e.TableName)
+			return fmt.Sprintf("the sequence of %[2]s.seq is behind the table, as after a restore or a switch-over by logical replication: "+
+				`SELECT setval(pg_get_serial_sequence('"%[1]s"."%[2]s"', 'seq'), (SELECT max(seq) FROM "%[1]s"."%[2]s"))`, e.SchemaName, e.TableName)
 		}
 		return fmt.Sprintf("the unique constraint %s of the table %s refuses the row; it is not that of the outbox's IDs", e.ConstraintName, e.TableName)
 	}
@@ -480,6 +481,7 @@ func postgresAdvice(err error) string {
 		return "the server's queue of notifications is full, as a session that listens sits in a transaction or its client hangs: end it (pg_stat_activity)"
 	}
 	for _, known := range [...]struct{ code, advice string }{
+		{"3F000", "create the schema first: CREATE SCHEMA"},
 		{"42P01", "call Migrate first, with the search_path that the relay has"},
 		{"42703", "the table has another shape; call Migrate, which names the columns"},
 		{"42P10", "the table is of an earlier version; call Migrate"},

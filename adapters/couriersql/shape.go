@@ -65,6 +65,9 @@ func (o *Outbox) inspect(ctx context.Context) (warn func()) {
 		if err := conn.QueryRowContext(ctx, o.sql(o.grammar.fit)).Scan(&unlogged, &unordered); err != nil {
 			return err
 		}
+		if o.schema != "" {
+			return nil
+		}
 		return conn.QueryRowContext(ctx, o.sql(o.grammar.schemas)).Scan(&schemas)
 	}); err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nothing // the fetch has the same to tell

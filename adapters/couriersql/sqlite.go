@@ -23,7 +23,7 @@ const (
 	sqliteRetry = `processed_at IS NULL AND attempts > 0 AND available_at <= ?6`
 	sqliteBytes = `(length(payload) + length(headers))`
 	// A row waits for an earlier one of its key, by what follows.
-	sqliteUnhindered = `(key = '' OR NOT EXISTS (SELECT 1 FROM "{table}" f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
+	sqliteUnhindered = `(key = '' OR NOT EXISTS (SELECT 1 FROM {outbox} f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
 		AND f.processed_at IS NULL AND f.attempts > 0 AND `
 	// Between the first and the last in hand there may be others.
 	sqliteNotInHand = `(seq NOT BETWEEN ?2 AND ?3 OR seq NOT IN (SELECT value FROM json_each(?7)))`
@@ -32,14 +32,14 @@ const (
 	sqliteClaimed = sqliteListed + `t.seq || '.' || t.claim || '.' || t.id) AND owner = ?2`
 	// The cast takes the digits before the point: by it the rows are found. To look for
 	// each row in the list, SQLite would sort its texts.
-	sqliteListed   = `seq IN (SELECT t.seq FROM json_each(?1) k CROSS JOIN "{table}" t ON t.seq = CAST(k.value AS INTEGER) AND k.value = `
+	sqliteListed   = `seq IN (SELECT t.seq FROM json_each(?1) k CROSS JOIN {outbox} t ON t.seq = CAST(k.value AS INTEGER) AND k.value = `
 	sqliteLetterID = `seq || '.' || version || '.' || first_failed_at`
 	sqliteLetters  = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND ` + sqliteLetterID + ` IN (SELECT value FROM json_each(?1))`
-	sqliteFail   = `UPDATE "{table}" SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', available_at = (f.value ->> 3)`
-	sqliteFree   = `UPDATE "{table}" SET available_at = 0, owner = ''`
+	sqliteFail   = `UPDATE {outbox} SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', available_at = (f.value ->> 3)`
+	sqliteFree   = `UPDATE {outbox} SET available_at = 0, owner = ''`
 	sqliteFailed = ` FROM json_each(?1) AS f WHERE seq = (f.value ->> 0) AND claim = (f.value ->> 1) AND attempts = (f.value ->> 2)
-		AND "{table}".id = (f.value ->> 5) AND processed_at IS NULL`
+		AND {outbox}.id = (f.value ->> 5) AND processed_at IS NULL`
 )
 
 // sqliteDue is where the statement with the two arguments before the time has it.
@@ -54,63 +54,63 @@ func sqliteGrammar() grammar {
 		// fails, without waiting, when another process wrote since it began.
 		begin: `BEGIN IMMEDIATE`,
 
-		createVersions: `CREATE TABLE IF NOT EXISTS courier_migrations (
+		createVersions: `CREATE TABLE IF NOT EXISTS {versions} (
 			outbox     TEXT    NOT NULL,
 			version    INTEGER NOT NULL,
 			applied_at INTEGER NOT NULL,
 			PRIMARY KEY (outbox, version)
 		) STRICT`,
 		migrated:   `SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'courier_migrations')`,
-		version:    `SELECT coalesce(max(version), 0) FROM courier_migrations WHERE outbox = ?1`,
-		addVersion: `INSERT INTO courier_migrations (outbox, version, applied_at) VALUES (?1, ?2, ?3)`,
+		version:    `SELECT coalesce(max(version), 0) FROM {versions} WHERE outbox = ?1`,
+		addVersion: `INSERT INTO {versions} (outbox, version, applied_at) VALUES (?1, ?2, ?3)`,
 		columns:    `SELECT name, upper(type), "notnull", dflt_value IS NOT NULL, pk > 0 FROM pragma_table_xinfo(?1)`,
 		indexed:    `SELECT count(*) = 2 FROM sqlite_schema WHERE type = 'index' AND name IN ('{table}_pending', '{table}_waiting')`,
 		addIndex:   addIndexes,
 
 		rowsPerInsert: 100, // larger statements were not measurably faster
 		insert: func(rows int) string {
-			return `INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)` +
+			return `INSERT INTO {outbox} (id, topic, key, payload, headers, trace, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)` +
 				strings.Repeat(", (?, ?, ?, ?, ?, ?, ?)", rows-1)
 		},
 		inserted: func(args []any) []any { return args },
-		present:  `SELECT id FROM "{table}" WHERE id IN (SELECT value FROM json_each(?1)) LIMIT 1`,
+		present:  `SELECT id FROM {outbox} WHERE id IN (SELECT value FROM json_each(?1)) LIMIT 1`,
 
 		// Of the rows that failed, those that have been due for longest, and all of their
 		// keys before them. The second part takes a row of a key with an earlier one that
 		// failed only if the first part has that.
-		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM "{table}" t WHERE ` + sqliteRetry + ` AND ` + sqliteNotInHand + `
+		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM {outbox} t WHERE ` + sqliteRetry + ` AND ` + sqliteNotInHand + `
 				AND ` + sqliteUnhindered + `f.available_at > ?6)) ORDER BY available_at, seq LIMIT ?1),
 			failed AS MATERIALIZED (SELECT seq FROM due WHERE key = '' UNION ALL
 				SELECT f.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t
-				CROSS JOIN "{table}" f INDEXED BY "{table}_failed" ON f.key = t.key AND f.seq <= t.last AND ` + strings.ReplaceAll(sqliteNotInHand, "seq", "f.seq") + `
+				CROSS JOIN {outbox} f INDEXED BY "{table}_failed" ON f.key = t.key AND f.seq <= t.last AND ` + strings.ReplaceAll(sqliteNotInHand, "seq", "f.seq") + `
 					AND f.processed_at IS NULL AND f.attempts > 0)
-			SELECT * FROM (SELECT ` + sqliteRow + ` FROM "{table}" WHERE seq IN (SELECT seq FROM failed ORDER BY seq LIMIT ?1) ORDER BY seq)
+			SELECT * FROM (SELECT ` + sqliteRow + ` FROM {outbox} WHERE seq IN (SELECT seq FROM failed ORDER BY seq LIMIT ?1) ORDER BY seq)
 			UNION ALL
-			SELECT * FROM (SELECT ` + sqliteRow + ` FROM "{table}" t WHERE ` + sqliteFresh + ` AND ` + sqliteNotInHand + `
+			SELECT * FROM (SELECT ` + sqliteRow + ` FROM {outbox} t WHERE ` + sqliteFresh + ` AND ` + sqliteNotInHand + `
 				AND ` + sqliteUnhindered + `(f.available_at > ?6 OR ` + strings.ReplaceAll(sqliteNotInHand, "seq", "f.seq") + ` AND f.seq NOT IN (SELECT seq FROM failed))))
 				ORDER BY seq LIMIT ?1)`,
-		claim: `UPDATE "{table}" SET claim = claim + 1, owner = ?2, available_at = ?6 + ?3 WHERE seq IN (
-			SELECT seq FROM (SELECT seq, sum(` + sqliteBytes + `) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - ` + sqliteBytes + ` AS ahead FROM "{table}" WHERE seq IN (
-				SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteRetry + ` ORDER BY available_at, seq LIMIT ?1)
+		claim: `UPDATE {outbox} SET claim = claim + 1, owner = ?2, available_at = ?6 + ?3 WHERE seq IN (
+			SELECT seq FROM (SELECT seq, sum(` + sqliteBytes + `) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - ` + sqliteBytes + ` AS ahead FROM {outbox} WHERE seq IN (
+				SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteRetry + ` ORDER BY available_at, seq LIMIT ?1)
 				UNION ALL
-				SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteFresh + ` ORDER BY seq LIMIT ?1)
+				SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteFresh + ` ORDER BY seq LIMIT ?1)
 				ORDER BY seq LIMIT ?1)) WHERE ahead < ?5)
 			RETURNING ` + sqliteRow,
 
-		due: sqliteDue.Replace(`SELECT seq FROM (SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteRetry + ` LIMIT ?1)
-			UNION ALL SELECT seq FROM (SELECT seq FROM "{table}" WHERE ` + sqliteFresh + ` AND seq >= ?2 LIMIT ?1)) LIMIT 1`),
+		due: sqliteDue.Replace(`SELECT seq FROM (SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteRetry + ` LIMIT ?1)
+			UNION ALL SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteFresh + ` AND seq >= ?2 LIMIT ?1)) LIMIT 1`),
 
-		deleteKnown: `DELETE FROM "{table}" WHERE ` + sqliteKnown,
-		keepKnown:   `UPDATE "{table}" SET processed_at = ?2 WHERE processed_at IS NULL AND ` + sqliteKnown,
-		left:        `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteKnown,
-		leftFree:    `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteListed + `t.seq || '.' || t.claim || '.' || t.attempts || '.' || t.id)`,
-		leftClaimed: `SELECT count(*) FROM "{table}" WHERE processed_at IS NULL AND ` + sqliteClaimed,
-		reused: `SELECT count(*) FROM "{table}" WHERE seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
+		deleteKnown: `DELETE FROM {outbox} WHERE ` + sqliteKnown,
+		keepKnown:   `UPDATE {outbox} SET processed_at = ?2 WHERE processed_at IS NULL AND ` + sqliteKnown,
+		left:        `SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND ` + sqliteKnown,
+		leftFree:    `SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND ` + sqliteListed + `t.seq || '.' || t.claim || '.' || t.attempts || '.' || t.id)`,
+		leftClaimed: `SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND ` + sqliteClaimed,
+		reused: `SELECT count(*) FROM {outbox} WHERE seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 			AND seq || '.' || id NOT IN (SELECT value FROM json_each(?1))`,
-		deleteClaimed: `DELETE FROM "{table}" WHERE ` + sqliteClaimed,
-		keepClaimed:   `UPDATE "{table}" SET processed_at = ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed,
+		deleteClaimed: `DELETE FROM {outbox} WHERE ` + sqliteClaimed,
+		keepClaimed:   `UPDATE {outbox} SET processed_at = ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed,
 
-		renew:       `UPDATE "{table}" SET available_at = ?4 + ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed + ` RETURNING id`,
+		renew:       `UPDATE {outbox} SET available_at = ?4 + ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed + ` RETURNING id`,
 		fail:        sqliteFail + ` + ?2` + sqliteFailed,
 		free:        sqliteFree + sqliteFailed,
 		failClaimed: sqliteFail + ` + ?3` + sqliteFailed + ` AND owner = ?2`,
@@ -118,14 +118,14 @@ func sqliteGrammar() grammar {
 
 		pending: countPending,
 		lag: `SELECT count(*), coalesce(min(since), 0) FROM (
-			SELECT coalesce(requeued_at, created_at) AS since FROM "{table}"
+			SELECT coalesce(requeued_at, created_at) AS since FROM {outbox}
 				WHERE processed_at IS NULL AND attempts < 1 AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2
-			UNION ALL SELECT coalesce(requeued_at, created_at) FROM "{table}"
+			UNION ALL SELECT coalesce(requeued_at, created_at) FROM {outbox}
 				WHERE processed_at IS NULL AND attempts > 0 AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2)`,
-		prunable: `SELECT count(*) FROM "{table}" WHERE processed_at < ?1`,
-		prune: `DELETE FROM "{table}" WHERE seq IN
-			(SELECT seq FROM "{table}" WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`,
-		failing: `SELECT id, attempts, last_error FROM "{table}" WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?1`,
+		prunable: `SELECT count(*) FROM {outbox} WHERE processed_at < ?1`,
+		prune: `DELETE FROM {outbox} WHERE seq IN
+			(SELECT seq FROM {outbox} WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`,
+		failing: `SELECT id, attempts, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?1`,
 
 		suppressors: "a trigger that raises IGNORE",
 
@@ -141,7 +141,7 @@ func sqliteGrammar() grammar {
 				redriven = max(redriven, excluded.redriven), order_key = excluded.order_key
 			WHERE excluded.reason <> 'key parked'`,
 		moved: `SELECT EXISTS (SELECT 1 FROM {dlq} WHERE id = ?1 AND branch = ?2 AND outbox_seq = ?3)
-			AND NOT EXISTS (SELECT 1 FROM "{table}" WHERE seq = ?3 AND id = ?1 AND processed_at IS NULL)`,
+			AND NOT EXISTS (SELECT 1 FROM {outbox} WHERE seq = ?3 AND id = ?1 AND processed_at IS NULL)`,
 		list: `SELECT seq, version, outbox_seq, id, topic, key, payload, headers, trace, created_at,
 				error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, branch, order_key
 			FROM {dlq} WHERE seq > ?1 ORDER BY seq LIMIT ?2`,
@@ -151,13 +151,13 @@ func sqliteGrammar() grammar {
 		remove: `DELETE FROM {dlq} WHERE ` + sqliteLetters + ` RETURNING ` + sqliteLetterID,
 		kept:   `SELECT count(*) FROM {dlq} WHERE ` + sqliteLetters,
 		replace: []string{
-			`DELETE FROM "{table}" WHERE id IN (SELECT id FROM {dlq} WHERE ` + sqliteLetters + `)`,
+			`DELETE FROM {outbox} WHERE id IN (SELECT id FROM {dlq} WHERE ` + sqliteLetters + `)`,
 		},
 		ofBranch: `SELECT ` + sqliteLetterID + `, branch FROM {dlq} WHERE branch <> '' AND ` + sqliteLetters + ` ORDER BY seq LIMIT 1`,
-		rowless:  `SELECT count(*) FROM {dlq} d WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM "{table}" o WHERE o.id = d.id)`,
-		requeue: `INSERT INTO "{table}" (id, topic, key, payload, headers, trace, created_at, requeued_at)
+		rowless:  `SELECT count(*) FROM {dlq} d WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM {outbox} o WHERE o.id = d.id)`,
+		requeue: `INSERT INTO {outbox} (id, topic, key, payload, headers, trace, created_at, requeued_at)
 			SELECT id, topic, key, payload, headers, trace, created_at, ?2 FROM {dlq} WHERE ` + sqliteLetters + ` ORDER BY seq
-			RETURNING (SELECT ` + sqliteLetterID + ` FROM {dlq} d WHERE d.id = "{table}".id AND d.branch = '')`,
+			RETURNING (SELECT ` + sqliteLetterID + ` FROM {dlq} d WHERE d.id = {outbox}.id AND d.branch = '')`,
 		parkedKeys: `SELECT DISTINCT order_key FROM {dlq}
 			WHERE branch = ?1 AND order_key <> '' AND order_key IN (SELECT value FROM json_each(?2))`,
 		parked: `SELECT count(*) FROM {dlq}`,

@@ -259,7 +259,7 @@ func (w *waker) begin(ctx context.Context, conn *pgx.Conn) error {
 		o.log.Warn("couriersql: the table has no trigger that sends notifications, or a disabled one, and the relay polls: call Migrate of an outbox made with WithWakeUp, or ALTER TABLE … ENABLE TRIGGER", "table", o.table)
 	}
 	echo := newOwner()
-	if _, err := o.execute(ctx, `SELECT pg_notify($1, $2)`, o.table, echo); err != nil {
+	if _, err := o.execute(ctx, `SELECT pg_notify($1, $2)`, o.name, echo); err != nil {
 		return fmt.Errorf("sending a notification to itself over another connection of the pool: %w", err)
 	}
 	waiting, cancelWaiting := context.WithTimeout(ctx, echoTimeout)
@@ -281,13 +281,13 @@ func (w *waker) begin(ctx context.Context, conn *pgx.Conn) error {
 }
 
 const (
-	theTrigger   = `SELECT FROM pg_trigger WHERE tgrelid = '"{table}"'::regclass AND tgname = '{table}_notify'`
+	theTrigger   = `SELECT FROM pg_trigger WHERE tgrelid = '{outbox}'::regclass AND tgname = '{table}_notify'`
 	hasTrigger   = `SELECT EXISTS (` + theTrigger + `)`
 	firesTrigger = `SELECT EXISTS (` + theTrigger + ` AND tgenabled IN ('O', 'A'))`
 
 	createNotify = `CREATE OR REPLACE FUNCTION "{table}_notify"() RETURNS trigger LANGUAGE plpgsql
 		AS $$ BEGIN PERFORM pg_notify('{table}', ''); RETURN NULL; END $$`
-	createTrigger = `CREATE TRIGGER "{table}_notify" AFTER INSERT ON "{table}"
+	createTrigger = `CREATE TRIGGER "{table}_notify" AFTER INSERT ON {outbox}
 		FOR EACH STATEMENT EXECUTE FUNCTION "{table}_notify"()`
 )
 

@@ -109,7 +109,7 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 			err = o.suppressed(o.table, n, rows)
 		}
 		const doing = "writing %s to %s"
-		if !o.grammar.duplicate(err, o.table) {
+		if !o.grammar.duplicate(err, o.name) {
 			return o.failed(err, doing, plural(len(messages), "message"), o.table)
 		}
 		err = fmt.Errorf("%w: %s; roll the transaction back, and give every message an ID of its own or none (%w)",

@@ -644,3 +644,26 @@ func TestLettersOfAQueueOfRecords(t *testing.T) {
 		require.Contains(t, b.run(exitCannotRun, "dlq", "list", "-dlq", "a;b"), `DLQConfig.Table "a;b" is not a plain name`)
 	})
 }
+
+// An outbox in a schema that is not in the search_path is named with it.
+func TestAnOutboxInASchemaOfItsOwn(t *testing.T) {
+	dsn := pgtest.Schema(t)
+	db, err := sql.Open("pgx", dsn)
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
+	var schema string
+	require.NoError(t, db.QueryRowContext(t.Context(), `SELECT current_schema() || '_other'`).Scan(&schema))
+	b := &bed{t: t, dsn: dsn, db: db, ids: map[string]string{}}
+	require.Contains(t, b.run(exitCannotRun, "migrate", "-table", schema+".orders"), "create the schema first")
+	_, err = db.ExecContext(t.Context(), `CREATE SCHEMA `+schema)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := db.ExecContext(context.Background(), `DROP SCHEMA `+schema+` CASCADE`)
+		require.NoError(t, err)
+	})
+	require.Contains(t, b.run(exitCannotRun, "status", "-table", schema+".orders"), "there is no outbox "+schema+".orders in this database")
+	require.Contains(t, b.run(0, "migrate", "-table", schema+".orders", "-wake-up"), schema+".orders went from schema version 0 to ")
+	require.Contains(t, b.run(0, "status", "-table", schema+".orders"), "pending         0 ")
+	require.Equal(t, "0 of 0 dead letters\n", b.run(0, "dlq", "list", "-table", schema+".orders"))
+	require.Contains(t, b.run(exitCannotRun, "status", "-table", "orders"), "there is no outbox orders")
+}
