@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"reflect"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -17,7 +16,7 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// This room is the queue of records that are no rows of an outbox. They are stored as
+// This file is the queue of records that are no rows of an outbox. They are stored as
 // the rows of one: the identity is the ID, and the encoded record the payload.
 
 // DLQConfig configures [NewDLQ]. Table is required.
@@ -73,17 +72,17 @@ func NewDLQ[T any](db *sql.DB, dialect Dialect, config DLQConfig[T]) *DLQ[T] {
 	if config.Logger != nil {
 		d.log = config.Logger
 	}
-	asRow := reflect.TypeFor[T]() == reflect.TypeFor[Row]()
 	switch {
 	case config.QueryTimeout < 0:
 		d.misconfigured("DLQConfig.QueryTimeout", fmt.Sprintf("of %v lets no call succeed: pass how long a call may take, or 0 for %v", config.QueryTimeout, DefaultQueryTimeout))
-	case asRow && (config.Identity != nil || config.Encode != nil || config.Decode != nil):
-		d.misconfigured("DLQConfig", "has Identity, Encode or Decode: a Row is stored as it is")
 	case (config.Encode == nil) != (config.Decode == nil):
 		d.misconfigured("DLQConfig", "has Encode or Decode alone: set both, or none for JSON")
 	}
 	q := &DLQ[T]{database: d, encode: config.row, decode: config.record, create: d.createQueue}
 	if rows, ok := any(q).(*DLQ[Row]); ok {
+		if config.Identity != nil || config.Encode != nil || config.Decode != nil {
+			d.misconfigured("DLQConfig", "has Identity, Encode or Decode: a Row is stored as it is")
+		}
 		*rows = *queueOfRows(d, d.createQueue)
 	}
 	return q
