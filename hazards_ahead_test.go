@@ -141,3 +141,24 @@ func TestHazard_TookOfAFetchAhead(t *testing.T) {
 		}
 	})
 }
+
+// A waiting record that comes again with a batch that was fetched ahead is known.
+func TestHazard_Ahead_AWaitingRecordThatComesAgainIsKnown(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		source := newLeasing(numbers(40)...)
+		destination := newBusy(10*time.Second, 0)
+		applier := courier.ProcessFunc(func(ctx context.Context, r int) error {
+			time.Sleep(time.Second)
+			return destination.Apply(ctx, r)
+		})
+		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet, courier.WithBatchSize(4), courier.WithPrefetch(1)))
+		time.Sleep(3500 * time.Millisecond)
+		source.mu.Lock()
+		delete(source.out, 0) // its lease runs out
+		source.mu.Unlock()
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Empty(t, source.left())
+		require.Len(t, destination.called(0), 2)
+	})
+}

@@ -367,7 +367,7 @@ func (p *poller[T]) take() {
 		p.tellFetched(n)
 		p.dropEarly()
 	}
-	if p.waiting.Len() > 0 && len(p.kept) == 0 && !p.pass.handed && !p.ahead.took() {
+	if p.waiting.Len() > 0 && len(p.kept) == 0 && !p.pass.handed {
 		p.joinWaiting()
 	}
 	if len(p.kept) > 0 && !p.pass.handed {

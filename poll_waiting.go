@@ -270,7 +270,10 @@ func (p *poller[T]) easeHand() {
 func (p *poller[T]) joinWaiting() {
 	p.identify(&p.pass.run)
 	fetchedNow := p.pass.items
-	items := p.takeDue(p.config.clock.Now())
+	var items []pending[T]
+	if !p.ahead.took() { // else what is due has a pass of its own
+		items = p.takeDue(p.config.clock.Now())
+	}
 	n := len(items)
 	inHand := make(map[recordKey]*pending[T])
 	p.waiting.Each(func(one *waiter[T]) { inHand[one.Value.id] = &one.Value })
