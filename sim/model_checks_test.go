@@ -217,12 +217,17 @@ func (m *model) hand() int {
 	return m.Batch * batches
 }
 
+// limit is how many records a stream takes in hand of its own accord.
+func (m *model) limit() int {
+	if m.Prefetch >= 0 {
+		return (1 + m.Prefetch) * m.Batch
+	}
+	return 2 * m.Batch
+}
+
 // room is how many records a stream may have in hand.
 func (m *model) room() int {
-	room := 2 * m.Batch
-	if m.Prefetch >= 0 {
-		room = (1 + m.Prefetch) * m.Batch
-	}
+	room := m.limit()
 	if m.breaks() && m.Hosts == 0 {
 		room = max(room, 100) // while the breaker is probed
 	}

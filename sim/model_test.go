@@ -276,8 +276,9 @@ func (s *settings) agree() {
 	// Of two coordinators one may take all the healthy records, and leave the other
 	// alone with the poison.
 	// With ordered marks, all that is in hand may wait behind poison, and no room
-	// be left for a record that tells it from an outage.
-	if !s.parks() || s.Instances > 1 || s.Twins || s.Ordered && (s.Prefetch == 0 || s.Keys > 0 || s.Batch < s.Records) {
+	// be left for a record that tells it from an outage; least of all where its lease may
+	// run out, so that it is in hand many times, and only its host's records tell.
+	if !s.parks() || s.Instances > 1 || s.Twins || s.Ordered && (s.Prefetch == 0 || s.Keys > 0 || s.Batch < s.Records || s.Hosts > 0 && s.Renewing) {
 		s.Poison = nil
 	}
 	// The breaker may have to close again within a minute, see Successes.
@@ -317,6 +318,7 @@ func (s *settings) agree() {
 	s.mayStay = set(s.Stubborn)
 	if s.Foreign >= 0 {
 		s.mayStay[s.Foreign] = true
+		s.Named = s.Named || s.Renewing // else it takes a place in hand more whenever its lease has run out
 	}
 	// Where it is given back over each pause besides, it is the first to be tried again,
 	// and of the others one is delivered every few minutes: an hour is for ten of them.

@@ -440,7 +440,7 @@ func (l *life) look(returning *call) {
 	for n, one := range w.of {
 		m.lapses(l, n)
 		if late := min(passed, time.Duration(now-one.due-one.late)); late > 0 && !one.untimed && !one.leaves && !l.troubled(n) {
-			free := idle
+			free := idle && (!one.asked || u.settling == 0) // what has asked for long may be about to go back
 			if !m.streaming() {
 				free = at == 0
 			}
@@ -453,7 +453,7 @@ func (l *life) look(returning *call) {
 	// I-4: a hand full of waiting records is told.
 	room, told := m.Batch, patience
 	if m.streaming() {
-		room = m.room()
+		room = m.limit()
 	} else {
 		told += m.Interval * 5 / 4 // until when it would fetch
 	}
