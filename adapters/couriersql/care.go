@@ -3,6 +3,7 @@ package couriersql
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"io/fs"
 	"time"
 
@@ -23,16 +24,29 @@ func (o *Outbox) lagBut(ctx context.Context, first, last int64) (courier.Lag, er
 		return courier.Lag{}, o.fault
 	}
 	var lag courier.Lag
-	var oldest micros
-	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
-		return conn.QueryRowContext(ctx, o.sql(o.grammar.lag), o.timed(first, last)...).Scan(&lag.Pending, &oldest)
+	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		lag, err = o.lagOn(ctx, conn, first, last)
+		return err
 	}); err != nil {
 		return courier.Lag{}, o.failed(err, "asking %s for its lag", o.table)
+	}
+	return lag, nil
+}
+
+func (o *Outbox) lagOn(ctx context.Context, on executor, first, last int64) (lag courier.Lag, err error) {
+	var oldest micros
+	rows, err := on.QueryContext(ctx, o.sql(o.grammar.lag), o.timed(first, last)...)
+	if err != nil {
+		return lag, err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	if rows.Next() {
+		err = rows.Scan(&lag.Pending, &oldest)
 	}
 	if lag.Pending > 0 {
 		lag.Oldest = max(0, o.now().Sub(time.UnixMicro(int64(oldest))))
 	}
-	return lag, nil
+	return lag, errors.Join(err, rows.Err())
 }
 
 // SchemaVersion is the version that Migrate brings a database to.
@@ -109,19 +123,24 @@ func (o *Outbox) status(ctx context.Context, s *Status) (err error) {
 	if s.Version, err = o.schemaVersion(ctx); err != nil || s.Version == 0 {
 		return err
 	}
-	if s.Pending, err = o.Pending(ctx); err != nil {
-		return err
-	}
-	lag, err := o.Lag(ctx)
-	if err != nil {
-		return err
-	}
-	s.Due, s.Oldest = lag.Pending, lag.Oldest
-	if s.Dead, err = o.DLQ().Count(ctx); err != nil {
-		return err
-	}
 	return o.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
-		rows, err := conn.QueryContext(ctx, o.sql(o.grammar.failing), shownFailing)
+		tx, err := conn.BeginTx(ctx, o.grammar.snapshot) // so that the numbers agree
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tx.Rollback() }()
+		lag, err := o.lagOn(ctx, tx, 1, 0)
+		if err != nil {
+			return err
+		}
+		s.Due, s.Oldest = lag.Pending, lag.Oldest
+		if s.Pending, err = number(ctx, tx, o.sql(o.grammar.pending)); err != nil {
+			return err
+		}
+		if s.Dead, err = number(ctx, tx, o.sql(o.grammar.parked)); err != nil {
+			return err
+		}
+		rows, err := tx.QueryContext(ctx, o.sql(o.grammar.failing), shownFailing)
 		if err != nil {
 			return err
 		}

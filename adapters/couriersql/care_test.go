@@ -221,6 +221,41 @@ func TestRequeueRefusesTheLetterOfABranch(t *testing.T) {
 	})
 }
 
+// The letters of a parked key are put back together: those that are left would have the
+// others parked again, behind them.
+func TestRequeueRefusesSomeOfTheLettersOfAKey(t *testing.T) {
+	inEach(t, func(t *testing.T, newOutbox maker) {
+		o := newOutbox(t)
+		write(t, o, named("a", "b", "c", "d")...)
+		s := o.Source()
+		rows := take(t, s, 10)
+		var ids []string
+		for i, key := range []string{"customer 1", "customer 1", "customer 2", ""} {
+			l := letterFor(rows[i])
+			l.Key = key
+			if i == 1 {
+				l.Reason = courier.ReasonKeyParked
+			}
+			require.NoError(t, o.DLQ().Send(t.Context(), l))
+			ids = append(ids, idAt(fmt.Sprintf("%d.1", i+1)))
+		}
+		require.NoError(t, s.Mark(t.Context(), rows))
+		all := lettersOf(t, o)
+		for _, one := range ids[:2] {
+			_, err := o.Requeue(t.Context(), one, ids[2], ids[3])
+			require.ErrorIs(t, err, ErrOfKey)
+			require.ErrorContains(t, err, `1 of the 2 letters of the key "customer 1": `)
+			require.Equal(t, all, lettersOf(t, o))
+			require.Empty(t, pendingOf(t, o))
+		}
+		requeued, err := o.Requeue(t.Context(), ids[1], ids[0], ids[3])
+		require.NoError(t, err)
+		require.Equal(t, []string{ids[1], ids[0], ids[3]}, requeued)
+		require.Equal(t, []string{"c.1"}, lettersOf(t, o))
+		require.Equal(t, []string{"a", "b", "d"}, pendingOf(t, o), "in their order")
+	})
+}
+
 // Of several operators who put the same letters back, each letter has one.
 func TestRequeueAtOnce(t *testing.T) {
 	inEach(t, func(t *testing.T, newOutbox maker) {

@@ -96,6 +96,7 @@ type grammar struct {
 	kept       string   // how many of the letters there are
 	replace    []string // removes the rows that letters have in the outbox, but those that somebody has locked
 	ofBranch   string   // the first of the letters that is a branch's: its ID and branch
+	ofKey      string   // an order key and branch of which the letters are not all: how many are, and how many there are
 	rowless    string   // how many of the letters have no row in the outbox
 	requeue    string   // letters, into the outbox at the time ?n+1, but those that have a row there: their IDs
 	parked     string
@@ -109,6 +110,7 @@ type grammar struct {
 	failures  func([]failure) []any
 	time      func(micros int64) any
 	isolated  *sql.TxOptions // for transactions of more than one statement
+	snapshot  *sql.TxOptions // likewise, that all see the same
 	timed     bool           // statements take the time
 	prepares  bool           // statements are worth preparing here: the driver does not
 	remote    bool           // there is a server, to which a connection may die without a sign

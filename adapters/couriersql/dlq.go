@@ -313,6 +313,10 @@ func (d *database) recountLetters(ctx context.Context, on executor, ids ...strin
 // branch of a fan-out.
 var ErrOfBranch = errors.New("a row of the outbox goes to all branches, and this letter is owed to one: redrive it with courier.Redrive, the applier of its branch and a Match by Branch")
 
+// ErrOfKey is the error, to errors.Is, of [Outbox.Requeue] for some of the letters of an
+// order key.
+var ErrOfKey = errors.New("a key stays parked as long as it has letters, so that the relay would park these again behind the others: put all letters of the key back at once (courierctl dlq requeue -all -key), or redrive them with courier.Redrive, which keeps their order")
+
 // Requeue puts dead letters back into the outbox, in their order and in one
 // transaction, and the relay delivers them as new rows. It returns the IDs of the
 // letters that it put back, in the order given. Unlike [courier.Redrive] it needs
@@ -324,7 +328,10 @@ var ErrOfBranch = errors.New("a row of the outbox goes to all branches, and this
 // passes over IDs that no letter has, and letters whose row a relay has locked:
 // that relay is about to mark the row or to park it again.
 //
-// Requeue refuses the letter of a branch with [ErrOfBranch], and puts nothing back.
+// Requeue refuses the letter of a branch with [ErrOfBranch], and some but not all of the
+// letters of an order key (DLQPolicy.Key) with [ErrOfKey]; then it puts nothing back. The
+// rows of the key that are pending are delivered before those that it puts back: to keep
+// the order use [courier.Redrive], during which the key stays parked.
 func (o *Outbox) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 	if o.fault != nil {
 		return nil, o.fault
@@ -361,6 +368,14 @@ func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]s
 	switch err := tx.QueryRowContext(ctx, o.sql(o.grammar.ofBranch), letters...).Scan(&id, &branch); {
 	case err == nil:
 		return nil, fmt.Errorf("the letter %s is of the branch %q: %w", id, branch, ErrOfBranch)
+	case !errors.Is(err, sql.ErrNoRows):
+		return nil, err
+	}
+	var key string
+	var some, all int
+	switch err := tx.QueryRowContext(ctx, o.sql(o.grammar.ofKey), letters...).Scan(&key, &some, &all); {
+	case err == nil:
+		return nil, fmt.Errorf("%d of the %d letters of the key %q: %w", some, all, key, ErrOfKey)
 	case !errors.Is(err, sql.ErrNoRows):
 		return nil, err
 	}

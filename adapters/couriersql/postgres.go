@@ -233,7 +233,10 @@ func postgresGrammar() grammar {
 				WHERE t.id IN (SELECT id FROM {dlq} WHERE ` + letters + `) FOR UPDATE SKIP LOCKED)`,
 		},
 		ofBranch: `SELECT ` + letterID + `, branch FROM {dlq} WHERE branch <> '' AND ` + letters + ` ORDER BY seq LIMIT 1`,
-		rowless:  `SELECT count(*) FROM {dlq} d WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM {outbox} o WHERE o.id = d.id)`,
+		ofKey: `SELECT order_key, count(*) FILTER (WHERE ` + letters + `), count(*) FROM {dlq}
+			WHERE order_key IN (SELECT order_key FROM {dlq} WHERE order_key <> '' AND ` + letters + `)
+			GROUP BY order_key, branch HAVING count(*) FILTER (WHERE ` + letters + `) BETWEEN 1 AND count(*) - 1 LIMIT 1`,
+		rowless: `SELECT count(*) FROM {dlq} d WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM {outbox} o WHERE o.id = d.id)`,
 		requeue: `INSERT INTO {outbox} AS t (id, topic, key, payload, headers, trace, created_at, requeued_at)
 			SELECT id, topic, key, payload, headers, trace, created_at, $3 FROM {dlq} d
 			WHERE ` + letters + ` AND NOT EXISTS (SELECT FROM {outbox} o WHERE o.id = d.id) ORDER BY seq
@@ -250,6 +253,7 @@ func postgresGrammar() grammar {
 		failures:  postgresFailures,
 		time:      func(micros int64) any { return time.UnixMicro(micros) },
 		isolated:  &sql.TxOptions{Isolation: sql.LevelReadCommitted},
+		snapshot:  &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true},
 
 		remote: true,
 		broken: postgresBroken,

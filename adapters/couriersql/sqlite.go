@@ -1,6 +1,7 @@
 package couriersql
 
 import (
+	"database/sql"
 	"embed"
 	"encoding/json"
 	"net/url"
@@ -154,13 +155,17 @@ func sqliteGrammar() grammar {
 			`DELETE FROM {outbox} WHERE id IN (SELECT id FROM {dlq} WHERE ` + sqliteLetters + `)`,
 		},
 		ofBranch: `SELECT ` + sqliteLetterID + `, branch FROM {dlq} WHERE branch <> '' AND ` + sqliteLetters + ` ORDER BY seq LIMIT 1`,
-		rowless:  `SELECT count(*) FROM {dlq} d WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM {outbox} o WHERE o.id = d.id)`,
+		ofKey: `SELECT order_key, count(*) FILTER (WHERE ` + sqliteLetters + `), count(*) FROM {dlq}
+			WHERE order_key IN (SELECT order_key FROM {dlq} WHERE order_key <> '' AND ` + sqliteLetters + `)
+			GROUP BY order_key, branch HAVING count(*) FILTER (WHERE ` + sqliteLetters + `) BETWEEN 1 AND count(*) - 1 LIMIT 1`,
+		rowless: `SELECT count(*) FROM {dlq} d WHERE ` + sqliteLetters + ` AND NOT EXISTS (SELECT 1 FROM {outbox} o WHERE o.id = d.id)`,
 		requeue: `INSERT INTO {outbox} (id, topic, key, payload, headers, trace, created_at, requeued_at)
 			SELECT id, topic, key, payload, headers, trace, created_at, ?2 FROM {dlq} WHERE ` + sqliteLetters + ` ORDER BY seq
 			RETURNING (SELECT ` + sqliteLetterID + ` FROM {dlq} d WHERE d.id = {outbox}.id AND d.branch = '')`,
 		parkedKeys: `SELECT DISTINCT order_key FROM {dlq}
 			WHERE branch = ?1 AND order_key <> '' AND order_key IN (SELECT value FROM json_each(?2))`,
-		parked: `SELECT count(*) FROM {dlq}`,
+		parked:   `SELECT count(*) FROM {dlq}`,
+		snapshot: &sql.TxOptions{ReadOnly: true}, // else it would lock the file for writing
 
 		strings:    sqliteStrings,
 		letters:    func(ids []string) []any { return []any{sqliteStrings(ids)} },

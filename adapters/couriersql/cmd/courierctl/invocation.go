@@ -31,7 +31,9 @@ type invocation struct {
 	limit     int
 	after     string
 	branch    *string // nil is all
-	dlq       string  // a queue that is no outbox's
+	key       string  // likewise ""
+	reason    string
+	dlq       string // a queue that is no outbox's
 	all       bool
 	dryRun    bool
 	wakeUp    bool

@@ -71,20 +71,26 @@ func listFlags(i *invocation) {
 	i.ofQueue()
 	i.flags.IntVar(&i.limit, "limit", 50, "show up to `N` letters")
 	i.flags.StringVar(&i.after, "after", "", "begin after the letter with this `ID`")
-	i.ofBranch()
+	i.ofLetters()
 }
 
-// ofBranch declares the flag that chooses letters by their branch.
-func (i *invocation) ofBranch() {
+// ofLetters declares the flags that choose letters.
+func (i *invocation) ofLetters() {
 	i.flags.Func("branch", "only letters of the branch `NAME`; '' chooses letters without a branch", func(name string) error {
 		i.branch = &name
 		return nil
 	})
+	i.flags.StringVar(&i.key, "key", "", "only letters of this `KEY`: the order key of the letter, or the key of its message")
+	i.flags.StringVar(&i.reason, "reason", "", "only letters with this `REASON`, as the list shows it")
 }
 
-// chooses reports whether a letter is of the branch that is asked for.
+// filtered reports whether not all letters are chosen.
+func (i *invocation) filtered() bool { return i.branch != nil || i.key != "" || i.reason != "" }
+
+// chooses reports whether a letter is one of those that are asked for.
 func (i *invocation) chooses(l courier.DeadLetter[couriersql.Row]) bool {
-	return i.branch == nil || *i.branch == l.Branch
+	return (i.branch == nil || *i.branch == l.Branch) && (i.key == "" || i.key == l.Key || i.key == l.Record.Key) &&
+		(i.reason == "" || i.reason == string(l.Reason))
 }
 
 func list(ctx context.Context, i *invocation) error {
@@ -147,7 +153,7 @@ var gaveUp = regexp.MustCompile(`^courier: gave up after \d+ attempts? \([a-z ]+
 // summary tells how many letters are shown, of which, and how to see more.
 func (i *invocation) summary(shown []letterReport, more bool, total int) string {
 	text := fmt.Sprintf("%d of %s", len(shown), letters(total))
-	if i.branch != nil || i.after != "" {
+	if i.filtered() || i.after != "" {
 		text = letters(len(shown))
 		switch {
 		case i.branch == nil:
@@ -155,6 +161,12 @@ func (i *invocation) summary(shown []letterReport, more bool, total int) string 
 			text += " of no branch"
 		default:
 			text += " of the branch " + short(*i.branch)
+		}
+		if i.key != "" {
+			text += " of the key " + short(i.key)
+		}
+		if i.reason != "" {
+			text += " with the reason " + short(i.reason)
 		}
 		if i.after != "" {
 			text += " after " + short(i.after)
@@ -246,7 +258,7 @@ func changeFlags(i *invocation) {
 	i.ofQueue()
 	i.dry()
 	i.flags.BoolVar(&i.all, "all", false, "all letters that there are now")
-	i.ofBranch()
+	i.ofLetters()
 }
 
 // chosen returns the letters that a command is for.
@@ -287,8 +299,8 @@ func changing(ctx context.Context, i *invocation, what string, branches bool, ch
 		return errors.New("pass the IDs of letters or -all, not both: nothing was done")
 	case !i.all && len(i.operands) == 0:
 		return errors.New("pass the IDs of letters, or -all: courierctl dlq list shows them")
-	case i.branch != nil && !i.all:
-		return errors.New("-branch: goes with -all")
+	case i.filtered() && !i.all:
+		return errors.New("-branch, -key and -reason: go with -all")
 	}
 	return i.withLetters(ctx, func(ctx context.Context, outbox *couriersql.Outbox, dlq *couriersql.DLQ[couriersql.Row]) error {
 		chosen, err := i.chosen(ctx, dlq)

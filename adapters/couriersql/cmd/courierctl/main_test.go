@@ -347,7 +347,7 @@ func TestRequeueAndDelete(t *testing.T) {
 		for _, command := range []string{"requeue", "delete"} {
 			require.Contains(t, b.run(exitCannotRun, "dlq", command), "pass the IDs of letters, or -all")
 			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-all"), "pass the IDs of letters or -all, not both")
-			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-branch", "x"), "-branch: goes with -all")
+			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-branch", "x"), "-branch, -key and -reason: go with -all")
 			for _, id := range []string{"7.7", "1.2", "0.1", "-1.1", "x", "1", "", "01.1"} {
 				require.Contains(t, b.run(exitFinding, "dlq", command, "--", "1.1", id), "no dead letter has the ID "+id)
 			}
@@ -368,6 +368,29 @@ func TestRequeueAndDelete(t *testing.T) {
 		b.json(&status, "status")
 		require.InDelta(t, 3600, status.OldestSeconds, 300, "of the row that was never a letter")
 		require.Equal(t, []failingReport{{"failing", 1, "refused"}}, status.Failing)
+	})
+}
+
+// The culprits among many letters are found by the reason, and a key's letters by the key.
+func TestLettersAreChosenByKeyAndReason(t *testing.T) {
+	inEach(t, func(t *testing.T, b *bed) {
+		b.migrated()
+		queue := b.outbox.DLQ()
+		for i, letter := range []courier.DeadLetter[couriersql.Row]{
+			{Key: "customer 1", Reason: courier.ReasonPermanent}, {Key: "customer 1", Reason: courier.ReasonKeyParked}, {Key: "customer 2", Reason: courier.ReasonPermanent},
+		} {
+			letter.Record = couriersql.Row{ID: fmt.Sprintf("m%d", i), Topic: "t"}
+			letter.Error, letter.FailedAt = errors.New("bad"), time.Now()
+			require.NoError(t, queue.Send(t.Context(), letter))
+		}
+		var letters []letterReport
+		b.json(&letters, "dlq", "list", "-key", "customer 1", "-reason", "key parked")
+		require.Len(t, letters, 1)
+		require.Equal(t, "m1", letters[0].MessageID)
+		require.Contains(t, b.run(0, "dlq", "list", "-key", "customer 1"), "2 dead letters of the key customer 1, of 5 in all")
+		require.Contains(t, b.run(0, "dlq", "list", "-reason", "permanent"), "with the reason permanent, of 5 in all")
+		require.Contains(t, b.run(exitCannotRun, "dlq", "requeue", letters[0].ID), `1 of the 2 letters of the key "customer 1": a key stays parked`)
+		require.Equal(t, "2 dead letters were put back into the outbox\n", b.run(0, "dlq", "requeue", "-all", "-key", "customer 1"))
 	})
 }
 
