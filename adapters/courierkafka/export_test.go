@@ -1,6 +1,10 @@
 package courierkafka
 
-import "github.com/twmb/franz-go/pkg/kgo"
+import (
+	"context"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+)
 
 // Fits reports whether a sink takes a record, by its size.
 func Fits[T any](s *Sink[T], r *kgo.Record) bool { return s.producer.fits(r) == nil }
@@ -11,4 +15,21 @@ func Unanswered(client *kgo.Client) int {
 	p.link.unanswered.mu.Lock()
 	defer p.link.unanswered.mu.Unlock()
 	return len(p.link.unanswered.records)
+}
+
+// Watched returns the options of a client of a [Source] whose events a test sees: partitions
+// that are assigned, about to be revoked, revoked, and lost.
+func Watched(event func(what string, of map[string][]int32)) []kgo.Opt {
+	type callback = func(context.Context, *kgo.Client, map[string][]int32)
+	tell := func(before string, call func(*group) callback, after string) callback {
+		return func(ctx context.Context, client *kgo.Client, of map[string][]int32) {
+			event(before, of)
+			call(groupOf(client))(ctx, client, of)
+			event(after, of)
+		}
+	}
+	return append(SourceOptions(),
+		kgo.OnPartitionsAssigned(tell("assigned", func(g *group) callback { return g.assigned }, "")),
+		kgo.OnPartitionsRevoked(tell("revoking", func(g *group) callback { return g.revoking }, "revoked")),
+		kgo.OnPartitionsLost(tell("lost", func(g *group) callback { return g.lost }, "")))
 }

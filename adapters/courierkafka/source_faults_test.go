@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"strconv"
@@ -70,7 +71,7 @@ func consumeThroughFaults(t *testing.T, seed uint64) {
 	broken := newBroken(k)
 	for i := range 60 {
 		time.Sleep(time.Duration(random.IntN(3000)) * time.Millisecond)
-		k.fault(random, broken, members)
+		k.fault(random, broken, members, true)
 		if i == 20 || i == 40 {
 			k.write(t, "many", i/20*records/3, (i/20+1)*records/3, key)
 		}
@@ -178,20 +179,26 @@ func (b *broken) heal() {
 	}
 }
 
-// fault has one of the things happen that TestSourceFaults names.
-func (k *kafka) fault(random *rand.Rand, b *broken, members []*member) {
+// fault has one of the things happen that TestSourceFaults names, and says which.
+func (k *kafka) fault(random *rand.Rand, b *broken, members []*member, moves bool) string {
 	key := requests[random.IntN(len(requests))]
-	switch random.IntN(8) {
-	case 0:
-		_ = k.MoveTopicPartition("many", int32(random.IntN(6)), int32(random.IntN(3)))
-	case 1:
+	switch n := random.IntN(8); {
+	case n == 0 && moves:
+		p, node := int32(random.IntN(6)), int32(random.IntN(3))
+		_ = k.MoveTopicPartition("many", p, node)
+		return fmt.Sprintf("partition %d moves to broker %d", p, node)
+	case n < 2:
 		k.RehashCoordinators()
-	case 2:
+		return "coordinators move"
+	case n == 2:
 		b.close[key].Store(int64(1 + random.IntN(3)))
-	case 3:
-		members[random.IntN(len(members))].wire.slow.Store(int64(time.Duration(random.IntN(3)) * time.Second))
-	default:
-		errs := asked[key]
-		b.faults = append(b.faults, k.Fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: errs[random.IntN(len(errs))], Count: 1 + random.IntN(4)}))
+		return fmt.Sprintf("connections end at a %s", key.Name())
+	case n == 3:
+		slow := time.Duration(random.IntN(3)) * time.Second
+		members[random.IntN(len(members))].wire.slow.Store(int64(slow))
+		return fmt.Sprintf("answers take %v longer", slow)
 	}
+	err, times := asked[key][random.IntN(len(asked[key]))], 1+random.IntN(4)
+	b.faults = append(b.faults, k.Fault(kfake.Fault{Keys: []kmsg.Key{key}, Err: err, Count: times}))
+	return fmt.Sprintf("%d times %s for a %s", times, err.Message, key.Name())
 }

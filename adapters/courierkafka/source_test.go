@@ -34,8 +34,13 @@ var quiet = courier.WithLogger(slog.New(slog.NewTextHandler(io.Discard, nil)))
 // join makes a client that consumes in the group "g".
 func (k *kafka) join(tb testing.TB, c *cable, topic string, opts ...kgo.Opt) *kgo.Client {
 	tb.Helper()
+	return k.joinAs(tb, courierkafka.SourceOptions(), c, topic, opts...)
+}
+
+func (k *kafka) joinAs(tb testing.TB, source []kgo.Opt, c *cable, topic string, opts ...kgo.Opt) *kgo.Client {
+	tb.Helper()
 	c.network = &k.network
-	client, err := kgo.NewClient(append(append(courierkafka.SourceOptions(), kgo.SeedBrokers("localhost:9092"), kgo.Dialer(c.dial),
+	client, err := kgo.NewClient(append(append(source, kgo.SeedBrokers("localhost:9092"), kgo.Dialer(c.dial),
 		kgo.ConsumerGroup("g"), kgo.ConsumeTopics(topic), kgo.FetchMaxWait(100*time.Millisecond), kgo.SessionTimeout(max(k.session, 6*time.Second)),
 		kgo.HeartbeatInterval(time.Second), kgo.RebalanceTimeout(30*time.Second)), opts...)...)
 	require.NoError(tb, err)

@@ -2,9 +2,10 @@
 // offsets, one at a time, and prints which test finds each. The first of them are the losses
 // that other consumers have published.
 //
-//	go run ./adapters/courierkafka/mutants [-only text]
+//	go run ./adapters/courierkafka/mutants [-only text] [-run tests]
 //
-// It fails unless every bug is found.
+// It fails unless every bug is found by a test that fails: that the tests do not end is no
+// find.
 package main
 
 import (
@@ -23,14 +24,15 @@ import (
 
 func main() {
 	only := flag.String("only", "", "the bugs whose name has this in it")
+	tests := flag.String("run", "^(TestSource|TestSettled|TestGroup|TestSimulation|TestConformance_Source)", "the tests that look for them")
 	flag.Parse()
-	if err := run(*only); err != nil {
+	if err := run(*only, *tests); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-func run(only string) error {
+func run(only, tests string) error {
 	root, err := plant.Root()
 	if err != nil {
 		return err
@@ -47,7 +49,7 @@ func run(only string) error {
 		if !strings.Contains(m.name, only) {
 			continue
 		}
-		found, err := m.hunt(root, dir)
+		found, err := m.hunt(root, dir, tests)
 		switch {
 		case err != nil:
 			missed = errors.Join(missed, fmt.Errorf("%s: %w", m.name, err))
@@ -61,13 +63,13 @@ func run(only string) error {
 
 var failed = regexp.MustCompile(`(?m)^\s*--- FAIL: (Test\w+)`)
 
-// hunt runs the tests with the bug planted, and returns those that fail.
-func (m *mutant) hunt(root, dir string) (found []string, err error) {
+// hunt runs tests with the bug planted, and returns those that fail.
+func (m *mutant) hunt(root, dir, tests string) (found []string, err error) {
 	binary, err := m.bug().Compile(root, dir, "./adapters/courierkafka", "-tags", "synctests")
 	if err != nil {
 		return nil, err
 	}
-	test := exec.Command(binary, "-test.run", "^(TestSource|TestSettled|TestGroup|TestConformance_Source)", "-test.timeout", "1m", "-test.failfast")
+	test := exec.Command(binary, "-test.run", tests, "-test.timeout", "3m", "-test.failfast", "-sim.episodes", "60")
 	test.Dir = filepath.Join(root, "adapters", "courierkafka")
 	out, err := test.CombinedOutput()
 	for _, f := range failed.FindAllStringSubmatch(string(out), -1) {
@@ -75,8 +77,11 @@ func (m *mutant) hunt(root, dir string) (found []string, err error) {
 			found = append(found, f[1])
 		}
 	}
-	if err != nil && len(found) == 0 { // it died, or hung
-		found = append(found, "crash-or-hang")
+	switch {
+	case strings.Contains(string(out), "panic: test timed out"):
+		return nil, fmt.Errorf("the tests do not end: %w", err)
+	case err != nil && len(found) == 0:
+		found = append(found, "crash")
 	}
 	return found, nil
 }
