@@ -102,10 +102,14 @@ func (g *group) send(client *kgo.Client) (err error) {
 }
 
 // check reports errFenced if one of the partitions is gone, and adds what is settled
-// beyond the offsets.
+// beyond the offsets. A client that has joined as another member is not told at once which
+// partitions it still has; until then nothing is committed.
 func (g *group) check(offers offered, request *kmsg.OffsetCommitRequest) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if request.MemberID != g.member {
+		return kerr.RebalanceInProgress
+	}
 	beyond := make(map[partition]*string)
 	for a, at := range offers {
 		if a.gone {

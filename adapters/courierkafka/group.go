@@ -25,6 +25,7 @@ type group struct {
 	config     sourceConfig
 	ready      bool // the client has called it once
 	partitions map[partition]*assignment
+	member     string                    // as which the client has the partitions
 	found      map[partition]settled     // what the last commits before the assignments say
 	records    map[*kgo.Record]*delivery // handed out, or given back, and not settled
 	returned   returned                  // those that were given back
@@ -155,9 +156,10 @@ func (g *group) tell(err error) {
 
 // assigned is called by the client before it fetches from new partitions.
 func (g *group) assigned(_ context.Context, client *kgo.Client, added map[string][]int32) {
+	member, _ := client.GroupMetadata()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.ready = true
+	g.ready, g.member = true, member
 	if len(added) == 0 {
 		return
 	}
@@ -183,8 +185,14 @@ func (g *group) assigned(_ context.Context, client *kgo.Client, added map[string
 
 // revoking is called by the client before it gives partitions back. What the coordinator
 // has begun of them is finished and committed, if it does not take too long.
-func (g *group) revoking(_ context.Context, client *kgo.Client, revoked map[string][]int32) {
+func (g *group) revoking(ctx context.Context, client *kgo.Client, revoked map[string][]int32) {
+	member, _ := client.GroupMetadata()
 	g.mu.Lock()
+	if member != g.member { // the group had expelled it: other members have its partitions since
+		g.mu.Unlock()
+		g.lost(ctx, client, revoked)
+		return
+	}
 	leaving := g.leave(revoked)
 	g.mu.Unlock()
 	if len(leaving) == 0 {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -161,5 +162,71 @@ func TestSource_ALossIsAWarning(t *testing.T) {
 		require.Regexp(t, `level=WARN msg="courier: leases were not renewed" records=.* error=".*the group has taken its partition away`, log.String())
 		require.NotContains(t, log.String(), "hands records over")
 		m.leave(t)
+	})
+}
+
+// Records that are settled while a commit is under way are committed by the next one.
+func TestSource_CommitsWhatIsSettledDuringACommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "orders", 0, 10, strconv.Itoa)
+		wire := new(cable)
+		source := courierkafka.NewSource(k.join(t, wire, "orders"))
+		records := fetchAll(t, source, 10)
+		wire.slow.Store(int64(time.Second))
+		marked := make(chan error, 1)
+		go func() { marked <- source.Mark(t.Context(), records[:5]) }()
+		time.Sleep(500 * time.Millisecond)
+		require.NoError(t, source.Mark(t.Context(), records[5:]))
+		require.NoError(t, <-marked)
+		require.EqualValues(t, 10, k.committed(t, "orders", 0))
+	})
+}
+
+// A member that the group has expelled may hear first that the group rebalances. It then joins
+// anew with the partitions that it had, and the brokers would take its commits of them, over
+// those of the member that has them since.
+func TestSource_AMemberThatWasExpelledUndoesNoCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "wide", 0, 40, strconv.Itoa)
+		all := [2]int64{k.PartitionInfo("wide", 0).HighWatermark, k.PartitionInfo("wide", 1).HighWatermark}
+		client := k.join(t, new(cable), "wide")
+		first := courierkafka.NewSource(client)
+		records := fetchAll(t, first, 40)
+		require.NoError(t, first.Mark(t.Context(), records[:1]))
+
+		var expelled, told atomic.Bool
+		k.ControlKey(int16(kmsg.Heartbeat), func(request kmsg.Request) (kmsg.Response, error, bool) {
+			k.KeepControl()
+			member, _ := client.GroupMetadata()
+			answer := request.ResponseKind().(*kmsg.HeartbeatResponse)
+			if !expelled.Load() || request.(*kmsg.HeartbeatRequest).MemberID != member {
+				return nil, nil, false
+			}
+			if told.Load() {
+				expelled.Store(false)
+				answer.ErrorCode = kerr.RebalanceInProgress.Code
+			}
+			return answer, nil, true
+		})
+		expelled.Store(true)
+		leave := kmsg.NewPtrLeaveGroupRequest()
+		leave.Group, leave.Members = "g", []kmsg.LeaveGroupRequestMember{{}}
+		leave.Members[0].MemberID, _ = client.GroupMetadata()
+		_, err := leave.RequestWith(t.Context(), k.client)
+		require.NoError(t, err)
+		second := courierkafka.NewSource(k.join(t, new(cable), "wide"))
+		require.NoError(t, second.Mark(t.Context(), fetchAll(t, second, 39)))
+
+		told.Store(true)
+		for i := 1; i < 40; i++ {
+			_ = first.Mark(t.Context(), records[i:i+1])
+			for partition, end := range all {
+				require.Equal(t, end, k.committed(t, "wide", int32(partition)), "the commit of the second is undone, by record %d", i)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		require.NotZero(t, first.Lost())
 	})
 }

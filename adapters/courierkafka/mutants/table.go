@@ -60,6 +60,10 @@ var mutants = []mutant{
 		"	g.losses.Add(uint64(len(gone)))\n", "	g.losses.Add(uint64(len(gone)))\n	g.mu.Unlock()\n	_ = g.commitLast(client)\n	g.mu.Lock()\n"},
 	{"a partition that was lost is committed by a commit that waited", commit,
 		"		if a.gone {\n			return errFenced\n		}\n", ""},
+	{"a member that was expelled commits as another one what it had (franz-go#689)", commit,
+		"	if request.MemberID != g.member {\n		return kerr.RebalanceInProgress\n	}\n", ""},
+	{"a member that was expelled commits at the revoke", group,
+		"	if member != g.member { // the group", "	if member != g.member && false { // the group"},
 	{"the coordinator is not told of a revoke", group,
 		"		case d.of.leaving:\n			d.listed = g.renewal\n			lost.Add(i, errRevoked)\n", ""},
 
