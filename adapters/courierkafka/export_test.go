@@ -21,10 +21,15 @@ func Unanswered(client *kgo.Client) int {
 // that are assigned, about to be revoked, revoked, and lost.
 func Watched(event func(what string, of map[string][]int32)) []kgo.Opt {
 	type callback = func(context.Context, *kgo.Client, map[string][]int32)
-	tell := func(before string, call func(*group) callback, after string) callback {
+	tell := func(before string, call func(*group) callback, then string) callback {
 		return func(ctx context.Context, client *kgo.Client, of map[string][]int32) {
+			after := then
 			event(before, of)
-			call(groupOf(client))(ctx, client, of)
+			g := groupOf(client)
+			losses := g.losses.Load()
+			if call(g)(ctx, client, of); after == "revoked" && g.losses.Load() > losses {
+				after = "lost"
+			}
 			event(after, of)
 		}
 	}

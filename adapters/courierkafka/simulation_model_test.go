@@ -27,6 +27,7 @@ type model struct {
 	keyed   bool          // the records of a key are applied in order
 	patient time.Duration // the revoke timeout
 	away    time.Duration // how long a group may wait for a member that is out of reach
+	faulty  bool          // the brokers may miss the heartbeats of a member, and answer with errors
 
 	mu         sync.Mutex
 	partitions map[int32]*history
@@ -137,6 +138,9 @@ func (m *model) event(member int, what string, of []int32, committed map[int32]k
 		m.revokes[member] = time.Now()
 	}
 	if what == "lost" && len(of) > 0 {
+		if !m.faulty && len(m.outOfReach) == 0 {
+			m.violate(of[0], -1, "member %d loses the partition, though none was out of reach", member)
+		}
 		m.outOfReach = append(m.outOfReach, time.Now())
 	}
 	for _, p := range of {
@@ -161,7 +165,7 @@ func (m *model) event(member int, what string, of []int32, committed map[int32]k
 			}
 		}
 	}
-	if what == "revoked" {
+	if what == "revoked" || what == "lost" {
 		delete(m.revokes, member)
 	}
 }
@@ -181,7 +185,7 @@ func (m *model) finish(t *tenure, committed kfake.GroupCommit) {
 		m.violate(t.partition, -1, "member %d gives the partition back with a record in progress", t.member)
 	case open < 0 && !t.succeeded:
 		m.end(t, inOrder)
-	case m.waiting(began):
+	case m.waiting(began), t.succeeded && m.faulty:
 		m.end(t, unheard)
 	case t.succeeded:
 		m.violate(t.partition, -1, "two members had the partition, though none was out of reach")

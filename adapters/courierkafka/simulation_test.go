@@ -92,10 +92,10 @@ type simulation struct {
 	inHand  map[string][]int // by row: the relays that had it in hand when they were killed
 
 	// What is drawn for the episode.
-	slow, poison bool
-	client       []kgo.Opt
-	source       []courierkafka.SourceOption
-	coordinator  []courier.Option
+	slow, poison, assigned848 bool
+	client                    []kgo.Opt
+	source                    []courierkafka.SourceOption
+	coordinator               []courier.Option
 }
 
 // draw is a number that depends on the seed and on what it is for, and not on what was drawn
@@ -119,6 +119,7 @@ func simulate(t *testing.T, seed uint64) map[string]int {
 	case 0: // and else cooperatively
 		s.client = append(s.client, kgo.Balancers(kgo.StickyBalancer()))
 	case 1: // the brokers assign the partitions (KIP-848)
+		s.assigned848 = true
 		s.client = append(s.client, kgo.WithContext(context.WithValue(context.Background(), "opt_in_kafka_next_gen_balancer_beta", true))) //nolint:staticcheck // the client has chosen the key
 	}
 	s.coordinator = append(s.coordinator, quiet, courier.WithStreamWorkers(1+s.random.IntN(6)), courier.WithBatchSize(1+s.random.IntN(60)))
@@ -128,7 +129,11 @@ func simulate(t *testing.T, seed uint64) map[string]int {
 	if yes(4) {
 		s.source = append(s.source, courierkafka.WithMaxWindow(20))
 	}
-	calm, refuse, produceFaults, brokerFaults := yes(4), yes(2), yes(2), yes(3)
+	if yes(4) {
+		s.coordinator = append(s.coordinator, courier.WithPrefetch(1+s.random.IntN(3)))
+	}
+	calm, refuse, produceFaults := yes(4), yes(2), yes(2)
+	s.faulty = yes(3) && !calm
 
 	faults, heal := context.WithCancel(t.Context())
 	s.control(faults, refuse)
@@ -143,7 +148,7 @@ func simulate(t *testing.T, seed uint64) map[string]int {
 	broken := newBroken(s.k)
 	for range 8 + s.random.IntN(10) {
 		time.Sleep(time.Duration(500+s.random.IntN(8000)) * time.Millisecond)
-		if brokerFaults && !calm && len(s.alive) > 0 {
+		if s.faulty && len(s.alive) > 0 {
 			s.fault(broken)
 		}
 		s.step(t, calm)
@@ -193,7 +198,7 @@ func (s *simulation) control(ctx context.Context, refuse bool) {
 	})
 }
 
-// step has a member join, leave, be killed or be cut off for a while.
+// step has a member join, leave, be killed, or be cut off or hear all answers late for a while.
 func (s *simulation) step(t *testing.T, calm bool) {
 	take := func() int {
 		i := s.random.IntN(len(s.alive))
@@ -215,7 +220,11 @@ func (s *simulation) step(t *testing.T, calm bool) {
 	default:
 		id := s.alive[s.random.IntN(len(s.alive))]
 		s.unreachable(id, false)
-		s.members[id].wire.set(true)
+		if s.random.IntN(2) == 0 || s.assigned848 { // the client of KIP-848 may spin if answers are late
+			s.members[id].wire.set(true)
+		} else {
+			s.members[id].wire.slow.Store(int64(time.Duration(3000+s.random.IntN(25_000)) * time.Millisecond))
+		}
 		time.AfterFunc(time.Duration(s.random.IntN(40_000))*time.Millisecond, func() { s.heal(id) })
 	}
 }
@@ -226,6 +235,7 @@ func (s *simulation) heal(id int) {
 	defer s.mu.Unlock()
 	if !s.dead[id] {
 		s.members[id].wire.set(false)
+		s.members[id].wire.slow.Store(0)
 	}
 }
 
@@ -252,7 +262,10 @@ func (s *simulation) join(t *testing.T) {
 	})
 	m.client = s.k.joinAs(t, opts, m.wire, simTopic, s.client...)
 	m.source = courierkafka.NewSource(m.client, s.source...)
-	applier := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, r *kgo.Record) error { return s.apply(id, r) }), parked(func(r *kgo.Record) { s.park(id, r) }), courier.DLQPolicy[*kgo.Record]{})
+	applier := courier.ProcessFunc(func(_ context.Context, r *kgo.Record) error { return s.apply(id, r) })
+	if s.poison {
+		applier = courier.NewDLQApplier(applier, parked(func(r *kgo.Record) { s.park(id, r) }), courier.DLQPolicy[*kgo.Record]{})
+	}
 	m.c = courier.NewStreamingCoordinator(&watched{m.source, id, s.model}, applier, s.coordinator...)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -311,7 +324,9 @@ func (s *simulation) apply(member int, r *kgo.Record) error {
 	case s.poison && s.draw(100, "poison", at) == 0:
 		err = courier.Permanent(errors.New("poison"))
 	case s.draw(14, "fails", at, try) == 0:
-		err = courier.Later(errors.New("not this time"), time.Second)
+		if err = errors.New("not this time"); s.poison { // or the queue would take it
+			err = courier.Later(err, time.Second)
+		}
 	}
 	s.stop(member, r, err != nil)
 	return err
