@@ -277,7 +277,7 @@ func TestBatch_OfAFunction(t *testing.T) {
 }
 
 // WithWorkers is for both coordinators.
-func TestWorkers_OfAStream(t *testing.T) {
+func TestWithWorkers_OfAStream(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
 		var r courierttest.Recorder[int]
 		source := r.StreamSource()

@@ -75,7 +75,7 @@ func TestB13_CallsThatOutlastTheWindowCount(t *testing.T) {
 	})
 }
 
-func TestSlowCalls_OpenTheBreakerAndLeaveTheRecordApplied(t *testing.T) {
+func TestBreaker_SlowCallsOpenItAndLeaveTheRecordApplied(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := courier.NewBreaker(courier.BreakerPolicy{SlowCall: time.Second, SlowCallRate: 0.5, MinCalls: 4})
 		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {

@@ -316,7 +316,7 @@ func TestD9_AKeyFunctionMayPanic(t *testing.T) {
 }
 
 // Batch appliers get portions, by default an equal share for each worker.
-func TestBatches_AreHandedOutInPortions(t *testing.T) {
+func TestBatch_RecordsAreHandedOutInPortions(t *testing.T) {
 	sizes := func(t *testing.T, opts ...courier.Option) (sizes []int) {
 		source := newShelf(numbers(100)...)
 		s := &batchSink[int]{}
@@ -334,7 +334,7 @@ func TestBatches_AreHandedOutInPortions(t *testing.T) {
 	require.Len(t, sizes(t, courier.WithApplyBatchSize(10), courier.WithWorkers(3)), 10)
 }
 
-func TestBatches_AStreamHandsOutPortionsToo(t *testing.T) {
+func TestBatch_AStreamHandsOutPortionsToo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var marked collector
 		ch := make(chan int, 100)

@@ -347,7 +347,7 @@ func TestLag_IsTheSourcesToTell(t *testing.T) {
 }
 
 // A resume is one fetch: the wake-up that it is does not end the rest behind that.
-func TestResumeFetchesOnce(t *testing.T) {
+func TestPause_AResumeFetchesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var fetches atomic.Int32
 		source := courier.BatchSourceFunc[int]{

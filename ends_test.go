@@ -21,7 +21,7 @@ var anyEnd = rapid.SampledFrom([]time.Duration{1, time.Millisecond, time.Minute,
 // anyAsked is what somebody may ask for with RetryAfter.
 var anyAsked = rapid.SampledFrom([]time.Duration{math.MinInt64, -1, 0, 1, time.Second, time.Hour, math.MaxInt64 - 1, math.MaxInt64})
 
-func TestEnds_ARetryWaitsAsLongAsItMay(t *testing.T) {
+func TestR2_ARetryWaitsAsLongAsItMay(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rapid.SyncTest(t, func(t *rapid.T) {
 			policy := courier.RetryPolicy{MaxAttempts: 4, Jitter: courier.Jitter(rapid.IntRange(0, 3).Draw(t, "jitter"))}
@@ -80,7 +80,7 @@ func TestEnds_ARetryWaitsAsLongAsItMay(t *testing.T) { // R-2, R-10, R-11
 
 // A coordinator whose durations are anything works off what can be, stops in time,
 // and is in no loop: it does no more calls than its shortest durations explain.
-func TestEnds_ACoordinatorIsInNoLoop(t *testing.T) {
+func TestConfig_DurationsOfAnyLengthMakeNoLoop(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rapid.SyncTest(t, func(t *rapid.T) {
 			shortest := time.Hour

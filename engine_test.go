@@ -38,7 +38,7 @@ func TestD6_NothingIsBegunBehindARecordThatPauses(t *testing.T) {
 
 // Of several records that pause, the first in the order fetched has the say, not
 // the last to return.
-func TestEngine_ThePauseIsTheFirstRecords(t *testing.T) {
+func TestPause_IsThatOfTheFirstRecord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		var until time.Time
@@ -67,7 +67,7 @@ func TestD4_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
 }
 
 // Under the race detector: no look at the records that a batch applier is at.
-func TestEngine_Race_ALookDoesNotTouchTheBatchInWork(t *testing.T) {
+func TestStream_ALookDoesNotTouchTheBatchInWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var marked collector
 		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { time.Sleep(time.Second); return nil }}
@@ -107,7 +107,7 @@ func TestD5_ALossIsOfItsBatchOnly(t *testing.T) {
 
 // At the end of a stream, in an outage that does not end,
 // records behind a suspect of their key do not keep Start for ever.
-func TestEngine_Stream_TheEndOfAnOrderedStreamInAnOutage(t *testing.T) {
+func TestStream_TheEndOfAnOrderedStreamInAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(context.Context, int, int) error { return errTest }}, nil)
 		ctx, cancel := context.WithCancel(t.Context())

@@ -141,7 +141,7 @@ func (d *renewedDesk) Fetch(ctx context.Context, limit int) ([]int, error) {
 
 // With ordered marks, what is applied waits for the record before it. Its lease
 // is not renewed meanwhile, and somebody else gets it.
-func TestWhatWaitsForAnEarlierMarkIsRenewed(t *testing.T) {
+func TestLease_WhatWaitsForAnEarlierMarkIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &renewedDesk{newDesk(3), map[int]bool{}}
 		ctx, cancel := context.WithCancel(t.Context())

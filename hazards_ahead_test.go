@@ -33,7 +33,7 @@ func TestD8_AStopDuringTheMarkReleasesWhatWasFetchedAhead(t *testing.T) {
 
 // When a breaker opens, marks do not wait for a Fetch that is under way ahead: here
 // one that polls long, as of SQS.
-func TestHazard_AnOpenBreakerDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
+func TestPrefetch_AnOpenBreakerDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1)}
 		fetches := 0
@@ -85,7 +85,7 @@ func TestD8_AStopDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 
 // Nothing is fetched after Pause, after a stop, or while a breaker is open, the
 // fetches ahead included that were asked for before.
-func TestHazard_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
+func TestPrefetch_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
 	for _, how := range []string{"stop", "pause", "breaker"} {
 		t.Run(how, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -129,7 +129,7 @@ func TestHazard_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
 }
 
 // FetchEvent.Elapsed of a batch fetched ahead is its own.
-func TestHazard_TookOfAFetchAhead(t *testing.T) {
+func TestPrefetch_TheElapsedTimeOfAFetchIsItsOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told courierttest.ObserverRecorder
 		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
@@ -143,7 +143,7 @@ func TestHazard_TookOfAFetchAhead(t *testing.T) {
 }
 
 // A waiting record that comes again with a batch that was fetched ahead is known.
-func TestHazard_Ahead_AWaitingRecordThatComesAgainIsKnown(t *testing.T) {
+func TestPrefetch_AWaitingRecordThatComesAgainIsKnown(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
 		source := newLeasing(numbers(40)...)
 		destination := newBusy(10*time.Second, 0)

@@ -76,7 +76,7 @@ func TestD3_Stream_ARecordsRetryAfterHoldsBackNoOther(t *testing.T) {
 }
 
 // RunOnce: "errors.Is and errors.As see the errors of the records, of the fetch".
-func TestHazard_RunOnce_TheErrorOfTheFetchIsSeenBesideAPause(t *testing.T) {
+func TestRunOnce_TheErrorOfTheFetchIsSeenBesideAPause(t *testing.T) {
 	source := sourceFuncs{func(context.Context, int) ([]int, error) { return []int{1}, errTest }, nop[[]int]}
 	err := courier.NewPollingCoordinator(source, courier.ProcessFunc(func(context.Context, int) error {
 		return &courier.OpenError{Until: time.Now().Add(time.Hour)}
@@ -85,7 +85,7 @@ func TestHazard_RunOnce_TheErrorOfTheFetchIsSeenBesideAPause(t *testing.T) {
 }
 
 // Refused is "not attempted for a reason that is not a pause or a stop".
-func TestHazard_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
+func TestObserver_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
 	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -111,7 +111,7 @@ func TestHazard_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
 }
 
 // A fetch ahead that fails while a breaker opens is not told as one that went well.
-func TestHazard_AFailedFetchAheadIsToldWhenItIsDropped(t *testing.T) {
+func TestPrefetch_AFailedFetchIsToldWhenItIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1)}
 		fetches := 0
@@ -137,7 +137,7 @@ func TestHazard_AFailedFetchAheadIsToldWhenItIsDropped(t *testing.T) {
 // WithOrderedMarks: "A record that is not settled holds up the marks of all
 // behind it": to a source that keeps a position, a mark behind a record that was
 // given back loses it.
-func TestHazard_Stream_OrderedMarksDoNotPassARecordThatWasGivenBack(t *testing.T) {
+func TestStream_OrderedMarksDoNotPassARecordThatWasGivenBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newLeasing(0, 1, 2, 3)
 		source.wait = true
@@ -155,7 +155,7 @@ func TestHazard_Stream_OrderedMarksDoNotPassARecordThatWasGivenBack(t *testing.T
 }
 
 // A probe that was not begun says nothing of the destination.
-func TestHazard_Stream_AProbeThatWasNotBegunResumesNothing(t *testing.T) {
+func TestOutage_Stream_AProbeThatWasNotBegunResumesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told courierttest.ObserverRecorder
 		began := time.Now()

@@ -87,7 +87,7 @@ func losing(lose ...int) func(context.Context, []int) error {
 
 // A record that a worker was given but has not begun, whose lease is lost, and
 // that is then taken back for an idle worker, is left alone.
-func TestHazard_Stream_ALostRecordThatIsTakenBackIsNotBegun(t *testing.T) {
+func TestLease_Stream_ALostRecordThatIsTakenBackIsNotBegun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(1)}
 		source.wait = true
@@ -103,7 +103,7 @@ func TestHazard_Stream_ALostRecordThatIsTakenBackIsNotBegun(t *testing.T) {
 }
 
 // The same where the share ends before the lost record, over a breaker's pause.
-func TestHazard_Stream_ALostRecordBehindAHaltIsNotBegun(t *testing.T) {
+func TestLease_Stream_ALostRecordBehindAHaltIsNotBegun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told atomic.Bool
 		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: func(ctx context.Context, records []int) error {
@@ -134,7 +134,7 @@ func TestHazard_Stream_ALostRecordBehindAHaltIsNotBegun(t *testing.T) {
 
 // With ordered marks, an applied record that waits for its turn is in hand, and
 // its lease is renewed.
-func TestHazard_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
+func TestLease_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second}
 		renewed := source.notesRenewals()
@@ -157,7 +157,7 @@ func TestHazard_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
 
 // While a mark is under way its records are in hand, and renewed. Renew is not
 // called with nothing.
-func TestHazard_Stream_WhatIsBeingMarkedIsRenewed(t *testing.T) {
+func TestLease_Stream_WhatIsBeingMarkedIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: time.Minute}
 		renewed := source.notesRenewals()
@@ -174,7 +174,7 @@ func TestHazard_Stream_WhatIsBeingMarkedIsRenewed(t *testing.T) {
 
 // A record that fails behind the loss of its lease is another's to try again, where
 // a stream keeps what failed to try it by itself.
-func TestHazard_Stream_WhatFailsBehindItsLossIsNotTriedAgain(t *testing.T) {
+func TestLease_Stream_WhatFailsBehindItsLossIsNotTriedAgain(t *testing.T) {
 	for name, keep := range map[string]courier.Option{
 		"ordered marks": courier.WithOrderedMarks(), "order by key": courier.WithOrderKey(func(int) string { return "" }),
 	} {
@@ -203,7 +203,7 @@ func TestHazard_Stream_WhatFailsBehindItsLossIsNotTriedAgain(t *testing.T) {
 
 // A loss is heard of which a Renew tells that was under way when the next batch came
 // into work.
-func TestHazard_Polling_ALossThatIsToldWhileTheBatchChangesIsHeard(t *testing.T) {
+func TestLease_Polling_ALossThatIsToldWhileTheBatchChangesIsHeard(t *testing.T) {
 	for name, prefetch := range map[string]int{"behind": 0, "ahead": 1} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -226,7 +226,7 @@ func TestHazard_Polling_ALossThatIsToldWhileTheBatchChangesIsHeard(t *testing.T)
 }
 
 // InHand does not count what was lost behind the batch.
-func TestHazard_Polling_InHandForgetsWhatWasLostBehindTheBatch(t *testing.T) {
+func TestLease_Polling_InHandForgetsWhatWasLostBehindTheBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(3)}
 		source.fetch = func(ctx context.Context, _ int) ([]int, error) { return source.leasing.Fetch(ctx, 4) }
@@ -243,7 +243,7 @@ func TestHazard_Polling_InHandForgetsWhatWasLostBehindTheBatch(t *testing.T) {
 // What was lost is not given back by a stop: it is somebody else's.
 // A waiting record whose lease is lost does not come back into hand with the later ones of
 // its key when a breaker opens.
-func TestHazard_Polling_AWaitingRecordThatWasLostIsNotKeptOverAPause(t *testing.T) {
+func TestLease_Polling_AWaitingRecordThatWasLostIsNotKeptOverAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing[int](), every: 300 * time.Millisecond}
 		began := time.Now()
@@ -285,7 +285,7 @@ func TestHazard_Polling_AWaitingRecordThatWasLostIsNotKeptOverAPause(t *testing.
 	})
 }
 
-func TestHazard_Polling_AStopReleasesNothingThatWasLost(t *testing.T) {
+func TestLease_Polling_AStopReleasesNothingThatWasLost(t *testing.T) {
 	for name, limit := range map[string]int{"in the batch": 2, "behind it": 4} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -302,7 +302,7 @@ func TestHazard_Polling_AStopReleasesNothingThatWasLost(t *testing.T) {
 }
 
 // A Renew that waits for its context does not keep a run that is at its end.
-func TestHazard_ARenewUnderWayDoesNotKeepTheRunFromEnding(t *testing.T) {
+func TestLease_ARenewUnderWayDoesNotKeepTheRunFromEnding(t *testing.T) {
 	for name, streaming := range map[string]bool{"RunOnce": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -351,7 +351,7 @@ func (c *setBack) Now() time.Time {
 }
 
 // A lease runs out though the clock is set back: renewals go on.
-func TestHazard_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
+func TestLease_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var clock setBack
 		var renewals atomic.Int32
@@ -375,7 +375,7 @@ func TestHazard_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
 
 // What a poller passes over to probe with another record is in its hand until it
 // is given back, behind the probe's mark.
-func TestHazard_Poll_WhatAProbePassesOverIsRenewed(t *testing.T) {
+func TestLease_Polling_WhatAProbePassesOverIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: 30 * time.Second}
 		renewed := source.notesRenewals()
@@ -397,7 +397,7 @@ func TestHazard_Poll_WhatAProbePassesOverIsRenewed(t *testing.T) {
 }
 
 // A source may find a record gone that is being marked meanwhile: nothing is lost.
-func TestHazard_WhatIsMarkedWhileItIsRenewedIsNotLost(t *testing.T) {
+func TestLease_WhatIsMarkedWhileItIsRenewedIsNotLost(t *testing.T) {
 	for name, make := range map[string]func(courier.Source[int], courier.Applier[int], ...courier.Option) running{
 		"polling": func(s courier.Source[int], a courier.Applier[int], o ...courier.Option) running {
 			return courier.NewPollingCoordinator(s, a, o...)
@@ -424,7 +424,7 @@ func TestHazard_WhatIsMarkedWhileItIsRenewedIsNotLost(t *testing.T) {
 }
 
 // A record that is to be given back, behind a mark that takes long, is in hand.
-func TestHazard_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
+func TestLease_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second, markFor: 30 * time.Second}
 		renewed := source.notesRenewals()
@@ -448,7 +448,7 @@ func TestHazard_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
 
 // A renewal that is under way while its records are marked, and is heard of later,
 // has lost nothing.
-func TestHazard_WhatWasMarkedWhileItWasRenewedIsNotLost(t *testing.T) {
+func TestLease_WhatWasMarkedWhileItWasRenewedIsNotLost(t *testing.T) {
 	for name, make := range map[string]func(courier.Source[int], courier.Applier[int], ...courier.Option) running{
 		"polling": func(s courier.Source[int], a courier.Applier[int], o ...courier.Option) running {
 			return courier.NewPollingCoordinator(s, a, o...)
@@ -482,7 +482,7 @@ func TestHazard_WhatWasMarkedWhileItWasRenewedIsNotLost(t *testing.T) {
 
 // A record that is held back behind a failed one of its key can be lost while the others
 // of its batch are marked: that is told, and it does not go back to the source.
-func TestHazard_Polling_AHeldBackRecordThatIsLostDuringTheMarkIsTold(t *testing.T) {
+func TestLease_Polling_AHeldBackRecordThatIsLostDuringTheMarkIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2), every: 20 * time.Second, renew: losing(2), markFor: 30 * time.Second}
 		s := &sink[int]{fail: func(_ context.Context, n, _ int) error {
@@ -505,7 +505,7 @@ func TestHazard_Polling_AHeldBackRecordThatIsLostDuringTheMarkIsTold(t *testing.
 }
 
 // What was given back in a pass is not renewed while the pass goes on.
-func TestHazard_Polling_WhatWasGivenBackIsNotRenewed(t *testing.T) {
+func TestLease_Polling_WhatWasGivenBackIsNotRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2), every: 20 * time.Second, releaseFor: 15 * time.Second}
 		renewed := source.notesRenewals()
@@ -524,7 +524,7 @@ func TestHazard_Polling_WhatWasGivenBackIsNotRenewed(t *testing.T) {
 }
 
 // What is to be applied again in between, where there is an order, is renewed.
-func TestHazard_Stream_WhatIsToGoInBetweenIsRenewed(t *testing.T) {
+func TestLease_Stream_WhatIsToGoInBetweenIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2), every: 20 * time.Second}
 		renewed := source.notesRenewals()
@@ -547,7 +547,7 @@ func TestHazard_Stream_WhatIsToGoInBetweenIsRenewed(t *testing.T) {
 
 // A record that waits in hand, whose lease runs out, and that the source hands out again, is
 // not lost by the answer to a renewal that was asked for before.
-func TestHazard_Polling_ARecordThatComesAgainDuringARenewalIsNotLost(t *testing.T) {
+func TestLease_Polling_ARecordThatComesAgainDuringARenewalIsNotLost(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1), every: 2 * time.Second}
 		slow := sync.OnceFunc(func() {
@@ -580,7 +580,7 @@ func TestHazard_Polling_ARecordThatComesAgainDuringARenewalIsNotLost(t *testing.
 }
 
 // A run that loses what waits while others are marked fetches no more, and returns the error.
-func TestHazard_RunOnceFetchesNothingForWhatItHasLost(t *testing.T) {
+func TestLease_RunOnceFetchesNothingForWhatItHasLost(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1), every: 2 * time.Second, renew: losing(0), markFor: 3 * time.Second}
 		calls := 0

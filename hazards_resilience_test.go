@@ -471,7 +471,7 @@ func TestQ2_NotUnderAnEndedContext(t *testing.T) {
 // D3, P-3: a record that is refused, and never attempted, tells nothing of the
 // destination when it is the probe. The next probe is another record, whatever the
 // batch size: else this one would keep the breaker half-open, and all others waiting.
-func TestHazard_Poll_AProbeThatWasNotAttemptedIsNotTheNextOne(t *testing.T) {
+func TestP3_Polling_AProbeThatWasNotAttemptedIsNotTheNextOne(t *testing.T) {
 	for _, batch := range []int{2, 10} { // of one, the record would hide all others
 		t.Run(fmt.Sprint("batch ", batch), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -530,7 +530,7 @@ func numbersOf(records [][2]int) (list []int) {
 }
 
 // D3, P-3: likewise where nobody can tell which record was the probe.
-func TestHazard_Poll_AProbeThatWasNotAttemptedAndHasNoNameIsNotTheNextOne(t *testing.T) {
+func TestP3_Polling_AProbeThatWasNotAttemptedAndHasNoNameIsNotTheNextOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &versions{leasing: newLeasing(numbers(10)...)}
 		applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r [2]int) error {
@@ -552,7 +552,7 @@ func TestHazard_Poll_AProbeThatWasNotAttemptedAndHasNoNameIsNotTheNextOne(t *tes
 // D3, P-3: nor does it tell a stream that the destination is well, which would have the
 // records that an outage left in hand wait for another minute, and at the next refusal
 // for one more.
-func TestHazard_Stream_AProbeThatWasNotAttemptedKeepsNoRecordsWaiting(t *testing.T) {
+func TestP3_Stream_AProbeThatWasNotAttemptedKeepsNoRecordsWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newLeasing(numbers(5)...)
 		source.wait = true
@@ -576,7 +576,7 @@ func TestHazard_Stream_AProbeThatWasNotAttemptedKeepsNoRecordsWaiting(t *testing
 // D3, P-3: a run that begins while the breaker is half-open has another record be the
 // probe than the run before it: else one bad record at the head would have every run end
 // over it, and no other record be delivered.
-func TestHazard_RunOnce_ABadRecordIsNotTheProbeOfEveryRun(t *testing.T) {
+func TestP3_RunOnce_ABadRecordIsNotTheProbeOfEveryRun(t *testing.T) {
 	for i := range 12 {
 		successes, batch, refusing := []int{1, 3}[i%2], []int{1, 3, 100}[i/2%3], i >= 6
 		t.Run(fmt.Sprint("successes ", successes, ", batch ", batch, ", another is refused ", refusing), func(t *testing.T) {
@@ -635,7 +635,7 @@ func TestC7_RunOnceWaitsForNoInterval(t *testing.T) {
 
 // D6: after the breaker has opened anew, a suspect is a probe as before: it is left
 // to others only while the breaker wants more successes than it had.
-func TestHazard_ASecondOutageLeavesNoSuspectAlone(t *testing.T) {
+func TestD6_ASecondOutageLeavesNoSuspectAlone(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 		began := time.Now()
 		down := func(at time.Duration) bool {
@@ -664,7 +664,7 @@ func TestHazard_ASecondOutageLeavesNoSuspectAlone(t *testing.T) {
 
 // The error of a run lists every record that was not applied, also those that it did
 // not come to.
-func TestHazard_RunOnce_ListsWhatItDidNotReach(t *testing.T) {
+func TestRunOnce_ListsWhatItDidNotReach(t *testing.T) {
 	for _, batch := range []int{2, 100} {
 		courierttest.Bubble(t, func(t *testing.T) {
 			source := newShelf(numbers(7)...)
@@ -693,7 +693,7 @@ func TestHazard_RunOnce_ListsWhatItDidNotReach(t *testing.T) {
 }
 
 // After a probe that went well the others come at once, and not after the interval.
-func TestHazard_AfterAGoodProbeTheOthersComeAtOnce(t *testing.T) {
+func TestOutage_AfterAGoodProbeTheOthersComeAtOnce(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
 		var r courierttest.Recorder[int]
 		first := onSecond(func() {}, errTest)
@@ -705,7 +705,7 @@ func TestHazard_AfterAGoodProbeTheOthersComeAtOnce(t *testing.T) {
 }
 
 // Of two breakers that are open, the pause is until the later one may be probed.
-func TestHazard_TheLaterOfTwoBreakersIsWaitedFor(t *testing.T) {
+func TestOutage_TheLaterOfTwoBreakersIsWaitedFor(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
 		var told courierttest.ObserverRecorder
 		long := exactBreaker(nil, func(p *courier.BreakerPolicy) { p.OpenFor, p.MaxOpenFor = 6*longWait, 6*longWait })

@@ -70,7 +70,7 @@ func TestD4_Stream_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
 
 // At the end of a stream with an order key, what failed goes back to a source
 // that takes it, and with it what waits behind.
-func TestHazard_Stream_TheEndGivesBackWhatFailedWithAnOrderKey(t *testing.T) {
+func TestStream_TheEndGivesBackWhatFailedWithAnOrderKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3)}
 		done := false
@@ -94,7 +94,7 @@ func TestHazard_Stream_TheEndGivesBackWhatFailedWithAnOrderKey(t *testing.T) {
 }
 
 // FailEvent.Class of a permanent failure.
-func TestHazard_Stream_FailEventHasTheClass(t *testing.T) {
+func TestObserver_Stream_FailEventHasTheClass(t *testing.T) {
 	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -122,7 +122,7 @@ func TestHazard_Stream_FailEventHasTheClass(t *testing.T) {
 }
 
 // ApplyEvent.DrainTimedOut at the end of a stream.
-func TestHazard_Stream_ApplyEventTellsOfTheDrainTimeout(t *testing.T) {
+func TestObserver_Stream_ApplyEventTellsOfTheDrainTimeout(t *testing.T) {
 	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -154,7 +154,7 @@ func (c *counting) After(d time.Duration) <-chan time.Time {
 }
 
 // No alarm every 5 ms for as long as a batch is with the applier.
-func TestHazard_Stream_ABatchThatTakesLongIsNotLookedAtAllTheTime(t *testing.T) {
+func TestStream_ABatchThatTakesLongIsNotLookedAtAllTheTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error {
 			if len(records) > 1 {
@@ -173,7 +173,7 @@ func TestHazard_Stream_ABatchThatTakesLongIsNotLookedAtAllTheTime(t *testing.T) 
 }
 
 // Pause and breaker: one of them over is not both over.
-func TestHazard_Stream_ResumedIsToldWhenThePauseIsOver(t *testing.T) {
+func TestPause_Stream_ResumedIsToldWhenThePauseIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told courierttest.ObserverRecorder
 		fail := true
@@ -200,7 +200,7 @@ func TestHazard_Stream_ResumedIsToldWhenThePauseIsOver(t *testing.T) {
 }
 
 // And the other way round.
-func TestHazard_Stream_ResumeDoesNotTellThatABreakersPauseIsOver(t *testing.T) {
+func TestPause_Stream_ResumeDoesNotTellThatABreakersPauseIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told courierttest.ObserverRecorder
 		s := &sink[int]{fail: func(context.Context, int, int) error { return &courier.OpenError{Until: time.Now().Add(time.Hour)} }}
@@ -218,7 +218,7 @@ func TestHazard_Stream_ResumeDoesNotTellThatABreakersPauseIsOver(t *testing.T) {
 }
 
 // A fetch that the stop or a pause cancels has not succeeded.
-func TestHazard_Ready_ACancelledFetchIsNoSuccess(t *testing.T) {
+func TestReady_ACancelledFetchIsNoSuccess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := 0
 		source := sourceFuncs{func(ctx context.Context, _ int) ([]int, error) {
@@ -243,7 +243,7 @@ func TestHazard_Ready_ACancelledFetchIsNoSuccess(t *testing.T) {
 }
 
 // RecordStarted and RecordEnded "are called for every record".
-func TestHazard_PerRecordEventsOfABatchApplier(t *testing.T) {
+func TestObserver_PerRecordEventsOfABatchApplier(t *testing.T) {
 	told := courierttest.ObserverRecorder{PerRecord: true}
 	source := newShelf(1, 2)
 	require.NoError(t, courier.NewPollingCoordinator(source, &batchSink[int]{}, quiet, courier.WithObserver(told.Observer())).RunOnce(t.Context()))

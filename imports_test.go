@@ -10,7 +10,7 @@ import (
 
 // The root package is in everyone's build: outside its tests it imports the
 // standard library and itself.
-func TestImportsAreTheStandardLibrary(t *testing.T) {
+func TestAPI_ImportsNothingButTheStandardLibrary(t *testing.T) {
 	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").CombinedOutput()
 	require.NoError(t, err, string(out))
 	for _, path := range strings.Fields(string(out)) {

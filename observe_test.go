@@ -173,7 +173,7 @@ func TestD9_AnObserverMayPanicOrExit(t *testing.T) {
 	}
 }
 
-func TestTeeObservers(t *testing.T) {
+func TestObserver_SeveralAtOnce(t *testing.T) {
 	require.Nil(t, courier.TeeObservers().Fetched, "an event that nobody asked for stays free")
 	require.Nil(t, courier.TeeObservers(courier.Observer{}, courier.Observer{}).Marked)
 	a, b := courierttest.ObserverRecorder{PerRecord: true}, courierttest.ObserverRecorder{}

@@ -699,7 +699,7 @@ func TestOrderedBatches_ErrBehindFailed(t *testing.T) {
 
 // What is behind a record that is given up waits for it to be settled, and does not go
 // along with the retry of another one.
-func TestOrdered_ARetryDoesNotTakeAlongWhatIsBehindAnother(t *testing.T) {
+func TestOrderedBatches_ARetryDoesNotTakeAlongWhatIsBehindAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOrdered(2)
 		o.goesOn = true
@@ -724,7 +724,7 @@ func (*orderedShelf) Ordered() bool { return true }
 
 // D4: who may break the order of a source that has one is told so when the coordinator
 // first runs.
-func TestOrdered_TheApplierThatMayBreakTheOrderIsTold(t *testing.T) {
+func TestOrderedBatches_TheApplierThatMayBreakTheOrderIsTold(t *testing.T) {
 	single := courier.ProcessFunc(func(context.Context, int) error { return nil })
 	batch := courier.BatchProcessFunc(func(context.Context, []int) error { return nil })
 	byKey := courier.WithOrderKey(func(n int) string { return strconv.Itoa(n) })
