@@ -17,14 +17,6 @@ import (
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
-func failures(indices ...int) *courier.BatchError {
-	var e courier.BatchError
-	for _, i := range indices {
-		e.Add(i, fmt.Errorf("record %d: %w", i, errTest))
-	}
-	return &e
-}
-
 func TestBatchError_Text(t *testing.T) {
 	require.Equal(t, "courier: 1 of the batch's records failed: index 4: record 4: the record's own error", failures(4).Error())
 	require.Contains(t, failures(1, 2, 3, 4, 5).Error(), "; and 2 more")

@@ -17,13 +17,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// half keeps an open period exact.
-func half() float64 { return 0.5 }
-
-func newBreaker(threshold int) *courier.Breaker {
-	return courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: threshold, OpenFor: 10 * time.Second, Random: half})
-}
-
 func TestB1_AnOpenBreakerMakesNoCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}

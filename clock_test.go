@@ -20,26 +20,6 @@ import (
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
-// wallClock is a clock as time.Now().UTC().Round(0) makes one, which somebody sets.
-type wallClock struct {
-	mu     sync.Mutex
-	offset time.Duration
-}
-
-func (w *wallClock) Now() time.Time {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return time.Now().Add(w.offset).UTC().Round(0)
-}
-
-func (w *wallClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
-
-func (w *wallClock) step(d time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.offset += d
-}
-
 // longWait is what most of them ask for.
 const longWait = 10 * time.Second
 

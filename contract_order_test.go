@@ -38,8 +38,6 @@ func newLanes(keys int, work func(context.Context, int) error) *lanes {
 	return &lanes{key: byRest(keys), work: work, busy: map[string]bool{}, settled: map[int]bool{}}
 }
 
-func byRest(n int) func(int) string { return func(r int) string { return fmt.Sprint(r % n) } }
-
 func (l *lanes) Apply(ctx context.Context, record int) error {
 	key := l.key(record)
 	l.mu.Lock()

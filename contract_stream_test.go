@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -20,39 +19,6 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 )
-
-// collector is a mark function and what it was given.
-type collector struct {
-	mu    sync.Mutex
-	calls [][]int
-	ctx   []error
-}
-
-func (c *collector) mark(ctx context.Context, records []int) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.calls = append(c.calls, slices.Clone(records))
-	c.ctx = append(c.ctx, ctx.Err())
-	return nil
-}
-
-func (c *collector) all() []int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return slices.Concat(c.calls...)
-}
-
-// stream sends numbers 0…n-1 and closes.
-func stream(n int) <-chan int {
-	ch := make(chan int)
-	go func() {
-		defer close(ch)
-		for i := range n {
-			ch <- i
-		}
-	}()
-	return ch
-}
 
 func TestD1_Stream_EndsWhenAllIsSettled(t *testing.T) {
 	for _, workers := range []int{1, 4} {

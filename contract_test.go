@@ -21,24 +21,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-func nop[T any](context.Context, T) error { return nil }
-
-// start runs a coordinator in the bubble and returns a function that stops it
-// and returns Start's error.
-func start(t interface {
-	Helper()
-	Context() context.Context
-}, c interface{ Start(context.Context) error }) (stop func() error) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- c.Start(ctx) }()
-	return func() error {
-		cancel()
-		return <-ended
-	}
-}
-
 func TestD1_AtLeastOnce_EveryRecordIsAppliedAndMarked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newShelf(numbers(1000)...)
@@ -304,11 +286,6 @@ func TestD8_AStopInterruptsTheDelayOfARetry(t *testing.T) {
 		require.Equal(t, []int{1}, source.left())
 		require.Zero(t, countOf(dlq))
 	})
-}
-
-func withDLQ[T any](a courier.Applier[T]) (courier.Applier[T], *courier.MemoryDLQ[T]) {
-	q := &courier.MemoryDLQ[T]{}
-	return courier.NewDLQApplier(a, courier.DLQ[T](q), courier.DLQPolicy[T]{}), q
 }
 
 func TestD9_APanicIsTheRecordsFailure(t *testing.T) {

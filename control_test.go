@@ -15,49 +15,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// running is what both coordinators have in common.
-type running interface {
-	Start(ctx context.Context) error
-	Stop(ctx context.Context) error
-	Pause()
-	Resume()
-	Wake()
-	Ready() error
-	Stats() courier.Stats
-	Lag(ctx context.Context) (courier.Lag, error)
-}
-
-// fault is an error that a test sets while a coordinator runs.
-type fault struct{ p atomic.Pointer[error] }
-
-func (f *fault) set(err error) { f.p.Store(&err) }
-
-func (f *fault) get() error {
-	if p := f.p.Load(); p != nil {
-		return *p
-	}
-	return nil
-}
-
-// both runs a test with a coordinator of either kind over a leasing source.
-func both(t *testing.T, test func(t *testing.T, source *leasing[int], make func(applier courier.Applier[int], opts ...courier.Option) running)) {
-	for name, polling := range map[string]bool{"polling": true, "streaming": false} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				source := newLeasing[int]()
-				source.wait = !polling
-				test(t, source, func(applier courier.Applier[int], opts ...courier.Option) running {
-					opts = append([]courier.Option{quiet}, opts...)
-					if polling {
-						return courier.NewPollingCoordinator(source, applier, opts...)
-					}
-					return courier.NewStreamingCoordinator(source, applier, opts...)
-				})
-			})
-		})
-	}
-}
-
 func TestD8_StopEndsTheRunAndWaitsForIt(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 		source.add(numbers(5)...)

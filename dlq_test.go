@@ -65,12 +65,6 @@ func TestQ2_NeverParksWhatWasNotAttempted(t *testing.T) {
 	}
 }
 
-// rateLimited is a user's own error of the class.
-type rateLimited struct{}
-
-func (rateLimited) Error() string      { return "rate limited" }
-func (rateLimited) NotAttempted() bool { return true }
-
 func TestQ3_TheHandOverOutlivesTheContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -90,22 +84,6 @@ func TestQ3_TheHandOverOutlivesTheContext(t *testing.T) {
 		require.NoError(t, applier.Apply(ctx, 1))
 	})
 }
-
-// dlqFunc is a DLQ of functions.
-type dlqFunc struct {
-	send func(context.Context, courier.DeadLetter[int]) error
-}
-
-func (d *dlqFunc) Send(ctx context.Context, l courier.DeadLetter[int]) error { return d.send(ctx, l) }
-func (d *dlqFunc) Receive(context.Context, int) ([]courier.DeadLetter[int], error) {
-	return nil, nil
-}
-func (d *dlqFunc) List(context.Context, string, int) ([]courier.DeadLetter[int], error) {
-	return nil, nil
-}
-func (d *dlqFunc) Update(context.Context, courier.DeadLetter[int]) error { return nil }
-func (d *dlqFunc) Delete(context.Context, ...string) error               { return nil }
-func (d *dlqFunc) Count(context.Context) (int, error)                    { return 0, nil }
 
 func TestQ4_ARefusalLeavesTheRecordPending(t *testing.T) {
 	refusal := errors.New("disk full")

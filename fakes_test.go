@@ -1,12 +1,15 @@
 package courier_test
 
+// Sources, appliers, queues and clocks that the tests of several subjects share.
+
 import (
+	"bytes"
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -33,14 +36,6 @@ type shelf[T comparable] struct {
 }
 
 func newShelf[T comparable](records ...T) *shelf[T] { return &shelf[T]{pending: records} }
-
-func numbers(n int) []int {
-	s := make([]int, n)
-	for i := range s {
-		s[i] = i
-	}
-	return s
-}
 
 func (s *shelf[T]) Fetch(_ context.Context, limit int) ([]T, error) {
 	s.mu.Lock()
@@ -216,21 +211,10 @@ func (s *batchSink[T]) ApplyBatch(ctx context.Context, records []T) error {
 	return err
 }
 
-func textLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
-
 func (s *shelf[T]) fetchCount() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.fetches
-}
-
-// stacks are the decorators around an applier, by name.
-func stacks(apply courier.Applier[int]) map[string]courier.Applier[int] {
-	retry := courier.WithRetry(apply)
-	breaker := courier.WithCircuitBreaker(apply)
-	dlq, _ := courier.WithDLQ(apply)
-	resilient, _ := courier.ResilientApplier(apply, nil)
-	return map[string]courier.Applier[int]{"plain": apply, "retry": retry, "breaker": breaker, "dlq": dlq, "resilient": resilient}
 }
 
 // eachOfBatch applies a batch one by one, and lists what fails.
@@ -246,10 +230,263 @@ func (b eachOfBatch[T]) ApplyBatch(ctx context.Context, records []T) error {
 	return list.ErrorOrNil()
 }
 
-// countOf returns the number of letters in a queue.
-func countOf(queue interface {
-	Count(ctx context.Context) (int, error)
-}) int {
-	n, _ := queue.Count(context.Background())
-	return n
+func newBreaker(threshold int) *courier.Breaker {
+	return courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: threshold, OpenFor: 10 * time.Second, Random: half})
+}
+
+// wallClock is a clock as time.Now().UTC().Round(0) makes one, which somebody sets.
+type wallClock struct {
+	mu     sync.Mutex
+	offset time.Duration
+}
+
+func (w *wallClock) Now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return time.Now().Add(w.offset).UTC().Round(0)
+}
+
+func (w *wallClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
+
+func (w *wallClock) step(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.offset += d
+}
+
+// collector is a mark function and what it was given.
+type collector struct {
+	mu    sync.Mutex
+	calls [][]int
+	ctx   []error
+}
+
+func (c *collector) mark(ctx context.Context, records []int) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calls = append(c.calls, slices.Clone(records))
+	c.ctx = append(c.ctx, ctx.Err())
+	return nil
+}
+
+func (c *collector) all() []int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Concat(c.calls...)
+}
+
+// running is what both coordinators have in common.
+type running interface {
+	Start(ctx context.Context) error
+	Stop(ctx context.Context) error
+	Pause()
+	Resume()
+	Wake()
+	Ready() error
+	Stats() courier.Stats
+	Lag(ctx context.Context) (courier.Lag, error)
+}
+
+// fault is an error that a test sets while a coordinator runs.
+type fault struct{ p atomic.Pointer[error] }
+
+func (f *fault) set(err error) { f.p.Store(&err) }
+
+func (f *fault) get() error {
+	if p := f.p.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// rateLimited is a user's own error of the class.
+type rateLimited struct{}
+
+func (rateLimited) Error() string      { return "rate limited" }
+func (rateLimited) NotAttempted() bool { return true }
+
+// dlqFunc is a DLQ of functions.
+type dlqFunc struct {
+	send func(context.Context, courier.DeadLetter[int]) error
+}
+
+func (d *dlqFunc) Send(ctx context.Context, l courier.DeadLetter[int]) error { return d.send(ctx, l) }
+func (d *dlqFunc) Receive(context.Context, int) ([]courier.DeadLetter[int], error) {
+	return nil, nil
+}
+
+func (d *dlqFunc) List(context.Context, string, int) ([]courier.DeadLetter[int], error) {
+	return nil, nil
+}
+
+func (d *dlqFunc) Update(context.Context, courier.DeadLetter[int]) error { return nil }
+func (d *dlqFunc) Delete(context.Context, ...string) error               { return nil }
+func (d *dlqFunc) Count(context.Context) (int, error)                    { return 0, nil }
+
+// hazardousSource is a leasing source whose Renew is a function.
+type hazardousSource struct {
+	*leasing[int]
+	every   time.Duration
+	renew   func(ctx context.Context, records []int) error
+	fetch   func(ctx context.Context, limit int) ([]int, error)
+	markFor time.Duration
+
+	releaseFor time.Duration
+}
+
+func (a *hazardousSource) RenewEvery() time.Duration { return a.every }
+func (a *hazardousSource) Renew(ctx context.Context, records []int) error {
+	return a.renew(ctx, slices.Clone(records))
+}
+
+func (a *hazardousSource) Fetch(ctx context.Context, limit int) ([]int, error) {
+	if a.fetch != nil {
+		return a.fetch(ctx, limit)
+	}
+	return a.leasing.Fetch(ctx, limit)
+}
+
+func (a *hazardousSource) Mark(ctx context.Context, records []int) error {
+	if a.markFor > 0 {
+		time.Sleep(a.markFor)
+	}
+	return a.leasing.Mark(ctx, records)
+}
+
+func (a *hazardousSource) Release(ctx context.Context, records []int, after time.Duration) error {
+	if a.releaseFor > 0 {
+		time.Sleep(a.releaseFor)
+	}
+	return a.leasing.Release(ctx, records, after)
+}
+
+// notesRenewals has the source renew what it is asked to, and returns the function
+// that tells what it was asked so far.
+func (a *hazardousSource) notesRenewals() func() [][]int {
+	var mu sync.Mutex
+	var renewed [][]int
+	a.renew = func(_ context.Context, records []int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		renewed = append(renewed, records)
+		return nil
+	}
+	return func() [][]int {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(renewed)
+	}
+}
+
+// sourceFuncs is a streaming source that takes nothing back.
+type sourceFuncs struct {
+	fetch func(ctx context.Context, limit int) ([]int, error)
+	mark  func(ctx context.Context, records []int) error
+}
+
+func (s sourceFuncs) Fetch(ctx context.Context, limit int) ([]int, error) { return s.fetch(ctx, limit) }
+func (s sourceFuncs) Mark(ctx context.Context, records []int) error       { return s.mark(ctx, records) }
+
+// unspread is the middle of every spread.
+var unspread = courier.WithRandom(func() float64 { return 0.5 })
+
+// lines is a log that may be read while it is written.
+type lines struct {
+	mu  sync.Mutex
+	all bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.Write(p)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
+}
+
+// destination is a sink that is down for a while, and never takes poison.
+type destination struct {
+	mu      sync.Mutex
+	began   time.Time
+	outage  time.Duration
+	poison  int
+	applied map[int]int
+	during  int // calls while it was down
+
+	openUntil time.Time // what the breaker last told
+	openFrom  time.Time
+	whileOpen int
+}
+
+// watch listens to the breaker, to know when no call may come.
+func (d *destination) watch(_ context.Context, c courier.BreakerChange) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.openFrom, d.openUntil = c.At, c.Until
+	if c.To != courier.BreakerOpen {
+		d.openUntil = time.Time{}
+	}
+}
+
+// called counts a call that should not be: a call that began with the opening
+// was under way.
+func (d *destination) called() {
+	if now := time.Now(); now.After(d.openFrom) && now.Before(d.openUntil) {
+		d.whileOpen++
+	}
+}
+
+func (d *destination) take(r int) error {
+	d.called()
+	if time.Since(d.began) < d.outage {
+		d.during++
+		return errors.New("connection refused")
+	}
+	if r == d.poison {
+		return errors.New("looks transient, and is poison")
+	}
+	d.applied[r]++
+	return nil
+}
+
+func (d *destination) Apply(_ context.Context, r int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.take(r)
+}
+
+// batches is the same destination, as one that takes batches all or nothing.
+type batches struct{ *destination }
+
+func (b batches) ApplyBatch(_ context.Context, records []int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.called()
+	if time.Since(b.began) < b.outage {
+		b.during++
+		return errors.New("connection refused")
+	}
+	for _, r := range records {
+		if r == b.poison {
+			return errors.New("the batch was refused")
+		}
+	}
+	for _, r := range records {
+		b.applied[r]++
+	}
+	return nil
+}
+
+// plain is a policy whose delays can be told beforehand: 1 s, 2 s, 4 s and so on.
+var plain = courier.RetryPolicy{InitialDelay: time.Second, MaxDelay: time.Minute, Jitter: courier.NoJitter}
+
+// teller is what tells of a coordinator.
+type teller interface {
+	running
+	Ready() error
+	Stats() courier.Stats
 }

@@ -20,15 +20,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// named makes required branches, called a, b, c, of appliers.
-func named(appliers ...courier.Applier[int]) []courier.Branch[int] {
-	branches := make([]courier.Branch[int], len(appliers))
-	for i, a := range appliers {
-		branches[i] = courier.Branch[int]{Name: string(rune('a' + i)), Applier: a}
-	}
-	return branches
-}
-
 // missed notes what OnBranchFailure hears of.
 type missed struct {
 	mu   sync.Mutex

@@ -20,59 +20,6 @@ import (
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
-// hazardousSource is a leasing source whose Renew is a function.
-type hazardousSource struct {
-	*leasing[int]
-	every   time.Duration
-	renew   func(ctx context.Context, records []int) error
-	fetch   func(ctx context.Context, limit int) ([]int, error)
-	markFor time.Duration
-
-	releaseFor time.Duration
-}
-
-func (a *hazardousSource) RenewEvery() time.Duration { return a.every }
-func (a *hazardousSource) Renew(ctx context.Context, records []int) error {
-	return a.renew(ctx, slices.Clone(records))
-}
-func (a *hazardousSource) Fetch(ctx context.Context, limit int) ([]int, error) {
-	if a.fetch != nil {
-		return a.fetch(ctx, limit)
-	}
-	return a.leasing.Fetch(ctx, limit)
-}
-func (a *hazardousSource) Mark(ctx context.Context, records []int) error {
-	if a.markFor > 0 {
-		time.Sleep(a.markFor)
-	}
-	return a.leasing.Mark(ctx, records)
-}
-
-func (a *hazardousSource) Release(ctx context.Context, records []int, after time.Duration) error {
-	if a.releaseFor > 0 {
-		time.Sleep(a.releaseFor)
-	}
-	return a.leasing.Release(ctx, records, after)
-}
-
-// notesRenewals has the source renew what it is asked to, and returns the function
-// that tells what it was asked so far.
-func (a *hazardousSource) notesRenewals() func() [][]int {
-	var mu sync.Mutex
-	var renewed [][]int
-	a.renew = func(_ context.Context, records []int) error {
-		mu.Lock()
-		defer mu.Unlock()
-		renewed = append(renewed, records)
-		return nil
-	}
-	return func() [][]int {
-		mu.Lock()
-		defer mu.Unlock()
-		return slices.Clone(renewed)
-	}
-}
-
 func losing(lose ...int) func(context.Context, []int) error {
 	return func(_ context.Context, records []int) error {
 		var lost courier.BatchError

@@ -20,14 +20,6 @@ import (
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
-// run starts a polling coordinator for a while.
-func run(t *testing.T, source courier.Source[int], applier courier.Applier[int], d time.Duration) {
-	t.Helper()
-	stop := start(t, courier.NewPollingCoordinator(source, applier, quiet))
-	time.Sleep(d)
-	require.NoError(t, stop())
-}
-
 func TestB15_SomebodyElsesHungProbeStopsNoCoordinator(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBreaker(1)

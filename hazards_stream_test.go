@@ -17,15 +17,6 @@ import (
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
-// sourceFuncs is a streaming source that takes nothing back.
-type sourceFuncs struct {
-	fetch func(ctx context.Context, limit int) ([]int, error)
-	mark  func(ctx context.Context, records []int) error
-}
-
-func (s sourceFuncs) Fetch(ctx context.Context, limit int) ([]int, error) { return s.fetch(ctx, limit) }
-func (s sourceFuncs) Mark(ctx context.Context, records []int) error       { return s.mark(ctx, records) }
-
 // A fetch that lingers for a full batch and returns what it has when it is told
 // to stop: "the others … are applied within the drain timeout".
 func TestD8_Stream_WhatAFetchReturnsAtAStopIsAppliedWithinTheDrainTimeout(t *testing.T) {

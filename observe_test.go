@@ -184,16 +184,6 @@ func TestObserver_SeveralAtOnce(t *testing.T) {
 	require.Len(t, b.Events(), 1)
 }
 
-// timeless is a log without times.
-func timeless(w *bytes.Buffer) *slog.Logger {
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if a.Key == slog.TimeKey {
-			return slog.Attr{}
-		}
-		return a
-	}}))
-}
-
 func TestLogObserver_SaysOnceWhatRepeats(t *testing.T) {
 	var log bytes.Buffer
 	o := courier.LogObserver(timeless(&log))

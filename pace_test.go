@@ -14,9 +14,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// unspread is the middle of every spread.
-var unspread = courier.WithRandom(func() float64 { return 0.5 })
-
 // elapsed returns how long a coordinator took to settle all of a source.
 func elapsed(t *testing.T, source interface{ left() []int }, c *courier.PollingCoordinator[int]) time.Duration {
 	t.Helper()

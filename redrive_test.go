@@ -15,26 +15,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// queueOf returns a queue that records of the given numbers were sent to.
-func queueOf(records ...int) *courier.MemoryDLQ[int] {
-	q := &courier.MemoryDLQ[int]{Capacity: max(1, len(records))}
-	for _, r := range records {
-		_ = q.Send(context.Background(), courier.DeadLetter[int]{Record: r, Error: errTest, Attempts: 5, FirstFailedAt: time.Unix(1, 0)})
-	}
-	return q
-}
-
-// recordsIn returns the records of a queue, in order.
-func recordsIn(t *testing.T, q courier.DLQ[int]) []int {
-	t.Helper()
-	records := []int{}
-	for letter, err := range courier.Letters(t.Context(), q) {
-		require.NoError(t, err)
-		records = append(records, letter.Record)
-	}
-	return records
-}
-
 func failing(records ...int) func(context.Context, int, int) error {
 	return func(_ context.Context, r, _ int) error {
 		if slices.Contains(records, r) {

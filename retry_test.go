@@ -13,13 +13,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-func always(err error) courier.Applier[int] {
-	return courier.ProcessFunc(func(context.Context, int) error { return err })
-}
-
-// plain is a policy whose delays can be told beforehand: 1 s, 2 s, 4 s and so on.
-var plain = courier.RetryPolicy{InitialDelay: time.Second, MaxDelay: time.Minute, Jitter: courier.NoJitter}
-
 func TestR1_MaxAttemptsCallsAndOneWaitLess(t *testing.T) {
 	for attempts := 1; attempts <= 5; attempts++ {
 		synctest.Test(t, func(t *testing.T) {
@@ -76,10 +69,6 @@ func TestRetry_AnEndedContextMakesNoCall(t *testing.T) {
 	require.ErrorIs(t, err, cause)
 	require.Zero(t, s.called())
 	require.Empty(t, s.batches)
-}
-
-func asBatch(a courier.Applier[int]) courier.BatchApplier[int] {
-	return a.(courier.BatchApplier[int])
 }
 
 func TestR6_ADeadlineThatIsTooNearEndsItAtOnce(t *testing.T) {

@@ -17,18 +17,6 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// full returns a channel with numbers 0…n-1 in it, closed if asked.
-func full(n int, closed bool) chan int {
-	ch := make(chan int, n)
-	for i := range n {
-		ch <- i
-	}
-	if closed {
-		close(ch)
-	}
-	return ch
-}
-
 // A record that takes long keeps no other waiting while a worker is idle.
 func TestD3_Stream_WhatIsBehindASlowRecordGoesToIdleWorkers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

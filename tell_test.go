@@ -17,62 +17,6 @@ import (
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
-// teller is what tells of a coordinator.
-type teller interface {
-	running
-	Ready() error
-	Stats() courier.Stats
-}
-
-// inShapes runs a test with a coordinator of each shape, in a bubble. run has it work
-// for some time; that of RunOnce makes a pass.
-func inShapes(t *testing.T, test func(t *testing.T, shape string, with func(applier courier.Applier[int], records []int, opts ...courier.Option) (c teller, run func(time.Duration)))) {
-	for _, shape := range []string{"polling", "polling a plain source", "streaming", "streaming a channel", "RunOnce"} {
-		t.Run(shape, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				test(t, shape, func(applier courier.Applier[int], records []int, opts ...courier.Option) (teller, func(time.Duration)) {
-					opts = append([]courier.Option{quiet}, opts...)
-					var r courierttest.Recorder[int]
-					var source courier.Source[int] = newShelf(records...)
-					switch shape {
-					case "polling":
-						source = newLeasing(records...)
-					case "streaming":
-						c := courier.NewStreamingCoordinator[int](r.StreamSource(records...), applier, opts...)
-						return c, goesOn(t, c)
-					case "streaming a channel":
-						ch := make(chan int, len(records))
-						for _, record := range records {
-							ch <- record
-						}
-						c := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, func(context.Context, []int) error { return nil }), applier, opts...)
-						return c, goesOn(t, c)
-					}
-					c := courier.NewPollingCoordinator(source, applier, opts...)
-					if shape == "RunOnce" {
-						return c, func(time.Duration) { _ = c.RunOnce(t.Context()) }
-					}
-					return c, goesOn(t, c)
-				})
-			})
-		})
-	}
-}
-
-// goesOn lets a coordinator run at the first call, until the test ends.
-func goesOn(t *testing.T, c running) func(time.Duration) {
-	began := false
-	return func(d time.Duration) {
-		if !began {
-			began = true
-			stop := start(t, c)
-			t.Cleanup(func() { _ = stop() })
-		}
-		time.Sleep(d)
-		synctest.Wait()
-	}
-}
-
 func TestLog_TellsOfEveryPark(t *testing.T) {
 	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 		var log bytes.Buffer
