@@ -8,6 +8,7 @@ import (
 	"go/printer"
 	"go/token"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -115,4 +116,14 @@ func onOneLine(fset *token.FileSet, node ast.Node) string {
 	var b bytes.Buffer
 	_ = printer.Fprint(&b, fset, node)
 	return strings.Join(strings.Fields(b.String()), " ")
+}
+
+// The root package is in everyone's build: outside its tests it imports the
+// standard library and itself.
+func TestAPI_ImportsNothingButTheStandardLibrary(t *testing.T) {
+	out, err := exec.Command("go", "list", "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", ".").CombinedOutput()
+	require.NoError(t, err, string(out))
+	for _, path := range strings.Fields(string(out)) {
+		require.True(t, strings.HasPrefix(path, "github.com/erfanmomeniii/courier"), "the root package imports %s", path)
+	}
 }

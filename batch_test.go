@@ -4,17 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
-	"sync"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
 	"github.com/erfanmomeniii/courier"
-	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 func TestBatchError_Text(t *testing.T) {
@@ -168,58 +166,6 @@ func TestBatch_IndicesNeverShift(t *testing.T) {
 	})
 }
 
-func TestDecode_AnUndecodableRowIsParkedWithItsBytes(t *testing.T) {
-	for name, batch := range map[string]bool{"one by one": false, "batch": true} {
-		t.Run(name, func(t *testing.T) {
-			s := &batchSink[int]{}
-			var inner courier.Applier[int] = s
-			if !batch {
-				inner = &s.sink
-			}
-			applier, queue := withDLQ(courier.NewDecodingApplier(inner, func(row string) (int, error) { return strconv.Atoi(row) }))
-			source := newShelf("1", "two", "3")
-			require.NoError(t, courier.NewPollingCoordinator(source, applier, quiet).RunOnce(t.Context()))
-			require.Equal(t, []int{1, 3}, s.got())
-			parked, _ := queue.Receive(t.Context(), 10)
-			require.Len(t, parked, 1)
-			require.Equal(t, "two", parked[0].Record)
-			require.ErrorIs(t, parked[0].Error, courier.ErrDecode)
-			require.ErrorIs(t, parked[0].Error, strconv.ErrSyntax)
-			require.Equal(t, courier.ReasonPermanent, parked[0].Reason)
-			require.Equal(t, [][]string{{"1", "two", "3"}}, source.marks)
-		})
-	}
-}
-
-// While the destination is down, an undecodable row in the batch changes
-// nothing about the outage.
-func TestDecode_AnOutageWithAnUndecodableRow(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		began := time.Now()
-		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
-			if time.Since(began) < time.Hour {
-				return errTest
-			}
-			return nil
-		}}
-		s.fail = func(context.Context, int, int) error {
-			if time.Since(began) < time.Hour {
-				return errTest
-			}
-			return nil
-		}
-		applier, dlq := courier.ResilientApplier(courier.NewDecodingApplier[string](s, strconv.Atoi), nil)
-		source := newShelf("1", "two", "3")
-		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet))
-		time.Sleep(2 * time.Hour)
-		require.NoError(t, stop())
-		parked, _ := dlq.Receive(t.Context(), 10)
-		require.Len(t, parked, 1)
-		require.Equal(t, "two", parked[0].Record)
-		require.ElementsMatch(t, []int{1, 3}, s.got())
-	})
-}
-
 func TestBatchError_AMarkAroundItIsMeantForAllThatItLists(t *testing.T) {
 	for name, mark := range map[string]func(error) error{
 		"permanent": courier.Permanent,
@@ -268,28 +214,52 @@ func TestBatch_OfAFunction(t *testing.T) {
 	}, none).Start(t.Context()), &fault)
 }
 
-// WithWorkers is for both coordinators.
-func TestWithWorkers_OfAStream(t *testing.T) {
-	courierttest.Bubble(t, func(t *testing.T) {
-		var r courierttest.Recorder[int]
-		source := r.StreamSource()
-		together, most := 0, 0
-		var mu sync.Mutex
-		slow := courier.ProcessFunc(func(context.Context, int) error {
-			mu.Lock()
-			together++
-			most = max(most, together)
-			mu.Unlock()
-			time.Sleep(time.Second)
-			mu.Lock()
-			together--
-			mu.Unlock()
-			return nil
-		})
-		run := courierttest.Start(t, courier.NewStreamingCoordinator[int](source, slow, courier.WithWorkers(4), quiet))
-		source.Add(1, 2, 3, 4, 5, 6, 7, 8)
-		time.Sleep(time.Minute)
-		require.NoError(t, run.Stop())
-		require.Equal(t, 4, most)
+// Batch appliers get portions, by default an equal share for each worker.
+func TestBatch_RecordsAreHandedOutInPortions(t *testing.T) {
+	sizes := func(t *testing.T, opts ...courier.Option) (sizes []int) {
+		source := newShelf(numbers(100)...)
+		s := &batchSink[int]{}
+		require.NoError(t, courier.NewPollingCoordinator(source, s, append(opts, quiet)...).RunOnce(t.Context()))
+		require.Empty(t, source.left())
+		require.ElementsMatch(t, numbers(100), slices.Concat(s.batches...))
+		for _, b := range s.batches {
+			sizes = append(sizes, len(b))
+		}
+		return sizes
+	}
+	require.Equal(t, []int{100}, sizes(t))
+	require.Equal(t, []int{25, 25, 25, 25}, sizes(t, courier.WithWorkers(4)))
+	require.Equal(t, []int{40, 40, 20}, sizes(t, courier.WithApplyBatchSize(40)))
+	require.Len(t, sizes(t, courier.WithApplyBatchSize(10), courier.WithWorkers(3)), 10)
+}
+
+func TestBatch_AStreamHandsOutPortionsToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked collector
+		ch := make(chan int, 100)
+		for i := range 100 {
+			ch <- i
+		}
+		close(ch)
+		s := &batchSink[int]{}
+		require.NoError(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), courier.Applier[int](s),
+			courier.WithStreamWorkers(3), courier.WithApplyBatchSize(7), quiet).Start(t.Context()))
+		require.ElementsMatch(t, numbers(100), marked.all())
+		for _, b := range s.batches {
+			require.LessOrEqual(t, len(b), 7)
+		}
 	})
 }
+
+// What a batch did not attempt does not go alone.
+func TestD5_ABatchThatWasNotAttemptedDoesNotGoAlone(t *testing.T) {
+	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return notAttemptedTest{} }}
+	_ = courier.NewPollingCoordinator(newShelf(numbers(5)...), s, quiet).RunOnce(t.Context())
+	require.Zero(t, s.called())
+	require.Len(t, s.batches, 1)
+}
+
+type notAttemptedTest struct{}
+
+func (notAttemptedTest) Error() string      { return "not now" }
+func (notAttemptedTest) NotAttempted() bool { return true }

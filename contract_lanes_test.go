@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -54,42 +53,6 @@ func TestD8_AStopReleasesWhatWaitsBehindAFailedRecord(t *testing.T) {
 		require.ElementsMatch(t, []int{0, 2, 4}, records.Records(courierttest.Released), "each once, at the stop")
 		require.Empty(t, source.InHand())
 		require.Equal(t, []int{1, 3, 5}, records.Records(courierttest.Marked))
-	})
-}
-
-func TestD9_AStreamWhoseOrderKeyPanicsHoldsUpThatRecordAlone(t *testing.T) {
-	courierttest.Bubble(t, func(t *testing.T) {
-		key := func(r int) string {
-			if r == 2 {
-				panic("no key")
-			}
-			return fmt.Sprint(r % 2)
-		}
-		var records courierttest.Recorder[int]
-		source := records.StreamSource(numbers(6)...)
-		var told courierttest.ObserverRecorder
-		courierttest.RunFor(t, courier.NewStreamingCoordinator(source, records.Applier(nil), courier.WithOrderKey(key), courier.WithStreamWorkers(2), courier.WithObserver(told.Observer()), quiet), time.Minute)
-		require.ElementsMatch(t, []int{0, 1, 3, 4, 5}, records.Records(courierttest.Marked))
-		require.Equal(t, []int{2}, source.Pending())
-		failed := courierttest.EventsOf[courier.FailEvent](&told)
-		require.NotEmpty(t, failed)
-		for _, e := range failed {
-			require.ErrorContains(t, e.Err, "the record's order key is not known")
-			require.ErrorIs(t, e.Err, courier.ErrPanic)
-		}
-	})
-}
-
-// A batch of one record of each key is with a worker as a whole: nothing of it
-// can be taken away for an idle one.
-func TestD4_NothingIsTakenBackFromABatchInWork(t *testing.T) {
-	courierttest.Bubble(t, func(t *testing.T) {
-		var records courierttest.Recorder[int]
-		sink := records.BatchApplier(courierttest.MustParse(`delay 1s`))
-		source := records.StreamSource(numbers(6)...)
-		courierttest.RunFor(t, courier.NewStreamingCoordinator(source, courier.Applier[int](sink), courier.WithOrderKey(byRest(3)), courier.WithStreamWorkers(2), quiet), time.Minute)
-		courierttest.AssertDeliveredOnce(t, &records)
-		courierttest.AssertOrder(t, &records, byRest(3))
 	})
 }
 
@@ -183,46 +146,3 @@ func TestD5_WhatAStreamHasLostIsLeftAlone(t *testing.T) {
 type hasty struct{ disowned }
 
 func (*hasty) RenewEvery() time.Duration { return 10 * time.Second }
-
-// A record whose key is "" is in no order: it waits for no other one.
-func TestD4_RecordsWithoutAKeyAreInNoOrder(t *testing.T) {
-	for _, shape := range []string{"polling", "leasing", "streaming"} {
-		t.Run(shape, func(t *testing.T) {
-			courierttest.Bubble(t, func(t *testing.T) {
-				var mu sync.Mutex
-				var order []int
-				a := courier.ProcessFunc(func(_ context.Context, n int) error {
-					if n == 0 || n == 1 { // without a key, and with one
-						return errTest
-					}
-					time.Sleep(time.Second)
-					mu.Lock()
-					defer mu.Unlock()
-					order = append(order, n)
-					return nil
-				})
-				key := courier.WithOrderKey(func(n int) string {
-					if n%2 == 0 {
-						return ""
-					}
-					return "odd"
-				})
-				var r courierttest.Recorder[int]
-				began := time.Now()
-				c := map[string]courierttest.Starter{
-					"polling":   courier.NewPollingCoordinator[int](r.Source(numbers(18)...), a, quiet, key, courier.WithWorkers(8)),
-					"leasing":   courier.NewPollingCoordinator[int](r.LeasingSource(time.Hour, numbers(18)...), a, quiet, key, courier.WithWorkers(8)),
-					"streaming": courier.NewStreamingCoordinator[int](r.StreamSource(numbers(18)...), a, quiet, key, courier.WithStreamWorkers(8)),
-				}[shape]
-				run := courierttest.Start(t, c)
-				time.Sleep(1500 * time.Millisecond)
-				mu.Lock()
-				require.ElementsMatch(t, []int{2, 4, 6, 8, 10, 12, 14, 16}, order, "%v", time.Since(began))
-				mu.Unlock()
-				time.Sleep(time.Minute)
-				require.NoError(t, run.Stop())
-				require.Len(t, order, 8, "the later ones of the key wait")
-			})
-		})
-	}
-}

@@ -1,7 +1,7 @@
 package courier_test
 
-// The delivery contract of DESIGN section 3, by number, for the polling
-// coordinator. contract_stream_test.go has the same for the streaming one.
+// The delivery contract of docs/contract.md, by number, for the polling coordinator.
+// contract_stream_test.go has the same for the streaming one.
 
 import (
 	"context"
@@ -17,8 +17,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 func TestD1_AtLeastOnce_EveryRecordIsAppliedAndMarked(t *testing.T) {
@@ -560,3 +562,128 @@ func TestRunOnce_TellsOfAnEndedContext(t *testing.T) {
 	require.EqualValues(t, 1, calls.Load())
 	require.ErrorIs(t, courier.RunOnce(ctx, func(context.Context) ([]int, error) { panic("fetched") }, nop[int], nop[[]int], quiet), cause)
 }
+
+// D1, D2, D3 as a property, whatever the shape: every record has one verdict,
+// and what is marked is what was applied.
+func TestD1_Property_EveryShapeSettlesWhatItAppliesAndNoMore(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(0, 120).Draw(t, "records")
+		workers := rapid.IntRange(1, 9).Draw(t, "workers")
+		keys := rapid.IntRange(0, 6).Draw(t, "keys")
+		bad := rapid.SliceOfN(rapid.IntRange(0, 3), n, n).Draw(t, "bad")
+		outcome := func(_ context.Context, r, _ int) error {
+			switch bad[r] {
+			case 2:
+				panic(errTest)
+			case 3:
+				return errTest
+			}
+			return nil
+		}
+		opts := []courier.Option{quiet, courier.WithWorkers(workers), courier.WithBatchSize(rapid.IntRange(1, 50).Draw(t, "batch"))}
+		if keys > 0 {
+			opts = append(opts, courier.WithOrderKey(byRest(keys)))
+		}
+		s := &batchSink[int]{sink: sink[int]{fail: outcome}, failBatch: func(_ context.Context, records []int, _ int) error {
+			var failed courier.BatchError
+			for i, r := range records {
+				if bad[r] > 1 {
+					failed.Add(i, errTest)
+				}
+			}
+			return failed.ErrorOrNil()
+		}}
+		var applier courier.Applier[int] = s
+		if !rapid.Bool().Draw(t, "together") {
+			applier = &s.sink
+		}
+		pending := numbers(n)
+		fetch := func(context.Context) ([]int, error) { return pending, nil }
+		var marked []int
+		mark := func(_ context.Context, records []int) error {
+			marked = append(marked, records...)
+			return nil
+		}
+		_ = courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, applier, opts...).RunOnce(context.Background())
+
+		var want []int // everything that is not bad, nor behind something bad of its key
+		blocked := map[int]bool{}
+		for r := range n {
+			if keys > 0 && blocked[r%keys] {
+				continue
+			}
+			if bad[r] > 1 {
+				blocked[r%max(1, keys)] = true
+				continue
+			}
+			want = append(want, r)
+		}
+		slices.Sort(marked)
+		if !slices.Equal(want, marked) {
+			t.Fatalf("marked %v, want %v", marked, want)
+		}
+		got := s.got()
+		slices.Sort(got)
+		if !slices.Equal(want, got) {
+			t.Fatalf("applied %v, want %v", got, want)
+		}
+	})
+}
+
+// D12: a fetch of more than the limit is worked off in batches, and a record
+// without a name is told of by its place in the fetch.
+func TestD12_ARecordBeyondTheLimitIsToldOfByItsPlace(t *testing.T) {
+	var told courierttest.ObserverRecorder
+	type secret struct{ n int }
+	source := courier.BatchSourceFunc[secret]{
+		FetchFunc: func(context.Context) ([]secret, error) { return []secret{{0}, {1}, {2}, {3}, {4}}, nil },
+		MarkFunc:  nop[[]secret],
+	}
+	s := courier.ProcessFunc(func(_ context.Context, r secret) error {
+		if r.n == 3 {
+			return errTest
+		}
+		return nil
+	})
+	_ = courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithObserver(told.Observer())).RunOnce(t.Context())
+	failed := courierttest.EventsOf[courier.FailEvent](&told)
+	require.Len(t, failed, 1)
+	require.Equal(t, "record 4 of the batch (the first is 1)", failed[0].Record)
+	applied := courierttest.EventsOf[courier.ApplyEvent](&told)
+	require.Len(t, applied, 3)
+	require.Equal(t, "record 4 of the batch (the first is 1)", applied[1].Record)
+}
+
+// D6, D8: neither a pause nor a stop goes on with the rest of a fetch of more
+// than the limit.
+func TestD12_TheRestOfAFetchIsGivenBack(t *testing.T) {
+	for _, how := range []string{"pause", "stop"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				memory := newLeasing(numbers(5)...)
+				source := beyond{memory}
+				s := &sink[int]{fail: func(context.Context, int, int) error {
+					if how == "stop" {
+						cancel()
+						return nil
+					}
+					return &courier.OpenError{Until: time.Now().Add(time.Hour)}
+				}}
+				c := courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(1))
+				_ = c.RunOnce(ctx)
+				require.Equal(t, 1, s.called())
+				require.Zero(t, c.Stats().InHand)
+				back := slices.Concat(memory.released...)
+				slices.Sort(back)
+				require.Equal(t, memory.left(), back)
+			})
+		})
+	}
+}
+
+// beyond is a leasing source that pays no heed to the limit.
+type beyond struct{ *leasing[int] }
+
+func (s beyond) Fetch(ctx context.Context, _ int) ([]int, error) { return s.leasing.Fetch(ctx, 100) }

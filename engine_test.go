@@ -52,20 +52,6 @@ func TestPause_IsThatOfTheFirstRecord(t *testing.T) {
 	})
 }
 
-// A record without a key holds back nobody.
-func TestD4_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
-	for _, workers := range []int{1, 2} {
-		source := newShelf(numbers(6)...)
-		_ = courier.NewPollingCoordinator(source, &sink[int]{}, courier.WithWorkers(workers), courier.WithOrderKey(func(r int) string {
-			if r == 2 {
-				panic("no key")
-			}
-			return ""
-		}), quiet).RunOnce(t.Context())
-		require.Equal(t, []int{2}, source.left())
-	}
-}
-
 // Under the race detector: no look at the records that a batch applier is at.
 func TestStream_ALookDoesNotTouchTheBatchInWork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -79,19 +65,6 @@ func TestStream_ALookDoesNotTouchTheBatchInWork(t *testing.T) {
 		require.Equal(t, 20, n, "what five batches have applied is marked in time")
 	})
 }
-
-// What a batch did not attempt does not go alone.
-func TestD5_ABatchThatWasNotAttemptedDoesNotGoAlone(t *testing.T) {
-	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return notAttemptedTest{} }}
-	_ = courier.NewPollingCoordinator(newShelf(numbers(5)...), s, quiet).RunOnce(t.Context())
-	require.Zero(t, s.called())
-	require.Len(t, s.batches, 1)
-}
-
-type notAttemptedTest struct{}
-
-func (notAttemptedTest) Error() string      { return "not now" }
-func (notAttemptedTest) NotAttempted() bool { return true }
 
 // What was lost of the batch before is not lost of this one.
 func TestD5_ALossIsOfItsBatchOnly(t *testing.T) {

@@ -270,25 +270,6 @@ func TestR17_ABudgetInBatches(t *testing.T) {
 	})
 }
 
-func TestD12_ZeroValuesOfTheResilienceTypes(t *testing.T) {
-	_, err := new(courier.Breaker).Acquire(t.Context())
-	require.ErrorIs(t, err, courier.ErrConfig)
-	require.NotPanics(t, func() { new(courier.Breaker).Metrics(); new(courier.Breaker).Ready() })
-	require.ErrorIs(t, courier.NewRetryableApplier(always(nil), courier.RetryPolicy{Budget: new(courier.RetryBudget)}).Apply(t.Context(), 1), courier.ErrConfig)
-	timeout, _ := courier.ResilientApplier(courier.WithCircuitBreaker(always(nil)), &courier.ResilientConfig[int]{AttemptTimeout: 1})
-	require.ErrorIs(t, timeout.Apply(t.Context(), 1), courier.ErrConfig, "it would be outside the breaker")
-	negative, _ := courier.ResilientApplier(always(nil), &courier.ResilientConfig[int]{AttemptTimeout: -1})
-	require.ErrorContains(t, negative.Apply(t.Context(), 1), "ResilientConfig.AttemptTimeout is -1ns")
-	rated, _ := courier.ResilientApplier(always(nil), &courier.ResilientConfig[int]{Breaker: courier.BreakerPolicy{FailureRate: 0.01, MinCalls: 1}})
-	require.ErrorIs(t, rated.Apply(t.Context(), 1), courier.ErrConfig)
-	b := newBreaker(2)
-	twice := courier.NewCircuitBreakerApplier(courier.NewFanOutApplier(courier.NewCircuitBreakerApplier(always(nil), b)), b)
-	require.ErrorIs(t, twice.Apply(t.Context(), 1), courier.ErrConfig)
-	b.ForceOpen()
-	_, err = b.Acquire(t.Context())
-	require.NotContains(t, err.Error(), "0001-01-01")
-}
-
 // A time in a record's own error is the record's, whatever became of it.
 func TestD3_ARecordsOwnTimePausesNobody(t *testing.T) {
 	full := courier.DLQ[int](&dlqFunc{send: func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }})

@@ -39,26 +39,6 @@ func TestD8_Stream_WhatAFetchReturnsAtAStopIsAppliedWithinTheDrainTimeout(t *tes
 	})
 }
 
-// D4: a record without a key (its function panics) holds back no record whose
-// key is the empty string.
-func TestD4_Stream_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var marked collector
-		s := &sink[int]{}
-		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(20, false), marked.mark), courier.Applier[int](s),
-			courier.WithOrderKey(func(r int) string {
-				if r == 3 {
-					panic("no key")
-				}
-				return "" // no order for these
-			}), courier.WithStreamWorkers(2), quiet))
-		time.Sleep(5 * time.Second)
-		got := s.got()
-		_ = stop()
-		require.Len(t, got, 19)
-	})
-}
-
 // At the end of a stream with an order key, what failed goes back to a source
 // that takes it, and with it what waits behind.
 func TestStream_TheEndGivesBackWhatFailedWithAnOrderKey(t *testing.T) {

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"runtime"
 	"slices"
 	"strconv"
@@ -502,30 +501,6 @@ func TestRetry_EachRecordOfABatchKeepsItsOwnLastError(t *testing.T) {
 		require.NotErrorIs(t, list.Failures[0].Err, errB)
 		require.ErrorIs(t, list.Failures[1].Err, errB)
 	})
-}
-
-func TestD12_HugeNumbersAndNilPointers(t *testing.T) {
-	var noSource *courier.BatchSourceFunc[int]
-	var noSink *sink[int]
-	var noQueue *courier.MemoryDLQ[int]
-	source := newShelf[int]()
-	ok := courier.ProcessFunc(nop[int])
-	for _, test := range []struct {
-		field string
-		c     interface{ Start(context.Context) error }
-	}{
-		{"WithBatchSize", courier.NewPollingCoordinator(source, ok, courier.WithBatchSize(math.MaxInt))},
-		{"WithStreamWorkers", courier.NewStreamingCoordinator(source, ok, courier.WithStreamWorkers(math.MaxInt))},
-		{"source", courier.NewPollingCoordinator[int](noSource, ok)},
-		{"applier", courier.NewPollingCoordinator[int](source, noSink)},
-		{"applier", courier.NewPollingCoordinator(source, courier.WithRetry[int](noSink))},
-		{"dlq", courier.NewPollingCoordinator(source, courier.NewDLQApplier(ok, courier.DLQ[int](noQueue), courier.DLQPolicy[int]{}))},
-	} {
-		err := test.c.Start(t.Context())
-		var bad *courier.ConfigError
-		require.ErrorAs(t, err, &bad, test.field)
-		require.Equal(t, test.field, bad.Field)
-	}
 }
 
 // The fast path of a calm breaker, under the race detector.

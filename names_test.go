@@ -93,16 +93,6 @@ func TestObserver_OnePauseForEachOpenPeriod(t *testing.T) {
 	}
 }
 
-// The text of a breaker's errors has its name.
-func TestOpenError_NamesItsBreaker(t *testing.T) {
-	b := courier.NewBreaker(courier.BreakerPolicy{Name: "crm", FailureThreshold: 1})
-	require.Equal(t, "crm", b.Metrics().Name)
-	a := courier.NewCircuitBreakerApplier(always(errTest), b)
-	require.ErrorContains(t, a.Apply(t.Context(), 1), `courier: breaker "crm" open, next probe at `)
-	b.ForceOpen()
-	require.EqualError(t, a.Apply(t.Context(), 1), `courier: the breaker was forced open, until Reset or ForceClosed is called (it is "crm")`)
-}
-
 // Retries, parks and the ends of records tell of which record they are, in which
 // branch, and how long its call took.
 func TestObserver_EventsSayOfWhatTheyAre(t *testing.T) {

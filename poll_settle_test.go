@@ -3,7 +3,6 @@ package courier_test
 import (
 	"context"
 	"runtime"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -55,64 +54,6 @@ func TestObserver_AppliedNamesTheFirstFailure(t *testing.T) {
 		})
 	}
 }
-
-// D12: a fetch of more than the limit is worked off in batches, and a record
-// without a name is told of by its place in the fetch.
-func TestD12_ARecordBeyondTheLimitIsToldOfByItsPlace(t *testing.T) {
-	var told courierttest.ObserverRecorder
-	type secret struct{ n int }
-	source := courier.BatchSourceFunc[secret]{
-		FetchFunc: func(context.Context) ([]secret, error) { return []secret{{0}, {1}, {2}, {3}, {4}}, nil },
-		MarkFunc:  nop[[]secret],
-	}
-	s := courier.ProcessFunc(func(_ context.Context, r secret) error {
-		if r.n == 3 {
-			return errTest
-		}
-		return nil
-	})
-	_ = courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithObserver(told.Observer())).RunOnce(t.Context())
-	failed := courierttest.EventsOf[courier.FailEvent](&told)
-	require.Len(t, failed, 1)
-	require.Equal(t, "record 4 of the batch (the first is 1)", failed[0].Record)
-	applied := courierttest.EventsOf[courier.ApplyEvent](&told)
-	require.Len(t, applied, 3)
-	require.Equal(t, "record 4 of the batch (the first is 1)", applied[1].Record)
-}
-
-// D6, D8: neither a pause nor a stop goes on with the rest of a fetch of more
-// than the limit.
-func TestD12_TheRestOfAFetchIsGivenBack(t *testing.T) {
-	for _, how := range []string{"pause", "stop"} {
-		t.Run(how, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				memory := newLeasing(numbers(5)...)
-				source := beyond{memory}
-				s := &sink[int]{fail: func(context.Context, int, int) error {
-					if how == "stop" {
-						cancel()
-						return nil
-					}
-					return &courier.OpenError{Until: time.Now().Add(time.Hour)}
-				}}
-				c := courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(1))
-				_ = c.RunOnce(ctx)
-				require.Equal(t, 1, s.called())
-				require.Zero(t, c.Stats().InHand)
-				back := slices.Concat(memory.released...)
-				slices.Sort(back)
-				require.Equal(t, memory.left(), back)
-			})
-		})
-	}
-}
-
-// beyond is a leasing source that pays no heed to the limit.
-type beyond struct{ *leasing[int] }
-
-func (s beyond) Fetch(ctx context.Context, _ int) ([]int, error) { return s.leasing.Fetch(ctx, 100) }
 
 // A release that ends its goroutine is told as one that failed, and what it was to give
 // back is not in hand any more.

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -120,76 +118,6 @@ func TestRunOnce_WarnsOfAQueueThatIsGoneWithTheProcess(t *testing.T) {
 				}
 				require.Equal(t, want, strings.Count(log.String(), warning), log.String())
 			})
-		})
-	}
-}
-
-// An error says each thing once.
-func TestErrors_SayEachThingOnce(t *testing.T) {
-	const forced = "courier: the breaker was forced open, until Reset or ForceClosed is called"
-	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
-		var log bytes.Buffer
-		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Hour})
-		c, run := with(courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return errTest }), b), numbers(5), courier.WithLogger(timeless(&log)))
-		if shape == "RunOnce" {
-			b.ForceOpen()
-			run(0)
-			require.Contains(t, log.String(), `error="`+forced+`"`)
-		} else {
-			run(time.Second)
-			require.Regexp(t, `^courier: breaker open, next probe at \S+; opened by: the record's own error$`, c.Ready().Error())
-			b.ForceOpen()
-			run(time.Minute)
-			require.EqualError(t, c.Ready(), forced)
-		}
-		require.NotContains(t, log.String(), "until=0001")
-	})
-	require.EqualError(t, &courier.OpenError{Cause: courier.ErrForcedOpen}, forced)
-	require.EqualError(t, &courier.OpenError{Cause: errTest}, forced+"; the call failed: the record's own error")
-	b := courier.NewBreaker(courier.BreakerPolicy{})
-	permit, err := b.Acquire(t.Context())
-	require.NoError(t, err)
-	b.ForceOpen()
-	require.EqualError(t, b.Report(t.Context(), permit, errTest), forced+"; the call failed: the record's own error")
-}
-
-// A batch error that lists nothing is an error all the same where it is one record's.
-func TestErrors_ABatchErrorThatListsNothing(t *testing.T) {
-	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
-		c, run := with(courier.ProcessFunc(func(context.Context, int) error { return (*courier.BatchError)(nil) }), numbers(1))
-		run(time.Second)
-		require.ErrorContains(t, c.Stats().LastError, "courier: user code returned an error that cannot be used: a *courier.BatchError that is a nil pointer: return nil itself")
-	})
-	require.EqualError(t, new(courier.BatchError), "courier: user code returned a BatchError that lists no record: return ErrorOrNil()")
-}
-
-// lateQueue is a queue that answers when its context ends.
-type lateQueue struct {
-	*courier.MemoryDLQ[int]
-	err error // nil is that of the context
-}
-
-func (q lateQueue) Send(ctx context.Context, _ courier.DeadLetter[int]) error {
-	<-ctx.Done()
-	if q.err != nil {
-		return q.err
-	}
-	return ctx.Err()
-}
-
-func TestErrors_AQueueThatDoesNotAnswer(t *testing.T) {
-	for text, driver := range map[string]error{
-		"(the queue did not answer within 2s)":         nil,
-		"(the queue did not answer within 2s: EOF)":    io.EOF,
-		"(the queue did not answer within 2s), which ": fmt.Errorf("driver: %w", context.DeadlineExceeded),
-	} {
-		inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
-			var log bytes.Buffer
-			a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })), courier.DLQ[int](lateQueue{err: driver}), courier.DLQPolicy[int]{})
-			c, run := with(a, numbers(1), courier.WithLogger(timeless(&log)), courier.WithDrainTimeout(2*time.Second))
-			run(3 * time.Second)
-			require.Contains(t, log.String(), "courier: the dead letter queue did not take a record "+text)
-			require.ErrorIs(t, c.Stats().LastError, context.DeadlineExceeded)
 		})
 	}
 }

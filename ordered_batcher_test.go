@@ -1,6 +1,6 @@
 package courier_test
 
-// Appliers that keep the order inside a call: several records of a key in one.
+// Appliers that keep the order inside a call: several records of a key in one call.
 
 import (
 	"bytes"

@@ -1,5 +1,7 @@
 package courier_test
 
+// Errors of user code that panic, or have no end, when they are looked into (D9).
+
 import (
 	"context"
 	"encoding/json"

@@ -1,6 +1,6 @@
 package courier_test
 
-// D3 and D4 with several workers, and the order by key.
+// Order (D4): several workers, the order by key, and records without a key.
 
 import (
 	"context"
@@ -14,10 +14,115 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"pgregory.net/rapid"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
+
+// WithWorkers is for both coordinators.
+func TestWithWorkers_OfAStream(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var r courierttest.Recorder[int]
+		source := r.StreamSource()
+		together, most := 0, 0
+		var mu sync.Mutex
+		slow := courier.ProcessFunc(func(context.Context, int) error {
+			mu.Lock()
+			together++
+			most = max(most, together)
+			mu.Unlock()
+			time.Sleep(time.Second)
+			mu.Lock()
+			together--
+			mu.Unlock()
+			return nil
+		})
+		run := courierttest.Start(t, courier.NewStreamingCoordinator[int](source, slow, courier.WithWorkers(4), quiet))
+		source.Add(1, 2, 3, 4, 5, 6, 7, 8)
+		time.Sleep(time.Minute)
+		require.NoError(t, run.Stop())
+		require.Equal(t, 4, most)
+	})
+}
+
+func TestD9_AStreamWhoseOrderKeyPanicsHoldsUpThatRecordAlone(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		key := func(r int) string {
+			if r == 2 {
+				panic("no key")
+			}
+			return fmt.Sprint(r % 2)
+		}
+		var records courierttest.Recorder[int]
+		source := records.StreamSource(numbers(6)...)
+		var told courierttest.ObserverRecorder
+		courierttest.RunFor(t, courier.NewStreamingCoordinator(source, records.Applier(nil), courier.WithOrderKey(key), courier.WithStreamWorkers(2), courier.WithObserver(told.Observer()), quiet), time.Minute)
+		require.ElementsMatch(t, []int{0, 1, 3, 4, 5}, records.Records(courierttest.Marked))
+		require.Equal(t, []int{2}, source.Pending())
+		failed := courierttest.EventsOf[courier.FailEvent](&told)
+		require.NotEmpty(t, failed)
+		for _, e := range failed {
+			require.ErrorContains(t, e.Err, "the record's order key is not known")
+			require.ErrorIs(t, e.Err, courier.ErrPanic)
+		}
+	})
+}
+
+// A batch of one record of each key is with a worker as a whole: nothing of it
+// can be taken away for an idle one.
+func TestD4_NothingIsTakenBackFromABatchInWork(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var records courierttest.Recorder[int]
+		sink := records.BatchApplier(courierttest.MustParse(`delay 1s`))
+		source := records.StreamSource(numbers(6)...)
+		courierttest.RunFor(t, courier.NewStreamingCoordinator(source, courier.Applier[int](sink), courier.WithOrderKey(byRest(3)), courier.WithStreamWorkers(2), quiet), time.Minute)
+		courierttest.AssertDeliveredOnce(t, &records)
+		courierttest.AssertOrder(t, &records, byRest(3))
+	})
+}
+
+// A record whose key is "" is in no order: it waits for no other one.
+func TestD4_RecordsWithoutAKeyAreInNoOrder(t *testing.T) {
+	for _, shape := range []string{"polling", "leasing", "streaming"} {
+		t.Run(shape, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				var mu sync.Mutex
+				var order []int
+				a := courier.ProcessFunc(func(_ context.Context, n int) error {
+					if n == 0 || n == 1 { // without a key, and with one
+						return errTest
+					}
+					time.Sleep(time.Second)
+					mu.Lock()
+					defer mu.Unlock()
+					order = append(order, n)
+					return nil
+				})
+				key := courier.WithOrderKey(func(n int) string {
+					if n%2 == 0 {
+						return ""
+					}
+					return "odd"
+				})
+				var r courierttest.Recorder[int]
+				began := time.Now()
+				c := map[string]courierttest.Starter{
+					"polling":   courier.NewPollingCoordinator[int](r.Source(numbers(18)...), a, quiet, key, courier.WithWorkers(8)),
+					"leasing":   courier.NewPollingCoordinator[int](r.LeasingSource(time.Hour, numbers(18)...), a, quiet, key, courier.WithWorkers(8)),
+					"streaming": courier.NewStreamingCoordinator[int](r.StreamSource(numbers(18)...), a, quiet, key, courier.WithStreamWorkers(8)),
+				}[shape]
+				run := courierttest.Start(t, c)
+				time.Sleep(1500 * time.Millisecond)
+				mu.Lock()
+				require.ElementsMatch(t, []int{2, 4, 6, 8, 10, 12, 14, 16}, order, "%v", time.Since(began))
+				mu.Unlock()
+				time.Sleep(time.Minute)
+				require.NoError(t, run.Stop())
+				require.Len(t, order, 8, "the later ones of the key wait")
+			})
+		})
+	}
+}
 
 // lanes is an applier that knows which records belong together, and notes what
 // breaks their order.
@@ -313,110 +418,6 @@ func TestD9_AKeyFunctionMayPanic(t *testing.T) {
 	require.Equal(t, []int{4}, source.left())
 }
 
-// Batch appliers get portions, by default an equal share for each worker.
-func TestBatch_RecordsAreHandedOutInPortions(t *testing.T) {
-	sizes := func(t *testing.T, opts ...courier.Option) (sizes []int) {
-		source := newShelf(numbers(100)...)
-		s := &batchSink[int]{}
-		require.NoError(t, courier.NewPollingCoordinator(source, s, append(opts, quiet)...).RunOnce(t.Context()))
-		require.Empty(t, source.left())
-		require.ElementsMatch(t, numbers(100), slices.Concat(s.batches...))
-		for _, b := range s.batches {
-			sizes = append(sizes, len(b))
-		}
-		return sizes
-	}
-	require.Equal(t, []int{100}, sizes(t))
-	require.Equal(t, []int{25, 25, 25, 25}, sizes(t, courier.WithWorkers(4)))
-	require.Equal(t, []int{40, 40, 20}, sizes(t, courier.WithApplyBatchSize(40)))
-	require.Len(t, sizes(t, courier.WithApplyBatchSize(10), courier.WithWorkers(3)), 10)
-}
-
-func TestBatch_AStreamHandsOutPortionsToo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var marked collector
-		ch := make(chan int, 100)
-		for i := range 100 {
-			ch <- i
-		}
-		close(ch)
-		s := &batchSink[int]{}
-		require.NoError(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), courier.Applier[int](s),
-			courier.WithStreamWorkers(3), courier.WithApplyBatchSize(7), quiet).Start(t.Context()))
-		require.ElementsMatch(t, numbers(100), marked.all())
-		for _, b := range s.batches {
-			require.LessOrEqual(t, len(b), 7)
-		}
-	})
-}
-
-// D1, D2, D3 as a property, whatever the shape: every record has one verdict,
-// and what is marked is what was applied.
-func TestD1_Property_EveryShapeSettlesWhatItAppliesAndNoMore(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.IntRange(0, 120).Draw(t, "records")
-		workers := rapid.IntRange(1, 9).Draw(t, "workers")
-		keys := rapid.IntRange(0, 6).Draw(t, "keys")
-		bad := rapid.SliceOfN(rapid.IntRange(0, 3), n, n).Draw(t, "bad")
-		outcome := func(_ context.Context, r, _ int) error {
-			switch bad[r] {
-			case 2:
-				panic(errTest)
-			case 3:
-				return errTest
-			}
-			return nil
-		}
-		opts := []courier.Option{quiet, courier.WithWorkers(workers), courier.WithBatchSize(rapid.IntRange(1, 50).Draw(t, "batch"))}
-		if keys > 0 {
-			opts = append(opts, courier.WithOrderKey(byRest(keys)))
-		}
-		s := &batchSink[int]{sink: sink[int]{fail: outcome}, failBatch: func(_ context.Context, records []int, _ int) error {
-			var failed courier.BatchError
-			for i, r := range records {
-				if bad[r] > 1 {
-					failed.Add(i, errTest)
-				}
-			}
-			return failed.ErrorOrNil()
-		}}
-		var applier courier.Applier[int] = s
-		if !rapid.Bool().Draw(t, "together") {
-			applier = &s.sink
-		}
-		pending := numbers(n)
-		fetch := func(context.Context) ([]int, error) { return pending, nil }
-		var marked []int
-		mark := func(_ context.Context, records []int) error {
-			marked = append(marked, records...)
-			return nil
-		}
-		_ = courier.NewPollingCoordinator(courier.BatchSourceFunc[int]{FetchFunc: fetch, MarkFunc: mark}, applier, opts...).RunOnce(context.Background())
-
-		var want []int // everything that is not bad, nor behind something bad of its key
-		blocked := map[int]bool{}
-		for r := range n {
-			if keys > 0 && blocked[r%keys] {
-				continue
-			}
-			if bad[r] > 1 {
-				blocked[r%max(1, keys)] = true
-				continue
-			}
-			want = append(want, r)
-		}
-		slices.Sort(marked)
-		if !slices.Equal(want, marked) {
-			t.Fatalf("marked %v, want %v", marked, want)
-		}
-		got := s.got()
-		slices.Sort(got)
-		if !slices.Equal(want, got) {
-			t.Fatalf("applied %v, want %v", got, want)
-		}
-	})
-}
-
 // lateRelease is a source that counts the time, for which it takes a record back,
 // from close to the end of a call that takes some itself.
 type lateRelease struct{ *leasing[int] }
@@ -488,5 +489,39 @@ func TestD4_WhatIsTakenBackFromASlowWorkerKeepsItsPlace(t *testing.T) {
 		require.NoError(t, stop())
 		require.Empty(t, source.left())
 		require.Equal(t, []int{1, 2, 3, 4}, slices.DeleteFunc(begun, func(r int) bool { return r >= 10 }))
+	})
+}
+
+// A record without a key holds back nobody.
+func TestD4_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
+	for _, workers := range []int{1, 2} {
+		source := newShelf(numbers(6)...)
+		_ = courier.NewPollingCoordinator(source, &sink[int]{}, courier.WithWorkers(workers), courier.WithOrderKey(func(r int) string {
+			if r == 2 {
+				panic("no key")
+			}
+			return ""
+		}), quiet).RunOnce(t.Context())
+		require.Equal(t, []int{2}, source.left())
+	}
+}
+
+// D4: a record without a key (its function panics) holds back no record whose
+// key is the empty string.
+func TestD4_Stream_ARecordWithoutAKeyHoldsBackNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked collector
+		s := &sink[int]{}
+		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(20, false), marked.mark), courier.Applier[int](s),
+			courier.WithOrderKey(func(r int) string {
+				if r == 3 {
+					panic("no key")
+				}
+				return "" // no order for these
+			}), courier.WithStreamWorkers(2), quiet))
+		time.Sleep(5 * time.Second)
+		got := s.got()
+		_ = stop()
+		require.Len(t, got, 19)
 	})
 }
