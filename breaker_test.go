@@ -1,52 +1,24 @@
 package courier_test
 
+// Breaker: permits, probes, windows, open periods, listeners and forced states.
+
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
+	"math"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/erfanmomeniii/courier"
 )
-
-func TestB1_AnOpenBreakerMakesNoCall(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
-		b := newBreaker(2)
-		applier := courier.NewCircuitBreakerApplier[int](s, b)
-		require.Equal(t, errTest, applier.Apply(t.Context(), 1))
-		require.EqualValues(t, "closed", b.State())
-
-		err := applier.Apply(t.Context(), 1) // the one it opens over
-		var open *courier.OpenError
-		require.ErrorAs(t, err, &open)
-		require.ErrorIs(t, err, courier.ErrOpen)
-		require.ErrorIs(t, err, errTest, "E-1: the cause is there to be found")
-		require.True(t, courier.Counted(open), "P-1: it reached the destination while closed")
-		require.Equal(t, time.Now().Add(10*time.Second), open.Until)
-		require.EqualValues(t, "open", b.State())
-
-		time.Sleep(10*time.Second - 1)
-		err = applier.Apply(t.Context(), 1)
-		require.ErrorIs(t, err, courier.ErrOpen)
-		require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err)) // E-3
-		require.Equal(t, 2, s.called())
-
-		time.Sleep(time.Nanosecond)
-		err = applier.Apply(t.Context(), 1) // a probe
-		require.ErrorAs(t, err, &open)
-		require.False(t, courier.Counted(open), "P-1: a failed probe counts against no record")
-		require.Equal(t, 3, s.called())
-	})
-}
 
 func TestB2_NoMoreProbesThanAllowedAreInFlight(t *testing.T) {
 	var inflight, most atomic.Int32
@@ -131,121 +103,6 @@ func TestB4_EveryPermitIsReportedOnce(t *testing.T) {
 	}
 }
 
-func TestB6_ACancelledCallIsNoVerdict(t *testing.T) {
-	b := newBreaker(1)
-	ctx, cancel := context.WithCancel(t.Context())
-	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(ctx context.Context, r int) error {
-		cancel()
-		if r == 0 {
-			return nil
-		}
-		return ctx.Err()
-	}), b)
-	require.ErrorIs(t, applier.Apply(ctx, 1), context.Canceled)
-	require.EqualValues(t, "closed", b.State())
-	live, stop := context.WithCancel(t.Context())
-	defer stop()
-	cancel = stop
-	require.NoError(t, applier.Apply(live, 0), "a success is one, cancelled or not")
-}
-
-func TestB7_ATimeoutOfTheAppliersOwnIsAFailure(t *testing.T) {
-	b := newBreaker(1)
-	applier := courier.NewCircuitBreakerApplier(always(context.DeadlineExceeded), b)
-	require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
-}
-
-// In every form: an attempt's timeout and the caller's deadline are failures, as long as the
-// destination was asked; the caller's cancel is none.
-func TestB7_TheTimeoutsOfABatch(t *testing.T) {
-	hang := func(ctx context.Context) error {
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	forms := map[string]func(err error) error{
-		"as one": func(err error) error { return err },
-		"listed": func(err error) error {
-			return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: err}, {Index: 1, Err: err}}}
-		},
-	}
-	for form, listed := range forms {
-		for name, test := range map[string]struct {
-			attempt, deadline, cancel time.Duration
-			err                       func(error) error
-			want                      courier.BreakerState
-		}{
-			"attempt timeout": {attempt: time.Second, want: courier.BreakerOpen},
-			"deadline":        {deadline: time.Second, want: courier.BreakerOpen},
-			"cancel":          {cancel: time.Second, want: courier.BreakerClosed},
-			"not asked": {deadline: time.Second, want: courier.BreakerClosed, err: func(err error) error {
-				return &courier.OpenError{Cause: err}
-			}},
-		} {
-			t.Run(form+"/"+name, func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					b := newBreaker(1)
-					var a courier.Applier[int] = &batchSink[int]{failBatch: func(ctx context.Context, _ []int, _ int) error {
-						err := hang(ctx)
-						if test.err != nil {
-							err = test.err(err)
-						}
-						return listed(err)
-					}}
-					if test.attempt > 0 {
-						a = courier.NewAttemptTimeoutApplier(a, test.attempt, nil)
-					}
-					ctx, cancel := context.WithTimeout(t.Context(), cmp.Or(test.deadline, time.Hour))
-					defer cancel()
-					if test.cancel > 0 {
-						time.AfterFunc(test.cancel, cancel)
-					}
-					require.Error(t, asBatch(courier.NewCircuitBreakerApplier(a, b)).ApplyBatch(ctx, numbers(2)))
-					require.Equal(t, test.want, b.State())
-				})
-			})
-		}
-	}
-}
-
-func TestB8_AnEndedContextTakesNoPermit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBreaker(1)
-		s := &sink[int]{fail: func(_ context.Context, _, call int) error {
-			if call == 1 {
-				return errTest
-			}
-			return nil
-		}}
-		applier := courier.NewCircuitBreakerApplier[int](s, b)
-		require.Error(t, applier.Apply(t.Context(), 1))
-		time.Sleep(10 * time.Second)
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		require.ErrorIs(t, applier.Apply(ctx, 1), context.Canceled)
-		require.Equal(t, 1, s.called())
-		require.NoError(t, applier.Apply(t.Context(), 1), "the probe slot is free")
-	})
-}
-
-func TestB9_APermanentErrorIsAnAnswer(t *testing.T) {
-	b := newBreaker(1)
-	applier := courier.NewCircuitBreakerApplier(always(courier.Permanent(errTest)), b)
-	for range 100 {
-		require.ErrorIs(t, applier.Apply(t.Context(), 1), errTest)
-	}
-	require.EqualValues(t, "closed", b.State())
-}
-
-func TestB10_ABreakerInsideABreaker(t *testing.T) {
-	inner, outer := newBreaker(1), newBreaker(1)
-	applier := courier.NewCircuitBreakerApplier(courier.NewCircuitBreakerApplier(always(errTest), inner), outer)
-	for range 10 {
-		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
-	}
-	require.EqualValues(t, "open", inner.State())
-	require.EqualValues(t, "closed", outer.State(), "what was not attempted is no verdict")
-}
-
 func TestB15_HungProbesDoNotWedgeIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBreaker(1)
@@ -292,91 +149,474 @@ func TestBreaker_ASuccessEndsTheStreak(t *testing.T) {
 	require.EqualValues(t, "closed", b.State())
 }
 
-func TestBreaker_ABatchIsOneCall(t *testing.T) {
-	list := func(errs ...error) error {
-		var e courier.BatchError
-		for i, err := range errs {
-			if err != nil {
-				e.Add(i, err)
+func TestB11_TheFailureRateOpensIt(t *testing.T) {
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureRate: 0.5, MinCalls: 10, WindowCalls: 400})
+	report := func(err error, n int) {
+		for range n {
+			permit, acquired := b.Acquire(t.Context())
+			require.NoError(t, acquired)
+			_ = b.Report(t.Context(), permit, err)
+		}
+	}
+	report(nil, 201)
+	report(errTest, 199)
+	require.EqualValues(t, "closed", b.State(), "199 of 400 are not half")
+	report(errTest, 1)
+	require.EqualValues(t, "open", b.State(), "a success has left the window: 200 of 400")
+}
+
+func TestB11_ARateAloneSwitchesTheThresholdOff(t *testing.T) {
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureRate: 1})
+	for range 19 {
+		permit, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		_ = b.Report(t.Context(), permit, errTest)
+	}
+	require.EqualValues(t, "closed", b.State())
+	m := b.Metrics()
+	require.Equal(t, 19, m.Calls)
+	require.Equal(t, 19, m.Failures)
+	permit, _ := b.Acquire(t.Context())
+	require.ErrorIs(t, b.Report(t.Context(), permit, errTest), courier.ErrOpen)
+}
+
+func TestB12_MetricsForgetWhatHasLeftTheWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureRate: 0.5})
+		permit, _ := b.Acquire(t.Context())
+		_ = b.Report(t.Context(), permit, errTest)
+		require.Equal(t, 1, b.Metrics().Failures)
+		time.Sleep(time.Hour)
+		require.Zero(t, b.Metrics().Calls)
+	})
+}
+
+func TestB13_CallsThatOutlastTheWindowCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureRate: 0.5, Window: 10 * time.Second})
+		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+			time.Sleep(11 * time.Second)
+			return errTest
+		}), b)
+		var wg sync.WaitGroup
+		for range 1000 {
+			wg.Go(func() { _ = applier.Apply(t.Context(), 1) })
+		}
+		wg.Wait()
+		require.EqualValues(t, "open", b.State())
+	})
+}
+
+func TestB14_OpenPeriodsAndTheirCap(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 10 * time.Second, OpenMultiplier: 3, DisableJitter: true})
+		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+		var periods []time.Duration
+		for range 5 {
+			require.Error(t, applier.Apply(t.Context(), 1))
+			periods = append(periods, time.Until(b.RetryAt()))
+			time.Sleep(time.Until(b.RetryAt()))
+		}
+		require.Equal(t, []time.Duration{10 * time.Second, 30 * time.Second, time.Minute, time.Minute, time.Minute}, periods)
+	})
+}
+
+func TestB16_ListenersAreToldInOrderOutsideTheLock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told []courier.BreakerChange
+		var b *courier.Breaker
+		b = courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Random: half, OnStateChange: func(_ context.Context, c courier.BreakerChange) {
+			told = append(told, c)
+			_, _ = b.State(), b.Metrics() // it may call any method
+			switch len(told) {
+			case 1:
+				b.ForceOpen() // even one that makes a transition
+			case 3:
+				panic("a listener's panic harms nobody")
+			case 4:
+				runtime.Goexit()
+			}
+		}})
+		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+		b.Reset()
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+		time.Sleep(time.Second)
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+
+		var path []courier.BreakerState
+		for i, c := range told {
+			path = append(path, c.To)
+			if i > 0 {
+				require.Equal(t, told[i-1].To, c.From)
+				require.Equal(t, told[i-1].Generation+1, c.Generation, "each exactly once")
 			}
 		}
-		return e.ErrorOrNil()
-	}
-	for _, test := range []struct {
-		name  string
-		err   error
-		opens int // the threshold at which it opens after one failure before, 0 for none
-	}{
-		{"all failed", list(errTest, errTest), 2},
-		{"as one", errTest, 2},
-		{"one got through", list(errTest, nil), 1},
-		{"one was answered", list(errTest, courier.Permanent(errTest)), 1},
-		{"permanent as one", courier.Permanent(errTest), 0},
-		{"not attempted", &courier.OpenError{Cause: errTest}, 0},
-		{"applied", nil, 0},
-	} {
-		for _, threshold := range []int{1, 2} {
-			t.Run(fmt.Sprintf("%s, threshold %d", test.name, threshold), func(t *testing.T) {
-				b := newBreaker(threshold)
-				s := &batchSink[int]{failBatch: func(_ context.Context, _ []int, call int) error {
-					if call < threshold {
-						return errTest
-					}
-					return test.err
-				}}
-				batch := asBatch(courier.NewCircuitBreakerApplier[int](s, b))
-				for range threshold - 1 {
-					require.Equal(t, errTest, batch.ApplyBatch(t.Context(), []int{1, 2}))
-				}
-				err := batch.ApplyBatch(t.Context(), []int{1, 2})
-				if threshold <= test.opens {
-					require.Equal(t, courier.BreakerOpen, b.State())
-					require.ErrorIs(t, err, courier.ErrOpen)
-				} else {
-					require.Equal(t, courier.BreakerClosed, b.State())
-					require.Equal(t, test.err, err)
-				}
-			})
-		}
-	}
+		require.Equal(t, []courier.BreakerState{"open", "forced open", "closed", "open", "half-open", "open"}, path)
+		require.ErrorIs(t, told[0].Cause, errTest)
+		require.ErrorIs(t, told[1].Cause, courier.ErrForcedOpen)
+	})
 }
 
-func TestWithCircuitBreaker_TheDefaultOpensAtFive(t *testing.T) {
-	s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
-	applier := courier.WithCircuitBreaker[int](s)
-	for range 20 {
-		require.ErrorIs(t, applier.Apply(t.Context(), 1), errTest)
+func TestB16_ManyGoroutinesTellEachTransitionOnce(t *testing.T) {
+	var mu sync.Mutex
+	var last uint64
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 1, MaxOpenFor: 1, OnStateChange: func(_ context.Context, c courier.BreakerChange) {
+		mu.Lock()
+		defer mu.Unlock()
+		if last != 0 && c.Generation != last+1 {
+			t.Errorf("generation %d was told after %d", c.Generation, last)
+		}
+		last = c.Generation
+	}})
+	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, n int) error {
+		if n%3 == 0 {
+			return errTest
+		}
+		return nil
+	}), b)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for i := range 500 {
+				_ = applier.Apply(t.Context(), i)
+			}
+		})
 	}
-	require.Equal(t, 5, s.called())
+	wg.Wait()
+	require.Positive(t, last)
 }
 
-// A batch over which a breaker opens tells of each record its own failure, and of
-// one that was refused further inside that it was.
-func TestBreaker_ABatchThatOpensItKeepsEachFailureApart(t *testing.T) {
-	refused := &courier.OpenError{Until: time.Now().Add(time.Hour), Cause: errors.New("another breaker's")}
-	failures := []error{errors.New("first"), refused, errors.New("third")}
-	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
-		var list courier.BatchError
-		for i, err := range failures {
-			list.Add(i, err)
+func TestB17_AClockThatStepsBack(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	clock := &steps{now: now}
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 10 * time.Second, Random: half, Clock: clock})
+	applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+	require.Error(t, applier.Apply(t.Context(), 1))
+	until := b.RetryAt()
+	clock.now = now.Add(-time.Hour)
+	require.False(t, b.Ready())
+	var open *courier.OpenError
+	require.ErrorAs(t, applier.Apply(t.Context(), 1), &open)
+	require.Equal(t, until.Add(-time.Hour), b.RetryAt(), "it is as long as it was, by the clock as it is now")
+	require.Equal(t, b.RetryAt(), open.Until)
+	require.Equal(t, b.RetryAt(), b.Metrics().Until)
+	clock.now = b.RetryAt().Add(-1)
+	require.False(t, b.Ready())
+	clock.now = b.RetryAt()
+	require.True(t, b.Ready())
+}
+
+// Nor does it make a window longer, or the time that a probe has.
+func TestB17_AClockThatStepsBackWhileAProbeHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clock := &wallClock{}
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, FailureRate: 1, OpenFor: time.Second, Random: half, Clock: clock})
+		report := func() {
+			permit, err := b.Acquire(t.Context())
+			require.NoError(t, err)
+			_ = b.Report(t.Context(), permit, errTest)
 		}
-		return &list
-	}}
-	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1})
-	err := asBatch(courier.NewCircuitBreakerApplier(s, b)).ApplyBatch(t.Context(), []int{1, 2, 3})
-	var list *courier.BatchError
-	require.ErrorAs(t, err, &list)
-	require.Len(t, list.Failures, 3)
-	for i, f := range list.Failures {
-		require.Equal(t, i, f.Index)
+		report()
+		time.Sleep(20 * time.Second)
+		require.Equal(t, 1, b.Metrics().Calls) // nobody knows of the time since the clock was last read
+		clock.step(-time.Hour)
+		require.Equal(t, 1, b.Metrics().Calls)
+		time.Sleep(20 * time.Second)
+		require.Zero(t, b.Metrics().Calls)
+		report()
+		time.Sleep(time.Second)
+		_, err := b.Acquire(t.Context()) // and it never comes back
+		require.NoError(t, err)
+		time.Sleep(30 * time.Second)
+		require.False(t, b.Ready())
+		clock.step(-time.Hour)
+		require.False(t, b.Ready())
+		time.Sleep(30*time.Second - 1)
+		require.False(t, b.Ready())
+		time.Sleep(time.Nanosecond)
+		require.True(t, b.Ready())
+		_, err = b.Acquire(t.Context())
+		require.ErrorIs(t, err, courier.ErrProbeTimeout)
+	})
+}
+
+// steps is a clock that is set by hand.
+type steps struct{ now time.Time }
+
+func (c *steps) Now() time.Time                       { return c.now }
+func (c *steps) After(time.Duration) <-chan time.Time { return nil }
+
+func TestB18_ForcedStatesStayUntilReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
+		applier := courier.NewCircuitBreakerApplier[int](s, b)
+		b.ForceOpen()
+		time.Sleep(365 * 24 * time.Hour)
+		err := applier.Apply(t.Context(), 1)
 		var open *courier.OpenError
-		require.ErrorAs(t, f.Err, &open)
-		if i == 1 {
-			require.Same(t, refused, open)
-			continue
+		require.ErrorAs(t, err, &open)
+		require.True(t, open.Until.IsZero())
+		require.ErrorIs(t, err, courier.ErrForcedOpen)
+		require.Zero(t, s.called())
+		b.ForceClosed()
+		for range 10 {
+			require.Equal(t, errTest, applier.Apply(t.Context(), 1))
 		}
-		require.Equal(t, failures[i], open.Cause)
-		require.Equal(t, b.RetryAt(), open.Until)
-		require.True(t, courier.Counted(open))
+		require.Equal(t, courier.BreakerForcedClosed, b.State())
+		b.Reset()
+		require.ErrorIs(t, applier.Apply(t.Context(), 1), courier.ErrOpen)
+	})
+}
+
+func TestB19_ReadyTellsTheTimeAndTakesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		require.True(t, b.Ready())
+		require.True(t, b.RetryAt().IsZero())
+		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+		require.Error(t, applier.Apply(t.Context(), 1))
+		require.False(t, b.Ready())
+		require.Equal(t, 10*time.Second, time.Until(b.RetryAt()))
+		time.Sleep(10 * time.Second)
+		for range 10 {
+			require.True(t, b.Ready(), "asking takes no probe slot")
+		}
+		require.Equal(t, courier.BreakerOpen, b.State(), "nothing happens until somebody calls")
+		permit, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, courier.BreakerHalfOpen, b.State())
+		require.False(t, b.Ready())
+		require.NoError(t, b.Report(t.Context(), permit, nil))
+		require.True(t, b.Ready())
+	})
+}
+
+// A goroutine of the breaker's, or a timer, would keep it from being collected; and its clock
+// panics when it is asked for a timer.
+func TestB20_ABreakerHasNoGoroutineAndNoTimer(t *testing.T) {
+	use := func() weak.Pointer[courier.Breaker] {
+		clock := newHandClock()
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, Random: half, Clock: clock})
+		fails := courier.NewCircuitBreakerApplier(always(errTest), b)
+		require.ErrorIs(t, fails.Apply(t.Context(), 1), courier.ErrOpen)
+		require.ErrorIs(t, fails.Apply(t.Context(), 1), courier.ErrOpen)
+		clock.advance(time.Second)
+		hung, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		clock.advance(time.Hour)
+		require.ErrorIs(t, fails.Apply(t.Context(), 1), courier.ErrProbeTimeout)
+		_ = b.Report(t.Context(), hung, nil)
+		clock.advance(time.Hour)
+		require.NoError(t, courier.NewCircuitBreakerApplier(always(nil), b).Apply(t.Context(), 1))
+		require.Equal(t, courier.BreakerClosed, b.State())
+		b.ForceClosed()
+		b.ForceOpen()
+		b.Reset()
+		require.Error(t, fails.Apply(t.Context(), 1))
+		return weak.Make(b)
 	}
+	b := use()
+	runtime.GC()
+	runtime.GC()
+	require.Nil(t, b.Value())
+}
+
+func TestBreaker_Metrics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(2)
+		applier := courier.NewCircuitBreakerApplier(always(errTest), b)
+		_ = applier.Apply(t.Context(), 1)
+		require.Equal(t, courier.BreakerMetrics{State: "closed", Consecutive: 1}, b.Metrics())
+		slow, _ := b.Acquire(t.Context())
+		_ = applier.Apply(t.Context(), 1)
+		_ = applier.Apply(t.Context(), 1)
+		_ = b.Report(t.Context(), slow, nil)
+		m := b.Metrics()
+		require.ErrorIs(t, m.Cause, errTest)
+		m.Cause = nil
+		require.Equal(t, courier.BreakerMetrics{State: "open", Until: time.Now().Add(10 * time.Second), Opened: 1, Rejected: 1, Stale: 1}, m)
+	})
+}
+
+func TestBreaker_AcquireRefusesABadPolicyAndAnEndedContext(t *testing.T) {
+	_, err := courier.NewBreaker(courier.BreakerPolicy{FailureRate: math.NaN()}).Acquire(t.Context())
+	require.ErrorIs(t, err, courier.ErrConfig)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("called off")
+	cancel(cause)
+	_, err = newBreaker(1).Acquire(ctx)
+	require.ErrorIs(t, err, cause)
+	require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
+}
+
+// The breaker as its users see it, against a model of the consecutive rule: it
+// is never open without the failures, never passes a call while open, and every
+// call it admits is made.
+func TestBreaker_Model(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		threshold := rapid.IntRange(1, 4).Draw(rt, "threshold")
+		calls := rapid.SliceOfN(rapid.IntRange(0, 5), 1, 60).Draw(rt, "calls")
+		synctest.Test(t, func(t *testing.T) {
+			b := newBreaker(threshold)
+			streak := 0
+			for _, kind := range calls {
+				if kind == 5 {
+					time.Sleep(7 * time.Second)
+					continue
+				}
+				before, ready := b.State(), b.Ready()
+				made := false
+				err := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+					made = true
+					return []error{nil, errTest, courier.Permanent(errTest), courier.Skip(errTest), &courier.OpenError{}}[kind]
+				}), b).Apply(t.Context(), 1)
+				if made != ready {
+					rt.Fatalf("ready %v, made %v", ready, made)
+				}
+				if !made {
+					if !errors.Is(err, courier.ErrOpen) {
+						rt.Fatalf("refused with %v", err)
+					}
+					continue
+				}
+				switch kind {
+				case 3, 4:
+				case 1:
+					streak++
+				default:
+					streak = 0
+				}
+				open := kind == 1 && (before != courier.BreakerClosed || streak >= threshold)
+				if open {
+					streak = 0
+				}
+				want := courier.BreakerState("closed")
+				switch {
+				case open:
+					want = courier.BreakerOpen
+				case kind >= 3 && before != courier.BreakerClosed:
+					want = courier.BreakerHalfOpen
+				}
+				if b.State() != want {
+					rt.Fatalf("%v after a call of kind %d in %v, want %v", b.State(), kind, before, want)
+				}
+			}
+		})
+	})
+}
+
+func TestB15_SomebodyElsesHungProbeStopsNoCoordinator(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		permit, _ := b.Acquire(t.Context())
+		_ = b.Report(t.Context(), permit, errTest)
+		time.Sleep(10 * time.Second)
+		_, err := b.Acquire(t.Context()) // and it never comes back
+		require.NoError(t, err)
+		source := newShelf(1, 2, 3)
+		run(t, source, courier.NewCircuitBreakerApplier(always(nil), b), 10*time.Minute)
+		require.Empty(t, source.left())
+	})
+}
+
+// B-15: what counts is progress: probes that come back keep the breaker asking.
+func TestB15_ProgressPutsTheProbeTimeoutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 10 * time.Second, Random: half, Probes: 2, Successes: 10})
+		permit, _ := b.Acquire(t.Context())
+		_ = b.Report(t.Context(), permit, errTest)
+		time.Sleep(10 * time.Second)
+		_, err := b.Acquire(t.Context()) // hangs
+		require.NoError(t, err)
+		other, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		time.Sleep(50 * time.Second)
+		require.NoError(t, b.Report(t.Context(), other, nil))
+		_, err = b.Acquire(t.Context())
+		require.NoError(t, err)
+		time.Sleep(50 * time.Second)
+		_, err = b.Acquire(t.Context())
+		require.ErrorIs(t, err, courier.ErrOpen)
+		require.Equal(t, courier.BreakerHalfOpen, b.State(), "the last verdict is 50 s old")
+	})
+}
+
+func TestB2_APermitReportedTwiceFreesNoOthersSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(1)
+		permit, _ := b.Acquire(t.Context())
+		_ = b.Report(t.Context(), permit, errTest)
+		time.Sleep(10 * time.Second)
+		permit, _ = b.Acquire(t.Context())
+		for range 3 {
+			_ = b.Report(t.Context(), permit, &courier.OpenError{})
+		}
+		_, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		_, err = b.Acquire(t.Context())
+		require.ErrorIs(t, err, courier.ErrOpen)
+	})
+}
+
+// C-6: of failures that began one after the other, a success ends the streak of those
+// that had been counted when its call began, and of the others only their row.
+func TestB3_ALateSuccessOfACalmPhaseIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBreaker(3)
+		hold := make(chan error)
+		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 0 {
+				return <-hold
+			}
+			return nil
+		}), b)
+		done := make(chan error, 2)
+		both := func() {
+			for range 2 {
+				go func() { done <- applier.Apply(t.Context(), 0) }()
+			}
+			synctest.Wait()
+		}
+		both()
+		hold <- errTest
+		require.Error(t, <-done)
+		require.Equal(t, 1, b.Metrics().Consecutive)
+		hold <- nil
+		require.NoError(t, <-done)
+		require.Equal(t, 1, b.Metrics().Consecutive, "the success is of before the failure")
+		require.NoError(t, applier.Apply(t.Context(), 2))
+		require.Zero(t, b.Metrics().Consecutive)
+
+		both()
+		hold <- errTest
+		hold <- errTest
+		require.Error(t, errors.Join(<-done, <-done))
+		require.Equal(t, 2, b.Metrics().Consecutive)
+		require.NoError(t, applier.Apply(t.Context(), 2))
+		require.Zero(t, b.Metrics().Consecutive)
+	})
+}
+
+// The fast path of a calm breaker, under the race detector.
+func TestB3_ACalmBreakerUnderManyGoroutines(t *testing.T) {
+	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 3, OpenFor: time.Nanosecond, MaxOpenFor: time.Nanosecond})
+	var n atomic.Int64
+	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
+		if n.Add(1)%5 == 0 {
+			return errTest
+		}
+		return nil
+	}), b)
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 2000 {
+				_ = applier.Apply(t.Context(), 1)
+			}
+		})
+	}
+	wg.Wait()
+	require.Eventually(t, func() bool { return applier.Apply(t.Context(), 1) == nil && b.State() == "closed" }, 5*time.Second, time.Microsecond)
 }

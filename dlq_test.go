@@ -141,37 +141,6 @@ func TestDLQ_ABatchParksOnlyWhatFailed(t *testing.T) {
 	}
 }
 
-func TestMemoryDLQ(t *testing.T) {
-	ctx := t.Context()
-	q := &courier.MemoryDLQ[int]{Capacity: 3}
-	for i := range 3 {
-		require.NoError(t, q.Send(ctx, courier.DeadLetter[int]{Record: i}))
-	}
-	require.ErrorIs(t, q.Send(ctx, courier.DeadLetter[int]{Record: 3}), courier.ErrDLQFull)
-	first, err := q.Receive(ctx, 2)
-	require.NoError(t, err)
-	require.Len(t, first, 2)
-	again, _ := q.Receive(ctx, 2)
-	require.Equal(t, first, again, "receiving removes nothing")
-	first[0].Record = 99
-	again, _ = q.Receive(ctx, 2)
-	require.Equal(t, 0, again[0].Record, "the slice is the caller's own")
-	require.NoError(t, q.Delete(ctx, again[0].ID, "unknown"))
-	require.Equal(t, 2, countOf(q))
-	rest, _ := q.Receive(ctx, 10)
-	require.Equal(t, 1, rest[0].Record)
-	none, err := q.Receive(ctx, 0)
-	require.NoError(t, err)
-	require.Empty(t, none)
-	require.NoError(t, q.Send(ctx, courier.DeadLetter[int]{Record: 4}), "room again")
-
-	unbounded := &courier.MemoryDLQ[int]{}
-	for range courier.DefaultDLQCapacity {
-		require.NoError(t, unbounded.Send(ctx, courier.DeadLetter[int]{}))
-	}
-	require.ErrorIs(t, unbounded.Send(ctx, courier.DeadLetter[int]{}), courier.ErrDLQFull)
-}
-
 // A queue without a retry or a breaker inside takes the healthy records of an
 // outage: the coordinator says so once, when it first runs.
 func TestDLQ_ThatIsExposedToOutagesIsWarnedOf(t *testing.T) {
@@ -254,4 +223,30 @@ func TestDLQ_ASinkNeedsNoMoreThanSend(t *testing.T) {
 	n, err := queue.Count(t.Context())
 	require.NoError(t, err)
 	require.Equal(t, 3, n)
+}
+
+// what is exhausted is parked, but not under a context that has ended: then
+// nobody knows.
+func TestQ2_NotUnderAnEndedContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	applier, queue := withDLQ(courier.ProcessFunc(func(context.Context, int) error {
+		cancel()
+		return &courier.RetryError{Reason: courier.ReasonExhausted, Last: errTest}
+	}))
+	require.ErrorIs(t, applier.Apply(ctx, 1), courier.ErrExhausted)
+	require.Zero(t, countOf(queue))
+}
+
+func TestQ4_Stream_ARefusingQueueHasNoSourceDrainedAgainstIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(numbers(100)...)
+		source.wait = true
+		s := &sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}
+		queue := &courier.MemoryDLQ[int]{Capacity: 1}
+		stop := start(t, courier.NewStreamingCoordinator(source, courier.NewDLQApplier(s, queue, courier.DLQPolicy[int]{}), quiet))
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Less(t, s.called(), 50_000, "a batch a time, at growing intervals")
+		require.Equal(t, 1, countOf(queue))
+	})
 }

@@ -6,14 +6,12 @@ package courier_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -144,13 +142,6 @@ func (s *slowRelease) Release(ctx context.Context, records []int, after time.Dur
 	return err
 }
 
-// A time to retry at does not make an error one of the destination's: only
-// what was not attempted pauses (D3).
-type tooMany struct{ at time.Time }
-
-func (e *tooMany) Error() string      { return "429" }
-func (e *tooMany) RetryAt() time.Time { return e.at }
-
 func TestD3_ARetryableErrorWithATimePausesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newShelf(numbers(10)...)
@@ -209,29 +200,6 @@ func TestD9_AnIdentityThatPanicsOrExits(t *testing.T) {
 	}
 }
 
-func TestF5_APanicInABranchsBatchTakesNoOtherRecordAlong(t *testing.T) {
-	for name, end := range map[string]func(){"panic": func() { panic("boom") }, "goexit": runtime.Goexit} {
-		t.Run(name, func(t *testing.T) {
-			b := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error {
-				if slices.Contains(records, 3) {
-					end()
-				}
-				return nil
-			}}
-			b.fail = func(_ context.Context, r, _ int) error {
-				if r == 3 {
-					end()
-				}
-				return nil
-			}
-			source := newShelf(numbers(10)...)
-			err := courier.NewPollingCoordinator(source, courier.NewFanOutApplier[int](b, &sink[int]{}), quiet).RunOnce(t.Context())
-			require.ErrorIs(t, err, courier.ErrPanic)
-			require.Equal(t, []int{3}, source.left())
-		})
-	}
-}
-
 // The attempts of one retry are not another's: a process function that retries
 // something of its own starts at none.
 func TestP2_AttemptsBelongToTheRetryThatCountedThem(t *testing.T) {
@@ -267,20 +235,6 @@ func TestP2_AttemptsBelongToTheRetryThatCountedThem(t *testing.T) {
 		parked, _ := dlq.Receive(t.Context(), 1)
 		require.Empty(t, parked)
 		require.Empty(t, source.left())
-	})
-}
-
-func TestQ4_Stream_ARefusingQueueHasNoSourceDrainedAgainstIt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		source := newLeasing(numbers(100)...)
-		source.wait = true
-		s := &sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}
-		queue := &courier.MemoryDLQ[int]{Capacity: 1}
-		stop := start(t, courier.NewStreamingCoordinator(source, courier.NewDLQApplier(s, queue, courier.DLQPolicy[int]{}), quiet))
-		time.Sleep(time.Hour)
-		require.NoError(t, stop())
-		require.Less(t, s.called(), 50_000, "a batch a time, at growing intervals")
-		require.Equal(t, 1, countOf(queue))
 	})
 }
 
@@ -468,61 +422,6 @@ func TestD10_Stream_TheEndHandsALonePoisonRecordBack(t *testing.T) {
 		parked, _ := dlq.Receive(t.Context(), 1)
 		require.Empty(t, parked)
 	})
-}
-
-func TestB7_TheCallersDeadlineIsAFailureOfTheDestination(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := newBreaker(3)
-		applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(ctx context.Context, _ int) error {
-			<-ctx.Done()
-			return ctx.Err()
-		}), b)
-		for range 3 {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			_ = applier.Apply(ctx, 1)
-			cancel()
-		}
-		require.EqualValues(t, "open", b.State())
-	})
-}
-
-func TestRetry_EachRecordOfABatchKeepsItsOwnLastError(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		errA, errB := errors.New("a"), errors.New("b")
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
-			return &courier.BatchError{Failures: []courier.BatchFailure{{Index: 0, Err: errA}, {Index: 1, Err: courier.RetryAfter(errB, time.Hour)}}}
-		}}
-		err := asBatch(courier.NewRetryableApplier[int](s, plain)).ApplyBatch(ctx, []int{0, 1})
-		var list *courier.BatchError
-		require.ErrorAs(t, err, &list)
-		require.ErrorIs(t, list.Failures[0].Err, errA)
-		require.NotErrorIs(t, list.Failures[0].Err, errB)
-		require.ErrorIs(t, list.Failures[1].Err, errB)
-	})
-}
-
-// The fast path of a calm breaker, under the race detector.
-func TestB3_ACalmBreakerUnderManyGoroutines(t *testing.T) {
-	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 3, OpenFor: time.Nanosecond, MaxOpenFor: time.Nanosecond})
-	var n atomic.Int64
-	applier := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error {
-		if n.Add(1)%5 == 0 {
-			return errTest
-		}
-		return nil
-	}), b)
-	var wg sync.WaitGroup
-	for range 16 {
-		wg.Go(func() {
-			for range 2000 {
-				_ = applier.Apply(t.Context(), 1)
-			}
-		})
-	}
-	wg.Wait()
-	require.Eventually(t, func() bool { return applier.Apply(t.Context(), 1) == nil && b.State() == "closed" }, 5*time.Second, time.Microsecond)
 }
 
 // The log names the record, and shows where a panic came from.

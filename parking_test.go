@@ -440,3 +440,36 @@ func TestQ8_AnOutageParksNoHealthyRecordOfAKey(t *testing.T) {
 		require.Equal(t, 40, len(parked)+len(d.applied))
 	})
 }
+
+// the guard is about records that were decided.
+func TestQ9_WhatTheGuardCounts(t *testing.T) {
+	keyed := courier.DLQPolicy[int]{Key: func(r int) string { return fmt.Sprint(r) }}
+	t.Run("skipped records are decided", func(t *testing.T) {
+		for _, policy := range []courier.DLQPolicy[int]{{}, keyed} {
+			applier := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+				if r%40 == 0 {
+					return courier.Permanent(errTest)
+				}
+				return courier.Skip(errTest)
+			}), courier.DLQ[int](&courier.MemoryDLQ[int]{}), policy)
+			for i := range 4000 {
+				require.NotErrorIs(t, applier.Apply(t.Context(), i), courier.ErrPark)
+			}
+		}
+	})
+	t.Run("the records of a batch count before its failures", func(t *testing.T) {
+		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error {
+			var e courier.BatchError
+			for i := range 25 {
+				e.Add(i, courier.Permanent(errTest))
+			}
+			return &e
+		}}
+		for _, policy := range []courier.DLQPolicy[int]{{}, keyed} {
+			queue := &courier.MemoryDLQ[int]{}
+			applier := courier.NewDLQApplier[int](s, courier.DLQ[int](queue), policy)
+			require.NoError(t, asBatch(applier).ApplyBatch(t.Context(), numbers(100)))
+			require.Equal(t, 25, countOf(queue))
+		}
+	})
+}

@@ -447,3 +447,38 @@ func TestRedrive_AnEndedContextSaysWhatIsLeft(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 	require.Equal(t, courier.RedriveResult{Left: 3}, result)
 }
+
+func TestQ7_AKeyedQueueHiddenFromARedrive(t *testing.T) {
+	for _, identity := range []func(int) string{nil, func(r int) string { return fmt.Sprint(r) }} {
+		queue := &courier.MemoryDLQ[int]{Identity: identity}
+		parking := courier.NewDLQApplier(always(errTest), courier.DLQ[int](queue), courier.DLQPolicy[int]{Key: func(int) string { return "k" }})
+		require.NoError(t, parking.Apply(t.Context(), 1))
+		before, _ := queue.Receive(t.Context(), 1)
+		hidden := courier.ProcessFunc(func(ctx context.Context, r int) error { return parking.Apply(ctx, r) })
+		result, err := courier.Redrive(t.Context(), courier.DLQ[int](queue), hidden, nil)
+		require.ErrorIs(t, err, courier.ErrConfig)
+		require.Zero(t, result.Succeeded)
+		after, _ := queue.Receive(t.Context(), 1)
+		require.Equal(t, before, after, "the letter is as it was")
+	}
+}
+
+func TestRedrive_ALimitPassesNoLetterOver(t *testing.T) {
+	for _, pageSize := range []int{3, 100} {
+		queue := &courier.MemoryDLQ[string]{}
+		for _, r := range []string{"a1", "a2", "b1", "b2"} {
+			require.NoError(t, queue.Send(t.Context(), courier.DeadLetter[string]{Record: r, Key: r[:1], Error: errTest}))
+		}
+		var got []string
+		result, err := courier.Redrive(t.Context(), courier.DLQ[string](queue), courier.ProcessFunc(func(_ context.Context, r string) error {
+			got = append(got, r)
+			if r == "a1" {
+				return errTest
+			}
+			return nil
+		}), &courier.RedriveConfig[string]{Limit: 2, BatchSize: pageSize})
+		require.NoError(t, err)
+		require.Equal(t, []string{"a1", "b1"}, got, "a2 is behind a1, and b2 behind b1")
+		require.Equal(t, 2, result.Attempted)
+	}
+}

@@ -525,3 +525,28 @@ func TestRetryAfter_CapsNothingElse(t *testing.T) {
 		})
 	}
 }
+
+// D3: the time that one record's error asks for is that record's.
+func TestD3_Stream_ARecordsRetryAfterHoldsBackNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(0, 1)
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, r, call int) error {
+			switch {
+			case call > 2:
+				return nil
+			case r == 0:
+				return courier.RetryAfter(errTest, time.Hour)
+			}
+			return errTest
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		for i, records := range source.released {
+			if slices.Contains(records, 1) {
+				require.LessOrEqual(t, source.afters[i], time.Minute, "released %v after %v", source.released, source.afters)
+			}
+		}
+	})
+}

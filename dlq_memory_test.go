@@ -1,5 +1,7 @@
 package courier_test
 
+// MemoryDLQ.
+
 import (
 	"fmt"
 	"testing"
@@ -47,4 +49,35 @@ func TestMemoryDLQ_KeepsWhatIsKnownOfARecordThatIsParkedAgain(t *testing.T) {
 	require.Len(t, letters, 1)
 	require.Equal(t, 3, letters[0].FailedRedrives)
 	require.Equal(t, 2, letters[0].Attempts)
+}
+
+func TestMemoryDLQ(t *testing.T) {
+	ctx := t.Context()
+	q := &courier.MemoryDLQ[int]{Capacity: 3}
+	for i := range 3 {
+		require.NoError(t, q.Send(ctx, courier.DeadLetter[int]{Record: i}))
+	}
+	require.ErrorIs(t, q.Send(ctx, courier.DeadLetter[int]{Record: 3}), courier.ErrDLQFull)
+	first, err := q.Receive(ctx, 2)
+	require.NoError(t, err)
+	require.Len(t, first, 2)
+	again, _ := q.Receive(ctx, 2)
+	require.Equal(t, first, again, "receiving removes nothing")
+	first[0].Record = 99
+	again, _ = q.Receive(ctx, 2)
+	require.Equal(t, 0, again[0].Record, "the slice is the caller's own")
+	require.NoError(t, q.Delete(ctx, again[0].ID, "unknown"))
+	require.Equal(t, 2, countOf(q))
+	rest, _ := q.Receive(ctx, 10)
+	require.Equal(t, 1, rest[0].Record)
+	none, err := q.Receive(ctx, 0)
+	require.NoError(t, err)
+	require.Empty(t, none)
+	require.NoError(t, q.Send(ctx, courier.DeadLetter[int]{Record: 4}), "room again")
+
+	unbounded := &courier.MemoryDLQ[int]{}
+	for range courier.DefaultDLQCapacity {
+		require.NoError(t, unbounded.Send(ctx, courier.DeadLetter[int]{}))
+	}
+	require.ErrorIs(t, unbounded.Send(ctx, courier.DeadLetter[int]{}), courier.ErrDLQFull)
 }
