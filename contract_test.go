@@ -205,19 +205,6 @@ func TestD7_AFailedMarkIsRetriedBeforeTheNextFetch(t *testing.T) {
 	})
 }
 
-func TestD7_RunOnceGivesAMarkSeveralTries(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		cause := errors.New("the database is away")
-		source := newShelf(numbers(3)...)
-		source.markErr = func(int) error { return cause }
-		err := courier.NewPollingCoordinator(source, &sink[int]{}, quiet).RunOnce(t.Context())
-		require.ErrorIs(t, err, courier.ErrMark)
-		require.ErrorIs(t, err, cause)
-		require.Equal(t, 6, source.markN)
-		require.Contains(t, err.Error(), "3 records were applied but not marked")
-	})
-}
-
 func TestD8_AStopInMidBatchMarksWhatWasAppliedAndReleasesTheRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		source := newLeasing(numbers(10)...)
@@ -548,19 +535,6 @@ func TestStart_ASecondOneIsAClearError(t *testing.T) {
 		stop = start(t, c) // Start after a stop works
 		require.NoError(t, stop())
 	})
-}
-
-func TestRunOnce_TellsOfAnEndedContext(t *testing.T) {
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cause := errors.New("the job was called off")
-	var calls atomic.Int32
-	err := courier.RunOnce(ctx,
-		func(context.Context) ([]int, error) { return numbers(3), nil },
-		func(context.Context, int) error { calls.Add(1); cancel(cause); return nil },
-		nop[[]int], quiet)
-	require.ErrorIs(t, err, cause)
-	require.EqualValues(t, 1, calls.Load())
-	require.ErrorIs(t, courier.RunOnce(ctx, func(context.Context) ([]int, error) { panic("fetched") }, nop[int], nop[[]int], quiet), cause)
 }
 
 // D1, D2, D3 as a property, whatever the shape: every record has one verdict,

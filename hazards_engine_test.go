@@ -4,7 +4,6 @@ package courier_test
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -48,15 +47,6 @@ func TestD5_AFailerIsNotToldOfWhatWasNotAttempted(t *testing.T) {
 			})
 		})
 	}
-}
-
-// RunOnce: "errors.Is and errors.As see the errors of the records, of the fetch".
-func TestRunOnce_TheErrorOfTheFetchIsSeenBesideAPause(t *testing.T) {
-	source := sourceFuncs{func(context.Context, int) ([]int, error) { return []int{1}, errTest }, nop[[]int]}
-	err := courier.NewPollingCoordinator(source, courier.ProcessFunc(func(context.Context, int) error {
-		return &courier.OpenError{Until: time.Now().Add(time.Hour)}
-	}), quiet).RunOnce(t.Context())
-	require.ErrorIs(t, err, errTest)
 }
 
 // Refused is "not attempted for a reason that is not a pause or a stop".
@@ -126,31 +116,5 @@ func TestStream_OrderedMarksDoNotPassARecordThatWasGivenBack(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.NoError(t, stop())
 		require.Equal(t, []int{0, 1, 2, 3}, source.marked())
-	})
-}
-
-// A probe that was not begun says nothing of the destination.
-func TestOutage_Stream_AProbeThatWasNotBegunResumesNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var told courierttest.ObserverRecorder
-		began := time.Now()
-		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, OpenFor: time.Minute})
-		s := &sink[int]{fail: func(context.Context, int, int) error {
-			if time.Since(began) < time.Hour {
-				return errTest
-			}
-			return nil
-		}}
-		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(6, false), nop[[]int]),
-			courier.NewCircuitBreakerApplier[int](s, breaker), courier.WithOrderKey(func(r int) string {
-				if r >= 3 {
-					panic(errors.New("no key"))
-				}
-				return byRest(10)(r)
-			}), courier.WithObserver(told.Observer()), quiet))
-		time.Sleep(30 * time.Minute)
-		resumed := courierttest.EventsOf[courier.ResumeEvent](&told)
-		_ = stop()
-		require.Empty(t, resumed)
 	})
 }

@@ -6,7 +6,6 @@ import (
 	"context"
 	"io"
 	"slices"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,15 +112,6 @@ func TestObserver_Stream_ApplyEventTellsOfTheDrainTimeout(t *testing.T) {
 			})
 		})
 	}
-}
-
-// counting counts how often something is waited for.
-type counting struct{ n atomic.Int64 }
-
-func (*counting) Now() time.Time { return time.Now() }
-func (c *counting) After(d time.Duration) <-chan time.Time {
-	c.n.Add(1)
-	return time.After(d)
 }
 
 // No alarm every 5 ms for as long as a batch is with the applier.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -416,5 +417,38 @@ func TestD9_AFunctionOnTheWayDoesNoHarm(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// misnamed is a shelf that names its records, badly.
+type misnamed struct {
+	*shelf[int]
+	end func()
+}
+
+func (m *misnamed) Identity(int) string {
+	m.end()
+	return "never"
+}
+
+func TestD9_AnIdentityThatPanicsOrExits(t *testing.T) {
+	for name, end := range map[string]func(){"panic": func() { panic("boom") }, "goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &destination{began: time.Now(), outage: time.Minute, poison: 3, applied: map[int]int{}}
+				stack, dlq := courier.ResilientApplier(courier.Applier[int](d), nil)
+				source := &misnamed{newShelf(numbers(10)...), end}
+				stop := start(t, courier.NewPollingCoordinator(source, stack, quiet))
+				for i := range 10 {
+					time.Sleep(time.Minute)
+					source.add(10 + i)
+				}
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				require.Empty(t, source.left())
+				parked, _ := dlq.Receive(t.Context(), 10)
+				require.Len(t, parked, 1)
+			})
+		})
 	}
 }

@@ -81,47 +81,6 @@ func TestStats_ForcedOpenIsNoError(t *testing.T) {
 	})
 }
 
-// A cron job that parks in memory loses the letters: RunOnce says so, once, and only
-// where nobody has asked for such a queue.
-func TestRunOnce_WarnsOfAQueueThatIsGoneWithTheProcess(t *testing.T) {
-	const warning = "the dead letter queue is in memory"
-	ok := courier.ProcessFunc(func(context.Context, int) error { return nil })
-	resilient := func(dlq courier.DLQ[int]) courier.Applier[int] {
-		a, _ := courier.ResilientApplier(ok, &courier.ResilientConfig[int]{DLQ: dlq})
-		return a
-	}
-	simple, _ := courier.WithDLQ(courier.WithRetry(ok))
-	for name, test := range map[string]struct {
-		applier courier.Applier[int]
-		warned  bool
-	}{
-		"ResilientApplier":        {resilient(nil), true},
-		"in a fan-out":            {courier.NewFanOutApplier(ok, resilient(nil)), true},
-		"WithDLQ":                 {simple, true},
-		"a queue of the caller's": {resilient(&courier.MemoryDLQ[int]{}), false},
-		"none":                    {ok, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				var log bytes.Buffer
-				c := courier.NewPollingCoordinator(newShelf(1), test.applier, courier.WithLogger(timeless(&log)))
-				stop := start(t, c)
-				synctest.Wait()
-				require.NoError(t, stop())
-				require.NotContains(t, log.String(), warning)
-				for range 2 {
-					require.NoError(t, c.RunOnce(t.Context()))
-				}
-				want := 0
-				if test.warned {
-					want = 1
-				}
-				require.Equal(t, want, strings.Count(log.String(), warning), log.String())
-			})
-		})
-	}
-}
-
 // A run that ends at a deadline has records left that have failed: that is no fault of
 // anything.
 func TestLog_TheEndOfARunWithADeadline(t *testing.T) {
