@@ -1,6 +1,6 @@
 package courier_test
 
-// What can be asked of a coordinator while it runs.
+// Wake and Lag.
 
 import (
 	"context"

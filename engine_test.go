@@ -66,18 +66,6 @@ func TestStream_ALookDoesNotTouchTheBatchInWork(t *testing.T) {
 	})
 }
 
-// What was lost of the batch before is not lost of this one.
-func TestD5_ALossIsOfItsBatchOnly(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		source := &expiring{leasing: newLeasing(numbers(8)...), lost: map[int]bool{2: true, 5: true}}
-		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(21 * time.Second); return nil }}
-		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(4)))
-		time.Sleep(5 * time.Minute)
-		require.NoError(t, stop())
-		require.Equal(t, []int{0, 1, 3, 4, 6, 7}, s.got(), "2 and 5 were lost before they were begun")
-	})
-}
-
 // At the end of a stream, in an outage that does not end,
 // records behind a suspect of their key do not keep Start for ever.
 func TestStream_TheEndOfAnOrderedStreamInAnOutage(t *testing.T) {

@@ -4,7 +4,6 @@ package courier_test
 
 import (
 	"context"
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,35 +18,6 @@ type notTried struct{}
 
 func (notTried) Error() string      { return "the queue is full" }
 func (notTried) NotAttempted() bool { return true }
-
-// D5: a Failer is told of records that were attempted in vain, which would burn
-// an attempt of its schedule; what was refused goes to Release.
-func TestD5_AFailerIsNotToldOfWhatWasNotAttempted(t *testing.T) {
-	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				source := &scheduling{leasing: newLeasing(0)}
-				source.wait = streaming
-				s := &sink[int]{fail: func(_ context.Context, _, call int) error {
-					if call == 1 {
-						return notTried{}
-					}
-					return nil
-				}}
-				var c running = courier.NewPollingCoordinator(source, s, quiet)
-				if streaming {
-					c = courier.NewStreamingCoordinator(source, s, quiet)
-				}
-				stop := start(t, c)
-				time.Sleep(time.Minute)
-				require.NoError(t, stop())
-				require.Empty(t, source.failed)
-				require.Equal(t, []int{0}, slices.Concat(source.released...))
-				require.Equal(t, []int{0}, source.marked())
-			})
-		})
-	}
-}
 
 // Refused is "not attempted for a reason that is not a pause or a stop".
 func TestObserver_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
@@ -73,30 +43,6 @@ func TestObserver_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
 			})
 		})
 	}
-}
-
-// A fetch ahead that fails while a breaker opens is not told as one that went well.
-func TestPrefetch_AFailedFetchIsToldWhenItIsDropped(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1)}
-		fetches := 0
-		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
-			if fetches++; fetches == 2 {
-				return nil, errTest
-			}
-			return source.leasing.Fetch(ctx, limit)
-		}
-		s := &sink[int]{fail: func(context.Context, int, int) error {
-			time.Sleep(time.Second)
-			return &courier.OpenError{Until: time.Now().Add(time.Hour)}
-		}}
-		c := courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithPrefetch(1))
-		stop := start(t, c)
-		time.Sleep(time.Minute)
-		n := c.Stats().FetchFailures
-		require.NoError(t, stop())
-		require.EqualValues(t, 1, n)
-	})
 }
 
 // WithOrderedMarks: "A record that is not settled holds up the marks of all

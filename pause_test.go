@@ -3,7 +3,6 @@ package courier_test
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -151,43 +150,6 @@ func TestPause_EndsWhenAnOperatorClosesTheBreaker(t *testing.T) {
 		}
 	}
 }
-
-// Fetching ahead for hours costs no memory (D11).
-func TestD11_PrefetchKeepsNothingOfEarlierBatches(t *testing.T) {
-	const batches = 40_000
-	for _, prefetch := range []int{1, 2, 5} {
-		t.Run(fmt.Sprint(prefetch), func(t *testing.T) {
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			var early, late runtime.MemStats
-			source := &endless{at: map[int]func(){
-				batches / 10: func() { runtime.GC(); runtime.ReadMemStats(&early) },
-				batches:      func() { runtime.GC(); runtime.ReadMemStats(&late); cancel() },
-			}}
-			c := courier.NewPollingCoordinator[int](source, courier.ProcessFunc(func(context.Context, int) error { return nil }), quiet, courier.WithBatchSize(2), courier.WithPrefetch(prefetch))
-			require.NoError(t, c.Start(ctx))
-			require.Less(t, float64(late.HeapAlloc)-float64(early.HeapAlloc), 1e6)
-		})
-	}
-}
-
-// endless is a leasing source that always has a full batch, and calls at after so
-// many fetches.
-type endless struct {
-	fetches int
-	at      map[int]func()
-}
-
-func (e *endless) Fetch(_ context.Context, limit int) ([]int, error) {
-	e.fetches++
-	if f := e.at[e.fetches]; f != nil {
-		f()
-	}
-	return make([]int, limit), nil
-}
-
-func (*endless) Mark(context.Context, []int) error                   { return nil }
-func (*endless) Release(context.Context, []int, time.Duration) error { return nil }
 
 // Wake ends a pause that no breaker of the stack has caused.
 func TestPause_OverSomethingElseEndsByWake(t *testing.T) {

@@ -101,35 +101,6 @@ func TestPace_RefusedRecordsSlowNoOther(t *testing.T) {
 	}
 }
 
-// A queue that refuses records stops the intake. What was fetched ahead by then is in
-// hand, and its healthy records wait for nothing.
-func TestD3_AFullQueueHoldsUpNothingFetchedAhead(t *testing.T) {
-	courierttest.Bubble(t, func(t *testing.T) {
-		var r courierttest.Recorder[int]
-		queue := &outOfOrder{DLQ: &courier.MemoryDLQ[int]{Capacity: 100}}
-		queue.down.Store(true)
-		a := courier.NewDLQApplier(courier.ProcessFunc(func(_ context.Context, i int) error {
-			if i != 7 {
-				return courier.Permanent(errors.New("poison"))
-			}
-			return nil
-		}), courier.DLQ[int](queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
-		source := r.LeasingSource(time.Hour)
-		for i := range 1000 {
-			source.Add(i)
-		}
-		fetched := 0
-		c := courier.NewPollingCoordinator[int](source, a, quiet, courier.WithBatchSize(1), courier.WithPrefetch(9), courier.WithInterval(time.Second),
-			courier.WithObserver(courier.Observer{Fetched: func(context.Context, courier.FetchEvent) { fetched++ }}))
-		run := courierttest.Start(t, c)
-		time.Sleep(10 * time.Millisecond)
-		require.False(t, slices.Contains(source.Pending(), 7))
-		time.Sleep(time.Minute)
-		require.NoError(t, run.Stop())
-		require.Less(t, fetched, 40) // of a source that is not drained
-	})
-}
-
 // The pause of a coordinator that can settle nothing grows from refusal to refusal, by the
 // time and not by the number of the records refused meanwhile, and begins anew once one
 // was settled.

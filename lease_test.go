@@ -1,11 +1,13 @@
 package courier_test
 
-// Leases that are lost at every point, and renewals that take their time.
+// Leases: renewals, and leases that are lost at every point.
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"sync"
@@ -19,6 +21,269 @@ import (
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/courierttest"
 )
+
+// expiring is a source whose leases last a minute.
+type expiring struct {
+	*leasing[int]
+	renewed [][]int
+	lost    map[int]bool
+	err     error
+}
+
+func (e *expiring) RenewEvery() time.Duration { return 20 * time.Second }
+
+func (e *expiring) Renew(ctx context.Context, records []int) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.renewed = append(e.renewed, slices.Clone(records))
+	if e.err != nil {
+		return e.err
+	}
+	return losing(slices.Collect(maps.Keys(e.lost))...)(ctx, records)
+}
+
+func TestRenewer_LeasesAreRenewedForAsLongAsRecordsAreInHand(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &expiring{leasing: newLeasing(1, 2, 3), err: errTest} // an error is logged, and it is tried again
+				source.wait = streaming
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(25 * time.Second); return nil }}
+				var c running = courier.NewPollingCoordinator(source, s, quiet)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, s, quiet)
+				}
+				stop := start(t, c)
+				time.Sleep(10 * time.Minute)
+				require.NoError(t, stop())
+				require.Empty(t, source.left())
+				require.GreaterOrEqual(t, len(source.renewed), 3)
+				require.LessOrEqual(t, len(source.renewed), 4, "nothing is in hand any more")
+				require.Equal(t, []int{1, 2, 3}, source.renewed[0])
+				require.Contains(t, source.renewed[2], 3)
+			})
+		})
+	}
+}
+
+// D5: a lease that is lost is nothing against the record, and it is not begun.
+func TestD5_ARecordWhoseLeaseIsLostIsLeftAlone(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &expiring{leasing: newLeasing(1, 2, 3, 4), lost: map[int]bool{1: true, 3: true}}
+				source.wait = streaming
+				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(25 * time.Second); return nil }}
+				applier, dlq := courier.ResilientApplier[int](s, nil)
+				opts := []courier.Option{quiet, courier.WithBatchSize(4)}
+				var c running = courier.NewPollingCoordinator(source, applier, opts...)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, applier, opts...)
+				}
+				stop := start(t, c)
+				time.Sleep(90 * time.Second)
+				require.NoError(t, stop())
+				require.Equal(t, []int{1, 2, 4}, s.got(), "1 was begun when it was lost, 3 was not")
+				require.Equal(t, []int{1, 2, 4}, source.marked())
+				n, err := dlq.Count(t.Context())
+				require.NoError(t, err)
+				require.Zero(t, n)
+				require.Zero(t, c.Stats().Failed)
+			})
+		})
+	}
+}
+
+// Leases of batches that were fetched ahead are renewed with those in work.
+func TestRenewer_LeasesOfWhatIsFetchedAheadAreRenewed(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var records courierttest.Recorder[int]
+		source := records.LeasingSource(30*time.Second, numbers(20)...)
+		sink := records.Applier(courierttest.MustParse(`delay 20s`))
+		courierttest.RunFor(t, courier.NewPollingCoordinator(source, sink, courier.WithBatchSize(3), courier.WithPrefetch(2), quiet), 20*time.Minute)
+		courierttest.AssertDeliveredOnce(t, &records)
+		courierttest.AssertDrained(t, source)
+		require.Empty(t, records.Records(courierttest.Stale))
+		require.Len(t, records.Records(courierttest.Fetched), 20, "each was handed out once")
+		require.Equal(t, numbers(20), records.Records(courierttest.Applied))
+	})
+}
+
+// disowned is a leasing source that says of some records that they are lost.
+type disowned struct {
+	*courierttest.LeasingSource[int]
+	lost []int
+}
+
+func (l *disowned) Renew(ctx context.Context, records []int) error {
+	var lost courier.BatchError
+	for i, r := range records {
+		if slices.Contains(l.lost, r) {
+			lost.Add(i, errTest)
+		}
+	}
+	if err := l.LeasingSource.Renew(ctx, records); err != nil {
+		return err
+	}
+	return lost.ErrorOrNil()
+}
+
+// D5: what was fetched ahead and whose lease is lost is not begun, and nothing is
+// held against it.
+func TestD5_WhatIsFetchedAheadAndLostIsLeftAlone(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var records courierttest.Recorder[int]
+		source := &disowned{records.LeasingSource(30*time.Second, numbers(9)...), []int{2, 3, 7}}
+		sink := records.Applier(courierttest.MustParse(`delay 20s`))
+		run := courierttest.Start(t, courier.NewPollingCoordinator(source, sink, courier.WithBatchSize(3), courier.WithPrefetch(2), quiet))
+		time.Sleep(125 * time.Second)
+		require.Equal(t, []int{0, 1, 4, 5, 6, 8}, records.Records(courierttest.Applied))
+		require.Empty(t, records.Records(courierttest.Failed))
+		require.NoError(t, run.Stop())
+	})
+}
+
+// D5: a stream lets go of what is lost wherever it is: in its queue, with a
+// worker, or behind another record of its key.
+func TestD5_WhatAStreamHasLostIsLeftAlone(t *testing.T) {
+	for _, keys := range []int{0, 2} {
+		t.Run(fmt.Sprint(keys, " keys"), func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				var records courierttest.Recorder[int]
+				source := &hasty{disowned{records.StreamSource(numbers(10)...), []int{2, 3, 6, 9}}}
+				sink := records.Applier(courierttest.MustParse(`delay 20s`))
+				opts := []courier.Option{courier.WithBatchSize(10), courier.WithStreamWorkers(2), quiet}
+				if keys > 0 {
+					opts = append(opts, courier.WithOrderKey(byRest(keys)))
+				}
+				courierttest.RunFor(t, courier.NewStreamingCoordinator(source, sink, opts...), 10*time.Minute)
+				got := records.Records(courierttest.Applied)
+				slices.Sort(got)
+				require.Equal(t, []int{0, 1, 4, 5, 7, 8}, got)
+				require.ElementsMatch(t, got, records.Records(courierttest.Marked))
+				require.Equal(t, []int{2, 3, 6, 9}, source.Pending())
+			})
+		})
+	}
+}
+
+// hasty is a source that wants its leases renewed often.
+type hasty struct{ disowned }
+
+func (*hasty) RenewEvery() time.Duration { return 10 * time.Second }
+
+// What was lost of the batch before is not lost of this one.
+func TestD5_ALossIsOfItsBatchOnly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &expiring{leasing: newLeasing(numbers(8)...), lost: map[int]bool{2: true, 5: true}}
+		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(21 * time.Second); return nil }}
+		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(4)))
+		time.Sleep(5 * time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, []int{0, 1, 3, 4, 6, 7}, s.got(), "2 and 5 were lost before they were begun")
+	})
+}
+
+// desk is a leasing source that hands records out in their order, and again
+// those that were given back once their time has come.
+type desk struct {
+	mu     sync.Mutex
+	due    map[int]time.Time // of those given back; the zero time is at once
+	out    map[int]bool
+	marked map[int]bool
+	n      int
+	slow   time.Duration // a mark takes so long
+	pace   time.Duration // and everything else
+}
+
+func newDesk(n int) *desk {
+	return &desk{due: map[int]time.Time{}, out: map[int]bool{}, marked: map[int]bool{}, n: n}
+}
+
+func (d *desk) Fetch(_ context.Context, limit int) (records []int, _ error) {
+	time.Sleep(d.pace)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for r := 0; r < d.n && len(records) < limit; r++ {
+		if d.marked[r] || d.out[r] {
+			continue
+		}
+		if time.Now().Before(d.due[r]) { // all are of one key: nothing behind it
+			break
+		}
+		d.out[r] = true
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+func (d *desk) Mark(_ context.Context, records []int) error {
+	time.Sleep(d.slow)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range records {
+		d.marked[r] = true
+		delete(d.out, r)
+	}
+	return nil
+}
+
+func (d *desk) Release(_ context.Context, records []int, after time.Duration) error {
+	time.Sleep(2 * d.pace)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, r := range records {
+		delete(d.out, r)
+		d.due[r] = time.Now().Add(after)
+	}
+	return nil
+}
+
+// renewedDesk notes what is renewed.
+type renewedDesk struct {
+	*desk
+	renewed map[int]bool
+}
+
+func (d *renewedDesk) RenewEvery() time.Duration { return time.Second }
+
+func (d *renewedDesk) Renew(_ context.Context, records []int) error {
+	for _, r := range records {
+		d.renewed[r] = true
+	}
+	return nil
+}
+
+func (d *renewedDesk) Fetch(ctx context.Context, limit int) ([]int, error) {
+	records, _ := d.desk.Fetch(ctx, limit)
+	if len(records) == 0 {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return records, nil
+}
+
+// With ordered marks, what is applied waits for the record before it. Its lease
+// is not renewed meanwhile, and somebody else gets it.
+func TestLease_WhatWaitsForAnEarlierMarkIsRenewed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &renewedDesk{newDesk(3), map[int]bool{}}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() {
+			ended <- courier.NewStreamingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
+				if r == 0 {
+					time.Sleep(5 * time.Second)
+				}
+				return nil
+			}), courier.WithStreamWorkers(3), courier.WithOrderedMarks(), quiet).Start(ctx)
+		}()
+		time.Sleep(10 * time.Second)
+		cancel()
+		require.NoError(t, <-ended)
+		require.Equal(t, map[int]bool{0: true, 1: true, 2: true}, source.renewed)
+	})
+}
 
 func losing(lose ...int) func(context.Context, []int) error {
 	return func(_ context.Context, records []int) error {
