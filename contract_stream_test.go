@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"runtime"
 	"slices"
 	"strings"
@@ -352,82 +351,4 @@ func TestD12_Stream_ASourceThatDoesNotBlockKeepsNoProcessorBusy(t *testing.T) {
 		require.NoError(t, stop())
 		require.Less(t, source.fetchCount(), 1500)
 	})
-}
-
-func TestStream_TheEndHandsBackWhatKeepsFailing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var marked collector
-		ch := stream(3)
-		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
-			if r == 1 {
-				return errTest
-			}
-			return nil
-		}}
-		err := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), s, quiet).Start(t.Context())
-		var left *courier.UnsettledError[int]
-		require.ErrorAs(t, err, &left)
-		require.ErrorIs(t, err, errTest)
-		require.Equal(t, []int{1}, left.Records)
-		require.Equal(t, []int{0, 2}, marked.all())
-		require.Equal(t, 2+3, s.called(), "it had three tries")
-	})
-}
-
-func TestStream_FlushesByTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		ch := make(chan int)
-		var marked collector
-		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), courier.ProcessFunc(func(_ context.Context, r int) error {
-			if r == 3 {
-				time.Sleep(time.Minute)
-			}
-			return nil
-		}), courier.WithStreamWorkers(2), courier.WithFlushInterval(time.Second), quiet))
-		ch <- 3 // keeps one worker busy
-		synctest.Wait()
-		ch <- 1
-		ch <- 2
-		synctest.Wait()
-		require.Empty(t, marked.all())
-		time.Sleep(time.Second)
-		synctest.Wait()
-		require.Equal(t, [][]int{{1, 2}}, marked.calls)
-		require.NoError(t, stop())
-		require.Equal(t, [][]int{{1, 2}, {3}}, marked.calls)
-		require.Equal(t, []error{nil, nil}, marked.ctx, "a mark begins under a live context, however late")
-	})
-}
-
-func TestStream_ASecondStartIsAClearError(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		c := courier.NewStreamingCoordinator(courier.NewChannelSource(make(chan int), nop[[]int]), courier.ProcessFunc(nop[int]))
-		stop := start(t, c)
-		synctest.Wait()
-		require.ErrorIs(t, c.Start(t.Context()), courier.ErrRunning)
-		require.NoError(t, stop())
-	})
-}
-
-func TestChannelSource(t *testing.T) {
-	ch := make(chan int, 5)
-	for i := range 5 {
-		ch <- i
-	}
-	source := courier.NewChannelSource(ch, nop[[]int])
-	got, err := source.Fetch(t.Context(), 3)
-	require.NoError(t, err)
-	require.Equal(t, []int{0, 1, 2}, got)
-	close(ch)
-	got, err = source.Fetch(t.Context(), 3)
-	require.NoError(t, err)
-	require.Equal(t, []int{3, 4}, got)
-	_, err = source.Fetch(t.Context(), 3)
-	require.ErrorIs(t, err, io.EOF)
-
-	cause := errors.New("called off")
-	ctx, cancel := context.WithCancelCause(t.Context())
-	cancel(cause)
-	_, err = courier.NewChannelSource(make(chan int), nop[[]int]).Fetch(ctx, 1)
-	require.ErrorIs(t, err, cause)
 }

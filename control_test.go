@@ -4,7 +4,6 @@ package courier_test
 
 import (
 	"context"
-	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,107 +13,6 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 )
-
-func TestD8_StopEndsTheRunAndWaitsForIt(t *testing.T) {
-	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		source.add(numbers(5)...)
-		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
-		c := make(s)
-		require.NoError(t, c.Stop(t.Context()), "nothing runs")
-		ended := false
-		result := error(nil)
-		go func() {
-			result = c.Start(t.Context())
-			ended = true
-		}()
-		time.Sleep(1500 * time.Millisecond)
-		require.NoError(t, c.Stop(t.Context()))
-		synctest.Wait()
-		require.True(t, ended)
-		require.NoError(t, result)
-		require.Equal(t, []int{0, 1}, s.got())
-		require.Equal(t, []int{0, 1}, source.marked())
-		require.Equal(t, []int{2, 3, 4}, source.left())
-
-		// Start after Stop works.
-		stop := start(t, c)
-		time.Sleep(time.Minute)
-		require.NoError(t, stop())
-		require.Empty(t, source.left())
-	})
-}
-
-func TestD8_StopReturnsWhenItsOwnContextEnds(t *testing.T) {
-	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		source.add(1)
-		c := make(&sink[int]{fail: func(context.Context, int, int) error { time.Sleep(5 * time.Second); return nil }})
-		ended := start(t, c)
-		time.Sleep(time.Second)
-		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		require.ErrorIs(t, c.Stop(impatient), context.DeadlineExceeded)
-		require.NoError(t, c.Stop(t.Context()), "the stop goes on")
-		require.NoError(t, ended())
-		require.Equal(t, []int{1}, source.marked())
-	})
-}
-
-func TestPause_NothingIsFetchedUntilResume(t *testing.T) {
-	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		s := &sink[int]{}
-		c := make(s)
-		c.Pause() // before Start too
-		c.Pause()
-		require.ErrorIs(t, c.Ready(), courier.ErrNotRunning)
-		stop := start(t, c)
-		synctest.Wait()
-		require.ErrorIs(t, c.Ready(), courier.ErrPaused)
-		source.add(1, 2)
-		time.Sleep(time.Hour)
-		require.Empty(t, s.got())
-		c.Resume()
-		synctest.Wait()
-		require.NoError(t, c.Ready())
-		require.Equal(t, []int{1, 2}, s.got())
-
-		c.Pause()
-		synctest.Wait()
-		source.add(3)
-		time.Sleep(time.Hour)
-		require.Equal(t, []int{1, 2}, s.got(), "a fetch that blocks is called back")
-		c.Resume()
-		synctest.Wait()
-		require.Equal(t, []int{1, 2, 3}, s.got())
-		require.NoError(t, stop())
-		require.ErrorIs(t, c.Ready(), courier.ErrNotRunning)
-	})
-}
-
-// What is in hand when Pause is called is worked off and marked.
-func TestPause_WorksOffWhatIsInHand(t *testing.T) {
-	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		source.add(numbers(10)...)
-		c := make(&sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }})
-		stop := start(t, c)
-		time.Sleep(1500 * time.Millisecond)
-		c.Pause()
-		time.Sleep(time.Minute)
-		require.Equal(t, numbers(10), source.marked())
-		require.NoError(t, stop())
-	})
-}
-
-func TestPause_AStopEndsIt(t *testing.T) {
-	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		c := make(&sink[int]{})
-		c.Pause()
-		stop := start(t, c)
-		synctest.Wait()
-		began := time.Now()
-		require.NoError(t, stop())
-		require.Zero(t, time.Since(began))
-	})
-}
 
 func TestWake_FetchesWithoutWaitingTheIntervalOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -180,43 +78,6 @@ func TestWake_TheSourceAndTheCallerDoItAtOnce(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		require.Equal(t, 40, source.fetchCount(), "and none for a wake-up that was used")
-		require.NoError(t, stop())
-	})
-}
-
-func TestReady_SaysWhatStandsInTheWay(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		source := newShelf(1)
-		var fetchErr, markErr, applyErr fault
-		source.fetchErr = func(int) error { return fetchErr.get() }
-		source.markErr = func(int) error { return markErr.get() }
-		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(context.Context, int, int) error { return applyErr.get() }}, nil)
-		c := courier.NewPollingCoordinator(source, applier, courier.WithFastPolling(), quiet)
-		require.ErrorIs(t, c.Ready(), courier.ErrNotRunning)
-
-		refused, readOnly := errors.New("connection refused"), errors.New("read-only")
-		fetchErr.set(refused)
-		stop := start(t, c)
-		synctest.Wait()
-		require.ErrorIs(t, c.Ready(), refused)
-		fetchErr.set(nil)
-		markErr.set(readOnly)
-		time.Sleep(time.Minute)
-		require.ErrorIs(t, c.Ready(), readOnly)
-		markErr.set(nil)
-		time.Sleep(time.Minute)
-		require.NoError(t, c.Ready())
-
-		applyErr.set(errTest)
-		source.add(2, 3, 4)
-		time.Sleep(time.Minute)
-		require.ErrorIs(t, c.Ready(), courier.ErrOpen)
-		require.Len(t, c.Stats().Breakers, 1)
-		require.Equal(t, courier.BreakerOpen, c.Stats().Breakers[0].State)
-		require.ErrorIs(t, c.Stats().Breakers[0].Cause, errTest)
-		applyErr.set(nil)
-		time.Sleep(2 * time.Minute)
-		require.NoError(t, c.Ready())
 		require.NoError(t, stop())
 	})
 }
@@ -301,23 +162,4 @@ func TestLag_IsTheSourcesToTell(t *testing.T) {
 	require.ErrorIs(t, err, courier.ErrPanic)
 	_, err = courier.NewPollingCoordinator(source.shelf, &sink[int]{}, quiet).Lag(t.Context())
 	require.ErrorIs(t, err, courier.ErrNoLag)
-}
-
-// A resume is one fetch: the wake-up that it is does not end the rest behind that.
-func TestPause_AResumeFetchesOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var fetches atomic.Int32
-		source := courier.BatchSourceFunc[int]{
-			FetchFunc: func(context.Context) ([]int, error) { fetches.Add(1); return nil, nil },
-			MarkFunc:  nop[[]int],
-		}
-		c := courier.NewPollingCoordinator(source, courier.ProcessFunc(nop[int]), quiet, courier.WithInterval(time.Minute))
-		c.Pause()
-		stop := start(t, c)
-		time.Sleep(time.Second)
-		c.Resume()
-		time.Sleep(time.Second)
-		require.EqualValues(t, 1, fetches.Load())
-		require.NoError(t, stop())
-	})
 }

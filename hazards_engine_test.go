@@ -44,23 +44,3 @@ func TestObserver_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
 		})
 	}
 }
-
-// WithOrderedMarks: "A record that is not settled holds up the marks of all
-// behind it": to a source that keeps a position, a mark behind a record that was
-// given back loses it.
-func TestStream_OrderedMarksDoNotPassARecordThatWasGivenBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		source := newLeasing(0, 1, 2, 3)
-		source.wait = true
-		s := &sink[int]{fail: func(_ context.Context, r, call int) error {
-			if call == 1 {
-				return errTest
-			}
-			return nil
-		}}
-		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithOrderedMarks()))
-		time.Sleep(time.Minute)
-		require.NoError(t, stop())
-		require.Equal(t, []int{0, 1, 2, 3}, source.marked())
-	})
-}

@@ -1,5 +1,7 @@
 package courier_test
 
+// Pauses: by Pause and Resume, over a breaker, over a full hand.
+
 import (
 	"context"
 	"fmt"
@@ -226,37 +228,203 @@ func TestPause_AFullHandIsCounted(t *testing.T) {
 	})
 }
 
-// What is left at the end is told as Start returns it.
-func TestStop_WhatIsLeftIsTold(t *testing.T) {
+func TestPause_NothingIsFetchedUntilResume(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		var told courierttest.ObserverRecorder
-		source.add(numbers(25)...)
-		source.markErr = func(int) error { return errTest }
-		c := make(always(nil), courier.WithBatchSize(10), courier.WithObserver(told.Observer()))
+		s := &sink[int]{}
+		c := make(s)
+		c.Pause() // before Start too
+		c.Pause()
+		require.ErrorIs(t, c.Ready(), courier.ErrNotRunning)
+		stop := start(t, c)
+		synctest.Wait()
+		require.ErrorIs(t, c.Ready(), courier.ErrPaused)
+		source.add(1, 2)
+		time.Sleep(time.Hour)
+		require.Empty(t, s.got())
+		c.Resume()
+		synctest.Wait()
+		require.NoError(t, c.Ready())
+		require.Equal(t, []int{1, 2}, s.got())
+
+		c.Pause()
+		synctest.Wait()
+		source.add(3)
+		time.Sleep(time.Hour)
+		require.Equal(t, []int{1, 2}, s.got(), "a fetch that blocks is called back")
+		c.Resume()
+		synctest.Wait()
+		require.Equal(t, []int{1, 2, 3}, s.got())
+		require.NoError(t, stop())
+		require.ErrorIs(t, c.Ready(), courier.ErrNotRunning)
+	})
+}
+
+// What is in hand when Pause is called is worked off and marked.
+func TestPause_WorksOffWhatIsInHand(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(numbers(10)...)
+		c := make(&sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }})
+		stop := start(t, c)
+		time.Sleep(1500 * time.Millisecond)
+		c.Pause()
+		time.Sleep(time.Minute)
+		require.Equal(t, numbers(10), source.marked())
+		require.NoError(t, stop())
+	})
+}
+
+func TestPause_AStopEndsIt(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		c := make(&sink[int]{})
+		c.Pause()
+		stop := start(t, c)
+		synctest.Wait()
+		began := time.Now()
+		require.NoError(t, stop())
+		require.Zero(t, time.Since(began))
+	})
+}
+
+// A resume is one fetch: the wake-up that it is does not end the rest behind that.
+func TestPause_AResumeFetchesOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fetches atomic.Int32
+		source := courier.BatchSourceFunc[int]{
+			FetchFunc: func(context.Context) ([]int, error) { fetches.Add(1); return nil, nil },
+			MarkFunc:  nop[[]int],
+		}
+		c := courier.NewPollingCoordinator(source, courier.ProcessFunc(nop[int]), quiet, courier.WithInterval(time.Minute))
+		c.Pause()
 		stop := start(t, c)
 		time.Sleep(time.Second)
-		var lost *courier.MarkError
-		require.ErrorAs(t, stop(), &lost)
-		marks := courierttest.EventsOf[courier.MarkEvent](&told)
-		require.Zero(t, marks[len(marks)-1].RetryIn)
-		require.Equal(t, lost.Records, marks[len(marks)-1].Records)
-		require.ErrorAs(t, courierttest.EventsOf[courier.StopEvent](&told)[0].Err, &lost)
+		c.Resume()
+		time.Sleep(time.Second)
+		require.EqualValues(t, 1, fetches.Load())
+		require.NoError(t, stop())
 	})
+}
+
+// A record that pauses keeps the others from being begun.
+func TestD6_NothingIsBegunBehindARecordThatPauses(t *testing.T) {
+	for _, workers := range []int{1, 4} {
+		synctest.Test(t, func(t *testing.T) {
+			source := newShelf(numbers(100)...)
+			var calls atomic.Int64
+			s := courier.ProcessFunc(func(_ context.Context, r int) error {
+				calls.Add(1)
+				time.Sleep(time.Second)
+				if r == 0 {
+					return &courier.OpenError{Until: time.Now().Add(time.Hour)}
+				}
+				return nil
+			})
+			_ = courier.NewPollingCoordinator(source, s, courier.WithWorkers(workers), quiet).RunOnce(t.Context())
+			require.LessOrEqual(t, calls.Load(), int64(2*workers-1), "each of the others may have begun one more")
+			require.Contains(t, source.left(), 99)
+		})
+	}
+}
+
+// Of several records that pause, the first in the order fetched has the say, not
+// the last to return.
+func TestPause_IsThatOfTheFirstRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		var until time.Time
+		o := courier.Observer{Paused: func(_ context.Context, e courier.PauseEvent) { until = e.Until }}
+		s := courier.ProcessFunc(func(_ context.Context, r int) error {
+			time.Sleep(time.Duration(r+1) * time.Second)
+			return &courier.OpenError{Until: began.Add(time.Duration(r+1) * time.Hour)}
+		})
+		_ = courier.NewPollingCoordinator(newShelf(0, 1), s, courier.WithWorkers(2), courier.WithObserver(o), quiet).RunOnce(t.Context())
+		require.Equal(t, began.Add(time.Hour), until)
+	})
+}
+
+// A time in a record's own error is the record's, whatever became of it.
+func TestD3_ARecordsOwnTimePausesNobody(t *testing.T) {
+	full := courier.DLQ[int](&dlqFunc{send: func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }})
+	own := func() courier.Applier[int] {
+		at := time.Now().Add(24 * time.Hour)
+		return failsOn(map[int]error{0: &tooMany{at}})
+	}
+	for name, stack := range map[string]func() courier.Applier[int]{
+		"full queue": func() courier.Applier[int] { return courier.NewDLQApplier(own(), full, courier.DLQPolicy[int]{}) },
+		"cut retry": func() courier.Applier[int] {
+			return courier.NewRetryableApplier(own(), courier.RetryPolicy{MaxElapsed: time.Nanosecond, Jitter: courier.NoJitter})
+		},
+		"budget": func() courier.Applier[int] {
+			return courier.NewRetryableApplier(own(), courier.RetryPolicy{Budget: courier.NewRetryBudget(courier.BudgetPolicy{Burst: 1, Floor: 1e-9})})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := newShelf(numbers(10)...)
+				run(t, source, stack(), time.Hour)
+				require.Equal(t, []int{0}, source.left())
+			})
+		})
+	}
+}
+
+// Pause and breaker: one of them over is not both over.
+func TestPause_Stream_ResumedIsToldWhenThePauseIsOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told courierttest.ObserverRecorder
-		ch := make(chan int, 3)
-		ch <- 1
-		ch <- 2
-		ch <- 3
-		close(ch)
-		c := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, nop[[]int]), courier.ProcessFunc(func(_ context.Context, r int) error {
-			if r == 2 {
-				return errTest
+		fail := true
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if fail {
+				fail = false
+				return &courier.OpenError{Until: time.Now().Add(time.Minute)}
 			}
 			return nil
-		}), quiet, courier.WithObserver(told.Observer()))
-		err := c.Start(t.Context())
-		require.Error(t, err)
-		require.Equal(t, []courier.StopEvent{{Unsettled: 1, Err: err}}, courierttest.EventsOf[courier.StopEvent](&told))
+		}}
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(full(2, false), nop[[]int]), courier.Applier[int](s), courier.WithObserver(told.Observer()), quiet)
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		c.Pause()
+		time.Sleep(2 * time.Minute) // the breaker closes meanwhile
+		require.ErrorIs(t, c.Ready(), courier.ErrPaused)
+		early := courierttest.EventsOf[courier.ResumeEvent](&told)
+		c.Resume()
+		synctest.Wait()
+		require.NoError(t, stop())
+		require.Empty(t, early, "in the middle of Pause")
+		require.Len(t, courierttest.EventsOf[courier.ResumeEvent](&told), 1)
+	})
+}
+
+// And the other way round.
+func TestPause_Stream_ResumeDoesNotTellThatABreakersPauseIsOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		s := &sink[int]{fail: func(context.Context, int, int) error { return &courier.OpenError{Until: time.Now().Add(time.Hour)} }}
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(full(2, false), nop[[]int]), courier.Applier[int](s), courier.WithObserver(told.Observer()), quiet)
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		c.Pause()
+		time.Sleep(time.Second)
+		c.Resume()
+		time.Sleep(time.Second)
+		early := courierttest.EventsOf[courier.ResumeEvent](&told)
+		_ = stop()
+		require.Empty(t, early, "an hour too early")
+	})
+}
+
+func TestD3_ARetryableErrorWithATimePausesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(numbers(10)...)
+		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return errTest }}
+		s.fail = func(_ context.Context, r, _ int) error {
+			if r == 0 {
+				return &tooMany{time.Now().Add(time.Minute)}
+			}
+			return nil
+		}
+		stop := start(t, courier.NewPollingCoordinator(source, courier.WithRetry[int](s), quiet))
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Equal(t, []int{0}, source.left())
 	})
 }

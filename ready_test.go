@@ -1,5 +1,7 @@
 package courier_test
 
+// Ready tells of every standstill.
+
 import (
 	"context"
 	"errors"
@@ -7,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -451,4 +454,129 @@ func TestReady_OfACallThatHangs(t *testing.T) {
 			})
 		}
 	}
+}
+
+func TestReady_SaysWhatStandsInTheWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newShelf(1)
+		var fetchErr, markErr, applyErr fault
+		source.fetchErr = func(int) error { return fetchErr.get() }
+		source.markErr = func(int) error { return markErr.get() }
+		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(context.Context, int, int) error { return applyErr.get() }}, nil)
+		c := courier.NewPollingCoordinator(source, applier, courier.WithFastPolling(), quiet)
+		require.ErrorIs(t, c.Ready(), courier.ErrNotRunning)
+
+		refused, readOnly := errors.New("connection refused"), errors.New("read-only")
+		fetchErr.set(refused)
+		stop := start(t, c)
+		synctest.Wait()
+		require.ErrorIs(t, c.Ready(), refused)
+		fetchErr.set(nil)
+		markErr.set(readOnly)
+		time.Sleep(time.Minute)
+		require.ErrorIs(t, c.Ready(), readOnly)
+		markErr.set(nil)
+		time.Sleep(time.Minute)
+		require.NoError(t, c.Ready())
+
+		applyErr.set(errTest)
+		source.add(2, 3, 4)
+		time.Sleep(time.Minute)
+		require.ErrorIs(t, c.Ready(), courier.ErrOpen)
+		require.Len(t, c.Stats().Breakers, 1)
+		require.Equal(t, courier.BreakerOpen, c.Stats().Breakers[0].State)
+		require.ErrorIs(t, c.Stats().Breakers[0].Cause, errTest)
+		applyErr.set(nil)
+		time.Sleep(2 * time.Minute)
+		require.NoError(t, c.Ready())
+		require.NoError(t, stop())
+	})
+}
+
+// A fetch that the stop or a pause cancels has not succeeded.
+func TestReady_ACancelledFetchIsNoSuccess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		source := sourceFuncs{func(ctx context.Context, _ int) ([]int, error) {
+			if n++; n == 1 {
+				return nil, errTest
+			}
+			<-ctx.Done() // the connection hangs
+			return nil, ctx.Err()
+		}, nop[[]int]}
+		c := courier.NewStreamingCoordinator(source, courier.Applier[int](&sink[int]{}), quiet)
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		require.ErrorIs(t, c.Ready(), errTest)
+		c.Pause()
+		synctest.Wait()
+		c.Resume()
+		synctest.Wait()
+		err := c.Ready()
+		require.NoError(t, stop())
+		require.ErrorIs(t, err, errTest, "no fetch has succeeded since")
+	})
+}
+
+// Ready is ErrStopped from the moment that a stop begins until Start returns.
+func TestReady_OnceAStopHasBegun(t *testing.T) {
+	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		for _, by := range []string{"context", "Stop"} {
+			c, _ := with(courier.ProcessFunc(func(context.Context, int) error { time.Sleep(5 * time.Second); return nil }), numbers(1))
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				if once, ok := c.(interface{ RunOnce(context.Context) error }); ok && shape == "RunOnce" {
+					_ = once.RunOnce(ctx)
+				} else {
+					_ = c.Start(ctx)
+				}
+			}()
+			time.Sleep(time.Second)
+			require.NoError(t, c.Ready())
+			if by == "Stop" {
+				go func() { _ = c.Stop(context.Background()) }()
+				time.Sleep(time.Nanosecond)
+			} else {
+				cancel()
+			}
+			require.ErrorIs(t, c.Ready(), courier.ErrStopped)
+			c.Pause()
+			require.ErrorIs(t, c.Ready(), courier.ErrStopped)
+			c.Resume()
+			time.Sleep(3 * time.Second)
+			require.ErrorIs(t, c.Ready(), courier.ErrStopped)
+			<-ended
+			time.Sleep(time.Nanosecond)
+			require.ErrorIs(t, c.Ready(), courier.ErrNotRunning)
+			cancel()
+		}
+	})
+}
+
+// A queue that refuses everything keeps the coordinator red all the time, and not only
+// between its passes, until something is settled.
+func TestReady_WhileTheQueueRefuses(t *testing.T) {
+	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		if shape == "RunOnce" {
+			return
+		}
+		var down fault
+		down.set(courier.Permanent(errTest))
+		a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error {
+			time.Sleep(time.Second) // a pass takes a while
+			return down.get()
+		})), courier.DLQ[int](refusing{}), courier.DLQPolicy[int]{})
+		c, run := with(a, numbers(3))
+		run(4 * time.Second)
+		for range 600 {
+			run(time.Second)
+			require.ErrorContains(t, c.Ready(), "courier: a record could not be settled, and none has been since: ")
+			require.ErrorIs(t, c.Ready(), courier.ErrDLQFull)
+		}
+		down.set(nil)
+		run(time.Minute)
+		require.NoError(t, c.Ready())
+	})
 }

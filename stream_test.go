@@ -1,10 +1,12 @@
 package courier_test
 
-// What a stream does besides the contract: shares, flushes, the order of marks.
+// The streaming coordinator: shares, flushes, marks, and the end of a stream.
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -182,5 +184,255 @@ func TestD11_Stream_BackPressureReachesTheProducer(t *testing.T) {
 		close(hold)
 		require.NoError(t, <-ended)
 		require.EqualValues(t, 1000, sent.Load())
+	})
+}
+
+func TestStream_TheEndHandsBackWhatKeepsFailing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked collector
+		ch := stream(3)
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if r == 1 {
+				return errTest
+			}
+			return nil
+		}}
+		err := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), s, quiet).Start(t.Context())
+		var left *courier.UnsettledError[int]
+		require.ErrorAs(t, err, &left)
+		require.ErrorIs(t, err, errTest)
+		require.Equal(t, []int{1}, left.Records)
+		require.Equal(t, []int{0, 2}, marked.all())
+		require.Equal(t, 2+3, s.called(), "it had three tries")
+	})
+}
+
+func TestStream_FlushesByTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ch := make(chan int)
+		var marked collector
+		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 3 {
+				time.Sleep(time.Minute)
+			}
+			return nil
+		}), courier.WithStreamWorkers(2), courier.WithFlushInterval(time.Second), quiet))
+		ch <- 3 // keeps one worker busy
+		synctest.Wait()
+		ch <- 1
+		ch <- 2
+		synctest.Wait()
+		require.Empty(t, marked.all())
+		time.Sleep(time.Second)
+		synctest.Wait()
+		require.Equal(t, [][]int{{1, 2}}, marked.calls)
+		require.NoError(t, stop())
+		require.Equal(t, [][]int{{1, 2}, {3}}, marked.calls)
+		require.Equal(t, []error{nil, nil}, marked.ctx, "a mark begins under a live context, however late")
+	})
+}
+
+func TestStream_ASecondStartIsAClearError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(make(chan int), nop[[]int]), courier.ProcessFunc(nop[int]))
+		stop := start(t, c)
+		synctest.Wait()
+		require.ErrorIs(t, c.Start(t.Context()), courier.ErrRunning)
+		require.NoError(t, stop())
+	})
+}
+
+func TestChannelSource(t *testing.T) {
+	ch := make(chan int, 5)
+	for i := range 5 {
+		ch <- i
+	}
+	source := courier.NewChannelSource(ch, nop[[]int])
+	got, err := source.Fetch(t.Context(), 3)
+	require.NoError(t, err)
+	require.Equal(t, []int{0, 1, 2}, got)
+	close(ch)
+	got, err = source.Fetch(t.Context(), 3)
+	require.NoError(t, err)
+	require.Equal(t, []int{3, 4}, got)
+	_, err = source.Fetch(t.Context(), 3)
+	require.ErrorIs(t, err, io.EOF)
+
+	cause := errors.New("called off")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(cause)
+	_, err = courier.NewChannelSource(make(chan int), nop[[]int]).Fetch(ctx, 1)
+	require.ErrorIs(t, err, cause)
+}
+
+// Under the race detector: no look at the records that a batch applier is at.
+func TestStream_ALookDoesNotTouchTheBatchInWork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked collector
+		s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { time.Sleep(time.Second); return nil }}
+		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(40, false), marked.mark), courier.Applier[int](s),
+			courier.WithApplyBatchSize(4), courier.WithDrainTimeout(time.Hour), quiet))
+		time.Sleep(5500 * time.Millisecond)
+		n := len(marked.all())
+		require.NoError(t, stop())
+		require.Equal(t, 20, n, "what five batches have applied is marked in time")
+	})
+}
+
+// At the end of a stream, in an outage that does not end,
+// records behind a suspect of their key do not keep Start for ever.
+func TestStream_TheEndOfAnOrderedStreamInAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(context.Context, int, int) error { return errTest }}, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() {
+			ended <- courier.NewStreamingCoordinator(courier.NewChannelSource(full(4, true), nop[[]int]), applier, courier.WithOrderKey(byRest(1)), quiet).Start(ctx)
+		}()
+		time.Sleep(24 * time.Hour)
+		select {
+		case err := <-ended:
+			require.ErrorIs(t, err, courier.ErrUnsettled)
+		default:
+			cancel()
+			t.Fatal("it had not ended after a day, and then with", <-ended)
+		}
+	})
+}
+
+// With marks in order, what was applied behind a record that is handed back cannot
+// be marked, and Start says so.
+func TestD1_OrderedMarksThatAreHeldUpAtTheEndAreTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked []int
+		source := courier.NewChannelSource(full(3, false), func(_ context.Context, r []int) error { marked = append(marked, r...); return nil })
+		stop := start(t, courier.NewStreamingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 0 {
+				return errTest
+			}
+			return nil
+		}), courier.WithOrderedMarks(), quiet))
+		time.Sleep(time.Minute)
+		err := stop()
+		var left *courier.UnsettledError[int]
+		var unmarked *courier.MarkError
+		require.ErrorAs(t, err, &left)
+		n := len(left.Records) + len(marked)
+		if errors.As(err, &unmarked) {
+			n += unmarked.Records
+		}
+		require.Equal(t, 3, n, "each of three records is marked, handed back or told to be unmarked: %v", err)
+	})
+}
+
+// WithOrderedMarks: "A record that is not settled holds up the marks of all
+// behind it": to a source that keeps a position, a mark behind a record that was
+// given back loses it.
+func TestStream_OrderedMarksDoNotPassARecordThatWasGivenBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(0, 1, 2, 3)
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, r, call int) error {
+			if call == 1 {
+				return errTest
+			}
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithOrderedMarks()))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, []int{0, 1, 2, 3}, source.marked())
+	})
+}
+
+// At the end of a stream with an order key, what failed goes back to a source
+// that takes it, and with it what waits behind.
+func TestStream_TheEndGivesBackWhatFailedWithAnOrderKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3)}
+		done := false
+		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
+			if done {
+				return nil, io.EOF
+			}
+			done = true
+			return source.leasing.Fetch(ctx, limit)
+		}
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if r == 0 {
+				return errTest
+			}
+			return nil
+		}}
+		err := courier.NewStreamingCoordinator(source, s, quiet, courier.WithOrderKey(byRest(2))).Start(t.Context())
+		require.NoError(t, err, "the source takes records back")
+		require.ElementsMatch(t, []int{0, 2}, slices.Concat(source.released...))
+	})
+}
+
+// No alarm every 5 ms for as long as a batch is with the applier.
+func TestStream_ABatchThatTakesLongIsNotLookedAtAllTheTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error {
+			if len(records) > 1 {
+				time.Sleep(time.Hour)
+			}
+			return nil
+		}}
+		var c counting
+		stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(full(3, false), nop[[]int]), courier.Applier[int](s),
+			courier.WithStreamWorkers(2), courier.WithClock(&c), courier.WithDrainTimeout(2*time.Hour), quiet))
+		time.Sleep(time.Minute)
+		n := c.n.Load()
+		require.NoError(t, stop())
+		require.Less(t, n, int64(1000), "in a minute")
+	})
+}
+
+func TestD10_Stream_ReleasesDoNotStarveMarks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &slowRelease{leasing: newLeasing(0, 1)}
+		source.wait = true
+		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+			if r < 2 {
+				return errTest
+			}
+			return nil
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet))
+		for i := range 60 {
+			time.Sleep(time.Minute)
+			source.add(10 + i)
+		}
+		time.Sleep(time.Minute)
+		require.Len(t, source.marked(), 60)
+		require.NoError(t, stop())
+	})
+}
+
+type slowRelease struct{ *leasing[int] }
+
+func (s *slowRelease) Release(ctx context.Context, records []int, after time.Duration) error {
+	err := s.leasing.Release(ctx, records, after)
+	time.Sleep(10 * time.Second) // the records are back, and fail again, before it returns
+	return err
+}
+
+func TestD1_Stream_AConnectionThatBreaksIsNotTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(1)
+		source.wait = true
+		fetches := 0
+		wrapped := &fetchFunc[int]{Source: source, fetch: func(ctx context.Context, limit int) ([]int, error) {
+			if fetches++; fetches == 1 {
+				return nil, fmt.Errorf("Get: %w", io.EOF)
+			}
+			return source.Fetch(ctx, limit)
+		}}
+		stop := start(t, courier.NewStreamingCoordinator(wrapped, &sink[int]{}, quiet))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1}, source.marked())
 	})
 }

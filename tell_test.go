@@ -383,32 +383,6 @@ type slow struct{}
 func (slow) Now() time.Time                         { return time.Now() }
 func (slow) After(d time.Duration) <-chan time.Time { return time.After(d + time.Millisecond) }
 
-// A queue that refuses everything keeps the coordinator red all the time, and not only
-// between its passes, until something is settled.
-func TestReady_WhileTheQueueRefuses(t *testing.T) {
-	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
-		if shape == "RunOnce" {
-			return
-		}
-		var down fault
-		down.set(courier.Permanent(errTest))
-		a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error {
-			time.Sleep(time.Second) // a pass takes a while
-			return down.get()
-		})), courier.DLQ[int](refusing{}), courier.DLQPolicy[int]{})
-		c, run := with(a, numbers(3))
-		run(4 * time.Second)
-		for range 600 {
-			run(time.Second)
-			require.ErrorContains(t, c.Ready(), "courier: a record could not be settled, and none has been since: ")
-			require.ErrorIs(t, c.Ready(), courier.ErrDLQFull)
-		}
-		down.set(nil)
-		run(time.Minute)
-		require.NoError(t, c.Ready())
-	})
-}
-
 // refusing is a queue that is always full.
 type refusing struct{ *courier.MemoryDLQ[int] }
 

@@ -1,7 +1,7 @@
 package courier_test
 
-// A stop while a dead letter queue takes its time (D8): all that is detached from
-// the stop ends within twice the drain timeout, and what is in time is parked.
+// Stops (D8): what is in flight, dead letter queues that take their time, and what is
+// given back.
 
 import (
 	"context"
@@ -16,7 +16,263 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
+
+func fullChannel(records ...int) chan int {
+	ch := make(chan int, len(records))
+	for _, r := range records {
+		ch <- r
+	}
+	return ch
+}
+
+func TestD1_AStopHandsBackWhatWaitsBehindAFailedRecord(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var records courierttest.Recorder[int]
+		sink := records.Applier(courierttest.MustParse(`error if record "0"`))
+		var marked []int
+		source := courier.NewChannelSource(fullChannel(0, 1, 2, 3, 4, 5), func(_ context.Context, records []int) error {
+			marked = append(marked, records...)
+			return nil
+		})
+		run := courierttest.Start(t, courier.NewStreamingCoordinator(source, sink, courier.WithOrderKey(byRest(2)), courier.WithStreamWorkers(2), quiet))
+		time.Sleep(time.Minute)
+		err := run.Stop()
+		var left *courier.UnsettledError[int]
+		require.ErrorAs(t, err, &left)
+		require.Equal(t, []int{0, 2, 4}, left.Records, "in the order fetched")
+		require.ErrorIs(t, left.Err, courierttest.ErrInjected)
+		require.Equal(t, []int{1, 3, 5}, marked)
+	})
+}
+
+func TestD8_AStopReleasesWhatWaitsBehindAFailedRecord(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var records courierttest.Recorder[int]
+		sink := records.Applier(courierttest.MustParse(`error if record "0"`))
+		source := records.StreamSource(numbers(6)...)
+		courierttest.RunFor(t, courier.NewStreamingCoordinator(source, sink, courier.WithOrderKey(byRest(2)), quiet), time.Minute)
+		require.ElementsMatch(t, []int{0, 2, 4}, records.Records(courierttest.Released), "each once, at the stop")
+		require.Empty(t, source.InHand())
+		require.Equal(t, []int{1, 3, 5}, records.Records(courierttest.Marked))
+	})
+}
+
+func TestD8_StopEndsTheRunAndWaitsForIt(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(numbers(5)...)
+		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
+		c := make(s)
+		require.NoError(t, c.Stop(t.Context()), "nothing runs")
+		ended := false
+		result := error(nil)
+		go func() {
+			result = c.Start(t.Context())
+			ended = true
+		}()
+		time.Sleep(1500 * time.Millisecond)
+		require.NoError(t, c.Stop(t.Context()))
+		synctest.Wait()
+		require.True(t, ended)
+		require.NoError(t, result)
+		require.Equal(t, []int{0, 1}, s.got())
+		require.Equal(t, []int{0, 1}, source.marked())
+		require.Equal(t, []int{2, 3, 4}, source.left())
+
+		// Start after Stop works.
+		stop := start(t, c)
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Empty(t, source.left())
+	})
+}
+
+func TestD8_StopReturnsWhenItsOwnContextEnds(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(1)
+		c := make(&sink[int]{fail: func(context.Context, int, int) error { time.Sleep(5 * time.Second); return nil }})
+		ended := start(t, c)
+		time.Sleep(time.Second)
+		impatient, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		require.ErrorIs(t, c.Stop(impatient), context.DeadlineExceeded)
+		require.NoError(t, c.Stop(t.Context()), "the stop goes on")
+		require.NoError(t, ended())
+		require.Equal(t, []int{1}, source.marked())
+	})
+}
+
+// A fetch that lingers for a full batch and returns what it has when it is told
+// to stop: "the others … are applied within the drain timeout".
+func TestD8_Stream_WhatAFetchReturnsAtAStopIsAppliedWithinTheDrainTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var marked collector
+		first := true
+		source := sourceFuncs{func(ctx context.Context, _ int) ([]int, error) {
+			<-ctx.Done()
+			if first {
+				first = false
+				time.Sleep(time.Millisecond)
+				return []int{1, 2}, nil
+			}
+			return nil, ctx.Err()
+		}, marked.mark}
+		stop := start(t, courier.NewStreamingCoordinator(source, courier.Applier[int](&sink[int]{}), quiet))
+		time.Sleep(time.Second)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1, 2}, marked.all())
+	})
+}
+
+func TestD8_AStopBoundsTheMarkAndTheReleaseInFlight(t *testing.T) {
+	for name, hang := range map[string]func(*hanging){
+		"mark":    func(h *hanging) { h.mark = true },
+		"release": func(h *hanging) { h.release = true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := &hanging{leasing: newLeasing(1, 2)}
+				hang(source)
+				s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+					if r == 2 {
+						return errTest
+					}
+					return nil
+				}}
+				stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithDrainTimeout(time.Second)))
+				time.Sleep(time.Minute)
+				before := time.Now()
+				_ = stop()
+				require.LessOrEqual(t, time.Since(before), time.Second)
+			})
+		})
+	}
+}
+
+// hanging is a source whose calls heed nothing but their context.
+type hanging struct {
+	*leasing[int]
+	mark, release bool
+}
+
+func (h *hanging) Mark(ctx context.Context, records []int) error {
+	if h.mark {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return h.leasing.Mark(ctx, records)
+}
+
+func (h *hanging) Release(ctx context.Context, records []int, after time.Duration) error {
+	if h.release {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return h.leasing.Release(ctx, records, after)
+}
+
+func TestD8_AStopReleasesWhatCameBeyondTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &greedy{newLeasing(numbers(10)...)}
+		ctx, cancel := context.WithCancel(t.Context())
+		c := courier.NewPollingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 1 {
+				cancel()
+			}
+			return nil
+		}), quiet, courier.WithBatchSize(3))
+		require.NoError(t, c.Start(ctx))
+		require.Equal(t, []int{0, 1}, source.marked())
+		require.ElementsMatch(t, []int{2, 3, 4, 5, 6, 7, 8, 9}, slices.Concat(source.released...))
+	})
+}
+
+// greedy returns all it has, whatever the limit.
+type greedy struct{ *leasing[int] }
+
+func (g *greedy) Fetch(ctx context.Context, _ int) ([]int, error) { return g.leasing.Fetch(ctx, 1000) }
+
+func TestD8_Stream_ARecordThatArrivesWithTheStop(t *testing.T) {
+	for range 50 {
+		synctest.Test(t, func(t *testing.T) {
+			ch := make(chan int)
+			var marked collector
+			stop := start(t, courier.NewStreamingCoordinator(courier.NewChannelSource(ch, marked.mark), courier.ProcessFunc(func(ctx context.Context, _ int) error {
+				<-ctx.Done()
+				return ctx.Err()
+			}), quiet, courier.WithDrainTimeout(time.Second)))
+			synctest.Wait()
+			go func() {
+				select {
+				case ch <- 1:
+				case <-t.Context().Done():
+				}
+			}()
+			before := time.Now()
+			_ = stop() // the record is in the channel, or comes back as unsettled
+			require.LessOrEqual(t, time.Since(before), 2*time.Second)
+		})
+	}
+}
+
+func TestD8_AQueueThatHangsIsAskedOnceABatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &dlqFunc{send: func(ctx context.Context, _ courier.DeadLetter[int]) error {
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		s := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error {
+			var e courier.BatchError
+			for i := range records {
+				e.Add(i, courier.Permanent(errTest))
+			}
+			return &e
+		}}
+		source := newShelf(numbers(100)...)
+		stop := start(t, courier.NewPollingCoordinator(source, courier.NewDLQApplier[int](s, courier.DLQ[int](store), courier.DLQPolicy[int]{}), quiet))
+		synctest.Wait()
+		before := time.Now()
+		require.NoError(t, stop())
+		require.LessOrEqual(t, time.Since(before), 20*time.Second)
+		require.Len(t, source.left(), 100)
+	})
+}
+
+// What is left at the end is told as Start returns it.
+func TestStop_WhatIsLeftIsTold(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var told courierttest.ObserverRecorder
+		source.add(numbers(25)...)
+		source.markErr = func(int) error { return errTest }
+		c := make(always(nil), courier.WithBatchSize(10), courier.WithObserver(told.Observer()))
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		var lost *courier.MarkError
+		require.ErrorAs(t, stop(), &lost)
+		marks := courierttest.EventsOf[courier.MarkEvent](&told)
+		require.Zero(t, marks[len(marks)-1].RetryIn)
+		require.Equal(t, lost.Records, marks[len(marks)-1].Records)
+		require.ErrorAs(t, courierttest.EventsOf[courier.StopEvent](&told)[0].Err, &lost)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		ch := make(chan int, 3)
+		ch <- 1
+		ch <- 2
+		ch <- 3
+		close(ch)
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, nop[[]int]), courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r == 2 {
+				return errTest
+			}
+			return nil
+		}), quiet, courier.WithObserver(told.Observer()))
+		err := c.Start(t.Context())
+		require.Error(t, err)
+		require.Equal(t, []courier.StopEvent{{Unsettled: 1, Err: err}}, courierttest.EventsOf[courier.StopEvent](&told))
+	})
+}
 
 // slowQueue is a dead letter queue whose calls last for so long, or until their
 // context ends.
