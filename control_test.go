@@ -4,7 +4,6 @@ package courier_test
 
 import (
 	"context"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -79,65 +78,6 @@ func TestWake_TheSourceAndTheCallerDoItAtOnce(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.Equal(t, 40, source.fetchCount(), "and none for a wake-up that was used")
 		require.NoError(t, stop())
-	})
-}
-
-func TestStats_CountWhatWasDone(t *testing.T) {
-	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		source.add(numbers(10)...)
-		source.markErr = func(n int) error {
-			if n == 1 {
-				return errTest
-			}
-			return nil
-		}
-		retried := atomic.Bool{}
-		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(_ context.Context, r, _ int) error {
-			switch {
-			case r == 3:
-				return courier.Permanent(errTest)
-			case r == 4:
-				return courier.Skip(errTest)
-			case r == 5 && retried.CompareAndSwap(false, true):
-				return errTest
-			}
-			return nil
-		}}, nil)
-		c := make(applier)
-		require.Equal(t, courier.Stats{Breakers: []courier.BreakerStats{{BreakerMetrics: courier.BreakerMetrics{State: courier.BreakerClosed}}}}, c.Stats())
-		stop := start(t, c)
-		time.Sleep(time.Minute)
-		s := c.Stats()
-		require.NoError(t, stop())
-		require.ErrorIs(t, s.LastError, errTest)
-		require.False(t, s.LastErrorAt.IsZero())
-		s.LastError, s.LastErrorAt = nil, time.Time{}
-		require.Equal(t, courier.Stats{
-			Fetched: 10, Applied: 10, Skipped: 1, Parked: 1, Retried: 1, Marked: 10,
-			MarkFailures: 1,
-			Breakers:     []courier.BreakerStats{{BreakerMetrics: courier.BreakerMetrics{State: courier.BreakerClosed}}},
-		}, s)
-	})
-}
-
-func TestStats_FailuresAndReleases(t *testing.T) {
-	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		source.add(numbers(4)...)
-		c := make(&sink[int]{fail: func(_ context.Context, r, call int) error {
-			if r == 2 && call < 10 {
-				return errTest
-			}
-			return nil
-		}})
-		stop := start(t, c)
-		time.Sleep(time.Second)
-		s := c.Stats()
-		require.Positive(t, s.Failed)
-		require.Equal(t, s.Failed, s.Released)
-		require.Equal(t, s.Applied, s.Marked)
-		require.Equal(t, s.Fetched, s.Marked+s.Released+s.InHand)
-		require.NoError(t, stop())
-		require.Zero(t, c.Stats().InHand)
 	})
 }
 

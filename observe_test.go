@@ -3,16 +3,13 @@ package courier_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
 	"runtime"
 	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
-	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -184,129 +181,6 @@ func TestObserver_SeveralAtOnce(t *testing.T) {
 	require.Len(t, b.Events(), 1)
 }
 
-func TestLogObserver_SaysOnceWhatRepeats(t *testing.T) {
-	var log bytes.Buffer
-	o := courier.LogObserver(timeless(&log))
-	ctx := t.Context()
-	for range 250 {
-		o.Marked(ctx, courier.MarkEvent{Records: 7, Err: errors.New("read-only"), RetryIn: time.Second})
-	}
-	o.Marked(ctx, courier.MarkEvent{Records: 7})
-	o.Marked(ctx, courier.MarkEvent{Records: 7})
-	const said = `msg="courier: mark failed, and is tried again" records=7 retry_in=1s error=read-only`
-	require.Equal(t, strings.Join([]string{
-		`level=WARN ` + said,
-		`level=WARN ` + said + ` times=10`,
-		`level=WARN ` + said + ` times=100`,
-		`level=INFO msg="courier: mark works again" failures=250`,
-		``,
-	}, "\n"), log.String())
-
-	log.Reset()
-	o.Marked(ctx, courier.MarkEvent{Records: 7, Err: errors.New("read-only"), RetryIn: time.Second})
-	require.Contains(t, log.String(), said, "it is news again after it was over")
-}
-
-// An error whose text is never the same is not remembered for ever.
-func TestLogObserver_RemembersABoundedNumber(t *testing.T) {
-	var log bytes.Buffer
-	o := courier.LogObserver(timeless(&log))
-	for i := range 2000 {
-		err := fmt.Errorf("order %s", strings.Repeat("x", i))
-		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: err})
-	}
-	require.Equal(t, 2000, strings.Count(log.String(), "\n"))
-}
-
-// What is said again and again among many errors that differ is not forgotten
-// for them: the one not said for the longest makes room.
-func TestLogObserver_ForgetsTheOldest(t *testing.T) {
-	var log bytes.Buffer
-	o := courier.LogObserver(timeless(&log))
-	differing := func(i int) {
-		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: errors.New(strings.Repeat("x", i))})
-	}
-	for i := range 1000 {
-		differing(i)
-		o.Fetched(t.Context(), courier.FetchEvent{Err: errors.New("gone")})
-	}
-	require.Equal(t, 4, strings.Count(log.String(), "error=gone"), "the 1st, 10th, 100th and 1000th time")
-	log.Reset()
-	differing(1000 - 255)
-	require.Empty(t, log.String(), "the latest are known")
-	differing(1000 - 256)
-	require.NotEmpty(t, log.String())
-}
-
-// However long the texts are, the observer remembers little of them and logs a
-// part, from which the error can still be got.
-func TestLogObserver_LongTexts(t *testing.T) {
-	const size = 200_000
-	var log bytes.Buffer
-	var logged error
-	o := courier.LogObserver(slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
-		if err, ok := a.Value.Any().(error); ok {
-			logged = err
-		}
-		return a
-	}})))
-	heap := func() uint64 {
-		var m runtime.MemStats
-		runtime.GC()
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
-	before := heap()
-	for i := range 300 {
-		log.Reset()
-		err := &courier.PanicError{Value: strings.Repeat(string(rune('a'+i%26))+string(rune('a'+i/26)), size/2), Stack: bytes.Repeat([]byte("s"), size)}
-		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: err, Record: strings.Repeat("é", size/2)})
-		require.Equal(t, 3, strings.Count(log.String(), " bytes left out)"), "of the error, the stack and the name")
-		require.Less(t, log.Len(), 3*(8<<10)+1000)
-		require.True(t, utf8.ValidString(log.String()))
-		require.ErrorIs(t, logged, courier.ErrPanic)
-		logged = nil
-	}
-	if after := heap(); after > before+2_000_000 {
-		t.Errorf("the log remembers %d bytes of 300 errors", after-before)
-	}
-	log.Reset()
-	o.Stopped(t.Context(), courier.StopEvent{Unsettled: 1, Err: errors.New(strings.Repeat("x", size))})
-	require.Contains(t, log.String(), fmt.Sprintf("… (%d bytes left out)", size-8<<10))
-	runtime.KeepAlive(o)
-}
-
-func TestLogObserver_ANumberMakesNoNews(t *testing.T) {
-	var log bytes.Buffer
-	o := courier.LogObserver(timeless(&log))
-	for i := range 100 {
-		o.Applied(t.Context(), courier.ApplyEvent{Records: 10, Failed: 1, Record: fmt.Sprint(i), Err: fmt.Errorf("order %d: 404", 7*i)})
-	}
-	require.Equal(t, 3, strings.Count(log.String(), "\n"), log.String())
-}
-
-func TestLogObserver_AnOutageIsAFewLines(t *testing.T) {
-	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		var log bytes.Buffer
-		source.add(numbers(50)...)
-		began := time.Now()
-		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(context.Context, int, int) error {
-			if time.Since(began) < 24*time.Hour {
-				return errTest
-			}
-			return nil
-		}}, nil)
-		stop := start(t, make(applier, courier.WithLogger(timeless(&log))))
-		time.Sleep(25 * time.Hour)
-		require.NoError(t, stop())
-		require.Empty(t, source.left())
-		lines := strings.Split(strings.TrimSpace(log.String()), "\n")
-		require.LessOrEqual(t, len(lines), 8+24*12, log.String())
-		require.Contains(t, log.String(), "courier: resumed")
-	})
-}
-
 // What a call took is told though it ended its goroutine, or panicked.
 func TestObserver_TellsHowLongACallTookThatDidNotReturn(t *testing.T) {
 	for name, end := range map[string]func(){"goexit": runtime.Goexit, "panic": func() { panic("on purpose") }} {
@@ -363,3 +237,468 @@ func (s abruptSource) Fetch(ctx context.Context, limit int) ([]int, error) {
 	}
 	return records, err
 }
+
+type notTried struct{}
+
+func (notTried) Error() string      { return "the queue is full" }
+func (notTried) NotAttempted() bool { return true }
+
+// Refused is "not attempted for a reason that is not a pause or a stop".
+func TestObserver_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var told courierttest.ObserverRecorder
+				o := courier.WithObserver(told.Observer())
+				source := newLeasing(0)
+				source.wait = streaming
+				applier := courier.NewRetryableApplier[int](&sink[int]{fail: func(context.Context, int, int) error { return errTest }},
+					courier.RetryPolicy{InitialDelay: time.Minute, MaxDelay: time.Hour, Jitter: courier.NoJitter})
+				var c running = courier.NewPollingCoordinator(source, applier, quiet, o)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, applier, quiet, o)
+				}
+				stop := start(t, c)
+				time.Sleep(time.Second)
+				require.NoError(t, stop())
+				for _, e := range courierttest.EventsOf[courier.ApplyEvent](&told) {
+					require.Zero(t, e.NotAttempted)
+				}
+			})
+		})
+	}
+}
+
+// FailEvent.Class of a permanent failure.
+func TestObserver_Stream_FailEventHasTheClass(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var told courierttest.ObserverRecorder
+				o := courier.WithObserver(told.Observer())
+				source := newLeasing(1)
+				source.wait = streaming
+				s := &sink[int]{fail: func(_ context.Context, _, call int) error {
+					if call == 1 {
+						return courier.Permanent(errTest)
+					}
+					return nil
+				}}
+				var c running = courier.NewPollingCoordinator(source, s, quiet, o)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, s, quiet, o)
+				}
+				stop := start(t, c)
+				time.Sleep(time.Second)
+				require.NoError(t, stop())
+				require.Equal(t, courier.ClassPermanent, courierttest.EventsOf[courier.FailEvent](&told)[0].Class)
+			})
+		})
+	}
+}
+
+// ApplyEvent.DrainTimedOut at the end of a stream.
+func TestObserver_Stream_ApplyEventTellsOfTheDrainTimeout(t *testing.T) {
+	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var told courierttest.ObserverRecorder
+				o := courier.WithObserver(told.Observer())
+				source := newLeasing(1)
+				source.wait = streaming
+				s := &sink[int]{fail: func(ctx context.Context, _, _ int) error { <-ctx.Done(); return ctx.Err() }}
+				var c running = courier.NewPollingCoordinator(source, s, quiet, o)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, s, quiet, o)
+				}
+				stop := start(t, c)
+				time.Sleep(time.Second)
+				require.NoError(t, stop())
+				require.True(t, courierttest.EventsOf[courier.ApplyEvent](&told)[0].DrainTimedOut)
+			})
+		})
+	}
+}
+
+// RecordStarted and RecordEnded "are called for every record".
+func TestObserver_PerRecordEventsOfABatchApplier(t *testing.T) {
+	told := courierttest.ObserverRecorder{PerRecord: true}
+	source := newShelf(1, 2)
+	require.NoError(t, courier.NewPollingCoordinator(source, &batchSink[int]{}, quiet, courier.WithObserver(told.Observer())).RunOnce(t.Context()))
+	require.Len(t, courierttest.EventsOf[courierttest.RecordStarted](&told), 2)
+	require.Len(t, courierttest.EventsOf[courierttest.RecordEnded](&told), 2)
+}
+
+// In an outage there is one PauseEvent for each time that the breaker opens, with any
+// number of workers, of plain and batch appliers, in a branch, in front of it or hidden.
+// The events and Stats name the record, the branch and the breaker.
+func TestObserver_OnePauseForEachOpenPeriod(t *testing.T) {
+	for _, shape := range []string{"polling", "streaming"} {
+		for _, workers := range []int{1, 8} {
+			for _, batches := range []bool{false, true} {
+				for _, stack := range []string{"plain", "resilient", "fan-out", "fan-out of two", "shown", "hidden", "hidden in a branch"} {
+					t.Run(fmt.Sprintf("%s, %d workers, batches %v, %s", shape, workers, batches, stack), func(t *testing.T) {
+						courierttest.Bubble(t, func(t *testing.T) {
+							var told courierttest.ObserverRecorder
+							opened := 0
+							policy := courier.BreakerPolicy{Name: "crm", OnStateChange: func(_ context.Context, c courier.BreakerChange) {
+								require.Equal(t, "crm", c.Breaker)
+								if c.To == courier.BreakerOpen {
+									opened++
+								}
+							}}
+							var down fault
+							down.set(errTest)
+							a := courier.ProcessFunc(func(context.Context, int) error {
+								time.Sleep(10 * time.Millisecond)
+								return down.get()
+							})
+							if batches {
+								a = eachOfBatch[int]{a}
+							}
+							if stack == "plain" {
+								a = courier.NewCircuitBreakerApplier(a, courier.NewBreaker(policy))
+							} else {
+								a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{Breaker: policy, DLQ: &courier.MemoryDLQ[int]{}})
+							}
+							branch := ""
+							switch stack {
+							case "fan-out":
+								a, branch = courier.NewFanOutApplier(a), "0"
+							case "fan-out of two":
+								a, branch = courier.NewFanOutApplier(courier.ProcessFunc(nop[int]), a), "1"
+							case "shown":
+								a = show(a)
+							case "hidden":
+								a = limited{a}
+							case "hidden in a branch":
+								a, branch = courier.NewFanOutApplier(courier.ProcessFunc(nop[int]), courier.Applier[int](limited{a})), "1"
+							}
+							var r courierttest.Recorder[int]
+							var c running = courier.NewPollingCoordinator[int](r.Source(numbers(40)...), a, quiet, courier.WithWorkers(workers), courier.WithObserver(told.Observer()))
+							if shape == "streaming" {
+								c = courier.NewStreamingCoordinator[int](r.StreamSource(numbers(40)...), a, quiet, courier.WithStreamWorkers(workers), courier.WithObserver(told.Observer()))
+							}
+							stop := start(t, c)
+							time.Sleep(10 * time.Minute)
+							pauses := courierttest.EventsOf[courier.PauseEvent](&told)
+							require.Greater(t, opened, 5)
+							require.Len(t, pauses, opened)
+							for _, p := range pauses {
+								require.Equal(t, "crm", p.Breaker)
+								require.Equal(t, branch, p.Branch)
+								require.ErrorContains(t, p.Err, `courier: breaker "crm" open, next probe at`)
+							}
+							require.NotEmpty(t, pauses[0].Record)
+							breakers := c.Stats().Breakers
+							if _, hides := map[string]bool{"hidden": true, "hidden in a branch": true}[stack]; !hides {
+								require.Len(t, breakers, 1)
+								require.Equal(t, "crm", breakers[0].Name)
+								require.Equal(t, branch, breakers[0].Branch)
+								require.EqualValues(t, opened, breakers[0].Opened)
+							}
+							down.set(nil)
+							time.Sleep(10 * time.Minute)
+							require.Equal(t, []courier.ResumeEvent{{Pauses: opened}}, courierttest.EventsOf[courier.ResumeEvent](&told))
+							require.NoError(t, stop())
+						})
+					})
+				}
+			}
+		}
+	}
+}
+
+// Retries, parks and the ends of records tell of which record they are, in which
+// branch, and how long its call took.
+func TestObserver_EventsSayOfWhatTheyAre(t *testing.T) {
+	for _, batches := range []bool{false, true} {
+		t.Run(fmt.Sprint("batches ", batches), func(t *testing.T) {
+			inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+				told := courierttest.ObserverRecorder{PerRecord: true}
+				a := courier.ProcessFunc(func(_ context.Context, n int) error {
+					time.Sleep(time.Second)
+					if n == 3 {
+						return errTest
+					}
+					return nil
+				})
+				if batches {
+					a = eachOfBatch[int]{a}
+				}
+				a = courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 3, Jitter: courier.NoJitter})
+				a = courier.NewDLQApplier(a, courier.DLQ[int](&courier.MemoryDLQ[int]{}), courier.DLQPolicy[int]{Branch: "crm"})
+				_, run := with(a, numbers(5), courier.WithObserver(told.Observer()))
+				run(time.Minute)
+				parks := courierttest.EventsOf[courier.ParkEvent](&told)
+				require.Len(t, parks, 1)
+				require.Equal(t, "3", parks[0].Record)
+				require.Equal(t, "crm", parks[0].Branch)
+				retries := courierttest.EventsOf[courier.RetryEvent](&told)
+				require.Len(t, retries, 2)
+				for _, r := range retries {
+					require.Equal(t, "3", r.Record)
+					require.Equal(t, 1, r.Records)
+				}
+				ended := courierttest.EventsOf[courierttest.RecordEnded](&told)
+				require.Len(t, ended, 5)
+				for _, e := range ended {
+					switch {
+					case batches:
+						require.Equal(t, ended[0].Elapsed, e.Elapsed)
+						require.GreaterOrEqual(t, e.Elapsed, 5*time.Second)
+					case e.Record == "3":
+						require.Equal(t, 3*time.Second+300*time.Millisecond, e.Elapsed)
+					default:
+						require.Equal(t, time.Second, e.Elapsed)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A retry is told of with the name of the record that is tried again, and of a batch with
+// how many these are, whoever waits between the attempts.
+func TestObserver_RetriesSayOfWhatTheyAre(t *testing.T) {
+	for workers, want := range map[int][]courier.RetryEvent{
+		1: {{Record: "order 2", Records: 2, Attempt: 1, Err: errTest}},
+		2: {{Record: "order 2", Records: 1, Attempt: 1, Err: errTest}, {Record: "order 3", Records: 1, Attempt: 1, Err: errTest}},
+	} {
+		t.Run(fmt.Sprintf("%d workers", workers), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var told courierttest.ObserverRecorder
+				tries := map[int]int{}
+				applier := courier.NewRetryableApplier[int](eachOfBatch[int]{courier.ProcessFunc(func(_ context.Context, r int) error {
+					if tries[r]++; r >= 2 && tries[r] == 1 {
+						return errTest
+					}
+					return nil
+				})}, courier.RetryPolicy{Jitter: courier.NoJitter})
+				source := namedShelf{newShelf(0, 1, 2, 3)}
+				require.NoError(t, courier.NewPollingCoordinator[int](source, applier, quiet, courier.WithWorkers(workers), courier.WithApplyBatchSize(4),
+					courier.WithObserver(told.Observer())).RunOnce(t.Context()))
+				events := courierttest.EventsOf[courier.RetryEvent](&told)
+				for i := range events {
+					require.Equal(t, 100*time.Millisecond, events[i].Delay)
+					events[i].Delay = 0
+				}
+				require.Equal(t, want, events)
+			})
+		})
+	}
+}
+
+func TestObserver_AppliedTellsHowLongItTook(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var told courierttest.ObserverRecorder
+		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
+		source.add(numbers(3)...)
+		stop := start(t, make(s, courier.WithObserver(told.Observer())))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		var took time.Duration
+		records := 0
+		for _, e := range courierttest.EventsOf[courier.ApplyEvent](&told) {
+			took, records = took+e.Elapsed, records+e.Records
+		}
+		require.Equal(t, 3*time.Second, took)
+		require.Equal(t, 3, records)
+	})
+}
+
+// A failure tells more than a refusal, and the first one the most.
+func TestObserver_AppliedNamesTheFirstFailure(t *testing.T) {
+	for name, c := range map[string]struct {
+		errs []error // of the records from 0 on
+		want string
+	}{
+		"behind a refusal": {[]error{notTried{}, errTest, errTest}, "order 1"},
+		"before a refusal": {[]error{errTest, notTried{}, errTest}, "order 0"},
+		"only refusals":    {[]error{nil, notTried{}, notTried{}}, "order 1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var told courierttest.ObserverRecorder
+			s := courier.ProcessFunc(func(_ context.Context, r int) error { return c.errs[r] })
+			_ = courier.NewPollingCoordinator(namedShelf{newShelf(0, 1, 2)}, s, quiet, courier.WithObserver(told.Observer())).RunOnce(t.Context())
+			applied := courierttest.EventsOf[courier.ApplyEvent](&told)
+			require.Len(t, applied, 1)
+			require.Equal(t, c.want, applied[0].Record)
+			require.Equal(t, c.errs[int(c.want[len(c.want)-1]-'0')], applied[0].Err)
+		})
+	}
+}
+
+// A release that ends its goroutine is told as one that failed, and what it was to give
+// back is not in hand any more.
+func TestObserver_IsToldOfAReleaseThatEndsItsGoroutine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		source := goneRelease{newLeasing(1)}
+		c := courier.NewPollingCoordinator(source, courier.ProcessFunc(func(context.Context, int) error { return errTest }),
+			quiet, unspread, courier.WithObserver(told.Observer()))
+		stop := start(t, c)
+		time.Sleep(time.Minute)
+		require.Zero(t, c.Stats().InHand)
+		require.NoError(t, stop())
+		var events []courier.ReleaseEvent
+		for _, e := range told.Events() {
+			if e, ok := e.(courier.ReleaseEvent); ok {
+				events = append(events, e)
+			}
+		}
+		require.Len(t, events, 1)
+		require.Equal(t, 1, events[0].Records)
+		require.ErrorIs(t, events[0].Err, courier.ErrPanic)
+	})
+}
+
+type goneRelease struct{ *leasing[int] }
+
+func (goneRelease) Release(context.Context, []int, time.Duration) error {
+	runtime.Goexit()
+	return nil
+}
+
+// A record without a name goes by its value where that is no secret, or by its place,
+// which counts from 1: in a stream from the first record since Start.
+func TestObserver_NamesOfRecords(t *testing.T) {
+	long := strings.Repeat("é", 100)
+	for want, record := range map[string]any{
+		"order 7": "order 7", "7": 7, "-7": int8(-7), "8": uint16(8), "1.5": 1.5, "true": true,
+		strings.Repeat("é", 32) + "…":             long,
+		strings.Repeat("é", 31) + "x…":            strings.Repeat("é", 31) + "x" + long,
+		"record 2 of the batch (the first is 1)":  struct{ secret string }{"s"},
+		"record 2 of the batch (the first is 1) ": []byte("secret"),
+		"1m0s": time.Minute,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			var told courierttest.ObserverRecorder
+			told.PerRecord = true
+			n := 0
+			a := courier.ProcessFunc(func(_ context.Context, _ any) error {
+				if n++; n == 2 {
+					return errTest
+				}
+				return nil
+			})
+			source := courier.BatchSourceFunc[any]{FetchFunc: func(context.Context) ([]any, error) { return []any{record, record}, nil }, MarkFunc: nop[[]any]}
+			_ = courier.NewPollingCoordinator(source, a, quiet, courier.WithObserver(told.Observer())).RunOnce(t.Context())
+			want := strings.TrimSpace(want)
+			require.Equal(t, want, courierttest.EventsOf[courier.FailEvent](&told)[0].Record)
+			require.Equal(t, want, courierttest.EventsOf[courier.ApplyEvent](&told)[0].Record)
+			require.Equal(t, want, courierttest.EventsOf[courierttest.RecordEnded](&told)[1].Record)
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		told.PerRecord = true
+		type secret struct{ n int }
+		ch := make(chan secret, 100)
+		for i := range 100 {
+			ch <- secret{i}
+		}
+		a := courier.ProcessFunc(func(_ context.Context, r secret) error {
+			if r.n == 76 {
+				return errTest
+			}
+			return nil
+		})
+		c := courier.NewStreamingCoordinator(courier.NewChannelSource(ch, nop[[]secret]), a, quiet, courier.WithStreamWorkers(3), courier.WithBatchSize(7), courier.WithObserver(told.Observer()))
+		stop := start(t, c)
+		synctest.Wait()
+		const want = "record 77 since Start (the first is 1)"
+		require.Equal(t, want, courierttest.EventsOf[courier.FailEvent](&told)[0].Record)
+		ended := courierttest.EventsOf[courierttest.RecordEnded](&told)
+		require.Len(t, ended, 100)
+		for _, e := range ended {
+			require.Equal(t, e.Err != nil, e.Record == want)
+		}
+		time.Sleep(time.Minute)
+		require.Error(t, courierttest.EventsOf[courier.FailEvent](&told)[3].Err)
+		require.Equal(t, want, courierttest.EventsOf[courier.FailEvent](&told)[3].Record, "again and again")
+		_ = stop()
+	})
+}
+
+// A pause that goes on is one, however often the coordinator looks.
+func TestObserver_AForcedOpenBreakerIsOnePause(t *testing.T) {
+	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		if shape == "RunOnce" {
+			return // which asks the breaker once
+		}
+		for _, records := range []int{0, 20} {
+			var told courierttest.ObserverRecorder
+			var log bytes.Buffer
+			b := courier.NewBreaker(courier.BreakerPolicy{})
+			c, run := with(courier.NewCircuitBreakerApplier(courier.ProcessFunc(nop[int]), b), numbers(records), courier.WithObserver(told.Observer()), courier.WithLogger(timeless(&log)))
+			b.ForceOpen()
+			run(time.Hour)
+			pauses := courierttest.EventsOf[courier.PauseEvent](&told)
+			require.Len(t, pauses, 1)
+			require.ErrorIs(t, pauses[0].Err, courier.ErrForcedOpen)
+			require.ErrorIs(t, c.Ready(), courier.ErrForcedOpen)
+			require.Empty(t, courierttest.EventsOf[courier.ResumeEvent](&told))
+			b.Reset()
+			run(time.Minute)
+			require.Equal(t, []courier.ResumeEvent{{Pauses: 1}}, courierttest.EventsOf[courier.ResumeEvent](&told))
+			require.Equal(t, 2, strings.Count(log.String(), "\n"), log.String())
+			b.ForceOpen()
+			run(time.Minute)
+			require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), 2)
+			b.ForceClosed()
+			run(time.Minute)
+			require.Len(t, courierttest.EventsOf[courier.ResumeEvent](&told), 2)
+		}
+	})
+}
+
+// In an outage there is a pause for each time that the breaker opens, and the intake is
+// open again once it has closed: not while somebody else's probe is out, and not after a
+// probe that has told nothing.
+func TestObserver_PausesAreThoseOfTheBreaker(t *testing.T) {
+	inShapes(t, func(t *testing.T, shape string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		if shape == "RunOnce" {
+			return
+		}
+		var told courierttest.ObserverRecorder
+		opened := 0
+		var down fault
+		down.set(errTest)
+		b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 2, ProbeTimeout: time.Hour, OnStateChange: func(_ context.Context, c courier.BreakerChange) {
+			if c.To == courier.BreakerOpen {
+				opened++
+			}
+		}})
+		a := courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return down.get() }), b)
+		c, run := with(a, numbers(20), courier.WithObserver(told.Observer()), courier.WithClock(slow{}))
+		run(10 * time.Minute)
+		require.Greater(t, opened, 5)
+		require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), opened)
+		// Somebody else's probe is out for half an hour, and comes back without a verdict.
+		time.Sleep(time.Until(b.RetryAt()))
+		permit, err := b.Acquire(t.Context())
+		require.NoError(t, err)
+		run(30 * time.Minute)
+		require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), opened)
+		require.Empty(t, courierttest.EventsOf[courier.ResumeEvent](&told))
+		down.set(courier.Skip(errTest)) // of which a probe learns nothing
+		_ = b.Report(t.Context(), permit, courier.Skip(errTest))
+		run(10 * time.Minute)
+		require.Equal(t, courier.BreakerHalfOpen, b.State())
+		require.Empty(t, courierttest.EventsOf[courier.ResumeEvent](&told))
+		require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), opened)
+		permit, err = b.Acquire(t.Context()) // and somebody else's probe goes well
+		require.NoError(t, err)
+		require.NoError(t, b.Report(t.Context(), permit, nil))
+		c.(interface{ Wake() }).Wake()
+		run(time.Minute)
+		require.Equal(t, []courier.ResumeEvent{{Pauses: opened}}, courierttest.EventsOf[courier.ResumeEvent](&told))
+	})
+}
+
+// slow is a clock whose timers are late.
+type slow struct{}
+
+func (slow) Now() time.Time                         { return time.Now() }
+func (slow) After(d time.Duration) <-chan time.Time { return time.After(d + time.Millisecond) }

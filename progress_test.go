@@ -1,5 +1,7 @@
 package courier_test
 
+// What the log says at the moment that the drain timeout passes.
+
 import (
 	"bytes"
 	"context"
@@ -267,5 +269,33 @@ func TestLog_AStopInTimeSaysNothing(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// The drain timeout names a record that it cut short.
+func TestLog_TheDrainTimeoutNamesARecord(t *testing.T) {
+	for _, shape := range []string{"polling", "streaming"} {
+		t.Run(shape, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log bytes.Buffer
+				source := newLeasing(1, 2, 3)
+				source.wait = shape == "streaming"
+				a := courier.ProcessFunc(func(ctx context.Context, r int) error {
+					if r == 2 {
+						<-ctx.Done()
+						return ctx.Err()
+					}
+					return nil
+				})
+				var c running = courier.NewPollingCoordinator(source, a, courier.WithLogger(timeless(&log)))
+				if shape == "streaming" {
+					c = courier.NewStreamingCoordinator(source, a, courier.WithLogger(timeless(&log)))
+				}
+				stop := start(t, c)
+				synctest.Wait()
+				require.NoError(t, stop())
+				require.Contains(t, log.String(), `msg="courier: the drain timeout cut the work short; the records that were not applied stay pending" record=2 pending=2 batch=3 error="context canceled"`)
+			})
+		})
 	}
 }

@@ -1,5 +1,7 @@
 package courier_test
 
+// The figures of Stats and of every event.
+
 import (
 	"context"
 	"errors"
@@ -7,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +18,65 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 )
+
+func TestStats_CountWhatWasDone(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(numbers(10)...)
+		source.markErr = func(n int) error {
+			if n == 1 {
+				return errTest
+			}
+			return nil
+		}
+		retried := atomic.Bool{}
+		applier, _ := courier.ResilientApplier[int](&sink[int]{fail: func(_ context.Context, r, _ int) error {
+			switch {
+			case r == 3:
+				return courier.Permanent(errTest)
+			case r == 4:
+				return courier.Skip(errTest)
+			case r == 5 && retried.CompareAndSwap(false, true):
+				return errTest
+			}
+			return nil
+		}}, nil)
+		c := make(applier)
+		require.Equal(t, courier.Stats{Breakers: []courier.BreakerStats{{BreakerMetrics: courier.BreakerMetrics{State: courier.BreakerClosed}}}}, c.Stats())
+		stop := start(t, c)
+		time.Sleep(time.Minute)
+		s := c.Stats()
+		require.NoError(t, stop())
+		require.ErrorIs(t, s.LastError, errTest)
+		require.False(t, s.LastErrorAt.IsZero())
+		s.LastError, s.LastErrorAt = nil, time.Time{}
+		require.Equal(t, courier.Stats{
+			Fetched: 10, Applied: 10, Skipped: 1, Parked: 1, Retried: 1, Marked: 10,
+			MarkFailures: 1,
+			Breakers:     []courier.BreakerStats{{BreakerMetrics: courier.BreakerMetrics{State: courier.BreakerClosed}}},
+		}, s)
+	})
+}
+
+func TestStats_FailuresAndReleases(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(numbers(4)...)
+		c := make(&sink[int]{fail: func(_ context.Context, r, call int) error {
+			if r == 2 && call < 10 {
+				return errTest
+			}
+			return nil
+		}})
+		stop := start(t, c)
+		time.Sleep(time.Second)
+		s := c.Stats()
+		require.Positive(t, s.Failed)
+		require.Equal(t, s.Failed, s.Released)
+		require.Equal(t, s.Applied, s.Marked)
+		require.Equal(t, s.Fetched, s.Marked+s.Released+s.InHand)
+		require.NoError(t, stop())
+		require.Zero(t, c.Stats().InHand)
+	})
+}
 
 // noted is a source and a destination that write down every call, and what is told
 // meanwhile: from the calls each figure of the events and of Stats is worked out anew.
@@ -513,4 +575,26 @@ func requireAll[E any](t *testing.T, want, got []E) {
 		require.Equal(t, want[i], got[i], "event %d of %d", i, len(want))
 	}
 	require.Equal(t, len(want), len(got))
+}
+
+// An outage in which no call succeeds shows in Stats.
+func TestStats_LastErrorOfAnOutage(t *testing.T) {
+	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error { return errTest }), nil)
+		c, run := with(applier, numbers(5))
+		run(time.Minute)
+		require.ErrorIs(t, c.Stats().LastError, errTest)
+		require.WithinDuration(t, time.Now(), c.Stats().LastErrorAt, time.Minute)
+	})
+}
+
+// A breaker that an operator opens is no failure.
+func TestStats_ForcedOpenIsNoError(t *testing.T) {
+	inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+		b := courier.NewBreaker(courier.BreakerPolicy{})
+		b.ForceOpen()
+		c, run := with(courier.NewCircuitBreakerApplier(courier.ProcessFunc(func(context.Context, int) error { return nil }), b), numbers(5))
+		run(time.Minute)
+		require.NoError(t, c.Stats().LastError)
+	})
 }
