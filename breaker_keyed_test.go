@@ -825,28 +825,6 @@ func TestD3_OneDeadHostOf50CostsTheOthersNoTime(t *testing.T) {
 	}
 }
 
-// handClock is moved by hand.
-type handClock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func newHandClock() *handClock { return &handClock{now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)} }
-
-func (c *handClock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *handClock) After(time.Duration) <-chan time.Time { panic("a breaker has no timer") }
-
-func (c *handClock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
-
 // A source whose leases cannot be renewed gets the records of a dead host back for as long
 // as its breaker is open, and none is parked for that.
 func TestKeyedBreaker_AnOpenPeriodIsTheSourcesToKeep(t *testing.T) {

@@ -289,7 +289,7 @@ func TestB16_ManyGoroutinesTellEachTransitionOnce(t *testing.T) {
 
 func TestB17_AClockThatStepsBack(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	clock := &steps{now: now}
+	clock := &handClock{now: now}
 	b := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 10 * time.Second, Random: half, Clock: clock})
 	applier := courier.NewCircuitBreakerApplier(always(errTest), b)
 	require.Error(t, applier.Apply(t.Context(), 1))
@@ -340,12 +340,6 @@ func TestB17_AClockThatStepsBackWhileAProbeHangs(t *testing.T) {
 		require.ErrorIs(t, err, courier.ErrProbeTimeout)
 	})
 }
-
-// steps is a clock that is set by hand.
-type steps struct{ now time.Time }
-
-func (c *steps) Now() time.Time                       { return c.now }
-func (c *steps) After(time.Duration) <-chan time.Time { return nil }
 
 func TestB18_ForcedStatesStayUntilReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -234,6 +234,29 @@ func newBreaker(threshold int) *courier.Breaker {
 	return courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: threshold, OpenFor: 10 * time.Second, Random: half})
 }
 
+// handClock is a clock that the test sets or moves, for breakers, which have no timer. Tests
+// with timers take a courierttest.Clock, or a wallClock.
+type handClock struct {
+	mu  sync.Mutex
+	now time.Time
+}
+
+func newHandClock() *handClock { return &handClock{now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)} }
+
+func (c *handClock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *handClock) After(time.Duration) <-chan time.Time { panic("a breaker has no timer") }
+
+func (c *handClock) advance(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
+}
+
 // wallClock is a clock as time.Now().UTC().Round(0) makes one, which somebody sets.
 type wallClock struct {
 	mu     sync.Mutex

@@ -374,17 +374,11 @@ func (b *gatedBranch) begin() {
 	}
 }
 
-// still is a clock that is set.
-type still struct{ now time.Time }
-
-func (c *still) Now() time.Time                       { return c.now }
-func (c *still) After(time.Duration) <-chan time.Time { return nil }
-
 // Random branches, quorums, outages and memories: whom a delivery calls is by what
 // the breakers say before it, and by what those that were due for a probe answer.
 func TestFanOut_PropertyOfTurns(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		clock := &still{time.Unix(1_000_000, 0)}
+		clock := &handClock{now: time.Unix(1_000_000, 0)}
 		required := rapid.IntRange(1, 4).Draw(rt, "required")
 		quorum := rapid.IntRange(0, required).Draw(rt, "quorum")
 		needed := quorum

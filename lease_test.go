@@ -551,21 +551,10 @@ func TestLease_ARenewUnderWayDoesNotKeepTheRunFromEnding(t *testing.T) {
 	}
 }
 
-// setBack is a clock that is set back by an hour.
-type setBack struct{ atomic.Bool }
-
-func (c *setBack) After(d time.Duration) <-chan time.Time { return time.After(d) }
-func (c *setBack) Now() time.Time {
-	if c.Load() {
-		return time.Now().Add(-time.Hour)
-	}
-	return time.Now()
-}
-
 // A lease runs out though the clock is set back: renewals go on.
 func TestLease_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var clock setBack
+		var clock wallClock
 		var renewals atomic.Int32
 		source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second, renew: func(context.Context, []int) error {
 			renewals.Add(1)
@@ -578,7 +567,7 @@ func TestLease_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
 		}}
 		stop := start(t, courier.NewStreamingCoordinator(source, s, quiet, courier.WithClock(&clock), courier.WithDrainTimeout(time.Hour)))
 		time.Sleep(30 * time.Second)
-		clock.Store(true)
+		clock.step(-time.Hour)
 		time.Sleep(time.Minute)
 		require.EqualValues(t, 4, renewals.Load())
 		require.NoError(t, stop())

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // keyed is a record of a key.
@@ -286,9 +287,9 @@ func TestQ9_APipelineThatParksTooMuchPauses(t *testing.T) {
 }
 
 func TestQ9_TheErrorSaysWhenToGoOn(t *testing.T) {
-	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+	clock := courierttest.NewClock()
 	stack := courier.NewDLQApplier(always(errTest), courier.DLQ[int](&courier.MemoryDLQ[int]{}),
-		courier.DLQPolicy[int]{MinParked: 2, ParkWindow: 10, Clock: stopped(now)})
+		courier.DLQPolicy[int]{MinParked: 2, ParkWindow: 10, Clock: clock})
 	require.NoError(t, stack.Apply(t.Context(), 1))
 	require.NoError(t, stack.Apply(t.Context(), 2))
 	for range 2 {
@@ -299,8 +300,8 @@ func TestQ9_TheErrorSaysWhenToGoOn(t *testing.T) {
 		require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 		var rate *courier.ParkRateError
 		require.ErrorAs(t, err, &rate)
-		require.Equal(t, now.Add(time.Minute), rate.RetryAt())
-		require.ErrorContains(t, err, "2 of the last 2 records went to the dead letter queue, so no record is parked until 2026-01-01T12:01:00Z")
+		require.Equal(t, clock.Now().Add(time.Minute), rate.RetryAt())
+		require.ErrorContains(t, err, "2 of the last 2 records went to the dead letter queue, so no record is parked until 2000-01-01T00:01:00Z")
 	}
 }
 

@@ -49,20 +49,14 @@ func TestResilient_TheDefaultThresholdFollowsMaxAttempts(t *testing.T) {
 }
 
 func TestResilient_UsesTheGivenQueueAndClock(t *testing.T) {
-	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	clock := courierttest.NewClock()
 	queue := &courier.MemoryDLQ[int]{Capacity: 1}
-	stack, dlq := courier.ResilientApplier(always(courier.Permanent(errTest)), &courier.ResilientConfig[int]{DLQ: queue, Clock: stopped(now)})
+	stack, dlq := courier.ResilientApplier(always(courier.Permanent(errTest)), &courier.ResilientConfig[int]{DLQ: queue, Clock: clock})
 	require.Same(t, queue, dlq)
 	require.NoError(t, stack.Apply(t.Context(), 1))
 	parked, _ := queue.Receive(t.Context(), 1)
-	require.Equal(t, now, parked[0].FailedAt)
+	require.Equal(t, clock.Now(), parked[0].FailedAt)
 }
-
-// stopped is a clock on which nothing ever comes due.
-type stopped time.Time
-
-func (c stopped) Now() time.Time                     { return time.Time(c) }
-func (stopped) After(time.Duration) <-chan time.Time { return nil }
 
 // charged counts the records that pass it.
 type charged struct {

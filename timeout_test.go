@@ -76,7 +76,7 @@ func TestWithAttemptTimeout_IsRefused(t *testing.T) {
 
 // T-1: by either clock, the context of an attempt says why it has ended.
 func TestAttemptTimeout_TheContextSaysWhy(t *testing.T) {
-	for name, clock := range map[string]courier.Clock{"system": nil, "injected": bubbleClock{}} {
+	for name, clock := range map[string]courier.Clock{"system": nil, "injected": &wallClock{}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var err, cause error
@@ -103,17 +103,11 @@ func TestAttemptTimeout_TheContextSaysWhy(t *testing.T) {
 			return ctx.Err()
 		}}
 		s := &batchSink[int]{failBatch: func(_ context.Context, records []int, _ int) error { return failures(numbers(len(records))...) }}
-		applier := courier.NewDLQApplier[int](s, courier.DLQ[int](hung), courier.DLQPolicy[int]{Clock: bubbleClock{}})
+		applier := courier.NewDLQApplier[int](s, courier.DLQ[int](hung), courier.DLQPolicy[int]{Clock: &wallClock{}})
 		_ = asBatch(applier).ApplyBatch(t.Context(), numbers(100))
 		require.Equal(t, 1, asked)
 	})
 }
-
-// bubbleClock is the system's clock as if it were another.
-type bubbleClock struct{}
-
-func (bubbleClock) Now() time.Time                         { return time.Now() }
-func (bubbleClock) After(d time.Duration) <-chan time.Time { return time.After(d) }
 
 // T-2: a permanent error, or one of the breaker, is not a timeout for being late.
 func TestAttemptTimeout_NamesOnlyWhatItCaused(t *testing.T) {
@@ -216,7 +210,7 @@ func TestAttemptTimeout(t *testing.T) {
 	})
 	t.Run("nothing is left behind", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) { // the bubble fails if a goroutine is
-			applier := courier.NewAttemptTimeoutApplier(courier.ProcessFunc(nop[int]), time.Second, stopped(time.Now()))
+			applier := courier.NewAttemptTimeoutApplier(courier.ProcessFunc(nop[int]), time.Second, courierttest.NewClock())
 			require.NoError(t, applier.Apply(t.Context(), 1))
 		})
 	})
