@@ -253,13 +253,8 @@ func TestBatch_AStreamHandsOutPortionsToo(t *testing.T) {
 
 // What a batch did not attempt does not go alone.
 func TestD5_ABatchThatWasNotAttemptedDoesNotGoAlone(t *testing.T) {
-	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return notAttemptedTest{} }}
+	s := &batchSink[int]{failBatch: func(context.Context, []int, int) error { return rateLimited{} }}
 	_ = courier.NewPollingCoordinator(newShelf(numbers(5)...), s, quiet).RunOnce(t.Context())
 	require.Zero(t, s.called())
 	require.Len(t, s.batches, 1)
 }
-
-type notAttemptedTest struct{}
-
-func (notAttemptedTest) Error() string      { return "not now" }
-func (notAttemptedTest) NotAttempted() bool { return true }

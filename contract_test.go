@@ -656,8 +656,3 @@ func TestD12_TheRestOfAFetchIsGivenBack(t *testing.T) {
 		})
 	}
 }
-
-// beyond is a leasing source that pays no heed to the limit.
-type beyond struct{ *leasing[int] }
-
-func (s beyond) Fetch(ctx context.Context, _ int) ([]int, error) { return s.leasing.Fetch(ctx, 100) }

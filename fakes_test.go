@@ -322,7 +322,7 @@ func (f *fault) get() error {
 	return nil
 }
 
-// rateLimited is a user's own error of the class.
+// rateLimited is an error of the user's own that says NotAttempted.
 type rateLimited struct{}
 
 func (rateLimited) Error() string      { return "rate limited" }
@@ -346,8 +346,13 @@ func (d *dlqFunc) Update(context.Context, courier.DeadLetter[int]) error { retur
 func (d *dlqFunc) Delete(context.Context, ...string) error               { return nil }
 func (d *dlqFunc) Count(context.Context) (int, error)                    { return 0, nil }
 
-// hazardousSource is a leasing source whose Renew is a function.
-type hazardousSource struct {
+// beyond is a leasing source that pays no heed to the limit.
+type beyond struct{ *leasing[int] }
+
+func (s beyond) Fetch(ctx context.Context, _ int) ([]int, error) { return s.leasing.Fetch(ctx, 1000) }
+
+// renewable is a leasing source whose leases are renewed, by a function.
+type renewable struct {
 	*leasing[int]
 	every   time.Duration
 	renew   func(ctx context.Context, records []int) error
@@ -357,26 +362,26 @@ type hazardousSource struct {
 	releaseFor time.Duration
 }
 
-func (a *hazardousSource) RenewEvery() time.Duration { return a.every }
-func (a *hazardousSource) Renew(ctx context.Context, records []int) error {
+func (a *renewable) RenewEvery() time.Duration { return a.every }
+func (a *renewable) Renew(ctx context.Context, records []int) error {
 	return a.renew(ctx, slices.Clone(records))
 }
 
-func (a *hazardousSource) Fetch(ctx context.Context, limit int) ([]int, error) {
+func (a *renewable) Fetch(ctx context.Context, limit int) ([]int, error) {
 	if a.fetch != nil {
 		return a.fetch(ctx, limit)
 	}
 	return a.leasing.Fetch(ctx, limit)
 }
 
-func (a *hazardousSource) Mark(ctx context.Context, records []int) error {
+func (a *renewable) Mark(ctx context.Context, records []int) error {
 	if a.markFor > 0 {
 		time.Sleep(a.markFor)
 	}
 	return a.leasing.Mark(ctx, records)
 }
 
-func (a *hazardousSource) Release(ctx context.Context, records []int, after time.Duration) error {
+func (a *renewable) Release(ctx context.Context, records []int, after time.Duration) error {
 	if a.releaseFor > 0 {
 		time.Sleep(a.releaseFor)
 	}
@@ -385,7 +390,7 @@ func (a *hazardousSource) Release(ctx context.Context, records []int, after time
 
 // notesRenewals has the source renew what it is asked to, and returns the function
 // that tells what it was asked so far.
-func (a *hazardousSource) notesRenewals() func() [][]int {
+func (a *renewable) notesRenewals() func() [][]int {
 	var mu sync.Mutex
 	var renewed [][]int
 	a.renew = func(_ context.Context, records []int) error {

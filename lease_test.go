@@ -301,7 +301,7 @@ func losing(lose ...int) func(context.Context, []int) error {
 // that is then taken back for an idle worker, is left alone.
 func TestLease_Stream_ALostRecordThatIsTakenBackIsNotBegun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(1)}
+		source := &renewable{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(1)}
 		source.wait = true
 		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
 			time.Sleep([]time.Duration{time.Minute, time.Second, 25 * time.Second, time.Second}[r])
@@ -318,7 +318,7 @@ func TestLease_Stream_ALostRecordThatIsTakenBackIsNotBegun(t *testing.T) {
 func TestLease_Stream_ALostRecordBehindAHaltIsNotBegun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var told atomic.Bool
-		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: func(ctx context.Context, records []int) error {
+		source := &renewable{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: func(ctx context.Context, records []int) error {
 			if told.Load() {
 				return nil
 			}
@@ -348,7 +348,7 @@ func TestLease_Stream_ALostRecordBehindAHaltIsNotBegun(t *testing.T) {
 // its lease is renewed.
 func TestLease_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second}
+		source := &renewable{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second}
 		renewed := source.notesRenewals()
 		source.wait = true
 		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
@@ -371,7 +371,7 @@ func TestLease_Stream_WhatWaitsForItsOrderedMarkIsRenewed(t *testing.T) {
 // called with nothing.
 func TestLease_Stream_WhatIsBeingMarkedIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: time.Minute}
+		source := &renewable{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: time.Minute}
 		renewed := source.notesRenewals()
 		source.wait = true
 		stop := start(t, courier.NewStreamingCoordinator(source, &sink[int]{}, quiet, courier.WithDrainTimeout(time.Hour)))
@@ -392,7 +392,7 @@ func TestLease_Stream_WhatFailsBehindItsLossIsNotTriedAgain(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: losing(0)}
+				source := &renewable{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: losing(0)}
 				source.wait = true
 				s := &sink[int]{fail: func(_ context.Context, n, _ int) error {
 					if n == 0 {
@@ -419,7 +419,7 @@ func TestLease_Polling_ALossThatIsToldWhileTheBatchChangesIsHeard(t *testing.T) 
 	for name, prefetch := range map[string]int{"behind": 0, "ahead": 1} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second}
+				source := &renewable{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second}
 				source.renew = func(ctx context.Context, records []int) error {
 					time.Sleep(5 * time.Second)
 					return losing(3)(ctx, records)
@@ -440,7 +440,7 @@ func TestLease_Polling_ALossThatIsToldWhileTheBatchChangesIsHeard(t *testing.T) 
 // InHand does not count what was lost behind the batch.
 func TestLease_Polling_InHandForgetsWhatWasLostBehindTheBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(3)}
+		source := &renewable{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(3)}
 		source.fetch = func(ctx context.Context, _ int) ([]int, error) { return source.leasing.Fetch(ctx, 4) }
 		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(15 * time.Second); return nil }}
 		c := courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2))
@@ -457,7 +457,7 @@ func TestLease_Polling_InHandForgetsWhatWasLostBehindTheBatch(t *testing.T) {
 // its key when a breaker opens.
 func TestLease_Polling_AWaitingRecordThatWasLostIsNotKeptOverAPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing[int](), every: 300 * time.Millisecond}
+		source := &renewable{leasing: newLeasing[int](), every: 300 * time.Millisecond}
 		began := time.Now()
 		source.renew = func(ctx context.Context, records []int) error {
 			if time.Since(began) < 500*time.Millisecond {
@@ -501,7 +501,7 @@ func TestLease_Polling_AStopReleasesNothingThatWasLost(t *testing.T) {
 	for name, limit := range map[string]int{"in the batch": 2, "behind it": 4} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(limit - 1)}
+				source := &renewable{leasing: newLeasing(0, 1, 2, 3), every: 20 * time.Second, renew: losing(limit - 1)}
 				source.fetch = func(ctx context.Context, _ int) ([]int, error) { return source.leasing.Fetch(ctx, limit) }
 				s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(25 * time.Second); return nil }}
 				stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(2), courier.WithDrainTimeout(time.Minute)))
@@ -518,7 +518,7 @@ func TestLease_ARenewUnderWayDoesNotKeepTheRunFromEnding(t *testing.T) {
 	for name, streaming := range map[string]bool{"RunOnce": false, "streaming": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second}
+				source := &renewable{leasing: newLeasing(0), every: 20 * time.Second}
 				source.renew = func(ctx context.Context, _ []int) error { <-ctx.Done(); return ctx.Err() }
 				done := false
 				source.fetch = func(ctx context.Context, limit int) ([]int, error) {
@@ -556,7 +556,7 @@ func TestLease_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var clock wallClock
 		var renewals atomic.Int32
-		source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second, renew: func(context.Context, []int) error {
+		source := &renewable{leasing: newLeasing(0), every: 20 * time.Second, renew: func(context.Context, []int) error {
 			renewals.Add(1)
 			return nil
 		}}
@@ -578,7 +578,7 @@ func TestLease_Stream_AClockThatIsSetBackPutsNoRenewalOff(t *testing.T) {
 // is given back, behind the probe's mark.
 func TestLease_Polling_WhatAProbePassesOverIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: 30 * time.Second}
+		source := &renewable{leasing: newLeasing(0, 1), every: 20 * time.Second, markFor: 30 * time.Second}
 		renewed := source.notesRenewals()
 		s := &sink[int]{fail: func(_ context.Context, r, attempt int) error {
 			if r == 0 && attempt == 1 {
@@ -609,7 +609,7 @@ func TestLease_WhatIsMarkedWhileItIsRenewedIsNotLost(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: losing(0, 1), markFor: 30 * time.Second}
+				source := &renewable{leasing: newLeasing(0, 1), every: 20 * time.Second, renew: losing(0, 1), markFor: 30 * time.Second}
 				source.wait = name == "streaming"
 				var told courierttest.ObserverRecorder
 				stop := start(t, make(source, &sink[int]{}, quiet, courier.WithObserver(told.Observer())))
@@ -627,7 +627,7 @@ func TestLease_WhatIsMarkedWhileItIsRenewedIsNotLost(t *testing.T) {
 // A record that is to be given back, behind a mark that takes long, is in hand.
 func TestLease_Stream_WhatWaitsToBeGivenBackIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0), every: 20 * time.Second, markFor: 30 * time.Second}
+		source := &renewable{leasing: newLeasing(0), every: 20 * time.Second, markFor: 30 * time.Second}
 		renewed := source.notesRenewals()
 		source.wait = true
 		s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
@@ -660,7 +660,7 @@ func TestLease_WhatWasMarkedWhileItWasRenewedIsNotLost(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				source := &hazardousSource{leasing: newLeasing(0, 1), every: 20 * time.Second}
+				source := &renewable{leasing: newLeasing(0, 1), every: 20 * time.Second}
 				source.wait = name == "streaming"
 				source.renew = func(ctx context.Context, records []int) error { // waits for the rows that a mark has locked
 					time.Sleep(10 * time.Second)
@@ -685,7 +685,7 @@ func TestLease_WhatWasMarkedWhileItWasRenewedIsNotLost(t *testing.T) {
 // of its batch are marked: that is told, and it does not go back to the source.
 func TestLease_Polling_AHeldBackRecordThatIsLostDuringTheMarkIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1, 2), every: 20 * time.Second, renew: losing(2), markFor: 30 * time.Second}
+		source := &renewable{leasing: newLeasing(0, 1, 2), every: 20 * time.Second, renew: losing(2), markFor: 30 * time.Second}
 		s := &sink[int]{fail: func(_ context.Context, n, _ int) error {
 			if n == 0 {
 				return errTest
@@ -708,7 +708,7 @@ func TestLease_Polling_AHeldBackRecordThatIsLostDuringTheMarkIsTold(t *testing.T
 // What was given back in a pass is not renewed while the pass goes on.
 func TestLease_Polling_WhatWasGivenBackIsNotRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1, 2), every: 20 * time.Second, releaseFor: 15 * time.Second}
+		source := &renewable{leasing: newLeasing(0, 1, 2), every: 20 * time.Second, releaseFor: 15 * time.Second}
 		renewed := source.notesRenewals()
 		s := &sink[int]{fail: func(_ context.Context, n, _ int) error {
 			if n == 0 {
@@ -727,7 +727,7 @@ func TestLease_Polling_WhatWasGivenBackIsNotRenewed(t *testing.T) {
 // What is to be applied again in between, where there is an order, is renewed.
 func TestLease_Stream_WhatIsToGoInBetweenIsRenewed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1, 2), every: 20 * time.Second}
+		source := &renewable{leasing: newLeasing(0, 1, 2), every: 20 * time.Second}
 		renewed := source.notesRenewals()
 		source.wait = true
 		s := &sink[int]{fail: func(_ context.Context, n, attempt int) error {
@@ -750,7 +750,7 @@ func TestLease_Stream_WhatIsToGoInBetweenIsRenewed(t *testing.T) {
 // not lost by the answer to a renewal that was asked for before.
 func TestLease_Polling_ARecordThatComesAgainDuringARenewalIsNotLost(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1), every: 2 * time.Second}
+		source := &renewable{leasing: newLeasing(0, 1), every: 2 * time.Second}
 		slow := sync.OnceFunc(func() {
 			source.mu.Lock()
 			delete(source.out, 1) // its lease runs out
@@ -783,7 +783,7 @@ func TestLease_Polling_ARecordThatComesAgainDuringARenewalIsNotLost(t *testing.T
 // A run that loses what waits while others are marked fetches no more, and returns the error.
 func TestLease_RunOnceFetchesNothingForWhatItHasLost(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1), every: 2 * time.Second, renew: losing(0), markFor: 3 * time.Second}
+		source := &renewable{leasing: newLeasing(0, 1), every: 2 * time.Second, renew: losing(0), markFor: 3 * time.Second}
 		calls := 0
 		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
 			calls++

@@ -238,11 +238,6 @@ func (s abruptSource) Fetch(ctx context.Context, limit int) ([]int, error) {
 	return records, err
 }
 
-type notTried struct{}
-
-func (notTried) Error() string      { return "the queue is full" }
-func (notTried) NotAttempted() bool { return true }
-
 // Refused is "not attempted for a reason that is not a pause or a stop".
 func TestObserver_Stream_WhatAStopInterruptsIsNotRefused(t *testing.T) {
 	for name, streaming := range map[string]bool{"polling": false, "streaming": true} {
@@ -513,9 +508,9 @@ func TestObserver_AppliedNamesTheFirstFailure(t *testing.T) {
 		errs []error // of the records from 0 on
 		want string
 	}{
-		"behind a refusal": {[]error{notTried{}, errTest, errTest}, "order 1"},
-		"before a refusal": {[]error{errTest, notTried{}, errTest}, "order 0"},
-		"only refusals":    {[]error{nil, notTried{}, notTried{}}, "order 1"},
+		"behind a refusal": {[]error{rateLimited{}, errTest, errTest}, "order 1"},
+		"before a refusal": {[]error{errTest, rateLimited{}, errTest}, "order 0"},
+		"only refusals":    {[]error{nil, rateLimited{}, rateLimited{}}, "order 1"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var told courierttest.ObserverRecorder

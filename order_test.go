@@ -450,17 +450,11 @@ func TestD4_ALaterRecordWaitsForTheSourceToHandTheFirstOutAgain(t *testing.T) {
 	})
 }
 
-// renewedLeasing is a source whose leases are renewed all the time.
-type renewedLeasing struct{ *leasing[int] }
-
-func (renewedLeasing) RenewEvery() time.Duration          { return 100 * time.Millisecond }
-func (renewedLeasing) Renew(context.Context, []int) error { return nil }
-
 // D4: records that were taken back from a slow worker, and looked at by a renewal, come
 // before those that waited for the slow one.
 func TestD4_WhatIsTakenBackFromASlowWorkerKeepsItsPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := renewedLeasing{newLeasing(1, 10, 20, 2, 30, 40, 3, 4)}
+		source := &renewable{leasing: newLeasing(1, 10, 20, 2, 30, 40, 3, 4), every: 100 * time.Millisecond, renew: nop[[]int]}
 		source.wait = true
 		key := func(r int) string { // 1, 2, 3 and 4 have one key
 			if r < 10 {

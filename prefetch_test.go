@@ -103,7 +103,7 @@ func TestD8_AStopDuringAMarkGivesBackWhatWasFetchedAhead(t *testing.T) {
 // back too.
 func TestD8_AStopDuringTheMarkReleasesWhatWasFetchedAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(numbers(40)...), markFor: time.Second}
+		source := &renewable{leasing: newLeasing(numbers(40)...), markFor: time.Second}
 		s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(time.Second); return nil }}
 		stop := start(t, courier.NewPollingCoordinator(source, s, quiet, courier.WithBatchSize(10), courier.WithPrefetch(2)))
 		time.Sleep(10500 * time.Millisecond) // the first ten are being marked
@@ -119,7 +119,7 @@ func TestD8_AStopDuringTheMarkReleasesWhatWasFetchedAhead(t *testing.T) {
 // one that polls long, as of SQS.
 func TestPrefetch_AnOpenBreakerDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1)}
+		source := &renewable{leasing: newLeasing(0, 1)}
 		fetches := 0
 		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
 			if fetches++; fetches > 1 {
@@ -148,7 +148,7 @@ func TestPrefetch_AnOpenBreakerDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) 
 // than the drain timeout: what was applied in time is marked.
 func TestD8_AStopDoesNotHaveMarksWaitForAFetchAhead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1)}
+		source := &renewable{leasing: newLeasing(0, 1)}
 		fetches := 0
 		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
 			if fetches++; fetches > 1 {
@@ -173,7 +173,7 @@ func TestPrefetch_NothingIsFetchedAheadAfterAStopOrAPause(t *testing.T) {
 	for _, how := range []string{"stop", "pause", "breaker"} {
 		t.Run(how, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				source := &hazardousSource{leasing: newLeasing(numbers(100)...)}
+				source := &renewable{leasing: newLeasing(numbers(100)...)}
 				var fetches, after int
 				var over atomic.Bool
 				source.fetch = func(ctx context.Context, limit int) ([]int, error) {
@@ -250,7 +250,7 @@ func TestPrefetch_AWaitingRecordThatComesAgainIsKnown(t *testing.T) {
 // A fetch ahead that fails while a breaker opens is not told as one that went well.
 func TestPrefetch_AFailedFetchIsToldWhenItIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1)}
+		source := &renewable{leasing: newLeasing(0, 1)}
 		fetches := 0
 		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
 			if fetches++; fetches == 2 {

@@ -150,7 +150,7 @@ func TestD5_AFailerIsNotToldOfWhatWasNotAttempted(t *testing.T) {
 				source.wait = streaming
 				s := &sink[int]{fail: func(_ context.Context, _, call int) error {
 					if call == 1 {
-						return notTried{}
+						return rateLimited{}
 					}
 					return nil
 				}}

@@ -262,12 +262,6 @@ func failsFirst(times int) func(ctx context.Context, n int) error {
 	}
 }
 
-// renewed is a source whose records may wait in hand for as long as they want to.
-type renewed struct{ *leasing[int] }
-
-func (renewed) RenewEvery() time.Duration          { return time.Minute }
-func (renewed) Renew(context.Context, []int) error { return nil }
-
 // What counts is one attempt, and not what the waits before it took.
 func TestStall_TheAttemptThatHangs(t *testing.T) {
 	policy := courier.RetryPolicy{MaxAttempts: 5, InitialDelay: 3 * time.Minute, MaxDelay: 3 * time.Minute, Jitter: courier.NoJitter}
@@ -286,7 +280,7 @@ func TestStall_TheAttemptThatHangs(t *testing.T) {
 					if fanned {
 						a = courier.NewFanOutApplier(a, courier.ProcessFunc(nop[int]), courier.NewRetryableApplier(always(errTest), policy))
 					}
-					c, stop := s.start(t, renewed{source}, a, quiet, courier.WithObserver(told.Observer()))
+					c, stop := s.start(t, &renewable{leasing: source, every: time.Minute, renew: nop[[]int]}, a, quiet, courier.WithObserver(told.Observer()))
 					defer func() { _ = stop() }()
 					for range 12 {
 						time.Sleep(30 * time.Second)

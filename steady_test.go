@@ -146,11 +146,11 @@ func clockWaits() map[string]wait {
 				courier.WithFixedInterval(), courier.WithInterval(longWait), courier.WithClock(clock)))
 		}},
 		"polling, lease": {begin: func(t *testing.T, clock courier.Clock, over func()) {
-			source := &hazardousSource{leasing: newLeasing(1), every: longWait, renew: func(context.Context, []int) error { over(); return nil }}
+			source := &renewable{leasing: newLeasing(1), every: longWait, renew: func(context.Context, []int) error { over(); return nil }}
 			courierttest.Start(t, courier.NewPollingCoordinator(source, courier.ProcessFunc(func(ctx context.Context, _ int) error { <-ctx.Done(); return ctx.Err() }), quiet, courier.WithClock(clock)))
 		}},
 		"stream, lease": {begin: func(t *testing.T, clock courier.Clock, over func()) {
-			source := &hazardousSource{leasing: newLeasing(1), every: longWait, renew: func(context.Context, []int) error { over(); return nil }}
+			source := &renewable{leasing: newLeasing(1), every: longWait, renew: func(context.Context, []int) error { over(); return nil }}
 			source.wait = true
 			courierttest.Start(t, courier.NewStreamingCoordinator(source, courier.ProcessFunc(func(ctx context.Context, _ int) error { <-ctx.Done(); return ctx.Err() }), quiet, courier.WithClock(clock)))
 		}},

@@ -19,20 +19,12 @@ import (
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
-func fullChannel(records ...int) chan int {
-	ch := make(chan int, len(records))
-	for _, r := range records {
-		ch <- r
-	}
-	return ch
-}
-
 func TestD1_AStopHandsBackWhatWaitsBehindAFailedRecord(t *testing.T) {
 	courierttest.Bubble(t, func(t *testing.T) {
 		var records courierttest.Recorder[int]
 		sink := records.Applier(courierttest.MustParse(`error if record "0"`))
 		var marked []int
-		source := courier.NewChannelSource(fullChannel(0, 1, 2, 3, 4, 5), func(_ context.Context, records []int) error {
+		source := courier.NewChannelSource(full(6, false), func(_ context.Context, records []int) error {
 			marked = append(marked, records...)
 			return nil
 		})
@@ -174,7 +166,7 @@ func (h *hanging) Release(ctx context.Context, records []int, after time.Duratio
 
 func TestD8_AStopReleasesWhatCameBeyondTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &greedy{newLeasing(numbers(10)...)}
+		source := beyond{newLeasing(numbers(10)...)}
 		ctx, cancel := context.WithCancel(t.Context())
 		c := courier.NewPollingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
 			if r == 1 {
@@ -187,11 +179,6 @@ func TestD8_AStopReleasesWhatCameBeyondTheLimit(t *testing.T) {
 		require.ElementsMatch(t, []int{2, 3, 4, 5, 6, 7, 8, 9}, slices.Concat(source.released...))
 	})
 }
-
-// greedy returns all it has, whatever the limit.
-type greedy struct{ *leasing[int] }
-
-func (g *greedy) Fetch(ctx context.Context, _ int) ([]int, error) { return g.leasing.Fetch(ctx, 1000) }
 
 func TestD8_Stream_ARecordThatArrivesWithTheStop(t *testing.T) {
 	for range 50 {
@@ -687,7 +674,7 @@ func TestStop_WhatAFetchBringsTooLateIsGivenBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				source := &hazardousSource{leasing: newLeasing(numbers(4)...)}
+				source := &renewable{leasing: newLeasing(numbers(4)...)}
 				fetches := 0
 				source.fetch = func(ctx context.Context, limit int) ([]int, error) {
 					if fetches++; fetches > 1 {
@@ -696,7 +683,7 @@ func TestStop_WhatAFetchBringsTooLateIsGivenBack(t *testing.T) {
 					return source.leasing.Fetch(ctx, min(limit, 2))
 				}
 				live := map[int]bool{}
-				given := &givesBack{hazardousSource: source, release: func(ctx context.Context, records []int) {
+				given := &givesBack{renewable: source, release: func(ctx context.Context, records []int) {
 					for _, r := range records {
 						live[r] = ctx.Err() == nil
 					}
@@ -715,11 +702,11 @@ func TestStop_WhatAFetchBringsTooLateIsGivenBack(t *testing.T) {
 }
 
 type givesBack struct {
-	*hazardousSource
+	*renewable
 	release func(ctx context.Context, records []int)
 }
 
 func (g *givesBack) Release(ctx context.Context, records []int, after time.Duration) error {
 	g.release(ctx, records)
-	return g.hazardousSource.Release(ctx, records, after)
+	return g.renewable.Release(ctx, records, after)
 }

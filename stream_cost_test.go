@@ -30,7 +30,7 @@ func TestStream_FailuresCostTheSameHoweverManyWait(t *testing.T) {
 				if keys > 0 {
 					opts = append(opts, courier.WithOrderKey(func(r int) string { return strconv.Itoa(r % keys) }))
 				}
-				source := courier.NewChannelSource(filled(n), func(context.Context, []int) error { return nil })
+				source := courier.NewChannelSource(full(n, false), func(context.Context, []int) error { return nil })
 				stop := start(t, courier.NewStreamingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
 					calls.Add(1)
 					if tries[r]++; tries[r] <= 3 { // one worker at a time has it
@@ -59,7 +59,7 @@ func (g *givenBack) Release(context.Context, []int, time.Duration) error {
 
 func TestStream_ReleasesCostTheSameHoweverManyWait(t *testing.T) {
 	growsWith(t, func(t *testing.T, n int) {
-		source := &givenBack{ChannelSource: courier.NewChannelSource(filled(n), func(context.Context, []int) error { return nil })}
+		source := &givenBack{ChannelSource: courier.NewChannelSource(full(n, false), func(context.Context, []int) error { return nil })}
 		stop := start(t, courier.NewStreamingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
 			return courier.RetryAfter(errTest, time.Minute+time.Duration(r)*time.Second)
 		}), quiet, courier.WithBatchSize(n)))
@@ -67,14 +67,6 @@ func TestStream_ReleasesCostTheSameHoweverManyWait(t *testing.T) {
 		require.NoError(t, stop())
 		require.Equal(t, n, source.calls, "each has a time of its own")
 	})
-}
-
-func filled(n int) chan int {
-	ch := make(chan int, n)
-	for r := range n {
-		ch <- r
-	}
-	return ch
 }
 
 // growsWith runs a scenario with 2,000 and with 8,000 records, several times if

@@ -350,7 +350,7 @@ func TestStream_OrderedMarksDoNotPassARecordThatWasGivenBack(t *testing.T) {
 // that takes it, and with it what waits behind.
 func TestStream_TheEndGivesBackWhatFailedWithAnOrderKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		source := &hazardousSource{leasing: newLeasing(0, 1, 2, 3)}
+		source := &renewable{leasing: newLeasing(0, 1, 2, 3)}
 		done := false
 		source.fetch = func(ctx context.Context, limit int) ([]int, error) {
 			if done {
