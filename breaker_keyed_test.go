@@ -239,7 +239,7 @@ func TestKeyedBreaker_PoisonIsParkedAndHealthyRecordsAreNot(t *testing.T) {
 	for _, batches := range []bool{false, true} {
 		for _, poison := range []int{1, 3} {
 			for _, apart := range []time.Duration{0, 700 * time.Millisecond, 20 * time.Second} {
-				t.Run(fmt.Sprintf("batches %v, %d poison, %v apart", batches, poison, apart), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s, %d poison, %v apart", batched(batches), poison, apart), func(t *testing.T) {
 					eitherInHand(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 						destination := newHosts(2, nil)
 						destination.takes = 20 * time.Millisecond
@@ -446,7 +446,7 @@ func TestKeyedBreaker_MisuseIsAConfigError(t *testing.T) {
 func TestD9_AKeyFunctionThatPanicsIsItsRecordsFailure(t *testing.T) {
 	for name, end := range map[string]func(){"panic": func() { panic("no host") }, "Goexit": runtime.Goexit} {
 		for _, batches := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, batches %v", name, batches), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", name, batched(batches)), func(t *testing.T) {
 				eitherInHand(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 					destination := newHosts(1, nil)
 					var applier courier.Applier[int] = destination
@@ -633,7 +633,7 @@ func TestKeyedBreaker_ABatch(t *testing.T) {
 func TestB4_AKeyedBreakerCountsPanics(t *testing.T) {
 	for name, end := range map[string]func(){"panic": func() { panic("down") }, "Goexit": runtime.Goexit} {
 		for _, batches := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, batches %v", name, batches), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", name, batched(batches)), func(t *testing.T) {
 				eitherInHand(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 					destination := newHosts(2, nil)
 					began := time.Now()
@@ -781,39 +781,41 @@ func TestD3_OneDeadHostOf50CostsTheOthersNoTime(t *testing.T) {
 	const records = 1000
 	for _, workers := range []int{1, 8} {
 		for _, batches := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%d workers, batches %v", workers, batches), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%d workers, %s", workers, batched(batches)), func(t *testing.T) {
 				eitherTakes := map[bool]map[bool]time.Duration{true: {}, false: {}}
 				for _, dead := range []bool{false, true} {
-					eitherInHand(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-						down := map[int]time.Duration{}
-						if dead {
-							down[3] = time.Hour
-						}
-						destination := newHosts(50, down)
-						destination.takes, destination.hangs = time.Millisecond, time.Millisecond
-						var applier courier.Applier[int] = destination
-						if batches {
-							applier = eachOfBatch[int]{destination}
-						}
-						applier, queue := courier.ResilientApplier(applier, &courier.ResilientConfig[int]{BreakerKey: destination.host})
-						opts := []courier.Option{workersOf(source, workers), courier.WithBatchSize(200)}
-						if batches {
-							opts = append(opts, courier.WithApplyBatchSize(10))
-						}
-						if workers == 1 { // which would wait for a retry without
-							opts = append(opts, courier.WithOrderKey(destination.host))
-						}
-						source.add(numbers(records)...)
-						stop := start(t, make(applier, opts...))
-						time.Sleep(time.Minute)
-						if err := stop(); err != nil {
-							var unsettled *courier.UnsettledError[int]
-							require.ErrorAs(t, err, &unsettled)
-						}
-						eitherTakes[source.wait][dead] = destination.allThrough(t, records, false, 3)
-						n, err := queue.Count(t.Context())
-						require.NoError(t, err)
-						require.Zero(t, n)
+					t.Run(choose(dead, "one dead host", "no dead host"), func(t *testing.T) {
+						eitherInHand(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+							down := map[int]time.Duration{}
+							if dead {
+								down[3] = time.Hour
+							}
+							destination := newHosts(50, down)
+							destination.takes, destination.hangs = time.Millisecond, time.Millisecond
+							var applier courier.Applier[int] = destination
+							if batches {
+								applier = eachOfBatch[int]{destination}
+							}
+							applier, queue := courier.ResilientApplier(applier, &courier.ResilientConfig[int]{BreakerKey: destination.host})
+							opts := []courier.Option{workersOf(source, workers), courier.WithBatchSize(200)}
+							if batches {
+								opts = append(opts, courier.WithApplyBatchSize(10))
+							}
+							if workers == 1 { // which would wait for a retry without
+								opts = append(opts, courier.WithOrderKey(destination.host))
+							}
+							source.add(numbers(records)...)
+							stop := start(t, make(applier, opts...))
+							time.Sleep(time.Minute)
+							if err := stop(); err != nil {
+								var unsettled *courier.UnsettledError[int]
+								require.ErrorAs(t, err, &unsettled)
+							}
+							eitherTakes[source.wait][dead] = destination.allThrough(t, records, false, 3)
+							n, err := queue.Count(t.Context())
+							require.NoError(t, err)
+							require.Zero(t, n)
+						})
 					})
 				}
 				for _, takes := range eitherTakes {

@@ -6,6 +6,7 @@ package courier_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math"
 	"runtime"
@@ -190,10 +191,10 @@ func TestD12_AFaultOfAnotherPipelineIsItsRecords(t *testing.T) {
 			}
 			return failed.ErrorOrNil()
 		}}
-		for _, a := range []courier.Applier[int]{one, together} {
+		for i, a := range []courier.Applier[int]{one, together} {
 			for _, p := range pipelines {
 				for _, run := range runs {
-					t.Run(name+" "+p.name+" "+run.name, func(t *testing.T) {
+					t.Run(fmt.Sprintf("%s %s %s, %s", name, p.name, run.name, batched(i == 1)), func(t *testing.T) {
 						courierttest.Bubble(t, func(t *testing.T) {
 							var h heard
 							var r courierttest.Recorder[int]

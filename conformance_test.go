@@ -170,7 +170,7 @@ func TestConformance_Decorators(t *testing.T) {
 		},
 	} {
 		for _, batches := range []bool{false, true} {
-			t.Run(fmt.Sprint(name, ", batches ", batches), func(t *testing.T) {
+			t.Run(name+", "+batched(batches), func(t *testing.T) {
 				if name == "ProcessFunc" {
 					courierttest.TestApplier(t, shop(batches, wrap), all)
 					return
@@ -186,7 +186,7 @@ func TestConformance_Decorators(t *testing.T) {
 func TestConformance_ResilientApplier(t *testing.T) {
 	features := courierttest.ApplierFeatures{Bubble: true, Idempotent: true, Ordered: true, Concurrent: true, Recovers: 5 * time.Minute}
 	for _, batches := range []bool{false, true} {
-		t.Run(fmt.Sprint("batches ", batches), func(t *testing.T) {
+		t.Run(batched(batches), func(t *testing.T) {
 			courierttest.TestBatchApplier(t, func(t *testing.T) courierttest.ApplierFixture[int] {
 				x := shop(batches, func(a courier.Applier[int]) courier.Applier[int] {
 					applier, queue := courier.ResilientApplier(a, nil)

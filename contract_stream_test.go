@@ -21,7 +21,7 @@ import (
 
 func TestD1_Stream_EndsWhenAllIsSettled(t *testing.T) {
 	for _, workers := range []int{1, 4} {
-		t.Run(fmt.Sprint(workers), func(t *testing.T) {
+		t.Run(fmt.Sprint(workers, " workers"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var marked collector
 				ch := stream(1000)
@@ -94,7 +94,7 @@ func TestD4_Stream_OneWorkerAppliesInOrder(t *testing.T) {
 
 func TestD6_Stream_AnOutagePausesIntakeAndParksOnlyPoison(t *testing.T) {
 	for _, workers := range []int{1, 8} {
-		t.Run(fmt.Sprint(workers), func(t *testing.T) {
+		t.Run(fmt.Sprint(workers, " workers"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var marked collector
 				ch := stream(100)

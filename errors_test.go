@@ -310,13 +310,15 @@ func TestErrors_AQueueThatDoesNotAnswer(t *testing.T) {
 		"(the queue did not answer within 2s: EOF)":    io.EOF,
 		"(the queue did not answer within 2s), which ": fmt.Errorf("driver: %w", context.DeadlineExceeded),
 	} {
-		inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
-			var log bytes.Buffer
-			a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })), courier.DLQ[int](lateQueue{err: driver}), courier.DLQPolicy[int]{})
-			c, run := with(a, numbers(1), courier.WithLogger(timeless(&log)), courier.WithDrainTimeout(2*time.Second))
-			run(3 * time.Second)
-			require.Contains(t, log.String(), "courier: the dead letter queue did not take a record "+text)
-			require.ErrorIs(t, c.Stats().LastError, context.DeadlineExceeded)
+		t.Run(text, func(t *testing.T) {
+			inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
+				var log bytes.Buffer
+				a := courier.NewDLQApplier(courier.WithRetry(courier.ProcessFunc(func(context.Context, int) error { return courier.Permanent(errTest) })), courier.DLQ[int](lateQueue{err: driver}), courier.DLQPolicy[int]{})
+				c, run := with(a, numbers(1), courier.WithLogger(timeless(&log)), courier.WithDrainTimeout(2*time.Second))
+				run(3 * time.Second)
+				require.Contains(t, log.String(), "courier: the dead letter queue did not take a record "+text)
+				require.ErrorIs(t, c.Stats().LastError, context.DeadlineExceeded)
+			})
 		})
 	}
 }

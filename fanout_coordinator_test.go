@@ -63,7 +63,7 @@ func TestF3_ADeadBranchRedeliversNothingToTheOthers(t *testing.T) {
 	const n = 500
 	for _, inBatches := range []bool{false, true} {
 		for _, kind := range []string{"polling", "streaming", "streaming, released"} {
-			t.Run(fmt.Sprintf("%s, batches %v", kind, inBatches), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", kind, batched(inBatches)), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := newFanOutWorld(inBatches, courier.FanOutConfig[int]{Branches: []courier.Branch[int]{{Name: "a"}, {Name: "b"}, {Name: "c"}}, Identity: strconv.Itoa})
 					var stop func() error
@@ -119,7 +119,7 @@ func TestF3_ADeadBranchThatIsNotNeededHoldsNobodyUp(t *testing.T) {
 			"optional": {Branches: []courier.Branch[int]{{Name: "a"}, {Name: "b", Optional: true}, {Name: "c"}}},
 			"quorum":   {Branches: []courier.Branch[int]{{Name: "a"}, {Name: "b"}, {Name: "c"}}, Quorum: 2},
 		} {
-			t.Run(fmt.Sprintf("%s, batches %v", kind, inBatches), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", kind, batched(inBatches)), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					config.Branches = slices.Clone(config.Branches)
 					w := newFanOutWorld(inBatches, config)
@@ -154,7 +154,7 @@ func TestF3_ADeadBranchThatIsNotNeededHoldsNobodyUp(t *testing.T) {
 func TestF3_PoisonInABranchWhileAnotherIsDown(t *testing.T) {
 	const n = 200
 	for _, inBatches := range []bool{false, true} {
-		t.Run(fmt.Sprintf("batches %v", inBatches), func(t *testing.T) {
+		t.Run(batched(inBatches), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				a := &destination{began: time.Now(), poison: 7, applied: map[int]int{}}
 				b := &destination{began: time.Now(), poison: -1, outage: time.Hour, applied: map[int]int{}}

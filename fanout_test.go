@@ -229,7 +229,7 @@ func TestF3_QuorumAndOptionalBranches(t *testing.T) {
 		{"a skip counts", []error{skip, no, nil, nil}, 2, "a", []string{"b"}},
 	} {
 		for _, inBatches := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, batches %v", test.name, inBatches), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", test.name, batched(inBatches)), func(t *testing.T) {
 				branches := make([]courier.Branch[int], len(test.errs))
 				for i, err := range test.errs {
 					branches[i] = courier.Branch[int]{Name: string(rune('a' + i)), Applier: always(err), Optional: i == 3}

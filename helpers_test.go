@@ -228,3 +228,17 @@ func goesOn(t *testing.T, c running) func(time.Duration) {
 		synctest.Wait()
 	}
 }
+
+// choose returns one of two names of a subtest.
+func choose(first bool, a, b string) string {
+	if first {
+		return a
+	}
+	return b
+}
+
+// batched names a subtest by how records are applied.
+func batched(batches bool) string { return choose(batches, "batches", "one by one") }
+
+// coordinatorOf names a subtest by its coordinator.
+func coordinatorOf(streaming bool) string { return choose(streaming, "streaming", "polling") }

@@ -367,7 +367,7 @@ func TestIdentity_AttemptsOutliveAPauseBeforeTheNextOne(t *testing.T) {
 			return courier.BatchSourceFunc[int]{FetchFunc: func(ctx context.Context) ([]int, error) { return table.Fetch(ctx, 100) }, MarkFunc: table.Mark}
 		},
 	} {
-		t.Run(fmt.Sprint(batch), func(t *testing.T) {
+		t.Run(fmt.Sprint("batch ", batch), func(t *testing.T) {
 			courierttest.Bubble(t, func(t *testing.T) {
 				var attempts []int
 				s := &sink[int]{fail: func(ctx context.Context, r, call int) error {

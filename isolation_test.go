@@ -177,7 +177,7 @@ func TestD3_AFailingRecordCostsTheOthersNoTime(t *testing.T) {
 						if f.random && (stack == "ResilientApplier" || shape.keys == 50) || f.unlimited && shape.keys != 50 {
 							continue
 						}
-						t.Run(fmt.Sprintf("%s/%d workers, %d keys, streaming %v, batches %v/%s", stack, shape.workers, shape.keys, streaming, batches, name), func(t *testing.T) {
+						t.Run(fmt.Sprintf("%s/%d workers, %d keys, %s, %s/%s", stack, shape.workers, shape.keys, coordinatorOf(streaming), batched(batches), name), func(t *testing.T) {
 							tr := tr
 							tr.fails, tr.unlimited, tr.hand = f.fails, f.unlimited, f.hand
 							got, openings, calls := tr.run(t)

@@ -56,35 +56,37 @@ func (b *busy) called(r int) []time.Duration {
 func TestLater_TheRecordWaitsAndTheOthersGoOn(t *testing.T) {
 	for _, workers := range []int{1, 3} {
 		for _, together := range []bool{false, true} {
-			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-				destination := newBusy(5*time.Second, 1)
-				var applier courier.Applier[int] = destination
-				if together {
-					applier = eachOfBatch[int]{destination}
-				}
-				breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1})
-				stack := courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(applier, breaker), courier.RetryPolicy{MaxAttempts: 1})
-				applier, queue := courier.WithDLQ(stack)
-				source.add(numbers(5)...)
-				option := courier.WithWorkers(workers)
-				if source.wait {
-					option = courier.WithStreamWorkers(workers)
-				}
-				c := make(applier, unspread, option)
-				stop := start(t, c)
-				time.Sleep(2 * time.Second)
-				synctest.Wait()
-				require.Equal(t, []int{1}, source.left(), "the others are marked")
-				source.add(5)
-				time.Sleep(5 * time.Second)
-				require.NoError(t, stop())
-				require.Empty(t, source.left())
-				require.Len(t, destination.called(1), 2)
-				require.Equal(t, 5*time.Second, destination.called(1)[1])
-				require.Equal(t, courier.BreakerClosed, breaker.State())
-				letters, err := queue.Receive(t.Context(), 1)
-				require.NoError(t, err)
-				require.Empty(t, letters)
+			t.Run(fmt.Sprintf("%d workers, %s", workers, batched(together)), func(t *testing.T) {
+				both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+					destination := newBusy(5*time.Second, 1)
+					var applier courier.Applier[int] = destination
+					if together {
+						applier = eachOfBatch[int]{destination}
+					}
+					breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1})
+					stack := courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(applier, breaker), courier.RetryPolicy{MaxAttempts: 1})
+					applier, queue := courier.WithDLQ(stack)
+					source.add(numbers(5)...)
+					option := courier.WithWorkers(workers)
+					if source.wait {
+						option = courier.WithStreamWorkers(workers)
+					}
+					c := make(applier, unspread, option)
+					stop := start(t, c)
+					time.Sleep(2 * time.Second)
+					synctest.Wait()
+					require.Equal(t, []int{1}, source.left(), "the others are marked")
+					source.add(5)
+					time.Sleep(5 * time.Second)
+					require.NoError(t, stop())
+					require.Empty(t, source.left())
+					require.Len(t, destination.called(1), 2)
+					require.Equal(t, 5*time.Second, destination.called(1)[1])
+					require.Equal(t, courier.BreakerClosed, breaker.State())
+					letters, err := queue.Receive(t.Context(), 1)
+					require.NoError(t, err)
+					require.Empty(t, letters)
+				})
 			})
 		}
 	}
@@ -426,7 +428,7 @@ func TestLater_TheTimeOutlastsABreakersPauseInEachShape(t *testing.T) {
 							if how == "streaming" && of == "rereading" {
 								continue
 							}
-							t.Run(fmt.Sprintf("%s %s %s, named %v, keyed %v, fan-out %v", how, of, by, named, keyed, fanOut), func(t *testing.T) {
+							t.Run(fmt.Sprintf("%s %s %s, %s, %s, %s", how, of, by, choose(named, "named", "no name"), choose(keyed, "keyed", "no key"), choose(fanOut, "fan-out", "no fan-out")), func(t *testing.T) {
 								synctest.Test(t, func(t *testing.T) {
 									var records []*parcel
 									for n := range 5 {

@@ -332,7 +332,7 @@ func TestObserver_OnePauseForEachOpenPeriod(t *testing.T) {
 		for _, workers := range []int{1, 8} {
 			for _, batches := range []bool{false, true} {
 				for _, stack := range []string{"plain", "resilient", "fan-out", "fan-out of two", "shown", "hidden", "hidden in a branch"} {
-					t.Run(fmt.Sprintf("%s, %d workers, batches %v, %s", shape, workers, batches, stack), func(t *testing.T) {
+					t.Run(fmt.Sprintf("%s, %d workers, %s, %s", shape, workers, batched(batches), stack), func(t *testing.T) {
 						courierttest.Bubble(t, func(t *testing.T) {
 							var told courierttest.ObserverRecorder
 							opened := 0
@@ -408,7 +408,7 @@ func TestObserver_OnePauseForEachOpenPeriod(t *testing.T) {
 // branch, and how long its call took.
 func TestObserver_EventsSayOfWhatTheyAre(t *testing.T) {
 	for _, batches := range []bool{false, true} {
-		t.Run(fmt.Sprint("batches ", batches), func(t *testing.T) {
+		t.Run(batched(batches), func(t *testing.T) {
 			inShapes(t, func(t *testing.T, _ string, with func(courier.Applier[int], []int, ...courier.Option) (teller, func(time.Duration))) {
 				told := courierttest.ObserverRecorder{PerRecord: true}
 				a := courier.ProcessFunc(func(_ context.Context, n int) error {

@@ -262,7 +262,7 @@ func TestD4_OneWorkerKeepsTheFetchOrderOfAllKeys(t *testing.T) {
 func TestD4_AFailedRecordHoldsBackOnlyTheLaterOnesOfItsKey(t *testing.T) {
 	for _, workers := range []int{1, 4} {
 		for _, batches := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%d workers, batches: %v", workers, batches), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%d workers, %s", workers, batched(batches)), func(t *testing.T) {
 				source := newShelf(numbers(20)...)
 				fail := func(_ context.Context, r, _ int) error {
 					if r == 6 {

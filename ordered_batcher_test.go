@@ -212,26 +212,28 @@ func (o *ordered) parks(keyed bool) (courier.DLQ[int], courier.DLQPolicy[int]) {
 func TestOrderedBatches_AKeyTakesOneCall(t *testing.T) {
 	for _, workers := range []int{1, 4} {
 		for _, is := range []bool{true, false} {
-			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-				o := newOrdered(1)
-				o.cost = time.Millisecond
-				var applier courier.Applier[int] = o
-				want := 1
-				if !is {
-					applier = struct{ courier.BatchApplier[int] }{o} // hides it
-					want = 100
-				}
-				source.add(numbers(100)...)
-				option := courier.WithWorkers(workers)
-				if source.wait {
-					option = courier.WithStreamWorkers(workers)
-				}
-				stop := start(t, make(applier, option, courier.WithBatchSize(100), courier.WithOrderKey(o.key)))
-				time.Sleep(10 * time.Second)
-				require.NoError(t, stop())
-				require.Empty(t, source.left())
-				require.Equal(t, numbers(100), o.applied)
-				require.Len(t, o.calls, want)
+			t.Run(fmt.Sprintf("%d workers, %s", workers, choose(is, "ordered", "not ordered")), func(t *testing.T) {
+				both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+					o := newOrdered(1)
+					o.cost = time.Millisecond
+					var applier courier.Applier[int] = o
+					want := 1
+					if !is {
+						applier = struct{ courier.BatchApplier[int] }{o} // hides it
+						want = 100
+					}
+					source.add(numbers(100)...)
+					option := courier.WithWorkers(workers)
+					if source.wait {
+						option = courier.WithStreamWorkers(workers)
+					}
+					stop := start(t, make(applier, option, courier.WithBatchSize(100), courier.WithOrderKey(o.key)))
+					time.Sleep(10 * time.Second)
+					require.NoError(t, stop())
+					require.Empty(t, source.left())
+					require.Equal(t, numbers(100), o.applied)
+					require.Len(t, o.calls, want)
+				})
 			})
 		}
 	}
@@ -264,25 +266,27 @@ func TestOrderedBatches_WorkersShareTheKeys(t *testing.T) {
 // of its key waits for it.
 func TestOrderedBatches_OnlyTheKeyOfAFailedRecordWaits(t *testing.T) {
 	for _, goesOn := range []bool{false, true} {
-		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-			o := newOrdered(2)
-			o.goesOn = goesOn
-			o.fates[2] = fate{"fail", 2}
-			source.add(numbers(8)...)
-			policy := courier.RetryPolicy{InitialDelay: time.Second, Multiplier: 1, Jitter: courier.NoJitter}
-			stop := start(t, make(courier.NewRetryableApplier[int](o, policy), unspread, courier.WithOrderKey(o.key)))
-			time.Sleep(500 * time.Millisecond)
-			require.ElementsMatch(t, []int{0, 1, 3, 5, 7}, o.got())
-			time.Sleep(1600 * time.Millisecond)
-			require.NoError(t, stop())
-			require.Empty(t, source.left())
-			require.Empty(t, o.problems)
-			calls := 4 // all; behind the failed one; when it is due twice
-			if goesOn {
-				calls = 3
-			}
-			require.LessOrEqual(t, len(o.calls), calls+1)
-			require.Equal(t, []int{2, 4, 6}, o.calls[len(o.calls)-1], "with what waits behind it")
+		t.Run(choose(goesOn, "goes on behind a failure", "ends at a failure"), func(t *testing.T) {
+			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+				o := newOrdered(2)
+				o.goesOn = goesOn
+				o.fates[2] = fate{"fail", 2}
+				source.add(numbers(8)...)
+				policy := courier.RetryPolicy{InitialDelay: time.Second, Multiplier: 1, Jitter: courier.NoJitter}
+				stop := start(t, make(courier.NewRetryableApplier[int](o, policy), unspread, courier.WithOrderKey(o.key)))
+				time.Sleep(500 * time.Millisecond)
+				require.ElementsMatch(t, []int{0, 1, 3, 5, 7}, o.got())
+				time.Sleep(1600 * time.Millisecond)
+				require.NoError(t, stop())
+				require.Empty(t, source.left())
+				require.Empty(t, o.problems)
+				calls := 4 // all; behind the failed one; when it is due twice
+				if goesOn {
+					calls = 3
+				}
+				require.LessOrEqual(t, len(o.calls), calls+1)
+				require.Equal(t, []int{2, 4, 6}, o.calls[len(o.calls)-1], "with what waits behind it")
+			})
 		})
 	}
 }
@@ -291,28 +295,30 @@ func TestOrderedBatches_OnlyTheKeyOfAFailedRecordWaits(t *testing.T) {
 // order of keys, it is parked too.
 func TestOrderedBatches_ParkedRecords(t *testing.T) {
 	for _, keyed := range []bool{false, true} {
-		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-			o := newOrdered(2)
-			o.fates[2] = fate{"permanent", 1}
-			queue, policy := o.parks(keyed)
-			source.add(numbers(8)...)
-			stop := start(t, make(courier.NewDLQApplier[int](o, queue, policy), courier.WithOrderKey(o.key)))
-			time.Sleep(500 * time.Millisecond)
-			require.NoError(t, stop())
-			require.Empty(t, source.left())
-			require.Empty(t, o.problems)
-			require.Len(t, o.calls, 2)
-			letters, err := queue.List(t.Context(), "", 10)
-			require.NoError(t, err)
-			if keyed {
-				require.Len(t, letters, 3)
-				require.Equal(t, courier.ReasonKeyParked, letters[1].Reason)
-				require.Equal(t, courier.ReasonKeyParked, letters[2].Reason)
-				require.Equal(t, []int{0, 1, 3, 5, 7}, o.applied)
-				return
-			}
-			require.Len(t, letters, 1)
-			require.Equal(t, []int{0, 1, 3, 4, 5, 6, 7}, o.applied)
+		t.Run(choose(keyed, "the queue keeps the order", "no order in the queue"), func(t *testing.T) {
+			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+				o := newOrdered(2)
+				o.fates[2] = fate{"permanent", 1}
+				queue, policy := o.parks(keyed)
+				source.add(numbers(8)...)
+				stop := start(t, make(courier.NewDLQApplier[int](o, queue, policy), courier.WithOrderKey(o.key)))
+				time.Sleep(500 * time.Millisecond)
+				require.NoError(t, stop())
+				require.Empty(t, source.left())
+				require.Empty(t, o.problems)
+				require.Len(t, o.calls, 2)
+				letters, err := queue.List(t.Context(), "", 10)
+				require.NoError(t, err)
+				if keyed {
+					require.Len(t, letters, 3)
+					require.Equal(t, courier.ReasonKeyParked, letters[1].Reason)
+					require.Equal(t, courier.ReasonKeyParked, letters[2].Reason)
+					require.Equal(t, []int{0, 1, 3, 5, 7}, o.applied)
+					return
+				}
+				require.Len(t, letters, 1)
+				require.Equal(t, []int{0, 1, 3, 4, 5, 6, 7}, o.applied)
+			})
 		})
 	}
 }
@@ -462,38 +468,40 @@ func TestOrderedBatches_AllBehindIsNoProgress(t *testing.T) {
 // failed one waits for that: it does not hold the earlier one back, and none goes past it.
 func TestOrderedBatches_AWaitingRecordHoldsNoEarlierOneOfItsKeyBack(t *testing.T) {
 	for _, pauses := range []bool{false, true} {
-		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-			began := time.Now()
-			var applied []int
-			first := true
-			applier := courier.BatchProcessFunc(func(_ context.Context, records []int) error {
-				var list courier.BatchError
-				waits := false
-				for i, r := range records {
-					switch now := time.Since(began); {
-					case r == 0 && now < time.Second && pauses:
-						list.Add(i, &courier.OpenError{Until: began.Add(time.Second)})
-					case r == 0 && now < time.Second:
-						list.Add(i, errTest)
-					case r == 1 && first, r == 3 && waits:
-						list.Add(i, courier.ErrBehindFailed)
-					case r == 2 && now < 5*time.Second:
-						waits = true
-						list.Add(i, courier.Later(errTest, 5*time.Second-now))
-					default:
-						applied = append(applied, r)
+		t.Run(choose(pauses, "behind a pause", "behind a failure"), func(t *testing.T) {
+			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+				began := time.Now()
+				var applied []int
+				first := true
+				applier := courier.BatchProcessFunc(func(_ context.Context, records []int) error {
+					var list courier.BatchError
+					waits := false
+					for i, r := range records {
+						switch now := time.Since(began); {
+						case r == 0 && now < time.Second && pauses:
+							list.Add(i, &courier.OpenError{Until: began.Add(time.Second)})
+						case r == 0 && now < time.Second:
+							list.Add(i, errTest)
+						case r == 1 && first, r == 3 && waits:
+							list.Add(i, courier.ErrBehindFailed)
+						case r == 2 && now < 5*time.Second:
+							waits = true
+							list.Add(i, courier.Later(errTest, 5*time.Second-now))
+						default:
+							applied = append(applied, r)
+						}
 					}
-				}
-				first = false
-				return list.ErrorOrNil()
+					first = false
+					return list.ErrorOrNil()
+				})
+				source.add(numbers(4)...)
+				key := func(r int) string { return strconv.Itoa(min(r, 1)) }
+				stop := start(t, make(boasting{applier}, unspread, courier.WithWorkers(1), courier.WithOrderKey(key)))
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				require.Empty(t, source.left())
+				require.Equal(t, []int{1, 2, 3}, slices.DeleteFunc(applied, func(r int) bool { return r == 0 }))
 			})
-			source.add(numbers(4)...)
-			key := func(r int) string { return strconv.Itoa(min(r, 1)) }
-			stop := start(t, make(boasting{applier}, unspread, courier.WithWorkers(1), courier.WithOrderKey(key)))
-			time.Sleep(time.Minute)
-			require.NoError(t, stop())
-			require.Empty(t, source.left())
-			require.Equal(t, []int{1, 2, 3}, slices.DeleteFunc(applied, func(r int) bool { return r == 0 }))
 		})
 	}
 }

@@ -119,7 +119,7 @@ func TestC3_AnOpenPeriodIsOneProbeAndNothingElse(t *testing.T) {
 	for _, streaming := range []bool{false, true} {
 		for _, workers := range []int{1, 8} {
 			for _, batches := range []bool{false, true} {
-				t.Run(fmt.Sprintf("streaming %v, %d workers, batches %v", streaming, workers, batches), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s, %d workers, %s", coordinatorOf(streaming), workers, batched(batches)), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						var calls []time.Time
 						var mu sync.Mutex
@@ -316,7 +316,7 @@ func testOutage(t *testing.T, outage time.Duration, threshold, poison int, shape
 func TestC6_AnOutageAmongRecordsThatAreNotForTheDestination(t *testing.T) {
 	for n := range 8 {
 		stream, batches, skips := n&1 > 0, n&2 > 0, n&4 > 0
-		t.Run(fmt.Sprintf("stream %v, batches %v, skips %v", stream, batches, skips), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s, %s, %s", coordinatorOf(stream), batched(batches), choose(skips, "skips", "no skips")), func(t *testing.T) {
 			courierttest.Bubble(t, func(t *testing.T) {
 				began := time.Now()
 				apply := func(_ context.Context, row string) error {

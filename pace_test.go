@@ -264,8 +264,11 @@ func TestPace_OfAFailedRecord(t *testing.T) {
 		backlog, keyed, leasing, limitless bool
 	}
 	for _, after := range []time.Duration{0, time.Second, time.Minute} {
-		for _, s := range []shape{{}, {backlog: true}, {keyed: true}, {backlog: true, keyed: true}, {leasing: true}, {backlog: true, limitless: true}, {leasing: true, keyed: true}} {
-			t.Run(fmt.Sprintf("after %v, %+v", after, s), func(t *testing.T) {
+		for name, s := range map[string]shape{
+			"plain": {}, "backlog": {backlog: true}, "keyed": {keyed: true}, "keyed backlog": {backlog: true, keyed: true},
+			"leasing": {leasing: true}, "limitless backlog": {backlog: true, limitless: true}, "keyed leasing": {leasing: true, keyed: true},
+		} {
+			t.Run(fmt.Sprintf("after %v, %s", after, name), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					var r courierttest.Recorder[int]
 					table := newShelf(0)
@@ -477,7 +480,7 @@ func TestPace_ARefusedRecordSlowsNoOther(t *testing.T) {
 	}
 	for name, stack := range refusals {
 		for _, leasing := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, leasing %v", name, leasing), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", name, choose(leasing, "leasing", "not leasing")), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					var r courierttest.Recorder[int]
 					calls := 0
@@ -611,7 +614,7 @@ func TestPace_RefusalsOfMany(t *testing.T) {
 	for _, down := range few(time.Second, 10*time.Second, time.Minute) {
 		for _, every := range few(10*time.Millisecond, 100*time.Millisecond, time.Second) {
 			for _, keyed := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%v, one each %v, keyed %v", down, every, keyed), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%v, one each %v, %s", down, every, choose(keyed, "keyed", "no key")), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						var r courierttest.Recorder[int]
 						source := r.StreamSource()

@@ -377,8 +377,8 @@ func TestD9_AFunctionOnTheWayDoesNoHarm(t *testing.T) {
 	for how, end := range abruptEnds {
 		random("Random, "+how, func() float64 { end(); return 0 })
 	}
-	for _, clock := range []badClock{{now: true}, {after: true}, {true, true}} {
-		cases[fmt.Sprintf("Clock, %+v", clock)] = func(s *setup) {
+	for which, clock := range map[string]badClock{"Now": {now: true}, "After": {after: true}, "both": {true, true}} {
+		cases["Clock, "+which] = func(s *setup) {
 			s.config.Clock = clock
 			s.config.AttemptTimeout = time.Minute
 			s.config.Retry.MaxElapsed = time.Hour
@@ -387,7 +387,7 @@ func TestD9_AFunctionOnTheWayDoesNoHarm(t *testing.T) {
 	}
 	for name, with := range cases {
 		for _, stream := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, stream %v", name, stream), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", name, coordinatorOf(stream)), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					began := time.Now()
 					s := setup{options: []courier.Option{quiet}, every: func() time.Duration { return 0 }}

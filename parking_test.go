@@ -108,7 +108,7 @@ func TestQ6_TwoBranchesParkOneRecordInOneQueue(t *testing.T) {
 	} {
 		for _, form := range []string{"one by one", "batches"} {
 			for _, key := range []func(keyed) string{nil, func(r keyed) string { return r.key }} {
-				t.Run(fmt.Sprintf("%s, %s, by key %v", queue, form, key != nil), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s, %s, %s", queue, form, choose(key != nil, "by key", "no key")), func(t *testing.T) {
 					qa, qb := open()
 					// The record 10 is bad for a, 11 for b, and 20 for both.
 					bad := map[string]func(context.Context, keyed, int) error{}
@@ -255,7 +255,7 @@ func TestQ8_AKeyThatPanicsIsTheRecordsFailure(t *testing.T) {
 
 func TestQ9_APipelineThatParksTooMuchPauses(t *testing.T) {
 	for _, batch := range []bool{false, true} {
-		t.Run(fmt.Sprintf("batches %v", batch), func(t *testing.T) {
+		t.Run(batched(batch), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				source := newShelf(numbers(1000)...)
 				s := &batchSink[int]{sink: sink[int]{fail: func(context.Context, int, int) error { return courier.Permanent(errTest) }}}

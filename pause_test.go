@@ -30,7 +30,7 @@ type pausable interface {
 func TestPause_HoldsNothingThatWasFetchedAhead(t *testing.T) {
 	for _, prefetch := range []int{0, 1, 3} {
 		for _, late := range []bool{false, true} { // while a batch is in work, or after it
-			t.Run(fmt.Sprintf("prefetch %d, late %v", prefetch, late), func(t *testing.T) {
+			t.Run(fmt.Sprintf("prefetch %d, %s", prefetch, choose(late, "between two batches", "during a batch")), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					var r courierttest.Recorder[int]
 					source := r.LeasingSource(10*time.Second, numbers(20)...)
@@ -75,7 +75,7 @@ func TestPause_HoldsNothingThatWasFetchedAhead(t *testing.T) {
 // the pause had begun.
 func TestPause_CallsAFetchBack(t *testing.T) {
 	for _, streaming := range []bool{false, true} {
-		t.Run(fmt.Sprintf("streaming %v", streaming), func(t *testing.T) {
+		t.Run(coordinatorOf(streaming), func(t *testing.T) {
 			courierttest.Bubble(t, func(t *testing.T) {
 				var r courierttest.Recorder[int]
 				source := r.StreamSource() // whose Fetch waits
@@ -111,7 +111,7 @@ func TestPause_EndsWhenAnOperatorClosesTheBreaker(t *testing.T) {
 	for name, operate := range map[string]func(b *courier.Breaker){"Auto": (*courier.Breaker).Reset, "ForceClosed": (*courier.Breaker).ForceClosed} {
 		for _, forced := range []bool{false, true} { // opened by failures, or by hand
 			for _, streaming := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s, forced %v, streaming %v", name, forced, streaming), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s, %s, %s", name, choose(forced, "forced", "not forced"), coordinatorOf(streaming)), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						var r courierttest.Recorder[int]
 						var down atomic.Bool

@@ -147,7 +147,7 @@ func TestP3_Stream_AProbeThatWasNotAttemptedKeepsNoRecordsWaiting(t *testing.T) 
 func TestP3_RunOnce_ABadRecordIsNotTheProbeOfEveryRun(t *testing.T) {
 	for i := range 12 {
 		successes, batch, refusing := []int{1, 3}[i%2], []int{1, 3, 100}[i/2%3], i >= 6
-		t.Run(fmt.Sprint("successes ", successes, ", batch ", batch, ", another is refused ", refusing), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%d successes, batch %d, %s", successes, batch, choose(refusing, "another is refused", "none is refused")), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				source := newShelf(numbers(10)...)
 				applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
@@ -399,7 +399,7 @@ func TestD10_Stream_TheEndHandsALonePoisonRecordBack(t *testing.T) {
 // record at its head.
 func TestP4_ThresholdsOutsideTheRange(t *testing.T) {
 	for threshold, healthyParked := range map[int]int{1: 0, 6: 1} {
-		t.Run(fmt.Sprint(threshold), func(t *testing.T) {
+		t.Run(fmt.Sprint("threshold ", threshold), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				d := &destination{began: time.Now(), outage: time.Hour, poison: 50, applied: map[int]int{}}
 				retried := courier.WithRetry(courier.NewCircuitBreakerApplier(courier.Applier[int](d), courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: threshold})))

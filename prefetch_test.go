@@ -275,7 +275,7 @@ func TestPrefetch_AFailedFetchIsToldWhenItIsDropped(t *testing.T) {
 func TestD11_PrefetchKeepsNothingOfEarlierBatches(t *testing.T) {
 	const batches = 40_000
 	for _, prefetch := range []int{1, 2, 5} {
-		t.Run(fmt.Sprint(prefetch), func(t *testing.T) {
+		t.Run(fmt.Sprint("prefetch ", prefetch), func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			var early, late runtime.MemStats

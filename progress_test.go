@@ -69,7 +69,7 @@ func TestLog_WhenTheDrainTimeoutPasses(t *testing.T) {
 	for name, shape := range shapes {
 		for _, stack := range []string{"plain", "resilient", "fan-out"} {
 			for _, heeds := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s, %s, heeds %v", name, stack, heeds), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s, %s, %s", name, stack, choose(heeds, "heeds its context", "ignores its context")), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						var log lines
 						stopped := time.Now().Add(time.Second)

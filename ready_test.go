@@ -61,7 +61,7 @@ func TestReady_TellsOfEveryStandstill(t *testing.T) {
 	}
 	for name, s := range stacks {
 		for _, streaming := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, streaming %v", name, streaming), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", name, coordinatorOf(streaming)), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					var r courierttest.Recorder[int]
 					w := new(world)
@@ -240,7 +240,7 @@ func TestReady_AHandFullOfWorkIsNotToldAsWaiting(t *testing.T) {
 				}
 				for _, workers := range []int{1, 4} {
 					for _, batch := range []int{1, 5} {
-						t.Run(fmt.Sprintf("%s, %s, streaming %v, %d workers, batch %d", cause, shape, streaming, workers, batch), func(t *testing.T) {
+						t.Run(fmt.Sprintf("%s, %s, %s, %d workers, batch %d", cause, shape, coordinatorOf(streaming), workers, batch), func(t *testing.T) {
 							courierttest.Bubble(t, func(t *testing.T) {
 								var told courierttest.ObserverRecorder
 								var well atomic.Bool

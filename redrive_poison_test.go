@@ -84,7 +84,7 @@ func TestRedrive_LettersThatStillFailHoldUpNoOther(t *testing.T) {
 	} {
 		for _, form := range []string{"single", "batch", "transaction"} {
 			for _, poison := range [][]int{{0}, {0, 1}, {3, 9}, {9, 10, 11}} {
-				t.Run(fmt.Sprintf("%s, %s, %v", name, form, poison), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s, %s, poison %v", name, form, poison), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						q := queueOf(numbers(12)...)
 						s := &sink[int]{fail: failing(poison...)}
@@ -242,7 +242,7 @@ func TestRedrive_ASuccessRenewsThePatience(t *testing.T) {
 // one begins with the others.
 func TestRedrive_TheNextOneBeginsWithOtherLetters(t *testing.T) {
 	for _, sameProcess := range []bool{true, false} {
-		t.Run(fmt.Sprintf("same process %v", sameProcess), func(t *testing.T) {
+		t.Run(choose(sameProcess, "same process", "new process"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				q := queueOf(numbers(30)...)
 				s := &sink[int]{fail: failing(numbers(20)...)}
@@ -430,7 +430,7 @@ func TestRedrive_ARetryMayWaitAsLongAsItLikes(t *testing.T) {
 // By cron, once a minute for a day, in one process or a new one each time.
 func TestRedrive_OnePoisonLetterAndACronJob(t *testing.T) {
 	for _, sameProcess := range []bool{true, false} {
-		t.Run(fmt.Sprintf("same process %v", sameProcess), func(t *testing.T) {
+		t.Run(choose(sameProcess, "same process", "new process"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				q := queueOf(numbers(10)...)
 				s := &sink[int]{fail: failing(0)}

@@ -79,7 +79,7 @@ func TestRetryAfter_OfARecordThatComesAgain(t *testing.T) { // R-11
 				if shape == "polling, scheduled" && name == "cut short" { // it was no attempt, and is released
 					continue
 				}
-				t.Run(fmt.Sprintf("%s/%s/%v", name, shape, asked), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s/%s/asks for %v", name, shape, asked), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						var at []time.Time
 						var mu sync.Mutex
@@ -232,7 +232,7 @@ func TestRetryAfter_OfASource(t *testing.T) {
 	for shape, build := range askingShapes {
 		for _, asked := range []time.Duration{-1, time.Second, time.Minute, time.Hour, year, math.MaxInt64} {
 			for _, some := range []bool{false, true} {
-				t.Run(fmt.Sprintf("fetch/%s/%v/records %v", shape, asked, some), func(t *testing.T) {
+				t.Run(fmt.Sprintf("fetch/%s/asks for %v/%s", shape, asked, choose(some, "records", "no records")), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						a := &asking{leasing: newLeasing(numbers(100)...), fetch: asked, some: some}
 						s := &sink[int]{fail: func(context.Context, int, int) error { time.Sleep(10 * time.Millisecond); return nil }}
@@ -244,7 +244,7 @@ func TestRetryAfter_OfASource(t *testing.T) {
 					})
 				})
 			}
-			t.Run(fmt.Sprintf("mark/%s/%v", shape, asked), func(t *testing.T) {
+			t.Run(fmt.Sprintf("mark/%s/asks for %v", shape, asked), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					a := &asking{leasing: newLeasing(1, 2), mark: asked}
 					stop := start(t, build(a, &sink[int]{}))
@@ -266,7 +266,7 @@ func TestRetryAfter_OfAMarkAtAStop(t *testing.T) {
 	for shape, build := range askingShapes {
 		for _, asked := range []time.Duration{-1, time.Second, 4 * time.Second, 6 * time.Second, 20 * time.Second, time.Hour} {
 			for _, recovers := range []time.Duration{3 * time.Second, time.Hour} {
-				t.Run(fmt.Sprintf("%s/%v/%v", shape, asked, recovers), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s/asks for %v/recovers after %v", shape, asked, recovers), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						a := &asking{leasing: newLeasing(1, 2), mark: asked}
 						stop := start(t, build(a, &sink[int]{}))
@@ -364,7 +364,7 @@ func TestRetryAfter_OfAMarkInRunOnce(t *testing.T) {
 // the probe, up to a cap of its own: above the longest open period, or below.
 func TestRetryAfter_OfABreaker(t *testing.T) { // B-1, B-14
 	for _, most := range []time.Duration{5 * time.Second, 15 * time.Second, 10 * time.Minute, 0} {
-		t.Run(most.String(), func(t *testing.T) { testRetryAfterOfABreaker(t, most, cmp.Or(most, time.Hour)) })
+		t.Run(choose(most == 0, "the default cap", "a cap of "+most.String()), func(t *testing.T) { testRetryAfterOfABreaker(t, most, cmp.Or(most, time.Hour)) })
 	}
 }
 
@@ -398,7 +398,7 @@ func testRetryAfterOfABreaker(t *testing.T, policy, most time.Duration) {
 	for way, call := range ways {
 		for _, asked := range []time.Duration{0, first - 1, first + 1, 15 * time.Second, time.Minute, time.Hour, time.Hour + 1, math.MaxInt64} {
 			for _, random := range []float64{0, 0.5, math.Nextafter(1, 0)} {
-				t.Run(fmt.Sprintf("%s/%v/random %v", way, asked, random), func(t *testing.T) {
+				t.Run(fmt.Sprintf("%s/asks for %v/random %v", way, asked, random), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						var told courier.BreakerChange
 						b := courier.NewBreaker(courier.BreakerPolicy{

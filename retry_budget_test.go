@@ -35,7 +35,7 @@ func TestR17_WhatEachRetryCosts(t *testing.T) {
 	const before = 10
 	for form, want := range map[string]int{"single": before - 3 + 1, "listed": before - 3 + 1, "as one": before - 3} {
 		for _, held := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, held %v", form, held), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", form, choose(held, "in hand", "in a call")), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					budget := courier.NewRetryBudget(courier.BudgetPolicy{Burst: 2 * before, Floor: 1e-9, Ratio: 0.25})
 					for range before { // so that more can be saved up
@@ -117,33 +117,35 @@ func TestR17_WhatComesAlongCostsNothing(t *testing.T) {
 func TestR17_ARetryThatAStopForestallsIsPaidBack(t *testing.T) {
 	for _, together := range []bool{false, true} {
 		for _, paused := range []bool{false, true} {
-			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-				source.add(numbers(5)...)
-				applier := always(errTest)
-				if together {
-					applier = eachOfBatch[int]{applier}
-				}
-				breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 100})
-				policy := plain
-				policy.Budget = courier.NewRetryBudget(courier.BudgetPolicy{Burst: 10, Floor: 1e-9})
-				workers := courier.WithWorkers(2)
-				if source.wait {
-					workers = courier.WithStreamWorkers(2)
-				}
-				stop := start(t, make(courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(applier, breaker), policy), workers, courier.WithIdentity(strconv.Itoa)))
-				time.Sleep(500 * time.Millisecond)
-				if paused {
-					breaker.ForceOpen()
-					source.add(5)
-					time.Sleep(time.Minute)
-				}
-				synctest.Wait()
-				require.NoError(t, stop())
-				got := 0
-				for left(t, policy.Budget) {
-					got++
-				}
-				require.Equal(t, 10, got, "together %v, paused %v", together, paused)
+			t.Run(batched(together)+", "+choose(paused, "paused", "running"), func(t *testing.T) {
+				both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+					source.add(numbers(5)...)
+					applier := always(errTest)
+					if together {
+						applier = eachOfBatch[int]{applier}
+					}
+					breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 100})
+					policy := plain
+					policy.Budget = courier.NewRetryBudget(courier.BudgetPolicy{Burst: 10, Floor: 1e-9})
+					workers := courier.WithWorkers(2)
+					if source.wait {
+						workers = courier.WithStreamWorkers(2)
+					}
+					stop := start(t, make(courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(applier, breaker), policy), workers, courier.WithIdentity(strconv.Itoa)))
+					time.Sleep(500 * time.Millisecond)
+					if paused {
+						breaker.ForceOpen()
+						source.add(5)
+						time.Sleep(time.Minute)
+					}
+					synctest.Wait()
+					require.NoError(t, stop())
+					got := 0
+					for left(t, policy.Budget) {
+						got++
+					}
+					require.Equal(t, 10, got, "together %v, paused %v", together, paused)
+				})
 			})
 		}
 	}

@@ -400,20 +400,23 @@ func seconds(s ...float64) (d []time.Duration) {
 
 func TestR3_TheDelaysOfEachJitter(t *testing.T) {
 	for _, test := range []struct {
+		name   string
 		jitter courier.Jitter
 		random float64
 		want   []time.Duration
 	}{
-		{courier.NoJitter, 0.5, seconds(1, 2, 4, 8, 10, 10)},
-		{courier.FullJitter, 0.5, seconds(0.5, 1, 2, 4, 5, 5)},
-		{courier.EqualJitter, 0.5, seconds(0.75, 1.5, 3, 6, 7.5, 7.5)},
-		{courier.EqualJitter, 0, seconds(0.5, 1, 2, 4, 5, 5)},
-		{courier.DecorrelatedJitter, 0.5, seconds(2, 3.5, 5.5, 5.5, 5.5, 5.5)},
-		{courier.DecorrelatedJitter, 0, seconds(1, 1, 1, 1, 1, 1)},
+		{"none", courier.NoJitter, 0.5, seconds(1, 2, 4, 8, 10, 10)},
+		{"full", courier.FullJitter, 0.5, seconds(0.5, 1, 2, 4, 5, 5)},
+		{"equal", courier.EqualJitter, 0.5, seconds(0.75, 1.5, 3, 6, 7.5, 7.5)},
+		{"equal", courier.EqualJitter, 0, seconds(0.5, 1, 2, 4, 5, 5)},
+		{"decorrelated", courier.DecorrelatedJitter, 0.5, seconds(2, 3.5, 5.5, 5.5, 5.5, 5.5)},
+		{"decorrelated", courier.DecorrelatedJitter, 0, seconds(1, 1, 1, 1, 1, 1)},
 	} {
-		inCallAndInHand(t, func(t *testing.T, deliver func(courier.Applier[int])) {
-			policy := courier.RetryPolicy{MaxAttempts: 7, InitialDelay: time.Second, MaxDelay: 10 * time.Second, Jitter: test.jitter, Random: func() float64 { return test.random }}
-			require.Equal(t, test.want, delays(deliver, policy, errTest))
+		t.Run(fmt.Sprintf("%s, random %v", test.name, test.random), func(t *testing.T) {
+			inCallAndInHand(t, func(t *testing.T, deliver func(courier.Applier[int])) {
+				policy := courier.RetryPolicy{MaxAttempts: 7, InitialDelay: time.Second, MaxDelay: 10 * time.Second, Jitter: test.jitter, Random: func() float64 { return test.random }}
+				require.Equal(t, test.want, delays(deliver, policy, errTest))
+			})
 		})
 	}
 }
@@ -425,9 +428,11 @@ func TestR11_WhatIsAskedForChangesNoLaterDelay(t *testing.T) {
 		courier.NoJitter:           seconds(1, 30, 4, 8),
 		courier.DecorrelatedJitter: seconds(2, 30, 5.75, 9.125),
 	} {
-		inCallAndInHand(t, func(t *testing.T, deliver func(courier.Applier[int])) {
-			policy := courier.RetryPolicy{MaxAttempts: 5, InitialDelay: time.Second, MaxDelay: time.Minute, Jitter: jitter, Random: half}
-			require.Equal(t, want, delays(deliver, policy, errTest, courier.RetryAfter(errTest, 30*time.Second), errTest))
+		t.Run(choose(jitter == courier.NoJitter, "no jitter", "decorrelated jitter"), func(t *testing.T) {
+			inCallAndInHand(t, func(t *testing.T, deliver func(courier.Applier[int])) {
+				policy := courier.RetryPolicy{MaxAttempts: 5, InitialDelay: time.Second, MaxDelay: time.Minute, Jitter: jitter, Random: half}
+				require.Equal(t, want, delays(deliver, policy, errTest, courier.RetryAfter(errTest, 30*time.Second), errTest))
+			})
 		})
 	}
 }

@@ -160,7 +160,7 @@ func TestLease_WhatIsGivenOverInOrderIsNoWarning(t *testing.T) {
 			"a loss, later":   {lose: [][]int{{1}, {2}}, ordered: []int{1}, warnings: 1, infos: 1, revoked: 1},
 			"it is in work":   {lose: [][]int{{1}}, ordered: []int{1}, infos: 1, revoked: 1},
 		} {
-			t.Run(fmt.Sprintf("%s, streaming %v", name, streaming), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", name, coordinatorOf(streaming)), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var log lines
 					var told courierttest.ObserverRecorder

@@ -59,8 +59,8 @@ func TestRunOnce_TheErrorOfTheFetchIsSeenBesideAPause(t *testing.T) {
 func TestC7_RunOnceWaitsForNoInterval(t *testing.T) {
 	for _, successes := range []int{1, 2, 3} {
 		for _, poison := range []int{1, 2} {
-			for _, opts := range [][]courier.Option{nil, {courier.WithFixedInterval()}, {courier.WithWorkers(3)}} {
-				t.Run(fmt.Sprintf("%d successes, %d poison, %d options", successes, poison, len(opts)), func(t *testing.T) {
+			for with, opts := range map[string][]courier.Option{"the defaults": nil, "a fixed interval": {courier.WithFixedInterval()}, "3 workers": {courier.WithWorkers(3)}} {
+				t.Run(fmt.Sprintf("%d successes, %d poison, %s", successes, poison, with), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
 							if r < poison {
@@ -118,7 +118,7 @@ func TestD3_RunOnceGoesOnBehindAPoisonRecord(t *testing.T) {
 		for _, workers := range []int{1, 4} {
 			for _, leasing := range []bool{false, true} {
 				for _, batches := range []bool{false, true} {
-					t.Run(fmt.Sprintf("fresh %v, workers %d, leasing %v, batches %v", fresh, workers, leasing, batches), func(t *testing.T) {
+					t.Run(fmt.Sprintf("%s, workers %d, %s, %s", choose(fresh, "new processes", "one process"), workers, choose(leasing, "leasing", "not leasing"), batched(batches)), func(t *testing.T) {
 						courierttest.Bubble(t, func(t *testing.T) {
 							var r courierttest.Recorder[int]
 							polled, leased := r.Source(numbers(20)...), r.LeasingSource(time.Minute, numbers(20)...)

@@ -267,7 +267,7 @@ func TestStall_TheAttemptThatHangs(t *testing.T) {
 	policy := courier.RetryPolicy{MaxAttempts: 5, InitialDelay: 3 * time.Minute, MaxDelay: 3 * time.Minute, Jitter: courier.NoJitter}
 	for name, s := range stallShapes() {
 		for _, fanned := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, fan-out %v", name, fanned), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", name, choose(fanned, "fan-out", "no fan-out")), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					var told courierttest.ObserverRecorder
 					source := newLeasing(7)
@@ -318,7 +318,7 @@ func TestStall_ABranchThatHangs(t *testing.T) {
 func TestStall_TheAttemptOfTheNextRecord(t *testing.T) {
 	for name, end := range map[string]func() error{"error": func() error { return errTest }, "goexit": func() error { runtime.Goexit(); return nil }} {
 		for _, batches := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s, batches %v", name, batches), func(t *testing.T) {
+			t.Run(fmt.Sprintf("%s, %s", name, batched(batches)), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					a := courier.ProcessFunc(func(_ context.Context, n int) error {
 						if n == 0 {
@@ -603,34 +603,36 @@ func TestStall_Limits(t *testing.T) {
 // Stats tells of the record that has been in work for the longest, whichever worker has it.
 func TestStall_StatsTellOfTheOldest(t *testing.T) {
 	for _, long := range []int{1, 2} {
-		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-			source.add(1, 2, 3)
-			workers := courier.WithWorkers(2)
-			if source.wait {
-				workers = courier.WithStreamWorkers(2)
-			}
-			var mu sync.Mutex
-			hangs := map[string]time.Time{} // since when
-			c := make(courier.ProcessFunc(func(_ context.Context, r int) error {
-				if r == long || r == 3 {
-					mu.Lock()
-					hangs[fmt.Sprint(r)] = time.Now()
-					mu.Unlock()
-					time.Sleep(10 * time.Minute)
-				} else {
-					time.Sleep(30 * time.Second)
+		t.Run(fmt.Sprint("record ", long, " hangs"), func(t *testing.T) {
+			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+				source.add(1, 2, 3)
+				workers := courier.WithWorkers(2)
+				if source.wait {
+					workers = courier.WithStreamWorkers(2)
 				}
-				return nil
-			}), workers, courier.WithBatchSize(3), courier.WithStallAfter(20*time.Second), courier.WithDrainTimeout(time.Hour))
-			stop := start(t, c)
-			time.Sleep(5 * time.Minute)
-			mu.Lock()
-			oldest := hangs[c.Stats().OldestRecord]
-			for _, since := range hangs {
-				require.False(t, since.Before(oldest) || oldest.IsZero())
-			}
-			mu.Unlock()
-			require.NoError(t, stop())
+				var mu sync.Mutex
+				hangs := map[string]time.Time{} // since when
+				c := make(courier.ProcessFunc(func(_ context.Context, r int) error {
+					if r == long || r == 3 {
+						mu.Lock()
+						hangs[fmt.Sprint(r)] = time.Now()
+						mu.Unlock()
+						time.Sleep(10 * time.Minute)
+					} else {
+						time.Sleep(30 * time.Second)
+					}
+					return nil
+				}), workers, courier.WithBatchSize(3), courier.WithStallAfter(20*time.Second), courier.WithDrainTimeout(time.Hour))
+				stop := start(t, c)
+				time.Sleep(5 * time.Minute)
+				mu.Lock()
+				oldest := hangs[c.Stats().OldestRecord]
+				for _, since := range hangs {
+					require.False(t, since.Before(oldest) || oldest.IsZero())
+				}
+				mu.Unlock()
+				require.NoError(t, stop())
+			})
 		})
 	}
 }

@@ -352,13 +352,17 @@ func TestClock_AStepMakesNoWaitLonger(t *testing.T) { // B-17
 		if w.least == 0 {
 			w.least = w.asked
 		}
-		for _, steps := range [][]step{
-			nil,
-			{{0.1, -time.Hour}}, {{0.5, -time.Hour}}, {{0.9, -time.Hour}},
-			{{0.3, -time.Hour}, {0.7, -25 * time.Hour}},
-			{{0.5, -w.asked / 2}}, {{0.5, -w.asked / 30}}, {{0.2, time.Hour}, {0.8, -time.Hour}},
+		for when, steps := range map[string][]step{
+			"no step":         nil,
+			"back soon":       {{0.1, -time.Hour}},
+			"back halfway":    {{0.5, -time.Hour}},
+			"back at the end": {{0.9, -time.Hour}},
+			"back twice":      {{0.3, -time.Hour}, {0.7, -25 * time.Hour}},
+			"back by half":    {{0.5, -w.asked / 2}},
+			"back by a bit":   {{0.5, -w.asked / 30}},
+			"there and back":  {{0.2, time.Hour}, {0.8, -time.Hour}},
 		} {
-			t.Run(fmt.Sprintf("%s/%v", name, steps), func(t *testing.T) {
+			t.Run(name+"/"+when, func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					clock := &wallClock{}
 					began := time.Now()

@@ -416,7 +416,7 @@ func eachStop(t *testing.T, test func(t *testing.T, s *stopCase)) {
 		for shape := range stopShapes(nil) {
 			for stack := range stopStacks(&queueLog{}, courier.ProcessFunc(nop[int])) {
 				for moment, after := range map[string]time.Duration{"before": -drain / 7, "at": 0, "after": drain / 2, "at the end": 2 * drain} {
-					t.Run(fmt.Sprintf("%v/%s/%s/verdict %s", drain, shape, stack, moment), func(t *testing.T) {
+					t.Run(fmt.Sprintf("drain timeout %v/%s/%s/verdict %s", drain, shape, stack, moment), func(t *testing.T) {
 						synctest.Test(t, func(t *testing.T) { test(t, newStopCase(drain, shape, stack, after)) })
 					})
 				}
@@ -636,7 +636,7 @@ func TestStop_TheTimeOfMarks(t *testing.T) {
 		for _, tenths := range []int{-3, 3, 10, 12, 15, 17, 20, 50} {
 			ends := drain / 10 * time.Duration(tenths)
 			for shape := range stopShapes(nil) {
-				t.Run(fmt.Sprintf("%v/apply ends after %v/%s", drain, ends, shape), func(t *testing.T) {
+				t.Run(fmt.Sprintf("drain timeout %v/apply ends after %v/%s", drain, ends, shape), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
 						verdict := time.Now().Add(10*time.Second + ends)
 						a := courier.ProcessFunc(func(context.Context, int) error {

@@ -3,7 +3,6 @@ package courier_test
 import (
 	"context"
 	"flag"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -29,7 +28,7 @@ func TestStream_FlushesAgainstAModel(t *testing.T) {
 		defer func() { require.NoError(t, checks.Value.Set(before)) }()
 	}
 	for _, ordered := range []bool{false, true} {
-		t.Run(fmt.Sprint("ordered ", ordered), func(t *testing.T) {
+		t.Run(choose(ordered, "marks in order", "marks in any order"), func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
 				rapid.SyncTest(t, func(t *rapid.T) { newFlushed(t, ordered).run(t) })
 			})

@@ -115,7 +115,7 @@ func TestStream_AFailedMarkIsTriedAgainWhenItIsSaidToBe(t *testing.T) {
 
 func TestD4_Stream_MarksInTheOrderFetchedWhenAsked(t *testing.T) {
 	for _, ordered := range []bool{false, true} {
-		t.Run(fmt.Sprint(ordered), func(t *testing.T) {
+		t.Run(choose(ordered, "marks in order", "marks in any order"), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var marked collector
 				var once atomic.Bool
