@@ -34,7 +34,8 @@ type model struct {
 	handedOut  map[*kgo.Record]*tenure
 	revokes    map[int]time.Time // when the revoke, or the stop, of a member began
 	dead       map[int]bool
-	outOfReach []time.Time // when members got out of reach
+	cut        map[int]bool // members that were out of reach once
+	outOfReach []time.Time  // when members got there
 	lines      []line
 	violation  string
 	count      map[string]int
@@ -83,7 +84,7 @@ const (
 
 func newModel(partitions int32) *model {
 	m := &model{began: time.Now(), partitions: make(map[int32]*history), handedOut: make(map[*kgo.Record]*tenure),
-		revokes: make(map[int]time.Time), dead: make(map[int]bool), count: make(map[string]int)}
+		revokes: make(map[int]time.Time), dead: make(map[int]bool), cut: make(map[int]bool), count: make(map[string]int)}
 	for p := range partitions {
 		m.partitions[p] = &history{known: make(map[int64]bool), done: make(map[int64][]*tenure), tries: make(map[int64]int)}
 	}
@@ -185,7 +186,7 @@ func (m *model) finish(t *tenure, committed kfake.GroupCommit) {
 		m.violate(t.partition, -1, "member %d gives the partition back with a record in progress", t.member)
 	case open < 0 && !t.succeeded:
 		m.end(t, inOrder)
-	case m.waiting(began), t.succeeded && m.faulty:
+	case m.waiting(began), t.succeeded && (m.faulty || m.cut[t.member]):
 		m.end(t, unheard)
 	case t.succeeded:
 		m.violate(t.partition, -1, "two members had the partition, though none was out of reach")
@@ -227,6 +228,7 @@ func (m *model) unreachable(member int, kill bool) {
 	defer m.mu.Unlock()
 	m.note(-1, -1, "member %d: out of reach, killed: %v", member, kill)
 	m.outOfReach = append(m.outOfReach, time.Now())
+	m.cut[member] = true
 	if !kill {
 		return
 	}

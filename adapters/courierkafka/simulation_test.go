@@ -29,7 +29,7 @@ import (
 
 var (
 	simSeed     = flag.Uint64("sim.seed", 1, "TestSimulation: the first seed")
-	simEpisodes = flag.Int("sim.episodes", 5, "TestSimulation: how many seeds")
+	simEpisodes = flag.Int("sim.episodes", 4, "TestSimulation: how many seeds")
 )
 
 // TestSimulation relays an outbox into a topic by a [courierkafka.Sink], and consumes that by
