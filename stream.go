@@ -184,6 +184,7 @@ func (s *stream[T]) direct() {
 	for {
 		if s.life.stop.Err() != nil && !s.stopping {
 			s.stopping, s.markAt = true, time.Time{} // the time of marks is short
+			s.close(context.Cause(s.life.stop))      // before records are given back, which a fetch under way would take
 		}
 		now := s.config.clock.Now()
 		if s.act(now) {
