@@ -34,6 +34,7 @@ type model struct {
 	handedOut  map[*kgo.Record]*tenure
 	revokes    map[int]time.Time // when the revoke, or the stop, of a member began
 	dead       map[int]bool
+	leaving    map[int]bool // members that leave in order
 	cut        map[int]bool // members that were out of reach once
 	outOfReach []time.Time  // when members got there
 	lines      []line
@@ -55,6 +56,7 @@ type history struct {
 	known   map[int64]bool      // offsets that were handed out
 	done    map[int64][]*tenure // those that were applied or parked, and by whom
 	tries   map[int64]int
+	undone  bool  // an expelled member may have undone a commit
 	checked int64 // all that are known before it are done
 }
 
@@ -84,7 +86,7 @@ const (
 
 func newModel(partitions int32) *model {
 	m := &model{began: time.Now(), partitions: make(map[int32]*history), handedOut: make(map[*kgo.Record]*tenure),
-		revokes: make(map[int]time.Time), dead: make(map[int]bool), cut: make(map[int]bool), count: make(map[string]int)}
+		revokes: make(map[int]time.Time), dead: make(map[int]bool), leaving: make(map[int]bool), cut: make(map[int]bool), count: make(map[string]int)}
 	for p := range partitions {
 		m.partitions[p] = &history{known: make(map[int64]bool), done: make(map[int64][]*tenure), tries: make(map[int64]int)}
 	}
@@ -166,7 +168,13 @@ func (m *model) event(member int, what string, of []int32, committed map[int32]k
 			}
 		}
 	}
-	if what == "revoked" || what == "lost" {
+	for p, h := range m.partitions { // what the client of an expelled member has kept, see the README
+		if t := m.hold(member, p); what == "assigned" && t != nil && t.end == "" && t.succeeded {
+			h.undone = true
+			m.count["kept by an expelled member"]++
+		}
+	}
+	if (what == "revoked" || what == "lost") && !m.leaving[member] {
 		delete(m.revokes, member)
 	}
 }
@@ -217,6 +225,7 @@ func (m *model) leaves(member int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.note(-1, -1, "member %d: leaves", member)
+	m.leaving[member] = true
 	if m.revokes[member].IsZero() {
 		m.revokes[member] = time.Now()
 	}
@@ -264,7 +273,7 @@ func (m *model) handOut(member int, r *kgo.Record) {
 		return
 	}
 	m.handedOut[r], h.known[r.Offset] = t, true
-	if len(h.done[r.Offset]) > 0 && covers(t.begins, r.Offset) {
+	if !h.undone && len(h.done[r.Offset]) > 0 && covers(t.begins, r.Offset) {
 		m.violate(r.Partition, r.Offset, "it is handed out again, though it was committed: %d %q", t.begins.Offset, t.begins.Metadata)
 	}
 }
@@ -330,7 +339,7 @@ func (m *model) settle(t *tenure, r *kgo.Record) {
 			older = t
 		}
 		m.count["repeats"]++
-		if other == t || older.end == inOrder || older.end == "" && !older.succeeded {
+		if other == t || older.end == inOrder && !h.undone || older.end == "" && !older.succeeded {
 			m.violate(r.Partition, r.Offset, "it is applied twice, by members %d and %d", other.member, t.member)
 		}
 	}

@@ -464,7 +464,7 @@ func (s *simulation) expire(ctx context.Context) {
 		owned := make(map[string]bool)
 		s.mu.Lock()
 		for id, m := range s.members {
-			if !s.dead[id] {
+			if !s.dead[id] && m.client.Context().Err() == nil {
 				member, _ := m.client.GroupMetadata()
 				owned[member] = true
 			}
