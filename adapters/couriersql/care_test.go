@@ -256,6 +256,38 @@ func TestRequeueRefusesSomeOfTheLettersOfAKey(t *testing.T) {
 	})
 }
 
+// Letters of a key are not put back without the one in the middle, whose row a relay has
+// locked: the relay would park the last behind it, and deliver the first.
+func TestRequeueRefusesAKeyOfWhichARowIsLocked(t *testing.T) {
+	o := newPostgres(t)
+	write(t, o, named("a", "b", "c", "d")...)
+	var ids []string
+	for i, row := range fetch(t, o, 10) {
+		l := letterFor(row)
+		if l.Key = "customer 1"; row.ID == "d" {
+			l.Key = "customer 2"
+		}
+		require.NoError(t, o.DLQ().Send(t.Context(), l))
+		ids = append(ids, idAt(fmt.Sprintf("%d.1", i+1)))
+	}
+	tx, err := o.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	_, err = tx.ExecContext(t.Context(), `SELECT FROM courier_outbox WHERE id IN ('b', 'd') FOR UPDATE`)
+	require.NoError(t, err)
+	_, err = o.Requeue(t.Context(), ids...)
+	require.ErrorIs(t, err, ErrOfKey)
+	require.ErrorContains(t, err, `2 of the 3 letters of the key "customer 1": `)
+	require.Len(t, lettersOf(t, o), 4)
+	requeued, err := o.Requeue(t.Context(), ids[3])
+	require.NoError(t, err)
+	require.Empty(t, requeued, "all of a key are passed over")
+	require.NoError(t, tx.Rollback())
+	requeued, err = o.Requeue(t.Context(), ids...)
+	require.NoError(t, err)
+	require.Equal(t, ids, requeued)
+	require.Equal(t, []string{"a", "b", "c", "d"}, pendingOf(t, o))
+}
+
 // Of several operators who put the same letters back, each letter has one.
 func TestRequeueAtOnce(t *testing.T) {
 	inEach(t, func(t *testing.T, newOutbox maker) {

@@ -315,7 +315,7 @@ var ErrOfBranch = errors.New("a row of the outbox goes to all branches, and this
 
 // ErrOfKey is the error, to errors.Is, of [Outbox.Requeue] for some of the letters of an
 // order key.
-var ErrOfKey = errors.New("a key stays parked as long as it has letters, so that the relay would park these again behind the others: put all letters of the key back at once (courierctl dlq requeue -all -key), or redrive them with courier.Redrive, which keeps their order")
+var ErrOfKey = errors.New("a key stays parked as long as it has letters, so that the relay would park these again behind the others: put all letters of the key back at once, while no relay has their rows in hand (courierctl dlq requeue -all -key), or redrive them with courier.Redrive, which keeps their order")
 
 // Requeue puts dead letters back into the outbox, in their order and in one
 // transaction, and the relay delivers them as new rows. It returns the IDs of the
@@ -329,9 +329,10 @@ var ErrOfKey = errors.New("a key stays parked as long as it has letters, so that
 // that relay is about to mark the row or to park it again.
 //
 // Requeue refuses the letter of a branch with [ErrOfBranch], and some but not all of the
-// letters of an order key (DLQPolicy.Key) with [ErrOfKey]; then it puts nothing back. The
-// rows of the key that are pending are delivered before those that it puts back: to keep
-// the order use [courier.Redrive], during which the key stays parked.
+// letters of an order key (DLQPolicy.Key) with [ErrOfKey]; then it puts nothing back. So it
+// does where it would pass over some of the letters of a key. The rows of the key that are
+// pending are delivered before those that it puts back: to keep the order use
+// [courier.Redrive], during which the key stays parked.
 func (o *Outbox) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 	if o.fault != nil {
 		return nil, o.fault
@@ -371,14 +372,6 @@ func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]s
 	case !errors.Is(err, sql.ErrNoRows):
 		return nil, err
 	}
-	var key string
-	var some, all int
-	switch err := tx.QueryRowContext(ctx, o.sql(o.grammar.ofKey), letters...).Scan(&key, &some, &all); {
-	case err == nil:
-		return nil, fmt.Errorf("%d of the %d letters of the key %q: %w", some, all, key, ErrOfKey)
-	case !errors.Is(err, sql.ErrNoRows):
-		return nil, err
-	}
 	now := o.grammar.time(o.now().UnixMicro())
 	rowless, err := number(ctx, tx, o.sql(o.grammar.rowless), letters...) // a mark may make it more meanwhile
 	if err != nil {
@@ -389,6 +382,14 @@ func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]s
 		err = o.suppressed(o.table, rowless-len(requeued), rowless)
 	}
 	if err != nil {
+		return nil, err
+	}
+	var key string
+	var some, all int // of those that are put back, as others may be passed over
+	switch err := tx.QueryRowContext(ctx, o.sql(o.grammar.ofKey), o.grammar.letters(requeued)...).Scan(&key, &some, &all); {
+	case err == nil:
+		return nil, fmt.Errorf("%d of the %d letters of the key %q: %w", some, all, key, ErrOfKey)
+	case !errors.Is(err, sql.ErrNoRows):
 		return nil, err
 	}
 	if _, err := o.remove(ctx, tx, requeued); err != nil {
