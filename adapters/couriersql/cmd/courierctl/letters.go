@@ -307,6 +307,11 @@ func changing(ctx context.Context, i *invocation, what string, branches bool, ch
 		if err != nil {
 			return err
 		}
+		if i.dryRun && !branches {
+			if err := wholeKeys(ctx, dlq, chosen); err != nil {
+				return err
+			}
+		}
 		report := changeReport{Letters: []string{}, DryRun: i.dryRun}
 		for _, l := range chosen {
 			if l.Branch == "" || branches {
@@ -362,9 +367,40 @@ func requeue(ctx context.Context, i *invocation) error {
 	if i.dlq != "" {
 		return finding("the letters of %s are of no outbox into which they could be put back: redrive them with courier.Redrive in a program that has their applier", visible(i.dlq))
 	}
-	return changing(ctx, i, "put back into the outbox", false, func(ctx context.Context, outbox *couriersql.Outbox, _ *couriersql.DLQ[couriersql.Row], ids []string) ([]string, error) {
+	err := changing(ctx, i, "put back into the outbox", false, func(ctx context.Context, outbox *couriersql.Outbox, _ *couriersql.DLQ[couriersql.Row], ids []string) ([]string, error) {
 		return outbox.Requeue(ctx, ids...)
 	})
+	if errors.Is(err, couriersql.ErrOfKey) {
+		return finding("%w", err)
+	}
+	return err
+}
+
+// wholeKeys is the error with which Requeue would refuse some of the letters of a key.
+func wholeKeys(ctx context.Context, dlq *couriersql.DLQ[couriersql.Row], chosen []courier.DeadLetter[couriersql.Row]) error {
+	some, all := make(map[string]int), make(map[string]int)
+	for _, l := range chosen {
+		if l.Key != "" && l.Branch == "" {
+			some[l.Key]++
+		}
+	}
+	if len(some) == 0 {
+		return nil
+	}
+	for l, err := range courier.Letters(ctx, dlq) {
+		if err != nil {
+			return err
+		}
+		if l.Branch == "" {
+			all[l.Key]++
+		}
+	}
+	for key, n := range some {
+		if n < all[key] {
+			return fmt.Errorf("%d of the %d letters of the key %q: %w", n, all[key], key, couriersql.ErrOfKey)
+		}
+	}
+	return nil
 }
 
 func remove(ctx context.Context, i *invocation) error {

@@ -389,7 +389,11 @@ func TestLettersAreChosenByKeyAndReason(t *testing.T) {
 		require.Equal(t, "m1", letters[0].MessageID)
 		require.Contains(t, b.run(0, "dlq", "list", "-key", "customer 1"), "2 dead letters of the key customer 1, of 5 in all")
 		require.Contains(t, b.run(0, "dlq", "list", "-reason", "permanent"), "with the reason permanent, of 5 in all")
-		require.Contains(t, b.run(exitCannotRun, "dlq", "requeue", letters[0].ID), `1 of the 2 letters of the key "customer 1": a key stays parked`)
+		for _, args := range [][]string{{letters[0].ID}, {"-all", "-reason", "key parked"}, {letters[0].ID, "-dry-run"}} {
+			require.Contains(t, b.run(exitFinding, append([]string{"dlq", "requeue"}, args...)...), `1 of the 2 letters of the key "customer 1": a key stays parked`)
+		}
+		require.Contains(t, b.run(0, "dlq", "delete", letters[0].ID, "-dry-run"), "1 dead letter would be deleted")
+		require.Equal(t, "2 dead letters would be put back into the outbox\n", b.run(0, "dlq", "requeue", "-all", "-key", "customer 1", "-dry-run"))
 		require.Equal(t, "2 dead letters were put back into the outbox\n", b.run(0, "dlq", "requeue", "-all", "-key", "customer 1"))
 	})
 }
