@@ -111,6 +111,45 @@ func testStatus(t *testing.T, newOutbox maker) {
 	require.ErrorIs(t, err, courier.ErrConfig)
 }
 
+// A message that is parked while it counts is not counted twice.
+func TestStatusIsOfOneMoment(t *testing.T) {
+	o := newPostgres(t)
+	write(t, o, named("a")...)
+	tx, err := o.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	_, err = tx.ExecContext(t.Context(), `LOCK TABLE courier_outbox_dlq`)
+	require.NoError(t, err)
+	var status Status
+	asked := make(chan error, 1)
+	go func() {
+		var err error
+		status, err = o.Status(t.Context())
+		asked <- err
+	}()
+	require.Eventually(t, func() bool {
+		return count(t, o.db, `SELECT count(*) FROM pg_locks WHERE relation = 'courier_outbox_dlq'::regclass AND NOT granted`) == 1
+	}, 10*time.Second, time.Millisecond)
+	require.NoError(t, o.send(t.Context(), tx, letter("a", nil)))
+	_, err = tx.ExecContext(t.Context(), `DELETE FROM courier_outbox`)
+	require.NoError(t, err)
+	require.NoError(t, tx.Commit())
+	require.NoError(t, <-asked)
+	require.Equal(t, 1, status.Pending)
+	require.Zero(t, status.Dead)
+}
+
+// In SQLite, to ask for the status is not to wait for the writer.
+func TestStatusBesideAWriter(t *testing.T) {
+	o := newOutbox(t, WithQueryTimeout(time.Second))
+	tx, err := o.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	require.NoError(t, o.Write(t.Context(), tx, named("a")...))
+	status, err := o.Status(t.Context())
+	require.NoError(t, err)
+	require.Zero(t, status.Pending)
+	require.NoError(t, tx.Rollback())
+}
+
 func TestRequeue(t *testing.T) {
 	for name, opts := range keeping {
 		t.Run(name, func(t *testing.T) { inEach(t, func(t *testing.T, newOutbox maker) { testRequeue(t, newOutbox, opts) }) })
@@ -240,6 +279,9 @@ func TestRequeueRefusesSomeOfTheLettersOfAKey(t *testing.T) {
 			ids = append(ids, idAt(fmt.Sprintf("%d.1", i+1)))
 		}
 		require.NoError(t, s.Mark(t.Context(), rows))
+		ofBranch := letterFor(rows[0])
+		ofBranch.Key, ofBranch.Branch = "customer 1", "search" // which has a key and order of its own
+		require.NoError(t, o.DLQ().Send(t.Context(), ofBranch))
 		all := lettersOf(t, o)
 		for _, one := range ids[:2] {
 			_, err := o.Requeue(t.Context(), one, ids[2], ids[3])
@@ -251,7 +293,7 @@ func TestRequeueRefusesSomeOfTheLettersOfAKey(t *testing.T) {
 		requeued, err := o.Requeue(t.Context(), ids[1], ids[0], ids[3])
 		require.NoError(t, err)
 		require.Equal(t, []string{ids[1], ids[0], ids[3]}, requeued)
-		require.Equal(t, []string{"c.1"}, lettersOf(t, o))
+		require.Equal(t, []string{"c.1", "a.1"}, lettersOf(t, o))
 		require.Equal(t, []string{"a", "b", "d"}, pendingOf(t, o), "in their order")
 	})
 }
