@@ -206,6 +206,9 @@ func TestMigrateWhereTheOutboxIs(t *testing.T) {
 	require.Empty(t, fetch(t, both, 10))
 	require.Equal(t, 1, strings.Count(log.String(), "level=WARN"))
 	require.Contains(t, log.String(), `more than one schema of the search_path has an outbox of this name`)
+	qualified := in(own+","+first, log.option(), WithTable(first+".courier_outbox"))
+	require.Equal(t, []string{"a"}, idsOf(fetch(t, qualified, 10)))
+	require.Equal(t, 1, strings.Count(log.String(), "level=WARN"), "the name has the schema")
 	require.Contains(t, log.String(), `schemas="`+own+", "+first+`"`)
 }
 
@@ -393,8 +396,11 @@ func TestOutboxInASchemaOfItsOwn(t *testing.T) {
 			version, err = o.Version(t.Context())
 			require.NoError(t, err)
 			require.Equal(t, SchemaVersion(Postgres), version)
-			path := outboxIn(t, db) // of the same name, in the path
-			write(t, path, named("a", "path")...)
+			var path *Outbox // of the same name, in the path; without it a table that is named without its schema is missing
+			if !o.keep {
+				path = outboxIn(t, db)
+				write(t, path, named("a", "path")...)
+			}
 
 			s := o.Source()
 			s.RenewEvery()
@@ -438,7 +444,9 @@ func TestOutboxInASchemaOfItsOwn(t *testing.T) {
 				require.Equal(t, 2, pruned)
 			}
 			require.Empty(t, log.String())
-			require.Equal(t, []string{"a", "path"}, idsOf(fetch(t, path, 10)))
+			if path != nil {
+				require.Equal(t, []string{"a", "path"}, idsOf(fetch(t, path, 10)))
+			}
 			require.NoError(t, o.Close())
 		})
 	}

@@ -98,6 +98,19 @@ func TestATableThatIsNotFit(t *testing.T) {
 	}
 }
 
+// It is the table that was named that is looked at, and not one of its name in the path.
+func TestATableInASchemaThatIsNotFit(t *testing.T) {
+	db := openPostgres(t, pgtest.Schema(t))
+	outboxIn(t, db)
+	log, other := new(logged), anotherSchema(t, db)
+	o := outboxIn(t, db, log.option(), WithTable(other+".courier_outbox"))
+	execute(t, db, `ALTER TABLE `+other+`.courier_outbox_dlq SET UNLOGGED; DROP INDEX `+other+`.courier_outbox_pending`)
+	require.Empty(t, fetch(t, o, 1))
+	require.Equal(t, 2, strings.Count(log.String(), "level=WARN"))
+	require.Contains(t, log.String(), "UNLOGGED")
+	require.Contains(t, log.String(), "an index of the pending rows is missing")
+}
+
 // A trigger that was disabled, as for a load of data, and left so, is told of.
 func TestATriggerThatIsDisabled(t *testing.T) {
 	log := new(logged)
