@@ -146,6 +146,19 @@ func testDLQTellsRecordsApart(t *testing.T, dialect Dialect) {
 	require.Equal(t, names, found, "one letter of each, but for those without a name")
 }
 
+// A key may be longer than a row of an index.
+func TestDLQOfRecordsTakesALongKey(t *testing.T) { inBoth(t, testDLQOfRecordsTakesALongKey) }
+
+func testDLQOfRecordsTakesALongKey(t *testing.T, dialect Dialect) {
+	q := orders(t, dialect, nil)
+	l := letterOf(order{ID: "A-1"}, nil)
+	l.Key = random(10_000)
+	require.NoError(t, q.Send(t.Context(), l))
+	parked, err := q.ParkedKeys(t.Context(), "", []string{"A-1", l.Key})
+	require.NoError(t, err)
+	require.Equal(t, []string{l.Key}, parked)
+}
+
 func TestDLQWithACodecOfItsOwn(t *testing.T) { inBoth(t, testDLQWithACodecOfItsOwn) }
 
 func testDLQWithACodecOfItsOwn(t *testing.T, dialect Dialect) {
@@ -171,6 +184,26 @@ func testDLQWithACodecOfItsOwn(t *testing.T, dialect Dialect) {
 
 	jsonless := NewDLQ(q.db, dialect, DLQConfig[func()]{Table: "dead_functions"})
 	require.ErrorContains(t, jsonless.Send(t.Context(), letterOf(func() {}, nil)), "it cannot be encoded: json: unsupported type")
+}
+
+// A record has no time of its own: as a row it has that of its first failure.
+func TestDLQOfRecordsAsRows(t *testing.T) { inBoth(t, testDLQOfRecordsAsRows) }
+
+func testDLQOfRecordsAsRows(t *testing.T, dialect Dialect) {
+	q := orders(t, dialect, nil)
+	later := start.Add(time.Hour)
+	for id, first := range map[string]time.Time{"A-1": start, "A-2": {}} {
+		l := letterOf(order{ID: id}, nil)
+		l.FirstFailedAt, l.FailedAt = first, later
+		require.NoError(t, q.Send(t.Context(), l))
+	}
+	letters, err := NewDLQ(q.db, dialect, DLQConfig[Row]{Table: "dead_orders"}).Receive(t.Context(), 10)
+	require.NoError(t, err)
+	created := make(map[string]time.Time)
+	for _, l := range letters {
+		created[l.Record.ID] = time.UnixMicro(l.Record.CreatedAt).UTC()
+	}
+	require.Equal(t, map[string]time.Time{"A-1": start, "A-2": later}, created)
 }
 
 // A letter of another time, which the program cannot decode, holds up no other. It is
@@ -231,6 +264,7 @@ func testDLQOfRowsOverAnOutboxsLetters(t *testing.T, newOutbox maker) {
 	require.NoError(t, err)
 	require.Equal(t, want, got)
 	require.True(t, rows.SameQueue(o.DLQ()))
+	require.False(t, rows.SameQueue(newOutbox(t).DLQ()), "of another database")
 	require.NoError(t, o.DLQ().Migrate(t.Context()), "is the outbox's")
 
 	const inUse = "is that of an outbox, or of a queue that NewDLQ made: choose another name"
@@ -356,6 +390,7 @@ func TestDLQOfRecordsWhenTheDatabaseMisbehaves(t *testing.T) {
 		require.NoError(t, err)
 		err = q.Send(t.Context(), letterOf(order{ID: "A-1"}, nil))
 		require.ErrorIs(t, err, ErrQueryTimeout)
+		require.ErrorContains(t, err, "not within 100ms")
 		require.NoError(t, tx.Rollback())
 		require.NoError(t, q.Send(t.Context(), letterOf(order{ID: "A-1"}, nil)))
 	})

@@ -61,6 +61,7 @@ func TestADatabaseInMemory(t *testing.T) {
 		err := o.Migrate(t.Context())
 		require.ErrorIs(t, err, courier.ErrConfig, dsn)
 		require.ErrorContains(t, err, "is in memory, and each connection of the pool has a database of its own")
+		require.ErrorIs(t, NewDLQ(o.db, SQLite, DLQConfig[order]{Table: "dead_orders"}).Migrate(t.Context()), courier.ErrConfig, dsn)
 	}
 	one := openDSN(t, SQLiteDSN(":memory:"))
 	one.SetMaxOpenConns(1)
