@@ -348,6 +348,8 @@ func TestRequeueAndDelete(t *testing.T) {
 			require.Contains(t, b.run(exitCannotRun, "dlq", command), "pass the IDs of letters, or -all")
 			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-all"), "pass the IDs of letters or -all, not both")
 			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-branch", "x"), "-branch, -key and -reason: go with -all")
+			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-key", "x"), "-branch, -key and -reason: go with -all")
+			require.Contains(t, b.run(exitCannotRun, "dlq", command, "1.1", "-reason", "x"), "-branch, -key and -reason: go with -all")
 			for _, id := range []string{"7.7", "1.2", "0.1", "-1.1", "x", "1", "", "01.1"} {
 				require.Contains(t, b.run(exitFinding, "dlq", command, "--", "1.1", id), "no dead letter has the ID "+id)
 			}
@@ -379,7 +381,7 @@ func TestLettersAreChosenByKeyAndReason(t *testing.T) {
 		for i, letter := range []courier.DeadLetter[couriersql.Row]{
 			{Key: "customer 1", Reason: courier.ReasonPermanent}, {Key: "customer 1", Reason: courier.ReasonKeyParked}, {Key: "customer 2", Reason: courier.ReasonPermanent},
 		} {
-			letter.Record = couriersql.Row{ID: fmt.Sprintf("m%d", i), Topic: "t"}
+			letter.Record = couriersql.Row{ID: fmt.Sprintf("m%d", i), Topic: "t", Key: fmt.Sprintf("order %d", i)}
 			letter.Error, letter.FailedAt = errors.New("bad"), time.Now()
 			require.NoError(t, queue.Send(t.Context(), letter))
 		}
@@ -389,6 +391,8 @@ func TestLettersAreChosenByKeyAndReason(t *testing.T) {
 		require.Equal(t, "m1", letters[0].MessageID)
 		require.Contains(t, b.run(0, "dlq", "list", "-key", "customer 1"), "2 dead letters of the key customer 1, of 5 in all")
 		require.Contains(t, b.run(0, "dlq", "list", "-reason", "permanent"), "with the reason permanent, of 5 in all")
+		require.Contains(t, b.run(0, "dlq", "list", "-reason", "perm"), "0 dead letters with the reason perm, of 5 in all")
+		require.Contains(t, b.run(0, "dlq", "list", "-key", "order 2"), "1 dead letter of the key order 2, of 5 in all")
 		for _, args := range [][]string{{letters[0].ID}, {"-all", "-reason", "key parked"}, {letters[0].ID, "-dry-run"}} {
 			require.Contains(t, b.run(exitFinding, append([]string{"dlq", "requeue"}, args...)...), `1 of the 2 letters of the key "customer 1": a key stays parked`)
 		}
