@@ -259,7 +259,7 @@ func TestDocs_EveryTextThatIsExplainedExists(t *testing.T) {
 	text, err := os.ReadFile("docs/troubleshooting.md")
 	require.NoError(t, err)
 	code := strings.Join(goFiles(t), "\n")
-	for _, m := range regexp.MustCompile("`(courier: [^`]*)`").FindAllStringSubmatch(string(text), -1) {
+	for _, m := range regexp.MustCompile("`(courier(?:sql)?: [^`]*)`").FindAllStringSubmatch(string(text), -1) {
 		said, _, _ := strings.Cut(m[1], "…")
 		said, _, _ = strings.Cut(strings.Replace(said, "a fetch for", "a %s for", 1), "`")
 		assert.Containsf(t, code, strings.TrimSpace(said), "docs/troubleshooting.md explains a text that no Go file has")

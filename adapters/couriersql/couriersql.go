@@ -212,7 +212,8 @@ func WithFetchBytes(n int64) Option {
 }
 
 // WithLogger sets where the outbox says what nobody would know otherwise: a
-// claim that was lost, an index that is missing, a wake-up that does not work.
+// claim that was lost, an index that is missing, a wake-up that does not work, and
+// with [WithStrictOrder] when this relay begins to lead, and when and why it does no more.
 // Nil is slog.Default().
 func WithLogger(log *slog.Logger) Option {
 	return func(o *Outbox) {

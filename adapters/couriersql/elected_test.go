@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -328,4 +330,112 @@ func TestATableThatIsReplacedUnderALeader(t *testing.T) {
 	require.Zero(t, count(t, first.db, `SELECT count(*) FROM courier_outbox WHERE id = 'a'`))
 	require.NoError(t, first.Close())
 	require.Equal(t, []string{"b"}, idsOf(take(t, other, 10)))
+}
+
+const (
+	leads       = `level=INFO msg="couriersql: this relay delivers from now on, and the others of its table stand by" table=courier_outbox backend=`
+	leadsNoMore = `level=INFO msg="couriersql: this relay delivers no more; the relay that is elected next delivers the rows that are not marked" table=courier_outbox backend=`
+)
+
+// Each relay says once when it begins to lead, and once when and why it does no more. The
+// query of the README shows which one leads.
+func TestTheLogAndTheDatabaseKnowWhoLeads(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	_, query, found := strings.Cut(string(readme), "```sql\nSELECT a.pid")
+	require.True(t, found)
+	query, _, _ = strings.Cut("SELECT a.pid"+query, ";")
+	dsn := pgtest.Schema(t)
+	logs := []*logged{new(logged), new(logged)}
+	var relays []*Source
+	for i, log := range logs {
+		o := outboxIn(t, openPostgres(t, fmt.Sprintf("%s application_name=relay-%d", dsn, i)), WithStrictOrder(), log.option())
+		relays = append(relays, o.Source())
+	}
+	first, second := relays[0], relays[1]
+	db := first.outbox.db
+	query = strings.Replace(query, "public", schemaNamed(t, db), 1)
+	leader := func(name string) string {
+		var pid int
+		var is string
+		require.NoError(t, db.QueryRowContext(t.Context(), query).Scan(&pid, &is, new(any)))
+		require.Equal(t, name, is)
+		return fmt.Sprint(pid)
+	}
+	write(t, first.outbox, named("a")...)
+	rows := take(t, first, 10)
+	for range 3 {
+		require.Empty(t, take(t, second, 10))
+		take(t, first, 10)
+		require.NoError(t, first.Renew(t.Context(), rows))
+	}
+	one := leader("relay-0")
+	require.Regexp(t, `^time=\S+ `+leads+one+"\n$", logs[0])
+	require.Empty(t, logs[1].String(), "it stands by")
+
+	cut(t, first)
+	require.Eventually(t, func() bool { return len(take(t, second, 10)) == 1 }, 10*time.Second, time.Millisecond)
+	two := leader("relay-1")
+	for range 3 {
+		require.Empty(t, take(t, first, 10))
+		require.ErrorIs(t, first.Renew(t.Context(), rows), ErrLeaseLost)
+	}
+	require.Regexp(t, `^.*\n\S+ `+leadsNoMore+one+` why="a fetch failed" error=.+\n$`, logs[0])
+	require.Regexp(t, `^time=\S+ `+leads+two+"\n$", logs[1])
+
+	require.NoError(t, second.outbox.Close())
+	require.Regexp(t, `^.*\n\S+ `+leadsNoMore+two+` why="its outbox is closed"\n$`, logs[1])
+	require.Len(t, take(t, first, 10), 1)
+	require.Regexp(t, `^.*\n.*\n\S+ `+leads+leader("relay-0")+"\n$", logs[0])
+}
+
+// A relay that was suspended reads in its log why it leads no more, and what becomes of
+// the rows that it has in hand.
+func TestALeaderThatWasSuspended(t *testing.T) {
+	log := new(logged)
+	o := newPostgres(t, WithStrictOrder(), log.option())
+	write(t, o, named("a", "b")...)
+	suspended, other := o.Source(), New(o.db, Postgres, WithStrictOrder(), WithLogger(slog.New(slog.DiscardHandler)))
+	t.Cleanup(func() { require.NoError(t, other.Close()) })
+	suspended.waker.elected.silence = 100 * time.Millisecond
+	rows := take(t, suspended, 10)
+	next := other.Source()
+	require.Eventually(t, func() bool { return len(take(t, next, 10)) == 2 }, 20*time.Second, 5*time.Millisecond)
+	err := suspended.Renew(t.Context(), rows)
+	require.EqualError(t, err, "couriersql: this relay lost the lead of courier_outbox: it finishes and marks the rows in progress, and leaves the others to the relay that leads")
+	require.ErrorIs(t, err, ErrLeaseLost)
+	var list *courier.BatchError
+	require.ErrorAs(t, err, &list)
+	require.Len(t, list.Failures, 2)
+	require.Equal(t, 1, strings.Count(log.String(), leadsNoMore))
+	require.Regexp(t, ` why="the server and this relay did not hear of each other for \d+ms: was its process suspended, or the network or the server away\?" error=.+\n$`, log)
+}
+
+// A relay whose every fetch fails is elected for each of them, and says so once.
+func TestALeaderWhoseFetchesFailIsNotRepeated(t *testing.T) {
+	log := new(logged)
+	o := newPostgres(t, WithStrictOrder(), log.option())
+	s := o.Source()
+	fails := func() {
+		t.Helper()
+		execute(t, o.db, `ALTER TABLE courier_outbox RENAME COLUMN topic TO topics`)
+		for range 3 {
+			_, err := s.Fetch(t.Context(), 10)
+			require.Error(t, err)
+			require.Eventually(t, func() bool { // as one that looks out for its election
+				elected, err := s.waker.elected.try(t.Context())
+				return elected && err == nil
+			}, 10*time.Second, time.Millisecond)
+		}
+		execute(t, o.db, `ALTER TABLE courier_outbox RENAME COLUMN topics TO topic`)
+	}
+	for turn := range 2 {
+		fails()
+		require.Equal(t, turn+1, strings.Count(log.String(), leads))
+		require.Equal(t, turn+1, strings.Count(log.String(), leadsNoMore))
+		require.Contains(t, log.String(), `why="a fetch failed" error="error preprocessing batch (prepare): ERROR: column`)
+		require.Empty(t, take(t, s, 10))
+		require.Empty(t, take(t, s, 10))
+		require.Equal(t, turn+2, strings.Count(log.String(), leads), "it works again")
+	}
 }

@@ -173,7 +173,7 @@ func TestAFloorPassesOverNoRowThatIsCommittedLate(t *testing.T) {
 	require.Greater(t, floor(), int64(140))
 
 	// Another leader knows nothing.
-	s.holder.(*elected).resign()
+	s.holder.(*elected).resign("", nil)
 	write(t, o, named("y")...)
 	var rows []Row
 	for len(rows) == 0 { // until the server has noticed that the connection is closed

@@ -30,7 +30,10 @@ type elected struct {
 	turn    chan struct{} // holds a value while somebody uses what follows
 	conn    *sql.Conn     // in the transaction; nil without the lock
 	used    time.Time     // when the server heard of it
+	backend int           // of the session
 	floor   floor         // of this time that it leads
+	said    bool          // in the log, that it leads
+	failing bool          // its fetches, for each of which it may be elected anew: the log has that once
 
 	leads atomic.Bool // for those who do not have the turn
 }
@@ -45,7 +48,7 @@ const (
 
 	beginElection = `BEGIN ISOLATION LEVEL READ COMMITTED`
 	// On a standby advisory locks are the standby's own.
-	electText = `SELECT read_only, CASE WHEN read_only THEN false ELSE pg_try_advisory_xact_lock(` + electionKey + `) END
+	electText = `SELECT read_only, pg_backend_pid(), CASE WHEN read_only THEN false ELSE pg_try_advisory_xact_lock(` + electionKey + `) END
 		FROM (SELECT pg_is_in_recovery() OR current_setting('transaction_read_only') = 'on') AS server(read_only)`
 	// The time that an administrator allows transactions is for those that hold
 	// something back.
@@ -79,13 +82,16 @@ func (e *elected) sql(text string) string {
 	return strings.NewReplacer("{silence}", fmt.Sprint(e.silence.Milliseconds()), "{plan}", e.outbox.grammar.plan).Replace(e.outbox.sql(text))
 }
 
-func (e *elected) fetch(ctx context.Context, limit int, _ int64) ([]Row, error) {
+func (e *elected) fetch(ctx context.Context, limit int, _ int64) (batch []Row, err error) {
 	if err := enter(ctx, e.turn); err != nil {
 		return nil, err
 	}
-	defer func() { <-e.turn }()
+	defer func() {
+		e.failing = err != nil
+		<-e.turn
+	}()
 	led := e.conn != nil
-	batch, err := e.read(ctx, limit)
+	batch, err = e.read(ctx, limit)
 	if err == nil || !led || ctx.Err() != nil {
 		return batch, err
 	}
@@ -125,10 +131,12 @@ func (e *elected) read(ctx context.Context, limit int) (batch []Row, err error) 
 		}
 	}
 	if err != nil {
-		e.resign()
+		e.resign("a fetch failed", err)
+		e.failing = true
 		return nil, err
 	}
 	e.used = time.Now()
+	e.sayThatItLeads()
 	e.add(batch)
 	return batch, nil
 }
@@ -189,7 +197,17 @@ func (e *elected) elect(ctx context.Context) (bool, error) {
 	e.conn, e.used, e.floor = conn, time.Now(), newFloor()
 	e.leads.Store(true)
 	e.outbox.opened(e, true)
+	if !e.failing {
+		e.sayThatItLeads()
+	}
 	return true, nil
+}
+
+func (e *elected) sayThatItLeads() {
+	if !e.said {
+		e.said = true
+		e.outbox.log.Info("couriersql: this relay delivers from now on, and the others of its table stand by", "table", e.outbox.table, "backend", e.backend)
+	}
 }
 
 // campaign begins the transaction, with the lock if it is to be had.
@@ -198,7 +216,7 @@ func (e *elected) campaign(ctx context.Context, conn *sql.Conn) (got bool, err e
 		return false, err
 	}
 	var readOnly bool
-	if err := conn.QueryRowContext(ctx, e.sql(electText)).Scan(&readOnly, &got); err != nil {
+	if err := conn.QueryRowContext(ctx, e.sql(electText)).Scan(&readOnly, &e.backend, &got); err != nil {
 		return false, err
 	}
 	if readOnly {
@@ -224,11 +242,12 @@ func (e *elected) confirm(ctx context.Context) (bool, error) {
 		return false, nil
 	}
 	var still bool
-	if err := e.conn.QueryRowContext(ctx, e.sql(stillElected)).Scan(&still); err == nil && still {
+	err := e.conn.QueryRowContext(ctx, e.sql(stillElected)).Scan(&still)
+	if err == nil && still {
 		e.used = time.Now()
 		return true, nil
 	}
-	e.resign() // also where the context has ended, and the session with it
+	e.resign("its session did not confirm the lock", err) // also where the context has ended, and the session with it
 	return false, ctx.Err()
 }
 
@@ -276,12 +295,12 @@ func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) erro
 	}
 	if err := e.outbox.move(ctx, e.conn, letter, e.marking(letter.Record)); err != nil {
 		if _, lost := e.conn.ExecContext(ctx, backToLeading); lost != nil {
-			e.resign()
+			e.resign("storing a dead letter failed", err)
 		}
 		return err
 	}
 	if err := e.message(ctx, e.conn, commitAndLead); err != nil {
-		e.resign()
+		e.resign("storing a dead letter failed", err)
 		return err
 	}
 	e.used = time.Now()
@@ -289,8 +308,8 @@ func (e *elected) park(ctx context.Context, letter courier.DeadLetter[Row]) erro
 	return nil
 }
 
-// resign ends the session, and the lock with it.
-func (e *elected) resign() {
+// resign ends the session, and the lock with it. err may be nil.
+func (e *elected) resign(why string, err error) {
 	if e.conn == nil {
 		return
 	}
@@ -299,6 +318,21 @@ func (e *elected) resign() {
 	e.conn = nil
 	e.leads.Store(false)
 	e.outbox.opened(e, false)
+	if !e.said {
+		return
+	}
+	e.said = false
+	switch silent := time.Since(e.used); {
+	case errors.Is(err, context.Canceled):
+		why = "a call was cancelled, as where a coordinator stops"
+	case err != nil && silent >= e.silence:
+		why = fmt.Sprintf("the server and this relay did not hear of each other for %v: was its process suspended, or the network or the server away?", silent.Round(time.Millisecond))
+	}
+	attrs := []any{"table", e.outbox.table, "backend", e.backend, "why", why}
+	if err != nil {
+		attrs = append(attrs, "error", err)
+	}
+	e.outbox.log.Info("couriersql: this relay delivers no more; the relay that is elected next delivers the rows that are not marked", attrs...)
 }
 
 func (e *elected) close() {
@@ -309,5 +343,5 @@ func (e *elected) close() {
 		defer cancel()
 		_, _ = e.conn.ExecContext(ctx, `ROLLBACK`)
 	}
-	e.resign()
+	e.resign("its outbox is closed", nil)
 }

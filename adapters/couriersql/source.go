@@ -261,8 +261,23 @@ func (s *Source) Renew(ctx context.Context, rows []Row) error {
 			list.Add(i, ErrLeaseLost)
 		}
 	}
+	if len(lost) > 0 && s.waker.elected != nil {
+		return &leadLost{o.table, &list}
+	}
 	return list.ErrorOrNil()
 }
+
+// leadLost lists the rows that a relay had in hand when it lost the lead.
+type leadLost struct {
+	table string
+	list  *courier.BatchError
+}
+
+func (e *leadLost) Error() string {
+	return fmt.Sprintf("couriersql: this relay lost the lead of %s: it finishes and marks the rows in progress, and leaves the others to the relay that leads", e.table)
+}
+
+func (e *leadLost) Unwrap() error { return e.list }
 
 // Lag tells how many rows are due, and for how long the oldest of them has been
 // there, without those that this source has handed out and a coordinator is
