@@ -552,7 +552,7 @@ func (l *slogObserver) renewed(ctx context.Context, e RenewEvent) {
 	case e.Lost > 0 && e.Revoked == e.Lost:
 		l.complain(ctx, slog.LevelInfo, "courier: the source hands records over to another process, in order: this process finishes the records in progress and leaves the others to that one", nil, "records", e.Lost)
 	default:
-		l.complain(ctx, slog.LevelWarn, "courier: leases were not renewed", e.Err, "records", e.Records, "lost", e.Lost)
+		l.complain(ctx, slog.LevelWarn, "courier: the hold on records was not renewed", e.Err, "records", e.Records, "lost", e.Lost)
 	}
 }
 
