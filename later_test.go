@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -241,6 +242,36 @@ func TestLater_RunOnceWaitsWithinTheDrainTimeout(t *testing.T) {
 			require.Equal(t, courier.ClassNotAttempted, courier.Classify(t.Context(), err))
 			require.Equal(t, []int{1}, shelf.left())
 			require.Zero(t, time.Since(began))
+		})
+	}
+}
+
+// A destination that asks for another second each time, or a host whose breaker opens for a
+// second each time, does not keep a run for as long as it does so.
+func TestLater_RunOnceEndsThoughEachWaitIsShort(t *testing.T) {
+	for name, applier := range map[string]courier.Applier[int]{
+		"a record that asks each time": courier.ProcessFunc(func(_ context.Context, n int) error {
+			if n > 0 {
+				return nil
+			}
+			return courier.Later(errTest, time.Second)
+		}),
+		"a host that is down": courier.NewKeyedCircuitBreakerApplier(courier.ProcessFunc(func(_ context.Context, n int) error {
+			if n > 0 {
+				return nil
+			}
+			return errTest
+		}), strconv.Itoa, courier.BreakerPolicy{FailureThreshold: 1, OpenFor: time.Second, MaxOpenFor: time.Second}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				source := newShelf(numbers(3)...)
+				began := time.Now()
+				err := courier.NewPollingCoordinator(source, applier, quiet).RunOnce(t.Context())
+				require.ErrorIs(t, err, errTest)
+				require.LessOrEqual(t, time.Since(began), 11*time.Second, "the drain timeout, and a last wait")
+				require.Equal(t, []int{0}, source.left())
+			})
 		})
 	}
 }

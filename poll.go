@@ -102,7 +102,7 @@ type poller[T any] struct {
 	// The end.
 	failed   map[int]error // by index, in RunOnce
 	leaving  bool          // RunOnce does not go on
-	patience time.Time     // until when RunOnce waits for a breaker
+	patience time.Time     // see patientUntil
 	unmarked error         // a *MarkError
 }
 

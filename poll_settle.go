@@ -239,6 +239,7 @@ func (p *poller[T]) afterMark(j *job[T], err error) {
 	switch {
 	case err == nil:
 		p.pass.progress = true
+		p.patience = time.Time{}
 		p.leases.Leave(j.numbers...)
 		p.watch.marked(p.life.settle, event)
 		p.markPace = callPace{}
@@ -487,8 +488,8 @@ func (p *poller[T]) noteProbe() (goOn bool) {
 	return goOn
 }
 
-// goesOn reports whether RunOnce waits for a breaker that has interrupted it, to
-// try the rest of its records. It does so for the drain timeout in all.
+// goesOn reports whether RunOnce goes on: with what waits in hand, or with the rest of its
+// records once a breaker lets it.
 func (p *poller[T]) goesOn() bool {
 	if p.waiting.Len() > 0 && p.pass.halted.err == nil {
 		return true
@@ -496,11 +497,8 @@ func (p *poller[T]) goesOn() bool {
 	if len(p.kept)+p.waiting.Len() == 0 || p.pass.refused != nil && p.pass.halted.err == nil { // it would be refused again, without end
 		return false
 	}
-	now := p.config.clock.Now()
-	if p.patience.IsZero() {
-		p.patience = now.Add(p.config.drainTimeout)
-	}
-	return p.pass.halted.err == nil || p.pass.halted.until.After(now) && !p.pass.halted.until.After(p.patience)
+	until := p.pass.halted.until
+	return p.pass.halted.err == nil || until.After(p.config.clock.Now()) && !until.After(p.patientUntil())
 }
 
 // nap is a rest that a wake-up ends, or a Pause. A breaker's pause ends when the

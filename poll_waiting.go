@@ -92,7 +92,16 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 
 // outlastsRun reports whether a record asks for a time that RunOnce does not wait for.
 func (p *poller[T]) outlastsRun(err error, due time.Time) bool {
-	return p.once && ownWait(err) && due.Sub(p.config.clock.Now()) > p.config.drainTimeout
+	return p.once && ownWait(err) && due.After(p.patientUntil())
+}
+
+// patientUntil is until when RunOnce waits for what has not failed: for the drain timeout
+// since it began to, or since something was marked.
+func (p *poller[T]) patientUntil() time.Time {
+	if p.patience.IsZero() {
+		p.patience = p.config.clock.Now().Add(p.config.drainTimeout)
+	}
+	return p.patience
 }
 
 // outlastsPause reports whether a record waits on in hand while a breaker lets nothing be

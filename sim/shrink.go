@@ -17,8 +17,11 @@ const (
 func (r *Report) shrink(t *testing.T, o *Options, setup func(*World)) {
 	seed, way := r.Failed.Seed, wayOf(r.Failed.Problems[0])
 	began := time.Now() //nolint:forbidigo // the time of the wall
+	over := func() bool {
+		return r.Tried >= mostTries || time.Since(began) > mostTime //nolint:forbidigo // the time of the wall
+	}
 	fails := func(faults []Fault) bool {
-		if r.Tried >= mostTries || time.Since(began) > mostTime { //nolint:forbidigo // the time of the wall
+		if over() {
 			return false
 		}
 		r.Tried++
@@ -28,7 +31,7 @@ func (r *Report) shrink(t *testing.T, o *Options, setup func(*World)) {
 	// A list of faults keeps each at its call; an outage is one of many then.
 	faults := append([]Fault{}, r.Failed.Faults...)
 	if fails(faults) {
-		faults = fewest(faults, fails)
+		faults = fewest(faults, fails, over)
 	} else {
 		faults = nil // let the seed draw them again
 	}
@@ -49,15 +52,15 @@ func wayOf(problem string) string {
 }
 
 // fewest returns a part of the list that still fails, and of which no single
-// element can be left out, if the tries allow (ddmin).
-func fewest[F any](list []F, fails func([]F) bool) []F {
+// element can be left out, unless the tries are over before that (ddmin).
+func fewest[F any](list []F, fails func([]F) bool, over func() bool) []F {
 	if len(list) > 0 && fails([]F{}) {
 		return []F{}
 	}
-	for parts := 2; len(list) > 1; {
+	for parts := 2; len(list) > 1 && !over(); {
 		size := (len(list) + parts - 1) / parts
 		smaller := false
-		for from := 0; from < len(list); from += size {
+		for from := 0; from < len(list) && !over(); from += size {
 			rest := append(append([]F{}, list[:from]...), list[min(from+size, len(list)):]...)
 			if fails(rest) {
 				list, smaller = rest, true
