@@ -131,7 +131,7 @@ func testDLQTellsRecordsApart(t *testing.T, dialect Dialect) {
 	q := NewDLQ(databaseOf(t, dialect), dialect, DLQConfig[[]byte]{Table: "dead", Identity: func(b []byte) string { return string(b) }})
 	require.NoError(t, q.Migrate(t.Context()))
 	long := strings.Repeat("long", 1000)
-	names := []string{"\xff", "\xfe", "\uFFFD", "a\x00", "a\x00b", long + "1", long + "2", strings.Repeat("ä", 1000), "", ""}
+	names := []string{"\xff", "\xfe", "\uFFFD", "a\x00", "a\x00b", long + "1", long + "2", random(10_000), strings.Repeat("ä", 1000), "", ""}
 	for range 2 {
 		for _, name := range names[:len(names)-1] {
 			require.NoError(t, q.Send(t.Context(), letterOf([]byte(name), nil)))
@@ -236,6 +236,7 @@ func testDLQPassesOverWhatItCannotDecode(t *testing.T, dialect Dialect) {
 	}
 	require.Equal(t, []string{"1", "2", "6", "7"}, walked)
 	require.Contains(t, log.String(), `table=dead_orders letter=`+idAt("4.1")+` record=3 error="json: `)
+	require.Equal(t, 1, strings.Count(log.String(), "record=4"), "each is read once")
 
 	result, err := courier.Redrive(t.Context(), q, courier.ProcessFunc(func(context.Context, order) error { return nil }), nil)
 	require.NoError(t, err)
@@ -314,6 +315,7 @@ func TestBadConfigurationOfADLQ(t *testing.T) {
 		`DLQConfig.Table "" is`:            NewDLQ(db, SQLite, DLQConfig[order]{}),
 		`DLQConfig.Table "a.b" is`:         NewDLQ(db, SQLite, DLQConfig[order]{Table: "a.b"}),
 		`DLQConfig.Table "a.b.c" is`:       NewDLQ(db, Postgres, DLQConfig[order]{Table: "a.b.c"}),
+		`DLQConfig.Table "a\"a.b" is`:      NewDLQ(db, Postgres, DLQConfig[order]{Table: `a"a.b`}),
 		`DLQConfig.Table "A" is`:           NewDLQ(db, Postgres, DLQConfig[order]{Table: "A"}),
 		`DLQConfig.Table "a\"; --" is`:     NewDLQ(db, SQLite, DLQConfig[order]{Table: `a"; --`}),
 		"has Encode or Decode alone":       NewDLQ(db, SQLite, DLQConfig[order]{Table: "dead", Encode: encode}),
@@ -350,6 +352,7 @@ func TestDLQInASchemaOfItsOwn(t *testing.T) {
 	for range 2 {
 		require.NoError(t, owner.Migrate(t.Context()))
 	}
+	require.Equal(t, 1, count(t, db, `SELECT count(*) FROM `+other+`.courier_migrations WHERE outbox = 'dlq:dead_orders'`), "as by its name alone")
 	as := roles(t, dsn, "pipeline", "operator")
 	schema := schemaNamed(t, db)
 	for _, role := range []string{schema + "_pipeline", schema + "_operator"} {
