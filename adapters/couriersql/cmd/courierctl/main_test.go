@@ -380,25 +380,26 @@ func TestLettersAreChosenByKeyAndReason(t *testing.T) {
 		queue := b.outbox.DLQ()
 		for i, letter := range []courier.DeadLetter[couriersql.Row]{
 			{Key: "customer 1", Reason: courier.ReasonPermanent}, {Key: "customer 1", Reason: courier.ReasonKeyParked}, {Key: "customer 2", Reason: courier.ReasonPermanent},
+			{Key: "customer 1", Reason: courier.ReasonKeyParked, Branch: "search"}, // which has a key and order of its own
 		} {
 			letter.Record = couriersql.Row{ID: fmt.Sprintf("m%d", i), Topic: "t", Key: fmt.Sprintf("order %d", i)}
 			letter.Error, letter.FailedAt = errors.New("bad"), time.Now()
 			require.NoError(t, queue.Send(t.Context(), letter))
 		}
 		var letters []letterReport
-		b.json(&letters, "dlq", "list", "-key", "customer 1", "-reason", "key parked")
+		b.json(&letters, "dlq", "list", "-key", "customer 1", "-reason", "key parked", "-branch", "")
 		require.Len(t, letters, 1)
 		require.Equal(t, "m1", letters[0].MessageID)
-		require.Contains(t, b.run(0, "dlq", "list", "-key", "customer 1"), "2 dead letters of the key customer 1, of 5 in all")
-		require.Contains(t, b.run(0, "dlq", "list", "-reason", "permanent"), "with the reason permanent, of 5 in all")
-		require.Contains(t, b.run(0, "dlq", "list", "-reason", "perm"), "0 dead letters with the reason perm, of 5 in all")
-		require.Contains(t, b.run(0, "dlq", "list", "-key", "order 2"), "1 dead letter of the key order 2, of 5 in all")
-		for _, args := range [][]string{{letters[0].ID}, {"-all", "-reason", "key parked"}, {letters[0].ID, "-dry-run"}} {
+		require.Contains(t, b.run(0, "dlq", "list", "-key", "customer 1"), "3 dead letters of the key customer 1, of 6 in all")
+		require.Contains(t, b.run(0, "dlq", "list", "-reason", "permanent"), "with the reason permanent, of 6 in all")
+		require.Contains(t, b.run(0, "dlq", "list", "-reason", "perm"), "0 dead letters with the reason perm, of 6 in all")
+		require.Contains(t, b.run(0, "dlq", "list", "-key", "order 2"), "1 dead letter of the key order 2, of 6 in all")
+		for _, args := range [][]string{{letters[0].ID}, {"-all", "-reason", "key parked"}, {"-all", "-reason", "key parked", "-dry-run"}, {letters[0].ID, "-dry-run"}} {
 			require.Contains(t, b.run(exitFinding, append([]string{"dlq", "requeue"}, args...)...), `1 of the 2 letters of the key "customer 1": a key stays parked`)
 		}
 		require.Contains(t, b.run(0, "dlq", "delete", letters[0].ID, "-dry-run"), "1 dead letter would be deleted")
-		require.Equal(t, "2 dead letters would be put back into the outbox\n", b.run(0, "dlq", "requeue", "-all", "-key", "customer 1", "-dry-run"))
-		require.Equal(t, "2 dead letters were put back into the outbox\n", b.run(0, "dlq", "requeue", "-all", "-key", "customer 1"))
+		require.Equal(t, "2 dead letters would be put back into the outbox\n", b.run(0, "dlq", "requeue", "-all", "-branch", "", "-key", "customer 1", "-dry-run"))
+		require.Equal(t, "2 dead letters were put back into the outbox\n", b.run(0, "dlq", "requeue", "-all", "-branch", "", "-key", "customer 1"))
 	})
 }
 
@@ -662,7 +663,7 @@ func TestLettersOfAQueueOfRecords(t *testing.T) {
 			b.ids[l.ID[:strings.LastIndexByte(l.ID, '.')]] = l.ID
 		}
 		require.Regexp(t, `^ID +BRANCH +RECORD +KEY +FAILED AT .*\n1.1 +A-1 +k +2.*boom\n2.1 .*\n2 of 3 dead letters; see more with -after 2.1\n$`, b.run(0, "dlq", "list", "-dlq", "dead_orders", "-limit", "2"))
-		require.Regexp(t, `(?s)^letter +2.1\nbranch\nrecord +A-2\nkey +k\nreason .*payload +\{"ID":"A-2"\}\n$`, b.run(0, "dlq", "show", "-dlq", "dead_orders", "2.1"))
+		require.Regexp(t, `(?s)^letter +2.1\nbranch\nrecord +A-2\nkey +k\nreason .*redriven +0\nfirst failed [^\n]+\nlast failed [^\n]+\npayload +\{"ID":"A-2"\}\n$`, b.run(0, "dlq", "show", "-dlq", "dead_orders", "2.1"))
 		var one map[string]any
 		b.json(&one, "dlq", "show", "2.1", "-dlq", "dead_orders")
 		require.Equal(t, `{"ID":"A-2"}`, one["payload"])
