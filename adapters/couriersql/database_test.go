@@ -387,7 +387,7 @@ func TestOutboxInASchemaOfItsOwn(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			db := openPostgres(t, pgtest.Schema(t))
 			log := new(logged)
-			opts := append(opts, WithWakeUp(), log.option(), WithTable(anotherSchema(t, db)+".courier_outbox"))
+			opts := append(opts, WithWakeUp(), log.warnings(), WithTable(anotherSchema(t, db)+".courier_outbox"))
 			o := New(db, Postgres, append(opts, WithClock(&fixed{start}))...)
 			version, err := o.Version(t.Context())
 			require.NoError(t, err)

@@ -82,7 +82,7 @@ func TestATableThatIsNotFit(t *testing.T) {
 	} {
 		t.Run(change, func(t *testing.T) {
 			log := new(logged)
-			o := newPostgres(t, append(want.opts, log.option())...)
+			o := newPostgres(t, append(want.opts, log.warnings())...)
 			execute(t, o.db, change)
 			s := o.Source()
 			for range 2 {

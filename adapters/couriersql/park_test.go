@@ -394,7 +394,7 @@ func TestCoordinatorsPark(t *testing.T) {
 	for name, newOutbox := range ways() {
 		t.Run(name, func(t *testing.T) {
 			log := new(logged)
-			o := newOutbox(t, WithClock(nil), log.option(), WithBackoff(time.Millisecond, time.Millisecond))
+			o := newOutbox(t, WithClock(nil), log.warnings(), WithBackoff(time.Millisecond, time.Millisecond))
 			var want []string
 			for i := range 300 {
 				id := fmt.Sprintf("k/%d", i)

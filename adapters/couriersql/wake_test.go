@@ -39,6 +39,11 @@ func (l *logged) String() string {
 
 func (l *logged) option() Option { return WithLogger(slog.New(slog.NewTextHandler(l, nil))) }
 
+// warnings is option without what is told of an election.
+func (l *logged) warnings() Option {
+	return WithLogger(slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelWarn})))
+}
+
 func awaken(t *testing.T, wake <-chan struct{}) {
 	t.Helper()
 	select {

@@ -229,7 +229,7 @@ var mutants = []mutant{
 	{"records that are kept over a pause are dropped", "poll_hand.go",
 		"			p.kept = append(p.kept, r)\n", ""},
 	{"RunOnce ends at an open breaker", "poll_settle.go",
-		"	return p.pass.halted.err == nil || p.pass.halted.until", "	return p.pass.halted.err != nil && p.pass.halted.until"},
+		"	return p.pass.halted.err == nil || until.After(", "	return p.pass.halted.err != nil && until.Before(time.Time{}) && until.After("},
 	{"nobody looks past the records that are kept", "poll_hand.go",
 		"	return p.memory.Has(ids[p.memory.Probe(ids, keys, 0, now)], now)\n", "	return p.memory.Has(ids[p.memory.Probe(ids, keys, 0, now)], now) && p.memory.Len() < 0\n"},
 	{"a record that is kept goes on behind one of its key", "poll_hand.go",
