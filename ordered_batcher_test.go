@@ -759,3 +759,42 @@ func TestOrderedBatches_TheApplierThatMayBreakTheOrderIsTold(t *testing.T) {
 		})
 	}
 }
+
+// orderly is a batch applier that keeps the order, as the function does.
+type orderly struct {
+	courier.BatchApplier[int]
+}
+
+func (orderly) OrderedBatches() bool { return true }
+
+// D4: a record that is refused behind one of its key, which is refused too and waits in hand
+// for its next attempt, stays behind that in hand. At the source it would be overtaken by one
+// that is fetched meanwhile.
+func TestD4_OrderedBatches_WhatIsRefusedBehindAWaitingRecordStaysInHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := &renewable{leasing: newLeasing[int](), every: time.Hour, renew: func(context.Context, []int) error { return nil }}
+		var got []int
+		calls := 0
+		applier := orderly{courier.BatchProcessFunc(func(_ context.Context, records []int) error {
+			err := error(rateLimited{})
+			if calls++; calls == 1 {
+				err = courier.Later(errTest, 100*time.Millisecond)
+			}
+			if records[0] == 1 && calls < 4 {
+				return err // of all records: the first failed, and those behind it were not attempted
+			}
+			got = append(got, records...)
+			return nil
+		})}
+		source.add(1)
+		stop := start(t, courier.NewPollingCoordinator(source, applier, quiet, unspread, courier.WithOrderKey(func(int) string { return "a" }), courier.WithInterval(100*time.Millisecond),
+			courier.WithObserver(courier.Observer{Released: func(_ context.Context, e courier.ReleaseEvent) { t.Errorf("released: %+v", e) }})))
+		time.Sleep(50 * time.Millisecond)
+		source.add(2) // is fetched when the first is due
+		time.Sleep(100 * time.Millisecond)
+		source.add(3)
+		time.Sleep(5 * time.Second)
+		require.NoError(t, stop())
+		require.Equal(t, []int{1, 2, 3}, got)
+	})
+}

@@ -80,6 +80,10 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 			return false
 		}
 		due = p.config.clock.Now().Add(max(p.config.interval, afterOf(err, maxAfter)))
+	case p.waiting.Busy(order) && p.blocked.Until(order).IsZero(): // it comes after that one
+		if past == nil {
+			past = it.past
+		}
 	default:
 		return false
 	}
