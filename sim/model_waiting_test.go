@@ -439,7 +439,8 @@ func (l *life) look(returning *call) {
 	}
 	for n, one := range w.of {
 		m.lapses(l, n)
-		if late := min(passed, time.Duration(now-one.due-one.late)); late > 0 && !one.untimed && !one.leaves && !l.troubled(n) {
+		if late := min(passed, time.Duration(now-one.due-one.late)); late > 0 && !one.untimed && !one.leaves && !l.troubled(n) &&
+			(m.Cron == 0 || !one.asked) { // of what asks a run waits for so much only in all
 			free := idle && (!one.asked || u.settling == 0) // what has asked for long may be about to go back
 			if !m.streaming() {
 				free = at == 0
