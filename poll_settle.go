@@ -116,7 +116,7 @@ func (p *poller[T]) sortOut() {
 		case state == ledger.Failed:
 			failed, errs = append(failed, it.record), append(errs, err)
 			p.goBack(it, afterOf(err, maxAfter))
-		case waits && p.leftToSource(it, err, due):
+		case waits && p.leftToSource(it, b.key(i), err, due):
 		case p.keepWaiting(it, b.key(i), err, due, waits):
 			continue
 		case err == errHeldBack:

@@ -118,9 +118,10 @@ func (p *poller[T]) outlastsPause(due time.Time, asked bool) bool {
 const maxUnrenewed = 10 * time.Second
 
 // leftToSource gives a record of the batch back that waits for longer than its source
-// may leave it in hand, if the source keeps the time, and reports whether it did.
-func (p *poller[T]) leftToSource(it pending[T], err error, due time.Time) bool {
-	if p.pass.halted.err != nil || p.releaser == nil || p.failer != nil || p.leases != nil || p.once || p.life.stop.Err() != nil {
+// may leave it in hand, if the source keeps the time, and reports whether it did. One behind
+// a waiting record of its key stays: one that is fetched meanwhile would overtake it.
+func (p *poller[T]) leftToSource(it pending[T], order string, err error, due time.Time) bool {
+	if p.pass.halted.err != nil || p.releaser == nil || p.failer != nil || p.leases != nil || p.once || p.life.stop.Err() != nil || p.waiting.Busy(order) {
 		return false
 	}
 	after := due.Sub(p.config.clock.Now())
