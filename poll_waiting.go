@@ -58,6 +58,7 @@ func (p *poller[T]) mix() {
 func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time.Time, waits bool) bool {
 	past, asked := historyOf(err), ownWait(err)
 	outlastsRun := waits && p.outlastsRun(err, due)
+	follows := p.waiting.Busy(order) && p.blocked.Until(order).IsZero() // an earlier one, with none between them at the source
 	if waits && p.pass.halted.err != nil {
 		due, asked = past.askedUntil(due, asked)
 	}
@@ -65,10 +66,7 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 	case p.life.stop.Err() != nil || outlastsRun:
 		return false
 	case waits && (p.pass.halted.err == nil || p.outlastsPause(due, asked)):
-	case err == errHeldBack && p.waiting.Busy(order) && p.blocked.Until(order).IsZero(): // else one between them is with the source
-		if past == nil {
-			past = it.past
-		}
+	case follows && err == errHeldBack:
 	case p.pass.halted.err != nil:
 		return false
 	case !p.once && (past.goesOn() || it.waited && refusedOutside(err)):
@@ -80,12 +78,12 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 			return false
 		}
 		due = p.config.clock.Now().Add(max(p.config.interval, afterOf(err, maxAfter)))
-	case p.waiting.Busy(order) && p.blocked.Until(order).IsZero(): // it comes after that one
-		if past == nil {
-			past = it.past
-		}
+	case follows:
 	default:
 		return false
+	}
+	if past == nil && !waits {
+		past = it.past
 	}
 	it = it.bare()
 	it.asked, it.past, it.due, it.order = asked, past, due, order
