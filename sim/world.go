@@ -3,6 +3,7 @@ package sim
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -161,7 +162,9 @@ func (w *World) finish() bool {
 // over reports whether the episode has ended.
 func (w *World) over() bool { return (w.finishing || w.aborting) && w.living == 0 }
 
-func (w *World) settled() bool { return w.unsettled() == nil }
+func (w *World) settled() bool {
+	return !slices.ContainsFunc(w.eventually, func(e eventually) bool { return !e.holds() })
+}
 
 // unsettled returns what is still to come true.
 func (w *World) unsettled() (what []string) {
