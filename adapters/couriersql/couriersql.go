@@ -99,7 +99,7 @@ func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 	for _, opt := range opts {
 		opt(o)
 	}
-	o.dlq, o.versioned, o.elsewhere = o.table+"_dlq", o.name, ownQueue+o.name+"_dlq"
+	o.nameTables(o.table+"_dlq", o.name, ownQueue+o.name+"_dlq")
 	o.migrations, o.shapes = o.grammar.migrations, o.grammar.shapes
 	switch {
 	case o.strict && dialect == SQLite:

@@ -21,10 +21,11 @@ type database struct {
 	db      *sql.DB
 	dialect Dialect
 	grammar grammar
-	schema  string        // of the tables, "" for that of the search_path
-	name    string        // of the outbox or queue, without the schema
-	table   string        // the outbox or queue
-	dlq     string        // the dead letters
+	schema  string // of the tables, "" for that of the search_path
+	name    string // of the outbox or queue, without the schema
+	table   string // the outbox or queue
+	dlq     string // the dead letters
+	names   *strings.Replacer
 	timeout time.Duration // of a call
 	now     func() time.Time
 	log     *slog.Logger
@@ -70,6 +71,12 @@ func (d *database) call(field, table string) {
 	d.schema, d.name, d.table = schema, name, table
 }
 
+// nameTables names what goes by the name of the outbox or queue.
+func (d *database) nameTables(dlq, versioned, elsewhere string) {
+	d.dlq, d.versioned, d.elsewhere = dlq, versioned, elsewhere
+	d.names = strings.NewReplacer("{table}", d.name, "{outbox}", quoted(d.table), "{dlq}", quoted(d.dlq), "{versions}", quoted(d.inSchema("courier_migrations")))
+}
+
 // misconfigured keeps the first fault, which the others often follow from.
 func (d *database) misconfigured(field, problem string) {
 	if d.fault == nil {
@@ -100,12 +107,7 @@ func (d *database) timed(args ...any) []any {
 
 // sql puts the tables' names into a statement. It is safe to do so because they are
 // plain identifiers.
-func (d *database) sql(text string) string {
-	text = strings.ReplaceAll(text, "{table}", d.name)
-	text = strings.ReplaceAll(text, "{outbox}", quoted(d.table))
-	text = strings.ReplaceAll(text, "{dlq}", quoted(d.dlq))
-	return strings.ReplaceAll(text, "{versions}", quoted(d.inSchema("courier_migrations")))
-}
+func (d *database) sql(text string) string { return d.names.Replace(text) }
 
 // quoted is a name, perhaps with a schema, in a statement.
 func quoted(name string) string { return `"` + strings.ReplaceAll(name, ".", `"."`) + `"` }

@@ -93,8 +93,7 @@ const ownQueue = "dlq:"
 
 func (d *database) callQueue(table string) {
 	d.call("DLQConfig.Table", table)
-	d.dlq = d.table
-	d.versioned, d.elsewhere = ownQueue+d.name, strings.TrimSuffix(d.name, "_dlq")
+	d.nameTables(d.table, ownQueue+d.name, strings.TrimSuffix(d.name, "_dlq"))
 	d.migrations = d.grammar.dlqMigrations
 	for _, s := range d.grammar.shapes {
 		if s.dlq {
