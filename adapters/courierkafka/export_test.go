@@ -2,6 +2,7 @@ package courierkafka
 
 import (
 	"context"
+	"slices"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -18,14 +19,18 @@ func Unanswered(client *kgo.Client) int {
 }
 
 // Watched returns the options of a client of a [Source] whose events a test sees: partitions
-// that are assigned, about to be revoked, revoked, and lost.
+// that are assigned, kept by a client that is another member now, about to be revoked,
+// revoked, and lost.
 func Watched(event func(what string, of map[string][]int32)) []kgo.Opt {
 	type callback = func(context.Context, *kgo.Client, map[string][]int32)
 	tell := func(before string, call func(*group) callback, then string) callback {
 		return func(ctx context.Context, client *kgo.Client, of map[string][]int32) {
 			after := then
-			event(before, of)
 			g := groupOf(client)
+			event(before, of)
+			if before == "assigned" {
+				event("kept", g.keptAs(client, of))
+			}
 			losses := g.losses.Load()
 			if call(g)(ctx, client, of); after == "revoked" && g.losses.Load() > losses {
 				after = "lost"
@@ -37,4 +42,19 @@ func Watched(event func(what string, of map[string][]int32)) []kgo.Opt {
 		kgo.OnPartitionsAssigned(tell("assigned", func(g *group) callback { return g.assigned }, "")),
 		kgo.OnPartitionsRevoked(tell("revoking", func(g *group) callback { return g.revoking }, "revoked")),
 		kgo.OnPartitionsLost(tell("lost", func(g *group) callback { return g.lost }, "")))
+}
+
+// keptAs lists the partitions that the client keeps as another member than before.
+func (g *group) keptAs(client *kgo.Client, added map[string][]int32) map[string][]int32 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	kept := make(map[string][]int32)
+	if member, _ := client.GroupMetadata(); g.member != "" && g.member != member {
+		for p := range g.partitions {
+			if !slices.Contains(added[p.topic], p.number) {
+				kept[p.topic] = append(kept[p.topic], p.number)
+			}
+		}
+	}
+	return kept
 }

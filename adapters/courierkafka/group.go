@@ -31,7 +31,7 @@ type group struct {
 	returned   returned                  // those that were given back
 	polling    *polling                  // the call of the client under way
 	renewal    uint64                    // number of the last call of Renew
-	changed    chan struct{}             // is closed when a record of a partition that leaves has left the coordinator
+	changed    chan struct{}             // is closed when a record of a partition that leaves has left the coordinator, or there is trouble
 	noText     bool                      // the brokers take no metadata of this length
 	trouble    error                     // is returned by the next Fetch
 }
@@ -152,34 +152,46 @@ func (g *group) tell(err error) {
 	if g.polling != nil {
 		g.polling.cancel()
 	}
+	g.stir()
 }
 
 // assigned is called by the client before it fetches from new partitions.
-func (g *group) assigned(_ context.Context, client *kgo.Client, added map[string][]int32) {
+func (g *group) assigned(ctx context.Context, client *kgo.Client, added map[string][]int32) {
 	member, _ := client.GroupMetadata()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	for topic, numbers := range added {
+		for _, number := range numbers {
+			if old := g.partitions[partition{topic, number}]; old != nil {
+				g.fence(client, old)
+			}
+		}
+	}
+	if g.member != "" && g.member != member {
+		g.rejoined(ctx, client)
+	}
 	g.ready, g.member = true, member
 	if len(added) == 0 {
 		return
 	}
-	// A call that is under way may have taken records of a partition before it was lost.
-	// They must not be taken for records of the new assignment.
+	g.awaitPoll()
+	for topic, numbers := range added {
+		for _, number := range numbers {
+			p := partition{topic, number}
+			g.partitions[p] = &assignment{partition: p}
+			delete(g.found, p)
+		}
+	}
+}
+
+// awaitPoll ends a call of the client that is under way. It may have taken records of a
+// partition before that was lost, which must not be taken for records of a new assignment.
+func (g *group) awaitPoll() {
 	for p := g.polling; p != nil && p == g.polling; {
 		p.cancel()
 		g.mu.Unlock()
 		<-p.done
 		g.mu.Lock()
-	}
-	for topic, numbers := range added {
-		for _, number := range numbers {
-			p := partition{topic, number}
-			if old := g.partitions[p]; old != nil {
-				g.fence(client, old)
-			}
-			g.partitions[p] = &assignment{partition: p}
-			delete(g.found, p)
-		}
 	}
 }
 
@@ -333,7 +345,7 @@ func (g *group) forget(d *delivery) {
 	}
 }
 
-// stir tells who waits for records to leave the coordinator.
+// stir wakes who waits for records to leave the coordinator, or for a turn to poll.
 func (g *group) stir() {
 	close(g.changed)
 	g.changed = make(chan struct{})
@@ -343,8 +355,7 @@ func (g *group) stir() {
 func (g *group) begin(ctx context.Context, limit int) (due []*kgo.Record, p *polling, polled context.Context, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if err = g.trouble; err != nil {
-		g.trouble = nil
+	if err := g.turn(ctx); err != nil {
 		return nil, nil, nil, err
 	}
 	now := time.Now()
@@ -365,6 +376,30 @@ func (g *group) begin(ctx context.Context, limit int) (due []*kgo.Record, p *pol
 	}
 	g.polling = p
 	return nil, p, polled, nil
+}
+
+// turn waits until nobody else polls, and returns what a Fetch has to tell before it polls.
+func (g *group) turn(ctx context.Context) error {
+	for {
+		if err := g.trouble; err != nil {
+			g.trouble = nil
+			return err
+		}
+		p, changed := g.polling, g.changed
+		if p == nil {
+			return nil
+		}
+		g.mu.Unlock()
+		select {
+		case <-p.done:
+		case <-changed:
+		case <-ctx.Done():
+		}
+		g.mu.Lock()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // admit takes in what a poll has brought.

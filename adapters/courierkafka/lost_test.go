@@ -4,6 +4,7 @@ package courierkafka_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strconv"
 	"strings"
@@ -40,7 +41,7 @@ func (s slowCommits) Log(_ kgo.LogLevel, message string, _ ...any) {
 func fetchAll(t *testing.T, s *courierkafka.Source, n int) (all []*kgo.Record) {
 	t.Helper()
 	for len(all) < n {
-		some, err := s.Fetch(t.Context(), n)
+		some, err := s.Fetch(t.Context(), n-len(all))
 		require.NoError(t, err)
 		all = append(all, some...)
 	}
@@ -185,48 +186,90 @@ func TestSource_CommitsWhatIsSettledDuringACommit(t *testing.T) {
 
 // A member that the group has expelled may hear first that the group rebalances. It then joins
 // anew with the partitions that it had, and the brokers would take its commits of them, over
-// those of the member that has them since.
+// those of the member that has them since. If it misses the first rebalance after that, the
+// group even leaves it a partition, which the client takes for one that it has had all along.
 func TestSource_AMemberThatWasExpelledUndoesNoCommit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k := startKafka(t)
-		k.write(t, "wide", 0, 40, strconv.Itoa)
-		all := [2]int64{k.PartitionInfo("wide", 0).HighWatermark, k.PartitionInfo("wide", 1).HighWatermark}
-		client := k.join(t, new(cable), "wide")
-		first := courierkafka.NewSource(client)
-		records := fetchAll(t, first, 40)
-		require.NoError(t, first.Mark(t.Context(), records[:1]))
-
-		var expelled, told atomic.Bool
-		k.ControlKey(int16(kmsg.Heartbeat), func(request kmsg.Request) (kmsg.Response, error, bool) {
-			k.KeepControl()
-			member, _ := client.GroupMetadata()
-			answer := request.ResponseKind().(*kmsg.HeartbeatResponse)
-			if !expelled.Load() || request.(*kmsg.HeartbeatRequest).MemberID != member {
-				return nil, nil, false
-			}
-			if told.Load() {
-				expelled.Store(false)
-				answer.ErrorCode = kerr.RebalanceInProgress.Code
-			}
-			return answer, nil, true
+	for _, misses := range []bool{false, true} {
+		t.Run(fmt.Sprint("it misses a rebalance: ", misses), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { testExpelled(t, misses) })
 		})
-		expelled.Store(true)
-		leave := kmsg.NewPtrLeaveGroupRequest()
-		leave.Group, leave.Members = "g", []kmsg.LeaveGroupRequestMember{{}}
-		leave.Members[0].MemberID, _ = client.GroupMetadata()
-		_, err := leave.RequestWith(t.Context(), k.client)
-		require.NoError(t, err)
-		second := courierkafka.NewSource(k.join(t, new(cable), "wide"))
-		require.NoError(t, second.Mark(t.Context(), fetchAll(t, second, 39)))
+	}
+}
 
-		told.Store(true)
-		for i := 1; i < 40; i++ {
-			_ = first.Mark(t.Context(), records[i:i+1])
-			for partition, end := range all {
-				require.Equal(t, end, k.committed(t, "wide", int32(partition)), "the commit of the second is undone, by record %d", i)
-			}
-			time.Sleep(100 * time.Millisecond)
+func testExpelled(t *testing.T, misses bool) {
+	k := startKafka(t)
+	k.write(t, "wide", 0, 40, strconv.Itoa)
+	all := [2]int64{k.PartitionInfo("wide", 0).HighWatermark, k.PartitionInfo("wide", 1).HighWatermark}
+	client := k.join(t, new(cable), "wide")
+	first := courierkafka.NewSource(client)
+	records := fetchAll(t, first, 40)
+	require.NoError(t, first.Mark(t.Context(), records[:1]))
+
+	var expelled, told atomic.Bool
+	k.ControlKey(int16(kmsg.Heartbeat), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		k.KeepControl()
+		member, _ := client.GroupMetadata()
+		answer := request.ResponseKind().(*kmsg.HeartbeatResponse)
+		if !expelled.Load() || request.(*kmsg.HeartbeatRequest).MemberID != member {
+			return nil, nil, false
 		}
-		require.NotZero(t, first.Lost())
+		if told.Load() {
+			expelled.Store(false)
+			answer.ErrorCode = kerr.RebalanceInProgress.Code
+		}
+		return answer, nil, true
 	})
+	expelled.Store(true)
+	leave := kmsg.NewPtrLeaveGroupRequest()
+	leave.Group, leave.Members = "g", []kmsg.LeaveGroupRequestMember{{}}
+	leave.Members[0].MemberID, _ = client.GroupMetadata()
+	_, err := leave.RequestWith(t.Context(), k.client)
+	require.NoError(t, err)
+	other := k.join(t, new(cable), "wide")
+	second := courierkafka.NewSource(other)
+	require.NoError(t, second.Mark(t.Context(), fetchAll(t, second, 39)))
+	owner, _ := other.GroupMetadata()
+	var missed atomic.Bool
+	k.ControlKey(int16(kmsg.SyncGroup), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		k.KeepControl()
+		if request.(*kmsg.SyncGroupRequest).MemberID == owner || !misses || missed.Swap(true) {
+			return nil, nil, false
+		}
+		answer := request.ResponseKind().(*kmsg.SyncGroupResponse)
+		answer.ErrorCode = kerr.RebalanceInProgress.Code
+		return answer, nil, true
+	})
+	var asked atomic.Int64 // for the last commits, after a rebalance was missed
+	k.ControlKey(int16(kmsg.OffsetFetch), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		k.KeepControl()
+		if !request.(*kmsg.OffsetFetchRequest).RequireStable || !missed.Load() || asked.Add(1) > 1 {
+			return nil, nil, false
+		}
+		answer := request.ResponseKind().(*kmsg.OffsetFetchResponse)
+		answer.Groups = []kmsg.OffsetFetchResponseGroup{{Group: "g", ErrorCode: kerr.GroupAuthorizationFailed.Code}}
+		return answer, nil, true
+	})
+
+	told.Store(true)
+	for i := 1; i < 40; i++ {
+		_ = first.Mark(t.Context(), records[i:i+1])
+		for partition, end := range all {
+			require.Equal(t, end, k.committed(t, "wide", int32(partition)), "the commit of the second is undone, by record %d", i)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	require.NotZero(t, first.Lost())
+	if misses {
+		_, err := first.Fetch(t.Context(), 1)
+		require.ErrorContains(t, err, "knows the last commits of its partitions: ask for them: GROUP_AUTHORIZATION_FAILED")
+		require.EqualValues(t, 2, asked.Load())
+	}
+	k.write(t, "wide", 40, 80, strconv.Itoa)
+	var again []*kgo.Record
+	for _, source := range []*courierkafka.Source{first, second} {
+		again = append(again, fetchAll(t, source, 1)...)
+	}
+	for _, r := range again {
+		require.Equal(t, all[r.Partition], r.Offset, "each goes on with the first record that nobody has done")
+	}
 }

@@ -56,7 +56,6 @@ type history struct {
 	known   map[int64]bool      // offsets that were handed out
 	done    map[int64][]*tenure // those that were applied or parked, and by whom
 	tries   map[int64]int
-	undone  bool  // an expelled member may have undone a commit
 	checked int64 // all that are known before it are done
 }
 
@@ -141,7 +140,7 @@ func (m *model) event(member int, what string, of []int32, committed map[int32]k
 		m.revokes[member] = time.Now()
 	}
 	if what == "lost" && len(of) > 0 {
-		if !m.faulty && len(m.outOfReach) == 0 {
+		if !m.faulty && !m.leaving[member] && len(m.outOfReach) == 0 { // a client that leaves while it joins loses what it had
 			m.violate(of[0], -1, "member %d loses the partition, though none was out of reach", member)
 		}
 		m.outOfReach = append(m.outOfReach, time.Now())
@@ -149,6 +148,12 @@ func (m *model) event(member int, what string, of []int32, committed map[int32]k
 	for _, p := range of {
 		h := m.partitions[p]
 		switch what {
+		case "kept":
+			m.count["kept by an expelled member"]++
+			if t := m.hold(member, p); t != nil && t.end == "" {
+				m.end(t, partedWith)
+			}
+			fallthrough
 		case "assigned":
 			for _, before := range h.tenures {
 				before.succeeded = before.succeeded || before.end == ""
@@ -166,12 +171,6 @@ func (m *model) event(member int, what string, of []int32, committed map[int32]k
 			if t := m.hold(member, p); t != nil && t.end == "" {
 				m.end(t, partedWith)
 			}
-		}
-	}
-	for p, h := range m.partitions { // what the client of an expelled member has kept, see the README
-		if t := m.hold(member, p); what == "assigned" && t != nil && t.end == "" && t.succeeded {
-			h.undone = true
-			m.count["kept by an expelled member"]++
 		}
 	}
 	if (what == "revoked" || what == "lost") && !m.leaving[member] {
@@ -273,7 +272,7 @@ func (m *model) handOut(member int, r *kgo.Record) {
 		return
 	}
 	m.handedOut[r], h.known[r.Offset] = t, true
-	if !h.undone && len(h.done[r.Offset]) > 0 && covers(t.begins, r.Offset) {
+	if len(h.done[r.Offset]) > 0 && covers(t.begins, r.Offset) {
 		m.violate(r.Partition, r.Offset, "it is handed out again, though it was committed: %d %q", t.begins.Offset, t.begins.Metadata)
 	}
 }
@@ -339,7 +338,7 @@ func (m *model) settle(t *tenure, r *kgo.Record) {
 			older = t
 		}
 		m.count["repeats"]++
-		if other == t || older.end == inOrder && !h.undone || older.end == "" && !older.succeeded {
+		if other == t || older.end == inOrder || older.end == "" && !older.succeeded {
 			m.violate(r.Partition, r.Offset, "it is applied twice, by members %d and %d", other.member, t.member)
 		}
 	}

@@ -34,7 +34,7 @@ var (
 
 // TestSimulation relays an outbox into a topic by a [courierkafka.Sink], and consumes that by
 // a group of [courierkafka.Source]s, with real clients, while relays are killed, members of
-// the group join, leave, are killed and cut off, records take long, fail and are poison,
+// the group join, leave, are expelled, killed and cut off, records take long, fail and are poison,
 // commits fail, and brokers answer with errors. A model judges each step:
 //
 //   - No offset is committed, and nothing in the metadata of a commit says that a record is
@@ -67,7 +67,7 @@ func TestSimulation(t *testing.T) {
 	}
 	t.Logf("%d episodes: %v", *simEpisodes, total)
 	const sweep = 50
-	for _, what := range []string{inOrder, overdue, unheard, partedWith, killed, "parked", "repeats", "commits refused", "relays killed", "rows stored twice"} {
+	for _, what := range []string{inOrder, overdue, unheard, partedWith, killed, "kept by an expelled member", "parked", "repeats", "commits refused", "relays killed", "rows stored twice"} {
 		require.False(t, *simEpisodes >= sweep && total[what] == 0, "no episode has seen: %s", what)
 	}
 }
@@ -198,7 +198,8 @@ func (s *simulation) control(ctx context.Context, refuse bool) {
 	})
 }
 
-// step has a member join, leave, be killed, or be cut off or hear all answers late for a while.
+// step has a member join, leave, be expelled, be killed, or be cut off or hear all answers late for
+// a while.
 func (s *simulation) step(t *testing.T, calm bool) {
 	take := func() int {
 		i := s.random.IntN(len(s.alive))
@@ -211,6 +212,11 @@ func (s *simulation) step(t *testing.T, calm bool) {
 		s.join(t)
 	case n < 5 || calm:
 		s.leave(take())
+	case n < 6 && !s.assigned848:
+		id := s.alive[s.random.IntN(len(s.alive))]
+		s.unreachable(id, false)
+		member, _ := s.members[id].client.GroupMetadata()
+		s.expel(t.Context(), member)
 	case n < 7:
 		id := take()
 		m := s.members[id]
@@ -235,7 +241,9 @@ func (s *simulation) heal(id int) {
 	defer s.mu.Unlock()
 	if !s.dead[id] {
 		s.members[id].wire.set(false)
-		s.members[id].wire.slow.Store(0)
+		if s.members[id].wire.slow.Swap(0) != 0 { // answers on their way come late still
+			s.outOfReach = append(s.outOfReach, time.Now())
+		}
 	}
 }
 
@@ -480,14 +488,18 @@ func (s *simulation) expire(ctx context.Context) {
 				delete(away, id)
 			}
 			if away[id] > s.k.session+5*time.Second || preparing > longest {
-				request := kmsg.NewPtrLeaveGroupRequest()
-				request.Group = "g"
-				request.Members = []kmsg.LeaveGroupRequestMember{{MemberID: id}}
-				_, _ = request.RequestWith(ctx, s.k.client)
+				s.expel(ctx, id)
 			}
 		}
 		preparing %= longest + time.Second
 	}
+}
+
+// expel removes a member from the group, which it hears of later.
+func (s *simulation) expel(ctx context.Context, member string) {
+	request := kmsg.NewPtrLeaveGroupRequest()
+	request.Group, request.Members = "g", []kmsg.LeaveGroupRequestMember{{MemberID: member}}
+	_, _ = request.RequestWith(ctx, s.k.client)
 }
 
 // settles waits until all is relayed, applied and committed.
