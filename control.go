@@ -54,7 +54,8 @@ type control struct {
 	callBack context.CancelCauseFunc
 }
 
-func newControl[T any](source Source[T], applier Applier[T], config *config) *control {
+// ahead is whether records are fetched ahead of others that may be given back.
+func newControl[T any](source Source[T], applier Applier[T], config *config, ahead bool) *control {
 	stack := layerOf(applier)
 	c := &control{
 		watch: newWatch(config, nameWith(source, config)), breakers: breakersOf(stack), stack: stack,
@@ -69,8 +70,8 @@ func newControl[T any](source Source[T], applier Applier[T], config *config) *co
 	if exposed(stack) {
 		c.advice = append(c.advice, "courier: the dead letter queue has neither a retry nor a breaker inside: in an outage it takes healthy records; use ResilientApplier")
 	}
-	if breaksOrder(source, applier, config) {
-		c.advice = append(c.advice, "courier: the order of the source may be broken: where a record of a batch fails, or with several workers, later records may be applied before it; keep the order of each key with WithOrderKey, or use an applier that is an OrderedBatcher")
+	if config.keyOf == nil && hasOrder(source) && !keepOrder(applier, config, ahead) {
+		c.advice = append(c.advice, "courier: the order of the source may be broken: where a record of a batch fails, with several workers, or with WithPrefetch and polling, later records may be applied before it; keep the order of each key with WithOrderKey, or use one worker, no prefetch, and an applier of single records or an OrderedBatcher")
 	}
 	c.parkers = parkersOf(stack)
 	if slices.ContainsFunc(c.parkers, func(p *parker) bool { return p.own }) {
@@ -79,15 +80,25 @@ func newControl[T any](source Source[T], applier Applier[T], config *config) *co
 	return c
 }
 
-// breaksOrder reports whether the order of a source that has one may be lost.
-func breaksOrder[T any](source Source[T], applier Applier[T], c *config) (breaks bool) {
+// hasOrder reports whether the order of a source matters.
+func hasOrder[T any](source Source[T]) (ordered bool) {
 	s, ok := source.(Ordered)
-	if !ok || c.keyOf != nil || c.workers == 1 && (asBatch(applier) == nil || isOrdered(applier)) {
+	if !ok {
 		return false
 	}
 	var ignored error
-	isolate(&ignored, func() error { breaks = s.Ordered(); return nil })
-	return breaks
+	isolate(&ignored, func() error { ordered = s.Ordered(); return nil })
+	return ordered
+}
+
+// keepOrder has a coordinator keep the order of all records, if it can. With one worker it
+// does so by itself, but for the probes of a breaker, which may be later records.
+func keepOrder[T any](applier Applier[T], c *config, ahead bool) bool {
+	if c.workers > 1 || ahead || asBatch(applier) != nil && !isOrdered(applier) {
+		return false
+	}
+	c.keyOf = func(T) string { return "the order of the source" }
+	return true
 }
 
 // begin opens a run. end closes it.

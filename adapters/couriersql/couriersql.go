@@ -168,7 +168,8 @@ func WithLease(d time.Duration) Option {
 
 // WithStrictOrder lets only one of all relays deliver at a time, in the order in
 // which the messages were written; messages of a [Message].Key wait for an
-// earlier one that failed. With an applier that may apply the later records of a batch
+// earlier one that failed. A coordinator with one worker and no order key keeps the order
+// of all messages, in an outage too, and stands still while one fails. With an applier that may apply the later records of a batch
 // though an earlier one fails (a [courier.BatchApplier] that is no
 // [courier.OrderedBatcher], such as couriernats), keep that order by courier.WithOrderKey
 // with Row.Key. The one is elected by an advisory lock of a transaction
