@@ -52,10 +52,32 @@ func (d *database) bounded(ctx context.Context, call func(context.Context) error
 	defer cancel()
 	err := call(limited)
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
-		err = fmt.Errorf("%w: not within %v (WithQueryTimeout), after which the connection is closed; is the server or the network frozen, or a lock or snapshot held for long?%s: %w",
-			ErrQueryTimeout, d.timeout, d.poolFull(), err)
+		err = d.late(err)
 	}
 	return err
+}
+
+// boundedBeside makes a call that ends in time, but for what it does beside the waiting for
+// the database: beside runs that, and the time begins anew.
+func (d *database) boundedBeside(ctx context.Context, call func(ctx context.Context, beside func(func() error) error) error) error {
+	limited, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	timer := time.AfterFunc(d.timeout, func() { cancel(ErrQueryTimeout) })
+	defer timer.Stop()
+	err := call(limited, func(work func() error) error {
+		timer.Stop()
+		defer timer.Reset(d.timeout)
+		return work()
+	})
+	if err != nil && ctx.Err() == nil && context.Cause(limited) == ErrQueryTimeout {
+		err = d.late(err)
+	}
+	return err
+}
+
+func (d *database) late(err error) error {
+	return fmt.Errorf("%w: not within %v (WithQueryTimeout, or QueryTimeout of a queue or an inbox), after which the connection is closed; is the server or the network frozen, or a lock or snapshot held for long?%s: %w",
+		ErrQueryTimeout, d.timeout, d.poolFull(), err)
 }
 
 // poolFull says that a call may have waited for the pool.

@@ -164,23 +164,28 @@ const pruneBatch = 1000
 // time, a thousand in a transaction, until there are none or ctx ends. It
 // returns how many it deleted, with an error too.
 func (o *Outbox) Prune(ctx context.Context, before time.Time) (deleted int, err error) {
-	if o.fault != nil {
-		return 0, o.fault
+	return o.prune(ctx, pruneBatch, o.grammar.prune, o.grammar.time(before.UnixMicro()), pruneBatch)
+}
+
+// prune deletes rows until a statement that deletes up to most finds fewer.
+func (d *database) prune(ctx context.Context, most int64, text string, args ...any) (deleted int, err error) {
+	if d.fault != nil {
+		return 0, d.fault
 	}
 	for {
 		var result sql.Result
-		if err := o.bounded(ctx, func(ctx context.Context) (err error) {
-			result, err = o.execute(ctx, o.sql(o.grammar.prune), o.grammar.time(before.UnixMicro()), pruneBatch)
+		if err := d.bounded(ctx, func(ctx context.Context) (err error) {
+			result, err = d.execute(ctx, d.sql(text), args...)
 			return err
 		}); err != nil {
-			return deleted, o.failed(err, "pruning %s (deleted so far: %s)", o.table, plural(deleted, "row"))
+			return deleted, d.failed(err, "pruning %s (deleted so far: %s)", d.table, plural(deleted, "row"))
 		}
 		n, err := result.RowsAffected()
 		if err != nil {
-			return deleted, o.failed(err, "pruning %s", o.table)
+			return deleted, d.failed(err, "pruning %s", d.table)
 		}
 		deleted += int(n)
-		if n < pruneBatch {
+		if n < most {
 			return deleted, nil
 		}
 	}

@@ -78,7 +78,7 @@ func (c *ticking) advance(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-func databaseOf(t *testing.T, dialect Dialect) *sql.DB {
+func databaseOf(t testing.TB, dialect Dialect) *sql.DB {
 	t.Helper()
 	if dialect == Postgres {
 		return openPostgres(t, pgtest.Schema(t))

@@ -41,6 +41,11 @@
 //     and another takes over when it dies.
 //   - SQLite, by default: nothing is held. Run one relay: a second one loses
 //     nothing, but delivers everything twice.
+//
+// # Effects that happen once
+//
+// Whatever the source, [Effects] has records take effect in the database once, however
+// often they are delivered.
 package couriersql
 
 import (

@@ -74,7 +74,7 @@ func (d *database) call(field, table string) {
 // nameTables names what goes by the name of the outbox or queue.
 func (d *database) nameTables(dlq, versioned, elsewhere string) {
 	d.dlq, d.versioned, d.elsewhere = dlq, versioned, elsewhere
-	d.names = strings.NewReplacer("{table}", d.name, "{outbox}", quoted(d.table), "{dlq}", quoted(d.dlq), "{versions}", quoted(d.inSchema("courier_migrations")))
+	d.names = strings.NewReplacer("{table}", d.name, "{outbox}", quoted(d.table), "{inbox}", quoted(d.table), "{dlq}", quoted(d.dlq), "{versions}", quoted(d.inSchema("courier_migrations")))
 }
 
 // misconfigured keeps the first fault, which the others often follow from.
@@ -135,7 +135,7 @@ func (d *database) failed(err error, doing string, args ...any) error {
 }
 
 // ErrNotMigrated is the error, to errors.Is, of a call that finds no table of the
-// outbox or queue, or one of an earlier version: call [Outbox.Migrate] or [DLQ.Migrate].
+// outbox, queue or inbox, or one of an earlier version: call [Outbox.Migrate], [DLQ.Migrate] or [Inbox.Migrate].
 var ErrNotMigrated = errors.New("couriersql: the tables are missing, or of an earlier version")
 
 type notMigrated struct{ error }

@@ -20,7 +20,7 @@ const (
 
 // grammar is what a dialect has to say. Its statements are whole, because the
 // placeholders, the way to pass a list and the upsert all differ; in them,
-// {outbox}, {dlq} and {versions} stand for tables, and {table} for the name of the
+// {outbox}, {dlq}, {inbox} and {versions} stand for tables, and {table} for the name of the
 // outbox without a schema. Where one says "now", SQLite is given the
 // time as one more argument, the last; PostgreSQL asks its own clock, which is
 // one for all relays.
@@ -28,7 +28,11 @@ type grammar struct {
 	migrations    fs.FS   // of an outbox: the i-th file, by name, makes version i+1
 	dlqMigrations fs.FS   // of a queue that is no outbox's
 	shapes        []shape // what the last version looks like
-	begin         string  // a transaction that only one process at a time can be in
+
+	inboxMigrations fs.FS // of an inbox
+	inboxShape      shape
+
+	begin string // a transaction that only one process at a time can be in
 
 	createVersions string
 	migrated       string // whether there is a table of versions
@@ -102,6 +106,12 @@ type grammar struct {
 	parked     string
 	parkedKeys string // of the branch ?1, of the list ?2
 
+	admitAll   string                             // notes the list ?2 of the consumer ?1 as done, or fails where one of them is: how many; "" where that is no faster than admit
+	isNoted    func(err error, table string) bool // of admitAll: one of them is
+	admit      string                             // notes the list ?2 of the consumer ?1 as done: those that were not
+	admitted   string                             // those of them that are noted
+	pruneInbox string                             // up to ?3 of the consumer ?1 that were done before ?2
+
 	strings   func([]string) any // a list as an argument
 	letters   func(ids []string) []any
 	known     func([]Row) []any // rows by seq and ID
@@ -123,6 +133,7 @@ type grammar struct {
 	addedTwice  func(error) bool                     // a migration that adds a column that is there
 	refused     func(error) bool                     // a value of a row, which other rows do not share
 	busy        func(error) bool                     // a connection that would open a moment later
+	conflict    func(error) bool                     // of a transaction that another one was in the way of, and that is taken back
 	outdated    func(error) bool                     // what Migrate creates is missing
 	advice      func(error) string                   // what to do about an error, "" where unknown
 }

@@ -1,7 +1,6 @@
 package couriersql
 
 import (
-	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"database/sql"
@@ -78,12 +77,12 @@ func NewDLQ[T any](db *sql.DB, dialect Dialect, config DLQConfig[T]) *DLQ[T] {
 	case (config.Encode == nil) != (config.Decode == nil):
 		d.misconfigured("DLQConfig", "has Encode or Decode alone: set both, or none for JSON")
 	}
-	q := &DLQ[T]{database: d, encode: config.row, decode: config.record, create: d.createQueue}
+	q := &DLQ[T]{database: d, encode: config.row, decode: config.record, create: d.migrate}
 	if rows, ok := any(q).(*DLQ[Row]); ok {
 		if config.Identity != nil || config.Encode != nil || config.Decode != nil {
 			d.misconfigured("DLQConfig", "has Identity, Encode or Decode: a Row is stored as it is")
 		}
-		*rows = *queueOfRows(d, d.createQueue)
+		*rows = *queueOfRows(d, d.migrate)
 	}
 	return q
 }
@@ -100,21 +99,6 @@ func (d *database) callQueue(table string) {
 			d.shapes = append(d.shapes, s)
 		}
 	}
-}
-
-// createQueue is Migrate of a queue that is no outbox's.
-func (d *database) createQueue(ctx context.Context) error {
-	if d.fault != nil {
-		return d.fault
-	}
-	err := d.exclusively(ctx, d.upgrade)
-	if err == nil {
-		err = d.checkMemory(ctx)
-	}
-	if err != nil {
-		return d.failed(err, "migrating %s", d.dlq)
-	}
-	return nil
 }
 
 // row is the row that a letter's record is stored as.

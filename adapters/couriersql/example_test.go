@@ -188,3 +188,37 @@ func ExampleNewDLQ() {
 	// shipped A-1 for 42
 	// succeeded: 1 <nil>
 }
+
+func ExampleEffects() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+	if _, err := db.ExecContext(ctx, `CREATE TABLE invoices (customer TEXT, total INTEGER)`); err != nil {
+		log.Fatal(err)
+	}
+	type Order struct {
+		ID, Customer string
+		Total        int
+	}
+	inbox := couriersql.NewInbox(db, couriersql.SQLite, couriersql.InboxConfig{Consumer: "billing"})
+	if err := inbox.Migrate(ctx); err != nil {
+		log.Fatal(err)
+	}
+	bill := couriersql.Effects(inbox, func(o Order) string { return o.ID },
+		func(ctx context.Context, tx *sql.Tx, o Order) error {
+			_, err := tx.ExecContext(ctx, `INSERT INTO invoices (customer, total) VALUES ($1, $2)`, o.Customer, o.Total)
+			return err
+		})
+
+	for range 3 { // however often it is delivered
+		if err := bill.Apply(ctx, Order{ID: "A-1", Customer: "Ada", Total: 42}); err != nil {
+			log.Fatal(err)
+		}
+	}
+	var invoices int
+	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM invoices`).Scan(&invoices); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(invoices, "invoice;", inbox.Skipped(), "deliveries skipped")
+	// Output: 1 invoice; 2 deliveries skipped
+}

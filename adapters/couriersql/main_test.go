@@ -30,7 +30,7 @@ func inEach(t *testing.T, test func(t *testing.T, newOutbox maker)) {
 	}
 }
 
-func openPostgres(t *testing.T, dsn string) *sql.DB {
+func openPostgres(t testing.TB, dsn string) *sql.DB {
 	t.Helper()
 	db, err := sql.Open("pgx", dsn)
 	require.NoError(t, err)
@@ -51,12 +51,12 @@ type fixed struct{ now time.Time }
 func (c *fixed) Now() time.Time                       { return c.now }
 func (c *fixed) After(time.Duration) <-chan time.Time { return nil }
 
-func open(t *testing.T, path string) *sql.DB {
+func open(t testing.TB, path string) *sql.DB {
 	t.Helper()
 	return openDSN(t, SQLiteDSN(path))
 }
 
-func openDSN(t *testing.T, dsn string) *sql.DB {
+func openDSN(t testing.TB, dsn string) *sql.DB {
 	t.Helper()
 	db, err := sql.Open("sqlite", dsn)
 	require.NoError(t, err)

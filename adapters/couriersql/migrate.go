@@ -23,16 +23,21 @@ import (
 //
 // Building an index on a large table takes its time: but for the connection, only
 // ctx bounds Migrate, and not [WithQueryTimeout].
-func (o *Outbox) Migrate(ctx context.Context) error {
-	if o.fault != nil {
-		return o.fault
+func (o *Outbox) Migrate(ctx context.Context) error { return o.migrateBy(ctx, o.upgrade) }
+
+// migrate is Migrate of a table that is no outbox's.
+func (d *database) migrate(ctx context.Context) error { return d.migrateBy(ctx, d.upgrade) }
+
+func (d *database) migrateBy(ctx context.Context, upgrade func(context.Context, *sql.Conn) error) error {
+	if d.fault != nil {
+		return d.fault
 	}
-	err := o.exclusively(ctx, o.upgrade)
+	err := d.exclusively(ctx, upgrade)
 	if err == nil {
-		err = o.checkMemory(ctx)
+		err = d.checkMemory(ctx)
 	}
 	if err != nil {
-		return o.failed(err, "migrating %s", o.table)
+		return d.failed(err, "migrating %s", d.table)
 	}
 	return nil
 }

@@ -289,7 +289,7 @@ func TestMigrateRefusesATableOfAnotherShape(t *testing.T) {
 		"another's": {
 			`CREATE TABLE courier_outbox (id INTEGER PRIMARY KEY, body TEXT NOT NULL, note TEXT)`,
 			[]string{"the table courier_outbox is not one of this package: column seq INTEGER is missing, column id is INTEGER and not TEXT, ",
-				", column body is NOT NULL without a default; rename it, or choose another name (WithTable, DLQConfig.Table)"},
+				", column body is NOT NULL without a default; rename it, or choose another name (WithTable, DLQConfig.Table, InboxConfig.Table)"},
 		},
 		"dead letters": {
 			`CREATE TABLE courier_outbox_dlq (a)`,

@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-//go:embed migrations/postgres/*.sql migrations/postgres_dlq/*.sql
+//go:embed migrations/postgres/*.sql migrations/postgres_dlq/*.sql migrations/postgres_inbox/*.sql
 var postgresMigrations embed.FS
 
 // The bytes of a row that may be many. The size of a large value is known without
@@ -81,7 +81,15 @@ func postgresGrammar() grammar {
 		migrations:    folder(postgresMigrations, "migrations/postgres"),
 		dlqMigrations: folder(postgresMigrations, "migrations/postgres_dlq"),
 		shapes:        postgresShapes(),
-		begin:         `BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtextextended('courier_migrations', 0))`,
+
+		inboxMigrations: folder(postgresMigrations, "migrations/postgres_inbox"),
+		inboxShape: shape{columns: []column{
+			{name: "consumer", kind: "TEXT", key: true},
+			{name: "id", kind: "TEXT", key: true},
+			{name: "done_at", kind: postgresTime},
+		}},
+
+		begin: `BEGIN ISOLATION LEVEL READ COMMITTED; SELECT pg_advisory_xact_lock(hashtextextended('courier_migrations', 0))`,
 
 		createVersions: `CREATE TABLE IF NOT EXISTS {versions} (
 			outbox     text        NOT NULL,
@@ -245,6 +253,18 @@ func postgresGrammar() grammar {
 			WHERE hashtextextended(d.order_key, 0) = hashtextextended(k, 0) AND d.order_key = k AND d.order_key <> '' AND d.branch = $1)`,
 		parked: `SELECT count(*) FROM {dlq}`,
 
+		admitAll: `WITH noted AS (INSERT INTO {inbox} (consumer, id) SELECT $1, id FROM unnest($2::text[]) AS names(id) RETURNING 1)
+			SELECT count(*)::text FROM noted`,
+		isNoted: func(err error, table string) bool {
+			var e *pgconn.PgError
+			return errors.As(err, &e) && e.Code == "23505" && e.TableName == table
+		},
+		admit: `INSERT INTO {inbox} (consumer, id) SELECT $1, id FROM unnest($2::text[]) AS names(id)
+			ON CONFLICT (consumer, id) DO NOTHING RETURNING id`,
+		admitted: `SELECT id FROM {inbox} WHERE consumer = $1 AND id = ANY($2::text[])`,
+		pruneInbox: `DELETE FROM {inbox} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {inbox}
+			WHERE consumer = $1 AND done_at < $2 LIMIT $3 FOR UPDATE SKIP LOCKED))`,
+
 		strings:   func(list []string) any { return list },
 		letters:   postgresLetters,
 		known:     postgresKnown,
@@ -266,6 +286,7 @@ func postgresGrammar() grammar {
 			return len(code) == 5 && slices.Contains([]string{"22", "23", "54"}, code[:2])
 		},
 		busy:     func(err error) bool { return slices.Contains([]string{"57P03", "53300"}, postgresCode(err)) },
+		conflict: func(err error) bool { return slices.Contains([]string{"40001", "40P01"}, postgresCode(err)) },
 		outdated: func(err error) bool { return slices.Contains([]string{"42P01", "42703", "42P10"}, postgresCode(err)) },
 		advice:   postgresAdvice,
 	}

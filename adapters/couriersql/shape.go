@@ -40,7 +40,7 @@ func (d *database) checkShapes(ctx context.Context, conn *sql.Conn, before bool)
 			return fmt.Errorf("the table %s is missing though its version is recorded: delete the rows of %s from courier_migrations and call Migrate again", table, d.versioned)
 		}
 		if differences := want.differences(have, required, before); len(differences) > 0 {
-			return fmt.Errorf("the table %s is not one of this package: %s; rename it, or choose another name (WithTable, DLQConfig.Table)", table, strings.Join(differences, ", "))
+			return fmt.Errorf("the table %s is not one of this package: %s; rename it, or choose another name (WithTable, DLQConfig.Table, InboxConfig.Table)", table, strings.Join(differences, ", "))
 		}
 	}
 	return nil

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-//go:embed migrations/sqlite/*.sql migrations/sqlite_dlq/*.sql
+//go:embed migrations/sqlite/*.sql migrations/sqlite_dlq/*.sql migrations/sqlite_inbox/*.sql
 var sqliteMigrations embed.FS
 
 // What a fetch reads of a row.
@@ -51,6 +51,14 @@ func sqliteGrammar() grammar {
 		migrations:    folder(sqliteMigrations, "migrations/sqlite"),
 		dlqMigrations: folder(sqliteMigrations, "migrations/sqlite_dlq"),
 		shapes:        sqliteShapes(),
+
+		inboxMigrations: folder(sqliteMigrations, "migrations/sqlite_inbox"),
+		inboxShape: shape{columns: []column{
+			{name: "consumer", kind: "TEXT", key: true},
+			{name: "id", kind: "TEXT", key: true},
+			{name: "done_at", kind: "INTEGER"},
+		}},
+
 		// A deferred transaction takes the write lock at its first write and
 		// fails, without waiting, when another process wrote since it began.
 		begin: `BEGIN IMMEDIATE`,
@@ -167,6 +175,12 @@ func sqliteGrammar() grammar {
 		parked:   `SELECT count(*) FROM {dlq}`,
 		snapshot: &sql.TxOptions{ReadOnly: true}, // else it would lock the file for writing
 
+		admit: `INSERT INTO {inbox} (consumer, id, done_at) SELECT ?1, value, ?3 FROM json_each(?2) WHERE true
+			ON CONFLICT (consumer, id) DO NOTHING RETURNING id`,
+		admitted: `SELECT id FROM {inbox} WHERE consumer = ?1 AND id IN (SELECT value FROM json_each(?2))`,
+		pruneInbox: `DELETE FROM {inbox} WHERE (consumer, id) IN (SELECT consumer, id FROM {inbox}
+			WHERE consumer = ?1 AND done_at < ?2 LIMIT ?3)`,
+
 		strings:    sqliteStrings,
 		letters:    func(ids []string) []any { return []any{sqliteStrings(ids)} },
 		known:      sqliteKnownRows,
@@ -180,6 +194,7 @@ func sqliteGrammar() grammar {
 		addedTwice: sqliteAddedTwice,
 		refused:    func(err error) bool { return strings.Contains(err.Error(), "constraint failed") },
 		busy:       sqliteBusy,
+		conflict:   func(error) bool { return false }, // it has one writer at a time
 		outdated:   sqliteOutdated,
 		advice:     sqliteAdvice,
 	}

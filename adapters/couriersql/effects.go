@@ -1,0 +1,326 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// Effects returns an applier whose effects happen once: effect writes to the database of
+// the inbox by tx, and the note that the record is done is part of the same transaction.
+// identity names a record, such as by its primary key: always by the same name, and
+// different records by different ones. A record with the name "" is a permanent error.
+//
+//	applier := couriersql.Effects(inbox, func(o Order) string { return o.ID },
+//		func(ctx context.Context, tx *sql.Tx, o Order) error {
+//			_, err := tx.ExecContext(ctx, "INSERT INTO orders (id, total) VALUES ($1, $2)", o.ID, o.Total)
+//			return err
+//		})
+//
+// The records of a batch that are not done yet are applied one after the other, in one
+// transaction. If effect fails, the transaction is rolled back, and the batch is divided
+// until it is known which records fail: within one call, effect may be called again for a
+// record whose effects were taken back. So whatever effect does beside tx, such as to send
+// a mail, may happen more than once. The transaction is effect's to use, and not to end. It
+// holds a connection, and keeps other processes from the same records: a call over the
+// network does not belong there.
+//
+// A transaction that the database ends for a serialization failure or a deadlock is tried
+// up to four times. If the outcome of a commit is not known, the records fail, and the next
+// try finds out. The applier is safe for concurrent use if effect is.
+func Effects[T any](inbox *Inbox, identity func(T) string, effect func(ctx context.Context, tx *sql.Tx, record T) error) courier.BatchApplier[T] {
+	return BatchEffects(inbox, identity, eachOf(effect))
+}
+
+// BatchEffects is [Effects] with an effect that is given the records of a batch together,
+// but those that are done already; there is at least one. The slice is the effect's to
+// keep. If effect fails, whatever its error, the batch is divided.
+func BatchEffects[T any](inbox *Inbox, identity func(T) string, effect func(ctx context.Context, tx *sql.Tx, fresh []T) error) courier.BatchApplier[T] {
+	return &effects[T, *sql.Tx]{inbox: inbox, identity: identity, effect: effect, begin: beginSQL}
+}
+
+// PgxEffects is [Effects] with a transaction of pgx, for COPY, batches and types of
+// PostgreSQL. The database is one of the driver github.com/jackc/pgx/v5/stdlib.
+func PgxEffects[T any](inbox *Inbox, identity func(T) string, effect func(ctx context.Context, tx pgx.Tx, record T) error) courier.BatchApplier[T] {
+	return PgxBatchEffects(inbox, identity, eachOf(effect))
+}
+
+// PgxBatchEffects is [BatchEffects] with a transaction of pgx, as [PgxEffects] has it.
+func PgxBatchEffects[T any](inbox *Inbox, identity func(T) string, effect func(ctx context.Context, tx pgx.Tx, fresh []T) error) courier.BatchApplier[T] {
+	return &effects[T, pgx.Tx]{inbox: inbox, identity: identity, effect: effect, begin: beginPgx}
+}
+
+func eachOf[T, X any](effect func(context.Context, X, T) error) func(context.Context, X, []T) error {
+	if effect == nil {
+		return nil
+	}
+	return func(ctx context.Context, tx X, fresh []T) error {
+		for _, record := range fresh {
+			if err := effect(ctx, tx, record); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+}
+
+// effects is an applier of records by transactions of the kind X.
+type effects[T, X any] struct {
+	inbox    *Inbox
+	identity func(T) string
+	effect   func(ctx context.Context, tx X, fresh []T) error
+	begin    func(ctx context.Context, inbox *Inbox, conn *sql.Conn, use func(transacting[X]) error) error
+}
+
+// transacting is a transaction of either driver.
+type transacting[X any] struct {
+	tx       X
+	texts    func(ctx context.Context, query string, args ...any) ([]string, error) // the one column of the result
+	commit   func(context.Context) error
+	rollback func() error
+	ended    error // of commit and rollback, if the transaction was over before
+}
+
+func beginSQL(ctx context.Context, inbox *Inbox, conn *sql.Conn, use func(transacting[*sql.Tx]) error) error {
+	tx, err := conn.BeginTx(ctx, inbox.grammar.isolated)
+	if err != nil {
+		return inbox.failed(err, "beginning a transaction for effects")
+	}
+	return use(transacting[*sql.Tx]{
+		tx: tx, ended: sql.ErrTxDone,
+		texts: func(ctx context.Context, query string, args ...any) (texts []string, err error) {
+			rows, err := tx.QueryContext(ctx, query, args...)
+			if err != nil {
+				return nil, err
+			}
+			defer func() { _ = rows.Close() }() // what it has to say, Err said
+			for rows.Next() {
+				var text string
+				if err := rows.Scan(&text); err != nil {
+					return nil, err
+				}
+				texts = append(texts, text)
+			}
+			return texts, rows.Err()
+		},
+		commit:   func(context.Context) error { return tx.Commit() },
+		rollback: tx.Rollback,
+	})
+}
+
+func beginPgx(ctx context.Context, inbox *Inbox, conn *sql.Conn, use func(transacting[pgx.Tx]) error) error {
+	return conn.Raw(func(raw any) error {
+		driven, ok := raw.(*stdlib.Conn)
+		if !ok {
+			return errNoPgx
+		}
+		tx, err := driven.Conn().BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
+		if err != nil {
+			return inbox.failed(err, "beginning a transaction for effects")
+		}
+		return use(transacting[pgx.Tx]{
+			tx: tx, ended: pgx.ErrTxClosed,
+			texts: func(ctx context.Context, query string, args ...any) ([]string, error) {
+				rows, err := tx.Query(ctx, query, args...)
+				if err != nil {
+					return nil, err
+				}
+				return pgx.CollectRows(rows, pgx.RowTo[string])
+			},
+			commit: tx.Commit,
+			rollback: func() error {
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+				defer cancel()
+				return tx.Rollback(ctx)
+			},
+		})
+	})
+}
+
+var (
+	errNoPgx   = &courier.ConfigError{Field: "db", Problem: "is not one of the driver github.com/jackc/pgx/v5/stdlib, of which PgxEffects and PgxBatchEffects need a transaction: use Effects or BatchEffects"}
+	errEnded   = errors.New("couriersql: the effect has ended its transaction, so that records may count as done whose effects are not: leave Commit and Rollback to couriersql, and return an error to have all rolled back")
+	errUnnamed = courier.Permanent(errors.New(`couriersql: identity names the record "", so that nobody can tell whether its effect is done`))
+)
+
+// Validate implements [courier.Validator].
+func (e *effects[T, X]) Validate() error {
+	_, withPgx := any(e).(*effects[T, pgx.Tx])
+	switch {
+	case e.inbox == nil || e.inbox.database == nil:
+		return &courier.ConfigError{Field: "inbox", Problem: "is nil, or was not made by NewInbox"}
+	case e.inbox.fault != nil:
+		return e.inbox.fault
+	case e.identity == nil:
+		return &courier.ConfigError{Field: "identity", Problem: "is nil: pass a function that names a record"}
+	case e.effect == nil:
+		return &courier.ConfigError{Field: "effect", Problem: "is nil: pass a function that writes to the database"}
+	case withPgx && e.inbox.dialect != Postgres:
+		return errNoPgx
+	}
+	return nil
+}
+
+// Apply applies one record.
+func (e *effects[T, X]) Apply(ctx context.Context, record T) error {
+	err := e.ApplyBatch(ctx, []T{record})
+	var list *courier.BatchError
+	if errors.As(err, &list) {
+		return list.Failures[0].Err
+	}
+	return err
+}
+
+// ApplyBatch applies the records that are not done yet.
+func (e *effects[T, X]) ApplyBatch(ctx context.Context, records []T) error {
+	if err := e.Validate(); err != nil {
+		return err
+	}
+	var list courier.BatchError
+	var batch []identified[T]
+	places := make(map[string][]int, len(records)) // of each id in records
+	for i, record := range records {
+		name := e.identity(record)
+		if name == "" {
+			list.Add(i, errUnnamed)
+			continue
+		}
+		id := idOf(name)
+		if places[id] == nil {
+			batch = append(batch, identified[T]{id, record})
+		}
+		places[id] = append(places[id], i)
+	}
+	failed := make(map[string]error)
+	if err := e.divide(ctx, batch, failed); err != nil && len(failed) == len(places) && len(list.Failures) == 0 {
+		return err // which has nothing to do with the records
+	}
+	for id, at := range places {
+		err := failed[id]
+		if err == nil {
+			e.inbox.skipped.Add(uint64(len(at) - 1))
+			continue
+		}
+		for _, i := range at {
+			list.Add(i, err)
+		}
+	}
+	return list.ErrorOrNil()
+}
+
+// identified is a record and its id in the inbox.
+type identified[T any] struct {
+	id     string
+	record T
+}
+
+// divide applies a batch, and where that fails for what is in it, each half of it. It
+// returns the error, if any, after which nothing more was tried: all that was left has
+// failed with it.
+func (e *effects[T, X]) divide(ctx context.Context, batch []identified[T], failed map[string]error) error {
+	if len(batch) == 0 {
+		return nil
+	}
+	fail := func(part []identified[T], err error) error {
+		for _, r := range part {
+			failed[r.id] = err
+		}
+		return err
+	}
+	err := e.apply(ctx, batch)
+	var own *recordsError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &own) || ctx.Err() != nil:
+		return fail(batch, err)
+	case len(batch) == 1:
+		_ = fail(batch, own.err)
+		return nil
+	}
+	half := len(batch) / 2
+	if err = e.divide(ctx, batch[:half], failed); err != nil {
+		return fail(batch[half:], err)
+	}
+	return e.divide(ctx, batch[half:], failed)
+}
+
+// recordsError is the error of a transaction for what it was to do: one with other records
+// may succeed.
+type recordsError struct{ err error }
+
+func (e *recordsError) Error() string { return e.err.Error() }
+func (e *recordsError) Unwrap() error { return e.err }
+
+// mostTries is how often a transaction is tried that others are in the way of.
+const mostTries = 4
+
+// apply applies a batch in one transaction.
+func (e *effects[T, X]) apply(ctx context.Context, batch []identified[T]) (err error) {
+	d := e.inbox.database
+	repeats := d.grammar.admitAll == "" // some may be done
+	for try := 1; try <= mostTries; try++ {
+		err = d.boundedBeside(ctx, func(ctx context.Context, beside func(func() error) error) error {
+			return d.on(ctx, func(conn *sql.Conn) error {
+				panicked := true
+				defer func() {
+					if panicked {
+						_ = conn.Close() // back to the pool
+					}
+				}()
+				err := e.begin(ctx, e.inbox, conn, func(t transacting[X]) error { return e.transact(ctx, t, beside, batch, repeats) })
+				panicked = false
+				return err
+			})
+		})
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return err
+		case !repeats && (errors.Is(err, errNotAll) || d.grammar.isNoted(err, d.name)):
+			repeats = true
+			try--
+		case !d.grammar.conflict(err):
+			return err
+		}
+	}
+	return err
+}
+
+func (e *effects[T, X]) transact(ctx context.Context, t transacting[X], beside func(func() error) error, batch []identified[T], repeats bool) (err error) {
+	over := false
+	defer func() {
+		if !over { // also after a panic; of a connection that is gone, the server takes it back by itself
+			_ = t.rollback()
+		}
+	}()
+	endedBy := func(err error) bool { return errors.Is(err, t.ended) && ctx.Err() == nil }
+	fresh, err := admit(ctx, e.inbox, t.texts, batch, repeats)
+	if err != nil {
+		return err
+	}
+	if len(fresh) > 0 {
+		if err := beside(func() error { return e.effect(ctx, t.tx, fresh) }); err != nil {
+			over = true
+			if endedBy(t.rollback()) {
+				return fmt.Errorf("%w: %w", errEnded, err)
+			}
+			return &recordsError{err}
+		}
+	}
+	over = true
+	switch err = t.commit(ctx); {
+	case err == nil:
+		e.inbox.skipped.Add(uint64(len(batch) - len(fresh)))
+		return nil
+	case endedBy(err):
+		return errEnded
+	case e.inbox.grammar.refused(err):
+		return &recordsError{e.inbox.failed(err, "committing effects, which are rolled back")}
+	}
+	return e.inbox.failed(err, "committing effects, of which it is not known whether they are done; the next try finds out")
+}

@@ -1,0 +1,143 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync/atomic"
+	"time"
+)
+
+// DefaultInboxTable is the name of the inbox's table unless [InboxConfig] has another.
+const DefaultInboxTable = "courier_inbox"
+
+// InboxConfig configures [NewInbox]. Consumer is required.
+type InboxConfig struct {
+	// Consumer names the program that the effects are those of, such as "billing". Each
+	// consumer has each record's effect once, and several may share a table. All
+	// processes of one consumer have the same name, and keep it: under another, the
+	// effects of records that are delivered again happen again.
+	Consumer string
+
+	// Table is the name of the table, with or without a schema, as [WithTable] takes it.
+	// "" is [DefaultInboxTable].
+	Table string
+
+	// QueryTimeout is how long a call waits for the database, as [WithQueryTimeout] sets
+	// it for an outbox: for a connection and the start of a transaction, and for its
+	// commit. The time of the effect itself does not count; that is bounded by
+	// its context. 0 is [DefaultQueryTimeout].
+	QueryTimeout time.Duration
+}
+
+// Inbox remembers the records whose effects in a database are done, in a table of that
+// database. With [Effects] an effect and the note of it are one transaction, so that the
+// effect happens once however often a record is delivered: after a crash, a failed mark,
+// an unknown outcome of a commit, a redrive, and to several processes at once. It is safe
+// for concurrent use.
+//
+// It is the pattern that is known as the idempotent consumer, or inbox.
+type Inbox struct {
+	*database
+	consumer string
+	skipped  atomic.Uint64
+}
+
+// NewInbox returns the inbox of a consumer. The database stays the caller's to close.
+// NewInbox neither opens a connection nor creates the table, see [Inbox.Migrate]. A value
+// that it cannot work with is reported as a [*courier.ConfigError] by every method that
+// returns an error, by the appliers that use the inbox, and by a coordinator before it
+// fetches.
+func NewInbox(db *sql.DB, dialect Dialect, config InboxConfig) *Inbox {
+	d := newDatabase(db, dialect)
+	if config.Table == "" {
+		config.Table = DefaultInboxTable
+	}
+	d.call("InboxConfig.Table", config.Table)
+	d.nameTables(d.table, "inbox:"+d.name, "")
+	d.migrations, d.shapes = d.grammar.inboxMigrations, []shape{d.grammar.inboxShape}
+	if d.timeout = config.QueryTimeout; d.timeout == 0 {
+		d.timeout = DefaultQueryTimeout
+	}
+	switch {
+	case config.QueryTimeout < 0:
+		d.misconfigured("InboxConfig.QueryTimeout", fmt.Sprintf("of %v lets no call succeed: pass how long a call may take, or 0 for %v", config.QueryTimeout, DefaultQueryTimeout))
+	case config.Consumer == "":
+		d.misconfigured("InboxConfig.Consumer", "is empty: name the program that the effects are those of, such as \"billing\"")
+	}
+	return &Inbox{database: d, consumer: config.Consumer}
+}
+
+// Migrate creates the table or brings it up to the version that this package works with,
+// as [Outbox.Migrate] does for an outbox.
+func (i *Inbox) Migrate(ctx context.Context) error { return i.migrate(ctx) }
+
+// inboxPruneBatch is how many notes are deleted in one transaction. They are small, and to
+// find the next ones the database may read over what is left.
+const inboxPruneBatch = 10_000
+
+// Prune deletes the notes of this consumer's records that were done before a time, in
+// transactions of their own, and returns how many it has deleted, also if it fails. Of a
+// record that is delivered again after that, the effect happens again: keep the notes for
+// longer than any source, dead letter queue or backup may deliver a record again, a week
+// at least.
+func (i *Inbox) Prune(ctx context.Context, before time.Time) (deleted int, err error) {
+	return i.prune(ctx, inboxPruneBatch, i.grammar.pruneInbox, i.consumer, i.grammar.time(before.UnixMicro()), inboxPruneBatch)
+}
+
+// admit notes the records of a batch as done, in a transaction, and returns those that
+// were not. It waits for another transaction that has noted one of them and may be rolled
+// back. Unless repeats is set it fails where a record is noted, which is half the work of
+// looking at each.
+func admit[T any](ctx context.Context, i *Inbox, texts func(context.Context, string, ...any) ([]string, error), batch []identified[T], repeats bool) (fresh []T, err error) {
+	ids := make([]string, len(batch))
+	for n, r := range batch {
+		ids[n] = r.id
+	}
+	slices.Sort(ids) // two that note the same records do not wait for each other
+	noted, err := i.note(ctx, texts, ids, repeats)
+	if err != nil {
+		return nil, i.failed(err, "noting %s as done in %s", plural(len(ids), "record"), i.table)
+	}
+	isNew := make(map[string]bool, len(noted))
+	for _, id := range noted {
+		isNew[id] = true
+	}
+	for _, r := range batch {
+		if isNew[r.id] {
+			fresh = append(fresh, r.record)
+		}
+	}
+	return fresh, nil
+}
+
+// errNotAll is for a statement that has not noted all records: which, one that looks at each
+// record has to find out, in another transaction.
+var errNotAll = errors.New("some records were not noted")
+
+// note returns those that it has noted, and that were not before.
+func (i *Inbox) note(ctx context.Context, texts func(context.Context, string, ...any) ([]string, error), ids []string, repeats bool) (noted []string, err error) {
+	list := i.grammar.strings(ids)
+	if !repeats {
+		n, err := texts(ctx, i.sql(i.grammar.admitAll), i.consumer, list)
+		if err == nil && !slices.Equal(n, []string{strconv.Itoa(len(ids))}) {
+			err = errNotAll
+		}
+		return ids, err
+	}
+	if noted, err = texts(ctx, i.sql(i.grammar.admit), i.timed(i.consumer, list)...); err != nil || len(noted) == len(ids) {
+		return noted, err
+	}
+	done, err := texts(ctx, i.sql(i.grammar.admitted), i.consumer, list)
+	if err == nil && len(done) < len(ids) {
+		err = i.suppressed(i.table, len(ids)-len(done), len(ids))
+	}
+	return noted, err
+}
+
+// Skipped returns how many deliveries this Inbox has found to be done already. It counts
+// those of this process.
+func (i *Inbox) Skipped() uint64 { return i.skipped.Load() }
