@@ -35,6 +35,9 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(relayVariable); text != "" {
 		relayMain(text)
 	}
+	if text := os.Getenv(effectsVariable); text != "" {
+		effectsMain(text)
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
 }
 

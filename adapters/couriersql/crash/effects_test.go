@@ -1,0 +1,162 @@
+package crash
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/stretchr/testify/require"
+)
+
+const effectsVariable = "COURIER_CRASH_EFFECTS"
+
+// effectsMain is a consumer in a process of its own: what it takes from the outbox becomes
+// a row of the table effects, and before that one of the table deliveries, which is no part
+// of the effect.
+func effectsMain(text string) {
+	var config relayConfig
+	if err := json.Unmarshal([]byte(text), &config); err != nil {
+		panic(err)
+	}
+	go func() { // which the parent holds open while it lives
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(3)
+	}()
+	db, err := sql.Open(config.Driver, config.DSN)
+	if err != nil {
+		panic(err)
+	}
+	outbox := config.outbox(db)
+	random := rand.New(rand.NewPCG(config.Seed, 1))
+	effects := couriersql.Effects(couriersql.NewInbox(db, outbox.Dialect(), couriersql.InboxConfig{Consumer: "crash"}),
+		func(r couriersql.Row) string { return r.ID },
+		func(ctx context.Context, tx *sql.Tx, r couriersql.Row) error {
+			_, err := tx.ExecContext(ctx, `INSERT INTO effects (id) VALUES ($1)`, r.ID)
+			if err == nil && random.IntN(100) == 0 {
+				err = errors.New("a failure that was asked for")
+			}
+			return err
+		})
+	err = courier.NewPollingCoordinator(outbox.Source(), delivered{effects, db}, courier.WithBatchSize(batchSize),
+		courier.WithInterval(20*time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(context.Background())
+	panic(err)
+}
+
+// delivered notes each record that it passes on.
+type delivered struct {
+	courier.BatchApplier[couriersql.Row]
+	db *sql.DB
+}
+
+func (d delivered) ApplyBatch(ctx context.Context, rows []couriersql.Row) error {
+	for _, r := range rows {
+		if _, err := d.db.ExecContext(ctx, `INSERT INTO deliveries (id) VALUES ($1)`, r.ID); err != nil {
+			return err
+		}
+	}
+	return d.BatchApplier.ApplyBatch(ctx, rows)
+}
+
+// TestEffects kills consumers in turn, and then counts: each effect is there once. In the
+// long form some were delivered again:
+//
+//	go test -run TestEffects -v -timeout 0 -args -crash.kills=200
+func TestEffects(t *testing.T) {
+	for name, config := range map[string]relayConfig{
+		"postgres": {Driver: "pgx"},
+		"leased":   {Driver: "pgx", Hold: "lease"},
+		"sqlite":   {Driver: "sqlite", Hold: "lease"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			config.DSN = couriersql.SQLiteDSN(filepath.Join(t.TempDir(), "effects.db"))
+			if config.Driver == "pgx" {
+				config.DSN = pgtest.Schema(t)
+			}
+			killConsumers(t, config)
+		})
+	}
+}
+
+func killConsumers(t *testing.T, config relayConfig) {
+	db, err := sql.Open(config.Driver, config.DSN)
+	require.NoError(t, err)
+	defer func() { require.NoError(t, db.Close()) }()
+	outbox := config.outbox(db)
+	defer func() { require.NoError(t, outbox.Close()) }()
+	require.NoError(t, outbox.Migrate(t.Context()))
+	require.NoError(t, couriersql.NewInbox(db, outbox.Dialect(), couriersql.InboxConfig{Consumer: "crash"}).Migrate(t.Context()))
+	for _, table := range []string{"effects", "deliveries"} {
+		_, err := db.ExecContext(t.Context(), `CREATE TABLE `+table+` (id TEXT NOT NULL)`)
+		require.NoError(t, err)
+	}
+	random := rand.New(rand.NewPCG(*seed, 7))
+	spawn := func() *exec.Cmd {
+		config.Seed = random.Uint64()
+		text, err := json.Marshal(config)
+		require.NoError(t, err)
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), effectsVariable+"="+string(text))
+		cmd.Stderr = os.Stderr
+		_, err = cmd.StdinPipe() // which Wait closes
+		require.NoError(t, err)
+		require.NoError(t, cmd.Start())
+		return cmd
+	}
+	kill := func(cmd *exec.Cmd) {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	consumers := []*exec.Cmd{spawn(), spawn()}
+	defer func() {
+		for _, c := range consumers {
+			kill(c)
+		}
+	}()
+	written := 0
+	write := func(n int) {
+		var messages []couriersql.Message
+		for range n {
+			written++
+			messages = append(messages, couriersql.Message{ID: fmt.Sprint("e", written), Topic: "orders"})
+		}
+		tx, err := db.BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		require.NoError(t, outbox.Write(t.Context(), tx, messages...))
+		require.NoError(t, tx.Commit())
+	}
+	counted := func(query string) (n int) {
+		require.NoError(t, db.QueryRowContext(t.Context(), query).Scan(&n))
+		return n
+	}
+	for i := range *kills {
+		before := counted(`SELECT count(*) FROM effects`)
+		write(2 * batchSize)
+		require.Eventually(t, func() bool { return counted(`SELECT count(*) FROM effects`) > before }, 60*time.Second, time.Millisecond)
+		time.Sleep(time.Duration(random.IntN(5000)) * time.Microsecond) // into the work
+		kill(consumers[i%2])
+		consumers[i%2] = spawn()
+	}
+	require.Eventually(t, func() bool {
+		pending, err := outbox.Pending(t.Context())
+		return err == nil && pending == 0
+	}, 60*time.Second, 20*time.Millisecond)
+	require.Zero(t, counted(`SELECT count(*) FROM (SELECT id FROM effects GROUP BY id HAVING count(*) > 1) AS twice`), "effects that happened twice")
+	require.Equal(t, written, counted(`SELECT count(*) FROM effects`))
+	again := counted(`SELECT count(*) FROM deliveries`) - written
+	t.Logf("%d kills: %d effects, each once; %d deliveries were repeated", *kills, written, again)
+	require.False(t, *kills >= 100 && again == 0, "nothing was delivered again, so that nothing was tested")
+}
