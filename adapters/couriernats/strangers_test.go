@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -57,48 +58,48 @@ func TestOthersMayAnswerFirst(t *testing.T) {
 
 // One that nobody but strangers has answered is not applied, and says so.
 func TestOnlyOthersAnswer(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t, jetstream.StreamConfig{})
-	sink := couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(ackTimeout), couriernats.WithExpectStream("ORDERS"))
-	var all []order
-	var said []string
-	for _, answer := range strangeAnswers {
-		subject := "foreign." + strconv.Itoa(len(all))
-		_, err := b.conn.Subscribe(subject, func(m *nats.Msg) { _ = m.Respond(answer) })
-		require.NoError(t, err)
-		all = append(all, order{id: subject, subject: subject})
-		said = append(said, fmt.Sprintf("%q", answer))
-	}
-	all = append(all, orders(1)...)
-	require.NoError(t, b.conn.Flush())
-	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
-	require.Len(t, byIndex, len(said))
-	for index, err := range byIndex {
-		requireClass(t, courier.ClassRetryable, err)
-		require.ErrorIs(t, err, jetstream.ErrAsyncPublishTimeout)
-		require.ErrorContains(t, err, "no stream answered "+said[index])
-	}
-	require.Equal(t, idsOf(orders(1)), b.ids(t))
+	synctest.Test(t, func(t *testing.T) {
+		answers := make(map[string][]string) // by subject
+		var all []order
+		var said []string
+		for _, answer := range strangeAnswers {
+			subject := "foreign." + strconv.Itoa(len(all))
+			answers[subject] = []string{string(answer)}
+			all = append(all, order{id: subject, subject: subject})
+			said = append(said, fmt.Sprintf("%q", answer))
+		}
+		all = append(all, orders(1)...)
+		answers[all[len(said)].subject] = []string{acked}
+		p := &peer{answer: func(subject string) []string { return answers[subject] }}
+		sink := couriernats.NewSink(p.connect(t), message, couriernats.WithExpectStream("ORDERS"))
+		byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+		require.Len(t, byIndex, len(said))
+		for index, err := range byIndex {
+			requireClass(t, courier.ClassRetryable, err)
+			require.ErrorIs(t, err, jetstream.ErrAsyncPublishTimeout)
+			require.ErrorContains(t, err, "no stream answered "+said[index])
+		}
+	})
 }
 
 // The sink tells of a stranger's answer in the error of the message that the stranger answered,
 // and not in that of another one with the same place in a later part of the call.
 func TestStrangeAnswersAreOfTheirMessage(t *testing.T) {
-	t.Parallel()
-	b := startBroker(t, jetstream.StreamConfig{})
-	_, err := b.conn.Subscribe("foreign", func(m *nats.Msg) {
-		_ = m.Respond([]byte("+OK"))
-		_ = m.Respond([]byte(`{"stream":"ORDERS","seq":1}`))
+	synctest.Test(t, func(t *testing.T) {
+		p := &peer{answer: func(subject string) []string {
+			if subject == "foreign" {
+				return []string{"+OK", acked}
+			}
+			return allBut("silence")(subject)
+		}}
+		sink := couriernats.NewSink(p.connect(t), message, couriernats.WithMaxPending(2))
+		all := orders(4)
+		all[0].subject, all[2].subject = "foreign", "silence"
+		byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
+		require.Len(t, byIndex, 1)
+		require.ErrorIs(t, byIndex[2], jetstream.ErrAsyncPublishTimeout)
+		require.NotContains(t, byIndex[2].Error(), "no stream answered")
 	})
-	require.NoError(t, err)
-	silent(t, b, "silence", func() {})
-	sink := couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(ackTimeout), couriernats.WithMaxPending(2))
-	all := orders(4)
-	all[0].subject, all[2].subject = "foreign", "silence"
-	byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
-	require.Len(t, byIndex, 1)
-	require.ErrorIs(t, byIndex[2], jetstream.ErrAsyncPublishTimeout)
-	require.NotContains(t, byIndex[2].Error(), "no stream answered")
 }
 
 // Many answers to each message do not crowd out the acks, however long the
@@ -124,7 +125,7 @@ func TestManyOthersAnswer(t *testing.T) {
 	sent := 0
 	sink := couriernats.NewSink(b.js, func(o order) (*nats.Msg, error) {
 		if sent++; sent%100 == 0 { // all answers to the messages before are here
-			require.Eventually(t, func() bool { return answered.Load() >= int64(others*(sent-1)) }, 10*time.Second, time.Millisecond)
+			require.Eventually(t, func() bool { return answered.Load() >= int64(others*(sent-1)) }, 30*time.Second, time.Millisecond)
 			require.NoError(t, b.conn.Flush())
 		}
 		return o.msg()

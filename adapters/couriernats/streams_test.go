@@ -1,6 +1,7 @@
 package couriernats_test
 
 import (
+	"errors"
 	"net"
 	"net/url"
 	"strings"
@@ -90,6 +91,11 @@ func TestTooManySubscriptions(t *testing.T) {
 	_, err := b.conn.SubscribeSync("another")
 	require.NoError(t, err)
 	sink := couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(ackTimeout))
+	_, err = b.conn.SubscribeSync("too.many")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { // what is said of the sink's own may come after the ack timeout
+		return errors.Is(b.conn.LastError(), nats.ErrMaxSubscriptionsExceeded)
+	}, 20*time.Second, time.Millisecond)
 	for range 2 {
 		err := sink.Apply(t.Context(), orders(1)[0])
 		requireClass(t, courier.ClassRetryable, err)
@@ -105,11 +111,11 @@ func TestLameDuck(t *testing.T) {
 	b := startBrokerWith(t, jetstream.StreamConfig{}, func(o *server.Options) {
 		o.LameDuckDuration, o.LameDuckGracePeriod = 20*time.Minute, 10*time.Minute // until the test ends it
 	})
-	sink := couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(ackTimeout))
+	sink, hasty := couriernats.NewSink(b.js, message), couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(ackTimeout))
 	require.NoError(t, sink.ApplyBatch(t.Context(), orders(5)))
 	go b.server.LameDuckShutdown()
 	for {
-		err := sink.Apply(t.Context(), orders(6)[5])
+		err := hasty.Apply(t.Context(), orders(6)[5])
 		if err == nil {
 			continue // it has not begun yet
 		}
@@ -119,8 +125,8 @@ func TestLameDuck(t *testing.T) {
 		}
 	}
 	require.True(t, b.conn.IsConnected())
-	b.server.Shutdown()
-	b.server.WaitForShutdown()
+	b.shutdown()
+	b.await(t, false)
 	b.start(t)
 	b.await(t, true)
 	require.NoError(t, sink.ApplyBatch(t.Context(), orders(10)))

@@ -25,12 +25,14 @@ import (
 // message as answer says. It takes one connection: with another, the client would use a
 // timer that it shares with the tests outside.
 type peer struct {
-	answer func(subject string) string // "" for no answer
+	answer func(subject string) []string // in their order
 
 	mu    sync.Mutex
 	conn  net.Conn
 	dials int
 	pings []time.Time // without the ping that the client sends when it connects
+	sub   string      // the client's name of the subscription that it made last
+	reply string      // where the answer belongs to the message that came last
 	mute  bool        // answers nothing any more
 }
 
@@ -86,16 +88,38 @@ func (p *peer) serve(conn net.Conn) {
 			}
 			connecting = false
 			p.send(conn, "PONG\r\n")
+		case "SUB":
+			p.mu.Lock()
+			p.sub = word[len(word)-1]
+			p.mu.Unlock()
 		case "HPUB", "PUB":
 			size, _ := strconv.Atoi(word[len(word)-1])
 			if _, err := io.CopyN(io.Discard, in, int64(size)+2); err != nil {
 				return
 			}
-			if text := p.answer(word[1]); text != "" {
-				p.send(conn, "MSG %s 1 %d\r\n%s\r\n", word[2], len(text), text)
+			p.mu.Lock()
+			p.reply = word[2]
+			p.mu.Unlock()
+			for _, text := range p.answer(word[1]) {
+				p.respond(word[2], text)
 			}
 		}
 	}
+}
+
+// respond sends an answer to a message.
+func (p *peer) respond(reply, text string) {
+	p.mu.Lock()
+	conn, sub := p.conn, p.sub
+	p.mu.Unlock()
+	p.send(conn, "MSG %s %s %d\r\n%s\r\n", reply, sub, len(text), text)
+}
+
+// lastReply returns where the answer belongs to the message that came last.
+func (p *peer) lastReply() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.reply
 }
 
 // connect connects with the options that a sink's connection should have.
@@ -110,7 +134,19 @@ func (p *peer) connect(t *testing.T) jetstream.JetStream {
 	return js
 }
 
-func nothing(string) string { return "" }
+func nothing(string) []string { return nil }
+
+const acked = `{"stream":"ORDERS","seq":7}`
+
+// allBut acks what has another subject than one.
+func allBut(silent string) func(subject string) []string {
+	return func(subject string) []string {
+		if subject == silent {
+			return nil
+		}
+		return []string{acked}
+	}
+}
 
 // A message without an ack fails after the ack timeout, and no sooner; the server is
 // asked for a sign of life after a fifth of it, or a second.
@@ -167,8 +203,8 @@ func TestWaits_ForAMuteConnection(t *testing.T) {
 // After an answer that there is no room, the sink asks not to be called for a second.
 func TestWaits_WithoutRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := &peer{answer: func(string) string {
-			return `{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"ORDERS","seq":0}`
+		p := &peer{answer: func(string) []string {
+			return []string{`{"error":{"code":503,"err_code":10077,"description":"maximum messages exceeded"},"stream":"ORDERS","seq":0}`}
 		}}
 		sink := couriernats.NewSink(p.connect(t), message)
 		began := time.Now()
