@@ -140,7 +140,7 @@ func TestStatusIsOfOneMoment(t *testing.T) {
 
 // In SQLite, to ask for the status is not to wait for the writer.
 func TestStatusBesideAWriter(t *testing.T) {
-	o := newOutbox(t, WithQueryTimeout(time.Second))
+	o := newOutbox(t)
 	tx, err := o.db.BeginTx(t.Context(), nil)
 	require.NoError(t, err)
 	require.NoError(t, o.Write(t.Context(), tx, named("a")...))

@@ -342,15 +342,15 @@ func TestAPoolThatIsTooSmall(t *testing.T) {
 // A server that ends idle sessions does not end the one that listens.
 func TestAListenerOutlivesIdleSessionTimeout(t *testing.T) {
 	log := new(logged)
-	o := outboxIn(t, openPostgres(t, pgtest.Schema(t)+" idle_session_timeout=400ms"), WithWakeUp(), WithTable("wake_idle"), log.option())
+	o := outboxIn(t, openPostgres(t, pgtest.Schema(t)+" idle_session_timeout=2s"), WithWakeUp(), WithTable("wake_idle"), log.option())
 	o.db.SetMaxIdleConns(0) // so that no other session of the pool is idle
 	wake := o.Source().Wake()
 	awaken(t, wake)
 	other := openPostgres(t, pgtest.Schema(t))
-	require.Eventually(t, func() bool { // probed several times, the session is older than it may be idle
+	require.Eventually(t, func() bool { // probed twice, the session is older than it may be idle
 		return count(t, other, `SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%notification_queue_usage%' AND pid <> pg_backend_pid()
-			AND backend_start < now() - interval '1200 ms' AND state = 'idle'`) > 0
-	}, 20*time.Second, 20*time.Millisecond)
+			AND backend_start < now() - interval '2500 ms' AND state = 'idle'`) > 0
+	}, 30*time.Second, 20*time.Millisecond)
 	execute(t, o.db, `INSERT INTO wake_idle (id, topic, payload) VALUES ('b', 't', '')`)
 	awaken(t, wake)
 	require.Empty(t, log.String())

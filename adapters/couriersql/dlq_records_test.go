@@ -386,15 +386,18 @@ func TestDLQInASchemaOfItsOwn(t *testing.T) {
 // database undid.
 func TestDLQOfRecordsWhenTheDatabaseMisbehaves(t *testing.T) {
 	t.Run("no answer", func(t *testing.T) {
-		q := orders(t, Postgres, func(c *DLQConfig[order]) { c.QueryTimeout = 100 * time.Millisecond })
+		q := orders(t, Postgres, func(c *DLQConfig[order]) { c.QueryTimeout = time.Minute })
+		require.Equal(t, time.Minute, q.timeout)
 		tx, err := q.db.BeginTx(t.Context(), nil)
 		require.NoError(t, err)
 		_, err = tx.ExecContext(t.Context(), `LOCK TABLE dead_orders`)
 		require.NoError(t, err)
+		q.timeout = 100 * time.Millisecond
 		err = q.Send(t.Context(), letterOf(order{ID: "A-1"}, nil))
 		require.ErrorIs(t, err, ErrQueryTimeout)
 		require.ErrorContains(t, err, "not within 100ms")
 		require.NoError(t, tx.Rollback())
+		q.timeout = time.Minute
 		require.NoError(t, q.Send(t.Context(), letterOf(order{ID: "A-1"}, nil)))
 	})
 	t.Run("undone", func(t *testing.T) {

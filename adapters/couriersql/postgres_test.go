@@ -380,13 +380,14 @@ func TestPostgresAdvice(t *testing.T) {
 
 func TestPostgresIdleTransactionTimeout(t *testing.T) {
 	dsn := pgtest.Schema(t)
-	write(t, outboxIn(t, openPostgres(t, dsn)), named("a")...)
+	o := outboxIn(t, openPostgres(t, dsn))
+	write(t, o, named("a")...)
 	s := New(openPostgres(t, dsn+" idle_in_transaction_session_timeout=50ms"), Postgres).Source()
 	t.Cleanup(func() { require.NoError(t, s.outbox.Close()) })
 	rows := take(t, s, 10)
 	require.Eventually(t, func() bool { return s.Renew(t.Context(), rows) != nil }, 10*time.Second, 100*time.Millisecond)
 	require.NoError(t, s.Mark(t.Context(), rows))
-	require.Empty(t, take(t, s, 10))
+	require.Empty(t, pendingOf(t, o))
 }
 
 // A mark takes its rows from the index and looks each of them up, though a planner that
