@@ -612,5 +612,5 @@ func TestB3_ACalmBreakerUnderManyGoroutines(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.Eventually(t, func() bool { return applier.Apply(t.Context(), 1) == nil && b.State() == "closed" }, 5*time.Second, time.Microsecond)
+	require.Eventually(t, func() bool { return applier.Apply(t.Context(), 1) == nil && b.State() == "closed" }, 30*time.Second, time.Microsecond)
 }

@@ -109,7 +109,7 @@ func TestD4_OneWorkerAppliesInFetchOrder(t *testing.T) {
 		applied = append(applied, r)
 		return nil
 	}), quiet, courier.WithInterval(time.Millisecond)))
-	require.Eventually(t, func() bool { return len(source.left()) == 0 }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return len(source.left()) == 0 }, 30*time.Second, time.Millisecond)
 	require.NoError(t, stop())
 	require.Equal(t, numbers(250), applied)
 }

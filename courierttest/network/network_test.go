@@ -53,7 +53,7 @@ func connect(t *testing.T, n *network.Network) net.Conn {
 
 // ask says what comes back within a time.
 func ask(t *testing.T, conn net.Conn, within time.Duration) error {
-	require.NoError(t, conn.SetDeadline(time.Now().Add(within)))
+	require.NoError(t, conn.SetReadDeadline(time.Now().Add(within)))
 	if _, err := fmt.Fprintln(conn, "hello"); err != nil {
 		return err
 	}

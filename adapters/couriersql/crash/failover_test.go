@@ -123,7 +123,7 @@ func TestFailoverToAReplicaThatMissesCommits(t *testing.T) {
 			require.NoError(t, replica.Promote(t.Context()))
 			relay.Pause() // so that nothing but the mark of what is in hand happens
 			service.server.Store(replica)
-			require.Eventually(t, func() bool { return put("kept") == nil }, 10*time.Second, 10*time.Millisecond)
+			require.Eventually(t, func() bool { return put("kept") == nil }, 30*time.Second, 10*time.Millisecond)
 			var reused int
 			require.NoError(t, db.QueryRowContext(t.Context(), `SELECT count(*) FROM courier_outbox WHERE seq <= $1`, batch).Scan(&reused))
 			require.Equal(t, batch, reused, "the numbers are given twice")
