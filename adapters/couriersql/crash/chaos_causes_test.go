@@ -61,7 +61,7 @@ func (c *chaos) trouble(slots ...*slot) (end func()) {
 		}
 	}
 	disturb(time.Hour)
-	return func() { disturb(3 * time.Second) }
+	return func() { disturb(time.Duration(c.slack) * 3 * time.Second) }
 }
 
 // some draws one relay's place, or takes all. A broker's network excuses nothing: who

@@ -26,8 +26,8 @@ type chaosConfig struct {
 	Prefetch    int    // of a polling one
 }
 
-// These are short, so that what they bound is over soon. A healthy call on a busy
-// machine has to take less. A breaker opens after five timeouts of acks.
+// These are short, so that what they bound is over soon. A healthy call has to take
+// less, but for the slack on a busy machine. A breaker opens after five timeouts of acks.
 const (
 	queryTimeout = time.Second
 	ackTimeout   = 500 * time.Millisecond
@@ -47,7 +47,7 @@ func (c relayConfig) relay(line *line, db *sql.DB) error {
 		return err
 	}
 	outbox := c.outbox(db, couriersql.WithLogger(log))
-	sink := couriernats.NewSink(js, c.message, couriernats.WithAckTimeout(ackTimeout))
+	sink := couriernats.NewSink(js, c.message, couriernats.WithAckTimeout(c.slack(ackTimeout)))
 	stack := func(source *told) courier.Applier[couriersql.Row] {
 		applier, _ := courier.ResilientApplier[couriersql.Row](&toldSink{sink, line}, &courier.ResilientConfig[couriersql.Row]{
 			DLQ:     toldDLQ{source.DLQ(), line},

@@ -55,15 +55,17 @@ func TestChaos(t *testing.T) {
 	if os.Getenv(pgtest.DSNVariable) != "" {
 		t.Skip("it crashes the server, which is somebody's")
 	}
+	slack := 1
 	if *chaosTime < time.Minute { // a slice of it, beside the other tests of a busy machine
-		recovery, readyBound = 3*recovery, 3*readyBound
+		slack, recovery, readyBound = 3, 30*time.Second, 45*time.Second
 	}
-	c := startChaos(t)
+	c := startChaos(t, slack)
 	c.run()
 }
 
 type chaos struct {
 	t                *testing.T
+	slack            int
 	random           *rand.Rand
 	primary, replica *pgtest.Server
 	home             name // leads writers to the primary
@@ -97,8 +99,8 @@ type slot struct {
 	database, nats *network.Network
 }
 
-func startChaos(t *testing.T) *chaos {
-	c := &chaos{t: t, random: rand.New(rand.NewPCG(*seed, 17)), tally: map[string]int{}, worst: map[string]time.Duration{}}
+func startChaos(t *testing.T, slack int) *chaos {
+	c := &chaos{t: t, slack: slack, random: rand.New(rand.NewPCG(*seed, 17)), tally: map[string]int{}, worst: map[string]time.Duration{}}
 	var err error
 	c.primary, err = pgtest.Start()
 	require.NoError(t, err)
@@ -129,7 +131,7 @@ func startChaos(t *testing.T) *chaos {
 	logs := t.TempDir()
 	for _, hold := range []string{"", "lease", "strict"} {
 		name := groups[hold]
-		config := relayConfig{Driver: "pgx", Hold: hold, Chaos: &chaosConfig{Credentials: c.broker.credentials, Log: filepath.Join(logs, name)}}
+		config := relayConfig{Driver: "pgx", Hold: hold, Slack: slack, Chaos: &chaosConfig{Credentials: c.broker.credentials, Log: filepath.Join(logs, name)}}
 		g := &group{name: name, trial: newTrialOf(t, name, c.home.open(t, name), config)}
 		g.pace = 30 * time.Millisecond
 		t.Cleanup(func() {

@@ -86,7 +86,7 @@ func newTrial(t *testing.T, server *pgtest.Server, driver, dsn, hold string, rel
 	t.Helper()
 	db, err := sql.Open(driver, dsn)
 	require.NoError(t, err)
-	tr := newTrialOf(t, t.Name(), db, relayConfig{Driver: driver, DSN: dsn, Hold: hold})
+	tr := newTrialOf(t, t.Name(), db, relayConfig{Driver: driver, DSN: dsn, Hold: hold, Slack: 3})
 	tr.server = server
 	if !tr.stream.ordered {
 		tr.config.Failures = 50

@@ -46,6 +46,7 @@ type relayConfig struct {
 	Hold                      string // "", "lease" or "strict"
 	Failures                  int    // one in so many applies fails; 0 is none
 	Seed                      uint64
+	Slack                     int          // how many times as long as alone on a machine a healthy call may take; 0 is once
 	Chaos                     *chaosConfig // nil delivers to the parent
 }
 
@@ -60,6 +61,9 @@ const big = "big"
 // leaseTime is short, as what a killed relay leased waits for so long.
 const leaseTime = 3 * time.Second
 
+// slack is a time that a healthy call has to keep to.
+func (c relayConfig) slack(d time.Duration) time.Duration { return time.Duration(max(1, c.Slack)) * d }
+
 func (c relayConfig) outbox(db *sql.DB, more ...couriersql.Option) *couriersql.Outbox {
 	dialect := couriersql.SQLite
 	opts := []couriersql.Option{couriersql.WithBackoff(20*time.Millisecond, 100*time.Millisecond)}
@@ -68,11 +72,11 @@ func (c relayConfig) outbox(db *sql.DB, more ...couriersql.Option) *couriersql.O
 		opts = append(opts, couriersql.WithWakeUp())
 	}
 	if c.Chaos != nil {
-		opts = append(opts, couriersql.WithQueryTimeout(queryTimeout))
+		opts = append(opts, couriersql.WithQueryTimeout(c.slack(queryTimeout)))
 	}
 	switch c.Hold {
 	case "lease":
-		opts = append(opts, couriersql.WithLease(leaseTime))
+		opts = append(opts, couriersql.WithLease(c.slack(leaseTime)))
 	case "strict":
 		opts = append(opts, couriersql.WithStrictOrder())
 	}
