@@ -207,7 +207,7 @@ func (c *call) refused() (lanes [][]int) {
 // it finds the one that brokers refuse by itself. Records after that one are not sent.
 // It reports whether all were stored.
 func (c *call) isolate(ctx context.Context, part []int) bool {
-	produced, idle := c.link.produced.Load(), c.client.BufferedProduceRecords() == 0
+	produced, idle := c.link.produced.Load(), c.link.underWay.Load() == 0
 	for _, i := range part {
 		c.records[i] = again(c.records[i])
 	}

@@ -305,6 +305,28 @@ func TestRefusedTogetherWithAnothersRecord(t *testing.T) {
 	}
 }
 
+// A record that the client is done with is in no batch, though its promise has not returned.
+func TestRefusedBesideAPromiseThatLasts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		sink := courierkafka.NewSink(k.client, message)
+		require.NoError(t, sink.Apply(t.Context(), orders(1)[0]))
+		k.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "orders", Err: kerr.MessageTooLarge, Count: 2})
+		leave := courierkafka.Share(k.client)
+		refused := make(chan error, 1)
+		go func() { refused <- sink.Apply(t.Context(), orders(2)[1]) }()
+		time.Sleep(time.Second) // it is refused, and waits to be sent alone
+		lasts := make(chan struct{})
+		k.client.Produce(t.Context(), &kgo.Record{Topic: "wide"}, func(*kgo.Record, error) { <-lasts })
+		time.Sleep(time.Second)
+		require.EqualValues(t, 1, k.client.BufferedProduceRecords())
+		leave()
+		synctest.Wait()
+		close(lasts)
+		requireClass(t, courier.ClassPermanent, <-refused)
+	})
+}
+
 // The client may take a later record of a key just when an earlier one has failed. The
 // sink sends the later one again.
 func TestOvertakenRecordGoesAgain(t *testing.T) {

@@ -39,6 +39,7 @@ func ClientOptions() []kgo.Opt {
 type link struct {
 	losses     atomic.Uint64
 	produced   atomic.Uint64 // records handed to the client, by whomever
+	underWay   atomic.Int64  // those of them without a result
 	answered   atomic.Uint64 // calls that a broker took something of
 	trouble    atomic.Pointer[connectError]
 	turns      *turns
@@ -65,7 +66,14 @@ func (l *link) OnBrokerRead(_ kgo.BrokerMetadata, _ int16, _ int, _, _ time.Dura
 }
 
 // OnProduceRecordBuffered counts the records that the client was given.
-func (l *link) OnProduceRecordBuffered(*kgo.Record) { l.produced.Add(1) }
+func (l *link) OnProduceRecordBuffered(*kgo.Record) {
+	l.produced.Add(1)
+	l.underWay.Add(1)
+}
+
+// OnProduceRecordUnbuffered counts those that the client is done with. Its own count has
+// a record a moment longer, until after the call that tells of the result.
+func (l *link) OnProduceRecordUnbuffered(*kgo.Record, error) { l.underWay.Add(-1) }
 
 // reach returns nil unless no broker can be reached. While it refuses calls the client
 // has no reason to connect, so it asks all brokers itself.

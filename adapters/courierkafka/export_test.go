@@ -18,6 +18,13 @@ func Unanswered(client *kgo.Client) int {
 	return len(p.link.unanswered.records)
 }
 
+// Share takes a turn as a call does that produces, so that no other is alone before leave.
+func Share(client *kgo.Client) (leave func()) {
+	p, _ := newProducer(client, nil)
+	_ = p.link.turns.enter(context.Background(), false)
+	return p.link.turns.leave
+}
+
 // Watched returns the options of a client of a [Source] whose events a test sees: partitions
 // that are assigned, kept by a client that is another member now, about to be revoked,
 // revoked, and lost.
