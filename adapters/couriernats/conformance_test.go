@@ -2,7 +2,6 @@ package couriernats_test
 
 import (
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -15,7 +14,7 @@ func TestConformance_Sink(t *testing.T) {
 	courierttest.TestBatchApplier(t, func(t *testing.T) courierttest.ApplierFixture[order] {
 		b := startBroker(t, jetstream.StreamConfig{MaxMsgSize: 4096})
 		return courierttest.ApplierFixture[order]{
-			Applier: couriernats.NewSink(b.js, message, couriernats.WithAckTimeout(2*time.Second)),
+			Applier: couriernats.NewSink(b.js, message, patient),
 			Record:  func(n int) order { return all[n] },
 			Name:    func(o order) string { return o.id },
 			Applied: func() []string { return b.ids(t) },

@@ -112,7 +112,7 @@ func TestServerLostInMidBatch(t *testing.T) {
 					require.Contains(t, stored, o.id, "applied, so stored")
 				}
 			}
-			require.NoError(t, couriernats.NewSink(b.js, message).ApplyBatch(t.Context(), all))
+			require.NoError(t, couriernats.NewSink(b.js, message, patient).ApplyBatch(t.Context(), all))
 			require.ElementsMatch(t, idsOf(all), b.ids(t), "each exactly once")
 		})
 	}

@@ -18,6 +18,10 @@ import (
 	"github.com/erfanmomeniii/courier/courierttest/network"
 )
 
+// patient is for calls of which every ack comes: to many messages on a busy machine they
+// may take longer than a relay waits.
+var patient = couriernats.WithAckTimeout(time.Minute)
+
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // broker is a JetStream server in this process, on file storage, with a stream

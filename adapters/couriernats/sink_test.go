@@ -70,7 +70,7 @@ func TestBatchArrivesInOrder(t *testing.T) {
 			t.Parallel()
 			b := startBroker(t, jetstream.StreamConfig{})
 			all := orders(5000)
-			sink := couriernats.NewSink(b.js, message, couriernats.WithMaxPending(window))
+			sink := couriernats.NewSink(b.js, message, patient, couriernats.WithMaxPending(window))
 			require.NoError(t, sink.ApplyBatch(t.Context(), all))
 			require.Equal(t, idsOf(all), b.ids(t))
 		})
@@ -83,7 +83,7 @@ func TestWindowIsTheSinksOwn(t *testing.T) {
 	narrow, err := jetstream.New(b.conn, jetstream.WithPublishAsyncMaxPending(1))
 	require.NoError(t, err)
 	all := orders(500)
-	require.NoError(t, couriernats.NewSink(narrow, message).ApplyBatch(t.Context(), all))
+	require.NoError(t, couriernats.NewSink(narrow, message, patient).ApplyBatch(t.Context(), all))
 	require.Equal(t, idsOf(all), b.ids(t))
 }
 

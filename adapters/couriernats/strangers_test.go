@@ -129,7 +129,7 @@ func TestManyOthersAnswer(t *testing.T) {
 			require.NoError(t, b.conn.Flush())
 		}
 		return o.msg()
-	})
+	}, patient)
 	require.NoError(t, sink.ApplyBatch(t.Context(), all))
 	require.Equal(t, idsOf(all), b.ids(t))
 	require.Zero(t, sink.Duplicates())
