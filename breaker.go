@@ -27,9 +27,9 @@ type BreakerPolicy struct {
 	// parked; above MaxAttempts, the first record of an outage runs out of attempts
 	// before the breaker opens.
 	//
-	// A success that began before a failure says nothing about the time since, so it does
-	// not reset the count of failures that began one after another, as the attempts on a
-	// record do, if they were counted after it began.
+	// A success resets the count. Only failures that came one after another, as the attempts
+	// on a record do, and all after that success had begun, stay counted: it says nothing
+	// about the time since.
 	FailureThreshold int
 
 	// FailureRate opens the breaker when this fraction, in (0, 1], of the calls in the
