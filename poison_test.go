@@ -446,6 +446,36 @@ func TestP3_ALonePoisonRecordStaysPendingUntilAnotherArrives(t *testing.T) {
 	})
 }
 
+// P-3: after the pause a lone poison record makes up to FailureThreshold attempts before the
+// breaker opens again over it, so each record that gets through brings it that much nearer
+// to its verdict.
+func TestP3_EachRecordThatGetsThroughLetsALonePoisonRecordMakeMoreAttempts(t *testing.T) {
+	for attempts, others := range map[int]int{5: 1, 6: 1, 10: 2, 20: 4, 50: 10} { // with the threshold of 5
+		t.Run(strconv.Itoa(attempts), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				d := &destination{began: time.Now(), poison: 0, applied: map[int]int{}}
+				stack, dlq := courier.ResilientApplier(courier.Applier[int](d), &courier.ResilientConfig[int]{
+					Retry: courier.RetryPolicy{MaxAttempts: attempts},
+				})
+				source := newShelf(0)
+				coordinator := courier.NewPollingCoordinator(source, stack, quiet)
+				stop := start(t, coordinator)
+				for n := range others {
+					time.Sleep(time.Hour)
+					parked, _ := dlq.Receive(t.Context(), 1)
+					require.Emptyf(t, parked, "after %d others", n)
+					require.ErrorIs(t, coordinator.Ready(), courier.ErrOpen)
+					source.add(n + 1)
+				}
+				time.Sleep(time.Hour)
+				require.NoError(t, stop())
+				parked, _ := dlq.Receive(t.Context(), 1)
+				require.Len(t, parked, 1)
+			})
+		})
+	}
+}
+
 // P-3, D3: over a record that panics, or ends its goroutine, where no decorator
 // makes an error of that, the breaker opens as over any other: the next probe is
 // another record.
