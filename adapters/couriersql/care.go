@@ -94,6 +94,13 @@ type Status struct {
 	Oldest  time.Duration // the age of the oldest row that is due, as by [Outbox.Lag]
 	Failing []Failing     // the rows with the most attempts in vain, up to 10
 	Dead    int           // dead letters
+	Leader  *Leader       // the relay that delivers, of those with [WithStrictOrder]; nil if there is none
+}
+
+// Leader is a relay that leads.
+type Leader struct {
+	Backend     int    // its pid in pg_stat_activity, as in the log
+	Application string // the application_name of its connection
 }
 
 // Failing is a pending row that failed.
@@ -139,6 +146,15 @@ func (o *Outbox) status(ctx context.Context, s *Status) (err error) {
 		}
 		if s.Dead, err = number(ctx, tx, o.sql(o.grammar.parked)); err != nil {
 			return err
+		}
+		if o.grammar.leader != "" {
+			var l Leader
+			switch err := tx.QueryRowContext(ctx, o.sql(o.grammar.leader)).Scan(&l.Backend, &l.Application); {
+			case err == nil:
+				s.Leader = &l
+			case !errors.Is(err, sql.ErrNoRows):
+				return err
+			}
 		}
 		rows, err := tx.QueryContext(ctx, o.sql(o.grammar.failing), shownFailing)
 		if err != nil {

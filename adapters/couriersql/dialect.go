@@ -87,6 +87,7 @@ type grammar struct {
 	prunable string // processed before ?1
 	prune    string // the same, ?2 at a time
 	failing  string // the ?1 rows with the most attempts
+	leader   string // the session of the relay that is elected; "" where there is no election
 
 	policies    string // the commands that no policy of row-level security lets this role have, where it is on
 	suppressors string // what may undo a statement without an error

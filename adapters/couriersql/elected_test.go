@@ -388,9 +388,15 @@ func TestTheLogAndTheDatabaseKnowWhoLeads(t *testing.T) {
 		var is string
 		require.NoError(t, db.QueryRowContext(t.Context(), query).Scan(&pid, &is, new(any)))
 		require.Equal(t, name, is)
+		status, err := second.outbox.Status(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, &Leader{pid, name}, status.Leader)
 		return fmt.Sprint(pid)
 	}
 	write(t, first.outbox, named("a")...)
+	status, err := second.outbox.Status(t.Context())
+	require.NoError(t, err)
+	require.Nil(t, status.Leader)
 	rows := take(t, first, 10)
 	for range 3 {
 		require.Empty(t, take(t, second, 10))

@@ -203,6 +203,7 @@ func postgresGrammar() grammar {
 		prunable: `SELECT count(*) FROM {outbox} WHERE processed_at < $1`,
 		prune: `DELETE FROM {outbox} WHERE seq IN (SELECT seq FROM {outbox}
 			WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`,
+		leader:  leaderText,
 		failing: `SELECT id, attempts, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1`,
 
 		// Of a right that it lacks, a role is told by the statement itself.

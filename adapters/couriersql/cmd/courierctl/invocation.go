@@ -91,7 +91,11 @@ func (i *invocation) with(ctx context.Context, work func(context.Context, *couri
 }
 
 func (i *invocation) missing() error {
-	return fmt.Errorf("there is no outbox %s in this database: run courierctl migrate, or pass another -table or -db", i.table)
+	queue := ""
+	if i.flags.Lookup("dlq") != nil {
+		queue = ", or with -dlq the table of a queue that NewDLQ made"
+	}
+	return fmt.Errorf("there is no outbox %s in this database: run courierctl migrate, or pass another -table or -db%s", i.table, queue)
 }
 
 // withLetters opens the dead letters for work: those of the outbox, or those of a queue

@@ -81,8 +81,19 @@ func (i *invocation) ofLetters() {
 		return nil
 	})
 	i.flags.StringVar(&i.key, "key", "", "only letters of this `KEY`: the order key of the letter, or the key of its message")
-	i.flags.StringVar(&i.reason, "reason", "", "only letters with this `REASON`, as the list shows it")
+	i.flags.Func("reason", "only letters with this `REASON`: "+knownReasons, func(reason string) error {
+		if !slices.Contains(reasons, courier.Reason(reason)) {
+			return errors.New("want " + knownReasons)
+		}
+		i.reason = reason
+		return nil
+	})
 }
+
+// reasons are those for which a record is parked.
+var reasons = []courier.Reason{courier.ReasonExhausted, courier.ReasonPermanent, courier.ReasonKeyParked}
+
+var knownReasons = fmt.Sprintf("%s, %s or %q", courier.ReasonExhausted, courier.ReasonPermanent, courier.ReasonKeyParked)
 
 // filtered reports whether not all letters are chosen.
 func (i *invocation) filtered() bool { return i.branch != nil || i.key != "" || i.reason != "" }

@@ -18,6 +18,7 @@ type statusReport struct {
 	Due           int             `json:"due"`
 	OldestSeconds float64         `json:"oldest_seconds"`
 	DeadLetters   int             `json:"dead_letters"`
+	Leader        *leaderReport   `json:"leader,omitempty"`
 	Failing       []failingReport `json:"failing"`
 }
 
@@ -27,18 +28,34 @@ type failingReport struct {
 	Error    string `json:"error"`
 }
 
+// leaderReport is the relay that leads.
+type leaderReport struct {
+	Backend     int    `json:"backend"`
+	Application string `json:"application_name"`
+}
+
+// queueReport is what status prints as JSON for a queue that is no outbox's.
+type queueReport struct {
+	Table       string `json:"table"`
+	DeadLetters int    `json:"dead_letters"`
+}
+
 func statusFlags(i *invocation) {
+	i.ofQueue()
 	i.duration(&i.maxLag, "max-lag", "exit with 1 when the oldest row that is due has waited for longer than this `TIME`; 0 is no limit")
 	i.flags.IntVar(&i.maxDead, "max-dead", -1, "exit with 1 when there are more than `N` dead letters; -1 is no limit")
 }
 
 func status(ctx context.Context, i *invocation) error {
+	if i.dlq != "" {
+		return statusOfQueue(ctx, i)
+	}
 	return i.with(ctx, func(ctx context.Context, outbox *couriersql.Outbox) error {
 		s, err := outbox.Status(ctx)
 		if err != nil {
 			return err
 		}
-		report := statusReport{i.table, s.Version, s.Pending, s.Due, s.Oldest.Seconds(), s.Dead, []failingReport{}}
+		report := statusReport{i.table, s.Version, s.Pending, s.Due, s.Oldest.Seconds(), s.Dead, (*leaderReport)(s.Leader), []failingReport{}}
 		for _, f := range s.Failing {
 			report.Failing = append(report.Failing, failingReport(f))
 		}
@@ -49,6 +66,9 @@ func status(ctx context.Context, i *invocation) error {
 			t.row("due", report.Due, "of them, to be had now")
 			t.row("oldest", inDays(s.Oldest.Round(time.Millisecond)), "the age of the oldest that is due")
 			t.row("dead letters", report.DeadLetters)
+			if l := report.Leader; l != nil {
+				t.row("leader", l.Backend, visible(l.Application))
+			}
 			for _, f := range report.Failing {
 				t.row("failing", visible(f.ID), plural(f.Attempts, "attempt")+": "+oneLine(f.Error))
 			}
@@ -62,6 +82,27 @@ func status(ctx context.Context, i *invocation) error {
 			return finding("the outbox has %s, more than -max-dead %d", letters(s.Dead), i.maxDead)
 		}
 		return nil
+	})
+}
+
+// statusOfQueue is status for a queue that is no outbox's.
+func statusOfQueue(ctx context.Context, i *invocation) error {
+	if i.maxLag > 0 {
+		return errors.New("-max-lag: the queue of -dlq has no rows that wait to be delivered: leave one of the two out")
+	}
+	return i.withLetters(ctx, func(ctx context.Context, _ *couriersql.Outbox, dlq *couriersql.DLQ[couriersql.Row]) error {
+		dead, err := dlq.Count(ctx)
+		if err != nil {
+			return err
+		}
+		err = i.print(queueReport{i.dlq, dead}, func(t *table) {
+			t.row("table", i.dlq)
+			t.row("dead letters", dead)
+		})
+		if err == nil && i.maxDead >= 0 && dead > i.maxDead {
+			return finding("the queue has %s, more than -max-dead %d", letters(dead), i.maxDead)
+		}
+		return err
 	})
 }
 
