@@ -513,9 +513,9 @@ func (e *OpenError) Error() string {
 	case e.Cause == ErrForcedOpen:
 		return forced
 	case e.Until.IsZero(): // it was, while the call was made
-		return fmt.Sprintf("%s; the call failed: %v", forced, e.Cause)
+		return forced + "; the call failed: " + inner(e.Cause)
 	}
-	return fmt.Sprintf("%s, next probe at %s; opened by: %v", open, e.Until.Format(time.RFC3339), e.Cause)
+	return fmt.Sprintf("%s, next probe at %s; opened by: %s", open, e.Until.Format(time.RFC3339), inner(e.Cause))
 }
 
 // Is reports whether err is [ErrOpen].

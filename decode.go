@@ -15,7 +15,7 @@ var ErrDecode = errors.New("courier: a record cannot be decoded")
 type DecodeError struct{ Err error }
 
 func (e *DecodeError) Error() string {
-	return fmt.Sprintf("courier: a record cannot be decoded: %v", e.Err)
+	return fmt.Sprintf("courier: a record cannot be decoded: %s", inner(e.Err))
 }
 
 // Is reports whether err is [ErrDecode].

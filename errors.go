@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"reflect"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 )
@@ -421,6 +422,10 @@ func isolate(result *error, call func() error) {
 	wg.Go(func() { guard(result, call) })
 	wg.Wait()
 }
+
+// inner is the text of an error inside one of Courier's, whose text has the prefix already.
+// It goes through fmt, for which a nil error has a text too.
+func inner(err error) string { return strings.TrimPrefix(fmt.Sprint(err), "courier: ") }
 
 // ErrStopped is the cause of records that a stopping coordinator did not attempt. Ready
 // returns it from the moment that a stop begins.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"testing"
 	"time"
 
@@ -321,4 +322,25 @@ func TestErrors_AQueueThatDoesNotAnswer(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An error inside another one of Courier's does not repeat the prefix.
+func TestErrors_ThePrefixIsThereOnce(t *testing.T) {
+	inside := &courier.DecodeError{Err: courier.ErrDLQFull}
+	require.EqualError(t, inside, "courier: a record cannot be decoded: the dead letter queue is full")
+	for text, err := range map[string]error{
+		"courier: gave up after 1 attempt (permanent): <>; <>":                                                   &courier.RetryError{Attempts: 1, Reason: courier.ReasonPermanent, Last: inside, Cause: inside},
+		"courier: the dead letter queue did not take a record (<>), which stays pending; the record's error: <>": &courier.ParkError{Err: inside, Store: inside},
+		"courier: the attempt did not end within its timeout of 1s: <>":                                          &courier.AttemptTimeoutError{Timeout: time.Second, Err: inside},
+		"courier: 2 records were applied but not marked, and will be applied again: <>":                          &courier.MarkError{Records: 2, Err: inside},
+		"courier: the redrive stopped before its end: <>":                                                        &courier.RedriveError{Err: inside},
+		"courier: 1 of the fan-out's branches failed: branch a: <>":                                              &courier.FanOutError{Failures: []courier.BranchFailure{{Branch: "a", Err: inside}}},
+		"courier: 1 records ended neither applied nor parked, and the source takes none back; first error: <>":   &courier.UnsettledError[int]{Records: []int{1}, Err: inside},
+		"courier: breaker open, next probe at 2026-01-01T00:00:00Z; opened by: <>":                               &courier.OpenError{Until: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), Cause: inside},
+		"courier: the breaker was forced open, until Reset or ForceClosed is called; the call failed: <>":        &courier.OpenError{Cause: inside},
+	} {
+		text = strings.ReplaceAll(text, "<>", "a record cannot be decoded: the dead letter queue is full")
+		require.EqualError(t, err, text)
+	}
+	require.EqualError(t, &courier.RetryError{Attempts: 1, Reason: courier.ReasonPermanent}, "courier: gave up after 1 attempt (permanent): <nil>")
 }

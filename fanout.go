@@ -142,7 +142,7 @@ func (e *FanOutError) Error() string {
 	}
 	fmt.Fprintf(&b, "courier: %d of the fan-out's branches %s", len(e.Failures), what)
 	for i, f := range e.Failures {
-		fmt.Fprintf(&b, "%c branch %s: %v", ":;"[min(i, 1)], f.Branch, f.Err)
+		fmt.Fprintf(&b, "%c branch %s: %s", ":;"[min(i, 1)], f.Branch, inner(f.Err))
 	}
 	return b.String()
 }

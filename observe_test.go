@@ -382,7 +382,7 @@ func TestObserver_OnePauseForEachOpenPeriod(t *testing.T) {
 							for _, p := range pauses {
 								require.Equal(t, "crm", p.Breaker)
 								require.Equal(t, branch, p.Branch)
-								require.ErrorContains(t, p.Err, `courier: breaker "crm" open, next probe at`)
+								require.ErrorContains(t, p.Err, `breaker "crm" open, next probe at`)
 							}
 							require.NotEmpty(t, pauses[0].Record)
 							breakers := c.Stats().Breakers

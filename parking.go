@@ -96,7 +96,7 @@ type ParkError struct {
 }
 
 func (e *ParkError) Error() string {
-	return fmt.Sprintf("courier: the dead letter queue did not take a record (%v), which stays pending; the record's error: %v", e.Store, e.Err)
+	return fmt.Sprintf("courier: the dead letter queue did not take a record (%s), which stays pending; the record's error: %s", inner(e.Store), inner(e.Err))
 }
 
 // Is reports whether err is [ErrPark].

@@ -167,7 +167,11 @@ func tellDrainOver[T any](ctx context.Context, w *watch, all []inProgress[T], fe
 		for i := range min(len(all), maxNamed) {
 			names = append(names, all[i].text(w.name))
 		}
-		attrs := []any{"workers", len(all), "names", strings.Join(names, ", ")}
+		field := "names"
+		if len(all) == 1 && all[0].n == 1 {
+			field = "record" // as on every line about one
+		}
+		attrs := []any{"workers", len(all), field, strings.Join(names, ", ")}
 		if more := len(all) - len(names); more > 0 {
 			attrs = append(attrs, "more", more)
 		}

@@ -136,7 +136,9 @@ func TestLog_WhenTheDrainTimeoutPasses(t *testing.T) {
 						require.Contains(t, line, `after=10s level=WARN msg="courier: the drain timeout has passed, and records are still in progress; `)
 						require.Contains(t, line, fmt.Sprintf(" workers=%d ", want), line)
 						require.Equal(t, 1, strings.Count(log.String(), "has passed"))
-						names := regexp.MustCompile(`names=("[^"]*"|\S+)`).FindStringSubmatch(line)[1]
+						named := regexp.MustCompile(`(names|record)=("[^"]*"|\S+)`).FindStringSubmatch(line)
+						names := named[2]
+						require.Equal(t, strings.Contains(names, " "), named[1] == "names", "one record is told as record: %s", line)
 						all := strings.Split(strings.Trim(names, `"`), ", ")
 						if want > 10 {
 							require.Contains(t, line, fmt.Sprintf("more=%d", want-10))
@@ -187,10 +189,10 @@ func TestLog_WhenTheDrainTimeoutPassesOverRecordsWithoutAName(t *testing.T) {
 		first string // when it is in the first batch
 		want  string // when it is after quick ones
 	}{
-		"by place":       {nil, `names="record 18 of the batch (the first is 1)"`, `names="one of the 4 from record 17 of the batch (the first is 1) to record 20 of the batch (the first is 1)"`},
-		"by identity":    {[]courier.Option{courier.WithIdentity(func(s secret) string { return fmt.Sprintf("order %d", s.n) })}, `names="order 17"`, `names="one of the 4 from order 16 to order 19"`},
+		"by place":       {nil, `record="record 18 of the batch (the first is 1)"`, `names="one of the 4 from record 17 of the batch (the first is 1) to record 20 of the batch (the first is 1)"`},
+		"by identity":    {[]courier.Option{courier.WithIdentity(func(s secret) string { return fmt.Sprintf("order %d", s.n) })}, `record="order 17"`, `names="one of the 4 from order 16 to order 19"`},
 		"that panics":    {[]courier.Option{courier.WithIdentity(func(secret) string { panic("no") })}, "record 18 of the batch", "record 17 of the batch"},
-		"with a history": {[]courier.Option{courier.WithOrderKey(func(secret) string { return "" })}, `names="record 18 of the batch (the first is 1)"`, `names="record 18 of the batch (the first is 1)"`},
+		"with a history": {[]courier.Option{courier.WithOrderKey(func(secret) string { return "" })}, `record="record 18 of the batch (the first is 1)"`, `record="record 18 of the batch (the first is 1)"`},
 	} {
 		for batch, want := range map[int]string{1: test.first, 3: test.want} {
 			t.Run(fmt.Sprintf("%s, batch %d", name, batch), func(t *testing.T) {

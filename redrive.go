@@ -104,7 +104,7 @@ func (e *RedriveError) Error() string {
 	if !e.Until.IsZero() {
 		text += ", to go on from " + e.Until.Format(time.RFC3339)
 	}
-	return fmt.Sprintf("%s: %v", text, e.Err)
+	return text + ": " + inner(e.Err)
 }
 
 // Is reports whether err is [ErrRedrive].

@@ -172,7 +172,7 @@ func newAroundApplier[T any](breaker Applier[T], around func(Applier[T]) Applier
 	var fault error
 	isolate(&fault, func() error { outer = around(breaker); return nil })
 	if fault != nil {
-		fault = &ConfigError{field, fmt.Sprintf("did not return an applier: %v", fault)}
+		fault = &ConfigError{field, "did not return an applier: " + inner(fault)}
 	}
 	fault = firstFault(breaker.(Validator).Validate(), fault, applierFault(field, outer))
 	a := &aroundApplier[T]{newStage(wrapping, outer, fault)}

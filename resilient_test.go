@@ -204,7 +204,7 @@ func TestResilient_AroundBreakerThatIsWrong(t *testing.T) {
 		want   string
 	}{
 		"nil":    {func(courier.Applier[int]) courier.Applier[int] { return nil }, "courier: ResilientConfig.AroundBreaker is nil: it is required"},
-		"panics": {func(courier.Applier[int]) courier.Applier[int] { panic("no") }, "courier: ResilientConfig.AroundBreaker did not return an applier: courier: user code panicked: no"},
+		"panics": {func(courier.Applier[int]) courier.Applier[int] { panic("no") }, "courier: ResilientConfig.AroundBreaker did not return an applier: user code panicked: no"},
 		"fault":  {func(courier.Applier[int]) courier.Applier[int] { return courier.ProcessFunc[int](nil) }, "courier: process is nil"},
 		"retry":  {courier.WithRetry[int], twice},
 		"timeout": {func(a courier.Applier[int]) courier.Applier[int] {

@@ -153,9 +153,9 @@ func (e *RetryError) Error() string {
 	if e.Attempts != 1 {
 		text += "s"
 	}
-	text += fmt.Sprintf(" (%s): %v", e.Reason, e.Last)
+	text += fmt.Sprintf(" (%s): %s", e.Reason, inner(e.Last))
 	if e.Cause != nil {
-		text += fmt.Sprintf("; %v", e.Cause)
+		text += "; " + inner(e.Cause)
 	}
 	return text
 }

@@ -162,7 +162,7 @@ type UnsettledError[T any] struct {
 func (e *UnsettledError[T]) Error() string {
 	text := fmt.Sprintf("courier: %d records ended neither applied nor parked, and the source takes none back", len(e.Records))
 	if e.Err != nil {
-		text += fmt.Sprintf("; first error: %v", e.Err)
+		text += "; first error: " + inner(e.Err)
 	}
 	return text
 }

@@ -95,7 +95,7 @@ type MarkError struct {
 }
 
 func (e *MarkError) Error() string {
-	return fmt.Sprintf("courier: %d records were applied but not marked, and will be applied again: %v", e.Records, e.Err)
+	return fmt.Sprintf("courier: %d records were applied but not marked, and will be applied again: %s", e.Records, inner(e.Err))
 }
 
 // Is reports whether err is [ErrMark].

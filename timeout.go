@@ -23,7 +23,7 @@ type AttemptTimeoutError struct {
 }
 
 func (e *AttemptTimeoutError) Error() string {
-	return fmt.Sprintf("courier: the attempt did not end within its timeout of %v: %v", e.Timeout, e.Err)
+	return fmt.Sprintf("courier: the attempt did not end within its timeout of %v: %s", e.Timeout, inner(e.Err))
 }
 
 // Is reports whether err is [ErrAttemptTimeout] or context.DeadlineExceeded.

@@ -24,6 +24,10 @@ func TestAReportOfStandingStillHasItsCause(t *testing.T) {
 			t.Errorf("the report lacks %q", want)
 		}
 	}
+	problem := regexp.MustCompile(`(?m)^!! +[\d.]+s +(.*)$`).FindStringSubmatch(text)
+	if problem == nil || regexp.MustCompile(`^[\d.]+(ns|µs|ms|s|m|h)`).MatchString(problem[1]) {
+		t.Errorf("the line of the problem has its time once: %q", problem)
+	}
 	if n := strings.Count(text, "\n"); n > 100 {
 		t.Errorf("the report has %d lines", n)
 	}

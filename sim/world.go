@@ -102,8 +102,8 @@ func (w *World) Fail(format string, args ...any) {
 	if w.aborting {
 		return
 	}
-	text := fmt.Sprintf("%v: ", time.Duration(w.now.Load())) + fmt.Sprintf(format, args...)
-	w.problems = append(w.problems, text)
+	text := fmt.Sprintf(format, args...)
+	w.problems = append(w.problems, fmt.Sprintf("%v: ", time.Duration(w.now.Load()))+text)
 	if w.failing != nil {
 		w.failing()
 	}
