@@ -39,8 +39,8 @@ type KeyedBreaker[T any] struct {
 // [NewCircuitBreakerApplier], for each key by itself. A record that has not failed a
 // probe goes first as the next probe, and the others ask again a little later. A record
 // that keeps failing is parked once others of its key succeed. If it is the only one of
-// its key, it stays pending until another one comes, because only that shows whether the
-// destination is down. A panic in the key function is a failure of its record, and of no
+// its key, it stays pending until enough others of the key get through, because only they
+// show whether the destination is down. A panic in the key function is a failure of its record, and of no
 // breaker.
 //
 // In a batch, the records whose breakers refuse are listed in a [*BatchError], and the

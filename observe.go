@@ -457,7 +457,7 @@ const (
 	saidFetch   = "courier: fetch failed"
 	saidMark    = "courier: mark failed, and is tried again"
 	saidPause   = "courier: paused, records stay pending"
-	saidStuck   = "courier: paused: every available record failed as a probe; either the outage continues or these records are poison, which stays pending until another record gets through"
+	saidStuck   = "courier: paused: every available record failed as a probe; either the outage continues or these records are poison, which stays pending until enough others get through: each lets it make up to FailureThreshold more attempts"
 	saidGuard   = "courier: paused, because too many records go to the dead letter queue; records stay pending"
 	saidFailed  = "courier: records failed and stay pending; this is the first of them"
 	saidCut     = "courier: records failed and stay pending, and the run does not wait for their next attempt; this is the first of them"

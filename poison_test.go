@@ -427,7 +427,7 @@ func TestP4_ThresholdsOutsideTheRange(t *testing.T) {
 }
 
 // A lone poison record stays pending: nothing tells it from an outage until
-// another record comes.
+// others come. With five attempts one is enough.
 func TestP3_ALonePoisonRecordStaysPendingUntilAnotherArrives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &destination{began: time.Now(), poison: 0, applied: map[int]int{}}

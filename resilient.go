@@ -59,8 +59,9 @@ type ResilientConfig[T any] struct {
 // that takes. A record is parked if it keeps failing while the destination is healthy, or
 // fails with a [Permanent] error. A bad record whose error is not Permanent looks like an
 // outage at first: it opens the breaker, and the other records wait for the open period.
-// If it is the only record, it stays pending until another one comes, because only that
-// shows the difference. So return Permanent where you can.
+// If it is the only record, it stays pending until enough others get through, because only
+// they show the difference: each lets it make up to FailureThreshold more attempts. So
+// return Permanent where you can.
 //
 // A panic in the applier is a failure like any other. A success allocates nothing. With
 // BreakerKey all of that holds for each key by itself. An applier with a retry or a dead
