@@ -335,9 +335,8 @@ func WithRandom(random func() float64) Option {
 }
 
 // WithLogger sets the logger of a coordinator. It logs failures and parked records at Warn
-// and Error, and recoveries at Info; also a failed Fetch that is repeated when its
-// [RetryAfter] says. The default is slog.Default(); use slog.New(slog.DiscardHandler) for
-// silence.
+// and Error, and recoveries at Info. A Fetch that fails with [RetryAfter] is logged at
+// Info. The default is slog.Default(); use slog.New(slog.DiscardHandler) for silence.
 //
 // A message that repeats, whatever numbers are in its error, is logged the 1st, 10th,
 // 100th and 1000th time and the first time after 5 minutes, with the count, and once more

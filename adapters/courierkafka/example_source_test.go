@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -12,7 +13,7 @@ import (
 )
 
 func ExampleNewSource() {
-	brokers, stop := localCluster("orders")
+	brokers, stop := localCluster("orders", "orders.dead")
 	defer stop()
 	produce(brokers, "orders", "acme: 7", "acme: 8")
 
@@ -29,7 +30,20 @@ func ExampleNewSource() {
 		}
 		return nil
 	})
-	applier, _ := courier.ResilientApplier(bill, nil)
+	producer, err := kgo.NewClient(append(courierkafka.ClientOptions(), kgo.SeedBrokers(brokers...))...)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer producer.Close()
+	dlq := courierkafka.NewDLQ(producer, "orders.dead", func(r *kgo.Record) (*kgo.Record, error) {
+		copied := *r
+		return &copied, nil
+	})
+	applier, _ := courier.ResilientApplier(bill, &courier.ResilientConfig[*kgo.Record]{
+		AttemptTimeout: 10 * time.Second, // of one call of bill
+		Retry:          courier.RetryPolicy{MaxAttempts: 10},
+		DLQ:            dlq,
+	})
 	coordinator := courier.NewStreamingCoordinator(courierkafka.NewSource(client), applier,
 		courier.WithStreamWorkers(8), courier.WithOrderKey(courierkafka.OrderKey))
 	err = coordinator.Start(ctx) // until ctx ends

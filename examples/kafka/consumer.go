@@ -35,7 +35,11 @@ func consume(ctx context.Context, t *received, brokers []string, topic, deadLett
 		return &copied, nil
 	})
 	applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(t, decode),
-		&courier.ResilientConfig[*kgo.Record]{DLQ: dlq})
+		&courier.ResilientConfig[*kgo.Record]{
+			AttemptTimeout: 10 * time.Second, // of one call of t
+			Retry:          courier.RetryPolicy{MaxAttempts: 10},
+			DLQ:            dlq,
+		})
 	source := courierkafka.NewSource(client, courierkafka.WithRevokeTimeout(session))
 	t.lost = source.Lost
 	return courier.NewStreamingCoordinator(source, applier, courier.WithStreamWorkers(4),

@@ -28,8 +28,8 @@ func relay(ctx context.Context, outbox *couriersql.Outbox, brokers []string, dea
 		return courierkafka.Message{ID: r.ID, Topic: r.Topic, Key: r.Key, Payload: r.Payload}.Record()
 	})
 	applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
-		&courier.ResilientConfig[couriersql.Row]{DLQ: dlq})
+		&courier.ResilientConfig[couriersql.Row]{Retry: courier.RetryPolicy{MaxAttempts: 10}, DLQ: dlq})
 	return courier.NewPollingCoordinator(outbox.Source(), applier,
-		courier.WithOrderKey(func(r couriersql.Row) string { return r.Key }), // the Kafka key
+		courier.WithOrderKey(func(r couriersql.Row) string { return r.Key }), // the Kafka key; no key, no order
 		courier.WithBatchSize(batch), courier.WithFastPolling(), courier.WithLogger(log)).Start(ctx)
 }
