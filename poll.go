@@ -108,20 +108,21 @@ type poller[T any] struct {
 
 // pass is what a poller does from one fetch to the next.
 type pass[T any] struct {
-	run[T]          // to be applied, and not yet in a batch
-	handed    bool  // they were in hand already, and not fetched now
-	dueOnly   bool  // all of them have waited for their next attempt
-	spared    bool  // it has suspects alone, which wait
-	taken     int   // how many of them have come into a batch
-	more      bool  // the source says that it has more
-	full      bool  // it may have
-	whole     bool  // all records of the pass have failed
-	progress  bool  // something was marked
-	waited    bool  // something waits for its next attempt since
-	lost      bool  // a record was somebody else's by the time that it was its turn
-	sorted    bool  // what is left of them is either kept or given back
-	scheduled []T   // records whose failure the source was told of
-	refused   error // why a record stays pending that no time was told for; nil if none does
+	run[T]                      // to be applied, and not yet in a batch
+	handed    bool              // they were in hand already, and not fetched now
+	dueOnly   bool              // all of them have waited for their next attempt
+	spared    bool              // it has suspects alone, which wait
+	taken     int               // how many of them have come into a batch
+	more      bool              // the source says that it has more
+	full      bool              // it may have
+	whole     bool              // all records of the pass have failed
+	progress  bool              // something was marked
+	waited    bool              // something waits for its next attempt since
+	lost      bool              // a record was somebody else's by the time that it was its turn
+	sorted    bool              // what is left of them is either kept or given back
+	scheduled []T               // records whose failure the source was told of
+	gone      map[string]uint64 // by key, the first record that has left the hand
+	refused   error             // why a record stays pending that no time was told for; nil if none does
 	halted    halt
 }
 

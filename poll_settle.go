@@ -87,9 +87,8 @@ func (p *poller[T]) sortOut() {
 	event.DrainTimedOut = p.life.drainTimedOut()
 	var failed []T
 	var errs []error
-	var gone map[string]uint64 // by key, the first record that leaves the hand
-	if b.keys != nil {
-		gone = make(map[string]uint64)
+	if b.keys != nil && p.pass.gone == nil {
+		p.pass.gone = make(map[string]uint64)
 	}
 	p.identify(&p.part) // something may wait
 	for i := range b.ledger.Records {
@@ -135,8 +134,8 @@ func (p *poller[T]) sortOut() {
 			p.letWait(it, past, due, ownWait(err))
 		}
 		if b.keys != nil && err != errHeldBack {
-			if _, met := gone[b.keys[i]]; !met {
-				gone[b.keys[i]] = it.number
+			if _, met := p.pass.gone[b.keys[i]]; !met {
+				p.pass.gone[b.keys[i]] = it.number
 			}
 		}
 	}
@@ -144,7 +143,7 @@ func (p *poller[T]) sortOut() {
 	if p.pass.halted.err != nil {
 		p.watch.paused(p.life.settle, byBreaker, PauseEvent{Until: p.config.clock.told(p.pass.halted.until), Err: p.pass.halted.err, Record: b.describe(p.pass.halted.at), Stuck: p.probing && p.stuck}, gateOf(p.control.breakers).closed)
 	}
-	p.followGone(gone)
+	p.followGone(p.pass.gone)
 	p.tellWaiting()
 	p.pass.whole = p.pass.whole && len(failed) == len(b.ledger.Records)
 	p.pace(failed, errs)

@@ -58,7 +58,8 @@ func (p *poller[T]) mix() {
 func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time.Time, waits bool) bool {
 	past, asked := historyOf(err), ownWait(err)
 	outlastsRun := waits && p.outlastsRun(err, due)
-	follows := p.waiting.Busy(order) && p.blocked.Until(order).IsZero() // an earlier one, with none between them at the source
+	_, behindGone := p.pass.gone[order]
+	follows := p.waiting.Busy(order) && p.blocked.Until(order).IsZero() && !behindGone // an earlier one, with none between them at the source
 	if waits && p.pass.halted.err != nil {
 		due, asked = past.askedUntil(due, asked)
 	}
@@ -67,6 +68,8 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 		return false
 	case waits && (p.pass.halted.err == nil || p.outlastsPause(due, asked)):
 	case follows && err == errHeldBack:
+	case behindGone && err == errHeldBack:
+		return false
 	case p.pass.halted.err != nil:
 		return false
 	case !p.once && (past.goesOn() || it.waited && refusedOutside(err)):
