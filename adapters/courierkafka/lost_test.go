@@ -184,6 +184,47 @@ func TestSource_CommitsWhatIsSettledDuringACommit(t *testing.T) {
 	})
 }
 
+// A partition of which nothing was committed, and that an expelled member has kept, goes on
+// with the first record that is not settled, though the client has read beyond it.
+func TestSource_AMemberThatWasExpelledGoesOnWithoutACommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "wide", 0, 40, strconv.Itoa)
+		client := k.join(t, new(cable), "wide")
+		source := courierkafka.NewSource(client)
+		fetchAll(t, source, 40)
+		expelled, _ := client.GroupMetadata()
+		var told atomic.Bool
+		k.ControlKey(int16(kmsg.Heartbeat), func(request kmsg.Request) (kmsg.Response, error, bool) {
+			k.KeepControl()
+			answer := request.ResponseKind().(*kmsg.HeartbeatResponse)
+			if request.(*kmsg.HeartbeatRequest).MemberID != expelled {
+				return nil, nil, false
+			}
+			if told.Load() {
+				answer.ErrorCode = kerr.RebalanceInProgress.Code
+			}
+			return answer, nil, true
+		})
+		leave := kmsg.NewPtrLeaveGroupRequest()
+		leave.Group, leave.Members = "g", []kmsg.LeaveGroupRequestMember{{MemberID: expelled}}
+		_, err := leave.RequestWith(t.Context(), k.client)
+		require.NoError(t, err)
+		told.Store(true)
+
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		for again := 0; again < 40; {
+			records, err := source.Fetch(ctx, 40-again)
+			require.NoError(t, err, "after %d records that came again", again)
+			again += len(records)
+		}
+		require.EqualValues(t, 2, source.Lost())
+		member, _ := client.GroupMetadata()
+		require.NotEqual(t, expelled, member)
+	})
+}
+
 // A member that the group has expelled may hear first that the group rebalances. It then joins
 // anew with the partitions that it had, and the brokers would take its commits of them, over
 // those of the member that has them since. If it misses the first rebalance after that, the
