@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -232,9 +233,11 @@ func TestEffects_OfABatchThatFailsInPart(t *testing.T) {
 		require.Len(t, b.paid(), 61)
 		require.Less(t, calls, 500, "the batch is halved, and not taken apart at once")
 		require.Equal(t, courier.ClassPermanent, courier.Classify(t.Context(), errUnnamed))
+		require.Zero(t, b.inbox.Skipped(), "a record that failed is not done, however often it is in the batch")
 
 		refuse = false
 		require.NoError(t, applier.ApplyBatch(t.Context(), payments(0, 64)))
+		require.EqualValues(t, 61, b.inbox.Skipped())
 		require.Equal(t, payments(0, 64), b.paid(), "what was rolled back is not taken for done")
 	})
 }
@@ -372,6 +375,55 @@ func TestEffects_EndWithTheirContext(t *testing.T) {
 	})
 }
 
+// A transaction that ends with its context was not ended by the effect.
+func TestEffects_OfATransactionThatEndsWithItsContext(t *testing.T) {
+	b := openBank(t, effectKinds["sqlite"], InboxConfig{})
+	ctx, cancel := context.WithCancel(t.Context())
+	err := Effects(b.inbox, payment.name, func(ctx context.Context, tx *sql.Tx, p payment) (err error) {
+		cancel()
+		for err == nil {
+			_, err = tx.ExecContext(context.WithoutCancel(ctx), `SELECT 1`)
+		}
+		return err
+	}).Apply(ctx, "a")
+	require.ErrorIs(t, err, sql.ErrTxDone)
+	require.NotErrorIs(t, err, errEnded)
+}
+
+// Whenever the context of a batch ends while the batch is divided, what is not reported as
+// failed is done: a record that was not tried any more fails too.
+func TestEffects_OfABatchWhoseContextEndsInPart(t *testing.T) {
+	inEachKind(t, func(t *testing.T, kind effectKind) {
+		for last, more := 1, true; more; last++ {
+			b := openBank(t, kind, InboxConfig{})
+			ctx, cancel := context.WithCancel(t.Context())
+			calls := 0
+			err := b.applier(func(ctx context.Context, write writer, fresh []payment) error {
+				if calls++; calls == last {
+					cancel()
+				}
+				if slices.Contains(fresh, "p00003") {
+					return errors.New("no such account")
+				}
+				return pay(ctx, write, fresh)
+			}).ApplyBatch(ctx, payments(0, 8))
+			more = ctx.Err() != nil
+			cancel()
+			var list *courier.BatchError
+			if !errors.As(err, &list) {
+				require.Error(t, err)
+				require.Empty(t, b.paid(), "of a context that ends in call %d", last)
+				continue
+			}
+			done := payments(0, 8)
+			for _, f := range list.Failures {
+				done[f.Index] = ""
+			}
+			require.Equal(t, slices.DeleteFunc(done, func(p payment) bool { return p == "" }), b.paid(), "of a context that ends in call %d", last)
+		}
+	})
+}
+
 // A connection that is lost in the middle takes all back.
 func TestEffects_OfAConnectionThatIsLost(t *testing.T) {
 	inEachKind(t, func(t *testing.T, kind effectKind) {
@@ -411,6 +463,8 @@ func TestEffects_OfASuppressedNote(t *testing.T) {
 	inEachKind(t, func(t *testing.T, kind effectKind) {
 		b := openBank(t, kind, InboxConfig{})
 		require.NoError(t, b.applier(pay).Apply(t.Context(), "a"))
+		audit := kind.applier(b.open(InboxConfig{Consumer: "audit"}), func(context.Context, writer, []payment) error { return nil })
+		require.NoError(t, audit.Apply(t.Context(), "b"), "whose note is not that of the bank")
 		if kind.dialect == Postgres {
 			execute(t, b.db, `CREATE FUNCTION quiet() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$;
 				CREATE TRIGGER quiet BEFORE INSERT ON courier_inbox FOR EACH ROW EXECUTE FUNCTION quiet()`)

@@ -1,10 +1,13 @@
 package couriersql
 
 import (
+	"errors"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
 )
 
 func TestInbox_Migrate(t *testing.T) {
@@ -13,6 +16,12 @@ func TestInbox_Migrate(t *testing.T) {
 			b := &bank{t: t, db: databaseOf(t, dialect), kind: effectKind{dialect, eachBySQL}}
 			b.inbox = b.open(InboxConfig{})
 			require.ErrorIs(t, b.applier(pay).Apply(t.Context(), "a"), ErrNotMigrated)
+			var list *courier.BatchError
+			require.ErrorAs(t, b.applier(pay).ApplyBatch(t.Context(), []payment{"a", ""}), &list)
+			require.Len(t, list.Failures, 2, "of which one has nothing to do with the database")
+			for _, f := range list.Failures {
+				require.Equal(t, f.Index == 1, errors.Is(f.Err, errUnnamed))
+			}
 			for range 2 {
 				require.NoError(t, b.inbox.Migrate(t.Context()))
 			}
