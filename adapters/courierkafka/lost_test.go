@@ -185,44 +185,64 @@ func TestSource_CommitsWhatIsSettledDuringACommit(t *testing.T) {
 }
 
 // A partition of which nothing was committed, and that an expelled member has kept, goes on
-// with the first record that is not settled, though the client has read beyond it.
+// with the first record that is not settled, whether the client has read beyond it or has not
+// read of it, and though a Fetch is under way meanwhile.
 func TestSource_AMemberThatWasExpelledGoesOnWithoutACommit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		k := startKafka(t)
-		k.write(t, "wide", 0, 40, strconv.Itoa)
-		client := k.join(t, new(cable), "wide")
-		source := courierkafka.NewSource(client)
-		fetchAll(t, source, 40)
-		expelled, _ := client.GroupMetadata()
-		var told atomic.Bool
-		k.ControlKey(int16(kmsg.Heartbeat), func(request kmsg.Request) (kmsg.Response, error, bool) {
-			k.KeepControl()
-			answer := request.ResponseKind().(*kmsg.HeartbeatResponse)
-			if request.(*kmsg.HeartbeatRequest).MemberID != expelled {
-				return nil, nil, false
-			}
-			if told.Load() {
-				answer.ErrorCode = kerr.RebalanceInProgress.Code
-			}
-			return answer, nil, true
+	for _, read := range []int{5, 40} {
+		t.Run(fmt.Sprint("after ", read, " records"), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { testExpelledWithoutACommit(t, read) })
 		})
-		leave := kmsg.NewPtrLeaveGroupRequest()
-		leave.Group, leave.Members = "g", []kmsg.LeaveGroupRequestMember{{MemberID: expelled}}
-		_, err := leave.RequestWith(t.Context(), k.client)
-		require.NoError(t, err)
-		told.Store(true)
+	}
+}
 
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
-		defer cancel()
-		for again := 0; again < 40; {
-			records, err := source.Fetch(ctx, 40-again)
-			require.NoError(t, err, "after %d records that came again", again)
-			again += len(records)
+func testExpelledWithoutACommit(t *testing.T, read int) {
+	k := startKafka(t)
+	k.write(t, "wide", 0, 40, strconv.Itoa)
+	wire := new(cable)
+	client := k.join(t, wire, "wide")
+	source := courierkafka.NewSource(client)
+	fetchAll(t, source, read)
+	expelled, _ := client.GroupMetadata()
+	var told, asked atomic.Bool
+	k.ControlKey(int16(kmsg.Heartbeat), func(request kmsg.Request) (kmsg.Response, error, bool) {
+		k.KeepControl()
+		answer := request.ResponseKind().(*kmsg.HeartbeatResponse)
+		if request.(*kmsg.HeartbeatRequest).MemberID != expelled {
+			return nil, nil, false
 		}
-		require.EqualValues(t, 2, source.Lost())
-		member, _ := client.GroupMetadata()
-		require.NotEqual(t, expelled, member)
+		if told.Load() {
+			answer.ErrorCode = kerr.RebalanceInProgress.Code
+		}
+		return answer, nil, true
 	})
+	k.ControlKey(int16(kmsg.OffsetFetch), func(kmsg.Request) (kmsg.Response, error, bool) {
+		k.KeepControl()
+		asked.Store(true)
+		return nil, nil, false
+	})
+	leave := kmsg.NewPtrLeaveGroupRequest()
+	leave.Group, leave.Members = "g", []kmsg.LeaveGroupRequestMember{{MemberID: expelled}}
+	_, err := leave.RequestWith(t.Context(), k.client)
+	require.NoError(t, err)
+	wire.slow.Store(int64(100 * time.Millisecond)) // so that the answer is on its way for a while
+	told.Store(true)
+	for !asked.Load() {
+		time.Sleep(10 * time.Millisecond)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	again := make(map[string]bool)
+	for len(again) < 40 {
+		records, err := source.Fetch(ctx, 40)
+		require.NoError(t, err, "after %d records that came again", len(again))
+		for _, r := range records {
+			again[source.Identity(r)] = true
+		}
+	}
+	require.EqualValues(t, 2, source.Lost())
+	member, _ := client.GroupMetadata()
+	require.NotEqual(t, expelled, member)
 }
 
 // A member that the group has expelled may hear first that the group rebalances. It then joins
@@ -283,11 +303,18 @@ func testExpelled(t *testing.T, misses bool) {
 	var asked atomic.Int64 // for the last commits, after a rebalance was missed
 	k.ControlKey(int16(kmsg.OffsetFetch), func(request kmsg.Request) (kmsg.Response, error, bool) {
 		k.KeepControl()
-		if !request.(*kmsg.OffsetFetchRequest).RequireStable || !missed.Load() || asked.Add(1) > 1 {
+		answer := request.ResponseKind().(*kmsg.OffsetFetchResponse)
+		answer.Groups = []kmsg.OffsetFetchResponseGroup{{Group: "g"}}
+		if !request.(*kmsg.OffsetFetchRequest).RequireStable || !missed.Load() {
 			return nil, nil, false
 		}
-		answer := request.ResponseKind().(*kmsg.OffsetFetchResponse)
-		answer.Groups = []kmsg.OffsetFetchResponseGroup{{Group: "g", ErrorCode: kerr.GroupAuthorizationFailed.Code}}
+		switch asked.Add(1) {
+		case 1:
+			answer.Groups[0].ErrorCode = kerr.GroupAuthorizationFailed.Code
+		case 2: // which leaves all partitions out
+		default:
+			return nil, nil, false
+		}
 		return answer, nil, true
 	})
 
@@ -303,7 +330,7 @@ func testExpelled(t *testing.T, misses bool) {
 	if misses {
 		_, err := first.Fetch(t.Context(), 1)
 		require.ErrorContains(t, err, "knows the last commits of its partitions: ask for them: GROUP_AUTHORIZATION_FAILED")
-		require.EqualValues(t, 2, asked.Load())
+		require.EqualValues(t, 3, asked.Load())
 	}
 	k.write(t, "wide", 40, 80, strconv.Itoa)
 	var again []*kgo.Record
