@@ -18,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
@@ -594,4 +595,22 @@ func TestEffects_Validate(t *testing.T) {
 	require.NoError(t, Effects(inbox, payment.name, effect).(courier.Validator).Validate())
 	other := PgxEffects(NewInbox(db, Postgres, InboxConfig{Consumer: "c"}), payment.name, func(context.Context, pgx.Tx, payment) error { return nil })
 	require.ErrorIs(t, other.Apply(t.Context(), "a"), errNoPgx, "the driver is another one")
+}
+
+// Effects are read committed whatever the default of the database: a repeated note is then seen,
+// and is no serialization failure.
+func TestEffects_AreReadCommitted(t *testing.T) {
+	b := openBank(t, effectKinds["postgres"], InboxConfig{})
+	b.db = openPostgres(t, pgtest.Shared(t).DSN+" search_path="+schemaNamed(t, b.db)+" default_transaction_isolation=serializable")
+	b.inbox = b.open(InboxConfig{})
+	var levels []string
+	require.NoError(t, Effects(b.inbox, payment.name, func(ctx context.Context, tx *sql.Tx, _ payment) error {
+		levels = append(levels, "")
+		return tx.QueryRowContext(ctx, `SHOW transaction_isolation`).Scan(&levels[0])
+	}).Apply(t.Context(), "a"))
+	require.NoError(t, PgxEffects(b.inbox, payment.name, func(ctx context.Context, tx pgx.Tx, _ payment) error {
+		levels = append(levels, "")
+		return tx.QueryRow(ctx, `SHOW transaction_isolation`).Scan(&levels[1])
+	}).Apply(t.Context(), "b"))
+	require.Equal(t, []string{"read committed", "read committed"}, levels)
 }
