@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/jackc/pgx/v5"
@@ -181,33 +182,34 @@ func (e *effects[T, X]) ApplyBatch(ctx context.Context, records []T) error {
 	if err := e.Validate(); err != nil {
 		return err
 	}
-	var list courier.BatchError
+	ids := make([]string, len(records)) // "" of a record without a name
+	met := make(map[string]bool, len(records))
 	var batch []identified[T]
-	places := make(map[string][]int, len(records)) // of each id in records
 	for i, record := range records {
 		name := e.identity(record)
 		if name == "" {
-			list.Add(i, errUnnamed)
 			continue
 		}
-		id := idOf(name)
-		if places[id] == nil {
-			batch = append(batch, identified[T]{id, record})
+		if ids[i] = idOf(name); !met[ids[i]] {
+			met[ids[i]] = true
+			batch = append(batch, identified[T]{ids[i], record})
 		}
-		places[id] = append(places[id], i)
 	}
 	failed := make(map[string]error)
-	if err := e.divide(ctx, batch, failed); err != nil && len(failed) == len(places) && len(list.Failures) == 0 {
+	if err := e.divide(ctx, batch, failed); err != nil && len(failed) == len(batch) && !slices.Contains(ids, "") {
 		return err // which has nothing to do with the records
 	}
-	for id, at := range places {
-		err := failed[id]
-		if err == nil {
-			e.inbox.skipped.Add(uint64(len(at) - 1))
-			continue
-		}
-		for _, i := range at {
+	var list courier.BatchError
+	for i, id := range ids {
+		switch err := failed[id]; {
+		case id == "":
+			list.Add(i, errUnnamed)
+		case err != nil:
 			list.Add(i, err)
+		case met[id]: // the first of its copies
+			met[id] = false
+		default:
+			e.inbox.skipped.Add(1)
 		}
 	}
 	return list.ErrorOrNil()
