@@ -54,8 +54,7 @@ type control struct {
 	callBack context.CancelCauseFunc
 }
 
-// ahead is whether records are fetched ahead of others that may be given back.
-func newControl[T any](source Source[T], applier Applier[T], config *config, ahead bool) *control {
+func newControl[T any](source Source[T], applier Applier[T], config *config) *control {
 	stack := layerOf(applier)
 	c := &control{
 		watch: newWatch(config, nameWith(source, config)), breakers: breakersOf(stack), stack: stack,
@@ -70,8 +69,8 @@ func newControl[T any](source Source[T], applier Applier[T], config *config, ahe
 	if exposed(stack) {
 		c.advice = append(c.advice, "courier: the dead letter queue has neither a retry nor a breaker inside: in an outage it takes healthy records; use ResilientApplier")
 	}
-	if config.keyOf == nil && hasOrder(source) && !keepOrder(applier, config, ahead) {
-		c.advice = append(c.advice, "courier: the order of the source may be broken: where a record of a batch fails, with several workers, or with WithPrefetch and polling, later records may be applied before it; keep the order of each key with WithOrderKey, or use one worker, no prefetch, and an applier of single records or an OrderedBatcher")
+	if breaksOrder(source, applier, config, len(c.breakers) > 0) {
+		c.advice = append(c.advice, "courier: the order of the source may be broken: where a record of a batch fails, with several workers, or by the probes of an open breaker, later records may be applied before it; keep the order of each key with WithOrderKey")
 	}
 	c.parkers = parkersOf(stack)
 	if slices.ContainsFunc(c.parkers, func(p *parker) bool { return p.own }) {
@@ -80,25 +79,15 @@ func newControl[T any](source Source[T], applier Applier[T], config *config, ahe
 	return c
 }
 
-// hasOrder reports whether the order of a source matters.
-func hasOrder[T any](source Source[T]) (ordered bool) {
+// breaksOrder reports whether the order of a source that has one may be lost.
+func breaksOrder[T any](source Source[T], applier Applier[T], c *config, breaker bool) (breaks bool) {
 	s, ok := source.(Ordered)
-	if !ok {
+	if !ok || c.keyOf != nil || c.workers == 1 && !breaker && (asBatch(applier) == nil || isOrdered(applier)) {
 		return false
 	}
 	var ignored error
-	isolate(&ignored, func() error { ordered = s.Ordered(); return nil })
-	return ordered
-}
-
-// keepOrder has a coordinator keep the order of all records, if it can. With one worker it
-// does so by itself, but for the probes of a breaker, which may be later records.
-func keepOrder[T any](applier Applier[T], c *config, ahead bool) bool {
-	if c.workers > 1 || ahead || asBatch(applier) != nil && !isOrdered(applier) {
-		return false
-	}
-	c.keyOf = func(T) string { return "the order of the source" }
-	return true
+	isolate(&ignored, func() error { breaks = s.Ordered(); return nil })
+	return breaks
 }
 
 // begin opens a run. end closes it.

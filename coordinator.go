@@ -22,7 +22,7 @@ type PollingCoordinator[T any] struct {
 // arguments.
 func NewPollingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *PollingCoordinator[T] {
 	c := &PollingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
-	c.control = newControl(source, applier, &c.config, c.config.prefetch > 0)
+	c.control = newControl(source, applier, &c.config)
 	c.fault = commonFault(source, applier, &c.config)
 	if c.fault == nil && c.config.streaming != "" {
 		c.fault = &ConfigError{c.config.streaming, "is for a streaming coordinator; a polling one has no use for it"}

@@ -28,8 +28,7 @@
 //
 // One worker, the default, applies records in the order fetched, but for the probes of an
 // open breaker: after one that failed, a later record may be the next, so that a poison
-// record does not hold up the others. A source that is [Ordered] has no such exception.
-// Several workers apply records concurrently. [WithOrderKey] keeps the order of each key, in
+// record does not hold up the others. Several workers apply records concurrently. [WithOrderKey] keeps the order of each key, in
 // an outage too, and an [OrderedBatcher] may be given several records of a key in one call.
 //
 // A polling coordinator marks and reports each batch in fetch order, regardless of which
@@ -415,11 +414,10 @@ type OrderedBatcher interface {
 }
 
 // Ordered is an optional capability of a [Source]: Ordered returns true if the order of its
-// records matters, and of several processes only one works at a time. A coordinator with one
-// worker, no [WithPrefetch] and an applier that keeps the order (of single records, or an
-// [OrderedBatcher]) then keeps it in an outage too, as if [WithOrderKey] returned one key for
-// all records. Any other coordinator without WithOrderKey warns, when it first runs, that the
-// order may be broken. Ordered is called once, by the constructor.
+// records matters, and of several processes only one works at a time. When a coordinator
+// first runs, it then warns if that order may be broken without [WithOrderKey]: by a
+// [BatchApplier] that is no [OrderedBatcher], by several workers, or by a breaker, whose
+// probes may be later records. Ordered is called once, by the constructor.
 type Ordered interface {
 	Ordered() bool
 }

@@ -403,69 +403,6 @@ func TestD4_AnOutageKeepsTheOrder(t *testing.T) {
 	}
 }
 
-// D4: a source whose order matters keeps it in an outage without an order key. A probe that
-// were a later record would break it.
-func TestD4_AnOutageKeepsTheOrderOfASourceThatHasOne(t *testing.T) {
-	for _, together := range []bool{false, true} {
-		for _, coordinator := range []string{"polling", "leasing", "streaming"} {
-			t.Run(fmt.Sprintf("%s, batches: %v", coordinator, together), func(t *testing.T) {
-				synctest.Test(t, func(t *testing.T) {
-					began := time.Now()
-					l := newLanes(1, func(_ context.Context, r int) error {
-						time.Sleep(time.Millisecond)
-						if up := time.Since(began); up > 50*time.Millisecond && up < 20*time.Minute {
-							return errTest
-						}
-						return nil
-					})
-					var inner courier.Applier[int] = l
-					if together {
-						inner = orderly{courier.BatchProcessFunc(func(ctx context.Context, records []int) error {
-							var list courier.BatchError
-							for i, r := range records {
-								err := courier.ErrBehindFailed
-								if list.ErrorOrNil() == nil {
-									err = l.Apply(ctx, r)
-								}
-								if err != nil {
-									list.Add(i, err)
-								}
-							}
-							return list.ErrorOrNil()
-						})}
-					}
-					applier, dlq := courier.ResilientApplier(inner, nil)
-					var marked func() []int
-					var c interface{ Start(context.Context) error }
-					switch coordinator {
-					case "polling":
-						source := &orderedShelf{*newShelf(numbers(200)...)}
-						marked = source.marked
-						c = courier.NewPollingCoordinator(source, applier, courier.WithBatchSize(10), quiet)
-					case "leasing":
-						source := orderedLeases{newLeasing(numbers(200)...)}
-						marked = source.marked
-						c = courier.NewPollingCoordinator(source, applier, courier.WithBatchSize(10), quiet)
-					default:
-						source := orderedLeases{newLeasing(numbers(200)...)}
-						source.wait = true
-						marked = source.marked
-						c = courier.NewStreamingCoordinator(source, applier, courier.WithBatchSize(10), quiet)
-					}
-					stop := start(t, c)
-					time.Sleep(time.Hour)
-					require.NoError(t, stop())
-					require.Empty(t, l.problems)
-					require.Equal(t, numbers(200), marked())
-					n, err := dlq.Count(t.Context())
-					require.NoError(t, err)
-					require.Zero(t, n)
-				})
-			})
-		}
-	}
-}
-
 // D9 for the key function.
 func TestD9_AKeyFunctionMayPanic(t *testing.T) {
 	source := newShelf(numbers(10)...)

@@ -730,11 +730,6 @@ type orderedShelf struct{ shelf[int] }
 
 func (*orderedShelf) Ordered() bool { return true }
 
-// orderedLeases is one that takes records back.
-type orderedLeases struct{ *leasing[int] }
-
-func (orderedLeases) Ordered() bool { return true }
-
 // D4: who may break the order of a source that has one is told so when the coordinator
 // first runs.
 func TestOrderedBatches_TheApplierThatMayBreakTheOrderIsTold(t *testing.T) {
@@ -751,7 +746,8 @@ func TestOrderedBatches_TheApplierThatMayBreakTheOrderIsTold(t *testing.T) {
 		"several workers":                         {&orderedShelf{}, single, courier.WithWorkers(2), true},
 		"a batch applier with an order key":       {&orderedShelf{}, batch, byKey, false},
 		"one worker":                              {&orderedShelf{}, single, courier.WithWorkers(1), false},
-		"prefetch":                                {&orderedLeases{newLeasing[int]()}, single, courier.WithPrefetch(1), true},
+		"a breaker":                               {&orderedShelf{}, courier.NewCircuitBreakerApplier(single, courier.NewBreaker(courier.BreakerPolicy{})), courier.WithWorkers(1), true},
+		"a breaker with an order key":             {&orderedShelf{}, courier.NewCircuitBreakerApplier(single, courier.NewBreaker(courier.BreakerPolicy{})), byKey, false},
 		"an applier that keeps the order":         {&orderedShelf{}, newOrdered(3), courier.WithWorkers(1), false},
 		"a batch applier of a source without one": {&shelf[int]{}, batch, courier.WithWorkers(2), false},
 	} {

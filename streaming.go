@@ -21,7 +21,7 @@ type StreamingCoordinator[T any] struct {
 // once. Nothing happens before Start, which reports invalid arguments.
 func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts ...Option) *StreamingCoordinator[T] {
 	c := &StreamingCoordinator[T]{source: source, applier: applier, config: newConfig(opts)}
-	c.control = newControl(source, applier, &c.config, false)
+	c.control = newControl(source, applier, &c.config)
 	if c.config.prefetch < 0 {
 		c.config.prefetch = 1
 	}

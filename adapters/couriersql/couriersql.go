@@ -173,11 +173,10 @@ func WithLease(d time.Duration) Option {
 
 // WithStrictOrder lets only one of all relays deliver at a time, in the order in
 // which the messages were written; messages of a [Message].Key wait for an
-// earlier one that failed. A coordinator with one worker and no order key keeps the order
-// of all messages, in an outage too, and stands still while one fails. With an applier that may apply the later records of a batch
-// though an earlier one fails (a [courier.BatchApplier] that is no
-// [courier.OrderedBatcher], such as couriernats), keep that order by courier.WithOrderKey
-// with Row.Key. The one is elected by an advisory lock of a transaction
+// earlier one that failed. Keep that order by courier.WithOrderKey with Row.Key too where
+// there is a breaker, whose probes may be later messages, or an applier that may apply the
+// later records of a batch though an earlier one fails (a [courier.BatchApplier] that is no
+// [courier.OrderedBatcher], such as couriernats). The one is elected by an advisory lock of a transaction
 // that is open for as long as the relay leads. It holds back no vacuum and locks no
 // table; to a pooler in transaction mode it is one server connection, of which such a
 // pool must have more. The others stand by, and one of them takes over when the
