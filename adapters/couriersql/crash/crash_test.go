@@ -128,15 +128,22 @@ func (tr *trial) spawn() *relay {
 	if config.Driver == "pgx" {
 		config.DSN += " application_name=" + config.Name
 	}
+	return &relay{config.Name, startChild(tr.t, relayVariable, config)}
+}
+
+// startChild starts this test binary as the process that a variable of the environment
+// tells it to be.
+func startChild(t *testing.T, variable string, config relayConfig) *exec.Cmd {
+	t.Helper()
 	text, err := json.Marshal(config)
-	require.NoError(tr.t, err)
+	require.NoError(t, err)
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), relayVariable+"="+string(text))
+	cmd.Env = append(os.Environ(), variable+"="+string(text))
 	cmd.Stderr = os.Stderr
 	_, err = cmd.StdinPipe() // which Wait closes
-	require.NoError(tr.t, err)
-	require.NoError(tr.t, cmd.Start())
-	return &relay{config.Name, cmd}
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	return cmd
 }
 
 // kill ends a relay as kill -9 does. What it has in hand is noted before, as

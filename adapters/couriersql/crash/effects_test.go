@@ -6,10 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
@@ -31,10 +29,7 @@ func effectsMain(text string) {
 	if err := json.Unmarshal([]byte(text), &config); err != nil {
 		panic(err)
 	}
-	go func() { // which the parent holds open while it lives
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(3)
-	}()
+	endWithParent()
 	db, err := sql.Open(config.Driver, config.DSN)
 	if err != nil {
 		panic(err)
@@ -106,15 +101,7 @@ func killConsumers(t *testing.T, config relayConfig) {
 	random := rand.New(rand.NewPCG(*seed, 7))
 	spawn := func() *exec.Cmd {
 		config.Seed = random.Uint64()
-		text, err := json.Marshal(config)
-		require.NoError(t, err)
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), effectsVariable+"="+string(text))
-		cmd.Stderr = os.Stderr
-		_, err = cmd.StdinPipe() // which Wait closes
-		require.NoError(t, err)
-		require.NoError(t, cmd.Start())
-		return cmd
+		return startChild(t, effectsVariable, config)
 	}
 	kill := func(cmd *exec.Cmd) {
 		_ = cmd.Process.Kill()

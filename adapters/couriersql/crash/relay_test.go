@@ -93,10 +93,7 @@ func relayMain(text string) {
 	if err != nil {
 		panic(err)
 	}
-	go func() { // which the parent holds open while it lives
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(3)
-	}()
+	endWithParent()
 	line := &line{conn: conn, answers: bufio.NewReader(conn), random: rand.New(rand.NewPCG(config.Seed, 1)), failures: config.Failures}
 	line.tell("name", config.Name)
 	db, err := sql.Open(config.Driver, config.DSN)
@@ -117,6 +114,15 @@ func relayMain(text string) {
 	err = courier.NewPollingCoordinator(source, apply, courier.WithBatchSize(batchSize),
 		courier.WithInterval(20*time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(context.Background())
 	panic(err)
+}
+
+// endWithParent ends the process with its parent, which holds standard input open while it
+// lives.
+func endWithParent() {
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(3)
+	}()
 }
 
 // line is the way to the parent.
