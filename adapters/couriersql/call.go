@@ -38,6 +38,16 @@ func WithQueryTimeout(d time.Duration) Option {
 	}
 }
 
+// waitFor sets how long a call waits for the database, by the QueryTimeout of a config.
+func (d *database) waitFor(config string, timeout time.Duration) {
+	switch {
+	case timeout < 0:
+		d.misconfigured(config+".QueryTimeout", fmt.Sprintf("of %v lets no call succeed: pass how long a call may take, or 0 for %v", timeout, DefaultQueryTimeout))
+	case timeout > 0:
+		d.timeout = timeout
+	}
+}
+
 // ErrQueryTimeout is the error, to errors.Is, of a call that the database did not
 // answer within the time of [WithQueryTimeout].
 var ErrQueryTimeout = errors.New("the database did not answer in time")
@@ -57,8 +67,9 @@ func (d *database) bounded(ctx context.Context, call func(context.Context) error
 	return err
 }
 
-// boundedBeside makes a call that ends in time, but for what it does beside the waiting for
-// the database: beside runs that, and the time begins anew.
+// boundedBeside is bounded for a call that also does other work than to wait for the
+// database. The call passes that work to beside: its time does not count, and after it the
+// timeout begins anew.
 func (d *database) boundedBeside(ctx context.Context, call func(ctx context.Context, beside func(func() error) error) error) error {
 	limited, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

@@ -180,14 +180,16 @@ const pruneBatch = 1000
 // time, a thousand in a transaction, until there are none or ctx ends. It
 // returns how many it deleted, with an error too.
 func (o *Outbox) Prune(ctx context.Context, before time.Time) (deleted int, err error) {
-	return o.prune(ctx, pruneBatch, o.grammar.prune, o.grammar.time(before.UnixMicro()), pruneBatch)
+	return o.prune(ctx, pruneBatch, o.grammar.prune, o.grammar.time(before.UnixMicro()))
 }
 
-// prune deletes rows until a statement that deletes up to most finds fewer.
+// prune deletes rows by a statement whose last argument is how many at most, until it finds
+// fewer.
 func (d *database) prune(ctx context.Context, most int64, text string, args ...any) (deleted int, err error) {
 	if d.fault != nil {
 		return 0, d.fault
 	}
+	args = append(args, most)
 	for {
 		var result sql.Result
 		if err := d.bounded(ctx, func(ctx context.Context) (err error) {

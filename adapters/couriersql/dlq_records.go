@@ -65,16 +65,11 @@ type DLQConfig[T any] struct {
 func NewDLQ[T any](db *sql.DB, dialect Dialect, config DLQConfig[T]) *DLQ[T] {
 	d := newDatabase(db, dialect)
 	d.callQueue(config.Table)
-	if d.timeout = config.QueryTimeout; d.timeout == 0 {
-		d.timeout = DefaultQueryTimeout
-	}
+	d.waitFor("DLQConfig", config.QueryTimeout)
 	if config.Logger != nil {
 		d.log = config.Logger
 	}
-	switch {
-	case config.QueryTimeout < 0:
-		d.misconfigured("DLQConfig.QueryTimeout", fmt.Sprintf("of %v lets no call succeed: pass how long a call may take, or 0 for %v", config.QueryTimeout, DefaultQueryTimeout))
-	case (config.Encode == nil) != (config.Decode == nil):
+	if (config.Encode == nil) != (config.Decode == nil) {
 		d.misconfigured("DLQConfig", "has Encode or Decode alone: set both, or none for JSON")
 	}
 	q := &DLQ[T]{database: d, encode: config.row, decode: config.record, create: d.migrate}

@@ -94,20 +94,8 @@ func beginSQL(ctx context.Context, inbox *Inbox, conn *sql.Conn, use func(transa
 	}
 	return use(transacting[*sql.Tx]{
 		tx: tx, ended: sql.ErrTxDone,
-		texts: func(ctx context.Context, query string, args ...any) (texts []string, err error) {
-			rows, err := tx.QueryContext(ctx, query, args...)
-			if err != nil {
-				return nil, err
-			}
-			defer func() { _ = rows.Close() }() // what it has to say, Err said
-			for rows.Next() {
-				var text string
-				if err := rows.Scan(&text); err != nil {
-					return nil, err
-				}
-				texts = append(texts, text)
-			}
-			return texts, rows.Err()
+		texts: func(ctx context.Context, query string, args ...any) ([]string, error) {
+			return texts(ctx, tx, query, args...)
 		},
 		commit:   func(context.Context) error { return tx.Commit() },
 		rollback: tx.Rollback,

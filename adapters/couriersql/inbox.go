@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -59,13 +58,8 @@ func NewInbox(db *sql.DB, dialect Dialect, config InboxConfig) *Inbox {
 	d.call("InboxConfig.Table", config.Table)
 	d.nameTables(d.table, "inbox:"+d.name, "")
 	d.migrations, d.shapes = d.grammar.inboxMigrations, []shape{d.grammar.inboxShape}
-	if d.timeout = config.QueryTimeout; d.timeout == 0 {
-		d.timeout = DefaultQueryTimeout
-	}
-	switch {
-	case config.QueryTimeout < 0:
-		d.misconfigured("InboxConfig.QueryTimeout", fmt.Sprintf("of %v lets no call succeed: pass how long a call may take, or 0 for %v", config.QueryTimeout, DefaultQueryTimeout))
-	case config.Consumer == "":
+	d.waitFor("InboxConfig", config.QueryTimeout)
+	if config.Consumer == "" {
 		d.misconfigured("InboxConfig.Consumer", "is empty: name the program that the effects are those of, such as \"billing\"")
 	}
 	return &Inbox{database: d, consumer: config.Consumer}
@@ -85,7 +79,7 @@ const inboxPruneBatch = 10_000
 // longer than any source, dead letter queue or backup may deliver a record again, a week
 // at least.
 func (i *Inbox) Prune(ctx context.Context, before time.Time) (deleted int, err error) {
-	return i.prune(ctx, inboxPruneBatch, i.grammar.pruneInbox, i.consumer, i.grammar.time(before.UnixMicro()), inboxPruneBatch)
+	return i.prune(ctx, inboxPruneBatch, i.grammar.pruneInbox, i.consumer, i.grammar.time(before.UnixMicro()))
 }
 
 // admit notes the records of a batch as done, in a transaction, and returns those that

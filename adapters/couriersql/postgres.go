@@ -257,8 +257,8 @@ func postgresGrammar() grammar {
 		admitAll: `WITH noted AS (INSERT INTO {inbox} (consumer, id) SELECT $1, id FROM unnest($2::text[]) AS names(id) RETURNING 1)
 			SELECT count(*)::text FROM noted`,
 		isNoted: func(err error, table string) bool {
-			var e *pgconn.PgError
-			return errors.As(err, &e) && e.Code == "23505" && e.TableName == table
+			e, _, _ := uniqueViolation(err)
+			return e != nil && e.TableName == table
 		},
 		admit: `INSERT INTO {inbox} (consumer, id) SELECT $1, id FROM unnest($2::text[]) AS names(id)
 			ON CONFLICT (consumer, id) DO NOTHING RETURNING id`,
