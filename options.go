@@ -125,9 +125,9 @@ func WithBatchSize(n int) Option {
 
 // WithWorkers sets how many records a coordinator applies concurrently. The default is 1,
 // which applies them in the order fetched, but for the probes of an open breaker. With more
-// workers there is no order, unless [WithOrderKey] asks for one, and the applier must be safe for concurrent use. A polling
-// coordinator marks a batch once all its records are applied, except records that wait
-// for a retry, which do not delay the others.
+// workers there is no order, unless [WithOrderKey] asks for one, and the applier must be
+// safe for concurrent use. A polling coordinator marks a batch once all its records are
+// applied, except records that wait for a retry, which do not delay the others.
 func WithWorkers(n int) Option {
 	return func(c *config) { c.count("WithWorkers", &c.workers, n) }
 }

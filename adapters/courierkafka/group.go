@@ -378,7 +378,8 @@ func (g *group) begin(ctx context.Context, limit int) (due []*kgo.Record, p *pol
 	return nil, p, polled, nil
 }
 
-// turn waits until nobody else polls, and returns what a Fetch has to tell before it polls.
+// turn waits until no other call polls the client, and returns the error, if any, that the
+// next Fetch has to return instead of records.
 func (g *group) turn(ctx context.Context) error {
 	for {
 		if err := g.trouble; err != nil {

@@ -9,7 +9,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// lastCommit is what was committed last of a partition. Without a commit, its offset is below 0.
+// lastCommit is the group's last commit of a partition. If there is none, the offset is
+// negative.
 type lastCommit struct {
 	kgo.EpochOffset
 	settled settled // beyond the offset
@@ -26,7 +27,7 @@ func (g *group) fetched(ctx context.Context, client *kgo.Client, answer *kmsg.Of
 	return nil
 }
 
-// readCommits returns what an answer says, and the errors in it.
+// readCommits returns the commits in an answer, and the errors in it.
 func readCommits(ctx context.Context, client *kgo.Client, answer *kmsg.OffsetFetchResponse) (commits map[partition]lastCommit, err error) {
 	commits = make(map[partition]lastCommit)
 	list := func(topic string, number int32, offset int64, epoch int32, text *string, code int16) {
@@ -65,7 +66,7 @@ func readCommits(ctx context.Context, client *kgo.Client, answer *kmsg.OffsetFet
 	return commits, err
 }
 
-// askCommits asks the brokers for what was committed last of partitions.
+// askCommits asks the brokers for the last commits of some partitions.
 func (g *group) askCommits(ctx context.Context, client *kgo.Client, of map[partition]*assignment) (map[partition]lastCommit, error) {
 	ctx, cancel := context.WithTimeout(ctx, g.commitTimeout())
 	defer cancel()
