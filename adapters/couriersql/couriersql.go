@@ -42,6 +42,10 @@
 //   - SQLite, by default: nothing is held. Run one relay: a second one loses
 //     nothing, but delivers everything twice.
 //
+// # Tables of your own
+//
+// A table that is there already is relayed as it is by [NewTable].
+//
 // # Effects that happen once
 //
 // Whatever the source, [Effects] has records take effect in the database once, however
@@ -98,7 +102,7 @@ type Option func(*Outbox)
 func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 	o := &Outbox{
 		database: newDatabase(db, dialect),
-		backoff:  backoff{initial: time.Second, longest: 5 * time.Minute}, fetchBytes: DefaultFetchBytes, open: make(map[closer]bool),
+		backoff:  defaultBackoff, fetchBytes: DefaultFetchBytes, open: make(map[closer]bool),
 	}
 	o.call("table", DefaultTable)
 	for _, opt := range opts {

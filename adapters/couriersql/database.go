@@ -24,7 +24,7 @@ type database struct {
 	schema  string // of the tables, "" for that of the search_path
 	name    string // of the outbox or queue, without the schema
 	table   string // the outbox or queue
-	dlq     string // the dead letters
+	dlq     string // the dead letters, or the leases of a [Table]
 	names   *strings.Replacer
 	timeout time.Duration // of a call
 	now     func() time.Time
@@ -135,7 +135,7 @@ func (d *database) failed(err error, doing string, args ...any) error {
 }
 
 // ErrNotMigrated is the error, to errors.Is, of a call that finds no table of the
-// outbox, queue or inbox, or one of an earlier version: call [Outbox.Migrate], [DLQ.Migrate] or [Inbox.Migrate].
+// outbox, queue, inbox or beside a [Table], or one of an earlier version: call Migrate of it.
 var ErrNotMigrated = errors.New("couriersql: the tables are missing, or of an earlier version")
 
 type notMigrated struct{ error }

@@ -222,3 +222,65 @@ func ExampleEffects() {
 	fmt.Println(invoices, "invoice;", inbox.Skipped(), "deliveries skipped")
 	// Output: 1 invoice; 2 deliveries skipped
 }
+
+// An outbox that is there already is relayed as it is. Its rows that nobody can deliver are
+// parked.
+func ExampleNewTable() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+	for _, text := range []string{
+		`CREATE TABLE events (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, body TEXT NOT NULL, sent_at INTEGER)`,
+		`CREATE INDEX events_pending ON events (id) WHERE sent_at IS NULL`,
+		`INSERT INTO events (kind, body) VALUES ('paid', 'order 1'), ('shipped', ''), ('paid', 'order 2')`,
+	} {
+		if _, err := db.ExecContext(ctx, text); err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	type Event struct {
+		ID         int64
+		Kind, Body string
+	}
+	table := couriersql.NewTable(db, couriersql.SQLite, couriersql.TableConfig[Event]{
+		Table:   "events",
+		Key:     []string{"id"},
+		KeyOf:   func(e Event) []any { return []any{e.ID} },
+		Columns: []string{"id", "kind", "body"},
+		Scan: func(scan func(dest ...any) error) (e Event, err error) {
+			return e, scan(&e.ID, &e.Kind, &e.Body)
+		},
+		Pending: "sent_at IS NULL",
+		Mark:    "sent_at = unixepoch()",
+	})
+	letters := couriersql.NewDLQ(db, couriersql.SQLite, couriersql.DLQConfig[Event]{
+		Table:    "dead_events",
+		Identity: func(e Event) string { return fmt.Sprint(e.ID) },
+	})
+	for _, migrate := range []func(context.Context) error{table.Migrate, letters.Migrate} {
+		if err := migrate(ctx); err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	deliver := courier.ProcessFunc(func(_ context.Context, e Event) error {
+		if e.Body == "" {
+			return courier.Permanent(errors.New("it has no body"))
+		}
+		fmt.Println(e.Kind, e.Body)
+		return nil
+	})
+	relay, _ := courier.ResilientApplier(deliver, &courier.ResilientConfig[Event]{DLQ: letters})
+	coordinator := courier.NewPollingCoordinator(table.Source(), relay)
+	if err := coordinator.RunOnce(ctx); err != nil { // Start, in a service
+		log.Fatal(err)
+	}
+	pending, err := table.Pending(ctx)
+	parked, _ := letters.Count(ctx)
+	fmt.Println(pending, "pending,", parked, "parked", err)
+	// Output:
+	// paid order 1
+	// paid order 2
+	// 0 pending, 1 parked <nil>
+}

@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-//go:embed migrations/postgres/*.sql migrations/postgres_dlq/*.sql migrations/postgres_inbox/*.sql
+//go:embed migrations/postgres/*.sql migrations/postgres_dlq/*.sql migrations/postgres_inbox/*.sql migrations/postgres_table/*.sql
 var postgresMigrations embed.FS
 
 // The bytes of a row that may be many. The size of a large value is known without

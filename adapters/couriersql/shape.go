@@ -10,12 +10,12 @@ import (
 
 // shape is what the package relies on in a table that the migrations lead to.
 type shape struct {
-	dlq     bool // of the dead letters, or of the outbox
+	dlq     bool // of the dead letters or leases, or of the outbox
 	columns []column
 }
 
 type column struct {
-	name, kind string
+	name, kind string // "" is of any kind
 	nullable   bool
 	key        bool // the primary key, or a part of it
 	since      int  // the version that added it, 0 for the first
@@ -130,7 +130,7 @@ func (s shape) differences(have map[string]column, required []string, before boo
 		case !found && before && want.since > 0:
 		case !found:
 			list = append(list, fmt.Sprintf("column %s %s is missing", want.name, want.kind))
-		case c.kind != want.kind:
+		case c.kind != want.kind && want.kind != "":
 			list = append(list, fmt.Sprintf("column %s is %s and not %s", c.name, c.kind, want.kind))
 		case c.key != want.key && want.key:
 			list = append(list, fmt.Sprintf("column %s is not the primary key", c.name))

@@ -326,6 +326,8 @@ func failureOf(row Row) failure {
 // backoff is how long a row waits that failed.
 type backoff struct{ initial, longest time.Duration }
 
+var defaultBackoff = backoff{initial: time.Second, longest: 5 * time.Minute}
+
 func (b backoff) delay(failures int) time.Duration {
 	delay := b.initial
 	for range failures {

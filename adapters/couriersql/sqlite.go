@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-//go:embed migrations/sqlite/*.sql migrations/sqlite_dlq/*.sql migrations/sqlite_inbox/*.sql
+//go:embed migrations/sqlite/*.sql migrations/sqlite_dlq/*.sql migrations/sqlite_inbox/*.sql migrations/sqlite_table/*.sql
 var sqliteMigrations embed.FS
 
 // What a fetch reads of a row.

@@ -26,7 +26,7 @@ func (o *Outbox) Stream(interval time.Duration) *Stream {
 	switch {
 	case s.fault != nil:
 	case interval <= 0:
-		s.fault = &courier.ConfigError{Field: "interval", Problem: fmt.Sprintf("is %v: pass how long to wait before looking again, such as a second", interval)}
+		s.fault = noInterval(interval)
 	case transactions:
 		s.fault = &courier.ConfigError{Field: "Stream", Problem: "needs WithLease or WithStrictOrder in PostgreSQL: a stream settles the rows of a batch one by one"}
 	default:
@@ -50,17 +50,54 @@ func (s *Stream) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	if s.fault != nil {
 		return nil, s.fault
 	}
-	wake := s.Wake()
+	return await(ctx, s.interval, s.Wake(), limit, s.Source.Fetch)
+}
+
+// await fetches until there is a record, at each value of wake and each interval.
+func await[T any](ctx context.Context, interval time.Duration, wake <-chan struct{}, limit int, fetch func(context.Context, int) ([]T, error)) ([]T, error) {
 	for {
-		rows, err := s.Source.Fetch(ctx, limit)
-		if len(rows) > 0 || err != nil || limit <= 0 {
-			return rows, err
+		records, err := fetch(ctx, limit)
+		if len(records) > 0 || err != nil || limit <= 0 {
+			return records, err
 		}
 		select {
 		case <-wake:
-		case <-time.After(s.interval):
+		case <-time.After(interval):
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// TableStream is a source for a streaming coordinator, which applies a batch while it
+// marks another one and fetches a third. It is made by [Table.Stream].
+type TableStream[T any] struct {
+	*TableSource[T]
+	interval time.Duration
+	fault    error
+}
+
+// Stream returns a source whose Fetch waits for a row, looking for one every interval.
+func (t *Table[T]) Stream(interval time.Duration) *TableStream[T] {
+	s := &TableStream[T]{TableSource: t.Source(), interval: interval, fault: t.fault}
+	if s.fault == nil && interval <= 0 {
+		s.fault = noInterval(interval)
+	}
+	return s
+}
+
+// Validate reports what the stream, or its table, was misconfigured with.
+func (s *TableStream[T]) Validate() error { return s.fault }
+
+// Fetch returns up to limit rows that are due, and waits until there is one, ctx ends, or
+// the database fails.
+func (s *TableStream[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
+	if s.fault != nil {
+		return nil, s.fault
+	}
+	return await(ctx, s.interval, nil, limit, s.TableSource.Fetch)
+}
+
+func noInterval(interval time.Duration) error {
+	return &courier.ConfigError{Field: "interval", Problem: fmt.Sprintf("is %v: pass how long to wait before looking again, such as a second", interval)}
 }

@@ -38,6 +38,9 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(effectsVariable); text != "" {
 		effectsMain(text)
 	}
+	if text := os.Getenv(tableVariable); text != "" {
+		tableMain(text)
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
 }
 

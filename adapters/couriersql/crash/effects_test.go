@@ -98,21 +98,6 @@ func killConsumers(t *testing.T, config relayConfig) {
 		_, err := db.ExecContext(t.Context(), `CREATE TABLE `+table+` (id TEXT NOT NULL)`)
 		require.NoError(t, err)
 	}
-	random := rand.New(rand.NewPCG(*seed, 7))
-	spawn := func() *exec.Cmd {
-		config.Seed = random.Uint64()
-		return startChild(t, effectsVariable, config)
-	}
-	kill := func(cmd *exec.Cmd) {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}
-	consumers := []*exec.Cmd{spawn(), spawn()}
-	defer func() {
-		for _, c := range consumers {
-			kill(c)
-		}
-	}()
 	written := 0
 	write := func(n int) {
 		var messages []couriersql.Message
@@ -129,21 +114,43 @@ func killConsumers(t *testing.T, config relayConfig) {
 		require.NoError(t, db.QueryRowContext(t.Context(), query).Scan(&n))
 		return n
 	}
-	for i := range *kills {
-		before := counted(`SELECT count(*) FROM effects`)
-		write(2 * batchSize)
-		require.Eventually(t, func() bool { return counted(`SELECT count(*) FROM effects`) > before }, 60*time.Second, time.Millisecond)
-		time.Sleep(time.Duration(random.IntN(5000)) * time.Microsecond) // into the work
-		kill(consumers[i%2])
-		consumers[i%2] = spawn()
-	}
-	require.Eventually(t, func() bool {
+	killInTurn(t, effectsVariable, config, func() int { return counted(`SELECT count(*) FROM effects`) }, func() { write(2 * batchSize) }, func() bool {
 		pending, err := outbox.Pending(t.Context())
 		return err == nil && pending == 0
-	}, 60*time.Second, 20*time.Millisecond)
+	})
 	require.Zero(t, counted(`SELECT count(*) FROM (SELECT id FROM effects GROUP BY id HAVING count(*) > 1) AS twice`), "effects that happened twice")
 	require.Equal(t, written, counted(`SELECT count(*) FROM effects`))
 	again := counted(`SELECT count(*) FROM deliveries`) - written
 	t.Logf("%d kills: %d effects, each once; %d deliveries were repeated", *kills, written, again)
 	require.False(t, *kills >= 100 && again == 0, "nothing was delivered again, so that nothing was tested")
+}
+
+// killInTurn has two children work, and kills one after the other while they do. done is how
+// much they have done, of what write leaves them to do, until all is.
+func killInTurn(t *testing.T, variable string, config relayConfig, done func() int, write func(), all func() bool) {
+	t.Helper()
+	random := rand.New(rand.NewPCG(*seed, 7))
+	spawn := func() *exec.Cmd {
+		config.Seed = random.Uint64()
+		return startChild(t, variable, config)
+	}
+	kill := func(cmd *exec.Cmd) {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}
+	children := []*exec.Cmd{spawn(), spawn()}
+	defer func() {
+		for _, c := range children {
+			kill(c)
+		}
+	}()
+	for i := range *kills {
+		before := done()
+		write()
+		require.Eventually(t, func() bool { return done() > before }, 60*time.Second, time.Millisecond)
+		time.Sleep(time.Duration(random.IntN(5000)) * time.Microsecond) // into the work
+		kill(children[i%2])
+		children[i%2] = spawn()
+	}
+	require.Eventually(t, all, 60*time.Second, 20*time.Millisecond)
 }

@@ -1,0 +1,122 @@
+package crash
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/stretchr/testify/require"
+)
+
+const tableVariable = "COURIER_CRASH_TABLE"
+
+// errand is a row of a table of somebody's own.
+type errand struct{ ID int64 }
+
+// errands is how that table is relayed.
+func (c relayConfig) errands(db *sql.DB) *couriersql.Table[errand] {
+	dialect := couriersql.SQLite
+	if c.Driver == "pgx" {
+		dialect = couriersql.Postgres
+	}
+	return couriersql.NewTable(db, dialect, couriersql.TableConfig[errand]{
+		Table: "errands", Key: []string{"id"}, KeyOf: func(e errand) []any { return []any{e.ID} },
+		Columns: []string{"id"},
+		Scan:    func(scan func(...any) error) (e errand, err error) { return e, scan(&e.ID) },
+		Pending: "done = 0", Mark: "done = done + 1",
+		Strict: c.Hold == "strict", Lease: time.Second, InitialBackoff: time.Millisecond,
+		Logger: slog.New(slog.DiscardHandler),
+	})
+}
+
+// tableMain is a relay of that table in a process of its own, to the table deliveries.
+func tableMain(text string) {
+	var config relayConfig
+	if err := json.Unmarshal([]byte(text), &config); err != nil {
+		panic(err)
+	}
+	endWithParent()
+	db, err := sql.Open(config.Driver, config.DSN)
+	if err != nil {
+		panic(err)
+	}
+	random := rand.New(rand.NewPCG(config.Seed, 1))
+	deliver := courier.ProcessFunc(func(ctx context.Context, e errand) error {
+		if config.Hold != "strict" && random.IntN(100) == 0 {
+			return errors.New("a failure that was asked for")
+		}
+		_, err := db.ExecContext(ctx, `INSERT INTO deliveries (id) VALUES ($1)`, e.ID)
+		return err
+	})
+	err = courier.NewPollingCoordinator(config.errands(db).Source(), deliver, courier.WithBatchSize(batchSize),
+		courier.WithInterval(20*time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(context.Background())
+	panic(err)
+}
+
+// TestTable kills relays of a table of somebody's own in turn, and then counts: each row was
+// delivered, again only what was in hand at a kill, and in strict order the first time.
+//
+//	go test -run TestTable -v -timeout 0 -args -crash.kills=200
+func TestTable(t *testing.T) {
+	for name, config := range map[string]relayConfig{
+		"postgres":        {Driver: "pgx"},
+		"postgres strict": {Driver: "pgx", Hold: "strict"},
+		"sqlite":          {Driver: "sqlite"},
+		"sqlite strict":   {Driver: "sqlite", Hold: "strict"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			serial := "INTEGER"
+			config.DSN = couriersql.SQLiteDSN(filepath.Join(t.TempDir(), "errands.db"))
+			if config.Driver == "pgx" {
+				config.DSN, serial = pgtest.Schema(t), "bigserial"
+			}
+			db, err := sql.Open(config.Driver, config.DSN)
+			require.NoError(t, err)
+			defer func() { require.NoError(t, db.Close()) }()
+			for _, text := range []string{
+				`CREATE TABLE errands (id ` + serial + ` PRIMARY KEY, done integer NOT NULL DEFAULT 0)`,
+				`CREATE INDEX errands_pending ON errands (id) WHERE done = 0`,
+				`CREATE TABLE deliveries (place ` + serial + ` PRIMARY KEY, id bigint NOT NULL)`,
+			} {
+				_, err := db.ExecContext(t.Context(), text)
+				require.NoError(t, err)
+			}
+			errands := config.errands(db)
+			require.NoError(t, errands.Migrate(t.Context()))
+			counted := func(query string) (n int) {
+				require.NoError(t, db.QueryRowContext(t.Context(), query).Scan(&n))
+				return n
+			}
+			written := 0
+			killInTurn(t, tableVariable, config, func() int { return counted(`SELECT count(*) FROM deliveries`) }, func() {
+				for range 2 * batchSize {
+					_, err := db.ExecContext(t.Context(), `INSERT INTO errands DEFAULT VALUES`)
+					require.NoError(t, err)
+					written++
+				}
+			}, func() bool {
+				pending, err := errands.Pending(t.Context())
+				return err == nil && pending == 0
+			})
+			require.Equal(t, written, counted(`SELECT count(DISTINCT id) FROM deliveries`), "rows that were delivered")
+			require.Equal(t, written, counted(`SELECT count(*) FROM errands WHERE done = 1`), "rows that were marked once")
+			again := counted(`SELECT count(*) FROM deliveries`) - written
+			require.LessOrEqual(t, again, *kills*batchSize, "repeated though in nobody's hand at a kill")
+			if config.Hold == "strict" {
+				require.Zero(t, counted(`SELECT count(*) FROM (SELECT id, min(place) AS first FROM deliveries GROUP BY id) AS a
+					WHERE EXISTS (SELECT 1 FROM deliveries AS b WHERE b.id > a.id AND b.place < a.first)`), "rows that a later one overtook")
+			}
+			t.Logf("%d kills: %d rows, each delivered; %d deliveries were repeated", *kills, written, again)
+		})
+	}
+}

@@ -1,0 +1,21 @@
+-- The rows of a table that failed, by their keys: when each is handed out again.
+CREATE TABLE IF NOT EXISTS {state} (
+	{keys},
+	attempts     integer     NOT NULL,
+	available_at timestamptz NOT NULL,
+	last_error   text        NOT NULL,
+	order_key    text        NOT NULL, -- '' is none
+	PRIMARY KEY ({key_names})
+);
+
+-- Leases: the rows that a relay has in hand, one lease for each fetch. They come and go
+-- quickly.
+CREATE TABLE IF NOT EXISTS {batches} (
+	id    bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	owner text        NOT NULL,
+	until timestamptz NOT NULL,
+	{key_lists}
+) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+
+-- To compress a list takes as long as to fetch its rows.
+ALTER TABLE {batches} {as_they_are};

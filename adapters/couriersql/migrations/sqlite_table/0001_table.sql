@@ -1,0 +1,19 @@
+-- The rows of a table that failed, by their keys: when each is handed out again. Times are
+-- Unix times in microseconds.
+CREATE TABLE IF NOT EXISTS {state} (
+	{keys},
+	attempts     INTEGER NOT NULL,
+	available_at INTEGER NOT NULL,
+	last_error   TEXT    NOT NULL,
+	order_key    TEXT    NOT NULL, -- '' is none
+	PRIMARY KEY ({key_names})
+);
+
+-- Leases: the rows that a relay has in hand, one lease for each fetch. keys is a JSON array
+-- of texts, or of arrays of texts where the key has several columns. An id is given once.
+CREATE TABLE IF NOT EXISTS {batches} (
+	id    INTEGER PRIMARY KEY AUTOINCREMENT,
+	owner TEXT    NOT NULL,
+	until INTEGER NOT NULL,
+	keys  TEXT    NOT NULL
+) STRICT;

@@ -1,0 +1,337 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// TableConfig describes the table that [NewTable] relays. Table, Key, KeyOf, Columns, Scan
+// and Pending are required.
+//
+// Names are those of the catalogue, without quotes. What is said to be SQL goes into the
+// statements as it is and has no parameters: never build it from input. It may name the
+// columns of the table, also as t.column.
+type TableConfig[T any] struct {
+	// Table is the name of the table, in PostgreSQL perhaps after that of its schema and a
+	// dot.
+	Table string
+
+	// Key are the columns of the primary key, or of another unique key without NULL.
+	Key []string
+
+	// KeyOf returns the values of the key's columns of a record, in the order of Key, as
+	// numbers, texts, or values with a String method. Their texts must be those that the
+	// database has: a UUID in lower case with hyphens, in PostgreSQL.
+	KeyOf func(record T) []any
+
+	// Columns are what Scan reads: columns, or expressions in SQL.
+	Columns []string
+
+	// Scan makes a record of a row. It calls scan once, with a pointer for each of
+	// Columns, as it would call the Scan of *sql.Rows (in PostgreSQL, of pgx.Rows). A row
+	// for which it fails is left out, noted as failed and logged, and tried again; so leave
+	// what may fail, such as decoding, to an applier ([courier.NewDecodingApplier]), whose
+	// failures can be parked.
+	Scan func(scan func(dest ...any) error) (T, error)
+
+	// Pending is the condition, in SQL, of rows that are still to be delivered, such as
+	// "sent_at IS NULL". The database finds them quickly by a partial index that has this
+	// condition and the columns of Order.
+	Pending string
+
+	// Mark is what a mark sets, in SQL, such as "sent_at = now()". After it Pending must be
+	// false, which the first mark checks. "" deletes the row.
+	Mark string
+
+	// Order is the order of delivery, in SQL, such as "created_at, id". "" is that of Key.
+	Order string
+
+	// OrderKey is the value, in SQL, of which rows have to stay in order, such as
+	// "customer_id"; '' is no such value. Rows wait for as long as one with the same value
+	// waits for its next try. The coordinator needs [courier.WithOrderKey] for the same. ""
+	// is none.
+	OrderKey string
+
+	// Strict has one relay deliver at a time: another one takes over when the rows that
+	// the first has in hand are settled, or its lease ends. It keeps the order where there
+	// are several relays.
+	Strict bool
+
+	// Age is for how many seconds a row has been pending, in SQL, such as
+	// "extract(epoch FROM now() - created_at)" or "unixepoch() - created_at". It is for
+	// [courier.Lag] alone; "" leaves the age out there.
+	Age string
+
+	// State is the name of the table that [Table.Migrate] creates beside the table for the
+	// failures of rows, and with _batches after it, of the table for leases. "" is the
+	// table's name with _courier. Relays that deliver the same rows to different places, by
+	// different marks, need different ones.
+	State string
+
+	// Lease is for how long rows are this relay's alone, unless it renews that, which a
+	// coordinator does each third of it. The rows of a relay that dies come to others after
+	// that time. 0 is [DefaultTableLease]; it must be a second or more.
+	Lease time.Duration
+
+	// InitialBackoff and LongestBackoff are when a row is handed out again that failed and
+	// was not parked, as [WithBackoff] sets it for an outbox. 0 is 1 s and 5 minutes.
+	InitialBackoff, LongestBackoff time.Duration
+
+	// QueryTimeout is how long a call waits for the database, as [WithQueryTimeout] sets it
+	// for an outbox. 0 is [DefaultQueryTimeout].
+	QueryTimeout time.Duration
+
+	// Logger is where the table tells of lost leases, unreadable rows and a missing index.
+	// nil is slog.Default().
+	Logger *slog.Logger
+
+	// Clock is what times are read from in SQLite; PostgreSQL's own clock is one for all
+	// relays. nil is the system's.
+	Clock courier.Clock
+}
+
+// DefaultTableLease is how long a lease of [TableConfig] is by default.
+const DefaultTableLease = 30 * time.Second
+
+// Table relays the rows of a table of your own, which stays as it is: an outbox that is
+// there already, or jobs, or any rows that something has to be done about. It is made by
+// [NewTable], and safe for concurrent use.
+//
+// It has what the outbox of this package has with [WithLease]: several relays share the
+// rows, a relay that dies leaves its rows to the others, rows that fail wait longer each
+// time, and a mark is one statement. What the table has no columns for is in two tables
+// beside it, see [TableConfig.State]. A lease is one row a batch there, so that the rows
+// themselves are written once, by the mark.
+//
+// Letters go to a queue of [NewDLQ]. There is no wake-up: rows wait for up to the interval
+// of the coordinator.
+type Table[T any] struct {
+	*database
+	config TableConfig[T]
+	lease  time.Duration
+	wait   backoff
+
+	mu    sync.Mutex
+	store tableStore // nil until the catalogue was read
+}
+
+// NewTable returns the relay of a table of your own. The database stays the caller's to
+// close. NewTable neither opens a connection nor creates anything, see [Table.Migrate]. A
+// value that it cannot work with is reported as a [*courier.ConfigError] by every method
+// that returns an error, and by a coordinator before it fetches; what the database alone
+// knows, such as the names of columns, by Migrate and Fetch.
+//
+//	table := couriersql.NewTable(db, couriersql.Postgres, couriersql.TableConfig[Event]{
+//		Table:   "billing.events",
+//		Key:     []string{"id"},
+//		KeyOf:   func(e Event) []any { return []any{e.ID} },
+//		Columns: []string{"id", "kind", "body"},
+//		Scan: func(scan func(dest ...any) error) (e Event, err error) {
+//			return e, scan(&e.ID, &e.Kind, &e.Body)
+//		},
+//		Pending: "sent_at IS NULL",
+//		Mark:    "sent_at = now()",
+//	})
+func NewTable[T any](db *sql.DB, dialect Dialect, config TableConfig[T]) *Table[T] {
+	d := newDatabase(db, dialect)
+	t := &Table[T]{database: d, config: config, lease: config.Lease, wait: backoff{config.InitialBackoff, config.LongestBackoff}}
+	required := func(field string, missing bool, what string) {
+		if missing {
+			d.misconfigured("TableConfig."+field, "is missing: pass "+what)
+		}
+	}
+	schema, name, qualified := strings.Cut(config.Table, ".")
+	if !qualified {
+		schema, name = "", config.Table
+	}
+	required("Table", name == "" || qualified && schema == "", "the name of the table")
+	required("Key", len(config.Key) == 0, "the columns of its primary key")
+	required("KeyOf", config.KeyOf == nil, "a function that returns the values of Key of a record")
+	required("Columns", len(config.Columns) == 0, "what Scan reads")
+	required("Scan", config.Scan == nil, "a function that makes a record of a row")
+	required("Pending", config.Pending == "", `the condition of rows that are to be delivered, or "true" if all are`)
+	if qualified && dialect == SQLite {
+		d.misconfigured("TableConfig.Table", fmt.Sprintf("%q has a schema, which SQLite has not: pass the name alone", config.Table))
+	}
+	if config.State == "" {
+		config.State = besideOf(name)
+	}
+	if !plainIdentifier.MatchString(config.State) {
+		d.misconfigured("TableConfig.State", fmt.Sprintf("%q is not a plain name: use up to 48 of a-z, 0-9 and _, not beginning with a digit", config.State))
+	}
+	d.schema, d.name, d.table = schema, config.State, config.Table
+	if config.Logger != nil {
+		d.log = config.Logger
+	}
+	if config.Clock != nil {
+		d.now = config.Clock.Now
+	}
+	d.waitFor("TableConfig", config.QueryTimeout)
+	if t.lease == 0 {
+		t.lease = DefaultTableLease
+	}
+	if t.lease < time.Second {
+		d.misconfigured("TableConfig.Lease", fmt.Sprintf("of %v is too short to be renewed in time: pass a second or more, or 0 for %v", config.Lease, DefaultTableLease))
+	}
+	if t.wait.initial == 0 {
+		t.wait.initial = defaultBackoff.initial
+	}
+	if t.wait.longest == 0 {
+		t.wait.longest = max(defaultBackoff.longest, t.wait.initial)
+	}
+	if t.wait.initial < 0 || t.wait.longest < t.wait.initial {
+		d.misconfigured("TableConfig.InitialBackoff", fmt.Sprintf("and LongestBackoff of %v to %v make no sense: pass a delay above 0, and a longest one that is no shorter", config.InitialBackoff, config.LongestBackoff))
+	}
+	return t
+}
+
+// besideOf is the name of the table beside one, which may have any characters.
+func besideOf(table string) string {
+	const longest = 40
+	name := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return '_'
+	}, strings.ToLower(table))
+	if name != "" && name[0] >= '0' && name[0] <= '9' {
+		name = "_" + name
+	}
+	return name[:min(len(name), longest)] + "_courier"
+}
+
+// Migrate looks whether the table is what TableConfig says, and creates the tables beside
+// it, in its schema, or brings them up to the version that this package works with, as
+// [Outbox.Migrate] does for an outbox. It leaves the table itself alone.
+func (t *Table[T]) Migrate(ctx context.Context) error {
+	if t.fault != nil {
+		return t.fault
+	}
+	store, err := t.described(ctx)
+	if err != nil {
+		return err
+	}
+	beside := *t.database
+	store.tables(&beside)
+	if err := beside.migrate(ctx); err != nil {
+		return err
+	}
+	var why string
+	if err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		why, err = store.slow(ctx, conn)
+		return err
+	}); err != nil {
+		return t.failed(err, "looking at how the database fetches the rows of %s: is the SQL in TableConfig right", t.table)
+	}
+	if why != "" {
+		t.log.Warn("couriersql: a fetch takes longer the more rows the table has: create an index on the rows that are pending, in their order (TableConfig.Pending, Order)",
+			"table", t.table, "why", why)
+	}
+	return nil
+}
+
+// Explain returns the statements that fetch and mark, and how the database would execute
+// the fetch. Look there for a scan of the whole table, which takes longer the more rows
+// there are: an index on the rows that are pending, in their order, ends it.
+func (t *Table[T]) Explain(ctx context.Context) (text string, err error) {
+	if t.fault != nil {
+		return "", t.fault
+	}
+	store, err := t.described(ctx)
+	if err != nil {
+		return "", err
+	}
+	var plan []string
+	if err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		plan, err = store.plan(ctx, conn)
+		return err
+	}); err != nil {
+		return "", t.failed(err, "explaining the fetch of %s", t.table)
+	}
+	return fmt.Sprintf("-- fetch\n%s\n\n-- mark\n%s\n\n-- plan of the fetch\n%s\n", store.fetchText(), store.markText(), strings.Join(plan, "\n")), nil
+}
+
+// Pending returns how many rows wait to be delivered. It counts them one by one: ask once a
+// minute, not once a batch.
+func (t *Table[T]) Pending(ctx context.Context) (n int, err error) {
+	if t.fault != nil {
+		return 0, t.fault
+	}
+	store, err := t.described(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		return conn.QueryRowContext(ctx, store.pendingText()).Scan(&n)
+	}); err != nil {
+		return 0, t.failed(err, "counting the pending rows of %s", t.table)
+	}
+	return n, nil
+}
+
+// described is the store, for which the catalogue is read once.
+func (t *Table[T]) described(ctx context.Context) (tableStore, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.store != nil {
+		return t.store, nil
+	}
+	c := t.config
+	text := tableText{
+		columns: c.Columns, keys: c.Key, pending: "(" + c.Pending + ")", mark: c.Mark, order: c.Order, orderKey: c.OrderKey, age: c.Age,
+		strict: c.Strict, schema: t.schema, name: c.Table, state: t.name,
+	}
+	if t.schema != "" {
+		_, text.name, _ = strings.Cut(c.Table, ".")
+	}
+	var store tableStore
+	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		if t.dialect == Postgres {
+			store, err = newPostgresTable(ctx, conn, text)
+		} else {
+			store, err = newSQLiteTable(ctx, conn, text, t.now)
+		}
+		return err
+	})
+	var wrong *courier.ConfigError
+	switch {
+	case errors.As(err, &wrong):
+		return nil, wrong
+	case err != nil:
+		return nil, t.failed(err, "looking at the table %s", t.table)
+	}
+	t.store = store
+	return store, nil
+}
+
+// tableText is what a user says of a table.
+type tableText struct {
+	schema, name, state string
+	keys, columns       []string
+	pending             string
+	mark                string
+	order               string
+	orderKey            string
+	age                 string
+	strict              bool
+}
+
+// identifier is a name in a statement.
+func identifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+// each puts the numbers of n things into a pattern, from 1.
+func each(n int, pattern string) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = strings.ReplaceAll(pattern, "#", fmt.Sprint(i+1))
+	}
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,88 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/stretchr/testify/require"
+)
+
+// BenchmarkTable is fetch and mark of a table of one's own without a destination, per row
+// of 256 bytes and in batches of 1000, beside those of the outbox. Rows are deleted.
+func BenchmarkTable(b *testing.B) {
+	const batch = 1000
+	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres} {
+		open := func(b *testing.B) *sql.DB {
+			if dialect == Postgres {
+				return openPostgres(b, pgtest.Schema(b))
+			}
+			return openDSN(b, SQLiteDSN(filepath.Join(b.TempDir(), "bench.db")))
+		}
+		b.Run(name+"/table", func(b *testing.B) {
+			db := open(b)
+			fillEvents(b, db, dialect, b.N)
+			table := NewTable(db, dialect, TableConfig[happening]{
+				Table: "events", Key: []string{"id"}, KeyOf: func(e happening) []any { return []any{e.ID} },
+				Columns: []string{"id", "topic", "key", "payload", "headers", "trace", "created_at"},
+				Scan: func(scan func(...any) error) (e happening, err error) {
+					var key, headers, trace string
+					var payload []byte
+					var created any
+					return e, scan(&e.ID, &e.Name, &key, &payload, &headers, &trace, &created)
+				},
+				Pending: "true",
+			})
+			require.NoError(b, table.Migrate(b.Context()))
+			relayAll(b, table.Source(), batch)
+		})
+		for kind, opts := range map[string][]Option{"outbox leased": {WithLease(time.Minute)}, "outbox": nil} {
+			b.Run(name+"/"+kind, func(b *testing.B) {
+				db := open(b)
+				o := New(db, dialect, opts...)
+				b.Cleanup(func() { require.NoError(b, o.Close()) })
+				require.NoError(b, o.Migrate(b.Context()))
+				messages := make([]Message, b.N)
+				for i := range messages {
+					messages[i] = Message{Topic: "orders", Key: "key", Payload: make([]byte, 256)}
+				}
+				tx, err := db.BeginTx(b.Context(), nil)
+				require.NoError(b, err)
+				require.NoError(b, o.Write(b.Context(), tx, messages...))
+				require.NoError(b, tx.Commit())
+				relayAll(b, o.Source(), batch)
+			})
+		}
+	}
+}
+
+func fillEvents(b *testing.B, db *sql.DB, dialect Dialect, n int) {
+	b.Helper()
+	created, text := `CREATE TABLE events (id bigserial PRIMARY KEY, topic text, key text, payload bytea, headers text, trace text, created_at timestamptz)`,
+		`INSERT INTO events (topic, key, payload, headers, trace, created_at) SELECT 'orders', 'key', decode(repeat('00', 256), 'hex'), '', '', now() FROM generate_series(1, $1::int)`
+	if dialect == SQLite {
+		created = `CREATE TABLE events (id INTEGER PRIMARY KEY, topic TEXT, key TEXT, payload BLOB, headers TEXT, trace TEXT, created_at INTEGER)`
+		text = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+			INSERT INTO events (topic, key, payload, headers, trace, created_at) SELECT 'orders', 'key', zeroblob(256), '', '', unixepoch() FROM n`
+	}
+	_, err := db.ExecContext(b.Context(), created)
+	require.NoError(b, err)
+	_, err = db.ExecContext(b.Context(), text, n)
+	require.NoError(b, err)
+}
+
+func relayAll[T any](b *testing.B, source courier.Source[T], batch int) {
+	b.Helper()
+	ctx := context.Background()
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range (b.N + batch - 1) / batch {
+		rows, err := source.Fetch(ctx, batch)
+		require.NoError(b, err)
+		require.NoError(b, source.Mark(ctx, rows))
+	}
+}

@@ -1,0 +1,465 @@
+package couriersql
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/stretchr/testify/require"
+)
+
+// relayed is a table of somebody's own, with rows, and how it is relayed.
+type relayed struct {
+	ownTable
+	t       *testing.T
+	db      *sql.DB
+	dialect Dialect
+	clock   *ticking
+	log     *bytes.Buffer
+}
+
+// eachTable runs a test over each kind of table, with n rows that have their numbers for names.
+func eachTable(t *testing.T, n int, test func(t *testing.T, r *relayed)) {
+	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		for name, own := range ownTables(dialect) {
+			t.Run(of+" "+name, func(t *testing.T) {
+				t.Parallel()
+				test(t, newRelayed(t, dialect, own, n))
+			})
+		}
+	}
+}
+
+func newRelayed(t *testing.T, dialect Dialect, own ownTable, n int) *relayed {
+	t.Helper()
+	r := &relayed{ownTable: own, t: t, db: databaseOf(t, dialect), dialect: dialect, clock: &ticking{fixed: fixed{start}}, log: new(bytes.Buffer)}
+	for _, text := range own.create {
+		execute(t, r.db, text)
+	}
+	r.config.Clock, r.config.Logger = r.clock, slog.New(slog.NewTextHandler(r.log, nil))
+	r.rows(1, n)
+	return r
+}
+
+// rows adds rows from a number to another.
+func (r *relayed) rows(first, last int) {
+	r.t.Helper()
+	var names []string
+	for i := first; i <= last; i++ {
+		names = append(names, fmt.Sprint(i))
+	}
+	r.add(r.t, r.db, first, names...)
+}
+
+func (r *relayed) table() *Table[happening] {
+	r.t.Helper()
+	table := NewTable(r.db, r.dialect, r.config)
+	require.NoError(r.t, table.Migrate(r.t.Context()))
+	return table
+}
+
+func (r *relayed) state() string { return besideOf(r.config.Table) }
+
+// advance lets time pass for leases and failures.
+func (r *relayed) advance(d time.Duration) {
+	r.t.Helper()
+	r.clock.advance(d)
+	if r.dialect == Postgres { // whose own clock is the one that counts
+		execute(r.t, r.db, `UPDATE `+r.state()+` SET available_at = available_at - $1 * interval '1 microsecond'`, d.Microseconds())
+		execute(r.t, r.db, `UPDATE `+r.state()+`_batches SET until = until - $1 * interval '1 microsecond'`, d.Microseconds())
+	}
+}
+
+func (r *relayed) count(table string) int {
+	r.t.Helper()
+	return count(r.t, r.db, "SELECT count(*) FROM "+table)
+}
+
+// fetchNames fetches, and returns the names in order too.
+func fetchNames(t *testing.T, s courier.Source[happening], limit int) (records []happening, names []string) {
+	t.Helper()
+	records, err := s.Fetch(t.Context(), limit)
+	require.NoError(t, err)
+	names = []string{}
+	for _, record := range records {
+		names = append(names, record.Name)
+	}
+	return records, names
+}
+
+func failing(err error, records ...happening) (list []courier.FailedRecord[happening]) {
+	for _, record := range records {
+		list = append(list, courier.FailedRecord[happening]{Record: record, Error: err})
+	}
+	return list
+}
+
+func TestATablesBatchInParts(t *testing.T) {
+	eachTable(t, 7, func(t *testing.T, r *relayed) {
+		s, other := r.table().Source(), r.table().Source()
+		rows, names := fetchNames(t, s, 5)
+		require.Equal(t, []string{"1", "2", "3", "4", "5"}, names)
+		require.NoError(t, s.Mark(t.Context(), rows[1:2]))
+		require.NoError(t, s.Release(t.Context(), rows[3:4], time.Hour))
+		require.NoError(t, s.Fail(t.Context(), failing(errors.New("boom"), rows[0])))
+		if r.config.Strict {
+			_, names = fetchNames(t, other, 10)
+			require.Empty(t, names, "another relay has rows in hand")
+		} else {
+			_, names = fetchNames(t, other, 10)
+			require.Equal(t, []string{"4", "6", "7"}, names, "what is free")
+		}
+		require.NoError(t, s.Mark(t.Context(), rows[2:3]))
+		require.NoError(t, s.Mark(t.Context(), rows)) // the fifth, and four that are not in hand
+		if r.config.Strict {
+			require.Zero(t, r.count(r.state()+"_batches"), "a lease is left")
+			_, names = fetchNames(t, other, 10)
+			require.Equal(t, []string{"4", "6", "7"}, names)
+		}
+		r.advance(time.Second)
+		again, names := fetchNames(t, other, 10)
+		require.Equal(t, []string{"1"}, names, "what failed comes again after its backoff")
+		require.NoError(t, other.Mark(t.Context(), again))
+		require.Zero(t, r.count(r.state()), "a failure is left of a row that is marked")
+		require.Equal(t, 1, r.count(r.state()+"_batches"), "the other's first")
+		require.Empty(t, r.log.String())
+	})
+}
+
+func TestATablesRowThatFailedWaitsLongerEachTime(t *testing.T) {
+	eachTable(t, 1, func(t *testing.T, r *relayed) {
+		r.config.InitialBackoff, r.config.LongestBackoff = 10*time.Second, 25*time.Second
+		s := r.table().Source()
+		for _, wait := range []time.Duration{10 * time.Second, 20 * time.Second, 25 * time.Second, 25 * time.Second} {
+			rows, _ := fetchNames(t, s, 10)
+			require.Len(t, rows, 1)
+			require.NoError(t, s.Fail(t.Context(), failing(errors.New("no \x00 answer"), rows...)))
+			r.advance(wait - time.Second)
+			_, names := fetchNames(t, s, 10)
+			require.Empty(t, names, wait)
+			r.advance(time.Second)
+		}
+		require.Equal(t, []string{"no � answer"}, namesIn(t, r.db, "SELECT last_error FROM "+r.state()))
+		require.Equal(t, 4, count(t, r.db, "SELECT attempts FROM "+r.state()))
+		rows, _ := fetchNames(t, s, 10)
+		require.NoError(t, s.Fail(t.Context(), []courier.FailedRecord[happening]{{Record: rows[0], After: time.Hour}}))
+		r.advance(time.Hour - time.Second)
+		_, names := fetchNames(t, s, 10)
+		require.Empty(t, names, "the error asked for an hour")
+	})
+}
+
+func TestATablesLeaseThatWasTaken(t *testing.T) {
+	eachTable(t, 3, func(t *testing.T, r *relayed) {
+		s, other := r.table().Source(), r.table().Source()
+		rows, _ := fetchNames(t, s, 10)
+		r.advance(DefaultTableLease - time.Second)
+		require.NoError(t, s.Renew(t.Context(), rows[:1]), "all of the batch")
+		r.advance(DefaultTableLease - time.Second)
+		_, names := fetchNames(t, other, 10)
+		require.Empty(t, names)
+		r.advance(2 * time.Second)
+		taken, names := fetchNames(t, other, 2)
+		require.Equal(t, []string{"1", "2"}, names)
+		require.NoError(t, s.Fail(t.Context(), failing(errors.New("boom"), rows[2])), "passed over")
+		require.Zero(t, r.count(r.state()))
+		require.NoError(t, s.Mark(t.Context(), rows[:1]))
+		require.Contains(t, r.log.String(), "their lease was lost")
+		require.Contains(t, r.log.String(), "rows=1")
+		require.Equal(t, []int{1}, lostIndices(s.Renew(t.Context(), rows[:2])), "the first is in hand no more")
+		require.NoError(t, other.Mark(t.Context(), taken))
+		left, _ := r.table().Pending(t.Context())
+		require.Equal(t, 1, left)
+	})
+}
+
+// A mark whose answer was lost is made again, and has nothing to tell.
+func TestATablesMarkMadeTwice(t *testing.T) {
+	eachTable(t, 3, func(t *testing.T, r *relayed) {
+		table := r.table()
+		s := table.Source()
+		rows, _ := fetchNames(t, s, 10)
+		parts := s.parts(rows, nil)
+		require.NoError(t, table.ask(t.Context(), func(ctx context.Context, conn *sql.Conn) error {
+			_, lost, err := table.store.settle(ctx, conn, s.owner, toMark, parts)
+			require.Empty(t, lost)
+			return err
+		}))
+		require.NoError(t, s.Mark(t.Context(), rows))
+		require.Empty(t, r.log.String())
+		require.Empty(t, s.inHand)
+		require.Empty(t, s.left)
+	})
+}
+
+func TestATableInStrictOrder(t *testing.T) {
+	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		t.Run(of, func(t *testing.T) {
+			r := newRelayed(t, dialect, ownTables(dialect)["strict"], 0)
+			r.add(t, r.db, 1, "a", "b", "a", "", "", "b")
+			s, other := r.table().Source(), r.table().Source()
+			require.True(t, s.Ordered())
+			rows, _ := fetchNames(t, s, 2)
+			_, names := fetchNames(t, other, 10)
+			require.Empty(t, names)
+			more, names := fetchNames(t, s, 2)
+			require.Equal(t, []string{"a", ""}, names, "its own it may fetch ahead")
+			require.NoError(t, s.Fail(t.Context(), failing(errors.New("boom"), rows[0], more[1])))
+			require.NoError(t, s.Release(t.Context(), []happening{rows[1], more[0]}, 0))
+			free, names := fetchNames(t, other, 10)
+			require.Equal(t, []string{"b", "", "b"}, names, "no later row of a that waits; rows without a key wait for none")
+			require.NoError(t, other.Mark(t.Context(), free))
+			r.advance(time.Second)
+			_, names = fetchNames(t, s, 10)
+			require.Equal(t, []string{"a", "a", ""}, names)
+		})
+	}
+}
+
+// One row of which no record can be made holds up no other, once a row was read.
+func TestATablesRowThatCannotBeRead(t *testing.T) {
+	eachTable(t, 3, func(t *testing.T, r *relayed) {
+		s := r.table().Source()
+		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = NULL WHERE name <> '3'`, identifier(r.config.Table)))
+		_, err := s.Fetch(t.Context(), 10)
+		require.ErrorContains(t, err, "reading the row", "for all that is known, none can be")
+		require.Zero(t, r.count(r.state()+"_batches"), "a lease of rows that are in nobody's hand")
+		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = 'one' WHERE %s = 1`, identifier(r.config.Table), identifier(r.config.Key[len(r.config.Key)-1])))
+		read, _ := fetchNames(t, s, 1)
+		require.Len(t, read, 1)
+		_, names := fetchNames(t, s, 10)
+		require.Equal(t, []string{"3"}, names)
+		require.Equal(t, 1, r.count(r.state()))
+		require.Contains(t, namesIn(t, r.db, "SELECT last_error FROM "+r.state())[0], "reading the row")
+		require.Contains(t, r.log.String(), "cannot be read")
+	})
+}
+
+func TestATableWhoseMarkDoesNotMark(t *testing.T) {
+	eachTable(t, 3, func(t *testing.T, r *relayed) {
+		if r.config.Mark == "" {
+			if r.dialect == Postgres {
+				execute(t, r.db, `CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$`)
+				execute(t, r.db, `CREATE TRIGGER keep BEFORE DELETE ON events FOR EACH ROW EXECUTE FUNCTION keep()`)
+			} else {
+				execute(t, r.db, `CREATE TRIGGER keep BEFORE DELETE ON events BEGIN SELECT raise(IGNORE); END`)
+			}
+		} else {
+			r.config.Mark = "name = name"
+		}
+		s := r.table().Source()
+		rows, _ := fetchNames(t, s, 2)
+		err := s.Mark(t.Context(), rows)
+		require.ErrorIs(t, err, ErrSuppressed)
+		require.ErrorContains(t, err, "2 of 2")
+		require.ErrorContains(t, err, "TableConfig.Pending")
+	})
+}
+
+func TestTwoRelaysOfATableWithDifferentMarks(t *testing.T) {
+	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		t.Run(of, func(t *testing.T) {
+			r := newRelayed(t, dialect, ownTables(dialect)["updates"], 2)
+			execute(t, r.db, "ALTER TABLE events ADD COLUMN indexed_at integer")
+			first := r.table().Source()
+			r.config.Pending, r.config.Mark, r.config.State = "indexed_at IS NULL", "indexed_at = 1", "events_search"
+			second := r.table().Source()
+			rows, names := fetchNames(t, first, 10)
+			require.Equal(t, []string{"1", "2"}, names)
+			again, names := fetchNames(t, second, 10)
+			require.Equal(t, []string{"1", "2"}, names)
+			require.NoError(t, first.Mark(t.Context(), rows))
+			require.NoError(t, second.Mark(t.Context(), again[:1]))
+			require.Equal(t, 1, count(t, r.db, "SELECT count(*) FROM events WHERE indexed_at IS NULL AND sent_at IS NOT NULL"))
+		})
+	}
+}
+
+func TestATablesLag(t *testing.T) {
+	eachTable(t, 4, func(t *testing.T, r *relayed) {
+		r.config.Age = "10 - " + identifier(r.config.Key[len(r.config.Key)-1])
+		s := r.table().Source()
+		lag, err := s.Lag(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, courier.Lag{Pending: 4, Oldest: 9 * time.Second}, lag)
+		rows, _ := fetchNames(t, s, 2)
+		require.NoError(t, s.Fail(t.Context(), failing(errors.New("boom"), rows[0])))
+		lag, err = s.Lag(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, courier.Lag{Pending: 2, Oldest: 7 * time.Second}, lag, "neither what is in hand nor what waits")
+	})
+}
+
+// Relays of a table at once, some of whose deliveries fail: each row is delivered once, as
+// no lease ends, whatever is marked, failed and given back in which parts.
+func TestSeveralRelaysOfATable(t *testing.T) {
+	const rows = 200
+	eachTable(t, rows, func(t *testing.T, r *relayed) {
+		r.config.InitialBackoff, r.config.LongestBackoff, r.config.Clock = time.Millisecond, time.Millisecond, nil
+		r.config.QueryTimeout, r.config.Lease = time.Minute, time.Hour
+		r.config.Logger = slog.New(slog.DiscardHandler)
+		var mu sync.Mutex
+		delivered, failures := map[string]int{}, map[string]int{}
+		for i := 1; i <= rows; i += 7 {
+			failures[fmt.Sprint(i)] = 1 + i%3
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		applier := courier.ProcessFunc(func(_ context.Context, e happening) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if failures[e.Name] > 0 {
+				failures[e.Name]--
+				return errors.New("not yet")
+			}
+			if delivered[e.Name]++; len(delivered) == rows {
+				stop()
+			}
+			return nil
+		})
+		var group sync.WaitGroup
+		for i := range 3 {
+			table := r.table()
+			group.Go(func() {
+				opts := []courier.Option{
+					courier.WithBatchSize(5 + rand.IntN(20)), courier.WithWorkers(1 + rand.IntN(3)),
+					courier.WithLogger(slog.New(slog.DiscardHandler)),
+				}
+				var err error
+				if i == 0 {
+					err = courier.NewStreamingCoordinator(table.Stream(time.Millisecond), applier, opts...).Start(ctx)
+				} else {
+					err = courier.NewPollingCoordinator(table.Source(), applier, append(opts, courier.WithPrefetch(i), courier.WithInterval(time.Millisecond))...).Start(ctx)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		for name, n := range delivered {
+			if n != 1 {
+				t.Errorf("%s was delivered %d times", name, n)
+			}
+		}
+		require.Len(t, slices.Collect(maps.Keys(delivered)), rows)
+		require.Zero(t, r.count(r.state()+"_batches"), "coordinators that stop give back what they have")
+		left, err := r.table().Pending(t.Context())
+		require.NoError(t, err)
+		require.Zero(t, left)
+	})
+}
+
+// Keys of all kinds of types come back from the database as they were sent there.
+func TestATablesKeyTypes(t *testing.T) {
+	for dialect, kinds := range map[Dialect]map[string][]string{
+		Postgres: {
+			"uuid":                     {"6f1c2a9e-0000-4000-8000-000000000001", "6f1c2a9e-0000-4000-8000-000000000002"},
+			"text":                     {"", `a "b", {c}\d`, "NULL", "null", "é €", "x'; DROP TABLE events; --"},
+			"varchar(10)":              {"a", "b c"},
+			"smallint":                 {"-3", "4"},
+			"numeric(10,2)":            {"-1.50", "12345678.25"},
+			"date":                     {"2026-01-02", "2026-01-03"},
+			"boolean":                  {"false", "true"},
+			`"Mood"`:                   {"sad", "so so"},
+			"apart.number":             {"7", "8"},
+			"timestamp with time zone": {"2026-01-02 03:04:05.678901+00"},
+		},
+		SQLite: {
+			"TEXT":        {"", `a "b", [c]\d`, "null", "é €", "12", "x'; DROP TABLE events; --"},
+			"VARCHAR(10)": {"1", "01"},
+			"INTEGER":     {"-3", "9223372036854775807"},
+			"BIGINT":      {"1", "10"},
+		},
+	} {
+		for kind, keys := range kinds {
+			t.Run(fmt.Sprint(dialect, " ", kind), func(t *testing.T) {
+				t.Parallel()
+				db := databaseOf(t, dialect)
+				if dialect == Postgres {
+					execute(t, db, `CREATE TYPE "Mood" AS ENUM ('sad', 'so so')`)
+				}
+				declared := kind
+				if kind == "apart.number" { // a type of a schema that is not in the path
+					schema := namesIn(t, db, "SELECT current_schema()")[0] + "_apart"
+					declared = schema + ".number"
+					execute(t, db, "CREATE SCHEMA "+schema)
+					t.Cleanup(func() {
+						_, err := db.ExecContext(context.Background(), "DROP SCHEMA "+schema+" CASCADE")
+						require.NoError(t, err)
+					})
+					execute(t, db, "CREATE DOMAIN "+declared+" AS integer")
+				}
+				execute(t, db, fmt.Sprintf(`CREATE TABLE events (id %s NOT NULL PRIMARY KEY, sent integer NOT NULL DEFAULT 0)`, declared))
+				for _, key := range keys {
+					execute(t, db, fmt.Sprintf(`INSERT INTO events (id) VALUES (CAST(CAST($1 AS text) AS %s))`, declared), key)
+				}
+				table := NewTable(db, dialect, TableConfig[string]{
+					Table: "events", Key: []string{"id"}, KeyOf: func(id string) []any { return []any{id} }, Columns: []string{"CAST(id AS text)"},
+					Scan:    func(scan func(...any) error) (id string, err error) { return id, scan(&id) },
+					Pending: "sent = 0", Mark: "sent = 1", Logger: slog.New(slog.DiscardHandler),
+				})
+				require.NoError(t, table.Migrate(t.Context()))
+				s := table.Source()
+				got, err := s.Fetch(t.Context(), 10)
+				require.NoError(t, err)
+				require.ElementsMatch(t, keys, got)
+				require.NoError(t, s.Fail(t.Context(), []courier.FailedRecord[string]{{Record: got[0]}}))
+				require.NoError(t, s.Release(t.Context(), got[1:], 0))
+				again, err := table.Source().Fetch(t.Context(), 10)
+				require.NoError(t, err)
+				require.ElementsMatch(t, got[1:], again, "without the one that failed")
+				require.Equal(t, 1, count(t, db, "SELECT count(*) FROM events_courier"))
+				lag, err := s.Lag(t.Context())
+				require.NoError(t, err)
+				require.Zero(t, lag.Pending)
+				require.NoError(t, s.Mark(t.Context(), again), "not in its hand")
+				left, err := table.Pending(t.Context())
+				require.NoError(t, err)
+				require.Equal(t, len(keys), left)
+			})
+		}
+	}
+}
+
+// A role with the rights that the README names, and no others, relays a table.
+func TestATablesRights(t *testing.T) {
+	for _, name := range []string{"updates", "deletes"} {
+		t.Run(name, func(t *testing.T) {
+			dsn := pgtest.Schema(t)
+			as := roles(t, dsn, "relay")
+			r := newRelayed(t, Postgres, ownTables(Postgres)[name], 0)
+			r.db = openPostgres(t, dsn)
+			for _, text := range r.create {
+				execute(t, r.db, text)
+			}
+			r.rows(1, 3)
+			r.table()
+			relay := schemaNamed(t, r.db) + "_relay"
+			right := map[string]string{"updates": "UPDATE", "deletes": "DELETE"}[name]
+			execute(t, r.db, "GRANT SELECT, "+right+" ON events TO "+relay)
+			execute(t, r.db, "GRANT SELECT, INSERT, UPDATE, DELETE ON events_courier, events_courier_batches TO "+relay)
+			execute(t, r.db, "GRANT SELECT ON courier_migrations TO "+relay)
+			r.db = as["relay"]
+			s := r.table().Source()
+			rows, _ := fetchNames(t, s, 10)
+			require.NoError(t, s.Fail(t.Context(), failing(nil, rows[0])))
+			require.NoError(t, s.Release(t.Context(), rows[1:2], 0))
+			require.NoError(t, s.Renew(t.Context(), rows[2:]))
+			require.NoError(t, s.Mark(t.Context(), rows[2:]))
+			_, err := s.Lag(t.Context())
+			require.NoError(t, err)
+		})
+	}
+}

@@ -1,0 +1,534 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/jackc/pgx/v5"
+)
+
+// postgresTable is a [tableStore] in PostgreSQL.
+type postgresTable struct {
+	tableText
+	grammar grammar
+	source  string   // the user's table, quoted, with its schema
+	types   []string // of the key
+}
+
+const postgresTableText = `SELECT c.oid::bigint, n.nspname, c.relkind::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE c.relname = $2 AND CASE WHEN $1 = '' THEN pg_table_is_visible(c.oid) ELSE n.nspname = $1 END AND c.relkind IN ('r', 'p', 'v', 'm', 'f')`
+
+func newPostgresTable(ctx context.Context, conn *sql.Conn, text tableText) (tableStore, error) {
+	p := &postgresTable{tableText: text, grammar: postgresGrammar()}
+	var oid int64
+	var kind string
+	switch err := conn.QueryRowContext(ctx, postgresTableText, text.schema, text.name).Scan(&oid, &p.schema, &kind); {
+	case err == sql.ErrNoRows:
+		return nil, &courier.ConfigError{Field: "TableConfig.Table", Problem: fmt.Sprintf("%q is not a table of the database that this role sees: pass its name as the catalogue has it, perhaps with its schema and a dot before it", text.name)}
+	case err != nil:
+		return nil, err
+	case kind != "r" && kind != "p":
+		return nil, &courier.ConfigError{Field: "TableConfig.Table", Problem: fmt.Sprintf("%q is a view or a foreign table: pass the name of a table", text.name)}
+	case strings.ContainsAny(p.schema, `."`):
+		return nil, &courier.ConfigError{Field: "TableConfig.Table", Problem: fmt.Sprintf("is in the schema %q, beside which no tables can be made, for the dot or quote in its name", p.schema)}
+	}
+	p.source = identifier(p.schema) + "." + identifier(text.name)
+	kinds, nullable, err := p.keyColumns(ctx, conn, oid)
+	if err != nil {
+		return nil, err
+	}
+	var unique bool
+	if err := conn.QueryRowContext(ctx, `SELECT EXISTS (SELECT FROM pg_index i WHERE indrelid = $1::bigint::oid AND indisunique AND indisvalid
+		AND indpred IS NULL AND indexprs IS NULL AND NOT EXISTS (SELECT FROM unnest(indkey::int2[]) WITH ORDINALITY AS k(number, place)
+			JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number WHERE place <= indnkeyatts AND a.attname <> ALL ($2::text[])))`,
+		oid, textList(len(p.keys), func(i int) string { return p.keys[i] })).Scan(&unique); err != nil {
+		return nil, err
+	}
+	if err := text.fitKey(kinds, nullable, unique); err != nil {
+		return nil, err
+	}
+	for _, name := range p.keys {
+		p.types = append(p.types, kinds[name])
+	}
+	return p, nil
+}
+
+func (p *postgresTable) keyColumns(ctx context.Context, conn *sql.Conn, oid int64) (kinds map[string]string, nullable []string, err error) {
+	return kindsOf(ctx, conn, `SELECT attname, format_type(atttypid, -1), attnotnull FROM pg_attribute
+		WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped`, oid)
+}
+
+// kindsOf reads the types of columns, and which of them may be NULL.
+func kindsOf(ctx context.Context, conn *sql.Conn, query string, args ...any) (kinds map[string]string, nullable []string, err error) {
+	rows, err := conn.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	kinds = make(map[string]string)
+	for rows.Next() {
+		var name, kind string
+		var notNull bool
+		if err := rows.Scan(&name, &kind, &notNull); err != nil {
+			return nil, nil, err
+		}
+		kinds[name] = kind
+		if !notNull {
+			nullable = append(nullable, name)
+		}
+	}
+	return kinds, nullable, rows.Err()
+}
+
+// fitKey reports a key by which a row cannot be told from the others.
+func (t *tableText) fitKey(kinds map[string]string, nullable []string, unique bool) error {
+	for _, name := range t.keys {
+		switch _, found := kinds[name]; {
+		case !found:
+			return &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("has %q, which is no column of %s: pass the names as the catalogue has them", name, t.name)}
+		case slices.Contains(nullable, name):
+			return &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("has the column %s of %s, which may be NULL: a row without a key could not be marked", name, t.name)}
+		}
+	}
+	if !unique {
+		return &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("(%s) is not unique in %s, as far as its indexes tell: pass the columns of the primary key or of a unique index on all rows", strings.Join(t.keys, ", "), t.name)}
+	}
+	return nil
+}
+
+func (p *postgresTable) tables(d *database) {
+	d.schema, d.table, d.dlq = p.schema, p.schema+"."+p.state, p.schema+"."+p.state+"_batches"
+	d.versioned = "table:" + p.state
+	d.migrations = folder(postgresMigrations, "migrations/postgres_table")
+	d.shapes = []shape{{false, nil}, {true, nil}}
+	for i, kind := range p.types {
+		if strings.Contains(kind, ".") { // in which schema a type is said to be depends on the path
+			kind = ""
+		}
+		d.shapes[0].columns = append(d.shapes[0].columns, column{name: fmt.Sprintf("key%d", i+1), kind: strings.ToUpper(kind), key: true})
+		d.shapes[1].columns = append(d.shapes[1].columns, column{name: fmt.Sprintf("key%d", i+1), kind: listKind(kind)})
+	}
+	d.shapes[0].columns = append(d.shapes[0].columns,
+		column{name: "attempts", kind: "INTEGER"}, column{name: "available_at", kind: postgresTime},
+		column{name: "last_error", kind: "TEXT"}, column{name: "order_key", kind: "TEXT"})
+	d.shapes[1].columns = append(d.shapes[1].columns,
+		column{name: "id", kind: "BIGINT", key: true}, column{name: "owner", kind: "TEXT"}, column{name: "until", kind: postgresTime})
+	d.names = strings.NewReplacer("{outbox}", quoted(d.table), "{state}", p.stateTable(), "{batches}", p.batches(),
+		"{versions}", quoted(d.inSchema("courier_migrations")),
+		"{keys}", p.eachKey("key# %s NOT NULL"), "{key_lists}", p.eachKey("key# %s[] NOT NULL"), "{as_they_are}", each(len(p.keys), "ALTER COLUMN key# SET STORAGE EXTERNAL"), "{key_names}", each(len(p.keys), "key#"))
+}
+
+// listKind is the type of a list of a type, "" for any of any.
+func listKind(kind string) string {
+	if kind == "" {
+		return ""
+	}
+	return strings.ToUpper(kind) + "[]"
+}
+
+func (p *postgresTable) stateTable() string { return identifier(p.schema) + "." + identifier(p.state) }
+func (p *postgresTable) batches() string {
+	return identifier(p.schema) + "." + identifier(p.state+"_batches")
+}
+
+// eachKey puts number and type of each column of the key into a pattern.
+func (p *postgresTable) eachKey(pattern string) string {
+	list := make([]string, len(p.types))
+	for i, kind := range p.types {
+		list[i] = strings.NewReplacer("#", fmt.Sprint(i+1), "%s", kind).Replace(pattern)
+	}
+	return strings.Join(list, ", ")
+}
+
+// lists are the columns of the key as arguments, from a number on.
+func (p *postgresTable) lists(from int) string {
+	list := make([]string, len(p.types))
+	for i, kind := range p.types {
+		list[i] = fmt.Sprintf("$%d::%s[]", from+i, kind)
+	}
+	return strings.Join(list, ", ")
+}
+
+// listed are the arguments for it.
+func listed(keys [][]string) (args []any) {
+	for column := range keys[0] {
+		args = append(args, textList(len(keys), func(i int) string { return keys[i][column] }))
+	}
+	return args
+}
+
+// from has a statement read the rows t of the user's table that are in the lists, from
+// the argument of a number on; more is a condition. Of one column it is a condition of the
+// index, of several a join.
+func (p *postgresTable) among(from int, more string) string {
+	if len(p.keys) == 1 {
+		return fmt.Sprintf("WHERE t.%s = ANY(%s) AND %s", identifier(p.keys[0]), p.lists(from), more)
+	}
+	return fmt.Sprintf("unnest(%s) AS courier_k(%s) WHERE %s AND %s", p.lists(from), each(len(p.keys), "courier_key#"), p.joined("courier_k"), more)
+}
+
+// joined is that a row of the user's table has the key of another relation.
+func (p *postgresTable) joined(other string) string {
+	list := make([]string, len(p.keys))
+	for i, name := range p.keys {
+		list[i] = fmt.Sprintf("t.%s = %s.courier_key%d", identifier(name), other, i+1)
+	}
+	return strings.Join(list, " AND ")
+}
+
+func (p *postgresTable) noted() string {
+	list := make([]string, len(p.keys))
+	for i, name := range p.keys {
+		list[i] = fmt.Sprintf("f.key%d = t.%s", i+1, identifier(name))
+	}
+	return strings.Join(list, " AND ")
+}
+
+func (t *tableText) keyRefs() string {
+	list := make([]string, len(t.keys))
+	for i, name := range t.keys {
+		list[i] = "t." + identifier(name)
+	}
+	return strings.Join(list, ", ")
+}
+
+// failures is whether any row has failed, which is asked once and not for each row.
+func (p *postgresTable) failures() string {
+	return fmt.Sprintf("(SELECT EXISTS (SELECT FROM %s))", p.stateTable())
+}
+
+// due is the condition of a row that may be handed out.
+func (p *postgresTable) due() string {
+	text := fmt.Sprintf(`%s
+		AND (%s) NOT IN (SELECT u.* FROM %s b, unnest(%s) AS u WHERE b.until > statement_timestamp())
+		AND CASE WHEN %s THEN (SELECT f.attempts FROM %s f WHERE %s AND f.available_at > statement_timestamp()) END IS NULL`,
+		p.pending, p.keyRefs(), p.batches(), each(len(p.keys), "b.key#"), p.failures(), p.stateTable(), p.noted())
+	if p.orderKey != "" {
+		text += fmt.Sprintf(`
+		AND %s NOT IN (SELECT order_key FROM %s WHERE order_key <> '' AND available_at > statement_timestamp())`, p.orderText(), p.stateTable())
+	}
+	return text
+}
+
+func (p *postgresTable) orderText() string {
+	if p.orderKey == "" {
+		return "''"
+	}
+	return "COALESCE((" + p.orderKey + ")::text, '')"
+}
+
+func (p *postgresTable) orderBy() string {
+	if p.order == "" {
+		return p.keyRefs()
+	}
+	return p.order
+}
+
+func (p *postgresTable) fetchText() string {
+	refs := strings.Split(p.keyRefs(), ", ")
+	inner := make([]string, 0, len(p.keys)+len(p.columns))
+	for i, ref := range refs {
+		inner = append(inner, fmt.Sprintf("%s AS courier_key%d", ref, i+1))
+	}
+	for i, text := range p.columns {
+		inner = append(inner, fmt.Sprintf("%s AS courier_column%d", text, i+1))
+	}
+	strict := ""
+	if p.strict {
+		strict = fmt.Sprintf(`
+		AND NOT EXISTS (SELECT FROM %s WHERE owner <> $2)`, p.batches())
+	}
+	return fmt.Sprintf(`WITH due AS MATERIALIZED (
+	SELECT %s,
+		CASE WHEN %s THEN COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0) ELSE 0 END AS courier_attempts
+	FROM %s AS t
+	WHERE %s%s
+	ORDER BY %s LIMIT $1
+), batch AS (
+	INSERT INTO %s (owner, until, %s)
+	SELECT $2, clock_timestamp() + $3::bigint * interval '1 microsecond', %s FROM due HAVING count(*) > 0 RETURNING id
+)
+SELECT batch.id, courier_attempts, %s, %s FROM batch, due`,
+		strings.Join(inner, ", "), p.failures(), p.stateTable(), p.noted(), p.source, p.due(), strict, p.orderBy(),
+		p.batches(), each(len(p.keys), "key#"), each(len(p.keys), "array_agg(courier_key#)"),
+		each(len(p.keys), "courier_key#::text"), each(len(p.columns), "courier_column#"))
+}
+
+// mine ends the lease $1 of the owner $2, or has it locked if rows of it are left.
+func (p *postgresTable) mine(last bool) string {
+	if last {
+		return fmt.Sprintf(`DELETE FROM %s WHERE id = $1 AND owner = $2 RETURNING 1`, p.batches())
+	}
+	return fmt.Sprintf(`SELECT 1 FROM %s WHERE id = $1 AND owner = $2 FOR UPDATE`, p.batches())
+}
+
+func (p *postgresTable) markText() string { return p.marking(true, false) }
+
+func (p *postgresTable) marking(last, attempted bool) string {
+	const mine = "EXISTS (SELECT FROM mine)"
+	var first string
+	several := len(p.keys) > 1
+	switch {
+	case p.mark == "" && several:
+		first = fmt.Sprintf("DELETE FROM %s AS t USING ", p.source)
+	case p.mark == "":
+		first = fmt.Sprintf("DELETE FROM %s AS t ", p.source)
+	case several:
+		first = fmt.Sprintf("UPDATE %s AS t SET %s FROM ", p.source, p.mark)
+	default:
+		first = fmt.Sprintf("UPDATE %s AS t SET %s ", p.source, p.mark)
+	}
+	noted := ""
+	if attempted {
+		noted = fmt.Sprintf(`, noted AS (
+	DELETE FROM %s WHERE (%s) IN (SELECT * FROM unnest(%s)) AND %s
+)`, p.stateTable(), each(len(p.keys), "key#"), p.lists(3), mine)
+	}
+	return fmt.Sprintf(`WITH mine AS (
+	%s
+), marked AS (
+	%s%s RETURNING 1
+)%s
+SELECT (SELECT count(*) FROM mine), (SELECT count(*) FROM marked)`, p.mine(last), first, p.among(3, mine), noted)
+}
+
+// failing notes failures: of the lease $1 of $2, or of rows that nobody holds.
+func (p *postgresTable) failing(held bool) string {
+	mine, condition, from := "", "", 1
+	if held {
+		mine, condition, from = "WITH mine AS ("+p.mine(false)+") ", " AND EXISTS (SELECT FROM mine)", 3
+	}
+	n := len(p.keys)
+	return fmt.Sprintf(`%sINSERT INTO %s AS s (%s, attempts, available_at, last_error, order_key)
+SELECT %s, 1, clock_timestamp() + courier_f.courier_delay * interval '1 microsecond', courier_f.courier_error, %s
+FROM %s AS t JOIN unnest(%s, $%d::bigint[], $%d::text[]) AS courier_f(%s, courier_delay, courier_error) ON %s
+WHERE %s%s
+ON CONFLICT (%s) DO UPDATE SET attempts = s.attempts + 1, available_at = excluded.available_at, last_error = excluded.last_error, order_key = excluded.order_key`,
+		mine, p.stateTable(), each(n, "key#"), p.keyRefs(), p.orderText(), p.source, p.lists(from), from+n, from+n+1, each(n, "courier_key#"), p.joined("courier_f"),
+		p.pending, condition, each(n, "key#"))
+}
+
+func failureArgs(failed part) []any {
+	return append(listed(failed.keys),
+		numberList(len(failed.keys), func(i int) int64 { return failed.failures[i].delay.Microseconds() }),
+		textList(len(failed.keys), func(i int) string { return failed.failures[i].text }))
+}
+
+// givingBack ends the lease $1 of $2, or takes rows out of it.
+func (p *postgresTable) givingBack(last bool) string {
+	if last {
+		return fmt.Sprintf(`DELETE FROM %s WHERE id = $1 AND owner = $2`, p.batches())
+	}
+	n := len(p.keys)
+	return fmt.Sprintf(`UPDATE %s AS b SET (%s) = (SELECT %s FROM unnest(%s) AS u(%s) WHERE (%s) NOT IN (SELECT * FROM unnest(%s)))
+WHERE id = $1 AND owner = $2`, p.batches(), each(n, "key#"), p.eachKey("COALESCE(array_agg(u.key#), '{}'::%s[])"), each(n, "b.key#"), each(n, "key#"),
+		each(n, "u.key#"), p.lists(3))
+}
+
+func (p *postgresTable) pendingText() string {
+	return fmt.Sprintf(`SELECT count(*) FROM %s AS t WHERE %s`, p.source, p.pending)
+}
+
+func (p *postgresTable) pendingAmong() string {
+	comma := ""
+	if len(p.keys) > 1 {
+		comma = ", "
+	}
+	return fmt.Sprintf(`SELECT count(*) FROM %s AS t%s %s`, p.source, comma, p.among(1, p.pending))
+}
+
+// begin queues the start of a transaction, with the settings of a fetch. Relays fetch one
+// after the other, as each has to see what the others have leased.
+func (p *postgresTable) begin(batch *pgx.Batch) {
+	batch.Queue("BEGIN ISOLATION LEVEL READ COMMITTED") // whatever is set for the database
+	batch.Queue(p.grammar.plan)
+}
+
+func (p *postgresTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (id int64, err error) {
+	batch := new(pgx.Batch)
+	p.begin(batch)
+	batch.Queue(fmt.Sprintf(`SELECT pg_advisory_xact_lock(hashtextextended('courier ' || '%s'::regclass::oid, 0))`, strings.ReplaceAll(p.batches(), "'", "''")))
+	batch.Queue(fmt.Sprintf(`DELETE FROM %s WHERE until <= statement_timestamp()`, p.batches()))
+	batch.Queue(p.fetchText(), c.limit, c.owner, c.lease.Microseconds()).Query(func(rows pgx.Rows) error {
+		defer rows.Close()
+		row := handedOut{key: make([]string, len(p.keys))}
+		own := []any{&id, &row.attempts}
+		for i := range row.key {
+			own = append(own, &row.key[i])
+		}
+		n := len(own)
+		scan := func(dest ...any) error {
+			own = append(own[:n], dest...)
+			return rows.Scan(own...)
+		}
+		for rows.Next() {
+			if err := read(&row, scan); err != nil {
+				if values, unread := rows.Values(); id == 0 && unread == nil { // nothing was scanned
+					id, _ = values[0].(int64)
+				}
+				return err
+			}
+		}
+		return rows.Err()
+	})
+	batch.Queue("COMMIT")
+	err = send(ctx, conn, batch)
+	if err != nil && postgresCode(err) != "" { // with the transaction
+		discard(conn)
+	}
+	return id, err
+}
+
+func (p *postgresTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part) (touched int, lost []int, err error) {
+	batch := new(pgx.Batch) // which is one transaction
+	for i, part := range parts {
+		args := []any{part.batch, owner}
+		if len(part.keys) > 0 {
+			args = append(args, listed(part.keys)...)
+		}
+		switch how {
+		case toMark:
+			batch.Queue(p.marking(part.last, part.attempted), args...).QueryRow(func(row pgx.Row) error {
+				var mine, marked int
+				if err := row.Scan(&mine, &marked); err != nil {
+					return err
+				}
+				if touched += marked; mine == 0 {
+					lost = append(lost, i)
+				}
+				return nil
+			})
+			continue
+		case toFail:
+			batch.Queue(p.failing(true), append([]any{part.batch, owner}, failureArgs(part)...)...)
+		}
+		if part.last {
+			args = args[:2]
+		}
+		batch.Queue(p.givingBack(part.last), args...)
+	}
+	if err = send(ctx, conn, batch); err != nil {
+		return 0, nil, err
+	}
+	return touched, lost, nil
+}
+
+func (p *postgresTable) note(ctx context.Context, conn *sql.Conn, failed part) error {
+	_, err := conn.ExecContext(ctx, p.failing(false), failureArgs(failed)...)
+	return err
+}
+
+func (p *postgresTable) renew(ctx context.Context, conn *sql.Conn, owner string, batches []int64, lease time.Duration) (held []int64, err error) {
+	rows, err := conn.QueryContext(ctx, fmt.Sprintf(`UPDATE %s SET until = clock_timestamp() + $3::bigint * interval '1 microsecond'
+		WHERE id = ANY($1::bigint[]) AND owner = $2 RETURNING id`, p.batches()),
+		numberList(len(batches), func(i int) int64 { return batches[i] }), owner, lease.Microseconds())
+	return numbers(rows, err)
+}
+
+// numbers reads the one column of a result.
+func numbers(rows *sql.Rows, err error) (list []int64, _ error) {
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	for rows.Next() {
+		var n int64
+		if err := rows.Scan(&n); err != nil {
+			return nil, err
+		}
+		list = append(list, n)
+	}
+	return list, rows.Err()
+}
+
+func (p *postgresTable) pendingOf(ctx context.Context, conn *sql.Conn, keys [][]string) (n int, err error) {
+	err = conn.QueryRowContext(ctx, p.pendingAmong(), listed(keys)...).Scan(&n)
+	return n, err
+}
+
+func (p *postgresTable) lag(ctx context.Context, conn *sql.Conn) (due int, seconds float64, err error) {
+	age := p.age
+	if age == "" {
+		age = "0"
+	}
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), COALESCE(max(%s), 0)::float8 FROM %s AS t WHERE %s`, age, p.source, p.due())).Scan(&due, &seconds)
+	return due, seconds, err
+}
+
+// explained is the answer of EXPLAIN, in the given format, with the settings of a fetch.
+func (p *postgresTable) explained(ctx context.Context, conn *sql.Conn, format string) (lines []string, err error) {
+	err = native(conn, func(c *pgx.Conn) error {
+		batch := new(pgx.Batch)
+		p.begin(batch)
+		batch.Queue("EXPLAIN (COSTS OFF, FORMAT "+format+") "+p.fetchText(), 1000, "", 0).Query(func(rows pgx.Rows) (err error) {
+			lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
+			return err
+		})
+		batch.Queue("ROLLBACK")
+		return c.SendBatch(ctx, batch).Close()
+	})
+	if err != nil {
+		discard(conn) // with the transaction
+	}
+	return lines, err
+}
+
+func (p *postgresTable) plan(ctx context.Context, conn *sql.Conn) ([]string, error) {
+	return p.explained(ctx, conn, "TEXT")
+}
+
+// planNode is a part of a plan of PostgreSQL.
+type planNode struct {
+	Type      string     `json:"Node Type"`
+	Alias     string     `json:"Alias"`
+	Index     string     `json:"Index Name"`
+	Condition string     `json:"Index Cond"`
+	Plans     []planNode `json:"Plans"`
+}
+
+// each calls f for the node and all below it.
+func (n planNode) each(f func(planNode)) {
+	f(n)
+	for _, below := range n.Plans {
+		below.each(f)
+	}
+}
+
+func (p *postgresTable) slow(ctx context.Context, conn *sql.Conn) (why string, err error) {
+	lines, err := p.explained(ctx, conn, "JSON")
+	if err != nil {
+		return "", err
+	}
+	var plans []struct{ Plan planNode }
+	if err := json.Unmarshal([]byte(strings.Join(lines, "\n")), &plans); err != nil || len(plans) == 0 {
+		return "", err
+	}
+	index := ""
+	plans[0].Plan.each(func(n planNode) {
+		switch {
+		case strings.HasSuffix(n.Type, "Sort"):
+			why = "it sorts all rows that are pending"
+		case n.Alias == "t" && strings.Contains(n.Type, "Seq Scan"):
+			why = "it reads the whole table"
+		case n.Alias == "t" && n.Condition == "":
+			index = n.Index
+		}
+	})
+	if why != "" || index == "" || p.mark == "" {
+		return why, nil
+	}
+	// An index on all rows, of which the fetch passes over those that are marked. Where
+	// there is another one, it may be chosen once the table is large.
+	var only bool
+	err = conn.QueryRowContext(ctx, `SELECT count(*) = 1 FROM pg_index WHERE indrelid = $1::regclass AND indisvalid`, p.source).Scan(&only)
+	if err == nil && only {
+		why = "it reads the rows that are marked too, in the order of the index " + index
+	}
+	return why, err
+}

@@ -1,0 +1,550 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// TableSource hands out the pending rows of a [Table]. It is made by [Table.Source], for
+// one coordinator, and safe for concurrent use.
+type TableSource[T any] struct {
+	table *Table[T]
+	owner string
+	turn  chan struct{} // holds a value while rows are settled
+
+	marked   atomic.Bool // a mark was seen to do what it should
+	readable atomic.Bool // a row was read
+
+	mu     sync.Mutex
+	inHand map[string]handedOut // by the text of the key
+	left   map[int64]int        // how many rows of a batch are in hand
+}
+
+// handedOut is a row that is in hand.
+type handedOut struct {
+	batch    int64
+	name     string
+	key      []string
+	attempts int
+}
+
+var (
+	_ courier.Source[Row]     = (*TableSource[Row])(nil)
+	_ courier.Releaser[Row]   = (*TableSource[Row])(nil)
+	_ courier.Failer[Row]     = (*TableSource[Row])(nil)
+	_ courier.Renewer[Row]    = (*TableSource[Row])(nil)
+	_ courier.Lagger          = (*TableSource[Row])(nil)
+	_ courier.Identifier[Row] = (*TableSource[Row])(nil)
+	_ courier.Ordered         = (*TableSource[Row])(nil)
+	_ courier.Validator       = (*TableSource[Row])(nil)
+)
+
+// tableStore is a described table in a database. Its calls take one connection, and
+// each of them is one transaction.
+type tableStore interface {
+	// tables names the tables beside the user's, for their migration.
+	tables(d *database)
+	fetchText() string
+	markText() string
+	pendingText() string
+	// plan is how the database would execute the fetch.
+	plan(ctx context.Context, conn *sql.Conn) ([]string, error)
+	// slow says why a fetch takes longer the more rows there are, "" if it does not.
+	slow(ctx context.Context, conn *sql.Conn) (string, error)
+
+	// fetch leases rows, and has read called for each with a scan that sets the row too.
+	// The batch is 0 if there are none; with an error it may be there.
+	fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (batch int64, err error)
+	// settle ends the hold on rows of batches, all or none, but those of batches that
+	// are the owner's no more, whose indices it returns. touched is how many rows a mark has changed.
+	settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part) (touched int, lost []int, err error)
+	// note notes failures of rows that are in nobody's hand.
+	note(ctx context.Context, conn *sql.Conn, failed part) error
+	// renew returns which of the batches are still the owner's.
+	renew(ctx context.Context, conn *sql.Conn, owner string, batches []int64, lease time.Duration) ([]int64, error)
+	// pending counts which of the rows are.
+	pendingOf(ctx context.Context, conn *sql.Conn, keys [][]string) (int, error)
+	lag(ctx context.Context, conn *sql.Conn) (due int, seconds float64, err error)
+}
+
+// claim is what a fetch asks for.
+type claim struct {
+	owner string
+	lease time.Duration
+	limit int
+}
+
+type settlement int
+
+const (
+	toMark settlement = iota
+	toFail
+	toRelease
+)
+
+// part is rows of one batch.
+type part struct {
+	batch     int64
+	keys      [][]string
+	failures  []tableFailure // of each key, where they failed
+	attempted bool           // some have failed before
+	last      bool           // the batch has no others in hand
+}
+
+// tableFailure is the failure of a row.
+type tableFailure struct {
+	delay time.Duration
+	text  string
+}
+
+// Source returns a source for a polling coordinator. Each has its own hold on what it
+// fetches: make one for each coordinator.
+func (t *Table[T]) Source() *TableSource[T] {
+	return &TableSource[T]{
+		table: t, owner: newOwner(), turn: make(chan struct{}, 1),
+		inHand: make(map[string]handedOut), left: make(map[int64]int),
+	}
+}
+
+// Ordered reports whether the table is [TableConfig].Strict, see [courier.Ordered].
+func (s *TableSource[T]) Ordered() bool { return s.table.config.Strict }
+
+// Validate reports what the table was misconfigured with.
+func (s *TableSource[T]) Validate() error { return s.table.fault }
+
+// Identity names a record by its key: the text of the column, or of several columns their
+// texts in quotes, with commas in between.
+func (s *TableSource[T]) Identity(record T) string { return string(s.table.appendName(nil, record)) }
+
+// appendName appends the name of a record. To look for it costs no memory.
+func (t *Table[T]) appendName(to []byte, record T) []byte {
+	values := t.config.KeyOf(record)
+	for i, value := range values {
+		from := len(to)
+		switch v := value.(type) {
+		case string:
+			to = append(to, v...)
+		case []byte:
+			to = append(to, v...)
+		case int64:
+			to = strconv.AppendInt(to, v, 10)
+		case int:
+			to = strconv.AppendInt(to, int64(v), 10)
+		default:
+			to = fmt.Append(to, v)
+		}
+		if len(values) > 1 {
+			to = append(to[:from], quotedText(i, string(to[from:]))...)
+		}
+	}
+	return to
+}
+
+// nameOf is the name of the record with a key.
+func nameOf(key []string) string {
+	if len(key) == 1 {
+		return key[0]
+	}
+	var name strings.Builder
+	for i, text := range key {
+		name.WriteString(quotedText(i, text))
+	}
+	return name.String()
+}
+
+// quotedText is the i-th text of a name of several.
+func quotedText(i int, text string) string {
+	if i == 0 {
+		return strconv.Quote(text)
+	}
+	return "," + strconv.Quote(text)
+}
+
+// unreadable is the error of a row of which no record can be made.
+type unreadable struct {
+	key []string // nil where that is not known
+	err error
+}
+
+func (u *unreadable) Error() string { return u.err.Error() }
+func (u *unreadable) Unwrap() error { return u.err }
+
+// mostUnreadable is how many rows a fetch passes over because they cannot be read.
+const mostUnreadable = 100
+
+// Fetch leases up to limit pending rows that are due and in nobody's hand, and returns
+// them in their order. It does not wait for a row. The records are the caller's. With an
+// error there are none.
+func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
+	t := s.table
+	if t.fault != nil {
+		return nil, t.fault
+	}
+	if limit <= 0 {
+		return nil, nil
+	}
+	store, err := t.described(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for passed := 0; ; passed++ {
+		records, err := s.take(ctx, store, limit)
+		var bad *unreadable
+		switch {
+		case err == nil:
+			return records, nil
+		case !errors.As(err, &bad) || bad.key == nil || !s.readable.Load() || passed == mostUnreadable:
+			return nil, t.failed(err, "fetching up to %s of %s", plural(limit, "pending row"), t.table)
+		}
+		if err := s.passOver(ctx, store, bad); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// take is one try of Fetch.
+func (s *TableSource[T]) take(ctx context.Context, store tableStore, limit int) (records []T, err error) {
+	t := s.table
+	c := claim{s.owner, t.lease, limit}
+	var rows []handedOut
+	var batch int64
+	err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		records, rows = nil, nil
+		var keys []string // of all rows
+		var name []byte
+		batch, err = store.fetch(ctx, conn, c, func(row *handedOut, scan func(...any) error) error {
+			record, scanned, err := s.read(row, scan)
+			if err != nil {
+				bad := &unreadable{err: err}
+				if scanned {
+					bad.key = slices.Clone(row.key)
+				}
+				return bad
+			}
+			row.name = nameOf(row.key)
+			if name = t.appendName(name[:0], record); string(name) != row.name {
+				return &unreadable{nil, fmt.Errorf("TableConfig.KeyOf returned %s for the row with the key %s: return the values of %s, written as the database writes them",
+					name, row.name, strings.Join(t.config.Key, ", "))}
+			}
+			if records == nil { // an idle poll allocates no batch, a huge limit no huge one
+				n := min(limit, 1000)
+				records, rows, keys = make([]T, 0, n), make([]handedOut, 0, n), make([]string, 0, n*len(row.key))
+			}
+			keys = append(keys, row.key...)
+			records = append(records, record)
+			rows = append(rows, handedOut{name: row.name, key: keys[len(keys)-len(row.key) : len(keys) : len(keys)], attempts: row.attempts})
+			return nil
+		})
+		return err
+	})
+	if err != nil {
+		if batch != 0 {
+			_ = s.settleParts(ctx, store, toRelease, []part{{batch: batch, last: true}}) // else it comes back when the lease ends
+		}
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, row := range rows {
+		row.batch = batch
+		s.forget(row.name) // one of a lease that was lost
+		s.inHand[row.name] = row
+		s.left[batch]++
+	}
+	if len(rows) > 0 {
+		s.readable.Store(true)
+	}
+	return records, nil
+}
+
+// read makes a record of a row, and tells whether it came to know the row.
+func (s *TableSource[T]) read(row *handedOut, scan func(...any) error) (record T, scanned bool, err error) {
+	record, err = s.table.config.Scan(func(dest ...any) error {
+		if want := len(s.table.config.Columns); len(dest) != want {
+			return fmt.Errorf("Scan asks for %s, and TableConfig.Columns has %d", plural(len(dest), "column"), want)
+		}
+		scanned = true
+		return scan(dest...)
+	})
+	switch {
+	case err != nil && scanned:
+		err = fmt.Errorf("reading the row %s: %w", nameOf(row.key), err)
+	case err == nil && !scanned:
+		err = errors.New("TableConfig.Scan did not call scan, which reads the row")
+	}
+	return record, scanned, err
+}
+
+// passOver notes the failure of a row that cannot be read, so that it holds up no other.
+func (s *TableSource[T]) passOver(ctx context.Context, store tableStore, bad *unreadable) error {
+	t := s.table
+	t.log.Warn("couriersql: a row cannot be read; it is passed over, and tried again later", "table", t.table, "key", nameOf(bad.key), "error", bad.err)
+	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		return store.note(ctx, conn, part{keys: [][]string{bad.key}, failures: []tableFailure{{t.wait.longest, plain(bad.Error())}}})
+	})
+	if err != nil {
+		return t.failed(err, "noting that the row %s of %s cannot be read", nameOf(bad.key), t.table)
+	}
+	return nil
+}
+
+// forget takes a row out of the hand.
+func (s *TableSource[T]) forget(name string) {
+	row, found := s.inHand[name]
+	if !found {
+		return
+	}
+	delete(s.inHand, name)
+	if s.left[row.batch]--; s.left[row.batch] == 0 {
+		delete(s.left, row.batch)
+	}
+}
+
+// parts are the records that are in hand, by their batches. failures may be nil.
+func (s *TableSource[T]) parts(records []T, failures func(i, attempts int) tableFailure) (parts []part) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at := make(map[int64]int)
+	met := make(map[string]bool, len(records))
+	var name []byte
+	for i, record := range records {
+		name = s.table.appendName(name[:0], record)
+		row, found := s.inHand[string(name)]
+		if !found || met[row.name] {
+			continue
+		}
+		met[row.name] = true
+		n, found := at[row.batch]
+		if !found {
+			n = len(parts)
+			at[row.batch] = n
+			parts = append(parts, part{batch: row.batch})
+		}
+		p := &parts[n]
+		p.keys = append(p.keys, row.key)
+		p.attempted = p.attempted || row.attempts > 0
+		if failures != nil {
+			p.failures = append(p.failures, failures(i, row.attempts))
+		}
+	}
+	for i := range parts {
+		parts[i].last = len(parts[i].keys) == s.left[parts[i].batch]
+	}
+	slices.SortFunc(parts, func(a, b part) int { return int(a.batch - b.batch) }) // two that settle do not wait for each other
+	return parts
+}
+
+// settle ends the hold on records. Those that are not in hand are passed over.
+func (s *TableSource[T]) settle(ctx context.Context, how settlement, records []T, failures func(i, attempts int) tableFailure) error {
+	store, err := s.table.described(ctx)
+	if err != nil {
+		return err
+	}
+	if err := enter(ctx, s.turn); err != nil {
+		return err
+	}
+	defer func() { <-s.turn }()
+	return s.settleParts(ctx, store, how, s.parts(records, failures))
+}
+
+func (s *TableSource[T]) settleParts(ctx context.Context, store tableStore, how settlement, parts []part) error {
+	if len(parts) == 0 {
+		return nil
+	}
+	t := s.table
+	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+		touched, lost, err := store.settle(ctx, conn, s.owner, how, parts)
+		if err != nil || how != toMark {
+			return err
+		}
+		return s.checkMark(ctx, conn, store, parts, touched, lost)
+	})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range parts {
+		for _, key := range p.keys {
+			if name := nameOf(key); s.inHand[name].batch == p.batch {
+				s.forget(name)
+			}
+		}
+	}
+	return nil
+}
+
+// checkMark looks for rows that are pending after their mark. It tells of those whose
+// lease was lost before, and fails for those that the database has left as they were.
+func (s *TableSource[T]) checkMark(ctx context.Context, conn *sql.Conn, store tableStore, parts []part, touched int, lost []int) error {
+	t := s.table
+	var taken, own [][]string
+	for i, p := range parts {
+		if slices.Contains(lost, i) {
+			taken = append(taken, p.keys...)
+		} else {
+			own = append(own, p.keys...)
+		}
+	}
+	if len(own) > 0 && (touched < len(own) || !s.marked.Load()) {
+		left, err := store.pendingOf(ctx, conn, own)
+		if err != nil {
+			return err
+		}
+		if left > 0 {
+			return fmt.Errorf("%w: %d of %d; look for %s on %s, and whether TableConfig.Pending is false after TableConfig.Mark", ErrSuppressed, left, len(own), t.grammar.suppressors, t.table)
+		}
+		s.marked.Store(true)
+	}
+	if len(taken) > 0 {
+		left, err := store.pendingOf(ctx, conn, taken) // else an earlier try has marked them
+		if err == nil && left > 0 {
+			t.log.Warn("couriersql: rows were not marked, as their lease was lost; they are delivered again, by the relay that has them",
+				"table", t.table, "rows", left, "lease", t.lease)
+		}
+	}
+	return nil
+}
+
+// Mark marks the rows, in one statement for each batch that they were fetched in. Rows
+// that are marked already, or gone, are passed over, and so are those of a lease that was
+// lost. All others are marked or none; after an error it may be unknown which, and marking
+// them again is safe.
+func (s *TableSource[T]) Mark(ctx context.Context, records []T) error {
+	t := s.table
+	if t.fault != nil {
+		return t.fault
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	if err := s.settle(ctx, toMark, records, nil); err != nil {
+		return t.failed(err, "marking %s of %s (all or none; to be marked again)", plural(len(records), "row"), t.table)
+	}
+	return nil
+}
+
+// Fail notes beside the table that rows were attempted in vain, with the error, and when
+// they are to be handed out again. A row that is marked, or in other hands by now, is
+// passed over.
+func (s *TableSource[T]) Fail(ctx context.Context, failed []courier.FailedRecord[T]) error {
+	t := s.table
+	if t.fault != nil {
+		return t.fault
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	records := make([]T, len(failed))
+	for i, f := range failed {
+		records[i] = f.Record
+	}
+	if err := s.settle(ctx, toFail, records, func(i, attempts int) tableFailure {
+		failure := tableFailure{delay: max(failed[i].After, t.wait.delay(attempts))}
+		if err := failed[i].Error; err != nil {
+			failure.text = plain(err.Error())
+		}
+		return failure
+	}); err != nil {
+		return t.failed(err, "noting the failure of %s of %s (to be tried again)", plural(len(failed), "row"), t.table)
+	}
+	return nil
+}
+
+// Release gives rows back that were not attempted. They are to be had at once, whatever
+// time it is given, as with [Source.Release].
+func (s *TableSource[T]) Release(ctx context.Context, records []T, _ time.Duration) error {
+	t := s.table
+	if t.fault != nil {
+		return t.fault
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	if err := s.settle(ctx, toRelease, records, nil); err != nil {
+		return t.failed(err, "giving %s of %s back", plural(len(records), "row"), t.table)
+	}
+	return nil
+}
+
+// RenewEvery is a third of the lease.
+func (s *TableSource[T]) RenewEvery() time.Duration { return s.table.lease / 3 }
+
+// Renew extends the leases of records that are being worked on. Those whose lease was lost
+// are listed in a [*courier.BatchError], with [ErrLeaseLost].
+func (s *TableSource[T]) Renew(ctx context.Context, records []T) error {
+	t := s.table
+	if t.fault != nil {
+		return t.fault
+	}
+	store, err := t.described(ctx)
+	if err != nil {
+		return err
+	}
+	var batches []int64
+	of := make([]int64, len(records)) // 0 for those that are not in hand
+	s.mu.Lock()
+	for i, record := range records {
+		of[i] = s.inHand[s.Identity(record)].batch
+		if of[i] != 0 && !slices.Contains(batches, of[i]) {
+			batches = append(batches, of[i])
+		}
+	}
+	s.mu.Unlock()
+	if len(batches) == 0 {
+		return nil
+	}
+	var held []int64
+	if err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		held, err = store.renew(ctx, conn, s.owner, batches, t.lease)
+		return err
+	}); err != nil {
+		return t.failed(err, "renewing the lease of %s of %s", plural(len(records), "row"), t.table)
+	}
+	var list courier.BatchError
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, record := range records {
+		if of[i] == 0 || slices.Contains(held, of[i]) {
+			continue
+		}
+		if name := s.Identity(record); s.inHand[name].batch == of[i] { // else it was settled meanwhile
+			s.forget(name)
+			list.Add(i, ErrLeaseLost)
+		}
+	}
+	return list.ErrorOrNil()
+}
+
+// Lag tells how many rows are due and in nobody's hand, and by [TableConfig].Age for how
+// long the oldest of them has been pending. It counts them one by one: ask once a minute,
+// not once a batch.
+func (s *TableSource[T]) Lag(ctx context.Context) (lag courier.Lag, err error) {
+	t := s.table
+	if t.fault != nil {
+		return lag, t.fault
+	}
+	store, err := t.described(ctx)
+	if err != nil {
+		return lag, err
+	}
+	var seconds float64
+	if err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		lag.Pending, seconds, err = store.lag(ctx, conn)
+		return err
+	}); err != nil {
+		return courier.Lag{}, t.failed(err, "counting the rows of %s that are due", t.table)
+	}
+	lag.Oldest = max(0, time.Duration(seconds*float64(time.Second)))
+	return lag, nil
+}

@@ -1,0 +1,378 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// sqliteTable is a [tableStore] in SQLite. Keys are passed as texts, which a comparison
+// with a column turns into what the column has.
+type sqliteTable struct {
+	tableText
+	types []string // of the key
+	now   func() time.Time
+}
+
+func newSQLiteTable(ctx context.Context, conn *sql.Conn, text tableText, now func() time.Time) (tableStore, error) {
+	s := &sqliteTable{tableText: text, now: now}
+	// The rowid that a key names is never NULL, though the column does not say so.
+	kinds, nullable, err := kindsOf(ctx, conn, `SELECT name, upper(type), "notnull" OR pk > 0 FROM pragma_table_xinfo(?1)`, s.name)
+	if err != nil {
+		return nil, err
+	}
+	if len(kinds) == 0 {
+		return nil, &courier.ConfigError{Field: "TableConfig.Table", Problem: fmt.Sprintf("%q is not a table of the database: pass its name without quotes", s.name)}
+	}
+	var unique bool
+	if err := conn.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM pragma_table_xinfo(?1) WHERE pk > 0)
+			AND NOT EXISTS (SELECT 1 FROM pragma_table_xinfo(?1) WHERE pk > 0 AND name NOT IN (SELECT value FROM json_each(?2)))
+		OR EXISTS (SELECT 1 FROM pragma_index_list(?1) AS l WHERE l."unique" AND NOT l.partial
+			AND NOT EXISTS (SELECT 1 FROM pragma_index_info(l.name) AS i WHERE i.name IS NULL OR i.name NOT IN (SELECT value FROM json_each(?2))))`,
+		s.name, sqliteStrings(s.keys)).Scan(&unique); err != nil {
+		return nil, err
+	}
+	if err := text.fitKey(kinds, nullable, unique); err != nil {
+		return nil, err
+	}
+	for _, name := range s.keys {
+		kind := kinds[name]
+		if kind == "" || strings.Contains(kind, "BLOB") {
+			return nil, &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("has the column %s of %s, which has the type %q: in SQLite a key is of numbers or texts", name, s.name, kind)}
+		}
+		s.types = append(s.types, kind)
+	}
+	return s, nil
+}
+
+func (s *sqliteTable) tables(d *database) {
+	d.table, d.dlq, d.versioned = s.state, s.state+"_batches", "table:"+s.state
+	d.migrations = folder(sqliteMigrations, "migrations/sqlite_table")
+	keys := make([]string, len(s.types))
+	var columns []column
+	for i, kind := range s.types {
+		keys[i] = fmt.Sprintf("key%d %s NOT NULL", i+1, kind)
+		columns = append(columns, column{name: fmt.Sprintf("key%d", i+1), kind: kind, key: true})
+	}
+	d.shapes = []shape{
+		{false, append(columns, column{name: "attempts", kind: "INTEGER"}, column{name: "available_at", kind: "INTEGER"},
+			column{name: "last_error", kind: "TEXT"}, column{name: "order_key", kind: "TEXT"})},
+		{true, []column{{name: "id", kind: "INTEGER", key: true}, {name: "owner", kind: "TEXT"}, {name: "until", kind: "INTEGER"}, {name: "keys", kind: "TEXT"}}},
+	}
+	d.names = strings.NewReplacer("{outbox}", quoted(d.table), "{state}", identifier(s.state), "{batches}", s.batches(), "{versions}", quoted("courier_migrations"),
+		"{keys}", strings.Join(keys, ", "), "{key_names}", each(len(s.keys), "key#"))
+}
+
+func (s *sqliteTable) batches() string { return identifier(s.state + "_batches") }
+
+// listOf is a list of keys as an argument.
+func listOf(keys [][]string) string {
+	var list any = keys
+	if len(keys) > 0 && len(keys[0]) == 1 {
+		list = slices.Concat(keys...)
+	}
+	text, _ := json.Marshal(list) // never fails for strings
+	return string(text)
+}
+
+// in is that columns are in a list, a column or an argument with JSON.
+func (s *sqliteTable) in(columns, list string) string {
+	return fmt.Sprintf("(%s) IN (SELECT %s FROM json_each(%s))", columns, s.parts("value"), list)
+}
+
+// parts are the columns of the key in an element of a list.
+func (s *sqliteTable) parts(value string) string {
+	if len(s.keys) == 1 {
+		return value
+	}
+	list := make([]string, len(s.keys))
+	for i := range list {
+		list[i] = fmt.Sprintf("%s ->> %d", value, i)
+	}
+	return strings.Join(list, ", ")
+}
+
+func (s *sqliteTable) texts() string {
+	list := make([]string, len(s.keys))
+	for i, name := range s.keys {
+		list[i] = "CAST(t." + identifier(name) + " AS TEXT)"
+	}
+	return strings.Join(list, ", ")
+}
+
+func (s *sqliteTable) noted() string {
+	list := make([]string, len(s.keys))
+	for i, name := range s.keys {
+		list[i] = fmt.Sprintf("f.key%d = t.%s", i+1, identifier(name))
+	}
+	return strings.Join(list, " AND ")
+}
+
+// due is the condition of a row that may be handed out at the time ?1.
+func (s *sqliteTable) due() string {
+	text := fmt.Sprintf(`%s
+		AND (%s) NOT IN (SELECT %s FROM %s b, json_each(b.keys) k WHERE b.until > ?1)
+		AND NOT EXISTS (SELECT 1 FROM %s f WHERE %s AND f.available_at > ?1)`,
+		s.pending, s.texts(), s.parts("k.value"), s.batches(), identifier(s.state), s.noted())
+	if s.orderKey != "" {
+		text += fmt.Sprintf(`
+		AND %s NOT IN (SELECT order_key FROM %s WHERE order_key <> '' AND available_at > ?1)`, s.orderText(), identifier(s.state))
+	}
+	return text
+}
+
+func (s *sqliteTable) orderText() string {
+	if s.orderKey == "" {
+		return "''"
+	}
+	return "COALESCE(CAST((" + s.orderKey + ") AS TEXT), '')"
+}
+
+func (s *sqliteTable) fetchText() string {
+	strict := ""
+	if s.strict {
+		strict = fmt.Sprintf(`
+		AND NOT EXISTS (SELECT 1 FROM %s WHERE owner <> ?3)`, s.batches())
+	}
+	order := s.order
+	if order == "" {
+		order = s.keyRefs()
+	}
+	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s
+	FROM %s AS t
+	WHERE %s%s
+	ORDER BY %s LIMIT ?2`,
+		identifier(s.state), s.noted(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), s.due(), strict, order)
+}
+
+func (s *sqliteTable) fetchArgs(c claim) []any {
+	args := []any{s.now().UnixMicro(), c.limit}
+	if s.strict {
+		args = append(args, c.owner)
+	}
+	return args
+}
+
+func (s *sqliteTable) markText() string {
+	if s.mark == "" {
+		return fmt.Sprintf(`DELETE FROM %s AS t WHERE %s`, identifier(s.name), s.in(s.keyRefs(), "?1"))
+	}
+	return fmt.Sprintf(`UPDATE %s AS t SET %s WHERE %s`, identifier(s.name), s.mark, s.in(s.keyRefs(), "?1"))
+}
+
+func (s *sqliteTable) pendingText() string {
+	return fmt.Sprintf(`SELECT count(*) FROM %s AS t WHERE %s`, identifier(s.name), s.pending)
+}
+
+// writing runs work in a transaction that nobody else writes beside.
+func writing(ctx context.Context, conn *sql.Conn, work func() error) (err error) {
+	if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	if err = work(); err == nil {
+		_, err = conn.ExecContext(ctx, "COMMIT")
+	}
+	if err != nil {
+		// Also where ctx has ended.
+		if _, lost := conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK"); lost != nil {
+			discard(conn)
+		}
+	}
+	return err
+}
+
+func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (id int64, err error) {
+	nothing := errors.New("nothing to lease")
+	err = writing(ctx, conn, func() error {
+		ended, err := conn.ExecContext(ctx, fmt.Sprintf(`DELETE FROM %s WHERE until <= ?1`, s.batches()), s.now().UnixMicro())
+		if err != nil {
+			return err
+		}
+		keys, err := s.readAll(ctx, conn, c, read)
+		if err != nil {
+			return err
+		}
+		if len(keys) == 0 {
+			if n, err := ended.RowsAffected(); err == nil && n == 0 {
+				return nothing // nor to commit
+			}
+			return nil
+		}
+		return conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, keys) VALUES (?1, ?2, ?3) RETURNING id`, s.batches()),
+			c.owner, s.now().Add(c.lease).UnixMicro(), listOf(keys)).Scan(&id)
+	})
+	if errors.Is(err, nothing) {
+		err = nil
+	}
+	if err != nil {
+		id = 0 // which is taken back
+	}
+	return id, err
+}
+
+// readAll has the rows read that are due, and returns their keys.
+func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, err error) {
+	rows, err := conn.QueryContext(ctx, s.fetchText(), s.fetchArgs(c)...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	row := handedOut{key: make([]string, len(s.keys))}
+	own := []any{&row.attempts}
+	for i := range row.key {
+		own = append(own, &row.key[i])
+	}
+	n := len(own)
+	scan := func(dest ...any) error {
+		own = append(own[:n], dest...)
+		return rows.Scan(own...)
+	}
+	for rows.Next() {
+		if err := read(&row, scan); err != nil {
+			return nil, err
+		}
+		keys = append(keys, slices.Clone(row.key))
+	}
+	return keys, rows.Err()
+}
+
+func (s *sqliteTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part) (touched int, lost []int, err error) {
+	err = writing(ctx, conn, func() error {
+		for i, part := range parts {
+			n, held, err := s.settlePart(ctx, conn, owner, how, part)
+			if err != nil {
+				return err
+			}
+			if touched += n; !held {
+				lost = append(lost, i)
+			}
+		}
+		return nil
+	})
+	return touched, lost, err
+}
+
+func (s *sqliteTable) settlePart(ctx context.Context, conn *sql.Conn, owner string, how settlement, p part) (touched int, held bool, err error) {
+	execute := func(text string, args ...any) (n int64) {
+		if err != nil {
+			return 0
+		}
+		var result sql.Result
+		if result, err = conn.ExecContext(ctx, text, args...); err == nil {
+			n, err = result.RowsAffected()
+		}
+		return n
+	}
+	mine := `WHERE id = ?1 AND owner = ?2`
+	switch {
+	case p.last:
+		held = execute(fmt.Sprintf(`DELETE FROM %s %s`, s.batches(), mine), p.batch, owner) > 0
+	case how == toMark:
+		held = execute(fmt.Sprintf(`UPDATE %s SET owner = owner %s`, s.batches(), mine), p.batch, owner) > 0
+	default:
+		element := "k.value" // a text; of several columns, JSON
+		if len(s.keys) > 1 {
+			element = "json(k.value)"
+		}
+		held = execute(fmt.Sprintf(`UPDATE %s SET keys = (SELECT json_group_array(%s) FROM json_each(keys) k WHERE NOT %s) %s`,
+			s.batches(), element, s.in(s.parts("k.value"), "?3"), mine), p.batch, owner, listOf(p.keys)) > 0
+	}
+	switch {
+	case !held || err != nil:
+		return 0, false, err
+	case how == toMark:
+		touched = int(execute(s.markText(), listOf(p.keys)))
+		if p.attempted {
+			execute(fmt.Sprintf(`DELETE FROM %s WHERE %s`, identifier(s.state), s.in(each(len(s.keys), "key#"), "?1")), listOf(p.keys))
+		}
+	case how == toFail && err == nil:
+		err = s.note(ctx, conn, p)
+	}
+	return touched, held, err
+}
+
+func (s *sqliteTable) note(ctx context.Context, conn *sql.Conn, failed part) error {
+	list := make([][]any, len(failed.keys))
+	for i, key := range failed.keys {
+		for _, text := range key {
+			list[i] = append(list[i], text)
+		}
+		list[i] = append(list[i], failed.failures[i].delay.Microseconds(), failed.failures[i].text)
+	}
+	encoded, err := json.Marshal(list)
+	if err != nil {
+		return err
+	}
+	n := len(s.keys)
+	columns, joined := make([]string, n), make([]string, n)
+	for i, name := range s.keys {
+		columns[i] = fmt.Sprintf("value ->> %d AS courier_key%d", i, i+1)
+		joined[i] = fmt.Sprintf("t.%s = courier_f.courier_key%d", identifier(name), i+1)
+	}
+	_, err = conn.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (%s, attempts, available_at, last_error, order_key)
+		SELECT %s, 1, ?2 + courier_f.courier_delay, courier_f.courier_error, %s
+		FROM (SELECT %s, value ->> %d AS courier_delay, value ->> %d AS courier_error FROM json_each(?1)) AS courier_f JOIN %s AS t ON %s
+		WHERE %s
+		ON CONFLICT (%s) DO UPDATE SET attempts = attempts + 1, available_at = excluded.available_at, last_error = excluded.last_error, order_key = excluded.order_key`,
+		identifier(s.state), each(n, "key#"), s.keyRefs(), s.orderText(), strings.Join(columns, ", "), n, n+1, identifier(s.name), strings.Join(joined, " AND "),
+		s.pending, each(n, "key#")), string(encoded), s.now().UnixMicro())
+	return err
+}
+
+func (s *sqliteTable) renew(ctx context.Context, conn *sql.Conn, owner string, batches []int64, lease time.Duration) ([]int64, error) {
+	list, _ := json.Marshal(batches) // never fails for numbers
+	rows, err := conn.QueryContext(ctx, fmt.Sprintf(`UPDATE %s SET until = ?3 WHERE id IN (SELECT value FROM json_each(?1)) AND owner = ?2 RETURNING id`, s.batches()),
+		string(list), owner, s.now().Add(lease).UnixMicro())
+	return numbers(rows, err)
+}
+
+func (s *sqliteTable) pendingOf(ctx context.Context, conn *sql.Conn, keys [][]string) (n int, err error) {
+	err = conn.QueryRowContext(ctx, s.pendingText()+" AND "+s.in(s.keyRefs(), "?1"), listOf(keys)).Scan(&n)
+	return n, err
+}
+
+func (s *sqliteTable) lag(ctx context.Context, conn *sql.Conn) (due int, seconds float64, err error) {
+	age := s.age
+	if age == "" {
+		age = "0"
+	}
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), COALESCE(max(%s), 0) + 0.0 FROM %s AS t WHERE %s`, age, identifier(s.name), s.due()), s.now().UnixMicro()).Scan(&due, &seconds)
+	return due, seconds, err
+}
+
+func (s *sqliteTable) plan(ctx context.Context, conn *sql.Conn) (lines []string, err error) {
+	rows, err := conn.QueryContext(ctx, "EXPLAIN QUERY PLAN "+s.fetchText(), s.fetchArgs(claim{limit: 1000})...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	for rows.Next() {
+		var id, parent, unused int
+		var detail string
+		if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+			return nil, err
+		}
+		lines = append(lines, detail)
+	}
+	return lines, rows.Err()
+}
+
+func (s *sqliteTable) slow(ctx context.Context, conn *sql.Conn) (string, error) {
+	lines, err := s.plan(ctx, conn)
+	for _, line := range lines {
+		switch {
+		case strings.Contains(line, "TEMP B-TREE FOR ORDER BY"):
+			return "it sorts all rows that are pending", err
+		case line == "SCAN t" && s.mark != "":
+			return "it reads the whole table", err
+		}
+	}
+	return "", err
+}
