@@ -184,7 +184,7 @@ func (e *effects[T, X]) ApplyBatch(ctx context.Context, records []T) error {
 		}
 	}
 	failed := make(map[string]error)
-	if err := e.divide(ctx, batch, failed); err != nil && len(failed) == len(batch) && !slices.Contains(ids, "") {
+	if err := divide(ctx, batch, e.apply, func(r identified[T], err error) { failed[r.id] = err }); err != nil && len(failed) == len(batch) && !slices.Contains(ids, "") {
 		return err // which has nothing to do with the records
 	}
 	var list courier.BatchError
@@ -209,76 +209,35 @@ type identified[T any] struct {
 	record T
 }
 
-// divide applies a batch, and where that fails for what is in it, each half of it. It
-// returns the error, if any, after which nothing more was tried: all that was left has
-// failed with it.
-func (e *effects[T, X]) divide(ctx context.Context, batch []identified[T], failed map[string]error) error {
-	if len(batch) == 0 {
-		return nil
-	}
-	fail := func(part []identified[T], err error) error {
-		for _, r := range part {
-			failed[r.id] = err
-		}
-		return err
-	}
-	err := e.apply(ctx, batch)
-	var own *recordsError
-	switch {
-	case err == nil:
-		return nil
-	case !errors.As(err, &own) || ctx.Err() != nil:
-		return fail(batch, err)
-	case len(batch) == 1:
-		_ = fail(batch, own.err)
-		return nil
-	}
-	half := len(batch) / 2
-	if err = e.divide(ctx, batch[:half], failed); err != nil {
-		return fail(batch[half:], err)
-	}
-	return e.divide(ctx, batch[half:], failed)
-}
-
-// recordsError is the error of a transaction for what it was to do: one with other records
-// may succeed.
-type recordsError struct{ err error }
-
-func (e *recordsError) Error() string { return e.err.Error() }
-func (e *recordsError) Unwrap() error { return e.err }
-
-// mostTries is how often a transaction is tried that others are in the way of.
-const mostTries = 4
-
 // apply applies a batch in one transaction.
-func (e *effects[T, X]) apply(ctx context.Context, batch []identified[T]) (err error) {
+func (e *effects[T, X]) apply(ctx context.Context, batch []identified[T]) error {
 	d := e.inbox.database
 	repeats := d.grammar.admitAll == "" // some may be done
-	for try := 1; try <= mostTries; try++ {
-		err = d.boundedBeside(ctx, func(ctx context.Context, beside func(func() error) error) error {
-			return d.on(ctx, func(conn *sql.Conn) error {
-				panicked := true
-				defer func() {
-					if panicked {
-						_ = conn.Close() // back to the pool
-					}
-				}()
-				err := e.begin(ctx, e.inbox, conn, func(t transacting[X]) error { return e.transact(ctx, t, beside, batch, repeats) })
-				panicked = false
-				return err
-			})
-		})
-		switch {
-		case err == nil || ctx.Err() != nil:
-			return err
-		case !repeats && (errors.Is(err, errNotAll) || d.grammar.isNoted(err, d.name)):
+	return d.tries(ctx, func() error {
+		err := e.try(ctx, batch, repeats)
+		if err != nil && !repeats && ctx.Err() == nil && (errors.Is(err, errNotAll) || d.grammar.isNoted(err, d.name)) {
 			repeats = true
-			try--
-		case !d.grammar.conflict(err):
-			return err
+			err = e.try(ctx, batch, repeats)
 		}
-	}
-	return err
+		return err
+	})
+}
+
+func (e *effects[T, X]) try(ctx context.Context, batch []identified[T], repeats bool) error {
+	d := e.inbox.database
+	return d.boundedBeside(ctx, func(ctx context.Context, beside func(func() error) error) error {
+		return d.on(ctx, func(conn *sql.Conn) error {
+			panicked := true
+			defer func() {
+				if panicked {
+					_ = conn.Close() // back to the pool
+				}
+			}()
+			err := e.begin(ctx, e.inbox, conn, func(t transacting[X]) error { return e.transact(ctx, t, beside, batch, repeats) })
+			panicked = false
+			return err
+		})
+	})
 }
 
 func (e *effects[T, X]) transact(ctx context.Context, t transacting[X], beside func(func() error) error, batch []identified[T], repeats bool) (err error) {
