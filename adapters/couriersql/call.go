@@ -87,7 +87,7 @@ func (d *database) boundedBeside(ctx context.Context, call func(ctx context.Cont
 }
 
 func (d *database) late(err error) error {
-	return fmt.Errorf("%w: not within %v (WithQueryTimeout, or QueryTimeout of a queue or an inbox), after which the connection is closed; is the server or the network frozen, or a lock or snapshot held for long?%s: %w",
+	return fmt.Errorf("%w: not within %v (WithQueryTimeout, or QueryTimeout of a queue, an inbox or a sink), after which the connection is closed; is the server or the network frozen, or a lock or snapshot held for long?%s: %w",
 		ErrQueryTimeout, d.timeout, d.poolFull(), err)
 }
 

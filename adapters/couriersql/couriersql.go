@@ -46,6 +46,11 @@
 //
 // A table that is there already is relayed as it is by [NewTable].
 //
+// # Records into a table
+//
+// Whatever the source, [NewSink] writes records to a table of the user's own, a batch by one
+// statement.
+//
 // # Effects that happen once
 //
 // Whatever the source, [Effects] has records take effect in the database once, however

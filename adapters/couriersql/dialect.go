@@ -113,6 +113,11 @@ type grammar struct {
 	admitted   string                             // those of them that are noted
 	pruneInbox string                             // up to ?3 of the consumer ?1 that were done before ?2
 
+	sinkColumns string                   // of the table ?1 (in SQLite, of the schema ?2): name, type, its number, has lists, is generated, must be filled
+	sinkAdvice  func(error) string       // what to do about an error of a sink
+	rowError    func(error) rowErrorKind // what an error says about the rows that a sink writes
+	noArbiter   func(error) bool         // there is no unique index for ON CONFLICT
+
 	strings   func([]string) any // a list as an argument
 	letters   func(ids []string) []any
 	known     func([]Row) []any // rows by seq and ID

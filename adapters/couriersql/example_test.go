@@ -284,3 +284,42 @@ func ExampleNewTable() {
 	// paid order 2
 	// 0 pending, 1 parked <nil>
 }
+
+// Records are written to a table of the program's own, and update the rows that have them.
+func ExampleNewSink() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+	if _, err := db.ExecContext(ctx, `CREATE TABLE orders (id TEXT PRIMARY KEY, total INTEGER CHECK (total >= 0))`); err != nil {
+		log.Fatal(err)
+	}
+	type Order struct {
+		ID    string
+		Total int
+	}
+	sink := couriersql.NewSink(db, couriersql.SQLite, couriersql.SinkConfig[Order]{
+		Table:   "orders",
+		Columns: []string{"id", "total"},
+		Values:  func(o Order) ([]any, error) { return []any{o.ID, o.Total}, nil },
+		Key:     []string{"id"},
+	})
+	if err := sink.Check(ctx); err != nil {
+		log.Fatal(err)
+	}
+
+	err := sink.ApplyBatch(ctx, []Order{{"A-1", 42}, {"A-2", -1}, {"A-3", 7}, {"A-1", 43}})
+	var failed *courier.BatchError
+	if errors.As(err, &failed) {
+		for _, f := range failed.Failures {
+			fmt.Printf("record %d: %s\n", f.Index, courier.Classify(ctx, f.Err))
+		}
+	}
+	var orders, total int
+	if err := db.QueryRowContext(ctx, `SELECT count(*), sum(total) FROM orders`).Scan(&orders, &total); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(orders, "orders of", total)
+	// Output:
+	// record 1: permanent
+	// 2 orders of 50
+}

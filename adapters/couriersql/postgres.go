@@ -266,6 +266,17 @@ func postgresGrammar() grammar {
 		pruneInbox: `DELETE FROM {inbox} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {inbox}
 			WHERE consumer = $1 AND done_at < $2 LIMIT $3 FOR UPDATE SKIP LOCKED))`,
 
+		// With -1, a type without a length is not taken for one of a single character.
+		sinkColumns: `SELECT a.attname, format_type(a.atttypid, -1), coalesce(nullif(t.typbasetype, 0), t.oid)::bigint,
+				t.typcategory NOT IN ('A', 'C') AND t.typarray <> 0, a.attgenerated <> '' OR a.attidentity = 'a',
+				a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND NOT EXISTS (SELECT FROM pg_trigger
+					WHERE tgrelid = a.attrelid AND NOT tgisinternal AND tgtype & 7 = 7) -- before each row that is inserted
+			FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+			WHERE a.attrelid = to_regclass($1::text) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum`,
+		sinkAdvice: postgresSinkAdvice,
+		rowError:   postgresRowError,
+		noArbiter:  func(err error) bool { return postgresCode(err) == "42P10" },
+
 		strings:   func(list []string) any { return list },
 		letters:   postgresLetters,
 		known:     postgresKnown,
@@ -512,16 +523,28 @@ func postgresAdvice(err error) string {
 		{"42703", "the table has another shape; call Migrate, which names the columns"},
 		{"42P10", "the table is of an earlier version; call Migrate"},
 		{"42501", "this role lacks a right: a writer needs to insert into the outbox; a relay to select, update and delete there, and to select, insert and update in the dead letters; Migrate, where it has something to do, to create tables and to own the existing ones"},
-		{"42P05", pooled},
-		{"26000", pooled},
-		{"40001", "the database's isolation level makes concurrent statements fail: it is tried again"},
 		{"54000", "a value is too long for an index of the table: an ID has 2,000 bytes at most, and the name of a branch some hundred"},
 		{"22021", "the database's encoding cannot hold this text: keep the outbox in a database created with ENCODING 'UTF8'"},
-		{"25006", "this is a read-only server, a standby perhaps: connect to the primary (target_session_attrs=read-write); or the role or database has default_transaction_read_only"},
-		{"22P05", foreignText},
 		{"23503", "a foreign key of another table leads to rows of the outbox, which are deleted once they are delivered: drop it, or keep them (WithKeep)"},
 		{"25P03", "idle_in_transaction_session_timeout ended the relay's transaction: raise it, make batches smaller, or use WithLease"},
 		{"53300", "the server has no connection left: a relay needs up to three (fetch, dead letters, wake-up)"},
+	} {
+		if code == known.code {
+			return known.advice
+		}
+	}
+	return postgresCommonAdvice(err)
+}
+
+// postgresCommonAdvice is for errors that have nothing to do with the tables of this package.
+func postgresCommonAdvice(err error) string {
+	code := postgresCode(err)
+	for _, known := range [...]struct{ code, advice string }{
+		{"42P05", pooled},
+		{"26000", pooled},
+		{"40001", "the database's isolation level makes concurrent statements fail: it is tried again"},
+		{"25006", "this is a read-only server, a standby perhaps: connect to the primary (target_session_attrs=read-write); or the role or database has default_transaction_read_only"},
+		{"22P05", foreignText},
 		{"57014", "statement_timeout or a cancel ended the statement; if it was slow, look for a missing index (Migrate), or a snapshot held open for long (pg_stat_activity.backend_xmin)"},
 		{"55P03", "lock_timeout ended the statement: look for a transaction left open"},
 	} {
@@ -537,4 +560,33 @@ func postgresAdvice(err error) string {
 		return "is the server up, and does it take connections from here?"
 	}
 	return ""
+}
+
+func postgresSinkAdvice(err error) string {
+	if postgresCode(err) == "42501" {
+		return "this role lacks a right: it needs to SELECT, INSERT and UPDATE in the table, and USAGE on its schema; or a policy of row-level security refuses the row"
+	}
+	return postgresCommonAdvice(err)
+}
+
+func postgresRowError(err error) rowErrorKind {
+	code := postgresCode(err)
+	if len(code) != 5 {
+		return notOfRow
+	}
+	switch code {
+	case "23503", "23505", "23P01", "21000", "44000": // for what other rows have
+		return refused
+	case "42501", "42P05":
+		return notOfRow
+	}
+	switch code[:2] {
+	case "P0": // of a trigger
+		return refused
+	case "22", "23", "54":
+		return refusedForGood
+	case "42":
+		return ofTable
+	}
+	return notOfRow
 }

@@ -181,6 +181,14 @@ func sqliteGrammar() grammar {
 		pruneInbox: `DELETE FROM {inbox} WHERE (consumer, id) IN (SELECT consumer, id FROM {inbox}
 			WHERE consumer = ?1 AND done_at < ?2 LIMIT ?3)`,
 
+		sinkColumns: `SELECT name, type, 0, false, hidden IN (2, 3), "notnull" AND dflt_value IS NULL AND NOT (pk AND upper(type) = 'INTEGER')
+			FROM pragma_table_xinfo(?1, ?2)`,
+		sinkAdvice: sqliteCommonAdvice,
+		rowError:   sqliteRowError,
+		noArbiter: func(err error) bool {
+			return strings.Contains(err.Error(), "ON CONFLICT clause does not match")
+		},
+
 		strings:    sqliteStrings,
 		letters:    func(ids []string) []any { return []any{sqliteStrings(ids)} },
 		known:      sqliteKnownRows,
@@ -301,11 +309,23 @@ func sqliteOutdated(err error) bool {
 func sqliteAdvice(err error) string {
 	text := err.Error()
 	for _, known := range [...]struct{ text, advice string }{
-		{"unable to open database file", "does the folder exist, and may this process write to it?"},
 		{"no such table", "call Migrate first"},
 		{"no such column", "the table has another shape; call Migrate, which names the columns"},
 		{"ON CONFLICT clause does not match", "the table is of an earlier version; call Migrate"},
 		{"has no column named", "the table has another shape; call Migrate, which names the columns"},
+	} {
+		if strings.Contains(text, known.text) {
+			return known.advice
+		}
+	}
+	return sqliteCommonAdvice(err)
+}
+
+// sqliteCommonAdvice is for errors that have nothing to do with the tables of this package.
+func sqliteCommonAdvice(err error) string {
+	text := err.Error()
+	for _, known := range [...]struct{ text, advice string }{
+		{"unable to open database file", "does the folder exist, and may this process write to it?"},
 		{"database is locked", "another connection held the write lock for longer than busy_timeout; look for a transaction left open"},
 		{"file is not a database", "the path is that of another kind of file"},
 	} {
@@ -314,6 +334,21 @@ func sqliteAdvice(err error) string {
 		}
 	}
 	return ""
+}
+
+func sqliteRowError(err error) rowErrorKind {
+	has := func(texts ...string) bool {
+		return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(err.Error(), text) })
+	}
+	switch {
+	case has("CHECK constraint failed", "NOT NULL constraint failed", "cannot store ", "datatype mismatch", "string or blob too big"):
+		return refusedForGood
+	case has("constraint failed"): // for what other rows have, or by a trigger
+		return refused
+	case sqliteOutdated(err):
+		return ofTable
+	}
+	return notOfRow
 }
 
 // SQLiteDSN returns the data source name of a database file for the driver
