@@ -60,12 +60,18 @@ type assignment struct {
 	partition
 	window    *window.Window[position] // nil before the first record
 	committed place
-	done      settled // what a member before this one has settled beyond the committed offset
-	read      int64   // the next offset to be read
-	out       int     // records that the coordinator has
-	paused    bool    // the window is full
-	leaving   bool    // it is being revoked: nothing more is handed out
-	gone      bool    // it is another member's: nothing more is committed
+	done      settled         // what a member before this one has settled beyond the committed offset
+	read      int64           // the next offset to be read
+	out       int             // records that the coordinator has
+	paused    bool            // the window is full
+	leaving   bool            // it is being revoked: nothing more is handed out
+	unknown   bool            // the member was expelled and has kept it: its last commit is not known
+	from      kgo.EpochOffset // where it goes on if there is no commit, -1 if nothing was read
+	gone      bool            // it is another member's: nothing more is committed
+}
+
+func newAssignment(p partition) *assignment {
+	return &assignment{partition: p, from: kgo.EpochOffset{Epoch: -1, Offset: -1}}
 }
 
 // position is the place after a record, and when that was written.
@@ -156,7 +162,7 @@ func (g *group) tell(err error) {
 }
 
 // assigned is called by the client before it fetches from new partitions.
-func (g *group) assigned(ctx context.Context, client *kgo.Client, added map[string][]int32) {
+func (g *group) assigned(_ context.Context, client *kgo.Client, added map[string][]int32) {
 	member, _ := client.GroupMetadata()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -168,7 +174,7 @@ func (g *group) assigned(ctx context.Context, client *kgo.Client, added map[stri
 		}
 	}
 	if g.member != "" && g.member != member {
-		g.rejoined(ctx, client)
+		g.rejoined(client)
 	}
 	g.ready, g.member = true, member
 	if len(added) == 0 {
@@ -178,7 +184,7 @@ func (g *group) assigned(ctx context.Context, client *kgo.Client, added map[stri
 	for topic, numbers := range added {
 		for _, number := range numbers {
 			p := partition{topic, number}
-			g.partitions[p] = &assignment{partition: p}
+			g.partitions[p] = newAssignment(p)
 			delete(g.found, p)
 		}
 	}
@@ -420,7 +426,7 @@ func (g *group) admit(client *kgo.Client, p *polling, fetches kgo.Fetches) (reco
 		if a == nil && !g.ready {
 			err = errCallbacks
 		}
-		if a == nil || a.leaving { // another member has them, or will have
+		if a == nil || a.leaving || a.unknown { // another member has them, or will have, or may have had
 			return
 		}
 		if a.window == nil {

@@ -55,6 +55,7 @@ func TestSettled_SaysAgainWhatIsNotReadYet(t *testing.T) {
 	require.Equal(t, settled{[]run{{104, 117}}, 3}, settled{[]run{{104, 107}}, 3}.with(before, 107))
 	require.Equal(t, own(), own().with(before, 117))
 	require.Equal(t, before, settled{epoch: -1}.with(before, 100))
+	require.Empty(t, settled{epoch: -1}.text(100), "there is nothing to say")
 	at := settled{epoch: -1}.with(before, 102) // the next record to be read is settled
 	require.Equal(t, at, parseSettled(at.text(102), 102))
 	newer := settled{runs: []run{{104, 106}}, epoch: 4}
@@ -74,4 +75,19 @@ func TestSettled_ADamagedTextSaysNothing(t *testing.T) {
 		require.Empty(t, parseSettled(wrong, 100).runs, wrong)
 	}
 	require.Empty(t, parseSettled(text, 101).runs, "of another commit")
+}
+
+// Records that several leaders wrote are settled, each under its own.
+func TestSettled_SpansLeaders(t *testing.T) {
+	w := window.New(position{EpochOffset: kgo.EpochOffset{Offset: 10}})
+	for offset := range int64(6) {
+		ticket := w.Add(position{EpochOffset: kgo.EpochOffset{Offset: 11 + offset, Epoch: int32(3 + offset)}})
+		if offset > 0 {
+			w.Settle(ticket)
+		}
+	}
+	got := parseSettled(settledOf(w).text(10), 10)
+	for offset := range int64(6) {
+		require.Equal(t, offset > 0, got.has(&kgo.Record{Offset: 10 + offset, LeaderEpoch: int32(3 + offset)}), "offset %d", offset)
+	}
 }

@@ -1,7 +1,9 @@
 package courierkafka
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -81,14 +83,27 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]*kgo.Record, error) {
 		if p == nil {
 			return due, err
 		}
-		fetches := s.client.PollRecords(polled, limit)
+		fetches, failed := s.poll(polled, limit)
 		p.cancel()
 		records, err := s.group.admit(s.client, p, fetches)
-		if len(records) > 0 || err != nil {
+		if err = cmp.Or(failed, err); len(records) > 0 || err != nil {
 			return records, err
 		}
 	}
 	return nil, context.Cause(ctx)
+}
+
+// poll polls the client, when it is known where each partition goes on.
+func (s *Source) poll(ctx context.Context, limit int) (kgo.Fetches, error) {
+	switch err := s.group.resume(ctx, s.client); {
+	case ctx.Err() != nil:
+		return nil, nil
+	case errors.Is(err, kgo.ErrClientClosed):
+		return nil, errClientClosed
+	case err != nil:
+		return nil, err
+	}
+	return s.client.PollRecords(ctx, limit), nil
 }
 
 // Mark notes that records are done, and commits the offsets of the partitions up to the

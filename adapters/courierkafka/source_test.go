@@ -438,6 +438,23 @@ func TestSource_AFailedCommitIsRepeated(t *testing.T) {
 	})
 }
 
+// A commit whose answer does not name a partition is none: it is repeated.
+func TestSource_ACommitWithoutAnAnswerIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "orders", 0, 10, strconv.Itoa)
+		source := courierkafka.NewSource(k.join(t, new(cable), "orders"))
+		records := fetchAll(t, source, 10)
+		k.ControlKey(int16(kmsg.OffsetCommit), func(request kmsg.Request) (kmsg.Response, error, bool) {
+			return request.ResponseKind(), nil, true // once
+		})
+		require.ErrorContains(t, source.Mark(t.Context(), records), "leaves a partition out")
+		require.EqualValues(t, -1, k.committed(t, "orders", 0))
+		require.NoError(t, source.Mark(t.Context(), records))
+		require.EqualValues(t, 10, k.committed(t, "orders", 0))
+	})
+}
+
 // A cluster that takes no metadata of the length gets the offsets alone.
 func TestSource_CommitsOffsetsAloneWhereMetadataIsTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -499,6 +516,8 @@ func TestSource_AFullWindowPausesItsPartitionAlone(t *testing.T) {
 		var mu sync.Mutex
 		held := int32(-1)
 		hold := make(chan struct{})
+		release := sync.OnceFunc(func() { close(hold) })
+		defer release()
 		m := k.run(t, "wide", func(_ context.Context, r *kgo.Record) error {
 			mu.Lock()
 			first := held < 0
@@ -519,7 +538,7 @@ func TestSource_AFullWindowPausesItsPartitionAlone(t *testing.T) {
 		}
 		require.InDelta(t, 250, byPartition[held], 100, "its window")
 		require.Greater(t, byPartition[1-held], 800, "all of the other")
-		close(hold)
+		release()
 		time.Sleep(time.Minute)
 		require.Len(t, l.numbers(), 2000)
 		m.leave(t)
