@@ -12,14 +12,13 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // cable is a way to all brokers that can be cut. Cut, it refuses connections, or, mute,
 // lets them wait.
 type cable struct {
-	network *kfake.VirtualNetwork
+	network func(ctx context.Context, network, address string) (net.Conn, error)
 	mute    bool
 	slow    atomic.Int64 // nanoseconds that each answer takes longer
 	deaf    atomic.Int64 // produce requests whose answers are lost, with their connections
@@ -47,7 +46,7 @@ func (c *cable) dial(ctx context.Context, network, address string) (net.Conn, er
 	if cut {
 		return nil, &net.OpError{Op: "dial", Err: errors.New("connection refused")}
 	}
-	conn, err := c.network.DialContext(ctx, network, address)
+	conn, err := c.network(ctx, network, address)
 	if err == nil {
 		c.mu.Lock()
 		c.conns = append(c.conns, conn)

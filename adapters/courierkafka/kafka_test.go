@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"net"
 	"strconv"
 	"sync"
 	"testing"
@@ -24,25 +25,28 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // "wide" of two, and a client of it.
 type kafka struct {
 	*kfake.Cluster
-	network kfake.VirtualNetwork
-	wire    *cable // of client, and of what connect makes
-	client  *kgo.Client
-	session time.Duration // the timeout of members of the group; 0 is 6 seconds
+	dial                          func(ctx context.Context, network, address string) (net.Conn, error)
+	seeds                         []string // addresses of brokers
+	wire                          *cable   // of client, and of what connect makes
+	client                        *kgo.Client
+	session, heartbeat, rebalance time.Duration // of members of groups
 }
 
 // startKafka starts one broker with a network in memory, so that it works inside a
 // bubble and outside.
 func startKafka(tb testing.TB, opts ...kfake.Opt) *kafka {
 	tb.Helper()
-	k := new(kafka)
-	k.wire = new(cable)
-	c, err := kfake.NewCluster(append([]kfake.Opt{
-		kfake.ListenFn(k.network.Listen), kfake.Ports(9092), kfake.NumBrokers(1),
-		kfake.SeedTopics(1, "orders"), kfake.SeedTopics(2, "wide"),
-	}, opts...)...)
+	network := new(kfake.VirtualNetwork)
+	return startKafkaOn(tb, network.DialContext, append([]kfake.Opt{kfake.ListenFn(network.Listen), kfake.Ports(9092), kfake.NumBrokers(1)}, opts...)...)
+}
+
+// startKafkaOn starts brokers that clients reach by dial.
+func startKafkaOn(tb testing.TB, dial func(ctx context.Context, network, address string) (net.Conn, error), opts ...kfake.Opt) *kafka {
+	tb.Helper()
+	c, err := kfake.NewCluster(append([]kfake.Opt{kfake.SeedTopics(1, "orders"), kfake.SeedTopics(2, "wide")}, opts...)...)
 	require.NoError(tb, err)
-	k.Cluster = c
 	tb.Cleanup(c.Close)
+	k := &kafka{Cluster: c, dial: dial, seeds: c.ListenAddrs(), wire: new(cable), session: 6 * time.Second, heartbeat: time.Second, rebalance: 30 * time.Second}
 	k.client = k.connect(tb)
 	return k
 }
@@ -55,9 +59,9 @@ func (k *kafka) connect(tb testing.TB, opts ...kgo.Opt) *kgo.Client {
 
 func (k *kafka) connectBy(tb testing.TB, c *cable, opts ...kgo.Opt) *kgo.Client {
 	tb.Helper()
-	c.network = &k.network
+	c.network = k.dial
 	client, err := kgo.NewClient(append(append(courierkafka.ClientOptions(),
-		kgo.SeedBrokers("localhost:9092"), kgo.Dialer(c.dial)), opts...)...)
+		kgo.SeedBrokers(k.seeds...), kgo.Dialer(c.dial)), opts...)...)
 	require.NoError(tb, err)
 	tb.Cleanup(client.Close)
 	return client
@@ -66,7 +70,7 @@ func (k *kafka) connectBy(tb testing.TB, c *cable, opts ...kgo.Opt) *kgo.Client 
 // stored returns the records of a topic, those of each partition in their order.
 func (k *kafka) stored(tb testing.TB, topic string) (all []*kgo.Record) {
 	tb.Helper()
-	reader, err := kgo.NewClient(kgo.SeedBrokers("localhost:9092"), kgo.Dialer(k.network.DialContext),
+	reader, err := kgo.NewClient(kgo.SeedBrokers(k.seeds...), kgo.Dialer(k.dial),
 		kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(10*time.Millisecond))
 	require.NoError(tb, err)
 	defer reader.Close()

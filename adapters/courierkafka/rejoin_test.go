@@ -3,6 +3,7 @@
 package courierkafka_test
 
 import (
+	"context"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -105,6 +106,29 @@ func testPollDuringReturn(t *testing.T, expel func(*testing.T, *kafka, *kgo.Clie
 	}
 	require.NoError(t, source.Mark(t.Context(), records))
 	require.EqualValues(t, 10, k.committed(t, "orders", 0))
+}
+
+// A Fetch that waits for more when a member returns after it was expelled brings the records
+// that come again: they are before the place where it waits.
+func TestSource_AFetchThatWaitsAsAMemberReturnsBringsWhatComesAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "orders", 0, 10, strconv.Itoa)
+		client := k.join(t, new(cable), "orders")
+		source := courierkafka.NewSource(client)
+		fetchAll(t, source, 10)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		defer cancel()
+		fetched := make(chan []*kgo.Record, 1)
+		go func() {
+			records, _ := source.Fetch(ctx, 10)
+			fetched <- records
+		}()
+		k.expelUnheard(t, client)()
+		records := <-fetched
+		require.NotEmpty(t, records)
+		require.Zero(t, records[0].Offset)
+	})
 }
 
 // A member that returns after it was expelled, and keeps a partition, delivers nothing again

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strconv"
 	"sync"
@@ -59,7 +60,7 @@ func TestSimulation(t *testing.T) {
 		seed := *simSeed + uint64(i)
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				for what, n := range simulate(t, seed) {
+				for what, n := range simulate(t, seed, 1) {
 					total[what] += n
 				}
 			})
@@ -90,6 +91,10 @@ type simulation struct {
 	box     *outbox
 	relays  atomic.Int64
 	inHand  map[string][]int // by row: the relays that had it in hand when they were killed
+	ending  sync.WaitGroup   // members and relays that were killed
+
+	// haste is 1 in virtual time. In real time it is how many times less everything takes.
+	haste time.Duration
 
 	// What is drawn for the episode.
 	slow, poison, assigned848 bool
@@ -106,23 +111,51 @@ func (s *simulation) draw(most int, of ...any) int {
 	return rand.New(rand.NewPCG(h.Sum64(), s.seed)).IntN(most)
 }
 
-func simulate(t *testing.T, seed uint64) map[string]int {
-	s := &simulation{model: newModel(simPartitions), seed: seed, random: rand.New(rand.NewPCG(seed, 0)), inHand: make(map[string][]int)}
+// milliseconds are a time, longer in the simulation than in real time.
+func (s *simulation) milliseconds(n int) time.Duration {
+	return time.Duration(n) * time.Millisecond / s.haste
+}
+
+func (s *simulation) seconds(n int) time.Duration { return s.milliseconds(1000 * n) }
+
+// startBrokers starts a cluster whose members are given up after a session.
+func (s *simulation) startBrokers(t *testing.T, session time.Duration) {
+	heartbeat, rebalance := s.seconds(1), s.seconds(30)
+	opts := []kfake.Opt{kfake.NumBrokers(3), kfake.SeedTopics(simPartitions, simTopic), kfake.GroupMinSessionTimeout(time.Second), kfake.BrokerConfigs(map[string]string{
+		"group.consumer.session.timeout.ms": strconv.Itoa(int(session.Milliseconds())), "group.consumer.heartbeat.interval.ms": strconv.Itoa(int(heartbeat.Milliseconds()))})}
+	if s.inRealTime() {
+		s.k = startKafkaOn(t, new(net.Dialer).DialContext, opts...)
+	} else {
+		s.k = startKafka(t, append(opts, kfake.Ports(9092, 9093, 9094))...)
+	}
+	s.k.session, s.k.heartbeat, s.k.rebalance = session, heartbeat, rebalance
+}
+
+func (s *simulation) inRealTime() bool { return s.haste > 1 }
+
+func simulate(t *testing.T, seed uint64, haste int) map[string]int {
+	s := &simulation{model: newModel(simPartitions), seed: seed, random: rand.New(rand.NewPCG(seed, 0)), inHand: make(map[string][]int), haste: time.Duration(haste)}
 	yes := func(in int) bool { return s.random.IntN(in) == 0 }
-	session := 10 + 10*s.random.IntN(2)
-	s.k = startKafka(t, kfake.NumBrokers(3), kfake.Ports(9092, 9093, 9094), kfake.SeedTopics(simPartitions, simTopic), kfake.BrokerConfigs(map[string]string{
-		"group.consumer.session.timeout.ms": strconv.Itoa(1000 * session), "group.consumer.heartbeat.interval.ms": "1000"}))
-	s.k.session = time.Duration(session) * time.Second
-	s.patient, s.away = 10*time.Second, s.k.session+15*time.Second
+	session := s.seconds(10 + 10*s.random.IntN(2))
+	if s.inRealTime() {
+		session = 3 * time.Second // for which no process waits for a processor
+	}
+	s.startBrokers(t, session)
+	s.patient, s.away = s.seconds(10), session+s.seconds(15)
+	s.source = append(s.source, courierkafka.WithRevokeTimeout(s.patient))
 	s.slow, s.poison, s.keyed = yes(4), yes(2), !yes(4)
-	switch s.random.IntN(4) {
+	protocol := s.random.IntN(4)
+	if s.inRealTime() { // where there are few episodes
+		protocol = int(seed % 3)
+	}
+	switch protocol {
 	case 0: // and else cooperatively
 		s.client = append(s.client, kgo.Balancers(kgo.StickyBalancer()))
 	case 1: // the brokers assign the partitions (KIP-848)
 		s.assigned848 = true
 		s.client = append(s.client, kgo.WithContext(context.WithValue(context.Background(), "opt_in_kafka_next_gen_balancer_beta", true))) //nolint:staticcheck // the client has chosen the key
 	}
-	s.coordinator = append(s.coordinator, quiet, courier.WithStreamWorkers(1+s.random.IntN(6)), courier.WithBatchSize(1+s.random.IntN(60)))
+	s.coordinator = append(s.coordinator, quiet, courier.WithDrainTimeout(s.seconds(30)), courier.WithStreamWorkers(1+s.random.IntN(6)), courier.WithBatchSize(1+s.random.IntN(60)))
 	if s.keyed {
 		s.coordinator = append(s.coordinator, courier.WithOrderKey(courierkafka.OrderKey))
 	}
@@ -133,11 +166,11 @@ func simulate(t *testing.T, seed uint64) map[string]int {
 		s.coordinator = append(s.coordinator, courier.WithPrefetch(1+s.random.IntN(3)))
 	}
 	calm, refuse, produceFaults := yes(4), yes(2), yes(2)
-	s.faulty = yes(3) && !calm
+	s.faulty = yes(3) && !calm || s.inRealTime() // a process may wait for a processor then
 
 	faults, heal := context.WithCancel(t.Context())
 	s.control(faults, refuse)
-	if produceFaults {
+	if produceFaults && !s.inRealTime() {
 		s.k.onProduce(s.k.trouble(faults, rand.New(rand.NewPCG(seed, 1))))
 	}
 	var relaying sync.WaitGroup
@@ -147,8 +180,8 @@ func simulate(t *testing.T, seed uint64) map[string]int {
 	expiring.Go(func() { s.expire(sessions) })
 	broken := newBroken(s.k)
 	for range 8 + s.random.IntN(10) {
-		time.Sleep(time.Duration(500+s.random.IntN(8000)) * time.Millisecond)
-		if s.faulty && len(s.alive) > 0 {
+		time.Sleep(s.milliseconds(500 + s.random.IntN(8000)))
+		if s.faulty && !s.inRealTime() && len(s.alive) > 0 {
 			s.fault(broken)
 		}
 		s.step(t, calm)
@@ -166,7 +199,8 @@ func simulate(t *testing.T, seed uint64) map[string]int {
 	for _, id := range s.alive {
 		s.leave(id)
 	}
-	time.Sleep(5 * time.Minute)
+	s.ending.Wait()
+	time.Sleep(s.seconds(10)) // for what is on its way
 	over()
 	expiring.Wait()
 
@@ -222,16 +256,16 @@ func (s *simulation) step(t *testing.T, calm bool) {
 		m := s.members[id]
 		s.unreachable(id, true)
 		m.wire.set(true)
-		go func() { _ = m.stop(); m.client.Close() }()
+		s.ending.Go(func() { _ = m.stop(); m.client.Close() })
 	default:
 		id := s.alive[s.random.IntN(len(s.alive))]
 		s.unreachable(id, false)
 		if s.random.IntN(2) == 0 || s.assigned848 { // the client of KIP-848 may spin if answers are late
 			s.members[id].wire.set(true)
 		} else {
-			s.members[id].wire.slow.Store(int64(time.Duration(3000+s.random.IntN(25_000)) * time.Millisecond))
+			s.members[id].wire.slow.Store(int64(s.milliseconds(3000 + s.random.IntN(25_000))))
 		}
-		time.AfterFunc(time.Duration(s.random.IntN(40_000))*time.Millisecond, func() { s.heal(id) })
+		time.AfterFunc(s.milliseconds(s.random.IntN(40_000)), func() { s.heal(id) })
 	}
 }
 
@@ -260,7 +294,7 @@ func (s *simulation) fault(b *broken) {
 // join starts a member.
 func (s *simulation) join(t *testing.T) {
 	id, m := len(s.members), &member{wire: new(cable)}
-	m.wire.mute = s.draw(2, "mute", id) == 0
+	m.wire.mute = s.draw(2, "mute", id) == 0 && !s.inRealTime()
 	opts := courierkafka.Watched(func(what string, of map[string][]int32) {
 		var committed map[int32]kfake.GroupCommit
 		if info := s.k.GroupInfo("g"); info != nil {
@@ -319,9 +353,9 @@ func (p parked) Send(_ context.Context, letter courier.DeadLetter[*kgo.Record]) 
 func (s *simulation) apply(member int, r *kgo.Record) error {
 	at := fmt.Sprint(r.Partition, r.Offset)
 	try := s.start(member, r)
-	pause := time.Duration(s.draw(100, "pause", at, try)) * time.Millisecond
+	pause := s.milliseconds(s.draw(100, "pause", at, try))
 	if s.draw(200, "long", at, try) == 0 {
-		pause = time.Duration(s.draw(4000, "pause", at, try)) * time.Millisecond
+		pause = s.milliseconds(s.draw(4000, "pause", at, try))
 		if s.slow {
 			pause *= 5 // may be longer than the revoke timeout
 		}
@@ -333,7 +367,7 @@ func (s *simulation) apply(member int, r *kgo.Record) error {
 		err = courier.Permanent(errors.New("poison"))
 	case s.draw(14, "fails", at, try) == 0:
 		if err = errors.New("not this time"); s.poison { // or the queue would take it
-			err = courier.Later(err, time.Second)
+			err = courier.Later(err, s.seconds(1))
 		}
 	}
 	s.stop(member, r, err != nil)
@@ -346,12 +380,12 @@ func (s *simulation) relay(ctx context.Context, t *testing.T, calm bool) {
 	all := make([]order, simRows)
 	for i := range all {
 		all[i] = order{ID: fmt.Sprintf("id-%05d", i), Topic: simTopic, Key: fmt.Sprint("key-", s.draw(simKeys, "key", i)),
-			Payload: make([]byte, s.draw(200, "size", i)), CreatedAt: time.Now().Add(time.Duration(i) * time.Minute / simRows)}
+			Payload: make([]byte, s.draw(200, "size", i)), CreatedAt: time.Now().Add(s.milliseconds(60_000 * i / simRows))}
 	}
 	s.box = newOutbox(all)
-	for more := true; more; time.Sleep(time.Second) {
+	for more := true; more; time.Sleep(s.seconds(1)) {
 		id := int(s.relays.Load())
-		life := time.Duration(2000+s.draw(30_000, "life", id)) * time.Millisecond
+		life := s.milliseconds(2000 + s.draw(30_000, "life", id))
 		more = !s.relayOnce(ctx, t, id, life, calm)
 		s.relays.Add(1)
 	}
@@ -385,7 +419,7 @@ func (s *simulation) relayOnce(ctx context.Context, t *testing.T, id int, life t
 	}
 	wire := new(cable)
 	client := s.k.connectBy(t, wire)
-	sink := courierkafka.NewSink(client, message, courierkafka.WithDeliveryTimeout(time.Duration(1+s.draw(10, "delivery", id))*time.Second))
+	sink := courierkafka.NewSink(client, message, courierkafka.WithDeliveryTimeout(s.seconds(1+s.draw(10, "delivery", id))))
 	applier, _ := courier.ResilientApplier(sink, nil)
 	c := courier.NewPollingCoordinator(source, applier, quiet, courier.WithFastPolling(), courier.WithWorkers(1+s.draw(4, "relay", id)),
 		courier.WithOrderKey(func(o order) string { return o.Key }), courier.WithIdentity(func(o order) string { return o.ID }))
@@ -396,7 +430,7 @@ func (s *simulation) relayOnce(ctx context.Context, t *testing.T, id int, life t
 		defer close(ended)
 		failed = c.Start(running)
 	}()
-	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
+	for began := time.Now(); ; time.Sleep(s.milliseconds(100)) {
 		s.box.mu.Lock()
 		left := len(s.box.pending)
 		kill := left > 0 && !calm && ctx.Err() == nil && time.Since(began) > life
@@ -412,7 +446,7 @@ func (s *simulation) relayOnce(ctx context.Context, t *testing.T, id int, life t
 		if kill {
 			wire.set(true)
 			cancel()
-			go func() { <-ended; client.Close() }()
+			s.ending.Go(func() { <-ended; client.Close() })
 			s.mu.Lock()
 			s.count["relays killed"]++
 			s.mu.Unlock()
@@ -465,10 +499,10 @@ func (s *simulation) judgeRelays(topic []*kgo.Record) {
 // its timeout. kfake forgets to if a member's connection ends while it waits to join: the group
 // would wait for that member, or leave partitions to it, for ever.
 func (s *simulation) expire(ctx context.Context) {
-	const longest = 2 * time.Minute // four times the rebalance timeout
+	longest, second := s.seconds(120), s.seconds(1) // four times the rebalance timeout
 	away := make(map[string]time.Duration)
 	var preparing time.Duration
-	for ; ctx.Err() == nil; time.Sleep(time.Second) {
+	for ; ctx.Err() == nil; time.Sleep(second) {
 		owned := make(map[string]bool)
 		s.mu.Lock()
 		for id, m := range s.members {
@@ -479,19 +513,19 @@ func (s *simulation) expire(ctx context.Context) {
 		}
 		s.mu.Unlock()
 		info := s.k.GroupInfo("g")
-		if preparing += time.Second; info == nil || info.State != "PreparingRebalance" {
+		if preparing += second; info == nil || info.State != "PreparingRebalance" {
 			preparing = 0
 		}
 		for i := 0; info != nil && i < len(info.Members); i++ {
 			id := info.Members[i].MemberID
-			if away[id] += time.Second; owned[id] {
+			if away[id] += second; owned[id] {
 				delete(away, id)
 			}
-			if away[id] > s.k.session+5*time.Second || preparing > longest {
+			if away[id] > s.k.session+s.seconds(5) || preparing > longest {
 				s.expel(ctx, id)
 			}
 		}
-		preparing %= longest + time.Second
+		preparing %= longest + second
 	}
 }
 
@@ -504,8 +538,8 @@ func (s *simulation) expel(ctx context.Context, member string) {
 
 // settles waits until all is relayed, applied and committed.
 func (s *simulation) settles(t *testing.T) {
-	for range 200 {
-		time.Sleep(10 * time.Second)
+	for range 2000 {
+		time.Sleep(s.seconds(1))
 		s.box.mu.Lock()
 		left := len(s.box.pending)
 		s.box.mu.Unlock()

@@ -365,7 +365,7 @@ func TestEndedContext(t *testing.T) {
 func TestConfigErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := startKafka(t)
-		plain, err := kgo.NewClient(kgo.SeedBrokers("localhost:9092"), kgo.Dialer(k.network.DialContext))
+		plain, err := kgo.NewClient(kgo.SeedBrokers(k.seeds...), kgo.Dialer(k.dial))
 		require.NoError(t, err)
 		defer plain.Close()
 		with := func(opts ...kgo.Opt) *courierkafka.Sink[order] {

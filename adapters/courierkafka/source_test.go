@@ -39,10 +39,10 @@ func (k *kafka) join(tb testing.TB, c *cable, topic string, opts ...kgo.Opt) *kg
 
 func (k *kafka) joinAs(tb testing.TB, source []kgo.Opt, c *cable, topic string, opts ...kgo.Opt) *kgo.Client {
 	tb.Helper()
-	c.network = &k.network
-	client, err := kgo.NewClient(append(append(source, kgo.SeedBrokers("localhost:9092"), kgo.Dialer(c.dial),
-		kgo.ConsumerGroup("g"), kgo.ConsumeTopics(topic), kgo.FetchMaxWait(100*time.Millisecond), kgo.SessionTimeout(max(k.session, 6*time.Second)),
-		kgo.HeartbeatInterval(time.Second), kgo.RebalanceTimeout(30*time.Second)), opts...)...)
+	c.network = k.dial
+	client, err := kgo.NewClient(append(append(source, kgo.SeedBrokers(k.seeds...), kgo.Dialer(c.dial),
+		kgo.ConsumerGroup("g"), kgo.ConsumeTopics(topic), kgo.FetchMaxWait(100*time.Millisecond), kgo.SessionTimeout(k.session),
+		kgo.HeartbeatInterval(k.heartbeat), kgo.RebalanceTimeout(k.rebalance)), opts...)...)
 	require.NoError(tb, err)
 	tb.Cleanup(client.Close)
 	return client
@@ -601,7 +601,7 @@ func TestSource_Validate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				k := startKafka(t)
-				opts := append([]kgo.Opt{kgo.SeedBrokers("localhost:9092"), kgo.Dialer(k.network.DialContext)}, test.client...)
+				opts := append([]kgo.Opt{kgo.SeedBrokers(k.seeds...), kgo.Dialer(k.dial)}, test.client...)
 				if !test.bare {
 					opts = append(courierkafka.SourceOptions(), opts...)
 				}
