@@ -4,6 +4,7 @@ package courierkafka_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -24,15 +25,18 @@ import (
 	"github.com/erfanmomeniii/courier/adapters/courierkafka"
 )
 
-// slowCommits is a logger of a client that delays its commits, once they are made and
+// slowCommit is a logger of a client that delays its first commit, once it is made and
 // before the client looks in which generation of the group it is: so may a process that
 // gets no processor time.
-type slowCommits struct{ until chan struct{} }
+type slowCommit struct {
+	until chan struct{}
+	begun atomic.Bool
+}
 
-func (slowCommits) Level() kgo.LogLevel { return kgo.LogLevelDebug }
+func (*slowCommit) Level() kgo.LogLevel { return kgo.LogLevelDebug }
 
-func (s slowCommits) Log(_ kgo.LogLevel, message string, _ ...any) {
-	if message == "in CommitOffsetsSync" {
+func (s *slowCommit) Log(_ kgo.LogLevel, message string, _ ...any) {
+	if message == "in CommitOffsetsSync" && s.begun.CompareAndSwap(false, true) {
 		<-s.until
 	}
 }
@@ -55,7 +59,7 @@ func TestSource_ACommitThatWaitedLeavesOutWhatIsLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := startKafka(t)
 		k.write(t, "orders", 0, 10, strconv.Itoa)
-		wire, slow := new(cable), slowCommits{make(chan struct{})}
+		wire, slow := new(cable), &slowCommit{until: make(chan struct{})}
 		client := k.join(t, wire, "orders", kgo.WithLogger(slow))
 		first := courierkafka.NewSource(client, courierkafka.WithCommitTimeout(5*time.Minute))
 		records := fetchAll(t, first, 10)
@@ -76,6 +80,26 @@ func TestSource_ACommitThatWaitedLeavesOutWhatIsLost(t *testing.T) {
 		close(slow.until)
 		require.NoError(t, <-marked, "what is lost is passed over")
 		require.EqualValues(t, 10, k.committed(t, "orders", 0), "the commit of the second is undone")
+	})
+}
+
+// A commit that takes long is not overtaken by the next one, which it would undo.
+func TestSource_ACommitIsNotOvertaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "orders", 0, 10, strconv.Itoa)
+		slow := &slowCommit{until: make(chan struct{})}
+		source := courierkafka.NewSource(k.join(t, new(cable), "orders", kgo.WithLogger(slow)))
+		records := fetchAll(t, source, 10)
+		marked := make(chan error, 2)
+		go func() { marked <- source.Mark(t.Context(), records[:5]) }()
+		synctest.Wait()
+		require.True(t, slow.begun.Load())
+		go func() { marked <- source.Mark(t.Context(), records[5:]) }()
+		synctest.Wait()
+		close(slow.until)
+		require.NoError(t, errors.Join(<-marked, <-marked))
+		require.EqualValues(t, 10, k.committed(t, "orders", 0))
 	})
 }
 

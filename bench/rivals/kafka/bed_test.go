@@ -22,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/erfanmomeniii/courier/bench/internal/meter"
 	"github.com/erfanmomeniii/courier/bench/rivals/internal/full"
 )
@@ -36,7 +37,7 @@ func TestMain(m *testing.M) {
 		broker()
 		return
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
 }
 
 const (

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
-	"sync"
 	"testing"
 	"time"
 
@@ -68,18 +67,16 @@ func scan(b *testing.B, found *sql.Rows) []row {
 	return batch
 }
 
+// produce stores a batch. Flush ends the linger of the client, and waits for all promises.
 func produce(client *kgo.Client, batch []row) error {
 	errs := make([]error, len(batch))
-	var all sync.WaitGroup
-	all.Add(len(batch))
 	for i, r := range batch {
 		record := &kgo.Record{Topic: r.topic, Key: []byte(r.key), Value: r.payload, Headers: []kgo.RecordHeader{{Key: "id", Value: []byte(r.id)}}}
-		client.Produce(context.Background(), record, func(_ *kgo.Record, err error) {
-			errs[i] = err
-			all.Done()
-		})
+		client.Produce(context.Background(), record, func(_ *kgo.Record, err error) { errs[i] = err })
 	}
-	all.Wait()
+	if err := client.Flush(context.Background()); err != nil {
+		return err
+	}
 	return errors.Join(errs...)
 }
 
@@ -106,8 +103,12 @@ func BenchmarkKafkaRelay_CourierStream(b *testing.B) {
 }
 
 func (bed *bed) applier(client *kgo.Client) courier.Applier[couriersql.Row] {
+	return applierOf(client, bed.outbox)
+}
+
+func applierOf(client *kgo.Client, outbox *couriersql.Outbox) courier.Applier[couriersql.Row] {
 	sink := courierkafka.NewSink(client, func(m couriersql.Message) (*kgo.Record, error) { return courierkafka.Message(m).Record() })
 	applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
-		&courier.ResilientConfig[couriersql.Row]{DLQ: bed.outbox.DLQ()})
+		&courier.ResilientConfig[couriersql.Row]{DLQ: outbox.DLQ()})
 	return applier
 }
