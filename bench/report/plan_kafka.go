@@ -4,6 +4,10 @@ package main
 var kafka = []section{
 	kafkaRelay,
 	kafkaComputed(kafkaRelay),
+	kafkaPostgres,
+	kafkaComputed(kafkaPostgres),
+	kafkaLatency("PostgreSQL to Kafka, from commit to arrival, 500 rows/s, the median", "p50-ms"),
+	kafkaLatency("PostgreSQL to Kafka, from commit to arrival, 500 rows/s, the 99th percentile", "p99-ms"),
 	{title: "Kafka consumer group, a handler of 1 ms, 8 at a time in the order of a key", cases: []benchmark{
 		{name: "KafkaGroup_HandWritten", title: "loop by hand, a commit for each poll", kind: floor},
 		{name: "KafkaGroup_HandWrittenUnsafe", title: "loop by hand that may lose", kind: floor},
@@ -17,6 +21,19 @@ var kafkaRelay = section{title: "SQLite to Kafka, batches of 1000 of 256 bytes",
 	{name: "KafkaRelay_Courier", title: "Courier, polling", kind: ours, to: bestFloor, goal: shareOf(95)},
 	{name: "KafkaRelay_CourierStream", title: "Courier, streaming", kind: ours, to: bestFloor, goal: shareOf(95)},
 }}
+
+var kafkaPostgres = section{title: "PostgreSQL to Kafka, batches of 1000 of 256 bytes, one of many instances", cases: []benchmark{
+	{name: "KafkaPostgres_HandWritten", title: "loop by hand, SELECT, a promise for each record, DELETE", kind: floor},
+	{name: "KafkaPostgres_HandWrittenReturning", title: "loop by hand, DELETE RETURNING", kind: floor},
+	{name: "KafkaPostgres_Courier", title: "Courier", kind: ours, to: bestFloor, goal: shareOf(95)},
+}}
+
+func kafkaLatency(title, unit string) section {
+	return section{title: title, unit: unit, cases: []benchmark{
+		{name: "KafkaLatency/listener-by-hand", title: "listener by hand", kind: floor},
+		{name: "KafkaLatency/courier", title: "Courier, WithWakeUp", kind: ours, to: bestFloor, goal: atMost(1.5)},
+	}}
+}
 
 func kafkaComputed(s section) section {
 	s = computed(s)
