@@ -63,6 +63,7 @@ type call struct {
 	callID
 	p      *Process
 	ctx    context.Context
+	lane   int         // see inLane
 	name   string      // of what it is about
 	detail string      // where it is traced
 	data   any         // the model's
@@ -73,6 +74,7 @@ type call struct {
 	had    bool // the effect, or a failure in its place
 	gone   bool // is to return, and have no effect any more
 	closes bool // the second half of a call whose effect the caller had
+	turn   bool // likewise, of one that takes no time, see takeTurn
 	passed any  // the model's: the breakers that let it through
 	counts bool // likewise: as an attempt, if it is one
 	stamp  uint64
@@ -116,10 +118,24 @@ func (p *Process) do(ctx context.Context, kind Kind, id uint64, name string, dat
 		c = &call{wake: make(chan struct{}, 1)}
 	}
 	c.callID, c.p, c.ctx, c.name, c.data, c.effect = callID{kind: kind, id: id}, p, ctx, name, data, effect
+	c.lane = laneOf(ctx)
 	w.inbox = append(w.inbox, c)
 	w.mu.Unlock()
 	<-c.wake
 	return c
+}
+
+type laneKey struct{}
+
+// inLane tells the calls of one of several coordinators of a process from those of the
+// others, which may be about the same at one instant.
+func inLane(ctx context.Context, lane int) context.Context {
+	return context.WithValue(ctx, laneKey{}, lane)
+}
+
+func laneOf(ctx context.Context) int {
+	lane, _ := ctx.Value(laneKey{}).(int)
+	return lane
 }
 
 // close parks once more, between an effect that the caller had and the reply.
@@ -130,6 +146,14 @@ func (p *Process) close(c *call) {
 	w.inbox = append(w.inbox, c)
 	w.mu.Unlock()
 	<-c.wake
+}
+
+// takeTurn parks until those that come at the same instant go on one by one, in the order
+// of what they are about. It is for calls of the library's own memory, which are no part
+// of the world and take no time, but whose order shows.
+func (p *Process) takeTurn(ctx context.Context, id uint64) {
+	c := &call{callID: callID{kind: Hook, id: id}, p: p, lane: laneOf(ctx), name: "a turn", turn: true, wake: make(chan struct{}, 1)}
+	p.close(c)
 }
 
 // done lets the memory of a call be used again.

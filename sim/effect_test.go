@@ -1,10 +1,13 @@
 package sim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -235,6 +238,64 @@ func TestEveryErrorOfAnApplyComes(t *testing.T) {
 		}
 		if len(seen) != want {
 			t.Errorf("%v: %d forms, want %d: %v", k, len(seen), want, seen)
+		}
+	}
+}
+
+// A call that was cancelled while it waited is out of what tries again: its memory is
+// another call's soon.
+func TestACancelledCallTriesNoMore(t *testing.T) {
+	o := Options{Faults: []Fault{}}.withDefaults()
+	waiting := -1
+	r := episode(t, 1, &o, func(w *World) {
+		w.Run(func(ctx context.Context) error {
+			p := processOf(ctx)
+			cancelled, cancel := context.WithCancel(ctx)
+			defer cancel()
+			c := p.do(cancelled, Fetch, 1, "nothing", nil, func(c *call) {
+				c.wait = true
+				w.later(time.Millisecond, func() bool { cancel(); return true })
+			})
+			waiting = len(w.blocked)
+			p.done(c)
+			<-ctx.Done()
+			return nil
+		})
+		w.Eventually("it has returned", func() bool { return waiting >= 0 })
+	}, map[callID][]Fault{}, false)
+	if len(r.Problems) > 0 || waiting != 0 {
+		t.Errorf("%d calls wait, %v", waiting, r.Problems)
+	}
+}
+
+// What comes to the library's own memory at one instant takes turns, in the order of what
+// it is about, and no time passes.
+func TestTurnsTakeNoTime(t *testing.T) {
+	o := Options{}.withDefaults()
+	for range 20 {
+		var order []uint64
+		r := episode(t, 1, &o, func(w *World) {
+			w.Run(func(ctx context.Context) error {
+				p := processOf(ctx)
+				began := w.Now()
+				var all sync.WaitGroup
+				for id := range uint64(8) {
+					all.Go(func() {
+						p.takeTurn(ctx, 8-id)
+						order = append(order, id)
+					})
+				}
+				all.Wait()
+				if w.Now() != began {
+					w.Fail("turns took %v", w.Now()-began)
+				}
+				<-ctx.Done()
+				return nil
+			})
+			w.Eventually("all had their turn", func() bool { return len(order) == 8 })
+		}, map[callID][]Fault{}, false)
+		if len(r.Problems) > 0 || !slices.IsSortedFunc(order, func(a, b uint64) int { return cmp.Compare(b, a) }) {
+			t.Fatalf("%v, %v", order, r.Problems)
 		}
 	}
 }

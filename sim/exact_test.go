@@ -67,14 +67,27 @@ func TestExact(t *testing.T) {
 			}
 		})
 	}
-	for seed, why := range inexact {
-		t.Run(why, func(t *testing.T) { exact(t, &o, seed, nil) })
+	for _, once := range inexact {
+		t.Run(once.why, func(t *testing.T) {
+			var fixed func(s *settings)
+			for _, shape := range shapes {
+				if shape.name == once.shape {
+					fixed = shape.fixed
+				}
+			}
+			exact(t, &o, once.seed, fixed)
+		})
 	}
 }
 
 // inexact are seeds that once were not one run.
-var inexact = map[uint64]string{
-	7000000161: "a record and its copy begin at one instant, in two batches",
+var inexact = []struct {
+	seed       uint64
+	shape, why string // shape is as drawn where it is empty
+}{
+	{7000000161, "", "a record and its copy begin at one instant, in two batches"},
+	{7000000688, "order by key, polling", "two branches park in one queue in memory at one instant"},
+	{7000004868, "", "a fetch that was cancelled while it waited for records"},
 }
 
 // exact runs a seed again and again, on one processor and on two in turn.

@@ -231,6 +231,20 @@ func (q *parkingLot[T]) ParkedKeys(ctx context.Context, branch string, keys []st
 	return parked, err
 }
 
+// inMemory is a queue in memory as one process sees it. Letters that are sent at one
+// instant, by workers or branches that have no call to make before, are numbered in
+// canonical order.
+type inMemory[T record] struct{ parkingLot[T] }
+
+func (q *inMemory[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) error {
+	q.p.takeTurn(ctx, q.id(uint64(letter.Record.number()+1)))
+	return q.MemoryDLQ.Send(ctx, letter)
+}
+
+func (q *inMemory[T]) ParkedKeys(ctx context.Context, branch string, keys []string) ([]string, error) {
+	return q.MemoryDLQ.ParkedKeys(ctx, branch, keys)
+}
+
 // parkedBy is what Courier says of a record that the queue has taken.
 func parkedBy[T record](l *life) func(context.Context, courier.DeadLetter[T]) {
 	return func(_ context.Context, letter courier.DeadLetter[T]) {

@@ -33,7 +33,7 @@ func (x *pipe[T]) start(ctx context.Context, l *life, coordinate func(*source[T]
 	var runs sync.WaitGroup
 	errs := make([]error, len(l.running))
 	for i, c := range l.running {
-		runs.Go(func() { errs[i] = c.Start(ctx) })
+		runs.Go(func() { errs[i] = c.Start(inLane(ctx, i)) })
 	}
 	runs.Wait()
 	return errors.Join(errs...)

@@ -665,10 +665,11 @@ func (x *pipe[T]) parks(l *life, branch string) (courier.DLQ[T], courier.DLQPoli
 	if branch == second {
 		queue = x.aside
 	}
+	lot := parkingLot[T]{queue, l, branch}
 	if x.Memory {
-		return queue, policy
+		return &inMemory[T]{lot}, policy
 	}
-	return &parkingLot[T]{queue, l, branch}, policy
+	return &lot, policy
 }
 
 func (m *model) key(n int) int { return n % max(1, m.Keys) }

@@ -42,7 +42,7 @@ func (e *event) compare(o *event) int {
 }
 
 func (c *call) compare(o *call) int {
-	return cmp.Or(cmp.Compare(c.p.number, o.p.number), cmp.Compare(c.kind, o.kind), cmp.Compare(c.id, o.id), cmp.Compare(c.n, o.n))
+	return cmp.Or(cmp.Compare(c.p.number, o.p.number), cmp.Compare(c.kind, o.kind), cmp.Compare(c.id, o.id), cmp.Compare(c.lane, o.lane), cmp.Compare(c.n, o.n))
 }
 
 // resume has a call go on at some time.
@@ -197,13 +197,17 @@ func (w *World) intake() {
 // that which of the two came first is chance. They share a number, and with it
 // the time at which they go on.
 func (c *call) indistinct(o *call) bool {
-	return (c.kind == Begin || c.kind == Hook) && c.p == o.p && c.kind == o.kind && c.id == o.id
+	return (c.kind == Begin || c.kind == Hook) && c.p == o.p && c.kind == o.kind && c.id == o.id && c.lane == o.lane
 }
 
 // admit has a call that has come go on at a time that is drawn for it.
 func (w *World) admit(c *call) {
 	now := w.now.Load()
 	c.p.open++
+	if c.turn {
+		w.resume(now, c)
+		return
+	}
 	if c.closes {
 		w.resume(now+w.delay(c, forReply), c)
 		return
@@ -379,8 +383,9 @@ func (w *World) reply(c *call) {
 		i := slices.Index(w.parked, c)
 		w.parked[i] = w.parked[len(w.parked)-1]
 		w.parked = w.parked[:len(w.parked)-1]
+		w.blocked = slices.DeleteFunc(w.blocked, func(b *call) bool { return b == c }) // its memory is another call's soon
 	}
-	if w.replies != nil {
+	if w.replies != nil && !c.turn {
 		w.replies(c)
 	}
 	if c.effect == nil && c.err == nil && !c.closes && !c.continues() {
