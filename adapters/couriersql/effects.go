@@ -42,7 +42,7 @@ func Effects[T any](inbox *Inbox, identity func(T) string, effect func(ctx conte
 // but those that are done already; there is at least one. The slice is the effect's to
 // keep. If effect fails, whatever its error, the batch is divided.
 func BatchEffects[T any](inbox *Inbox, identity func(T) string, effect func(ctx context.Context, tx *sql.Tx, fresh []T) error) courier.BatchApplier[T] {
-	return &effects[T, *sql.Tx]{inbox: inbox, identity: identity, effect: effect, begin: beginSQL}
+	return &effects[T, *sql.Tx]{once: &noted[T]{inbox, identity}, effect: effect, begin: beginSQL}
 }
 
 // PgxEffects is [Effects] with a transaction of pgx, for COPY, batches and types of
@@ -53,7 +53,7 @@ func PgxEffects[T any](inbox *Inbox, identity func(T) string, effect func(ctx co
 
 // PgxBatchEffects is [BatchEffects] with a transaction of pgx, as [PgxEffects] has it.
 func PgxBatchEffects[T any](inbox *Inbox, identity func(T) string, effect func(ctx context.Context, tx pgx.Tx, fresh []T) error) courier.BatchApplier[T] {
-	return &effects[T, pgx.Tx]{inbox: inbox, identity: identity, effect: effect, begin: beginPgx}
+	return &effects[T, pgx.Tx]{once: &noted[T]{inbox, identity}, effect: effect, begin: beginPgx}
 }
 
 func eachOf[T, X any](effect func(context.Context, X, T) error) func(context.Context, X, []T) error {
@@ -72,25 +72,46 @@ func eachOf[T, X any](effect func(context.Context, X, T) error) func(context.Con
 
 // effects is an applier of records by transactions of the kind X.
 type effects[T, X any] struct {
-	inbox    *Inbox
-	identity func(T) string
-	effect   func(ctx context.Context, tx X, fresh []T) error
-	begin    func(ctx context.Context, inbox *Inbox, conn *sql.Conn, use func(transacting[X]) error) error
+	once   once[T]
+	effect func(ctx context.Context, tx X, fresh []T) error
+	begin  func(ctx context.Context, d *database, conn *sql.Conn, use func(transacting[X]) error) error
 }
+
+// once has the effect of a record happen once.
+type once[T any] interface {
+	courier.Validator
+	tables() *database
+	// id names a record, "" if it has no name that others do not have.
+	id(record T) string
+	// admit returns those of a batch whose effects are not done. It may take all for that
+	// at first, which costs less, if finish finds out: repeats is set once it did.
+	admit(ctx context.Context, t queries, batch []identified[T], repeats bool) (fresh []identified[T], err error)
+	// finish notes that the effects of the fresh are done, after them. It returns an error
+	// that isRepeat knows where those of others are done.
+	finish(ctx context.Context, t queries, fresh []identified[T]) error
+	isRepeat(err error) bool
+	// committed is told of the batch, and how many were fresh.
+	committed(ctx context.Context, batch []identified[T], fresh int)
+	// skipped is told of further copies in one call.
+	skipped(n int)
+}
+
+// queries reads the one column of a result, in a transaction.
+type queries func(ctx context.Context, query string, args ...any) ([]string, error)
 
 // transacting is a transaction of either driver.
 type transacting[X any] struct {
 	tx       X
-	texts    func(ctx context.Context, query string, args ...any) ([]string, error) // the one column of the result
+	texts    queries
 	commit   func(context.Context) error
 	rollback func() error
 	ended    error // of commit and rollback, if the transaction was over before
 }
 
-func beginSQL(ctx context.Context, inbox *Inbox, conn *sql.Conn, use func(transacting[*sql.Tx]) error) error {
-	tx, err := conn.BeginTx(ctx, inbox.grammar.isolated)
+func beginSQL(ctx context.Context, d *database, conn *sql.Conn, use func(transacting[*sql.Tx]) error) error {
+	tx, err := conn.BeginTx(ctx, d.grammar.isolated)
 	if err != nil {
-		return inbox.failed(err, "beginning a transaction for effects")
+		return d.failed(err, "beginning a transaction for effects")
 	}
 	return use(transacting[*sql.Tx]{
 		tx: tx, ended: sql.ErrTxDone,
@@ -102,7 +123,7 @@ func beginSQL(ctx context.Context, inbox *Inbox, conn *sql.Conn, use func(transa
 	})
 }
 
-func beginPgx(ctx context.Context, inbox *Inbox, conn *sql.Conn, use func(transacting[pgx.Tx]) error) error {
+func beginPgx(ctx context.Context, d *database, conn *sql.Conn, use func(transacting[pgx.Tx]) error) error {
 	return conn.Raw(func(raw any) error {
 		driven, ok := raw.(*stdlib.Conn)
 		if !ok {
@@ -110,7 +131,7 @@ func beginPgx(ctx context.Context, inbox *Inbox, conn *sql.Conn, use func(transa
 		}
 		tx, err := driven.Conn().BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.ReadCommitted})
 		if err != nil {
-			return inbox.failed(err, "beginning a transaction for effects")
+			return d.failed(err, "beginning a transaction for effects")
 		}
 		return use(transacting[pgx.Tx]{
 			tx: tx, ended: pgx.ErrTxClosed,
@@ -139,17 +160,14 @@ var (
 
 // Validate implements [courier.Validator].
 func (e *effects[T, X]) Validate() error {
+	if err := e.once.Validate(); err != nil {
+		return err
+	}
 	_, withPgx := any(e).(*effects[T, pgx.Tx])
 	switch {
-	case e.inbox == nil || e.inbox.database == nil:
-		return &courier.ConfigError{Field: "inbox", Problem: "is nil, or was not made by NewInbox"}
-	case e.inbox.fault != nil:
-		return e.inbox.fault
-	case e.identity == nil:
-		return &courier.ConfigError{Field: "identity", Problem: "is nil: pass a function that names a record"}
 	case e.effect == nil:
 		return &courier.ConfigError{Field: "effect", Problem: "is nil: pass a function that writes to the database"}
-	case withPgx && e.inbox.dialect != Postgres:
+	case withPgx && e.once.tables().dialect != Postgres:
 		return errNoPgx
 	}
 	return nil
@@ -174,11 +192,7 @@ func (e *effects[T, X]) ApplyBatch(ctx context.Context, records []T) error {
 	met := make(map[string]bool, len(records))
 	var batch []identified[T]
 	for i, record := range records {
-		name := e.identity(record)
-		if name == "" {
-			continue
-		}
-		if ids[i] = idOf(name); !met[ids[i]] {
+		if ids[i] = e.once.id(record); ids[i] != "" && !met[ids[i]] {
 			met[ids[i]] = true
 			batch = append(batch, identified[T]{ids[i], record})
 		}
@@ -197,13 +211,13 @@ func (e *effects[T, X]) ApplyBatch(ctx context.Context, records []T) error {
 		case met[id]: // the first of its copies
 			met[id] = false
 		default:
-			e.inbox.skipped.Add(1)
+			e.once.skipped(1)
 		}
 	}
 	return list.ErrorOrNil()
 }
 
-// identified is a record and its id in the inbox.
+// identified is a record and its id.
 type identified[T any] struct {
 	id     string
 	record T
@@ -211,11 +225,10 @@ type identified[T any] struct {
 
 // apply applies a batch in one transaction.
 func (e *effects[T, X]) apply(ctx context.Context, batch []identified[T]) error {
-	d := e.inbox.database
-	repeats := d.grammar.admitAll == "" // some may be done
-	return d.tries(ctx, func() error {
+	repeats := false // some may be done
+	return e.once.tables().tries(ctx, func() error {
 		err := e.try(ctx, batch, repeats)
-		if err != nil && !repeats && ctx.Err() == nil && (errors.Is(err, errNotAll) || d.grammar.isNoted(err, d.name)) {
+		if err != nil && !repeats && ctx.Err() == nil && e.once.isRepeat(err) {
 			repeats = true
 			err = e.try(ctx, batch, repeats)
 		}
@@ -224,7 +237,7 @@ func (e *effects[T, X]) apply(ctx context.Context, batch []identified[T]) error 
 }
 
 func (e *effects[T, X]) try(ctx context.Context, batch []identified[T], repeats bool) error {
-	d := e.inbox.database
+	d := e.once.tables()
 	return d.boundedBeside(ctx, func(ctx context.Context, beside func(func() error) error) error {
 		return d.on(ctx, func(conn *sql.Conn) error {
 			panicked := true
@@ -233,7 +246,7 @@ func (e *effects[T, X]) try(ctx context.Context, batch []identified[T], repeats 
 					_ = conn.Close() // back to the pool
 				}
 			}()
-			err := e.begin(ctx, e.inbox, conn, func(t transacting[X]) error { return e.transact(ctx, t, beside, batch, repeats) })
+			err := e.begin(ctx, d, conn, func(t transacting[X]) error { return e.transact(ctx, t, beside, batch, repeats) })
 			panicked = false
 			return err
 		})
@@ -248,28 +261,39 @@ func (e *effects[T, X]) transact(ctx context.Context, t transacting[X], beside f
 		}
 	}()
 	endedBy := func(err error) bool { return errors.Is(err, t.ended) && ctx.Err() == nil }
-	fresh, err := admit(ctx, e.inbox, t.texts, batch, repeats)
+	fresh, err := e.once.admit(ctx, t.texts, batch, repeats)
 	if err != nil {
 		return err
 	}
 	if len(fresh) > 0 {
-		if err := beside(func() error { return e.effect(ctx, t.tx, fresh) }); err != nil {
+		records := make([]T, len(fresh))
+		for i, r := range fresh {
+			records[i] = r.record
+		}
+		if err := beside(func() error { return e.effect(ctx, t.tx, records) }); err != nil {
 			over = true
 			if endedBy(t.rollback()) {
 				return fmt.Errorf("%w: %w", errEnded, err)
 			}
 			return &recordsError{err}
 		}
+		if err := e.once.finish(ctx, t.texts, fresh); err != nil {
+			if endedBy(err) {
+				return errEnded
+			}
+			return err
+		}
 	}
 	over = true
+	d := e.once.tables()
 	switch err = t.commit(ctx); {
 	case err == nil:
-		e.inbox.skipped.Add(uint64(len(batch) - len(fresh)))
+		e.once.committed(ctx, batch, len(fresh))
 		return nil
 	case endedBy(err):
 		return errEnded
-	case e.inbox.grammar.refused(err):
-		return &recordsError{e.inbox.failed(err, "committing effects, which are rolled back")}
+	case d.grammar.refused(err):
+		return &recordsError{d.failed(err, "committing effects, which are rolled back")}
 	}
-	return e.inbox.failed(err, "committing effects, of which it is not known whether they are done; the next try finds out")
+	return d.failed(err, "committing effects, of which it is not known whether they are done; the next try finds out")
 }

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
+
+	"github.com/erfanmomeniii/courier"
 )
 
 // DefaultInboxTable is the name of the inbox's table unless [InboxConfig] has another.
@@ -82,38 +84,77 @@ func (i *Inbox) Prune(ctx context.Context, before time.Time) (deleted int, err e
 	return i.prune(ctx, inboxPruneBatch, i.grammar.pruneInbox, i.consumer, i.grammar.time(before.UnixMicro()))
 }
 
+// noted has effects happen once by the notes of an inbox.
+type noted[T any] struct {
+	inbox    *Inbox
+	identity func(T) string
+}
+
+func (n *noted[T]) Validate() error {
+	switch {
+	case n.inbox == nil || n.inbox.database == nil:
+		return &courier.ConfigError{Field: "inbox", Problem: "is nil, or was not made by NewInbox"}
+	case n.inbox.fault != nil:
+		return n.inbox.fault
+	case n.identity == nil:
+		return &courier.ConfigError{Field: "identity", Problem: "is nil: pass a function that names a record"}
+	}
+	return nil
+}
+
+func (n *noted[T]) tables() *database { return n.inbox.database }
+
+func (n *noted[T]) id(record T) string {
+	if name := n.identity(record); name != "" {
+		return idOf(name)
+	}
+	return ""
+}
+
 // admit notes the records of a batch as done, in a transaction, and returns those that
 // were not. It waits for another transaction that has noted one of them and may be rolled
 // back. Unless repeats is set it fails where a record is noted, which is half the work of
 // looking at each.
-func admit[T any](ctx context.Context, i *Inbox, texts func(context.Context, string, ...any) ([]string, error), batch []identified[T], repeats bool) (fresh []T, err error) {
+func (n *noted[T]) admit(ctx context.Context, t queries, batch []identified[T], repeats bool) (fresh []identified[T], err error) {
 	ids := make([]string, len(batch))
-	for n, r := range batch {
-		ids[n] = r.id
+	for i, r := range batch {
+		ids[i] = r.id
 	}
 	slices.Sort(ids) // two that note the same records do not wait for each other
-	noted, err := i.note(ctx, texts, ids, repeats)
+	done, err := n.inbox.note(ctx, t, ids, repeats || n.inbox.grammar.admitAll == "")
 	if err != nil {
-		return nil, i.failed(err, "noting %s as done in %s", plural(len(ids), "record"), i.table)
+		return nil, n.inbox.failed(err, "noting %s as done in %s", plural(len(ids), "record"), n.inbox.table)
 	}
-	isNew := make(map[string]bool, len(noted))
-	for _, id := range noted {
+	isNew := make(map[string]bool, len(done))
+	for _, id := range done {
 		isNew[id] = true
 	}
 	for _, r := range batch {
 		if isNew[r.id] {
-			fresh = append(fresh, r.record)
+			fresh = append(fresh, r)
 		}
 	}
 	return fresh, nil
 }
+
+func (*noted[T]) finish(context.Context, queries, []identified[T]) error { return nil } // admit has noted them
+
+func (n *noted[T]) isRepeat(err error) bool {
+	return n.inbox.grammar.admitAll != "" && (errors.Is(err, errNotAll) || n.inbox.grammar.isNoted(err, n.inbox.name))
+}
+
+func (n *noted[T]) committed(_ context.Context, batch []identified[T], fresh int) {
+	n.skipped(len(batch) - fresh)
+}
+
+func (n *noted[T]) skipped(copies int) { n.inbox.skipped.Add(uint64(copies)) }
 
 // errNotAll is for a statement that has not noted all records: which, one that looks at each
 // record has to find out, in another transaction.
 var errNotAll = errors.New("some records were not noted")
 
 // note returns those that it has noted, and that were not before.
-func (i *Inbox) note(ctx context.Context, texts func(context.Context, string, ...any) ([]string, error), ids []string, repeats bool) (noted []string, err error) {
+func (i *Inbox) note(ctx context.Context, texts queries, ids []string, repeats bool) (noted []string, err error) {
 	list := i.grammar.strings(ids)
 	if !repeats {
 		n, err := texts(ctx, i.sql(i.grammar.admitAll), i.consumer, list)
