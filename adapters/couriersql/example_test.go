@@ -323,3 +323,52 @@ func ExampleNewSink() {
 	// record 1: permanent
 	// 2 orders of 50
 }
+
+// A table of jobs, each of which is done once: the effect and the mark are one transaction.
+func ExampleTableSource_Effects() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+	for _, text := range []string{
+		`CREATE TABLE jobs (id TEXT PRIMARY KEY, amount INTEGER NOT NULL)`,
+		`CREATE TABLE balance (cents INTEGER NOT NULL)`,
+		`INSERT INTO balance VALUES (0)`,
+		`INSERT INTO jobs VALUES ('a', 40), ('b', 2)`,
+	} {
+		if _, err := db.ExecContext(ctx, text); err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	type Job struct {
+		ID     string
+		Amount int
+	}
+	table := couriersql.NewTable(db, couriersql.SQLite, couriersql.TableConfig[Job]{
+		Table:   "jobs",
+		Key:     []string{"id"},
+		KeyOf:   func(j Job) []any { return []any{j.ID} },
+		Columns: []string{"id", "amount"},
+		Scan:    func(scan func(dest ...any) error) (j Job, err error) { return j, scan(&j.ID, &j.Amount) },
+		Pending: "true",
+		Mark:    "", // deletes the row
+	})
+	if err := table.Migrate(ctx); err != nil {
+		log.Fatal(err)
+	}
+	source := table.Source()
+	book := source.Effects(func(ctx context.Context, tx *sql.Tx, j Job) error {
+		_, err := tx.ExecContext(ctx, `UPDATE balance SET cents = cents + $1`, j.Amount)
+		return err
+	})
+	if err := courier.NewPollingCoordinator(source, book).RunOnce(ctx); err != nil { // Start, in a service
+		log.Fatal(err)
+	}
+	var cents int
+	if err := db.QueryRowContext(ctx, `SELECT cents FROM balance`).Scan(&cents); err != nil {
+		log.Fatal(err)
+	}
+	left, err := table.Pending(ctx)
+	fmt.Println(cents, "cents,", left, "jobs left", err)
+	// Output: 42 cents, 0 jobs left <nil>
+}

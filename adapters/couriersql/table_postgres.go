@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -268,10 +269,16 @@ func (p *postgresTable) mine(last bool) string {
 	return fmt.Sprintf(`SELECT 1 FROM %s WHERE id = $1 AND owner = $2 FOR UPDATE`, p.batches())
 }
 
-func (p *postgresTable) markText() string { return p.marking(true, false) }
+func (p *postgresTable) markText() string { return p.marking(part{last: true}) }
 
-func (p *postgresTable) marking(last, attempted bool) string {
-	const mine = "EXISTS (SELECT FROM mine)"
+// marking marks the rows $3 … of the lease $1 of $2, and returns whether that is there, and
+// how many rows it has marked.
+func (p *postgresTable) marking(m part) string {
+	return p.marks(p.mine(m.last), m.attempted, "EXISTS (SELECT FROM mine)") + `
+SELECT (SELECT count(*) FROM mine), (SELECT count(*) FROM marked)`
+}
+
+func (p *postgresTable) marks(held string, attempted bool, mine string) string {
 	var first string
 	several := len(p.keys) > 1
 	switch {
@@ -288,14 +295,13 @@ func (p *postgresTable) marking(last, attempted bool) string {
 	if attempted {
 		noted = fmt.Sprintf(`, noted AS (
 	DELETE FROM %s WHERE (%s) IN (SELECT * FROM unnest(%s)) AND %s
-)`, p.stateTable(), each(len(p.keys), "key#"), p.lists(3), mine)
+)`, p.stateTable(), each(len(p.keys), "key#"), p.lists(3), "EXISTS (SELECT FROM mine)")
 	}
 	return fmt.Sprintf(`WITH mine AS (
 	%s
 ), marked AS (
 	%s%s RETURNING 1
-)%s
-SELECT (SELECT count(*) FROM mine), (SELECT count(*) FROM marked)`, p.mine(last), first, p.among(3, mine), noted)
+)%s`, held, first, p.among(3, mine), noted)
 }
 
 // failing notes failures: of the lease $1 of $2, or of rows that nobody holds.
@@ -394,7 +400,7 @@ func (p *postgresTable) settle(ctx context.Context, conn *sql.Conn, owner string
 		}
 		switch how {
 		case toMark:
-			batch.Queue(p.marking(part.last, part.attempted), args...).QueryRow(func(row pgx.Row) error {
+			batch.Queue(p.marking(part), args...).QueryRow(func(row pgx.Row) error {
 				var mine, marked int
 				if err := row.Scan(&mine, &marked); err != nil {
 					return err
@@ -450,6 +456,38 @@ func numbers(rows *sql.Rows, err error) (list []int64, _ error) {
 func (p *postgresTable) pendingOf(ctx context.Context, conn *sql.Conn, keys [][]string) (n int, err error) {
 	err = conn.QueryRowContext(ctx, p.pendingAmong(), listed(keys)...).Scan(&n)
 	return n, err
+}
+
+// markIn locks the lease against its end, but not against others of the owner.
+func (p *postgresTable) markIn(ctx context.Context, t queries, owner string, m part) (int, error) {
+	held := fmt.Sprintf(`SELECT 1 FROM %s WHERE id = $1 AND owner = $2 FOR SHARE`, p.batches())
+	list, err := t(ctx, p.marks(held, m.attempted, "EXISTS (SELECT FROM mine) AND "+p.pending)+`
+SELECT count(*)::text FROM marked`, append([]any{m.batch, owner}, listed(m.keys)...)...)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(list[0])
+}
+
+func (p *postgresTable) pendingIn(ctx context.Context, t queries, owner string, m part) (names []string, mine bool, err error) {
+	held, err := t(ctx, fmt.Sprintf(`SELECT id::text FROM %s WHERE id = $1 AND owner = $2`, p.batches()), m.batch, owner)
+	if err != nil {
+		return nil, false, err
+	}
+	texts := make([]string, len(p.keys))
+	for i, name := range p.keys {
+		texts[i] = "t." + identifier(name) + "::text"
+	}
+	comma := ""
+	if len(p.keys) > 1 {
+		comma = ", "
+	}
+	lists, err := t(ctx, fmt.Sprintf(`SELECT to_json(ARRAY[%s])::text FROM %s AS t%s %s`, strings.Join(texts, ", "), p.source, comma, p.among(1, p.pending)), listed(m.keys)...)
+	if err != nil {
+		return nil, false, err
+	}
+	names, err = namesFrom(lists)
+	return names, len(held) > 0, err
 }
 
 func (p *postgresTable) lag(ctx context.Context, conn *sql.Conn) (due int, seconds float64, err error) {

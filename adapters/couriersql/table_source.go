@@ -75,6 +75,13 @@ type tableStore interface {
 	// pending counts which of the rows are.
 	pendingOf(ctx context.Context, conn *sql.Conn, keys [][]string) (int, error)
 	lag(ctx context.Context, conn *sql.Conn) (due int, seconds float64, err error)
+
+	// markIn marks rows that are pending and the owner's, in somebody's transaction, and
+	// returns how many. The lease stays.
+	markIn(ctx context.Context, t queries, owner string, p part) (int, error)
+	// pendingIn returns the names of rows that are pending, and whether their batch is the
+	// owner's.
+	pendingIn(ctx context.Context, t queries, owner string, p part) (names []string, mine bool, err error)
 }
 
 // claim is what a fetch asks for.

@@ -338,6 +338,31 @@ func (s *sqliteTable) pendingOf(ctx context.Context, conn *sql.Conn, keys [][]st
 	return n, err
 }
 
+func (s *sqliteTable) markIn(ctx context.Context, t queries, owner string, p part) (int, error) {
+	held, err := t(ctx, fmt.Sprintf(`SELECT id FROM %s WHERE id = ?1 AND owner = ?2`, s.batches()), p.batch, owner)
+	if err != nil || len(held) == 0 {
+		return 0, err
+	}
+	done, err := t(ctx, s.markText()+" AND "+s.pending+" RETURNING 1", listOf(p.keys))
+	if err == nil && p.attempted {
+		_, err = t(ctx, fmt.Sprintf(`DELETE FROM %s WHERE %s RETURNING 1`, identifier(s.state), s.in(each(len(s.keys), "key#"), "?1")), listOf(p.keys))
+	}
+	return len(done), err
+}
+
+func (s *sqliteTable) pendingIn(ctx context.Context, t queries, owner string, p part) (names []string, mine bool, err error) {
+	held, err := t(ctx, fmt.Sprintf(`SELECT id FROM %s WHERE id = ?1 AND owner = ?2`, s.batches()), p.batch, owner)
+	if err != nil {
+		return nil, false, err
+	}
+	lists, err := t(ctx, fmt.Sprintf(`SELECT json_array(%s) FROM %s AS t WHERE %s AND %s`, s.texts(), identifier(s.name), s.in(s.keyRefs(), "?1"), s.pending), listOf(p.keys))
+	if err != nil {
+		return nil, false, err
+	}
+	names, err = namesFrom(lists)
+	return names, len(held) > 0, err
+}
+
 func (s *sqliteTable) lag(ctx context.Context, conn *sql.Conn) (due int, seconds float64, err error) {
 	age := s.age
 	if age == "" {
