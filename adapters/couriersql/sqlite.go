@@ -23,8 +23,10 @@ const (
 	sqliteFresh = `processed_at IS NULL AND attempts < 1 AND available_at <= ?6`
 	sqliteRetry = `processed_at IS NULL AND attempts > 0 AND available_at <= ?6`
 	sqliteBytes = `(length(payload) + length(headers))`
-	// A row waits for an earlier one of its key, by what follows.
-	sqliteUnhindered = `(key = '' OR NOT EXISTS (SELECT 1 FROM {outbox} f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
+	// A row waits for an earlier one of its key, by what follows. That no row has failed is
+	// looked up once, and then no key is.
+	sqliteUnhindered = `(key = '' OR NOT EXISTS (SELECT 1 FROM {outbox} INDEXED BY "{table}_failed" WHERE processed_at IS NULL AND attempts > 0)
+		OR NOT EXISTS (SELECT 1 FROM {outbox} f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
 		AND f.processed_at IS NULL AND f.attempts > 0 AND `
 	// Between the first and the last in hand there may be others.
 	sqliteNotInHand = `(seq NOT BETWEEN ?2 AND ?3 OR seq NOT IN (SELECT value FROM json_each(?7)))`
