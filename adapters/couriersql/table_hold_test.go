@@ -192,7 +192,7 @@ func TestATablesMarkMadeTwice(t *testing.T) {
 		rows, _ := fetchNames(t, s, 10)
 		parts := s.parts(rows, nil)
 		require.NoError(t, table.ask(t.Context(), func(ctx context.Context, conn *sql.Conn) error {
-			_, lost, err := table.store.settle(ctx, conn, s.owner, toMark, parts)
+			_, lost, err := table.store.settle(ctx, conn, s.owner, toMark, parts, false)
 			require.Empty(t, lost)
 			return err
 		}))
@@ -260,11 +260,58 @@ func TestATableWhoseMarkDoesNotMark(t *testing.T) {
 		}
 		s := r.table().Source()
 		rows, _ := fetchNames(t, s, 2)
-		err := s.Mark(t.Context(), rows)
-		require.ErrorIs(t, err, ErrSuppressed)
-		require.ErrorContains(t, err, "2 of 2")
-		require.ErrorContains(t, err, "TableConfig.Pending")
+		for range 3 { // as a coordinator tries it again
+			err := s.Mark(t.Context(), rows)
+			require.ErrorIs(t, err, ErrSuppressed)
+			require.ErrorContains(t, err, "2 of 2")
+			require.ErrorContains(t, err, "TableConfig.Pending")
+		}
+		require.NoError(t, s.Renew(t.Context(), rows), "they stay in hand")
+		_, names := fetchNames(t, r.table().Source(), 10)
+		require.NotContains(t, names, "1", "and are not delivered again")
 	})
+}
+
+// A trigger that comes later, and keeps some of the rows from being marked, is found too;
+// once it is gone, the mark is made.
+func TestATablesMarkThatIsSuppressedLater(t *testing.T) {
+	eachTable(t, 5, func(t *testing.T, r *relayed) {
+		s := r.table().Source()
+		first, _ := fetchNames(t, s, 1)
+		require.NoError(t, s.Mark(t.Context(), first))
+		rows, _ := fetchNames(t, s, 2)
+		require.NoError(t, s.Fail(t.Context(), failing(nil, rows...)))
+		r.advance(time.Second)
+		rows, names := fetchNames(t, s, 3)
+		require.Equal(t, []string{"2", "3", "4"}, names)
+		back := r.suppress("3")
+		for range 2 {
+			require.ErrorIs(t, s.Mark(t.Context(), rows), ErrSuppressed)
+		}
+		back()
+		require.NoError(t, s.Mark(t.Context(), rows))
+		require.Zero(t, r.count(r.state()+"_batches"), "a lease is left")
+		require.Zero(t, r.count(r.state()), "a failure is left")
+		_, names = fetchNames(t, s, 10)
+		require.Equal(t, []string{"5"}, names)
+		require.Empty(t, r.log.String())
+	})
+}
+
+// suppress has the database leave a row as it is, without an error, until back is called.
+func (r *relayed) suppress(name string) (back func()) {
+	r.t.Helper()
+	table, operation := identifier(r.config.Table), "UPDATE"
+	if r.config.Mark == "" {
+		operation = "DELETE"
+	}
+	if r.dialect == Postgres {
+		execute(r.t, r.db, `CREATE OR REPLACE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RETURN NULL; END $$`)
+		execute(r.t, r.db, fmt.Sprintf(`CREATE TRIGGER keep BEFORE %s ON %s FOR EACH ROW WHEN (OLD.name = '%s') EXECUTE FUNCTION keep()`, operation, table, name))
+		return func() { execute(r.t, r.db, `DROP TRIGGER keep ON `+table) }
+	}
+	execute(r.t, r.db, fmt.Sprintf(`CREATE TRIGGER keep BEFORE %s ON %s WHEN old.name = '%s' BEGIN SELECT raise(IGNORE); END`, operation, table, name))
+	return func() { execute(r.t, r.db, `DROP TRIGGER keep`) }
 }
 
 func TestTwoRelaysOfATableWithDifferentMarks(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -261,24 +262,29 @@ SELECT batch.id, courier_attempts, %s, %s FROM batch, due`,
 		each(len(p.keys), "courier_key#::text"), each(len(p.columns), "courier_column#"))
 }
 
-// mine ends the lease $1 of the owner $2, or has it locked if rows of it are left.
-func (p *postgresTable) mine(last bool) string {
-	if last {
-		return fmt.Sprintf(`DELETE FROM %s WHERE id = $1 AND owner = $2 RETURNING 1`, p.batches())
-	}
+// mine has the lease $1 of the owner $2 locked.
+func (p *postgresTable) mine() string {
 	return fmt.Sprintf(`SELECT 1 FROM %s WHERE id = $1 AND owner = $2 FOR UPDATE`, p.batches())
 }
 
 func (p *postgresTable) markText() string { return p.marking(part{last: true}) }
 
-// marking marks the rows $3 … of the lease $1 of $2, and returns whether that is there, and
-// how many rows it has marked.
+// marking marks rows of the lease $1 of $2. If it is the last part of the lease, it ends
+// that where the mark touches as many rows as the last argument says. It returns whether the
+// lease is there, and how many rows it has marked.
 func (p *postgresTable) marking(m part) string {
-	return p.marks(p.mine(m.last), m.attempted, "EXISTS (SELECT FROM mine)") + `
+	ended := ""
+	if m.last {
+		ended = fmt.Sprintf(`, ended AS (
+	DELETE FROM %s WHERE id = $1 AND owner = $2 AND (SELECT count(*) FROM marked) >= $%d
+)`, p.batches(), 3+len(p.keys))
+	}
+	return p.marks(p.mine(), m.attempted, "EXISTS (SELECT FROM mine)") + ended + `
 SELECT (SELECT count(*) FROM mine), (SELECT count(*) FROM marked)`
 }
 
-func (p *postgresTable) marks(held string, attempted bool, mine string) string {
+// marks marks rows of the lease that held selects, on a condition.
+func (p *postgresTable) marks(held string, attempted bool, condition string) string {
 	var first string
 	several := len(p.keys) > 1
 	switch {
@@ -301,14 +307,14 @@ func (p *postgresTable) marks(held string, attempted bool, mine string) string {
 	%s
 ), marked AS (
 	%s%s RETURNING 1
-)%s`, held, first, p.among(3, mine), noted)
+)%s`, held, first, p.among(3, condition), noted)
 }
 
 // failing notes failures: of the lease $1 of $2, or of rows that nobody holds.
 func (p *postgresTable) failing(held bool) string {
 	mine, condition, from := "", "", 1
 	if held {
-		mine, condition, from = "WITH mine AS ("+p.mine(false)+") ", " AND EXISTS (SELECT FROM mine)", 3
+		mine, condition, from = "WITH mine AS ("+p.mine()+") ", " AND EXISTS (SELECT FROM mine)", 3
 	}
 	n := len(p.keys)
 	return fmt.Sprintf(`%sINSERT INTO %s AS s (%s, attempts, available_at, last_error, order_key)
@@ -391,7 +397,7 @@ func (p *postgresTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read
 	return id, err
 }
 
-func (p *postgresTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part) (touched int, lost []int, err error) {
+func (p *postgresTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error) {
 	batch := new(pgx.Batch) // which is one transaction
 	for i, part := range parts {
 		args := []any{part.batch, owner}
@@ -400,6 +406,12 @@ func (p *postgresTable) settle(ctx context.Context, conn *sql.Conn, owner string
 		}
 		switch how {
 		case toMark:
+			switch {
+			case part.last && doubt:
+				args = append(args, math.MaxInt64)
+			case part.last:
+				args = append(args, len(part.keys))
+			}
 			batch.Queue(p.marking(part), args...).QueryRow(func(row pgx.Row) error {
 				var mine, marked int
 				if err := row.Scan(&mine, &marked); err != nil {

@@ -66,8 +66,10 @@ type tableStore interface {
 	// The batch is 0 if there are none; with an error it may be there.
 	fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (batch int64, err error)
 	// settle ends the hold on rows of batches, all or none, but those of batches that
-	// are the owner's no more, whose indices it returns. touched is how many rows a mark has changed.
-	settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part) (touched int, lost []int, err error)
+	// are the owner's no more, whose indices it returns. touched is how many rows a mark has
+	// changed: where these are not all of a part, the lease of the part stays, and in doubt
+	// it stays in any case.
+	settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error)
 	// note notes failures of rows that are in nobody's hand.
 	note(ctx context.Context, conn *sql.Conn, failed part) error
 	// renew returns which of the batches are still the owner's.
@@ -370,11 +372,12 @@ func (s *TableSource[T]) settleParts(ctx context.Context, store tableStore, how 
 	}
 	t := s.table
 	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
-		touched, lost, err := store.settle(ctx, conn, s.owner, how, parts)
+		doubt := how == toMark && !s.marked.Load()
+		touched, lost, err := store.settle(ctx, conn, s.owner, how, parts, doubt)
 		if err != nil || how != toMark {
 			return err
 		}
-		return s.checkMark(ctx, conn, store, parts, touched, lost)
+		return s.checkMark(ctx, conn, store, parts, touched, lost, doubt)
 	})
 	if err != nil {
 		return err
@@ -392,18 +395,23 @@ func (s *TableSource[T]) settleParts(ctx context.Context, store tableStore, how 
 }
 
 // checkMark looks for rows that are pending after their mark. It tells of those whose
-// lease was lost before, and fails for those that the database has left as they were.
-func (s *TableSource[T]) checkMark(ctx context.Context, conn *sql.Conn, store tableStore, parts []part, touched int, lost []int) error {
+// lease was lost before, and fails for those that the database has left as they were, which
+// stay in hand. The leases of the others it ends.
+func (s *TableSource[T]) checkMark(ctx context.Context, conn *sql.Conn, store tableStore, parts []part, touched int, lost []int, doubt bool) error {
 	t := s.table
 	var taken, own [][]string
+	var ended []part
 	for i, p := range parts {
 		if slices.Contains(lost, i) {
 			taken = append(taken, p.keys...)
-		} else {
-			own = append(own, p.keys...)
+			continue
+		}
+		own = append(own, p.keys...)
+		if p.last {
+			ended = append(ended, part{batch: p.batch, last: true})
 		}
 	}
-	if len(own) > 0 && (touched < len(own) || !s.marked.Load()) {
+	if len(own) > 0 && (touched < len(own) || doubt) {
 		left, err := store.pendingOf(ctx, conn, own)
 		if err != nil {
 			return err
@@ -412,6 +420,11 @@ func (s *TableSource[T]) checkMark(ctx context.Context, conn *sql.Conn, store ta
 			return fmt.Errorf("%w: %d of %d; look for %s on %s, and whether TableConfig.Pending is false after TableConfig.Mark", ErrSuppressed, left, len(own), t.grammar.suppressors, t.table)
 		}
 		s.marked.Store(true)
+		if len(ended) > 0 {
+			if _, _, err := store.settle(ctx, conn, s.owner, toRelease, ended, false); err != nil {
+				return err
+			}
+		}
 	}
 	if len(taken) > 0 {
 		left, err := store.pendingOf(ctx, conn, taken) // else an earlier try has marked them

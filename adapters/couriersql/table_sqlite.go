@@ -243,10 +243,10 @@ func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, c claim, read
 	return keys, rows.Err()
 }
 
-func (s *sqliteTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part) (touched int, lost []int, err error) {
+func (s *sqliteTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error) {
 	err = writing(ctx, conn, func() error {
 		for i, part := range parts {
-			n, held, err := s.settlePart(ctx, conn, owner, how, part)
+			n, held, err := s.settlePart(ctx, conn, owner, how, part, doubt)
 			if err != nil {
 				return err
 			}
@@ -259,7 +259,7 @@ func (s *sqliteTable) settle(ctx context.Context, conn *sql.Conn, owner string, 
 	return touched, lost, err
 }
 
-func (s *sqliteTable) settlePart(ctx context.Context, conn *sql.Conn, owner string, how settlement, p part) (touched int, held bool, err error) {
+func (s *sqliteTable) settlePart(ctx context.Context, conn *sql.Conn, owner string, how settlement, p part, doubt bool) (touched int, held bool, err error) {
 	execute := func(text string, args ...any) (n int64) {
 		if err != nil {
 			return 0
@@ -271,11 +271,12 @@ func (s *sqliteTable) settlePart(ctx context.Context, conn *sql.Conn, owner stri
 		return n
 	}
 	mine := `WHERE id = ?1 AND owner = ?2`
+	end := func() bool { return execute(fmt.Sprintf(`DELETE FROM %s %s`, s.batches(), mine), p.batch, owner) > 0 }
 	switch {
-	case p.last:
-		held = execute(fmt.Sprintf(`DELETE FROM %s %s`, s.batches(), mine), p.batch, owner) > 0
 	case how == toMark:
 		held = execute(fmt.Sprintf(`UPDATE %s SET owner = owner %s`, s.batches(), mine), p.batch, owner) > 0
+	case p.last:
+		held = end()
 	default:
 		element := "k.value" // a text; of several columns, JSON
 		if len(s.keys) > 1 {
@@ -291,6 +292,9 @@ func (s *sqliteTable) settlePart(ctx context.Context, conn *sql.Conn, owner stri
 		touched = int(execute(s.markText(), listOf(p.keys)))
 		if p.attempted {
 			execute(fmt.Sprintf(`DELETE FROM %s WHERE %s`, identifier(s.state), s.in(each(len(s.keys), "key#"), "?1")), listOf(p.keys))
+		}
+		if p.last && !doubt && touched == len(p.keys) {
+			end()
 		}
 	case how == toFail && err == nil:
 		err = s.note(ctx, conn, p)
