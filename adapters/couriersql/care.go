@@ -180,17 +180,18 @@ const pruneBatch = 1000
 // time, a thousand in a transaction, until there are none or ctx ends. It
 // returns how many it deleted, with an error too.
 func (o *Outbox) Prune(ctx context.Context, before time.Time) (deleted int, err error) {
-	return o.prune(ctx, pruneBatch, o.grammar.prune, o.grammar.time(before.UnixMicro()))
+	return o.prune(ctx, pruneBatch, false, o.grammar.prune, o.grammar.time(before.UnixMicro()))
 }
 
 // prune deletes rows by a statement whose last argument is how many at most, until it finds
-// fewer.
-func (d *database) prune(ctx context.Context, most int64, text string, args ...any) (deleted int, err error) {
+// fewer; gently, with pauses in which others have the database.
+func (d *database) prune(ctx context.Context, most int64, gently bool, text string, args ...any) (deleted int, err error) {
 	if d.fault != nil {
 		return 0, d.fault
 	}
 	args = append(args, most)
 	for {
+		began := time.Now()
 		var result sql.Result
 		if err := d.bounded(ctx, func(ctx context.Context) (err error) {
 			result, err = d.execute(ctx, d.sql(text), args...)
@@ -205,6 +206,12 @@ func (d *database) prune(ctx context.Context, most int64, text string, args ...a
 		deleted += int(n)
 		if n < most {
 			return deleted, nil
+		}
+		if gently {
+			select {
+			case <-time.After(time.Since(began)):
+			case <-ctx.Done():
+			}
 		}
 	}
 }

@@ -88,6 +88,7 @@ type Outbox struct {
 	backoff    backoff
 	fetchBytes int64
 	trace      func(context.Context) map[string]string
+	pruner     *pruner // nil unless old rows are deleted by themselves
 
 	fetch, mark statement
 	looked      atomic.Bool // for the indexes
@@ -149,7 +150,7 @@ func WithTable(name string) Option {
 
 // WithKeep keeps rows that are marked, with the time in processed_at, instead of
 // deleting them, which is the default. The fetch stays as fast however many
-// there are; [Outbox.Prune] deletes old ones.
+// there are; [WithRetention] or [Outbox.Prune] deletes old ones.
 func WithKeep() Option { return func(o *Outbox) { o.keep = true } }
 
 // WithClock sets the clock that created and processed times are read from. Nil
@@ -251,7 +252,8 @@ func (o *Outbox) Pending(ctx context.Context) (int, error) {
 }
 
 // Close gives back what the sources hold of the database: prepared statements,
-// an open transaction, a claim to be the one relay, a connection that listens. The
+// an open transaction, a claim to be the one relay, a connection that listens, and ends the
+// deletion of old rows. The
 // database stays open, and the outbox usable: a later call begins anew. Call it
 // once the coordinators have returned, and soon: an elected relay stays elected
 // until then. A fetch or mark in progress may fail.

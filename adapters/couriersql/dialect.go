@@ -82,12 +82,13 @@ type grammar struct {
 	failClaimed string // failures of claims, by ?n, from now
 	freeClaimed string // the same, without an attempt
 
-	pending  string
-	lag      string // how many are due now but those from ?1 to ?2, and since when the oldest waits
-	prunable string // processed before ?1
-	prune    string // the same, ?2 at a time
-	failing  string // the ?1 rows with the most attempts
-	leader   string // the session of the relay that is elected; "" where there is no election
+	pending    string
+	lag        string // how many are due now but those from ?1 to ?2, and since when the oldest waits
+	prunable   string // processed before ?1
+	prune      string // the same, ?2 at a time
+	pruneAlone string // the same, unless another does it at this moment
+	failing    string // the ?1 rows with the most attempts
+	leader     string // the session of the relay that is elected; "" where there is no election
 
 	policies    string // the commands that no policy of row-level security lets this role have, where it is on
 	suppressors string // what may undo a statement without an error
@@ -107,11 +108,13 @@ type grammar struct {
 	parked     string
 	parkedKeys string // of the branch ?1, of the list ?2
 
-	admitAll   string                             // notes the list ?2 of the consumer ?1 as done, or fails where one of them is: how many; "" where that is no faster than admit
-	isNoted    func(err error, table string) bool // of admitAll: one of them is
-	admit      string                             // notes the list ?2 of the consumer ?1 as done: those that were not
-	admitted   string                             // those of them that are noted
-	pruneInbox string                             // up to ?3 of the consumer ?1 that were done before ?2
+	admitAll        string                             // notes the list ?2 of the consumer ?1 as done, or fails where one of them is: how many; "" where that is no faster than admit
+	isNoted         func(err error, table string) bool // of admitAll: one of them is
+	admit           string                             // notes the list ?2 of the consumer ?1 as done: those that were not
+	admitted        string                             // those of them that are noted
+	pruneInbox      string                             // up to ?3 of the consumer ?1 that were done before ?2
+	pruneInboxAlone string                             // the same, unless another does it at this moment
+	lastNote        string                             // when the last record of the consumer ?1 before ?2 was done; ?2 if there is none
 
 	sinkColumns string                   // of the table ?1 (in SQLite, of the schema ?2): name, type, its number, has lists, is generated, must be filled
 	sinkAdvice  func(error) string       // what to do about an error of a sink

@@ -372,3 +372,39 @@ func ExampleTableSource_Effects() {
 	fmt.Println(cents, "cents,", left, "jobs left", err)
 	// Output: 42 cents, 0 jobs left <nil>
 }
+
+// Delivered rows are kept for a week. While the relay runs, it deletes older ones.
+func ExampleWithRetention() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+	outbox := couriersql.New(db, couriersql.SQLite, couriersql.WithRetention(7*24*time.Hour))
+	defer outbox.Close()
+	if err := outbox.Migrate(ctx); err != nil {
+		log.Fatal(err)
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer tx.Rollback()
+	if err := outbox.Write(ctx, tx, couriersql.Message{Topic: "orders"}); err != nil {
+		log.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		log.Fatal(err)
+	}
+
+	source := outbox.Source()
+	publish := courier.ProcessFunc(func(context.Context, couriersql.Row) error { return nil })
+	if err := courier.NewPollingCoordinator(source, publish).RunOnce(ctx); err != nil {
+		log.Fatal(err)
+	}
+	pending, err := outbox.Pending(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	kept, err := outbox.Prunable(ctx, time.Now().Add(time.Minute))
+	fmt.Println(pending, "pending,", kept, "kept", err)
+	// Output: 0 pending, 1 kept <nil>
+}

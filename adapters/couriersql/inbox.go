@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 	"sync/atomic"
@@ -32,6 +34,21 @@ type InboxConfig struct {
 	// commit. The time of the effect itself does not count; that is bounded by
 	// its context. 0 is [DefaultQueryTimeout].
 	QueryTimeout time.Duration
+
+	// Retention is how long the notes of records that are done are kept: the appliers that
+	// use the inbox delete older ones, some hours later, 10,000 in a transaction with a pause
+	// after each, in a goroutine that [Inbox.Close] ends. In PostgreSQL one process of all
+	// does it at a time. If it fails, that is logged once and tried again, and the effects go
+	// on. Of a record that is delivered again later, the effect happens again: set it well
+	// above the time for which a source, a dead letter queue or a restored backup may deliver
+	// a record again; a week or more suits most, and less than a day is refused. A time in
+	// which no process of the consumer applied anything, before this one began, does not
+	// count until this one has run for as long as Retention: after a long outage the source
+	// delivers old records again. 0, the default, keeps the notes, see [Inbox.Prune].
+	Retention time.Duration
+
+	// Logger is told of notes that cannot be deleted. Nil is slog.Default().
+	Logger *slog.Logger
 }
 
 // Inbox remembers the records whose effects in a database are done, in a table of that
@@ -45,6 +62,8 @@ type Inbox struct {
 	*database
 	consumer string
 	skipped  atomic.Uint64
+	pruner   *pruner                   // nil if notes are kept
+	began    atomic.Pointer[time.Time] // the first batch of this process
 }
 
 // NewInbox returns the inbox of a consumer. The database stays the caller's to close.
@@ -64,7 +83,50 @@ func NewInbox(db *sql.DB, dialect Dialect, config InboxConfig) *Inbox {
 	if config.Consumer == "" {
 		d.misconfigured("InboxConfig.Consumer", "is empty: name the program that the effects are those of, such as \"billing\"")
 	}
-	return &Inbox{database: d, consumer: config.Consumer}
+	if config.Logger != nil {
+		d.log = config.Logger
+	}
+	i := &Inbox{database: d, consumer: config.Consumer}
+	switch {
+	case config.Retention != 0 && config.Retention < 24*time.Hour:
+		d.misconfigured("InboxConfig.Retention", fmt.Sprintf("of %v is shorter than sources and queues repeat records, whose effects would happen again: pass a week, a day at least, or 0 to keep the notes", config.Retention))
+	case config.Retention > 0:
+		i.pruner = &pruner{database: d, age: config.Retention, prune: i.pruneOld, opened: func(closer, bool) {}}
+	}
+	return i
+}
+
+// Close ends the deletion of old notes that is in progress, and waits for its end. The
+// database stays open, and the inbox usable. Call it once the coordinators have returned. It
+// returns nil.
+func (i *Inbox) Close() error {
+	i.pruner.close()
+	return nil
+}
+
+// look deletes old notes if it is time.
+func (i *Inbox) look() {
+	if i.began.Load() == nil {
+		now := i.now()
+		i.began.CompareAndSwap(nil, &now)
+	}
+	i.pruner.look()
+}
+
+// pruneOld deletes notes from before a time. Until this process has run for the whole of the
+// retention, that counts from the last note of the time before it: records of a time in which
+// nobody was there to apply them are delivered again.
+func (i *Inbox) pruneOld(ctx context.Context, before time.Time) (deleted int, err error) {
+	if began := *i.began.Load(); before.Before(began) {
+		var last micros
+		if err := i.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
+			return conn.QueryRowContext(ctx, i.sql(i.grammar.lastNote), i.consumer, i.grammar.time(began.UnixMicro())).Scan(&last)
+		}); err != nil {
+			return 0, i.failed(err, "looking for the last note of %s", i.table)
+		}
+		before = before.Add(-began.Sub(time.UnixMicro(int64(last))))
+	}
+	return i.prune(ctx, inboxPruneBatch, true, i.grammar.pruneInboxAlone, i.consumer, i.grammar.time(before.UnixMicro()))
 }
 
 // Migrate creates the table or brings it up to the version that this package works with,
@@ -81,7 +143,7 @@ const inboxPruneBatch = 10_000
 // longer than any source, dead letter queue or backup may deliver a record again, a week
 // at least.
 func (i *Inbox) Prune(ctx context.Context, before time.Time) (deleted int, err error) {
-	return i.prune(ctx, inboxPruneBatch, i.grammar.pruneInbox, i.consumer, i.grammar.time(before.UnixMicro()))
+	return i.prune(ctx, inboxPruneBatch, false, i.grammar.pruneInbox, i.consumer, i.grammar.time(before.UnixMicro()))
 }
 
 // noted has effects happen once by the notes of an inbox.
@@ -116,6 +178,7 @@ func (n *noted[T]) id(record T) string {
 // back. Unless repeats is set it fails where a record is noted, which is half the work of
 // looking at each.
 func (n *noted[T]) admit(ctx context.Context, t queries, batch []identified[T], repeats bool) (fresh []identified[T], err error) {
+	n.inbox.look()
 	ids := make([]string, len(batch))
 	for i, r := range batch {
 		ids[i] = r.id

@@ -76,6 +76,9 @@ func postgresGrammar() grammar {
 	const giveBack = `UPDATE {outbox} t SET available_at = 'epoch', owner = '' `
 	const free = `seq IN (SELECT t.seq FROM {outbox} t WHERE ` + known + ` AND t.processed_at IS NULL FOR UPDATE SKIP LOCKED)`
 	const letterID = `seq || '.' || version || '.' || (extract(epoch FROM first_failed_at) * 1000000)::bigint`
+	const prunable = `seq IN (SELECT seq FROM {outbox} WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`
+	const prunableNotes = `ctid = ANY(ARRAY(SELECT ctid FROM {inbox} WHERE consumer = $1 AND done_at < $2 LIMIT $3 FOR UPDATE SKIP LOCKED))`
+	const alone = `WITH alone AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtextextended('courier prune {table}', 0))) `
 	const letters = `seq = ANY($1::bigint[]) AND ` + letterID + ` = ANY($2::text[])`
 	return grammar{
 		migrations:    folder(postgresMigrations, "migrations/postgres"),
@@ -200,11 +203,11 @@ func postgresGrammar() grammar {
 		lag: `SELECT count(*), greatest(least(coalesce(min(since), 'epoch'), now()), '0001-01-01Z') FROM (
 			SELECT coalesce(requeued_at, created_at) AS since FROM {outbox} WHERE ` + fresh + ` AND seq NOT BETWEEN $1 AND $2
 			UNION ALL SELECT coalesce(requeued_at, created_at) FROM {outbox} WHERE ` + retry + ` AND seq NOT BETWEEN $1 AND $2) AS u`,
-		prunable: `SELECT count(*) FROM {outbox} WHERE processed_at < $1`,
-		prune: `DELETE FROM {outbox} WHERE seq IN (SELECT seq FROM {outbox}
-			WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`,
-		leader:  leaderText,
-		failing: `SELECT id, attempts, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1`,
+		prunable:   `SELECT count(*) FROM {outbox} WHERE processed_at < $1`,
+		prune:      `DELETE FROM {outbox} WHERE ` + prunable,
+		pruneAlone: alone + `DELETE FROM {outbox} WHERE (SELECT * FROM alone) AND ` + prunable,
+		leader:     leaderText,
+		failing:    `SELECT id, attempts, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1`,
 
 		// Of a right that it lacks, a role is told by the statement itself.
 		policies: `SELECT coalesce(string_agg(name, ', ' ORDER BY place), '')
@@ -262,9 +265,10 @@ func postgresGrammar() grammar {
 		},
 		admit: `INSERT INTO {inbox} (consumer, id) SELECT $1, id FROM unnest($2::text[]) AS names(id)
 			ON CONFLICT (consumer, id) DO NOTHING RETURNING id`,
-		admitted: `SELECT id FROM {inbox} WHERE consumer = $1 AND id = ANY($2::text[])`,
-		pruneInbox: `DELETE FROM {inbox} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {inbox}
-			WHERE consumer = $1 AND done_at < $2 LIMIT $3 FOR UPDATE SKIP LOCKED))`,
+		admitted:        `SELECT id FROM {inbox} WHERE consumer = $1 AND id = ANY($2::text[])`,
+		pruneInbox:      `DELETE FROM {inbox} WHERE ` + prunableNotes,
+		pruneInboxAlone: alone + `DELETE FROM {inbox} WHERE (SELECT * FROM alone) AND ` + prunableNotes,
+		lastNote:        `SELECT coalesce(max(done_at), $2) FROM {inbox} WHERE consumer = $1 AND done_at < $2`,
 
 		// With -1, a type without a length is not taken for one of a single character.
 		sinkColumns: `SELECT a.attname, format_type(a.atttypid, -1), coalesce(nullif(t.typbasetype, 0), t.oid)::bigint,

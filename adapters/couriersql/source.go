@@ -125,6 +125,7 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	for i := range batch {
 		batch[i].origin = &s.origin
 	}
+	o.pruner.look()
 	s.cut.Store(len(batch) < limit && bytesOf(batch) >= o.fetchBytes)
 	return batch, nil
 }

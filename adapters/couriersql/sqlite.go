@@ -39,8 +39,12 @@ const (
 	sqliteLetterID = `seq || '.' || version || '.' || first_failed_at`
 	sqliteLetters  = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND ` + sqliteLetterID + ` IN (SELECT value FROM json_each(?1))`
-	sqliteFail   = `UPDATE {outbox} SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', available_at = (f.value ->> 3)`
-	sqliteFree   = `UPDATE {outbox} SET available_at = 0, owner = ''`
+	sqliteFail  = `UPDATE {outbox} SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', available_at = (f.value ->> 3)`
+	sqliteFree  = `UPDATE {outbox} SET available_at = 0, owner = ''`
+	sqlitePrune = `DELETE FROM {outbox} WHERE seq IN
+		(SELECT seq FROM {outbox} WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`
+	sqlitePruneInbox = `DELETE FROM {inbox} WHERE (consumer, id) IN (SELECT consumer, id FROM {inbox}
+		WHERE consumer = ?1 AND done_at < ?2 LIMIT ?3)`
 	sqliteFailed = ` FROM json_each(?1) AS f WHERE seq = (f.value ->> 0) AND claim = (f.value ->> 1) AND attempts = (f.value ->> 2)
 		AND {outbox}.id = (f.value ->> 5) AND processed_at IS NULL`
 )
@@ -133,10 +137,10 @@ func sqliteGrammar() grammar {
 				WHERE processed_at IS NULL AND attempts < 1 AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2
 			UNION ALL SELECT coalesce(requeued_at, created_at) FROM {outbox}
 				WHERE processed_at IS NULL AND attempts > 0 AND available_at <= ?3 AND seq NOT BETWEEN ?1 AND ?2)`,
-		prunable: `SELECT count(*) FROM {outbox} WHERE processed_at < ?1`,
-		prune: `DELETE FROM {outbox} WHERE seq IN
-			(SELECT seq FROM {outbox} WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`,
-		failing: `SELECT id, attempts, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?1`,
+		prunable:   `SELECT count(*) FROM {outbox} WHERE processed_at < ?1`,
+		prune:      sqlitePrune,
+		pruneAlone: sqlitePrune,
+		failing:    `SELECT id, attempts, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?1`,
 
 		suppressors: "a trigger that raises IGNORE",
 
@@ -179,9 +183,10 @@ func sqliteGrammar() grammar {
 
 		admit: `INSERT INTO {inbox} (consumer, id, done_at) SELECT ?1, value, ?3 FROM json_each(?2) WHERE true
 			ON CONFLICT (consumer, id) DO NOTHING RETURNING id`,
-		admitted: `SELECT id FROM {inbox} WHERE consumer = ?1 AND id IN (SELECT value FROM json_each(?2))`,
-		pruneInbox: `DELETE FROM {inbox} WHERE (consumer, id) IN (SELECT consumer, id FROM {inbox}
-			WHERE consumer = ?1 AND done_at < ?2 LIMIT ?3)`,
+		admitted:        `SELECT id FROM {inbox} WHERE consumer = ?1 AND id IN (SELECT value FROM json_each(?2))`,
+		pruneInbox:      sqlitePruneInbox,
+		pruneInboxAlone: sqlitePruneInbox,
+		lastNote:        `SELECT coalesce(max(done_at), ?2) FROM {inbox} WHERE consumer = ?1 AND done_at < ?2`,
 
 		sinkColumns: `SELECT name, type, 0, false, hidden IN (2, 3), "notnull" AND dflt_value IS NULL AND NOT (pk AND upper(type) = 'INTEGER')
 			FROM pragma_table_xinfo(?1, ?2)`,
