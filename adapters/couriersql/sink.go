@@ -52,8 +52,9 @@ type SinkConfig[T any] struct {
 	Values func(record T) ([]any, error)
 
 	// Key are the columns, of Columns, by which the table knows a record: those of its
-	// primary key, or of a unique index without a condition that is not deferrable. A record that is delivered again, as any may be, is
-	// known by them. A record that has NULL in one of them is a permanent error.
+	// primary key, or of a unique index that is not deferrable and has no condition. A record
+	// that is delivered again, as any may be, is known by them. A record that has NULL in one
+	// of them is a permanent error.
 	Key []string
 
 	// OnConflict is what becomes of a record whose key a row has. The zero value is
@@ -106,7 +107,7 @@ func NewSink[T any](db *sql.DB, dialect Dialect, config SinkConfig[T]) *Sink[T] 
 	s.path = identifiers(config.Table)
 	s.waitFor("SinkConfig", config.QueryTimeout)
 	if s.path == nil {
-		s.misconfigured("SinkConfig.Table", fmt.Sprintf("%q is not the name of a table: pass a name, perhaps after that of a schema and a dot; one with a dot of its own in double quotes", config.Table))
+		s.misconfigured("SinkConfig.Table", notATable(config.Table))
 	}
 	if len(config.Columns) == 0 {
 		s.misconfigured("SinkConfig.Columns", "is empty: name the columns that a record fills")

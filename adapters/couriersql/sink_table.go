@@ -78,11 +78,16 @@ func identifiers(text string) (path []string) {
 	}
 }
 
+// notATable is what is wrong with a text for which identifiers returns nil.
+func notATable(text string) string {
+	return fmt.Sprintf("%q is not the name of a table: pass a name, perhaps after that of a schema and a dot; one with a dot of its own in double quotes", text)
+}
+
 // quotedAll is a list of names in a statement.
 func quotedAll(names []string, separator string) string {
 	list := make([]string, len(names))
 	for i, name := range names {
-		list[i] = `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
+		list[i] = identifier(name)
 	}
 	return strings.Join(list, separator)
 }

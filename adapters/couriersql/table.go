@@ -16,12 +16,14 @@ import (
 // TableConfig describes the table that [NewTable] relays. Table, Key, KeyOf, Columns, Scan
 // and Pending are required.
 //
-// Names are those of the catalogue, without quotes. What is said to be SQL goes into the
+// Names are taken as they are, upper and lower case included, and are quoted: a table that was
+// created as Events, without quotes, is named events in PostgreSQL. What is said to be SQL goes into the
 // statements as it is and has no parameters: never build it from input. It may name the
 // columns of the table, also as t.column.
 type TableConfig[T any] struct {
-	// Table is the name of the table, in PostgreSQL perhaps after that of its schema and a
-	// dot.
+	// Table is the name of the table, in PostgreSQL with or without a schema: events,
+	// billing.events. A name that has a dot or a double quote of its own is written as in SQL,
+	// in double quotes: billing."events.2026".
 	Table string
 
 	// Key are the columns of the primary key, or of another unique key without NULL.
@@ -116,6 +118,7 @@ const DefaultTableLease = 30 * time.Second
 type Table[T any] struct {
 	*database
 	config TableConfig[T]
+	path   []string // the table, perhaps after its schema
 	lease  time.Duration
 	wait   backoff
 
@@ -148,26 +151,27 @@ func NewTable[T any](db *sql.DB, dialect Dialect, config TableConfig[T]) *Table[
 			d.misconfigured("TableConfig."+field, "is missing: pass "+what)
 		}
 	}
-	schema, name, qualified := strings.Cut(config.Table, ".")
-	if !qualified {
-		schema, name = "", config.Table
-	}
-	required("Table", name == "" || qualified && schema == "", "the name of the table")
+	required("Table", config.Table == "", "the name of the table")
 	required("Key", len(config.Key) == 0, "the columns of its primary key")
 	required("KeyOf", config.KeyOf == nil, "a function that returns the values of Key of a record")
 	required("Columns", len(config.Columns) == 0, "what Scan reads")
 	required("Scan", config.Scan == nil, "a function that makes a record of a row")
 	required("Pending", config.Pending == "", `the condition of rows that are to be delivered, or "true" if all are`)
-	if qualified && dialect == SQLite {
-		d.misconfigured("TableConfig.Table", fmt.Sprintf("%q has a schema, which SQLite has not: pass the name alone", config.Table))
+	t.path = identifiers(config.Table)
+	switch {
+	case t.path == nil:
+		d.misconfigured("TableConfig.Table", notATable(config.Table))
+		t.path = []string{config.Table}
+	case len(t.path) > 1 && dialect == SQLite:
+		d.misconfigured("TableConfig.Table", fmt.Sprintf("%q is one of an attached database, beside which no tables are made: pass the name alone", config.Table))
 	}
 	if config.State == "" {
-		config.State = besideOf(name)
+		config.State = besideOf(t.path[len(t.path)-1])
 	}
 	if !plainIdentifier.MatchString(config.State) {
 		d.misconfigured("TableConfig.State", fmt.Sprintf("%q is not a plain name: use up to 48 of a-z, 0-9 and _, not beginning with a digit", config.State))
 	}
-	d.schema, d.name, d.table = schema, config.State, config.Table
+	d.name, d.table = config.State, config.Table
 	if config.Logger != nil {
 		d.log = config.Logger
 	}
@@ -287,10 +291,10 @@ func (t *Table[T]) described(ctx context.Context) (tableStore, error) {
 	c := t.config
 	text := tableText{
 		columns: c.Columns, keys: c.Key, pending: "(" + c.Pending + ")", mark: c.Mark, order: c.Order, orderKey: c.OrderKey, age: c.Age,
-		strict: c.Strict, schema: t.schema, name: c.Table, state: t.name,
+		strict: c.Strict, name: t.path[len(t.path)-1], state: t.name,
 	}
-	if t.schema != "" {
-		_, text.name, _ = strings.Cut(c.Table, ".")
+	if len(t.path) > 1 {
+		text.schema = t.path[0]
 	}
 	var store tableStore
 	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {

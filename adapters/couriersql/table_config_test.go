@@ -20,8 +20,8 @@ func TestATablesConfigIsChecked(t *testing.T) {
 		says    string
 	}{
 		"no table":        {func(c *TableConfig[happening]) { c.Table = "" }, Postgres, "TableConfig.Table", "is missing"},
-		"no schema":       {func(c *TableConfig[happening]) { c.Table = ".events" }, Postgres, "TableConfig.Table", "is missing"},
-		"schema, SQLite":  {func(c *TableConfig[happening]) { c.Table = "main.events" }, SQLite, "TableConfig.Table", "which SQLite has not"},
+		"no schema":       {func(c *TableConfig[happening]) { c.Table = ".events" }, Postgres, "TableConfig.Table", "is not the name of a table"},
+		"schema, SQLite":  {func(c *TableConfig[happening]) { c.Table = "main.events" }, SQLite, "TableConfig.Table", "attached database"},
 		"no key":          {func(c *TableConfig[happening]) { c.Key = nil }, Postgres, "TableConfig.Key", "is missing"},
 		"no KeyOf":        {func(c *TableConfig[happening]) { c.KeyOf = nil }, Postgres, "TableConfig.KeyOf", "is missing"},
 		"no columns":      {func(c *TableConfig[happening]) { c.Columns = nil }, Postgres, "TableConfig.Columns", "is missing"},
@@ -208,7 +208,7 @@ func TestATableInASchema(t *testing.T) {
 			})
 			execute(t, r.db, "CREATE TABLE "+identifier(schema)+".events (LIKE events INCLUDING ALL)")
 			execute(t, r.db, "INSERT INTO "+identifier(schema)+".events (id, name) VALUES (7, 'there')")
-			r.config.Table = schema + ".events"
+			r.config.Table = identifier(schema) + ".events"
 			s := r.table().Source()
 			rows, names := fetchNames(t, s, 10)
 			require.Equal(t, []string{"there"}, names)

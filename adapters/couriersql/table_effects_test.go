@@ -77,11 +77,11 @@ func TestATablesEffectsAfterACommitOfUnknownOutcome(t *testing.T) {
 	eachWithEffects(t, 3, func(t *testing.T, r *relayed) {
 		s := r.table().Source()
 		rows, _ := fetchNames(t, s, 10)
-		where := fmt.Sprintf("FROM %s WHERE name = '2'", identifier(r.config.Table))
+		where := fmt.Sprintf("FROM %s WHERE name = '2'", r.ownTable.table())
 		if r.config.Mark == "" {
 			execute(t, r.db, "DELETE "+where)
 		} else {
-			execute(t, r.db, fmt.Sprintf("UPDATE %s SET %s WHERE name = '2'", identifier(r.config.Table), r.config.Mark))
+			execute(t, r.db, fmt.Sprintf("UPDATE %s SET %s WHERE name = '2'", r.ownTable.table(), r.config.Mark))
 		}
 		require.NoError(t, s.Effects(spelled()).ApplyBatch(t.Context(), rows))
 		require.Equal(t, []string{"1", "3"}, r.effects())

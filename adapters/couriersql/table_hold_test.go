@@ -69,7 +69,7 @@ func (r *relayed) table() *Table[happening] {
 	return table
 }
 
-func (r *relayed) state() string { return besideOf(r.config.Table) }
+func (r *relayed) state() string { return besideOf(identifiers(r.config.Table)[0]) }
 
 // advance lets time pass for leases and failures.
 func (r *relayed) advance(d time.Duration) {
@@ -231,11 +231,11 @@ func TestATableInStrictOrder(t *testing.T) {
 func TestATablesRowThatCannotBeRead(t *testing.T) {
 	eachTable(t, 3, func(t *testing.T, r *relayed) {
 		s := r.table().Source()
-		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = NULL WHERE name <> '3'`, identifier(r.config.Table)))
+		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = NULL WHERE name <> '3'`, r.ownTable.table()))
 		_, err := s.Fetch(t.Context(), 10)
 		require.ErrorContains(t, err, "reading the row", "for all that is known, none can be")
 		require.Zero(t, r.count(r.state()+"_batches"), "a lease of rows that are in nobody's hand")
-		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = 'one' WHERE %s = 1`, identifier(r.config.Table), identifier(r.config.Key[len(r.config.Key)-1])))
+		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = 'one' WHERE %s = 1`, r.ownTable.table(), identifier(r.config.Key[len(r.config.Key)-1])))
 		read, _ := fetchNames(t, s, 1)
 		require.Len(t, read, 1)
 		_, names := fetchNames(t, s, 10)
@@ -301,7 +301,7 @@ func TestATablesMarkThatIsSuppressedLater(t *testing.T) {
 // suppress has the database leave a row as it is, without an error, until back is called.
 func (r *relayed) suppress(name string) (back func()) {
 	r.t.Helper()
-	table, operation := identifier(r.config.Table), "UPDATE"
+	table, operation := r.ownTable.table(), "UPDATE"
 	if r.config.Mark == "" {
 		operation = "DELETE"
 	}

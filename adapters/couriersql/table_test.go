@@ -48,7 +48,7 @@ func ownTables(dialect Dialect) map[string]ownTable {
 	deletes.Pending, deletes.Mark = "true", ""
 	deletes.Order = "t.id"
 	odd := single
-	odd.Table, odd.Key = `Sent "things"`, []string{"The Id"}
+	odd.Table, odd.Key = `"Sent ""things"""`, []string{"The Id"}
 	odd.Columns = []string{`"The Id"`, "name"}
 	composite := single
 	composite.Key = []string{"tenant", "number"}
@@ -75,10 +75,13 @@ func ownTables(dialect Dialect) map[string]ownTable {
 	}
 }
 
+// table is its name in a statement.
+func (o ownTable) table() string { return quotedAll(identifiers(o.config.Table), ".") }
+
 // add makes rows pending.
 func (o ownTable) add(t *testing.T, db *sql.DB, first int, names ...string) {
 	t.Helper()
-	table, id := identifier(o.config.Table), identifier(o.config.Key[len(o.config.Key)-1])
+	table, id := o.table(), identifier(o.config.Key[len(o.config.Key)-1])
 	for i, name := range names {
 		if len(o.config.Key) == 2 {
 			execute(t, db, fmt.Sprintf(`INSERT INTO %s (tenant, %s, name) VALUES ($1, $2, $3)`, table, id), fmt.Sprintf(`ten"an\t %d`, i%3), first+i, name)
@@ -132,7 +135,7 @@ func tableFixture(t *testing.T, dialect Dialect, stream bool, own ownTable) cour
 	}
 	refuse(t, db, dialect, own)
 	var added []string
-	state := besideOf(config.Table)
+	state := besideOf(identifiers(config.Table)[0])
 	return courierttest.SourceFixture[happening]{
 		Source: open(),
 		Add: func(n int) []string {
@@ -170,7 +173,7 @@ func tableFixture(t *testing.T, dialect Dialect, stream bool, own ownTable) cour
 // refuse has marks fail of the rows whose names are in a table.
 func refuse(t *testing.T, db *sql.DB, dialect Dialect, own ownTable) {
 	t.Helper()
-	table := identifier(own.config.Table)
+	table := own.table()
 	execute(t, db, `CREATE TABLE refused (name text)`)
 	if dialect == Postgres {
 		execute(t, db, `CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
