@@ -100,7 +100,7 @@ bench-postgres: ## outbox relays beside loops by hand and other libraries (12 mi
 	@scripts/bench-postgres.sh
 
 .PHONY: bench-kafka
-bench-kafka: ## relay and consumer group of Kafka beside loops by hand (4 minutes)
+bench-kafka: ## relays and consumer group of Kafka beside loops by hand (5 minutes)
 	@scripts/bench-kafka.sh
 
 .PHONY: bench-plot

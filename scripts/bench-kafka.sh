@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs relay and consumer group of Kafka beside loops by hand, every case once a round, for
+# Runs relays and consumer group of Kafka beside loops by hand, every case once a round, for
 # some rounds, and prints one table of the medians; what it measured is in bench-kafka.out.
 #
 #   scripts/bench-kafka.sh [ROUNDS]
