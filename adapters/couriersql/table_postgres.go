@@ -365,8 +365,7 @@ func (p *postgresTable) begin(batch *pgx.Batch) {
 func (p *postgresTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (id int64, err error) {
 	batch := new(pgx.Batch)
 	p.begin(batch)
-	batch.Queue(fmt.Sprintf(`SELECT pg_advisory_xact_lock(hashtextextended('courier ' || '%s'::regclass::oid, 0))`, strings.ReplaceAll(p.batches(), "'", "''")))
-	batch.Queue(fmt.Sprintf(`DELETE FROM %s WHERE until <= statement_timestamp()`, p.batches()))
+	p.forgetting(batch, c.owner, c.known)
 	batch.Queue(p.fetchText(), c.limit, c.owner, c.lease.Microseconds()).Query(func(rows pgx.Rows) error {
 		defer rows.Close()
 		row := handedOut{key: make([]string, len(p.keys))}
@@ -395,6 +394,26 @@ func (p *postgresTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read
 		discard(conn)
 	}
 	return id, err
+}
+
+// forgetting queues the end of leases that are over or unknown to their owner, once no other
+// fetch is under way.
+func (p *postgresTable) forgetting(batch *pgx.Batch, owner string, known []int64) {
+	batch.Queue(fmt.Sprintf(`SELECT pg_advisory_xact_lock(hashtextextended('courier ' || '%s'::regclass::oid, 0))`, strings.ReplaceAll(p.batches(), "'", "''")))
+	batch.Queue(fmt.Sprintf(`DELETE FROM %s WHERE until <= statement_timestamp() OR owner = $1 AND id <> ALL($2::bigint[])`, p.batches()),
+		owner, numberList(len(known), func(i int) int64 { return known[i] }))
+}
+
+func (p *postgresTable) forget(ctx context.Context, conn *sql.Conn, owner string, known []int64) error {
+	batch := new(pgx.Batch)
+	batch.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
+	p.forgetting(batch, owner, known)
+	batch.Queue("COMMIT")
+	err := send(ctx, conn, batch)
+	if err != nil { // with the transaction
+		discard(conn)
+	}
+	return err
 }
 
 func (p *postgresTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error) {

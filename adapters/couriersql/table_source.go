@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +22,7 @@ type TableSource[T any] struct {
 	table *Table[T]
 	owner string
 	turn  chan struct{} // holds a value while rows are settled
+	asks  chan struct{} // holds a value while rows are fetched
 
 	marked   atomic.Bool // a mark was seen to do what it should
 	readable atomic.Bool // a row was read
@@ -63,13 +65,15 @@ type tableStore interface {
 	slow(ctx context.Context, conn *sql.Conn) (string, error)
 
 	// fetch leases rows, and has read called for each with a scan that sets the row too.
-	// The batch is 0 if there are none; with an error it may be there.
+	// The batch is 0 if there are none; with an error there may be one that nobody knows.
 	fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (batch int64, err error)
 	// settle ends the hold on rows of batches, all or none, but those of batches that
 	// are the owner's no more, whose indices it returns. touched is how many rows a mark has
 	// changed: where these are not all of a part, the lease of the part stays, and in doubt
 	// it stays in any case.
 	settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error)
+	// forget ends the leases of an owner but those that it knows.
+	forget(ctx context.Context, conn *sql.Conn, owner string, known []int64) error
 	// note notes failures of rows that are in nobody's hand.
 	note(ctx context.Context, conn *sql.Conn, failed part) error
 	// renew returns which of the batches are still the owner's.
@@ -86,11 +90,14 @@ type tableStore interface {
 	pendingIn(ctx context.Context, t queries, owner string, p part) (names []string, mine bool, err error)
 }
 
-// claim is what a fetch asks for.
+// claim is what a fetch asks for. The owner's leases but those that it knows end with it:
+// they are of a fetch whose answer was lost. In strict order the rows of such a lease would
+// be overtaken, and anyhow they would wait for its end.
 type claim struct {
 	owner string
 	lease time.Duration
 	limit int
+	known []int64
 }
 
 type settlement int
@@ -120,7 +127,7 @@ type tableFailure struct {
 // fetches: make one for each coordinator.
 func (t *Table[T]) Source() *TableSource[T] {
 	return &TableSource[T]{
-		table: t, owner: newOwner(), turn: make(chan struct{}, 1),
+		table: t, owner: newOwner(), turn: make(chan struct{}, 1), asks: make(chan struct{}, 1),
 		inHand: make(map[string]handedOut), left: make(map[int64]int),
 	}
 }
@@ -206,6 +213,10 @@ func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := enter(ctx, s.asks); err != nil { // one at a time: what the other leases is not known yet
+		return nil, err
+	}
+	defer func() { <-s.asks }()
 	for passed := 0; ; passed++ {
 		records, err := s.take(ctx, store, limit)
 		var bad *unreadable
@@ -224,7 +235,7 @@ func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 // take is one try of Fetch.
 func (s *TableSource[T]) take(ctx context.Context, store tableStore, limit int) (records []T, err error) {
 	t := s.table
-	c := claim{s.owner, t.lease, limit}
+	c := claim{s.owner, t.lease, limit, s.known()}
 	var rows []handedOut
 	var batch int64
 	err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
@@ -257,8 +268,10 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, limit int) 
 		return err
 	})
 	if err != nil {
-		if batch != 0 {
-			_ = s.settleParts(ctx, store, toRelease, []part{{batch: batch, last: true}}) // else it comes back when the lease ends
+		if batch != 0 || ctx.Err() != nil { // else the next fetch ends a lease that nobody knows
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+			defer cancel()
+			_ = t.ask(last, func(ctx context.Context, conn *sql.Conn) error { return store.forget(ctx, conn, c.owner, c.known) })
 		}
 		return nil, err
 	}
@@ -274,6 +287,13 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, limit int) 
 		s.readable.Store(true)
 	}
 	return records, nil
+}
+
+// known are the batches that are in hand.
+func (s *TableSource[T]) known() []int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.left))
 }
 
 // read makes a record of a row, and tells whether it came to know the row.
@@ -513,9 +533,13 @@ func (s *TableSource[T]) Renew(ctx context.Context, records []T) error {
 	}
 	var batches []int64
 	of := make([]int64, len(records)) // 0 for those that are not in hand
-	s.mu.Lock()
+	names := make([]string, len(records))
 	for i, record := range records {
-		of[i] = s.inHand[s.Identity(record)].batch
+		names[i] = s.Identity(record)
+	}
+	s.mu.Lock()
+	for i, name := range names {
+		of[i] = s.inHand[name].batch
 		if of[i] != 0 && !slices.Contains(batches, of[i]) {
 			batches = append(batches, of[i])
 		}
@@ -534,11 +558,11 @@ func (s *TableSource[T]) Renew(ctx context.Context, records []T) error {
 	var list courier.BatchError
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for i, record := range records {
+	for i, name := range names {
 		if of[i] == 0 || slices.Contains(held, of[i]) {
 			continue
 		}
-		if name := s.Identity(record); s.inHand[name].batch == of[i] { // else it was settled meanwhile
+		if s.inHand[name].batch == of[i] { // else it was settled meanwhile
 			s.forget(name)
 			list.Add(i, ErrLeaseLost)
 		}

@@ -82,6 +82,12 @@ func listOf(keys [][]string) string {
 	return string(text)
 }
 
+// listOfNumbers is a list of numbers as an argument; none is no null.
+func listOfNumbers(numbers []int64) string {
+	text, _ := json.Marshal(append([]int64{}, numbers...)) // never fails for numbers
+	return string(text)
+}
+
 // in is that columns are in a list, a column or an argument with JSON.
 func (s *sqliteTable) in(columns, list string) string {
 	return fmt.Sprintf("(%s) IN (SELECT %s FROM json_each(%s))", columns, s.parts("value"), list)
@@ -176,7 +182,15 @@ func writing(ctx context.Context, conn *sql.Conn, work func() error) (err error)
 	if _, err := conn.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
 		return err
 	}
-	if err = work(); err == nil {
+	panicked := true
+	defer func() {
+		if panicked { // a function of the user's: the transaction ends with the connection
+			discard(conn)
+		}
+	}()
+	err = work()
+	panicked = false
+	if err == nil {
 		_, err = conn.ExecContext(ctx, "COMMIT")
 	}
 	if err != nil {
@@ -191,7 +205,7 @@ func writing(ctx context.Context, conn *sql.Conn, work func() error) (err error)
 func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (id int64, err error) {
 	nothing := errors.New("nothing to lease")
 	err = writing(ctx, conn, func() error {
-		ended, err := conn.ExecContext(ctx, fmt.Sprintf(`DELETE FROM %s WHERE until <= ?1`, s.batches()), s.now().UnixMicro())
+		ended, err := s.forgetting(ctx, conn, c.owner, c.known)
 		if err != nil {
 			return err
 		}
@@ -200,7 +214,7 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 			return err
 		}
 		if len(keys) == 0 {
-			if n, err := ended.RowsAffected(); err == nil && n == 0 {
+			if ended == 0 {
 				return nothing // nor to commit
 			}
 			return nil
@@ -215,6 +229,21 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 		id = 0 // which is taken back
 	}
 	return id, err
+}
+
+// forgetting ends leases that are over or unknown to their owner.
+func (s *sqliteTable) forgetting(ctx context.Context, conn *sql.Conn, owner string, known []int64) (ended int64, err error) {
+	result, err := conn.ExecContext(ctx, fmt.Sprintf(`DELETE FROM %s WHERE until <= ?1 OR owner = ?2 AND id NOT IN (SELECT value FROM json_each(?3))`, s.batches()),
+		s.now().UnixMicro(), owner, listOfNumbers(known))
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+func (s *sqliteTable) forget(ctx context.Context, conn *sql.Conn, owner string, known []int64) error {
+	_, err := s.forgetting(ctx, conn, owner, known)
+	return err
 }
 
 // readAll has the rows read that are due, and returns their keys.
@@ -331,9 +360,8 @@ func (s *sqliteTable) note(ctx context.Context, conn *sql.Conn, failed part) err
 }
 
 func (s *sqliteTable) renew(ctx context.Context, conn *sql.Conn, owner string, batches []int64, lease time.Duration) ([]int64, error) {
-	list, _ := json.Marshal(batches) // never fails for numbers
 	rows, err := conn.QueryContext(ctx, fmt.Sprintf(`UPDATE %s SET until = ?3 WHERE id IN (SELECT value FROM json_each(?1)) AND owner = ?2 RETURNING id`, s.batches()),
-		string(list), owner, s.now().Add(lease).UnixMicro())
+		listOfNumbers(batches), owner, s.now().Add(lease).UnixMicro())
 	return numbers(rows, err)
 }
 
