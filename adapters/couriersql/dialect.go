@@ -46,8 +46,8 @@ type grammar struct {
 	settle         string // has what is created come to be where the outbox is, or in the schema ?1
 
 	rowsPerInsert int
-	insert        func(rows int) string  // of columns values each
-	inserted      func(args []any) []any // the arguments for it
+	insert        func(rows int, delayed bool) string  // messages; delayed, those that wait for a time
+	inserted      func(args []any, delayed bool) []any // the arguments for it, of columns for each message
 
 	plan   string // before a fetch, in its transaction
 	orphan string // has the server end this transaction if it is silent for ?1 milliseconds
@@ -151,6 +151,9 @@ type grammar struct {
 const (
 	addIndexes = `CREATE INDEX IF NOT EXISTS "{table}_pending" ON {outbox} (seq) WHERE processed_at IS NULL AND attempts < 1; ` +
 		`CREATE INDEX IF NOT EXISTS "{table}_waiting" ON {outbox} (available_at, seq) WHERE processed_at IS NULL AND attempts > 0`
+	// Of a row that was delayed, the number begins higher.
+	failingText = `SELECT id, attempts % 1073741824, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 AND attempts % 1073741824 > 0
+		ORDER BY attempts % 1073741824 DESC, seq LIMIT $1`
 	// Each part is an index by itself, however many rows are kept.
 	countPending = `SELECT (SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND attempts < 1) +
 		(SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND attempts > 0)`

@@ -408,3 +408,42 @@ func ExampleWithRetention() {
 	fmt.Println(pending, "pending,", kept, "kept", err)
 	// Output: 0 pending, 1 kept <nil>
 }
+
+// A reminder is written with its order, and delivered a day later.
+func ExampleMessage_notBefore() {
+	ctx := context.Background()
+	db, cleanup := openExample()
+	defer cleanup()
+	outbox := couriersql.New(db, couriersql.SQLite)
+	defer outbox.Close()
+	if err := outbox.Migrate(ctx); err != nil {
+		log.Fatal(err)
+	}
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer tx.Rollback()
+	err = outbox.Write(ctx, tx,
+		couriersql.Message{Topic: "orders", Payload: []byte("A-1")},
+		couriersql.Message{Topic: "reminders", Payload: []byte("A-1"), NotBefore: time.Now().Add(24 * time.Hour)})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := tx.Commit(); err != nil {
+		log.Fatal(err)
+	}
+
+	publish := courier.ProcessFunc(func(_ context.Context, r couriersql.Row) error {
+		fmt.Println("published to", r.Topic)
+		return nil
+	})
+	if err := courier.NewPollingCoordinator(outbox.Source(), publish).RunOnce(ctx); err != nil {
+		log.Fatal(err)
+	}
+	pending, err := outbox.Pending(ctx)
+	fmt.Println(pending, "pending", err)
+	// Output:
+	// published to orders
+	// 1 pending <nil>
+}

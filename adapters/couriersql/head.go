@@ -67,7 +67,7 @@ func (h *head) sees(rows []Row, from int64, moves int, now time.Time, took time.
 		h.took = took
 	}
 	for _, row := range rows {
-		if row.Attempts == 0 {
+		if row.attempts() == 0 {
 			h.seq = row.Seq
 			return
 		}
@@ -124,7 +124,7 @@ func (f *floor) from(now time.Time) int64 {
 func (f *floor) sees(rows []Row, from int64, now time.Time, took time.Duration) (look bool) {
 	for _, row := range rows {
 		f.last = max(f.last, row.Seq)
-		if row.Attempts == 0 && row.Seq < f.seq {
+		if row.attempts() == 0 && row.Seq < f.seq {
 			f.seq = math.MinInt64
 		}
 	}

@@ -252,7 +252,7 @@ func TestAWriteIsSplitByItsBytes(t *testing.T) {
 		shared := make([]byte, 100*mega)
 		var args []any
 		for _, size := range test.sizes {
-			args = append(args, "", "t", "", shared[:max(size-1, 0)], "", "", int64(0))
+			args = append(args, "", "t", "", shared[:max(size-1, 0)], "", "", int64(0), nil)
 		}
 		var got []int
 		for chunk := range o.chunks(args) {

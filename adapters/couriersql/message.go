@@ -25,6 +25,13 @@ type Message struct {
 	// CreatedAt is kept to the microsecond and read back in UTC. The zero time
 	// is set to the current one by Write.
 	CreatedAt time.Time
+	// NotBefore is when the message may be delivered at the earliest; the zero time, or one
+	// that has passed, is when it is committed. It is kept to the microsecond, and not read
+	// back. In PostgreSQL the server's clock decides that it has come, in SQLite that of the
+	// relay. A coordinator that is idle looks at its interval, and is not woken for it. With
+	// [WithStrictOrder], and in SQLite without a lease, later messages of its Key wait with
+	// it; otherwise they are delivered before it.
+	NotBefore time.Time
 }
 
 // Row is a message as it is stored, which is what the source hands out: a row
@@ -38,8 +45,9 @@ type Row struct {
 	CreatedAt      int64 // Unix time in microseconds
 	Attempts       int   // deliveries that failed before this one
 
-	claim  int64   // of the lease, or as it was found
-	origin *origin // the source that handed the row out; nil for the row of a letter
+	delayed bool    // was not to be handed out before a time
+	claim   int64   // of the lease, or as it was found
+	origin  *origin // the source that handed the row out; nil for the row of a letter
 }
 
 // origin is a source by its address. Rows of two sources are the same by their values.
@@ -53,6 +61,23 @@ type rowKey struct {
 }
 
 func (r Row) key() rowKey { return rowKey{r.Seq, r.ID} }
+
+// delayedAttempts is what the column attempts begins at in a row that is not to be handed out
+// before a time. Such a row is found by its time, as one that failed, and no fetch walks past it.
+const delayedAttempts = 1 << 30
+
+// count takes the number of attempts from the column.
+func (r *Row) count(column int) {
+	r.delayed, r.Attempts = column >= delayedAttempts, column%delayedAttempts
+}
+
+// attempts is what the column has.
+func (r Row) attempts() int64 {
+	if r.delayed {
+		return delayedAttempts + int64(r.Attempts)
+	}
+	return int64(r.Attempts)
+}
 
 // Message decodes a row. The payload is shared with the row. It is the decode
 // function for [courier.NewDecodingApplier]: couriersql.Row.Message.

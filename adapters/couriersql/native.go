@@ -105,7 +105,8 @@ func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
 	var row Row
 	var payloads room
 	var created moment
-	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace, &created, &row.Attempts, &row.claim}
+	var attempts int
+	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace, &created, &attempts, &row.claim}
 	for rows.Next() {
 		if plain {
 			row.decodeBinary(rows.RawValues(), &payloads)
@@ -113,6 +114,7 @@ func collect(rows pgx.Rows, limit int) (batch []Row, err error) {
 			return nil, err
 		} else {
 			row.CreatedAt = int64(created)
+			row.count(attempts)
 		}
 		if batch == nil { // an idle poll allocates no batch, a huge limit no huge one
 			batch = make([]Row, 0, min(limit, 1000))
@@ -184,7 +186,7 @@ func (r *Row) decodeBinary(values [][]byte, payloads *room) {
 	}
 	r.Headers, r.Trace = string(values[5]), string(values[6])
 	r.CreatedAt = min(max(int64(binary.BigEndian.Uint64(values[7])), earliestTime-postgresEpoch), latestTime-postgresEpoch) + postgresEpoch
-	r.Attempts = int(int32(binary.BigEndian.Uint32(values[8])))
+	r.count(int(int32(binary.BigEndian.Uint32(values[8]))))
 	r.claim = int64(binary.BigEndian.Uint64(values[9]))
 }
 

@@ -130,7 +130,12 @@ func postgresGrammar() grammar {
 			WHERE schema IS DISTINCT FROM current_schema()`,
 
 		rowsPerInsert: 1000, // one statement for any number, which the driver keeps prepared
-		insert: func(int) string {
+		insert: func(_ int, delayed bool) string {
+			if delayed {
+				return fmt.Sprintf(`INSERT INTO {outbox} (id, topic, key, payload, headers, trace, created_at, available_at, requeued_at, attempts)
+					SELECT v.*, not_before, %d FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::timestamptz[], $8::timestamptz[])
+					AS v(id, topic, key, payload, headers, trace, created_at, not_before)`, delayedAttempts)
+			}
 			return `INSERT INTO {outbox} (id, topic, key, payload, headers, trace, created_at)
 				SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[], $7::timestamptz[])`
 		},
@@ -207,7 +212,7 @@ func postgresGrammar() grammar {
 		prune:      `DELETE FROM {outbox} WHERE ` + prunable,
 		pruneAlone: alone + `DELETE FROM {outbox} WHERE (SELECT * FROM alone) AND ` + prunable,
 		leader:     leaderText,
-		failing:    `SELECT id, attempts, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT $1`,
+		failing:    failingText,
 
 		// Of a right that it lacks, a role is told by the statement itself.
 		policies: `SELECT coalesce(string_agg(name, ', ' ORDER BY place), '')
@@ -348,10 +353,10 @@ func postgresShapes() []shape {
 const postgresTime = "TIMESTAMP WITH TIME ZONE"
 
 // postgresInserted turns rows of columns into columns of rows.
-func postgresInserted(args []any) []any {
+func postgresInserted(args []any, delayed bool) []any {
 	n := len(args) / columns
 	var texts [columns][]string
-	payloads, times := make([][]byte, n), make([]time.Time, n)
+	payloads, times, after := make([][]byte, n), make([]time.Time, n), make([]time.Time, n)
 	for c := range texts {
 		texts[c] = make([]string, n)
 	}
@@ -363,10 +368,18 @@ func postgresInserted(args []any) []any {
 		case []byte:
 			payloads[row] = v
 		case int64:
-			times[row] = time.UnixMicro(v)
+			if c == notBefore {
+				after[row] = time.UnixMicro(v)
+			} else {
+				times[row] = time.UnixMicro(v)
+			}
 		}
 	}
-	return []any{texts[0], texts[1], texts[2], payloads, texts[4], texts[5], times}
+	lists := []any{texts[0], texts[1], texts[2], payloads, texts[4], texts[5], times}
+	if delayed {
+		lists = append(lists, after)
+	}
+	return lists
 }
 
 func postgresKnown(rows []Row) []any {
@@ -378,7 +391,7 @@ func postgresKnown(rows []Row) []any {
 
 func postgresAttempted(rows []Row) []any {
 	claims := postgresClaims(rows)
-	return []any{claims[0], claims[1], numberList(len(rows), func(i int) int64 { return int64(rows[i].Attempts) }), claims[2]}
+	return []any{claims[0], claims[1], numberList(len(rows), func(i int) int64 { return rows[i].attempts() }), claims[2]}
 }
 
 func postgresClaims(rows []Row) []any {

@@ -84,7 +84,7 @@ func (s *Source) Ordered() bool { return s.outbox.strict }
 
 // Fetch returns up to limit pending rows that are due, in the order in which
 // they were written, and none that is in other hands. Of more rows than limit, those
-// that failed before come first, but with [WithStrictOrder] and in SQLite, where the
+// that failed before, or were to wait ([Message].NotBefore), come first, but with [WithStrictOrder] and in SQLite, where the
 // earliest do. It does not wait for a row. The rows are the caller's. With an error
 // there are none.
 func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
@@ -321,7 +321,7 @@ func (o *Outbox) pool(needs int, what string) error {
 }
 
 func failureOf(row Row) failure {
-	return failure{seq: row.Seq, id: row.ID, claim: row.claim, attempts: int64(row.Attempts)}
+	return failure{seq: row.Seq, id: row.ID, claim: row.claim, attempts: row.attempts()}
 }
 
 // backoff is how long a row waits that failed.
@@ -403,14 +403,16 @@ func (o *Outbox) rows(ctx context.Context, on executor, limit int, bound int64, 
 	var batch []Row
 	var row Row
 	var ofFailed, ofOthers int64
+	var attempts int
 	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace,
-		(*micros)(&row.CreatedAt), &row.Attempts, &row.claim}
+		(*micros)(&row.CreatedAt), &attempts, &row.claim}
 	for rows.Next() {
 		if err := rows.Scan(into...); err != nil {
 			return nil, err
 		}
+		row.count(attempts)
 		bytes := &ofFailed
-		if row.Attempts == 0 {
+		if attempts == 0 {
 			bytes = &ofOthers
 		}
 		if *bytes >= bound {

@@ -83,12 +83,9 @@ func sqliteGrammar() grammar {
 		addIndex:   addIndexes,
 
 		rowsPerInsert: 100, // larger statements were not measurably faster
-		insert: func(rows int) string {
-			return `INSERT INTO {outbox} (id, topic, key, payload, headers, trace, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)` +
-				strings.Repeat(", (?, ?, ?, ?, ?, ?, ?)", rows-1)
-		},
-		inserted: func(args []any) []any { return args },
-		present:  `SELECT id FROM {outbox} WHERE id IN (SELECT value FROM json_each(?1)) LIMIT 1`,
+		insert:        sqliteInsertOf,
+		inserted:      sqliteInserted,
+		present:       `SELECT id FROM {outbox} WHERE id IN (SELECT value FROM json_each(?1)) LIMIT 1`,
 
 		// Of the rows that failed, those that have been due for longest, and all of their
 		// keys before them. The second part takes a row of a key with an earlier one that
@@ -140,7 +137,7 @@ func sqliteGrammar() grammar {
 		prunable:   `SELECT count(*) FROM {outbox} WHERE processed_at < ?1`,
 		prune:      sqlitePrune,
 		pruneAlone: sqlitePrune,
-		failing:    `SELECT id, attempts, last_error FROM {outbox} WHERE processed_at IS NULL AND attempts > 0 ORDER BY attempts DESC, seq LIMIT ?1`,
+		failing:    failingText,
 
 		suppressors: "a trigger that raises IGNORE",
 
@@ -270,7 +267,7 @@ func sqliteKnownRows(rows []Row) []any {
 func sqliteAttempted(rows []Row) []any {
 	list := make([]string, len(rows))
 	for i, row := range rows {
-		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10) + "." + strconv.Itoa(row.Attempts) + "." + row.ID
+		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10) + "." + strconv.FormatInt(row.attempts(), 10) + "." + row.ID
 	}
 	return []any{sqliteStrings(list)}
 }
@@ -290,6 +287,26 @@ func sqliteFailures(list []failure) []any {
 	}
 	text, _ := json.Marshal(values) // never fails for numbers and strings
 	return []any{string(text)}
+}
+
+func sqliteInsertOf(rows int, delayed bool) string {
+	names, row := "", "(?, ?, ?, ?, ?, ?, ?)"
+	if delayed {
+		names, row = ", available_at, requeued_at, attempts", "(?, ?, ?, ?, ?, ?, ?, ?, ?, "+strconv.Itoa(delayedAttempts)+")"
+	}
+	return `INSERT INTO {outbox} (id, topic, key, payload, headers, trace, created_at` + names + `) VALUES ` + row + strings.Repeat(", "+row, rows-1)
+}
+
+// sqliteInserted are the arguments without the time before which messages wait, or with it twice.
+func sqliteInserted(args []any, delayed bool) []any {
+	list := make([]any, 0, len(args)+len(args)/columns)
+	for row := range slices.Chunk(args, columns) {
+		list = append(list, row[:notBefore]...)
+		if delayed {
+			list = append(list, row[notBefore], row[notBefore])
+		}
+	}
+	return list
 }
 
 // Errors are told apart by SQLite's own texts, which every driver passes on;

@@ -22,7 +22,10 @@ import (
 // that another row of the table has.
 var ErrDuplicateID = errors.New("a message with this ID was written before")
 
-const columns = 7 // that Write fills
+const (
+	columns   = 8 // that Write fills
+	notBefore = 7 // of them, the one that most messages have no value for
+)
 
 // maxID is how many bytes an ID may have: a row of an index in PostgreSQL holds some
 // 2,700, and that of the letters has the name of the branch beside the ID.
@@ -100,7 +103,8 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 	}
 	for chunk := range o.chunks(args) {
 		rows := len(chunk) / columns
-		result, err := execute(o.sql(o.grammar.insert(rows)), o.grammar.inserted(chunk))
+		delayed := isDelayed(chunk)
+		result, err := execute(o.sql(o.grammar.insert(rows, delayed)), o.grammar.inserted(chunk, delayed))
 		if err == nil {
 			n := missing(result, rows)
 			if n == 0 {
@@ -119,13 +123,16 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 	return nil
 }
 
-// chunks are messages that go into one statement. PostgreSQL takes none of a gigabyte,
-// and ends the connection over it.
+// isDelayed reports whether the first message is one to wait for a time.
+func isDelayed(args []any) bool { return args[notBefore] != nil }
+
+// chunks are messages that go into one statement: either such as wait for a time or others.
+// PostgreSQL takes none of a gigabyte, and ends the connection over it.
 func (o *Outbox) chunks(args []any) iter.Seq[[]any] {
 	return func(yield func([]any) bool) {
 		for len(args) > 0 {
 			n, bytes := 0, 0
-			for n < len(args) && n < columns*o.grammar.rowsPerInsert && bytes < insertBytes {
+			for n < len(args) && n < columns*o.grammar.rowsPerInsert && bytes < insertBytes && isDelayed(args[n:]) == isDelayed(args) {
 				bytes += sizeOf(args[n : n+columns])
 				n += columns
 			}
@@ -171,7 +178,11 @@ func (o *Outbox) arguments(ctx context.Context, messages []Message) ([]any, erro
 		if problem := m.problem(); problem != "" {
 			return nil, fmt.Errorf("couriersql: writing %s to %s: nothing was written, as message %d (ID %.100q) %s", plural(len(messages), "message"), o.table, i, m.ID, problem)
 		}
-		args = append(args, m.ID, m.Topic, m.Key, notNil(m.Payload), encode(m.Headers), encode(m.Trace), m.CreatedAt.UnixMicro())
+		var after any
+		if m.NotBefore.After(now) {
+			after = m.NotBefore.Add(time.Microsecond - time.Nanosecond).UnixMicro() // no part of one too early
+		}
+		args = append(args, m.ID, m.Topic, m.Key, notNil(m.Payload), encode(m.Headers), encode(m.Trace), m.CreatedAt.UnixMicro(), after)
 		if size := sizeOf(args[len(args)-columns:]); size > maxMessage {
 			return nil, fmt.Errorf("couriersql: writing %s to %s: nothing was written, as message %d (ID %.100q) has %d bytes, and at most %d can be read again by every driver: store the payload elsewhere, and send where it is",
 				plural(len(messages), "message"), o.table, i, m.ID, size, maxMessage)
