@@ -58,8 +58,9 @@ type TableConfig[T any] struct {
 
 	// OrderKey is the value, in SQL, of which rows have to stay in order, such as
 	// "customer_id"; '' is no such value. Rows wait for as long as one with the same value
-	// waits for its next try. The coordinator needs [courier.WithOrderKey] for the same. ""
-	// is none.
+	// waits for its next try. Order needs all three: OrderKey, [courier.WithOrderKey] for the
+	// same value in the coordinator, and Strict or a single relay. Without OrderKey, later rows
+	// overtake one that failed. "" is none.
 	OrderKey string
 
 	// Strict has one relay deliver at a time: another one takes over when the rows that
