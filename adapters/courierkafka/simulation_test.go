@@ -200,7 +200,7 @@ func simulate(t *testing.T, seed uint64, haste int) map[string]int {
 		s.leave(id)
 	}
 	s.ending.Wait()
-	time.Sleep(s.seconds(10)) // for what is on its way
+	time.Sleep(s.seconds(30)) // for answers that are on their way
 	over()
 	expiring.Wait()
 
