@@ -215,6 +215,27 @@ func TestSink_OfALargeBatch(t *testing.T) {
 	})
 }
 
+// A statement has some 16 MiB, however many records that are.
+func TestSink_OfLargeRecords(t *testing.T) {
+	for _, dialect := range dialects {
+		s := NewSink(new(sql.DB), dialect, itemConfig())
+		b := sinkBatch[item]{Sink: s, table: &sinkTable{columns: []sinkColumn{{name: "id", key: true}, {name: "name"}}}, errs: make([]error, 9)}
+		large := strings.Repeat("x", 5<<20)
+		batch := items(0, 9)
+		for i := range 7 {
+			batch[i].Name = large
+		}
+		require.NoError(t, b.read(batch))
+		var parts []int
+		for all := []int{0, 1, 2, 3, 4, 5, 6, 7, 8}; len(all) > 0; {
+			part := b.part(all)
+			all = all[len(part):]
+			parts = append(parts, len(part))
+		}
+		require.Equal(t, []int{4, 5}, parts)
+	}
+}
+
 func TestSink_Names(t *testing.T) {
 	inEachDialect(t, func(t *testing.T, dialect Dialect) {
 		config := itemConfig()
@@ -330,10 +351,11 @@ func TestSink_OrderOfTheKeys(t *testing.T) {
 	for range 2 {
 		batch := items(0, 50)
 		slices.Reverse(batch)
-		require.NoError(t, s.ApplyBatch(t.Context(), append(batch[20:], batch[:20]...)))
+		batch = append(batch[20:], batch[:20]...)
+		require.NoError(t, s.ApplyBatch(t.Context(), append(batch, batch[10:30]...)))
 	}
 	touched := contents(t, s.db, `SELECT id FROM touched ORDER BY n`)
-	require.Len(t, touched, 100)
+	require.Len(t, touched, 100, "of one key, one record is written")
 	require.True(t, slices.IsSorted(touched[:50]) && slices.IsSorted(touched[50:]), touched)
 }
 
