@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/jackc/pgx/v5"
 )
 
 // TableConfig describes the table that [NewTable] relays. Table, Key, KeyOf, Columns, Scan
@@ -123,8 +126,9 @@ type Table[T any] struct {
 	lease  time.Duration
 	wait   backoff
 
-	mu    sync.Mutex
-	store tableStore // nil until the catalogue was read
+	mu      sync.Mutex
+	store   tableStore // nil until the catalogue was read
+	checked bool       // the database takes the mark
 }
 
 // NewTable returns the relay of a table of your own. The database stays the caller's to
@@ -146,6 +150,7 @@ type Table[T any] struct {
 //	})
 func NewTable[T any](db *sql.DB, dialect Dialect, config TableConfig[T]) *Table[T] {
 	d := newDatabase(db, dialect)
+	config.Key, config.Columns = slices.Clone(config.Key), slices.Clone(config.Columns)
 	t := &Table[T]{database: d, config: config, lease: config.Lease, wait: backoff{config.InitialBackoff, config.LongestBackoff}}
 	required := func(field string, missing bool, what string) {
 		if missing {
@@ -180,6 +185,7 @@ func NewTable[T any](db *sql.DB, dialect Dialect, config TableConfig[T]) *Table[
 		d.now = config.Clock.Now
 	}
 	d.waitFor("TableConfig", config.QueryTimeout)
+	d.grammar.advice, d.grammar.outdated = t.advice, t.outdated
 	if t.lease == 0 {
 		t.lease = DefaultTableLease
 	}
@@ -234,12 +240,30 @@ func (t *Table[T]) Migrate(ctx context.Context) error {
 		why, err = store.slow(ctx, conn)
 		return err
 	}); err != nil {
-		return t.failed(err, "looking at how the database fetches the rows of %s: is the SQL in TableConfig right", t.table)
+		return t.failed(err, "looking at how the database fetches the rows of %s", t.table)
+	}
+	if err := t.check(ctx, store); err != nil {
+		return err
 	}
 	if why != "" {
 		t.log.Warn("couriersql: a fetch takes longer the more rows the table has: create an index on the rows that are pending, in their order (TableConfig.Pending, Order)",
 			"table", t.table, "why", why)
 	}
+	return nil
+}
+
+// check looks once whether the database would take a mark: after a delivery it is late to
+// find out.
+func (t *Table[T]) check(ctx context.Context, store tableStore) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.checked {
+		return nil
+	}
+	if err := t.ask(ctx, store.check); err != nil {
+		return t.failed(err, "looking at how the database marks the rows of %s", t.table)
+	}
+	t.checked = true
 	return nil
 }
 
@@ -316,6 +340,60 @@ func (t *Table[T]) described(ctx context.Context) (tableStore, error) {
 	t.store = store
 	return store, nil
 }
+
+const (
+	tableSQL    = "look at the SQL in TableConfig: Columns, Pending, Mark, Order, OrderKey and Age"
+	tableRights = "this role lacks a right: a relay needs to SELECT in the table and to UPDATE it, or to DELETE if Mark is empty, and to SELECT, INSERT, UPDATE and DELETE in the two tables beside it; Migrate, where it has something to do, to create tables in the schema"
+)
+
+// advice is what to do about an error of the database.
+func (t *Table[T]) advice(err error) string {
+	var unread pgx.ScanArgError
+	if t.outdated(err) {
+		return "call Migrate first; if it was, TableConfig.Key or the type of its columns is another since: drop the tables " + t.name + " and " + t.name + "_batches while no relay runs, and call it again"
+	}
+	if errors.As(err, &unread) {
+		return "TableConfig.Scan reads a column into a variable that cannot hold it"
+	}
+	if t.dialect == SQLite {
+		if sqliteOutdated(err) || strings.Contains(err.Error(), "SQL logic error") {
+			return tableSQL
+		}
+		return sqliteCommonAdvice(err)
+	}
+	switch code := postgresCode(err); {
+	case code == "42501":
+		return tableRights
+	case code == "23503":
+		return "a foreign key of another table leads to rows that the mark deletes: drop it, or pass a Mark that keeps the rows"
+	case code == "0A000":
+		return "the table was altered since the statement was prepared: it is tried again"
+	case code == "42P05":
+	case strings.HasPrefix(code, "42"):
+		return tableSQL
+	case strings.HasPrefix(code, "22"):
+		return "what TableConfig says in SQL cannot be computed of a row, which holds up all others: leave what may fail to the applier"
+	}
+	return postgresCommonAdvice(err)
+}
+
+// outdated reports an error about the tables beside the user's.
+func (t *Table[T]) outdated(err error) bool {
+	text := err.Error()
+	if t.dialect == SQLite {
+		return sqliteOutdated(err) && (strings.Contains(text, t.name) || besideColumn.MatchString(text))
+	}
+	switch postgresCode(err) {
+	case "42P01":
+		return strings.Contains(text, t.name)
+	case "42703", "42P10", "42804":
+		return besideColumn.MatchString(text)
+	}
+	return false
+}
+
+// besideColumn is a column of a key in the tables beside the user's, in an error.
+var besideColumn = regexp.MustCompile(`\b[bf]?\.?key[1-9][0-9]*\b`)
 
 // tableText is what a user says of a table.
 type tableText struct {

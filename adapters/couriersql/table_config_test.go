@@ -170,6 +170,64 @@ func TestATablesFunctionsAreChecked(t *testing.T) {
 	}
 }
 
+// What the database does not take is told before a row is delivered, with where to look.
+func TestATablesSQLIsChecked(t *testing.T) {
+	for name, change := range map[string]func(*TableConfig[happening]){
+		"Pending":      func(c *TableConfig[happening]) { c.Pending = "sent IS NULL" },
+		"a comment":    func(c *TableConfig[happening]) { c.Pending = "sent_at IS NULL -- not yet" },
+		"Columns":      func(c *TableConfig[happening]) { c.Columns = []string{"id", "title"} },
+		"Order":        func(c *TableConfig[happening]) { c.Order = "created_at" },
+		"OrderKey":     func(c *TableConfig[happening]) { c.OrderKey = "customer" },
+		"Mark, syntax": func(c *TableConfig[happening]) { c.Mark = "SET sent_at = 1" },
+		"Mark, a name": func(c *TableConfig[happening]) { c.Mark = "sent = 1" },
+		"Mark, a call": func(c *TableConfig[happening]) { c.Mark = "sent_at = no_such_function()" },
+	} {
+		for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+			t.Run(of+" "+name, func(t *testing.T) {
+				r := newRelayed(t, dialect, ownTables(dialect)["updates"], 2)
+				r.table()
+				change(&r.config)
+				table := NewTable(r.db, dialect, r.config)
+				_, err := table.Source().Fetch(t.Context(), 10)
+				for _, err := range []error{table.Migrate(t.Context()), err} {
+					require.ErrorContains(t, err, "look at the SQL in TableConfig")
+					require.NotErrorIs(t, err, ErrNotMigrated)
+				}
+				require.Zero(t, r.count("events_courier_batches"))
+			})
+		}
+	}
+}
+
+func TestATablesErrorsSayWhatToDo(t *testing.T) {
+	r := newRelayed(t, Postgres, ownTables(Postgres)["updates"], 2)
+	s := r.table().Source()
+	says := func(err error, text string) {
+		t.Helper()
+		require.ErrorContains(t, err, text)
+		require.NotErrorIs(t, err, ErrNotMigrated)
+	}
+	r.config.Columns = []string{"id", "(name || '-')::integer::text"}
+	_, err := r.table().Source().Fetch(t.Context(), 10)
+	says(err, "cannot be computed of a row")
+	r.config.Columns = []string{"name", "name"}
+	_, err = r.table().Source().Fetch(t.Context(), 10)
+	says(err, "into a variable that cannot hold it")
+	r.config.Columns = []string{"id", "name"}
+
+	r.config.Mark, r.config.Pending = "", "true"
+	execute(t, r.db, `CREATE TABLE lines (event bigint REFERENCES events); INSERT INTO lines VALUES (1)`)
+	deleting := r.table().Source()
+	rows, _ := fetchNames(t, deleting, 1)
+	says(deleting.Mark(t.Context(), rows), "a foreign key of another table leads to rows that the mark deletes")
+	require.NoError(t, deleting.Release(t.Context(), rows, 0))
+
+	execute(t, r.db, `ALTER TABLE events_courier_batches DROP COLUMN key1`)
+	_, err = s.Fetch(t.Context(), 10)
+	require.ErrorIs(t, err, ErrNotMigrated)
+	require.ErrorContains(t, err, "drop the tables events_courier and events_courier_batches")
+}
+
 func TestATableWithoutMigrate(t *testing.T) {
 	eachTable(t, 1, func(t *testing.T, r *relayed) {
 		_, err := NewTable(r.db, r.dialect, r.config).Source().Fetch(t.Context(), 1)

@@ -494,6 +494,8 @@ func TestATablesRights(t *testing.T) {
 			r.rows(1, 3)
 			r.table()
 			relay := schemaNamed(t, r.db) + "_relay"
+			_, err := NewTable(as["relay"], Postgres, r.config).Source().Fetch(t.Context(), 1)
+			require.ErrorContains(t, err, "a relay needs to SELECT in the table")
 			right := map[string]string{"updates": "UPDATE", "deletes": "DELETE"}[name]
 			execute(t, r.db, "GRANT SELECT, "+right+" ON events TO "+relay)
 			execute(t, r.db, "GRANT SELECT, INSERT, UPDATE, DELETE ON events_courier, events_courier_batches TO "+relay)
@@ -505,7 +507,7 @@ func TestATablesRights(t *testing.T) {
 			require.NoError(t, s.Release(t.Context(), rows[1:2], 0))
 			require.NoError(t, s.Renew(t.Context(), rows[2:]))
 			require.NoError(t, s.Mark(t.Context(), rows[2:]))
-			_, err := s.Lag(t.Context())
+			_, err = s.Lag(t.Context())
 			require.NoError(t, err)
 		})
 	}

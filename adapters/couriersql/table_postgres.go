@@ -548,6 +548,15 @@ func (p *postgresTable) explained(ctx context.Context, conn *sql.Conn, format st
 	return lines, err
 }
 
+func (p *postgresTable) check(ctx context.Context, conn *sql.Conn) error {
+	args := []any{int64(0), ""}
+	for range p.keys {
+		args = append(args, "{}")
+	}
+	_, err := conn.ExecContext(ctx, "EXPLAIN "+p.markText(), append(args, int64(0))...)
+	return err
+}
+
 func (p *postgresTable) plan(ctx context.Context, conn *sql.Conn) ([]string, error) {
 	return p.explained(ctx, conn, "TEXT")
 }

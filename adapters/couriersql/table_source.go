@@ -61,6 +61,8 @@ type tableStore interface {
 	pendingText() string
 	// plan is how the database would execute the fetch.
 	plan(ctx context.Context, conn *sql.Conn) ([]string, error)
+	// check has the database look at the mark, and execute nothing.
+	check(ctx context.Context, conn *sql.Conn) error
 	// slow says why a fetch takes longer the more rows there are, "" if it does not.
 	slow(ctx context.Context, conn *sql.Conn) (string, error)
 
@@ -211,6 +213,9 @@ func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 	}
 	store, err := t.described(ctx)
 	if err != nil {
+		return nil, err
+	}
+	if err := t.check(ctx, store); err != nil {
 		return nil, err
 	}
 	if err := enter(ctx, s.asks); err != nil { // one at a time: what the other leases is not known yet

@@ -404,6 +404,11 @@ func (s *sqliteTable) lag(ctx context.Context, conn *sql.Conn) (due int, seconds
 	return due, seconds, err
 }
 
+func (s *sqliteTable) check(ctx context.Context, conn *sql.Conn) error {
+	_, err := conn.ExecContext(ctx, "EXPLAIN "+s.markText(), "[]")
+	return err
+}
+
 func (s *sqliteTable) plan(ctx context.Context, conn *sql.Conn) (lines []string, err error) {
 	rows, err := conn.QueryContext(ctx, "EXPLAIN QUERY PLAN "+s.fetchText(), s.fetchArgs(claim{limit: 1000})...)
 	if err != nil {
