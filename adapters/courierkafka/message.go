@@ -25,6 +25,7 @@ type Message struct {
 	Payload        []byte // nil is an empty value
 	Headers, Trace map[string]string
 	CreatedAt      time.Time // becomes the timestamp; zero is the time when it is sent
+	NotBefore      time.Time // is for the outbox, which has waited for it; it is not sent
 }
 
 // Record makes the Kafka record of a message. Trace and Headers become headers, sorted
