@@ -78,7 +78,7 @@ func postgresGrammar() grammar {
 	const letterID = `seq || '.' || version || '.' || (extract(epoch FROM first_failed_at) * 1000000)::bigint`
 	const prunable = `seq IN (SELECT seq FROM {outbox} WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`
 	const prunableNotes = `ctid = ANY(ARRAY(SELECT ctid FROM {inbox} WHERE consumer = $1 AND done_at < $2 LIMIT $3 FOR UPDATE SKIP LOCKED))`
-	const alone = `WITH alone AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtextextended('courier prune {table}', 0))) `
+	const alone = `WITH alone AS MATERIALIZED (SELECT pg_try_advisory_xact_lock(hashtextextended('courier prune ' || '{outbox}'::regclass::oid, 0))) `
 	const letters = `seq = ANY($1::bigint[]) AND ` + letterID + ` = ANY($2::text[])`
 	return grammar{
 		migrations:    folder(postgresMigrations, "migrations/postgres"),

@@ -113,7 +113,7 @@ func TestRetention_OfSeveralRelays(t *testing.T) {
 	require.NoError(t, s.Mark(t.Context(), take(t, s, 2)))
 	other, err := o.db.BeginTx(t.Context(), nil)
 	require.NoError(t, err)
-	_, err = other.ExecContext(t.Context(), `SELECT pg_advisory_xact_lock(hashtextextended('courier prune courier_outbox', 0))`)
+	_, err = other.ExecContext(t.Context(), `SELECT pg_advisory_xact_lock(hashtextextended('courier prune ' || 'courier_outbox'::regclass::oid, 0))`)
 	require.NoError(t, err)
 	for _, want := range []int{2, 0} {
 		clock.advance(48 * time.Hour)
