@@ -8,9 +8,9 @@
 //
 // Within a closed phase failures are counted twice. A row of failures is broken by
 // any success. A chain is of failures of which each began after the one before was
-// counted, as the attempts on one record do, and only a success that began later
-// breaks it: one that was in flight when an outage began says nothing of the time
-// since. Either opens at the threshold. The chain alone would miss an outage in
+// counted, as the attempts on one record do, and a success takes away only those that
+// were counted before it began: one that was in flight when an outage began says nothing
+// of the time since. Either opens at the threshold. The chain alone would miss an outage in
 // which all calls fail at once; the row alone would be broken while a record uses up
 // its attempts; and if a late success broke no row at all, a few failures among many
 // slow calls would open the breaker.
@@ -91,10 +91,13 @@ type Permit struct {
 type State struct {
 	Phase    Phase
 	Gen      uint64    // counts the phases
-	Seq      uint64    // goes up with each phase, and each link of a chain
+	Seq      uint64    // goes up with each phase, and each failure when Closed
 	Until    time.Time // when Open: the earliest probe
 	since    uint64    // Seq when the phase began
 	vouched  uint64    // Seq up to which successes tell that the destination was well since
+	begins   []uint64  // Seq when each of the failures began that were counted since vouched; the last one is Seq itself
+	chain    int       // how many of these are one after the other at the most
+	link     uint64    // Seq of the last one in the chain
 	failures int       // in a row, when Closed
 	inflight int       // probes, when HalfOpen
 	good     int       // successful probes, when HalfOpen
@@ -183,11 +186,12 @@ func (s *State) counted(p *Policy, permit Permit, outcome Outcome, slow bool, af
 	}
 	failed := outcome == Failure
 	if !failed { // a mixed call is a success followed by a failure
-		s.failures, s.vouched = 0, max(s.vouched, permit.Seq)
+		s.failures = 0
+		s.vouch(permit.Seq)
 	}
 	if outcome != Success {
 		s.failures++
-		s.Seq = max(s.Seq, permit.Seq+1)
+		s.note(permit.Seq)
 	}
 	if p.Windowed() {
 		s.window.add(p, failed, slow, now)
@@ -202,6 +206,47 @@ func (s *State) counted(p *Policy, permit Permit, outcome Outcome, slow bool, af
 	}
 }
 
+// maxBegins is how many failures are remembered that a chain may be made of. There are
+// more only with a threshold above it: no more are remembered for each link than calls
+// were in flight.
+const maxBegins = 1 << 12
+
+// note counts a failure of a call that began when Seq was so much.
+func (s *State) note(began uint64) {
+	if len(s.begins) == maxBegins {
+		s.vouch(s.Seq - maxBegins/2)
+	}
+	s.Seq++
+	s.begins = append(s.begins, began)
+	s.extend(began, s.Seq)
+}
+
+// extend takes a failure into the chain, if it can: of failures in the order in which they
+// were counted, the longest chain begins with the first, and goes on with the first that
+// fits.
+func (s *State) extend(began, counted uint64) {
+	if s.chain == 0 || began >= s.link {
+		s.chain, s.link = s.chain+1, counted
+	}
+}
+
+// vouch has failures count no more that were counted before a call began that succeeded.
+func (s *State) vouch(began uint64) {
+	if began <= s.vouched {
+		return
+	}
+	s.vouched = began
+	before := s.Seq - uint64(len(s.begins)) // the first of them is the next
+	if began <= before {
+		return
+	}
+	s.begins = append(s.begins[:0], s.begins[began-before:]...)
+	s.chain = 0
+	for i, began := range s.begins {
+		s.extend(began, s.vouched+1+uint64(i))
+	}
+}
+
 // Force enters a forced phase, or Closed, whatever the calls in flight say.
 func (s *State) Force(phase Phase) {
 	s.enter(phase)
@@ -210,7 +255,7 @@ func (s *State) Force(phase Phase) {
 
 // Streak is the number of consecutive failures while closed: those of the row or of
 // the chain, whichever is longer.
-func (s *State) Streak() int { return max(s.failures, int(s.Seq-s.vouched)) }
+func (s *State) Streak() int { return max(s.failures, s.chain) }
 
 // Counts returns what the window holds now.
 func (s *State) Counts(p *Policy, now time.Time) (calls, failures, slow int) {
@@ -224,6 +269,7 @@ func (s *State) enter(phase Phase) {
 	s.Gen++
 	s.Seq++
 	s.since, s.vouched = s.Seq, s.Seq
+	s.begins, s.chain = s.begins[:0], 0
 	s.failures, s.inflight, s.good = 0, 0, 0
 	s.window.clear()
 }

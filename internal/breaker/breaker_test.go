@@ -423,7 +423,7 @@ func TestModel(t *testing.T) {
 		now := epoch
 		type call struct {
 			breaker.Permit
-			gen, links int // links is how long the chain was when it began
+			gen, began int // began is how many failures had been counted
 		}
 		var flight []call
 		inHalfOpen := func() (n int) {
@@ -432,7 +432,20 @@ func TestModel(t *testing.T) {
 			}
 			return n
 		}
-		row, links, vouched := 0, 0, 0
+		row, vouched := 0, 0
+		var failures []int // how many had been counted when each began
+		chain := func() (longest int) {
+			var links []int // of the longest chain that ends with each
+			for i := vouched; i < len(failures); i++ {
+				n := 1
+				for j := vouched; j < i && j < failures[i]; j++ {
+					n = max(n, links[j-vouched]+1)
+				}
+				links = append(links, n)
+				longest = max(longest, n)
+			}
+			return longest
+		}
 		t.Repeat(map[string]func(*rapid.T){
 			"acquire": func(t *rapid.T) {
 				before := s
@@ -449,7 +462,7 @@ func TestModel(t *testing.T) {
 				if !ok {
 					return
 				}
-				flight = append(flight, call{permit, int(s.Gen), links})
+				flight = append(flight, call{permit, int(s.Gen), len(failures)})
 				if permit.Probe != (s.Phase == breaker.HalfOpen) {
 					t.Fatal("the permit lies about being a probe")
 				}
@@ -476,15 +489,16 @@ func TestModel(t *testing.T) {
 					return
 				case before.Phase == breaker.Closed && outcome != breaker.Ignored:
 					if outcome != breaker.Failure {
-						row, vouched = 0, max(vouched, c.links)
+						row, vouched = 0, max(vouched, c.began)
 					}
 					if failed {
-						row, links = row+1, max(links, c.links+1)
+						row++
+						failures = append(failures, c.began)
 					}
 				}
-				switch streak := max(row, links-vouched); {
+				switch streak := max(row, chain()); {
 				case before.Phase == breaker.Closed && (s.Phase == breaker.Open) != (failed && streak >= p.FailureThreshold):
-					t.Fatalf("after %d failures in a row and %d in a chain the breaker is %v", row, links-vouched, s.Phase)
+					t.Fatalf("after %d failures in a row and %d in a chain the breaker is %v", row, chain(), s.Phase)
 				case s.Phase == breaker.Closed && before.Phase == breaker.Closed && s.Streak() != streak:
 					t.Fatalf("a streak of %d, want %d", s.Streak(), streak)
 				case before.Phase == breaker.HalfOpen && outcome == breaker.Failure && s.Phase != breaker.Open:
@@ -493,7 +507,7 @@ func TestModel(t *testing.T) {
 					t.Fatal("an ignored result changed the phase")
 				}
 				if s.Phase != before.Phase {
-					row, links, vouched = 0, 0, 0
+					row, vouched, failures = 0, 0, nil
 					if s.Gen == before.Gen {
 						t.Fatal("a transition without a new generation")
 					}
@@ -583,6 +597,51 @@ func TestAStreakIsBrokenByASuccess(t *testing.T) {
 		require.Zero(t, s.Streak())
 	}
 	require.Equal(t, breaker.Closed, s.Phase)
+}
+
+// A success takes no failure away that was counted after it began, nor one that began with
+// others it does take away.
+func TestAStreakOutlivesSuccessesThatBeganBeforeIt(t *testing.T) {
+	p := policy()
+	p.FailureThreshold = 3
+	var s breaker.State
+	acquire := func() breaker.Permit {
+		permit, ok, _ := s.Acquire(p, epoch, 0.5)
+		require.True(t, ok)
+		return permit
+	}
+	report := func(permit breaker.Permit, o breaker.Outcome) { s.Report(p, permit, o, false, 0, epoch, 0.5) }
+	first, second, slow := acquire(), acquire(), acquire()
+	report(first, breaker.Failure)
+	well, late := acquire(), acquire()
+	report(well, breaker.Success)
+	require.Zero(t, s.Streak())
+	report(second, breaker.Failure)
+	report(late, breaker.Success) // it began before that one was counted
+	require.Equal(t, 1, s.Streak())
+	third := acquire()
+	report(slow, breaker.Success)
+	report(third, breaker.Failure)
+	require.Equal(t, 2, s.Streak())
+	report(slow, breaker.Success)
+	report(acquire(), breaker.Failure)
+	require.Equal(t, breaker.Open, s.Phase)
+}
+
+// The memory of failures is bounded, whatever the threshold.
+func TestAStreakTakesBoundedMemory(t *testing.T) {
+	p := policy()
+	p.FailureThreshold = 1 << 30
+	var s breaker.State
+	slow, _, _ := s.Acquire(p, epoch, 0.5)
+	for n := 1; n <= 10_000; n++ {
+		permit, _, _ := s.Acquire(p, epoch, 0.5)
+		s.Report(p, permit, breaker.Failure, false, 0, epoch, 0.5)
+		require.Equal(t, n, s.Streak())
+	}
+	s.Report(p, slow, breaker.Success, false, 0, epoch, 0.5)
+	require.Greater(t, s.Streak(), 2000)
+	require.LessOrEqual(t, s.Streak(), 1<<12)
 }
 
 // B-21: the successes of one half-open phase do not count in the next.

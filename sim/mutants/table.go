@@ -79,7 +79,7 @@ var mutants = []mutant{
 	{"a breaker opens too late", "internal/breaker/breaker.go",
 		"s.Streak() >= p.FailureThreshold", "s.Streak() > p.FailureThreshold"},
 	{"a success that was in flight when an outage began hides it", "internal/breaker/breaker.go",
-		"s.failures, s.vouched = 0, max(s.vouched, permit.Seq)", "s.failures, s.vouched = 0, s.Seq"},
+		"		s.vouch(permit.Seq)\n", "		s.vouch(s.Seq)\n"},
 	{"a breaker is half-open too early", "internal/breaker/breaker.go",
 		"		if now.Before(s.Until) {\n			return Permit{}, false, false\n		}\n		s.enter(HalfOpen)", "		s.enter(HalfOpen)"},
 	{"a probe that was cancelled keeps its slot", "internal/breaker/breaker.go",
