@@ -737,3 +737,31 @@ func TestPace_OfRefusals(t *testing.T) {
 		require.NoError(t, stop())
 	})
 }
+
+// A full batch of which some are to be retried is followed by the next at once. If nothing
+// of it was marked by the time that all have failed for good, the source has the interval.
+func TestPace_AFullBatchThatFailsForGoodWaitsForTheInterval(t *testing.T) {
+	for name, workers := range map[string]int{"one worker": 1, "two workers": 2} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				fetches := 0
+				fetch := func(context.Context) (records []*int, _ error) {
+					fetches++
+					for i := range 5 {
+						records = append(records, &i)
+					}
+					return records, nil
+				}
+				fail := func(context.Context, *int) error { return errTest }
+				applier := courier.NewRetryableApplier(courier.ProcessFunc(fail), courier.RetryPolicy{MaxAttempts: 2, InitialDelay: 10 * time.Millisecond})
+				source := courier.BatchSourceFunc[*int]{FetchFunc: fetch, MarkFunc: func(context.Context, []*int) error { return nil }}
+				stop := start(t, courier.NewPollingCoordinator[*int](source, applier, quiet, unspread,
+					courier.WithBatchSize(5), courier.WithWorkers(workers), courier.WithInterval(time.Second)))
+				time.Sleep(20*time.Second + time.Millisecond)
+				require.NoError(t, stop())
+				require.LessOrEqual(t, fetches, 21)
+				require.Greater(t, fetches, 15)
+			})
+		})
+	}
+}

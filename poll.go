@@ -97,6 +97,7 @@ type poller[T any] struct {
 	asked               time.Time // until when nothing is fetched
 	refusedUntil        time.Time // until when nothing is fetched, as records can be settled nowhere; zero once one is
 	fetchAt             time.Time // the next time, where some wait
+	fruitless           bool      // nothing was marked since the last fetch
 	fetchPace, restPace callPace
 
 	// The end.
@@ -118,6 +119,7 @@ type pass[T any] struct {
 	whole     bool              // all records of the pass have failed
 	progress  bool              // something was marked
 	waited    bool              // something waits for its next attempt since
+	failed    bool              // something has failed
 	lost      bool              // a record was somebody else's by the time that it was its turn
 	sorted    bool              // what is left of them is either kept or given back
 	scheduled []T               // records whose failure the source was told of
@@ -245,6 +247,11 @@ func (p *poller[T]) fetch() {
 	if r, ok := p.ahead.take(); ok {
 		p.got, p.intake = r, nil
 		p.limit = p.config.batchSize
+		return
+	}
+	if limit < 1 { // the hand is full after all: what was asked for ahead was not fetched
+		p.life.endApply()
+		p.phase = phaseFetch
 		return
 	}
 	p.heedWakes()
@@ -448,6 +455,7 @@ func (p *poller[T]) leaveOut(waits func(i int) bool) (left []pending[T]) {
 func (p *poller[T]) tellFetched(n int) {
 	p.pass.full = p.pass.more && n > 0 || n >= p.limit || p.limitless && n > 0 && n >= p.most
 	p.most = max(p.most, n)
+	p.fruitless = true
 	event := FetchEvent{Records: n, Err: p.fetchErr, Elapsed: p.got.took}
 	cancelled := p.fetchErr != nil && p.got.cancelled
 	p.got = fetchResult[T]{}

@@ -146,6 +146,7 @@ func (p *poller[T]) sortOut() {
 	p.followGone(p.pass.gone)
 	p.tellWaiting()
 	p.pass.whole = p.pass.whole && len(failed) == len(b.ledger.Records)
+	p.pass.failed = p.pass.failed || event.Failed > 0
 	p.pace(failed, errs)
 }
 
@@ -237,7 +238,7 @@ func (p *poller[T]) afterMark(j *job[T], err error) {
 	event := p.markEvent(j, err)
 	switch {
 	case err == nil:
-		p.pass.progress = true
+		p.pass.progress, p.fruitless = true, false
 		p.patience = time.Time{}
 		p.leases.Leave(j.numbers...)
 		p.watch.marked(p.life.settle, event)
@@ -395,7 +396,8 @@ func (p *poller[T]) rest() {
 	p.memory.ForgetUnseen(p.clock.Now())
 	p.easeHand()
 	p.batch.reset(nil, nil, nil, 1)
-	if now := p.config.clock.Now(); p.pass.dueOnly && p.pass.halted.err == nil && (p.pass.refused == nil || p.pass.progress || p.fetchAt.After(now)) { // the time to fetch stays as it was
+	inVain := p.fruitless && p.pass.failed && p.waiting.Len() == 0                                                                                                  // of all that was fetched nothing is left
+	if now := p.config.clock.Now(); p.pass.dueOnly && p.pass.halted.err == nil && (!inVain && (p.pass.refused == nil || p.pass.progress) || p.fetchAt.After(now)) { // the time to fetch stays as it was
 		p.nap(p.fetchAt.Sub(now))
 		return
 	}

@@ -290,6 +290,32 @@ func TestD11_PrefetchKeepsNothingOfEarlierBatches(t *testing.T) {
 	}
 }
 
+// What was asked for ahead may not be fetched after all, as the source had no more. If
+// waiting records fill the hand by then, nothing is fetched, and the coordinator says so.
+func TestD11_AFullHandFetchesNothingInPlaceOfABatchAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing(numbers(3)...)
+		var fetches []int // the records that were waiting
+		var told courierttest.ObserverRecorder
+		var c *courier.PollingCoordinator[int]
+		watched := courier.WithObserver(courier.Observer{Fetched: func(context.Context, courier.FetchEvent) {
+			fetches = append(fetches, c.Stats().Waiting)
+		}})
+		c = courier.NewPollingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r int) error {
+			if r < 2 && len(fetches) < 10 {
+				return courier.Later(errTest, 8*time.Second)
+			}
+			return nil
+		}), quiet, watched, courier.WithObserver(told.Observer()), courier.WithBatchSize(2), courier.WithPrefetch(3), courier.WithWorkers(2), courier.WithInterval(time.Second))
+		stop := start(t, c)
+		time.Sleep(7 * time.Second)
+		require.ErrorIs(t, c.Ready(), courier.ErrFullHand)
+		require.Len(t, courierttest.EventsOf[courier.PauseEvent](&told), 1)
+		require.Equal(t, []int{0, 2}, fetches)
+		require.NoError(t, stop())
+	})
+}
+
 // endless is a leasing source that always has a full batch, and calls at after so
 // many fetches.
 type endless struct {

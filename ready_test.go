@@ -99,6 +99,36 @@ func TestReady_TellsOfEveryStandstill(t *testing.T) {
 	}
 }
 
+// A stream whose hand is full says so, too, while it waits before the next fetch, since the last one failed.
+func TestReady_OfAStreamWhoseHandIsFullAfterAFetchThatFailed(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		var fetches atomic.Int32
+		source := sourceFuncs{
+			fetch: func(context.Context, int) ([]int, error) {
+				if fetches.Add(1) < 6 {
+					return nil, errTest
+				}
+				return []int{1}, errTest
+			},
+			mark: nop[[]int],
+		}
+		c := courier.NewStreamingCoordinator(source, always(courier.Later(errTest, time.Hour)), quiet, unspread,
+			courier.WithBatchSize(1), courier.WithPrefetch(0), courier.WithStreamWorkers(2), courier.WithObserver(told.Observer()))
+		stop := start(t, c)
+		for fetches.Load() < 6 {
+			time.Sleep(100 * time.Millisecond)
+		}
+		time.Sleep(100 * time.Millisecond)
+		pauses := courierttest.EventsOf[courier.PauseEvent](&told)
+		require.Len(t, pauses, 1)
+		require.ErrorIs(t, pauses[0].Err, courier.ErrFullHand)
+		require.Equal(t, 1, pauses[0].Waiting)
+		require.ErrorIs(t, stop(), courier.ErrUnsettled)
+		require.EqualValues(t, 6, fetches.Load())
+	})
+}
+
 // A stream whose hand is full of records that wait to be tried again says so: by an
 // event, by Ready, and by the end of both.
 func TestReady_OfAStreamWhoseHandIsFull(t *testing.T) {

@@ -291,8 +291,8 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 		s.full = false
 		s.watch.resumed(s.life.settle, byFullHand)
 	}
-	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.fetchAt) && !now.Before(s.refusedUntil) {
-		s.ask()
+	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.refusedUntil) {
+		s.ask(now)
 	}
 	if s.asking || len(s.out) > 0 || s.job != nil || len(s.marks.Ready()) > 0 || s.back.Some() || len(s.faulty.failed) > 0 {
 		return false
@@ -318,8 +318,8 @@ func (s *stream[T]) heed() {
 	}
 }
 
-// ask has the fetcher fetch, if there is room in hand.
-func (s *stream[T]) ask() {
+// ask has the fetcher fetch, if there is room in hand and it is time to.
+func (s *stream[T]) ask(now time.Time) {
 	want := min(s.limit-s.inHand, s.config.batchSize)
 	if s.probing {
 		s.unpack()
@@ -330,8 +330,10 @@ func (s *stream[T]) ask() {
 		}
 	}
 	if want > 0 {
-		s.asking = true
-		s.wanted <- request{s.intake, want}
+		if !now.Before(s.fetchAt) {
+			s.asking = true
+			s.wanted <- request{s.intake, want}
+		}
 	} else if !s.probing && len(s.out)+s.queued() == 0 && len(s.marks.Ready()) == 0 && s.job == nil && !s.back.Some() && len(s.faulty.failed) == 0 {
 		if !s.full { // until half of them are settled: not to tell of every single one
 			s.full = true
