@@ -481,6 +481,7 @@ func (m *model) answer(c *call) {
 			m.answerRetry(l, c, t)
 			m.answerUntried(l, c, n, t.attempt, c.err)
 			l.permanent[n] = c.err != nil && c.fault == Permanent
+			l.waits.refused = l.waits.refused || !m.streaming() && (c.fault == Refused || n == m.Foreign && c.err != nil)
 			if c.err == nil || m.skipped[n] && courier.Classify(context.Background(), c.err) == courier.ClassSkipped {
 				l.told(n)
 			}

@@ -36,13 +36,14 @@ type waiting struct {
 	met      map[int]bool          // that were begun with, at one time or another
 	lookedAt int64
 	before   int64         // when it was looked at last, at another instant
+	worked   bool          // a call was under way since then, but for renewals
 	stood    int64         // how long the process had stood still by then
 	unasked  time.Duration // how long nothing is fetched, beside waiting records that leave room for it
 	unmarked time.Duration // how long an applied record waits for nothing to be marked
 	idle     time.Duration // how long nothing is under way, in a stop
 	full     time.Duration // how long waiting records are all that may be in hand
 	fullTold atomic.Bool
-	refused  bool // the queue has refused a record since one was settled
+	refused  bool // the queue, or to a poller its destination, has refused a record since one was settled
 
 	fetchedAt, interruptedAt int64
 }
@@ -219,7 +220,7 @@ func (m *model) comeWait(l *life, c *call, n, attempt int) {
 	switch {
 	case now < w.due && w.asked && !w.sooner && m.stepped == 0: // whatever came between
 		m.Fail("Later: %s is applied %v before the time that the destination has asked for", names[n], time.Duration(w.due-now))
-	case w.leaves && !w.untimed && m.stepped == 0 && before < w.due-int64(m.Drain):
+	case w.leaves && !w.untimed && m.stepped == 0 && before < w.due-int64(m.Drain) && !l.waits.worked: // else it was its batch that took so long
 		m.Fail("I-7: a run of process %d waits for %s, which has asked for more time than the drain timeout", l.p.number, names[n])
 	case w.untimed, w.next == 0:
 	case attempt == 1 && w.next > 1:
@@ -323,7 +324,8 @@ func (m *model) fetchesOn(l *life, room int) bool {
 	case m.streaming() || m.Hosts > 0: // and a stream waits before it fetches more that the queue may refuse
 		return !l.waits.refused && (m.shape == broker || m.shape == leasing) && m.Keys == 0 && len(l.inHand) < room
 	}
-	return m.Prefetch <= 0 && m.Keys == 0 && len(l.waits.of) < room && (m.Named || m.shape == leasing)
+	// So does a poller that can settle nothing of what it gets, for a time that grows.
+	return !l.waits.refused && m.Prefetch <= 0 && m.Keys == 0 && len(l.waits.of) < room && (m.Named || m.shape == leasing)
 }
 
 // under is how many calls are under way that a process has made.
@@ -365,12 +367,13 @@ func (l *life) look(returning *call) {
 	if w.lookedAt = now; now == from {
 		return
 	}
-	w.before = from
+	u := l.under(returning)
+	w.before, w.worked = from, u.applying+u.fetching+u.settling > 0
 	if !m.postpones() || l.p.dead || l.redrives() || m.Twins || m.stepped > 0 || l.p.still > from || l.markFailed || l.paused {
 		w.restart()
 		return
 	}
-	passed, u := time.Duration(now-from), l.under(returning)
+	passed := time.Duration(now - from)
 	add := func(to *time.Duration, d time.Duration, stalls bool) time.Duration {
 		if *to += d; !stalls {
 			*to = 0
