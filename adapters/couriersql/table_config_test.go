@@ -139,6 +139,29 @@ func TestASQLiteTablesKeyOfBytes(t *testing.T) {
 	require.ErrorContains(t, NewTable(db, SQLite, ownTables(SQLite)["updates"].config).Migrate(t.Context()), "a key is of numbers or texts")
 }
 
+// SQLite finds no row by the text of such a key: it would be delivered again and again.
+func TestASQLiteTablesKeyThatIsNoText(t *testing.T) {
+	for name, c := range map[string]struct{ kind, key, strict string }{
+		"bytes":             {"TEXT", "x'6162'", ""},
+		"no UTF-8":          {"TEXT", "CAST(x'ff41' AS TEXT)", ""},
+		"a number of a ANY": {"ANY", "5", "STRICT"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := databaseOf(t, SQLite)
+			execute(t, db, fmt.Sprintf(`CREATE TABLE events (id %s NOT NULL PRIMARY KEY, name text, sent_at integer) %s`, c.kind, c.strict))
+			execute(t, db, `INSERT INTO events (id, name) VALUES (`+c.key+`, 'a')`)
+			table := NewTable(db, SQLite, TableConfig[string]{
+				Table: "events", Key: []string{"id"}, KeyOf: func(id string) []any { return []any{id} }, Columns: []string{"CAST(id AS TEXT)"},
+				Scan:    func(scan func(...any) error) (id string, err error) { return id, scan(&id) },
+				Pending: "sent_at IS NULL", Mark: "sent_at = 1",
+			})
+			require.NoError(t, table.Migrate(t.Context()))
+			_, err := table.Source().Fetch(t.Context(), 10)
+			require.ErrorContains(t, err, "could not be marked")
+		})
+	}
+}
+
 // What Scan and KeyOf do wrong is told at the first fetch, and leaves nothing behind.
 func TestATablesFunctionsAreChecked(t *testing.T) {
 	for name, c := range map[string]struct {

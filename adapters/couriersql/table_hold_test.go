@@ -424,10 +424,11 @@ func TestATablesKeyTypes(t *testing.T) {
 			"timestamp with time zone": {"2026-01-02 03:04:05.678901+00"},
 		},
 		SQLite: {
-			"TEXT":        {"", `a "b", [c]\d`, "null", "é €", "12", "x'; DROP TABLE events; --"},
+			"TEXT":        {"", `a "b", [c]\d`, "null", "é €", "12", "a\x00b", "x'; DROP TABLE events; --"},
 			"VARCHAR(10)": {"1", "01"},
 			"INTEGER":     {"-3", "9223372036854775807"},
 			"BIGINT":      {"1", "10"},
+			"REAL":        {"0.30000000000000004", "100000.0"},
 		},
 	} {
 		for kind, keys := range kinds {

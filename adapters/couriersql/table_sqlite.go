@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/erfanmomeniii/courier"
 )
@@ -113,6 +114,16 @@ func (s *sqliteTable) texts() string {
 	return strings.Join(list, ", ")
 }
 
+// found is whether a row is found by the texts of its key: it is not where a column has bytes,
+// or a number that its type does not make of the text.
+func (s *sqliteTable) found() string {
+	list := make([]string, len(s.keys))
+	for i, name := range s.keys {
+		list[i] = fmt.Sprintf("t.%[1]s = +CAST(t.%[1]s AS TEXT)", identifier(name))
+	}
+	return strings.Join(list, " AND ")
+}
+
 func (s *sqliteTable) noted() string {
 	list := make([]string, len(s.keys))
 	for i, name := range s.keys {
@@ -151,11 +162,11 @@ func (s *sqliteTable) fetchText() string {
 	if order == "" {
 		order = s.keyRefs()
 	}
-	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s
+	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s
 	FROM %s AS t
 	WHERE %s%s
 	ORDER BY %s LIMIT ?2`,
-		identifier(s.state), s.noted(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), s.due(), strict, order)
+		identifier(s.state), s.noted(), s.found(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), s.due(), strict, order)
 }
 
 func (s *sqliteTable) fetchArgs(c claim) []any {
@@ -254,7 +265,8 @@ func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, c claim, read
 	}
 	defer func() { _ = rows.Close() }() // what it has to say, Err said
 	row := handedOut{key: make([]string, len(s.keys))}
-	own := []any{&row.attempts}
+	var found bool
+	own := []any{&row.attempts, &found}
 	for i := range row.key {
 		own = append(own, &row.key[i])
 	}
@@ -266,6 +278,9 @@ func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, c claim, read
 	for rows.Next() {
 		if err := read(&row, scan); err != nil {
 			return nil, err
+		}
+		if !found || slices.ContainsFunc(row.key, func(text string) bool { return !utf8.ValidString(text) }) {
+			return nil, fmt.Errorf("the row with the key %q could not be marked, as its key is no number or UTF-8 text of the column's type (bytes, perhaps): write its key anew, or leave such rows out in TableConfig.Pending (typeof(id) = 'text')", nameOf(row.key))
 		}
 		keys = append(keys, slices.Clone(row.key))
 	}
