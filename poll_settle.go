@@ -396,8 +396,10 @@ func (p *poller[T]) rest() {
 	p.memory.ForgetUnseen(p.clock.Now())
 	p.easeHand()
 	p.batch.reset(nil, nil, nil, 1)
-	inVain := p.fruitless && p.pass.failed && p.waiting.Len() == 0                                                                                                  // of all that was fetched nothing is left
-	if now := p.config.clock.Now(); p.pass.dueOnly && p.pass.halted.err == nil && (!inVain && (p.pass.refused == nil || p.pass.progress) || p.fetchAt.After(now)) { // the time to fetch stays as it was
+	// Of all that was fetched nothing is left.
+	inVain := p.fruitless && p.pass.failed && p.waiting.Len() == 0
+	// Then the time to fetch stays as it was.
+	if now := p.config.clock.Now(); p.pass.dueOnly && p.pass.halted.err == nil && (!inVain && (p.pass.refused == nil || p.pass.progress) || p.fetchAt.After(now)) {
 		p.nap(p.fetchAt.Sub(now))
 		return
 	}
