@@ -45,11 +45,18 @@ func (s *slowCommit) Log(_ kgo.LogLevel, message string, _ ...any) {
 func fetchAll(t *testing.T, s *courierkafka.Source, n int) (all []*kgo.Record) {
 	t.Helper()
 	for len(all) < n {
-		some, err := s.Fetch(t.Context(), n-len(all))
+		some, err := fetch(t, s, n-len(all))
 		require.NoError(t, err)
 		all = append(all, some...)
 	}
 	return all
+}
+
+// fetch is one Fetch that does not wait for ever.
+func fetch(t *testing.T, s *courierkafka.Source, n int) ([]*kgo.Record, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	return s.Fetch(ctx, n)
 }
 
 // A commit that was made before the member lost a partition does not go out after it has
@@ -327,10 +334,10 @@ func testExpelled(t *testing.T, misses bool) {
 	}
 	require.NotZero(t, first.Lost())
 	if misses {
-		_, err := first.Fetch(t.Context(), 1)
+		_, err := fetch(t, first, 1)
 		require.ErrorContains(t, err, "knows the last commits of its partitions: ask for them: GROUP_AUTHORIZATION_FAILED")
 		require.ErrorContains(t, err, "grant it")
-		_, err = first.Fetch(t.Context(), 1)
+		_, err = fetch(t, first, 1)
 		require.ErrorContains(t, err, "ask for them: the answer leaves a partition out")
 	}
 	k.write(t, "wide", 40, 80, strconv.Itoa)

@@ -168,7 +168,7 @@ func TestSource_AMemberThatReturnsCanBeClosed(t *testing.T) {
 		defer refused.Remove()
 		time.Sleep(30 * time.Second)
 		for range 3 {
-			records, err := source.Fetch(t.Context(), 10)
+			records, err := fetch(t, source, 10)
 			require.ErrorIs(t, err, kerr.GroupAuthorizationFailed)
 			require.Empty(t, records)
 		}

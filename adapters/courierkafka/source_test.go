@@ -455,6 +455,32 @@ func TestSource_ACommitWithoutAnAnswerIsRepeated(t *testing.T) {
 	})
 }
 
+// The metadata of a commit goes on to say what the one before said of records that the member
+// has not read yet.
+func TestSource_CommitsAgainWhatIsSettledAndNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "orders", 0, 20, strconv.Itoa)
+		join := func() (*courierkafka.Source, func()) {
+			client := k.join(t, new(cable), "orders")
+			return courierkafka.NewSource(client), client.Close
+		}
+		first, leave := join()
+		records := fetchAll(t, first, 20)
+		require.NoError(t, first.Mark(t.Context(), append(records[:2:2], records[10:15]...)))
+		leave()
+		second, leave := join()
+		require.NoError(t, second.Mark(t.Context(), fetchAll(t, second, 3)[:1]))
+		leave()
+		third, _ := join()
+		var offsets []int64
+		for _, r := range fetchAll(t, third, 12) {
+			offsets = append(offsets, r.Offset)
+		}
+		require.Equal(t, []int64{3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 18, 19}, offsets)
+	})
+}
+
 // A cluster that takes no metadata of the length gets the offsets alone.
 func TestSource_CommitsOffsetsAloneWhereMetadataIsTooLarge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
