@@ -29,7 +29,9 @@ type TableConfig[T any] struct {
 	// in double quotes: billing."events.2026".
 	Table string
 
-	// Key are the columns of the primary key, or of another unique key without NULL.
+	// Key are the columns of the primary key, or of another unique key without NULL, and
+	// perhaps more: where rows are written again, one that changes with them, such as a
+	// version. By it a mark leaves a row pending that changed since it was fetched.
 	Key []string
 
 	// KeyOf returns the values of the key's columns of a record, in the order of Key, as
@@ -37,7 +39,8 @@ type TableConfig[T any] struct {
 	// database has: a UUID in lower case with hyphens, in PostgreSQL.
 	KeyOf func(record T) []any
 
-	// Columns are what Scan reads: columns, or expressions in SQL.
+	// Columns are what Scan reads: columns, or expressions in SQL. One that fails for a row
+	// fails the fetch, with all its rows.
 	Columns []string
 
 	// Scan makes a record of a row. It calls scan once, with a pointer for each of

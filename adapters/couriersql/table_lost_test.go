@@ -5,7 +5,9 @@ import (
 	"database/sql"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/stretchr/testify/require"
@@ -129,4 +131,104 @@ func TestATablesFunctionsThatPanic(t *testing.T) {
 		require.NoError(t, s.Mark(t.Context(), rows))
 		require.Zero(t, r.count(r.state()+"_batches"))
 	})
+}
+
+// A relay that lost the leases of its rows may be the one that fetches them again.
+func TestATablesRowsThatARelayFetchesAgain(t *testing.T) {
+	eachTable(t, 3, func(t *testing.T, r *relayed) {
+		s := r.table().Source()
+		rows, _ := fetchNames(t, s, 10)
+		r.advance(DefaultTableLease)
+		lag, err := s.Lag(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, 3, lag.Pending, "a lease that is over holds nothing")
+		again, names := fetchNames(t, s, 10)
+		require.Equal(t, []string{"1", "2", "3"}, names)
+		require.NoError(t, s.Renew(t.Context(), rows))
+		require.NoError(t, s.Mark(t.Context(), again))
+		require.Empty(t, s.inHand)
+		require.Empty(t, s.left)
+		require.Zero(t, r.count(r.state()+"_batches"))
+	})
+}
+
+// What is done to a row counts no more once its lease is lost, or it is marked by others.
+func TestATablesRowsThatOthersChange(t *testing.T) {
+	eachTable(t, 2, func(t *testing.T, r *relayed) {
+		s, other := r.table().Source(), r.table().Source()
+		rows, _ := fetchNames(t, s, 10)
+		require.NoError(t, s.Fail(t.Context(), failing(nil, rows...)))
+		r.advance(time.Second)
+		rows, _ = fetchNames(t, s, 10)
+		r.advance(DefaultTableLease)
+		taken, names := fetchNames(t, other, 10)
+		require.Equal(t, []string{"1", "2"}, names)
+		require.Len(t, lostIndices(s.Renew(t.Context(), rows[:1])), 1)
+		require.NoError(t, s.Renew(t.Context(), rows[:1]), "it is told once")
+		require.NoError(t, s.Mark(t.Context(), rows))
+		require.Equal(t, 2, r.count(r.state()), "the failures are the other's now")
+
+		require.NoError(t, other.Mark(t.Context(), taken))
+		r.rows(3, 3)
+		rows, _ = fetchNames(t, other, 10)
+		execute(t, r.db, `DELETE FROM `+identifier(r.config.Table))
+		require.NoError(t, other.Fail(t.Context(), failing(nil, rows...)))
+		require.Zero(t, r.count(r.state()), "a failure of a row that is gone")
+		require.Zero(t, r.count(r.state()+"_batches"))
+	})
+}
+
+// A record that a call has twice counts once, and calls at once end a lease together.
+func TestATablesRowsThatAreMarkedOneByOne(t *testing.T) {
+	eachTable(t, 8, func(t *testing.T, r *relayed) {
+		s := r.table().Source()
+		pair, _ := fetchNames(t, s, 2)
+		require.NoError(t, s.Mark(t.Context(), []happening{pair[0], pair[0]}))
+		require.Equal(t, 1, r.count(r.state()+"_batches"), "the other row is in hand")
+		rows, _ := fetchNames(t, s, 10)
+		var group sync.WaitGroup
+		for _, row := range append(rows, pair[1]) {
+			group.Go(func() {
+				if err := s.Mark(t.Context(), []happening{row}); err != nil {
+					t.Error(err)
+				}
+			})
+			group.Go(func() {
+				if err := s.Renew(t.Context(), rows); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		group.Wait()
+		require.Zero(t, r.count(r.state()+"_batches"))
+		require.Empty(t, s.left)
+	})
+}
+
+// So many rows that cannot be read are no exception.
+func TestATableOfRowsThatCannotBeRead(t *testing.T) {
+	r := newRelayed(t, SQLite, ownTables(SQLite)["updates"], mostUnreadable+3)
+	s := r.table().Source()
+	_, names := fetchNames(t, s, 1)
+	require.Equal(t, []string{"1"}, names)
+	execute(t, r.db, `UPDATE events SET name = NULL WHERE id > 1`)
+	_, err := s.Fetch(t.Context(), 10)
+	require.ErrorContains(t, err, "reading the row")
+	require.Equal(t, mostUnreadable, r.count(r.state()))
+}
+
+// A column of the key that changes with the row keeps a mark from a row that is not what was
+// delivered.
+func TestATablesRowThatChangesWhileInHand(t *testing.T) {
+	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		t.Run(of, func(t *testing.T) {
+			r := newRelayed(t, dialect, ownTables(dialect)["several columns"], 2)
+			s := r.table().Source()
+			rows, _ := fetchNames(t, s, 10)
+			execute(t, r.db, `UPDATE events SET number = 7, name = 'changed' WHERE number = 1`)
+			require.NoError(t, s.Mark(t.Context(), rows))
+			_, names := fetchNames(t, s, 10)
+			require.Equal(t, []string{"Changed"}, names)
+		})
+	}
 }

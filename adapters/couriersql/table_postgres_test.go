@@ -24,7 +24,7 @@ func TestPostgresTableInEachMode(t *testing.T) {
 			ways = append(ways, transactionPooler(t, pgtest.Schema(t), 3)+" default_query_exec_mode="+mode)
 		}
 		for _, dsn := range ways {
-			for _, name := range []string{"several columns", "strict", "deletes"} {
+			for _, name := range []string{"several columns", "several columns, deletes", "strict", "deletes"} {
 				r := newRelayed(t, Postgres, ownTables(Postgres)[name], 0)
 				r.db = openPostgres(t, dsn)
 				for _, text := range r.create {
@@ -59,18 +59,18 @@ func TestPostgresTableInEachMode(t *testing.T) {
 // what it likes.
 func TestPostgresTableInADatabaseOfItsOwnWill(t *testing.T) {
 	for name, texts := range map[string][]string{
-		"plain":        {},
-		"partitioned":  {`DROP TABLE events`, `CREATE TABLE events (id bigint PRIMARY KEY, name text, sent_at timestamptz) PARTITION BY HASH (id)`, `CREATE TABLE events_0 PARTITION OF events FOR VALUES WITH (MODULUS 2, REMAINDER 0)`, `CREATE TABLE events_1 PARTITION OF events FOR VALUES WITH (MODULUS 2, REMAINDER 1)`},
-		"generated":    {`ALTER TABLE events ADD COLUMN sent boolean GENERATED ALWAYS AS (sent_at IS NOT NULL) STORED`},
-		"row security": {`ALTER TABLE events ENABLE ROW LEVEL SECURITY`, `ALTER TABLE events FORCE ROW LEVEL SECURITY`, `CREATE POLICY all_rows ON events USING (true)`},
-		"a trigger":    {`CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.name := NEW.name; RETURN NEW; END $$`, `CREATE TRIGGER touch BEFORE UPDATE ON events FOR EACH ROW EXECUTE FUNCTION touch()`},
-		"serializable": {},
+		"partitioned":       {`DROP TABLE events`, `CREATE TABLE events (id bigint PRIMARY KEY, name text, sent_at timestamptz) PARTITION BY HASH (id)`, `CREATE TABLE events_0 PARTITION OF events FOR VALUES WITH (MODULUS 2, REMAINDER 0)`, `CREATE TABLE events_1 PARTITION OF events FOR VALUES WITH (MODULUS 2, REMAINDER 1)`},
+		"generated":         {`ALTER TABLE events ADD COLUMN sent boolean GENERATED ALWAYS AS (sent_at IS NOT NULL) STORED`},
+		"row security":      {`ALTER TABLE events ENABLE ROW LEVEL SECURITY`, `ALTER TABLE events FORCE ROW LEVEL SECURITY`, `CREATE POLICY all_rows ON events USING (true)`},
+		"a trigger":         {`CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN NEW.name := NEW.name; RETURN NEW; END $$`, `CREATE TRIGGER touch BEFORE UPDATE ON events FOR EACH ROW EXECUTE FUNCTION touch()`},
+		"serializable":      {},
+		"'repeatable read'": {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			r := newRelayed(t, Postgres, ownTables(Postgres)["updates"], 0)
-			if name == "serializable" {
-				r.db = openPostgres(t, pgtest.Schema(t)+" default_transaction_isolation=serializable")
+			if len(texts) == 0 {
+				r.db = openPostgres(t, pgtest.Schema(t)+" default_transaction_isolation="+name)
 				texts = r.create
 			}
 			for _, text := range texts {

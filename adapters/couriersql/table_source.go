@@ -27,9 +27,10 @@ type TableSource[T any] struct {
 	marked   atomic.Bool // a mark was seen to do what it should
 	readable atomic.Bool // a row was read
 
-	mu     sync.Mutex
-	inHand map[string]handedOut // by the text of the key
-	left   map[int64]int        // how many rows of a batch are in hand
+	mu       sync.Mutex
+	settling []part               // under way: their leases may be gone, and are not lost
+	inHand   map[string]handedOut // by the text of the key
+	left     map[int64]int        // how many rows of a batch are in hand
 }
 
 // handedOut is a row that is in hand.
@@ -396,6 +397,8 @@ func (s *TableSource[T]) settleParts(ctx context.Context, store tableStore, how 
 		return nil
 	}
 	t := s.table
+	s.nowSettling(parts)
+	defer s.nowSettling(nil)
 	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
 		doubt := how == toMark && !s.marked.Load()
 		touched, lost, err := store.settle(ctx, conn, s.owner, how, parts, doubt)
@@ -417,6 +420,12 @@ func (s *TableSource[T]) settleParts(ctx context.Context, store tableStore, how 
 		}
 	}
 	return nil
+}
+
+func (s *TableSource[T]) nowSettling(parts []part) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settling = parts
 }
 
 // checkMark looks for rows that are pending after their mark. It tells of those whose
@@ -564,7 +573,7 @@ func (s *TableSource[T]) Renew(ctx context.Context, records []T) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, name := range names {
-		if of[i] == 0 || slices.Contains(held, of[i]) {
+		if of[i] == 0 || slices.Contains(held, of[i]) || slices.ContainsFunc(s.settling, func(p part) bool { return p.batch == of[i] }) {
 			continue
 		}
 		if s.inHand[name].batch == of[i] { // else it was settled meanwhile

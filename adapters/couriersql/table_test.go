@@ -58,6 +58,8 @@ func ownTables(dialect Dialect) map[string]ownTable {
 		return e, scan(&e.Tenant, &e.ID, &e.Name)
 	}
 	composite.Order = "number"
+	pairs := composite
+	pairs.Pending, pairs.Mark = "true", ""
 	strict := single
 	strict.Strict, strict.OrderKey = true, "name"
 	created := fmt.Sprintf(`CREATE TABLE events (id %s PRIMARY KEY, name text, sent_at %s)`, identity, map[Dialect]string{Postgres: "timestamptz", SQLite: "INTEGER"}[dialect])
@@ -71,6 +73,8 @@ func ownTables(dialect Dialect) map[string]ownTable {
 			`CREATE TABLE events (tenant text NOT NULL, number bigint NOT NULL, name text, sent_at ` + map[Dialect]string{Postgres: "timestamptz", SQLite: "INTEGER"}[dialect] + `, PRIMARY KEY (tenant, number))`,
 			strings.ReplaceAll(pending, "(id)", "(number)"),
 		}, composite, `SELECT name FROM events WHERE sent_at IS NOT NULL ORDER BY number`},
+		"several columns, deletes": {[]string{`CREATE TABLE events (tenant text NOT NULL, number bigint NOT NULL, name text, PRIMARY KEY (tenant, number))`,
+			`CREATE INDEX events_in_order ON events (number)`}, pairs, ""},
 		"strict": {[]string{created, pending}, strict, `SELECT name FROM events WHERE sent_at IS NOT NULL ORDER BY id`},
 	}
 }
