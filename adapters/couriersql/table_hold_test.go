@@ -196,6 +196,9 @@ func TestATablesMarkMadeTwice(t *testing.T) {
 			require.Empty(t, lost)
 			return err
 		}))
+		s.nowSettling(parts)
+		require.NoError(t, s.Renew(t.Context(), rows), "while a mark is under way, its lease is not lost")
+		s.nowSettling(nil)
 		require.NoError(t, s.Mark(t.Context(), rows))
 		require.Empty(t, r.log.String())
 		require.Empty(t, s.inHand)

@@ -171,9 +171,13 @@ func TestATablesRowsThatOthersChange(t *testing.T) {
 		require.NoError(t, other.Mark(t.Context(), taken))
 		r.rows(3, 3)
 		rows, _ = fetchNames(t, other, 10)
-		execute(t, r.db, `DELETE FROM `+identifier(r.config.Table))
+		if r.config.Mark == "" {
+			execute(t, r.db, `DELETE FROM `+identifier(r.config.Table))
+		} else {
+			execute(t, r.db, `UPDATE `+identifier(r.config.Table)+` SET `+r.config.Mark)
+		}
 		require.NoError(t, other.Fail(t.Context(), failing(nil, rows...)))
-		require.Zero(t, r.count(r.state()), "a failure of a row that is gone")
+		require.Zero(t, r.count(r.state()), "a failure of a row that is pending no more")
 		require.Zero(t, r.count(r.state()+"_batches"))
 	})
 }
