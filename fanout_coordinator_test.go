@@ -400,31 +400,6 @@ func TestFanOut_BranchesThatWait(t *testing.T) {
 			require.Equal(t, map[string][]time.Duration{"a": {0, 4 * time.Second}, "b": {0, time.Second}, "c": {0, 2 * time.Second}}, calls)
 		})
 	})
-	t.Run("two whose queues are full", func(t *testing.T) {
-		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-			s := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
-			parking := func(name string, policy courier.RetryPolicy) courier.Branch[int] {
-				full := &courier.MemoryDLQ[int]{Capacity: 1}
-				require.NoError(t, full.Send(t.Context(), courier.DeadLetter[int]{Record: 7, Error: errTest}))
-				retried := courier.NewRetryableApplier(s, policy)
-				return courier.Branch[int]{Name: name, Applier: courier.NewDLQApplier(retried, courier.DLQ[int](full), courier.DLQPolicy[int]{Branch: name, MaxParkRate: courier.AnyParkRate})}
-			}
-			source.add(1)
-			opt := courier.WithWorkers(2)
-			if source.wait {
-				opt = courier.WithStreamWorkers(2)
-			}
-			fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: []courier.Branch[int]{
-				parking("a", courier.RetryPolicy{MaxAttempts: 3, InitialDelay: 10 * time.Millisecond, Multiplier: 1, Jitter: courier.NoJitter}),
-				parking("b", courier.RetryPolicy{MaxAttempts: 2, InitialDelay: 15 * time.Millisecond, Multiplier: 1, Jitter: courier.NoJitter}),
-			}})
-			stop := start(t, make(fan, opt))
-			time.Sleep(time.Minute)
-			require.NoError(t, stop())
-			require.Less(t, s.called(), 200, "in a minute, of 5 for each delivery")
-			require.Greater(t, s.called(), 10)
-		})
-	})
 	t.Run("what one asks for", func(t *testing.T) {
 		both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
 			source.add(1)
@@ -462,42 +437,6 @@ func TestFanOut_BranchesThatWait(t *testing.T) {
 			require.LessOrEqual(t, s.called(), 2)
 			require.NoError(t, stop())
 		})
-	})
-}
-
-// A record waits for a branch whose breaker is half-open. Another branch whose time comes
-// before gets it together with that one: if the breaker opens again, the record comes as
-// another, and a branch that has taken it would get it twice.
-func TestF3_ABranchDoesNotGoBeforeOneThatWaitsForAProbe(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		began := time.Now()
-		var mu sync.Mutex
-		calls := map[string][]time.Duration{}
-		later := func(name string, d time.Duration) courier.Applier[int] {
-			return courier.ProcessFunc(func(context.Context, int) error {
-				mu.Lock()
-				defer mu.Unlock()
-				if calls[name] = append(calls[name], time.Since(began)); len(calls[name]) == 1 {
-					return courier.Later(errTest, d)
-				}
-				return nil
-			})
-		}
-		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, Successes: 3, DisableJitter: true})
-		source := newLeasing(1)
-		source.wait = true
-		a := courier.NewCircuitBreakerApplier(later("a", 8*time.Second), breaker)
-		stop := start(t, courier.NewStreamingCoordinator(source, courier.NewFanOutApplier(a, later("b", 4*time.Second)), quiet, courier.WithStreamWorkers(2)))
-		time.Sleep(time.Second)
-		open(t, breaker)
-		time.Sleep(2 * time.Second)
-		permit, err := breaker.Acquire(t.Context())
-		require.NoError(t, err)
-		require.NoError(t, breaker.Report(t.Context(), permit, nil))
-		require.Equal(t, courier.BreakerHalfOpen, breaker.State())
-		time.Sleep(time.Minute)
-		require.NoError(t, stop())
-		require.Equal(t, map[string][]time.Duration{"a": {0, 8 * time.Second}, "b": {0, 8 * time.Second}}, calls)
 	})
 }
 

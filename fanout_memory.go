@@ -3,7 +3,6 @@ package courier
 import (
 	"container/list"
 	"context"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -179,18 +178,12 @@ func (f *fanOutApplier[T]) shares(done [][]bool) (skip []bool, shares [][]int) {
 // answer is what a branch has said of a record.
 type answer struct {
 	given bool
-	err   error     // nil when the branch has the record
-	until time.Time // of one that could not be attempted: it is not asked again before, while another waits
+	err   error // nil when the branch has the record
 }
-
-// refusedFor is how long a branch that could not be attempted is left alone while another
-// waits. Else each would be asked whenever the other's time comes, without end.
-const refusedFor = releasedFor
 
 // answersTo returns, for each of n records, what was answered before in its delivery
 // and still holds, nil where nothing was. A branch whose next attempt is due has not
-// answered, and neither has one that could not be attempted, unless that is just now and
-// another one waits.
+// answered, and neither has one that could not be attempted.
 func (f *fanOutApplier[T]) answersTo(ctx context.Context, n int) (told [][]answer) {
 	watch := passageOf(ctx).watch
 	if !watch.holds(f) {
@@ -207,13 +200,8 @@ func (f *fanOutApplier[T]) answersTo(ctx context.Context, n int) (told [][]answe
 		}
 		told[i] = make([]answer, len(before))
 		now := watch.clock.Now()
-		waiting := slices.ContainsFunc(before, func(a answer) bool { _, waits := waitOf(a.err); return waits })
 		for b, a := range before {
-			due, waits := waitOf(a.err)
-			switch {
-			case waits && now.Before(due),
-				!waits && (a.err == nil || classify(ctx, a.err) != ClassNotAttempted),
-				!waits && waiting && now.Before(a.until):
+			if due, waits := waitOf(a.err); waits && now.Before(due) || !waits && (a.err == nil || classify(ctx, a.err) != ClassNotAttempted) {
 				told[i][b] = a
 			}
 		}
@@ -266,7 +254,6 @@ func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, past history, 
 	if !watch.holds(f) || pauses(ctx, verdict) {
 		return nil
 	}
-	now, before := watch.clock.Now(), past.by(f).answers
 	var first time.Time
 	waits, asked := false, true
 	undone := new(FanOutError)
@@ -276,14 +263,11 @@ func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, past history, 
 		if errs[b] == nil || errs[b][i] == nil {
 			continue
 		}
-		err := timed(errs[b][i], now)
+		err := timed(errs[b][i], watch.clock.Now())
 		if used := past.of(f.branches[b].retries); used != nil && historyOf(err) == nil && classify(ctx, err) == ClassNotAttempted && refusedOutside(err) {
 			err = &notCalledError{err, used} // its retry was not
 		}
-		answers[b].err, answers[b].until = err, now.Add(refusedFor)
-		if before != nil && before[b].until.After(now) {
-			answers[b].until = before[b].until
-		}
+		answers[b].err = err
 		undone.Failures = append(undone.Failures, BranchFailure{f.branches[b].name, err})
 		if due, later := waitOf(err); later {
 			if !waits || due.Before(first) {

@@ -36,42 +36,33 @@ func (f *fanOutApplier[T]) ask() []gate {
 type turn uint8
 
 const (
-	never     turn = iota // not in this delivery
-	done                  // not again: the branch has the record, or has answered
-	postponed             // not yet: the branch has asked for a later time
-	first                 // at once
-	second                // once the branches have answered that are due for a probe
+	never  turn = iota // not in this delivery
+	done               // not again: the branch has the record
+	first              // at once
+	second             // once the branches have answered that are due for a probe
 )
 
 // turnsOf returns the turn of each branch with a record, of which has tells who
-// has it, and told what they have answered. A record that can become applied by branches
-// whose breakers let every call through goes to all branches at once. One that waits for
-// a branch whose breaker does not goes to none: it may have to come again as another.
-func (f *fanOutApplier[T]) turnsOf(has []bool, told []answer, gates []gate) []turn {
+// has it. A record that can become applied by branches whose breakers let every
+// call through goes to all branches at once.
+func (f *fanOutApplier[T]) turnsOf(has []bool, gates []gate) []turn {
 	turns := make([]turn, len(f.branches))
 	calm, able := 0, 0 // required branches that are sure to be called, and that may be
 	for b := range f.branches {
 		known := has != nil && has[b]
 		if known {
 			turns[b] = done
-			if told != nil {
-				if _, later := waitOf(told[b].err); later {
-					turns[b] = postponed
-				}
-			}
 		}
-		passing := !gates[b].closed && !gates[b].probe
-		switch {
-		case f.branches[b].optional:
-		case turns[b] == done || passing:
-			able, calm = able+1, calm+1
-		case turns[b] == never && !gates[b].closed:
+		if !f.branches[b].optional && (known || !gates[b].closed) {
 			able++
+			if known || !gates[b].probe {
+				calm++
+			}
 		}
 	}
 	for b := range turns {
 		switch {
-		case turns[b] == done || turns[b] == postponed || able < f.quorum:
+		case turns[b] == done || able < f.quorum:
 		case calm >= f.quorum || gates[b].probe && !gates[b].closed:
 			turns[b] = first
 		default:
@@ -89,11 +80,7 @@ func (f *fanOutApplier[T]) applyInTurn(ctx context.Context, records []T, names [
 		if known != nil {
 			has = known[i]
 		}
-		var answers []answer
-		if told != nil {
-			answers = told[i]
-		}
-		turns[i] = f.turnsOf(has, answers, gates)
+		turns[i] = f.turnsOf(has, gates)
 	}
 	errs := make([][]error, len(f.branches))
 	for b := range errs {
@@ -146,7 +133,7 @@ func (f *fanOutApplier[T]) answered(ctx context.Context, i int, turns []turn, ga
 	for b := range f.branches {
 		switch err := errs[b][i]; {
 		case f.branches[b].optional:
-		case turns[b] == done, turns[b] == postponed && !gates[b].closed && !gates[b].probe, turns[b] == second && !gates[b].closed, turns[b] == first && (err == nil || classify(ctx, err) != ClassNotAttempted):
+		case turns[b] == done, turns[b] == second && !gates[b].closed, turns[b] == first && (err == nil || classify(ctx, err) != ClassNotAttempted):
 			able++
 		}
 	}
