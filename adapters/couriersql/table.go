@@ -397,27 +397,3 @@ func (t *Table[T]) outdated(err error) bool {
 
 // besideColumn is a column of a key in the tables beside the user's, in an error.
 var besideColumn = regexp.MustCompile(`\b[bf]?\.?key[1-9][0-9]*\b`)
-
-// tableText is what a user says of a table.
-type tableText struct {
-	schema, name, state string
-	keys, columns       []string
-	pending             string
-	mark                string
-	order               string
-	orderKey            string
-	age                 string
-	strict              bool
-}
-
-// identifier is a name in a statement.
-func identifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
-
-// each puts the numbers of n things into a pattern, from 1.
-func each(n int, pattern string) string {
-	list := make([]string, n)
-	for i := range list {
-		list[i] = strings.ReplaceAll(pattern, "#", fmt.Sprint(i+1))
-	}
-	return strings.Join(list, ", ")
-}

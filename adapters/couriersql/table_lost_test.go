@@ -172,9 +172,9 @@ func TestATablesRowsThatOthersChange(t *testing.T) {
 		r.rows(3, 3)
 		rows, _ = fetchNames(t, other, 10)
 		if r.config.Mark == "" {
-			execute(t, r.db, `DELETE FROM `+identifier(r.config.Table))
+			execute(t, r.db, `DELETE FROM `+r.ownTable.table())
 		} else {
-			execute(t, r.db, `UPDATE `+identifier(r.config.Table)+` SET `+r.config.Mark)
+			execute(t, r.db, `UPDATE `+r.ownTable.table()+` SET `+r.config.Mark)
 		}
 		require.NoError(t, other.Fail(t.Context(), failing(nil, rows...)))
 		require.Zero(t, r.count(r.state()), "a failure of a row that is pending no more")

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -64,44 +63,6 @@ func newPostgresTable(ctx context.Context, conn *sql.Conn, text tableText) (tabl
 func (p *postgresTable) keyColumns(ctx context.Context, conn *sql.Conn, oid int64) (kinds map[string]string, nullable []string, err error) {
 	return kindsOf(ctx, conn, `SELECT attname, format_type(atttypid, -1), attnotnull FROM pg_attribute
 		WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped`, oid)
-}
-
-// kindsOf reads the types of columns, and which of them may be NULL.
-func kindsOf(ctx context.Context, conn *sql.Conn, query string, args ...any) (kinds map[string]string, nullable []string, err error) {
-	rows, err := conn.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() { _ = rows.Close() }() // what it has to say, Err said
-	kinds = make(map[string]string)
-	for rows.Next() {
-		var name, kind string
-		var notNull bool
-		if err := rows.Scan(&name, &kind, &notNull); err != nil {
-			return nil, nil, err
-		}
-		kinds[name] = kind
-		if !notNull {
-			nullable = append(nullable, name)
-		}
-	}
-	return kinds, nullable, rows.Err()
-}
-
-// fitKey reports a key by which a row cannot be told from the others.
-func (t *tableText) fitKey(kinds map[string]string, nullable []string, unique bool) error {
-	for _, name := range t.keys {
-		switch _, found := kinds[name]; {
-		case !found:
-			return &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("has %q, which is no column of %s: pass the names as the catalogue has them", name, t.name)}
-		case slices.Contains(nullable, name):
-			return &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("has the column %s of %s, which may be NULL: a row without a key could not be marked", name, t.name)}
-		}
-	}
-	if !unique {
-		return &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("(%s) is not unique in %s, as far as its indexes tell: pass the columns of the primary key or of a unique index on all rows", strings.Join(t.keys, ", "), t.name)}
-	}
-	return nil
 }
 
 func (p *postgresTable) tables(d *database) {
@@ -175,31 +136,6 @@ func (p *postgresTable) among(from int, more string) string {
 	return fmt.Sprintf("unnest(%s) AS courier_k(%s) WHERE %s AND %s", p.lists(from), each(len(p.keys), "courier_key#"), p.joined("courier_k"), more)
 }
 
-// joined is that a row of the user's table has the key of another relation.
-func (p *postgresTable) joined(other string) string {
-	list := make([]string, len(p.keys))
-	for i, name := range p.keys {
-		list[i] = fmt.Sprintf("t.%s = %s.courier_key%d", identifier(name), other, i+1)
-	}
-	return strings.Join(list, " AND ")
-}
-
-func (p *postgresTable) noted() string {
-	list := make([]string, len(p.keys))
-	for i, name := range p.keys {
-		list[i] = fmt.Sprintf("f.key%d = t.%s", i+1, identifier(name))
-	}
-	return strings.Join(list, " AND ")
-}
-
-func (t *tableText) keyRefs() string {
-	list := make([]string, len(t.keys))
-	for i, name := range t.keys {
-		list[i] = "t." + identifier(name)
-	}
-	return strings.Join(list, ", ")
-}
-
 // failures is whether any row has failed, which is asked once and not for each row.
 func (p *postgresTable) failures() string {
 	return fmt.Sprintf("(SELECT EXISTS (SELECT FROM %s))", p.stateTable())
@@ -225,19 +161,8 @@ func (p *postgresTable) orderText() string {
 	return "COALESCE((" + p.orderKey + ")::text, '')"
 }
 
-func (p *postgresTable) orderBy() string {
-	if p.order == "" {
-		return p.keyRefs()
-	}
-	return p.order
-}
-
 func (p *postgresTable) fetchText() string {
-	refs := strings.Split(p.keyRefs(), ", ")
-	inner := make([]string, 0, len(p.keys)+len(p.columns))
-	for i, ref := range refs {
-		inner = append(inner, fmt.Sprintf("%s AS courier_key%d", ref, i+1))
-	}
+	inner := []string{p.perKey("t.@ AS courier_key#", ", ")}
 	for i, text := range p.columns {
 		inner = append(inner, fmt.Sprintf("%s AS courier_column%d", text, i+1))
 	}
@@ -505,15 +430,12 @@ func (p *postgresTable) pendingIn(ctx context.Context, t queries, owner string, 
 	if err != nil {
 		return nil, false, err
 	}
-	texts := make([]string, len(p.keys))
-	for i, name := range p.keys {
-		texts[i] = "t." + identifier(name) + "::text"
-	}
+	texts := p.perKey("t.@::text", ", ")
 	comma := ""
 	if len(p.keys) > 1 {
 		comma = ", "
 	}
-	lists, err := t(ctx, fmt.Sprintf(`SELECT to_json(ARRAY[%s])::text FROM %s AS t%s %s`, strings.Join(texts, ", "), p.source, comma, p.among(1, p.pending)), listed(m.keys)...)
+	lists, err := t(ctx, fmt.Sprintf(`SELECT to_json(ARRAY[%s])::text FROM %s AS t%s %s`, texts, p.source, comma, p.among(1, p.pending)), listed(m.keys)...)
 	if err != nil {
 		return nil, false, err
 	}

@@ -106,13 +106,7 @@ func (s *sqliteTable) parts(value string) string {
 	return strings.Join(list, ", ")
 }
 
-func (s *sqliteTable) texts() string {
-	list := make([]string, len(s.keys))
-	for i, name := range s.keys {
-		list[i] = "CAST(t." + identifier(name) + " AS TEXT)"
-	}
-	return strings.Join(list, ", ")
-}
+func (s *sqliteTable) texts() string { return s.perKey("CAST(t.@ AS TEXT)", ", ") }
 
 // found is whether a row is found by the texts of its key: it is not where a column has bytes,
 // or a number that its type does not make of the text.
@@ -120,14 +114,6 @@ func (s *sqliteTable) found() string {
 	list := make([]string, len(s.keys))
 	for i, name := range s.keys {
 		list[i] = fmt.Sprintf("t.%[1]s = +CAST(t.%[1]s AS TEXT)", identifier(name))
-	}
-	return strings.Join(list, " AND ")
-}
-
-func (s *sqliteTable) noted() string {
-	list := make([]string, len(s.keys))
-	for i, name := range s.keys {
-		list[i] = fmt.Sprintf("f.key%d = t.%s", i+1, identifier(name))
 	}
 	return strings.Join(list, " AND ")
 }
@@ -158,15 +144,11 @@ func (s *sqliteTable) fetchText() string {
 		strict = fmt.Sprintf(`
 		AND NOT EXISTS (SELECT 1 FROM %s WHERE owner <> ?3)`, s.batches())
 	}
-	order := s.order
-	if order == "" {
-		order = s.keyRefs()
-	}
 	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s
 	FROM %s AS t
 	WHERE %s%s
 	ORDER BY %s LIMIT ?2`,
-		identifier(s.state), s.noted(), s.found(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), s.due(), strict, order)
+		identifier(s.state), s.noted(), s.found(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), s.due(), strict, s.orderBy())
 }
 
 func (s *sqliteTable) fetchArgs(c claim) []any {
@@ -359,17 +341,16 @@ func (s *sqliteTable) note(ctx context.Context, conn *sql.Conn, failed part) err
 		return err
 	}
 	n := len(s.keys)
-	columns, joined := make([]string, n), make([]string, n)
-	for i, name := range s.keys {
+	columns := make([]string, n)
+	for i := range columns {
 		columns[i] = fmt.Sprintf("value ->> %d AS courier_key%d", i, i+1)
-		joined[i] = fmt.Sprintf("t.%s = courier_f.courier_key%d", identifier(name), i+1)
 	}
 	_, err = conn.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (%s, attempts, available_at, last_error, order_key)
 		SELECT %s, 1, ?2 + courier_f.courier_delay, courier_f.courier_error, %s
 		FROM (SELECT %s, value ->> %d AS courier_delay, value ->> %d AS courier_error FROM json_each(?1)) AS courier_f JOIN %s AS t ON %s
 		WHERE %s
 		ON CONFLICT (%s) DO UPDATE SET attempts = attempts + 1, available_at = excluded.available_at, last_error = excluded.last_error, order_key = excluded.order_key`,
-		identifier(s.state), each(n, "key#"), s.keyRefs(), s.orderText(), strings.Join(columns, ", "), n, n+1, identifier(s.name), strings.Join(joined, " AND "),
+		identifier(s.state), each(n, "key#"), s.keyRefs(), s.orderText(), strings.Join(columns, ", "), n, n+1, identifier(s.name), s.joined("courier_f"),
 		s.pending, each(n, "key#")), string(encoded), s.now().UnixMicro())
 	return err
 }

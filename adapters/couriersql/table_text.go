@@ -1,0 +1,101 @@
+package couriersql
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// tableText is what a user says of a table.
+type tableText struct {
+	schema, name, state string
+	keys, columns       []string
+	pending             string
+	mark                string
+	order               string
+	orderKey            string
+	age                 string
+	strict              bool
+}
+
+// fitKey reports a key by which a row cannot be told from the others.
+func (t *tableText) fitKey(kinds map[string]string, nullable []string, unique bool) error {
+	for _, name := range t.keys {
+		switch _, found := kinds[name]; {
+		case !found:
+			return &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("has %q, which is no column of %s: pass the names as the catalogue has them", name, t.name)}
+		case slices.Contains(nullable, name):
+			return &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("has the column %s of %s, which may be NULL: a row without a key could not be marked", name, t.name)}
+		}
+	}
+	if !unique {
+		return &courier.ConfigError{Field: "TableConfig.Key", Problem: fmt.Sprintf("(%s) is not unique in %s, as far as its indexes tell: pass the columns of the primary key or of a unique index on all rows", strings.Join(t.keys, ", "), t.name)}
+	}
+	return nil
+}
+
+// kindsOf reads the types of columns, and which of them may be NULL.
+func kindsOf(ctx context.Context, conn *sql.Conn, query string, args ...any) (kinds map[string]string, nullable []string, err error) {
+	rows, err := conn.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	kinds = make(map[string]string)
+	for rows.Next() {
+		var name, kind string
+		var notNull bool
+		if err := rows.Scan(&name, &kind, &notNull); err != nil {
+			return nil, nil, err
+		}
+		kinds[name] = kind
+		if !notNull {
+			nullable = append(nullable, name)
+		}
+	}
+	return kinds, nullable, rows.Err()
+}
+
+// perKey puts the number of each column of the key, from 1, for # into a pattern, and its name
+// for @.
+func (t *tableText) perKey(pattern, separator string) string {
+	list := make([]string, len(t.keys))
+	for i, name := range t.keys {
+		list[i] = strings.NewReplacer("#", fmt.Sprint(i+1), "@", identifier(name)).Replace(pattern)
+	}
+	return strings.Join(list, separator)
+}
+
+// keyRefs are the columns of the key of a row t.
+func (t *tableText) keyRefs() string { return t.perKey("t.@", ", ") }
+
+// noted is that the failure f is that of the row t.
+func (t *tableText) noted() string { return t.perKey("f.key# = t.@", " AND ") }
+
+// joined is that a row t has the key of another relation.
+func (t *tableText) joined(other string) string {
+	return t.perKey("t.@ = "+other+".courier_key#", " AND ")
+}
+
+func (t *tableText) orderBy() string {
+	if t.order == "" {
+		return t.keyRefs()
+	}
+	return t.order
+}
+
+// identifier is a name in a statement.
+func identifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
+
+// each puts the numbers of n things into a pattern, from 1.
+func each(n int, pattern string) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = strings.ReplaceAll(pattern, "#", fmt.Sprint(i+1))
+	}
+	return strings.Join(list, ", ")
+}
