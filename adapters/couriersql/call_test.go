@@ -84,52 +84,55 @@ func TestNoCallWaitsForADeadConnection(t *testing.T) {
 		},
 	}
 	for name, opts := range postgresHolds {
-		schema := pgtest.Schema(t)
-		direct := openPostgres(t, schema)
-		dsn, n := through(t, schema)
-		db := openPostgres(t, dsn)
-		outboxIn(t, db, opts...)
-		calls := calls
-		if name == "locked" {
-			calls = maps.Clone(calls)
-			maps.Copy(calls, ofAll)
-		}
-		for what, call := range calls {
-			t.Run(name+"/"+what, func(t *testing.T) {
-				t.Cleanup(func() {
-					_, err := direct.ExecContext(context.Background(), `TRUNCATE courier_outbox, courier_outbox_dlq`)
+		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they wait most of the time
+			schema := pgtest.Schema(t)
+			direct := openPostgres(t, schema)
+			dsn, n := through(t, schema)
+			db := openPostgres(t, dsn)
+			outboxIn(t, db, opts...)
+			calls := calls
+			if name == "locked" {
+				calls = maps.Clone(calls)
+				maps.Copy(calls, ofAll)
+			}
+			for what, call := range calls {
+				t.Run(what, func(t *testing.T) {
+					t.Cleanup(func() {
+						_, err := direct.ExecContext(context.Background(), `TRUNCATE courier_outbox, courier_outbox_dlq`)
+						require.NoError(t, err)
+					})
+					o := New(db, Postgres, append([]Option{WithClock(&fixed{start})}, opts...)...)
+					t.Cleanup(func() {
+						n.Cut() // else pgx takes seconds to close a connection that is dead
+						require.NoError(t, o.Close())
+					})
+					write(t, New(direct, Postgres, WithClock(&fixed{start})), named("a", "b")...)
+					s := o.Source()
+					s.RenewEvery()
+					rows := take(t, s, 1)
+					first, err := db.Conn(t.Context()) // the pool is to have some that are idle
 					require.NoError(t, err)
-				})
-				o := New(db, Postgres, append([]Option{WithClock(&fixed{start})}, opts...)...)
-				t.Cleanup(func() {
-					n.Cut() // else pgx takes seconds to close a connection that is dead
-					require.NoError(t, o.Close())
-				})
-				write(t, New(direct, Postgres, WithClock(&fixed{start})), named("a", "b")...)
-				s := o.Source()
-				s.RenewEvery()
-				rows := take(t, s, 1)
-				first, err := db.Conn(t.Context()) // the pool is to have some that are idle
-				require.NoError(t, err)
-				require.NoError(t, db.PingContext(t.Context()))
-				require.NoError(t, first.Close())
-				o.timeout = shortTimeout
-				silence(n)
-				for try := 1; ; try++ { // the pool has two idle ones, and one is the batch's
-					ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-					err := call(ctx, s, rows)
-					require.NoError(t, ctx.Err(), "it waits without end")
-					cancel()
-					if err == nil || errors.Is(err, ErrLeaseLost) {
-						require.True(t, try > 1 || name == "elected" && what == "release", "nothing was dead")
-						return
+					require.NoError(t, db.PingContext(t.Context()))
+					require.NoError(t, first.Close())
+					o.timeout = shortTimeout
+					silence(n)
+					for try := 1; ; try++ { // the pool has two idle ones, and one is the batch's
+						ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+						err := call(ctx, s, rows)
+						require.NoError(t, ctx.Err(), "it waits without end")
+						cancel()
+						if err == nil || errors.Is(err, ErrLeaseLost) {
+							require.True(t, try > 1 || name == "elected" && what == "release", "nothing was dead")
+							return
+						}
+						require.ErrorIs(t, err, ErrQueryTimeout)
+						require.ErrorContains(t, err, "the database did not answer in time: not within 300ms (WithQueryTimeout, ")
+						require.LessOrEqual(t, try, 20, "a dead connection went back to the pool")
 					}
-					require.ErrorIs(t, err, ErrQueryTimeout)
-					require.ErrorContains(t, err, "the database did not answer in time: not within 300ms (WithQueryTimeout, ")
-					require.LessOrEqual(t, try, 20, "a dead connection went back to the pool")
-				}
-			})
-		}
+				})
+			}
+		})
 	}
 }
 
@@ -137,6 +140,7 @@ func TestNoCallWaitsForADeadConnection(t *testing.T) {
 func TestARelayWhoseConnectionsDie(t *testing.T) {
 	for name, opts := range postgresHolds {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel() // they wait most of the time
 			dsn, n := through(t, pgtest.Schema(t))
 			o := outboxIn(t, openPostgres(t, dsn), append([]Option{WithClock(nil)}, opts...)...)
 			o.timeout = 2 * shortTimeout

@@ -624,6 +624,7 @@ func TestFetchingAheadKeepsTheOrderOfAKey(t *testing.T) {
 func TestCoordinatorsThatFetchAhead(t *testing.T) {
 	for name, newOutbox := range ways() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			o := newOutbox(t, WithClock(nil), WithBackoff(time.Millisecond, time.Millisecond))
 			var ids []string
 			for i := range 500 {
