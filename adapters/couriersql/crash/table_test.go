@@ -64,7 +64,7 @@ func tableMain(text string) {
 		return err
 	}
 	source := config.errands(db).Source()
-	var deliver courier.Applier[errand] = courier.ProcessFunc(func(ctx context.Context, e errand) error { return insert(ctx, db, e) })
+	deliver := courier.ProcessFunc(func(ctx context.Context, e errand) error { return insert(ctx, db, e) })
 	if config.Hold == "effects" {
 		deliver = source.Effects(func(ctx context.Context, tx *sql.Tx, e errand) error { return insert(ctx, tx, e) })
 	}
