@@ -128,9 +128,11 @@ func (m *marked[T]) finish(ctx context.Context, t queries, fresh []identified[T]
 
 func (*marked[T]) isRepeat(err error) bool { return err == errNotAll }
 
-// committed takes the rows out of the hand, and ends leases that have no others.
+// committed takes the rows out of the hand, and ends leases that have no others. It waits for
+// its turn, as other workers settle rows of the same leases.
 func (m *marked[T]) committed(ctx context.Context, batch []identified[T], _ int) {
 	s := m.source
+	took := enter(ctx, s.turn) == nil
 	var done []part
 	s.mu.Lock()
 	for _, r := range batch {
@@ -144,6 +146,10 @@ func (m *marked[T]) committed(ctx context.Context, batch []identified[T], _ int)
 		}
 	}
 	s.mu.Unlock()
+	if !took { // the call has ended, and the leases end by themselves
+		return
+	}
+	defer func() { <-s.turn }()
 	if store, err := s.table.described(ctx); err == nil {
 		_ = s.settleParts(ctx, store, toRelease, done) // else they end by themselves
 	}
