@@ -40,7 +40,8 @@ func newPostgresTable(ctx context.Context, conn *sql.Conn, text tableText) (tabl
 		return nil, &courier.ConfigError{Field: "TableConfig.Table", Problem: fmt.Sprintf("is in the schema %q, beside which no tables can be made, for the dot or quote in its name", p.schema)}
 	}
 	p.source = identifier(p.schema) + "." + identifier(text.name)
-	kinds, nullable, err := p.keyColumns(ctx, conn, oid)
+	kinds, nullable, err := kindsOf(ctx, conn, `SELECT attname, format_type(atttypid, -1), attnotnull FROM pg_attribute
+		WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped`, oid)
 	if err != nil {
 		return nil, err
 	}
@@ -58,11 +59,6 @@ func newPostgresTable(ctx context.Context, conn *sql.Conn, text tableText) (tabl
 		p.types = append(p.types, kinds[name])
 	}
 	return p, nil
-}
-
-func (p *postgresTable) keyColumns(ctx context.Context, conn *sql.Conn, oid int64) (kinds map[string]string, nullable []string, err error) {
-	return kindsOf(ctx, conn, `SELECT attname, format_type(atttypid, -1), attnotnull FROM pg_attribute
-		WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped`, oid)
 }
 
 func (p *postgresTable) tables(d *database) {
@@ -126,7 +122,7 @@ func listed(keys [][]string) (args []any) {
 	return args
 }
 
-// from has a statement read the rows t of the user's table that are in the lists, from
+// among has a statement read the rows t of the user's table that are in the lists, from
 // the argument of a number on; more is a condition. Of one column it is a condition of the
 // index, of several a join.
 func (p *postgresTable) among(from int, more string) string {

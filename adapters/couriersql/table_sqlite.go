@@ -110,13 +110,7 @@ func (s *sqliteTable) texts() string { return s.perKey("CAST(t.@ AS TEXT)", ", "
 
 // found is whether a row is found by the texts of its key: it is not where a column has bytes,
 // or a number that its type does not make of the text.
-func (s *sqliteTable) found() string {
-	list := make([]string, len(s.keys))
-	for i, name := range s.keys {
-		list[i] = fmt.Sprintf("t.%[1]s = +CAST(t.%[1]s AS TEXT)", identifier(name))
-	}
-	return strings.Join(list, " AND ")
-}
+func (s *sqliteTable) found() string { return s.perKey("t.@ = +CAST(t.@ AS TEXT)", " AND ") }
 
 // due is the condition of a row that may be handed out at the time ?1.
 func (s *sqliteTable) due() string {
