@@ -38,11 +38,11 @@ check: bin/golangci-lint ## vet, lint and tests of the root module alone, in abo
 
 # SQLite is C made Go, which the detector has nothing to say about: to watch it takes
 # half of the time of the tests that use it.
-RACE := -race -gcflags='modernc.org/sqlite/lib=-race=false'
+RACE := -gcflags='modernc.org/sqlite/lib=-race=false'
 
 .PHONY: race
 race: ## all tests under the race detector
-	go test $(TAGS) $(RACE) -shuffle=on -timeout 20m $(PACKAGES)
+	@scripts/race.sh $(TAGS) $(RACE) -shuffle=on -timeout 20m $(PACKAGES)
 
 .PHONY: cover
 cover: ## coverage of the root package, and what is left uncovered
