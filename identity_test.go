@@ -160,7 +160,7 @@ func poisonIsParked[T any](t *testing.T, read func(int) T, id func(T) int, touch
 							table.add(n)
 						}
 						run := courierttest.Start(t, courier.NewPollingCoordinator(source, stack, opts...))
-						for n := range 60 {
+						for n := range 12 {
 							time.Sleep(10 * time.Minute)
 							table.add(100+2*n, 101+2*n)
 						}
@@ -176,7 +176,7 @@ func poisonIsParked[T any](t *testing.T, read func(int) T, id func(T) int, touch
 						} else {
 							require.Equal(t, 2, parked, name)
 							require.Empty(t, table.left(), name)
-							require.Len(t, applied, 138, name)
+							require.Len(t, applied, 42, name)
 						}
 						for n, times := range applied {
 							require.Equal(t, 1, times, "%s: record %d", name, n)
