@@ -64,14 +64,15 @@ type TableConfig[T any] struct {
 
 	// OrderKey is the value, in SQL, of which rows have to stay in order, such as
 	// "customer_id"; '' is no such value. Rows wait for as long as one with the same value
-	// waits for its next try. Order needs all three: OrderKey, [courier.WithOrderKey] for the
-	// same value in the coordinator, and Strict or a single relay. Without OrderKey, later rows
-	// overtake one that failed. "" is none.
+	// waits for its next try, and of one value only one relay at a time has rows in hand. So
+	// several relays keep the order of each value, if their coordinators have
+	// [courier.WithOrderKey] for the same value. Without OrderKey, later rows overtake one that
+	// failed. "" is none.
 	OrderKey string
 
 	// Strict has one relay deliver at a time: another one takes over when the rows that
-	// the first has in hand are settled, or its lease ends. It keeps the order where there
-	// are several relays.
+	// the first has in hand are settled, or its lease ends. So the order of all rows is kept
+	// where there are several relays; for that of each OrderKey alone they can share the rows.
 	Strict bool
 
 	// Age is for how many seconds a row has been pending, in SQL, such as

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -226,6 +227,101 @@ func TestATableInStrictOrder(t *testing.T) {
 			r.advance(time.Second)
 			_, names = fetchNames(t, s, 10)
 			require.Equal(t, []string{"a", "a", ""}, names)
+		})
+	}
+}
+
+// Relays that share the rows have none of one order key in hand at the same time.
+func TestATablesOrderKeysThatAnotherRelayHas(t *testing.T) {
+	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		t.Run(of, func(t *testing.T) {
+			own := ownTables(dialect)["updates"]
+			own.config.OrderKey = "name"
+			r := newRelayed(t, dialect, own, 0)
+			r.add(t, r.db, 1, "a", "b", "a", "", "a", "", "c", `"b"`, "b")
+			s, other := r.table().Source(), r.table().Source()
+			require.False(t, s.Ordered())
+			rows, _ := fetchNames(t, s, 3)
+			free, names := fetchNames(t, other, 10)
+			require.Equal(t, []string{"", "", "c", `"b"`}, names, "rows without a key wait for none")
+			_, names = fetchNames(t, s, 10)
+			require.Equal(t, []string{"a", "b"}, names, "its own it may fetch ahead")
+			require.NoError(t, s.Fail(t.Context(), failing(errors.New("boom"), rows[1])))
+			require.NoError(t, s.Mark(t.Context(), []happening{rows[0], rows[2]}))
+			require.NoError(t, other.Mark(t.Context(), free))
+			_, names = fetchNames(t, other, 10)
+			require.Empty(t, names, "what was fetched ahead is in hand")
+			r.advance(DefaultTableLease)
+			_, names = fetchNames(t, other, 10)
+			require.Equal(t, []string{"b", "a", "b"}, names, "a lease that is over holds no key")
+			_, names = fetchNames(t, s, 10)
+			require.Empty(t, names)
+		})
+	}
+}
+
+// Several relays deliver the rows of each order key in order and one at a time, whatever
+// fails.
+func TestSeveralRelaysKeepTheOrderOfAKey(t *testing.T) {
+	const rows, keys = 300, 7
+	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		t.Run(of, func(t *testing.T) {
+			own := ownTables(dialect)["updates"]
+			own.config.OrderKey = fmt.Sprintf("id %% %d", keys)
+			own.config.InitialBackoff, own.config.LongestBackoff, own.config.QueryTimeout, own.config.Lease = time.Millisecond, time.Millisecond, time.Minute, time.Hour
+			r := newRelayed(t, dialect, own, rows)
+			r.config.Clock, r.config.Logger = nil, slog.New(slog.DiscardHandler)
+			var mu sync.Mutex
+			var delivered [keys][]int64
+			var busy [keys]bool
+			left := rows
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			applier := courier.ProcessFunc(func(_ context.Context, e happening) error {
+				key := e.ID % keys
+				mu.Lock()
+				defer mu.Unlock()
+				if busy[key] {
+					t.Errorf("two rows of key %d at once", key)
+				}
+				busy[key] = true
+				mu.Unlock()
+				runtime.Gosched()
+				mu.Lock()
+				busy[key] = false
+				if rand.IntN(10) == 0 {
+					return errors.New("not yet")
+				}
+				delivered[key] = append(delivered[key], e.ID)
+				if left--; left == 0 {
+					stop()
+				}
+				return nil
+			})
+			var group sync.WaitGroup
+			for i := range 4 {
+				table := r.table()
+				group.Go(func() {
+					opts := []courier.Option{
+						courier.WithBatchSize(3 + rand.IntN(10)), courier.WithWorkers(1 + rand.IntN(3)), courier.WithLogger(slog.New(slog.DiscardHandler)),
+						courier.WithOrderKey(func(e happening) string { return fmt.Sprint(e.ID % keys) }),
+					}
+					var err error
+					if i == 0 {
+						err = courier.NewStreamingCoordinator(table.Stream(time.Millisecond), applier, opts...).Start(ctx)
+					} else {
+						err = courier.NewPollingCoordinator(table.Source(), applier, append(opts, courier.WithInterval(time.Millisecond))...).Start(ctx)
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			group.Wait()
+			for key, ids := range delivered {
+				require.True(t, slices.IsSorted(ids), "key %d: %v", key, ids)
+			}
+			require.Zero(t, left)
 		})
 	}
 }

@@ -77,7 +77,8 @@ func (p *postgresTable) tables(d *database) {
 		column{name: "attempts", kind: "INTEGER"}, column{name: "available_at", kind: postgresTime},
 		column{name: "last_error", kind: "TEXT"}, column{name: "order_key", kind: "TEXT"})
 	d.shapes[1].columns = append(d.shapes[1].columns,
-		column{name: "id", kind: "BIGINT", key: true}, column{name: "owner", kind: "TEXT"}, column{name: "until", kind: postgresTime})
+		column{name: "id", kind: "BIGINT", key: true}, column{name: "owner", kind: "TEXT"}, column{name: "until", kind: postgresTime},
+		column{name: "order_keys", kind: "TEXT[]"})
 	d.names = strings.NewReplacer("{outbox}", quoted(d.table), "{state}", p.stateTable(), "{batches}", p.batches(),
 		"{versions}", quoted(d.inSchema("courier_migrations")),
 		"{keys}", p.eachKey("key# %s NOT NULL"), "{key_lists}", p.eachKey("key# %s[] NOT NULL"), "{as_they_are}", each(len(p.keys), "ALTER COLUMN key# SET STORAGE EXTERNAL"), "{key_names}", each(len(p.keys), "key#"))
@@ -162,24 +163,29 @@ func (p *postgresTable) fetchText() string {
 	for i, text := range p.columns {
 		inner = append(inner, fmt.Sprintf("%s AS courier_column%d", text, i+1))
 	}
-	strict := ""
-	if p.strict {
-		strict = fmt.Sprintf(`
+	others, orderKeys := "", "'{}'::text[]"
+	switch {
+	case p.strict:
+		others = fmt.Sprintf(`
 		AND NOT EXISTS (SELECT FROM %s WHERE owner <> $2)`, p.batches())
+	case p.apart():
+		others = fmt.Sprintf(`
+		AND %s NOT IN (SELECT unnest(order_keys) FROM %s WHERE owner <> $2)`, p.orderText(), p.batches())
+		orderKeys = "COALESCE(array_agg(DISTINCT courier_order) FILTER (WHERE courier_order <> ''), '{}')"
 	}
 	return fmt.Sprintf(`WITH due AS MATERIALIZED (
-	SELECT %s,
+	SELECT %s, %s AS courier_order,
 		CASE WHEN %s THEN COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0) ELSE 0 END AS courier_attempts
 	FROM %s AS t
 	WHERE %s%s
 	ORDER BY %s LIMIT $1
 ), batch AS (
-	INSERT INTO %s (owner, until, %s)
-	SELECT $2, clock_timestamp() + $3::bigint * interval '1 microsecond', %s FROM due HAVING count(*) > 0 RETURNING id
+	INSERT INTO %s (owner, until, %s, order_keys)
+	SELECT $2, clock_timestamp() + $3::bigint * interval '1 microsecond', %s, %s FROM due HAVING count(*) > 0 RETURNING id
 )
 SELECT batch.id, courier_attempts, %s, %s FROM batch, due`,
-		strings.Join(inner, ", "), p.failures(), p.stateTable(), p.noted(), p.source, p.due(), strict, p.orderBy(),
-		p.batches(), each(len(p.keys), "key#"), each(len(p.keys), "array_agg(courier_key#)"),
+		strings.Join(inner, ", "), p.orderText(), p.failures(), p.stateTable(), p.noted(), p.source, p.due(), others, p.orderBy(),
+		p.batches(), each(len(p.keys), "key#"), each(len(p.keys), "array_agg(courier_key#)"), orderKeys,
 		each(len(p.keys), "courier_key#::text"), each(len(p.columns), "courier_column#"))
 }
 

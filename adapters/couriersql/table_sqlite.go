@@ -65,7 +65,7 @@ func (s *sqliteTable) tables(d *database) {
 	d.shapes = []shape{
 		{false, append(columns, column{name: "attempts", kind: "INTEGER"}, column{name: "available_at", kind: "INTEGER"},
 			column{name: "last_error", kind: "TEXT"}, column{name: "order_key", kind: "TEXT"})},
-		{true, []column{{name: "id", kind: "INTEGER", key: true}, {name: "owner", kind: "TEXT"}, {name: "until", kind: "INTEGER"}, {name: "keys", kind: "TEXT"}}},
+		{true, []column{{name: "id", kind: "INTEGER", key: true}, {name: "owner", kind: "TEXT"}, {name: "until", kind: "INTEGER"}, {name: "keys", kind: "TEXT"}, {name: "order_keys", kind: "TEXT"}}},
 	}
 	d.names = strings.NewReplacer("{outbox}", quoted(d.table), "{state}", identifier(s.state), "{batches}", s.batches(), "{versions}", quoted("courier_migrations"),
 		"{keys}", strings.Join(keys, ", "), "{key_names}", each(len(s.keys), "key#"))
@@ -133,21 +133,25 @@ func (s *sqliteTable) orderText() string {
 }
 
 func (s *sqliteTable) fetchText() string {
-	strict := ""
-	if s.strict {
-		strict = fmt.Sprintf(`
+	others := ""
+	switch {
+	case s.strict:
+		others = fmt.Sprintf(`
 		AND NOT EXISTS (SELECT 1 FROM %s WHERE owner <> ?3)`, s.batches())
+	case s.apart():
+		others = fmt.Sprintf(`
+		AND %s NOT IN (SELECT k.value FROM %s, json_each(order_keys) k WHERE owner <> ?3)`, s.orderText(), s.batches())
 	}
-	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s
+	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s, %s
 	FROM %s AS t
 	WHERE %s%s
 	ORDER BY %s LIMIT ?2`,
-		identifier(s.state), s.noted(), s.found(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), s.due(), strict, s.orderBy())
+		identifier(s.state), s.noted(), s.orderText(), s.found(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), s.due(), others, s.orderBy())
 }
 
 func (s *sqliteTable) fetchArgs(c claim) []any {
 	args := []any{s.now().UnixMicro(), c.limit}
-	if s.strict {
+	if s.strict || s.apart() {
 		args = append(args, c.owner)
 	}
 	return args
@@ -196,7 +200,7 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 		if err != nil {
 			return err
 		}
-		keys, err := s.readAll(ctx, conn, c, read)
+		keys, orderKeys, err := s.readAll(ctx, conn, c, read)
 		if err != nil {
 			return err
 		}
@@ -206,8 +210,8 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 			}
 			return nil
 		}
-		return conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, keys) VALUES (?1, ?2, ?3) RETURNING id`, s.batches()),
-			c.owner, s.now().Add(c.lease).UnixMicro(), listOf(keys)).Scan(&id)
+		return conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, keys, order_keys) VALUES (?1, ?2, ?3, ?4) RETURNING id`, s.batches()),
+			c.owner, s.now().Add(c.lease).UnixMicro(), listOf(keys), sqliteStrings(orderKeys)).Scan(&id)
 	})
 	if errors.Is(err, nothing) {
 		err = nil
@@ -233,16 +237,18 @@ func (s *sqliteTable) forget(ctx context.Context, conn *sql.Conn, owner string, 
 	return err
 }
 
-// readAll has the rows read that are due, and returns their keys.
-func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, err error) {
+// readAll has the rows read that are due, and returns their keys, and which order keys no
+// other relay may have in hand meanwhile.
+func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, orderKeys []string, err error) {
 	rows, err := conn.QueryContext(ctx, s.fetchText(), s.fetchArgs(c)...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { _ = rows.Close() }() // what it has to say, Err said
 	row := handedOut{key: make([]string, len(s.keys))}
 	var found bool
-	own := []any{&row.attempts, &found}
+	var orderKey string
+	own := []any{&row.attempts, &orderKey, &found}
 	for i := range row.key {
 		own = append(own, &row.key[i])
 	}
@@ -253,14 +259,18 @@ func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, c claim, read
 	}
 	for rows.Next() {
 		if err := read(&row, scan); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		if !found || slices.ContainsFunc(row.key, func(text string) bool { return !utf8.ValidString(text) }) {
-			return nil, fmt.Errorf("the row with the key %q could not be marked, as its key is no number or UTF-8 text of the column's type (bytes, perhaps): write its key anew, or leave such rows out in TableConfig.Pending (typeof(id) = 'text')", nameOf(row.key))
+			return nil, nil, fmt.Errorf("the row with the key %q could not be marked, as its key is no number or UTF-8 text of the column's type (bytes, perhaps): write its key anew, or leave such rows out in TableConfig.Pending (typeof(id) = 'text')", nameOf(row.key))
 		}
 		keys = append(keys, slices.Clone(row.key))
+		if s.apart() && orderKey != "" {
+			orderKeys = append(orderKeys, orderKey)
+		}
 	}
-	return keys, rows.Err()
+	slices.Sort(orderKeys)
+	return keys, slices.Compact(orderKeys), rows.Err()
 }
 
 func (s *sqliteTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error) {

@@ -88,6 +88,9 @@ func (t *tableText) orderBy() string {
 	return t.order
 }
 
+// apart is whether no two relays may have rows of one order key in hand.
+func (t *tableText) apart() bool { return t.orderKey != "" && !t.strict }
+
 // identifier is a name in a statement.
 func identifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 

@@ -14,8 +14,9 @@ CREATE TABLE IF NOT EXISTS {batches} (
 	id    bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	owner text        NOT NULL,
 	until timestamptz NOT NULL,
-	{key_lists}
+	{key_lists},
+	order_keys text[] NOT NULL -- of which no other relay may have rows in hand
 ) WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
 -- To compress a list takes as long as to fetch its rows.
-ALTER TABLE {batches} {as_they_are};
+ALTER TABLE {batches} {as_they_are}, ALTER COLUMN order_keys SET STORAGE EXTERNAL;

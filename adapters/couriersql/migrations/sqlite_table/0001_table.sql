@@ -15,5 +15,6 @@ CREATE TABLE IF NOT EXISTS {batches} (
 	id    INTEGER PRIMARY KEY AUTOINCREMENT,
 	owner TEXT    NOT NULL,
 	until INTEGER NOT NULL,
-	keys  TEXT    NOT NULL
+	keys  TEXT    NOT NULL,
+	order_keys TEXT NOT NULL -- of which no other relay may have rows in hand, a JSON array of texts
 ) STRICT;
