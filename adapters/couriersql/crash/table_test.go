@@ -5,9 +5,11 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -19,6 +21,9 @@ import (
 
 const tableVariable = "COURIER_CRASH_TABLE"
 
+// orderKeys is of how many order keys errands are.
+const orderKeys = 30
+
 // errand is a row of a table of somebody's own.
 type errand struct{ ID int64 }
 
@@ -28,12 +33,16 @@ func (c relayConfig) errands(db *sql.DB) *couriersql.Table[errand] {
 	if c.Driver == "pgx" {
 		dialect = couriersql.Postgres
 	}
+	orderKey := ""
+	if c.Hold == "keys" {
+		orderKey = fmt.Sprintf("id %% %d", orderKeys)
+	}
 	return couriersql.NewTable(db, dialect, couriersql.TableConfig[errand]{
 		Table: "errands", Key: []string{"id"}, KeyOf: func(e errand) []any { return []any{e.ID} },
 		Columns: []string{"id"},
 		Scan:    func(scan func(...any) error) (e errand, err error) { return e, scan(&e.ID) },
 		Pending: "done = 0", Mark: "done = done + 1",
-		Strict: c.Hold == "strict", Lease: time.Second, InitialBackoff: time.Millisecond,
+		Strict: c.Hold == "strict", OrderKey: orderKey, Lease: time.Second, InitialBackoff: time.Millisecond,
 		Logger: slog.New(slog.DiscardHandler),
 	})
 }
@@ -54,7 +63,7 @@ func tableMain(text string) {
 		ExecContext(context.Context, string, ...any) (sql.Result, error)
 	}, e errand) error {
 		bad := random.IntN(100) == 0
-		if bad && config.Hold == "" {
+		if bad && (config.Hold == "" || config.Hold == "keys") {
 			return errors.New("a failure that was asked for")
 		}
 		_, err := on.ExecContext(ctx, `INSERT INTO deliveries (id) VALUES ($1)`, e.ID)
@@ -68,14 +77,17 @@ func tableMain(text string) {
 	if config.Hold == "effects" {
 		deliver = source.Effects(func(ctx context.Context, tx *sql.Tx, e errand) error { return insert(ctx, tx, e) })
 	}
-	err = courier.NewPollingCoordinator(source, deliver, courier.WithBatchSize(batchSize),
-		courier.WithInterval(20*time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(context.Background())
+	opts := []courier.Option{courier.WithBatchSize(batchSize), courier.WithInterval(20 * time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))}
+	if config.Hold == "keys" {
+		opts = append(opts, courier.WithOrderKey(func(e errand) string { return strconv.FormatInt(e.ID%orderKeys, 10) }))
+	}
+	err = courier.NewPollingCoordinator(source, deliver, opts...).Start(context.Background())
 	panic(err)
 }
 
 // TestTable kills relays of a table of somebody's own in turn, and then counts: each row was
-// delivered, again only what was in hand at a kill, and in strict order the first time. What
-// is delivered by effects is delivered once.
+// delivered, again only what was in hand at a kill, and in strict order, or in that of its
+// key, the first time. What is delivered by effects is delivered once.
 //
 //	go test -run TestTable -v -timeout 0 -args -crash.kills=200
 func TestTable(t *testing.T) {
@@ -84,6 +96,8 @@ func TestTable(t *testing.T) {
 		"postgres strict":  {Driver: "pgx", Hold: "strict"},
 		"sqlite":           {Driver: "sqlite"},
 		"sqlite strict":    {Driver: "sqlite", Hold: "strict"},
+		"postgres keys":    {Driver: "pgx", Hold: "keys"},
+		"sqlite keys":      {Driver: "sqlite", Hold: "keys"},
 		"postgres effects": {Driver: "pgx", Hold: "effects"},
 		"sqlite effects":   {Driver: "sqlite", Hold: "effects"},
 	} {
@@ -129,9 +143,14 @@ func TestTable(t *testing.T) {
 				require.Zero(t, again, "effects that happened twice")
 			}
 			require.LessOrEqual(t, again, *kills*batchSize, "repeated though in nobody's hand at a kill")
-			if config.Hold == "strict" {
+			overtook := "b.id > a.id AND b.place < a.first"
+			switch config.Hold {
+			case "keys":
+				overtook += fmt.Sprintf(" AND b.id %% %d = a.id %% %[1]d", orderKeys)
+				fallthrough
+			case "strict":
 				require.Zero(t, counted(`SELECT count(*) FROM (SELECT id, min(place) AS first FROM deliveries GROUP BY id) AS a
-					WHERE EXISTS (SELECT 1 FROM deliveries AS b WHERE b.id > a.id AND b.place < a.first)`), "rows that a later one overtook")
+					WHERE EXISTS (SELECT 1 FROM deliveries AS b WHERE `+overtook+`)`), "rows that a later one overtook")
 			}
 			t.Logf("%d kills: %d rows, each delivered; %d deliveries were repeated", *kills, written, again)
 		})
