@@ -3,7 +3,12 @@ package couriersql
 import (
 	"context"
 	"database/sql"
+	"fmt"
+	"log/slog"
 	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,6 +60,48 @@ func BenchmarkTable(b *testing.B) {
 				require.NoError(b, o.Write(b.Context(), tx, messages...))
 				require.NoError(b, tx.Commit())
 				relayAll(b, o.Source(), batch)
+			})
+		}
+	}
+}
+
+// BenchmarkTableByKey relays rows of 100 order keys to a destination that takes 1 ms for
+// each, by one relay that keeps the order of all and by four that keep that of each key.
+func BenchmarkTableByKey(b *testing.B) {
+	for name, relays := range map[string]int{"one strict": 1, "four": 4} {
+		for _, workers := range []int{1, 8} {
+			b.Run(fmt.Sprintf("%s, workers=%d", name, workers), func(b *testing.B) {
+				db := openPostgres(b, pgtest.Schema(b))
+				fillEvents(b, db, Postgres, b.N)
+				config := TableConfig[happening]{
+					Table: "events", Key: []string{"id"}, KeyOf: func(e happening) []any { return []any{e.ID} },
+					Columns: []string{"id", "topic"}, OrderKey: "id % 100", Strict: relays == 1,
+					Scan:    func(scan func(...any) error) (e happening, err error) { return e, scan(&e.ID, &e.Name) },
+					Pending: "true", Logger: slog.New(slog.DiscardHandler),
+				}
+				require.NoError(b, NewTable(db, Postgres, config).Migrate(b.Context()))
+				ctx, stop := context.WithCancel(b.Context())
+				defer stop()
+				var delivered atomic.Int64
+				applier := courier.ProcessFunc(func(context.Context, happening) error {
+					time.Sleep(time.Millisecond)
+					if delivered.Add(1) == int64(b.N) {
+						stop()
+					}
+					return nil
+				})
+				b.ResetTimer()
+				var group sync.WaitGroup
+				for range relays {
+					group.Go(func() {
+						err := courier.NewPollingCoordinator(NewTable(db, Postgres, config).Source(), applier, courier.WithWorkers(workers), courier.WithInterval(time.Millisecond),
+							courier.WithOrderKey(func(e happening) string { return strconv.FormatInt(e.ID%100, 10) }), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(ctx)
+						if err != nil {
+							b.Error(err)
+						}
+					})
+				}
+				group.Wait()
 			})
 		}
 	}

@@ -231,30 +231,43 @@ func TestATableInStrictOrder(t *testing.T) {
 	}
 }
 
-// Relays that share the rows have none of one order key in hand at the same time.
-func TestATablesOrderKeysThatAnotherRelayHas(t *testing.T) {
+// Relays share the order keys, and none has rows of a key in hand that another one has.
+func TestATablesOrderKeysAreShared(t *testing.T) {
 	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
 		t.Run(of, func(t *testing.T) {
 			own := ownTables(dialect)["updates"]
 			own.config.OrderKey = "name"
 			r := newRelayed(t, dialect, own, 0)
-			r.add(t, r.db, 1, "a", "b", "a", "", "a", "", "c", `"b"`, "b")
+			var all []string
+			for i := range 20 {
+				all = append(all, fmt.Sprintf("key %d", i))
+			}
+			r.add(t, r.db, 1, all...)
+			r.add(t, r.db, 101, all...)
+			r.add(t, r.db, 201, "", "")
 			s, other := r.table().Source(), r.table().Source()
 			require.False(t, s.Ordered())
-			rows, _ := fetchNames(t, s, 3)
-			free, names := fetchNames(t, other, 10)
-			require.Equal(t, []string{"", "", "c", `"b"`}, names, "rows without a key wait for none")
-			_, names = fetchNames(t, s, 10)
-			require.Equal(t, []string{"a", "b"}, names, "its own it may fetch ahead")
-			require.NoError(t, s.Fail(t.Context(), failing(errors.New("boom"), rows[1])))
-			require.NoError(t, s.Mark(t.Context(), []happening{rows[0], rows[2]}))
-			require.NoError(t, other.Mark(t.Context(), free))
+			first, names := fetchNames(t, s, 20)
+			require.Equal(t, all, names, "one that is alone has all of them")
+			none, names := fetchNames(t, other, 10)
+			require.Equal(t, []string{"", ""}, names, "rows without a key wait for none")
 			_, names = fetchNames(t, other, 10)
-			require.Empty(t, names, "what was fetched ahead is in hand")
+			require.Empty(t, names)
+			ahead, names := fetchNames(t, s, 40)
+			require.Greater(t, len(names), 2, "its own it may fetch ahead")
+			require.Less(t, len(names), 18, "and leaves some to the other one")
+			require.NoError(t, s.Mark(t.Context(), first))
+			require.NoError(t, other.Mark(t.Context(), none))
+			mine := names
+			_, names = fetchNames(t, other, 40)
+			require.ElementsMatch(t, all, slices.Concat(mine, names), "the other one has the others")
+			require.NoError(t, s.Fail(t.Context(), failing(errors.New("boom"), ahead[0])))
+			_, names = fetchNames(t, s, 40)
+			require.Empty(t, names)
 			r.advance(DefaultTableLease)
-			_, names = fetchNames(t, other, 10)
-			require.Equal(t, []string{"b", "a", "b"}, names, "a lease that is over holds no key")
-			_, names = fetchNames(t, s, 10)
+			_, names = fetchNames(t, other, 40)
+			require.Len(t, names, 20, "a lease that is over holds no key, and its relay is none of those that share")
+			_, names = fetchNames(t, s, 40)
 			require.Empty(t, names)
 		})
 	}

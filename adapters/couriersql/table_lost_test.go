@@ -22,7 +22,7 @@ func TestATablesFetchWhoseAnswerIsLost(t *testing.T) {
 		inHand, names := fetchNames(t, s, 2)
 		require.Equal(t, []string{"1", "2"}, names)
 		require.NoError(t, table.ask(t.Context(), func(ctx context.Context, conn *sql.Conn) error {
-			batch, err := table.store.fetch(ctx, conn, claim{s.owner, table.lease, 2, s.known()}, func(row *handedOut, scan func(...any) error) error {
+			batch, err := table.store.fetch(ctx, conn, claim{s.owner, table.lease, 2, s.known(), 0}, func(row *handedOut, scan func(...any) error) error {
 				_, _, err := s.read(row, scan)
 				return err
 			})

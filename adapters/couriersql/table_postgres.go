@@ -163,17 +163,22 @@ func (p *postgresTable) fetchText() string {
 	for i, text := range p.columns {
 		inner = append(inner, fmt.Sprintf("%s AS courier_column%d", text, i+1))
 	}
-	others, orderKeys := "", "'{}'::text[]"
+	relays, others, orderKeys, sign := "", "", "'{}'::text[]", "false"
 	switch {
 	case p.strict:
 		others = fmt.Sprintf(`
 		AND NOT EXISTS (SELECT FROM %s WHERE owner <> $2)`, p.batches())
 	case p.apart():
+		relays = fmt.Sprintf(`relays AS MATERIALIZED (
+	SELECT count(*) AS n, count(*) FILTER (WHERE owner COLLATE "C" < $2) AS place FROM (SELECT owner FROM %s UNION SELECT $2) AS o
+), `, p.batches())
 		others = fmt.Sprintf(`
-		AND %s NOT IN (SELECT unnest(order_keys) FROM %s WHERE owner <> $2)`, p.orderText(), p.batches())
+		AND %[1]s NOT IN (SELECT unnest(order_keys) FROM %[2]s WHERE owner <> $2)
+		AND (%[1]s = '' OR (hashtext(%[1]s)::bigint & 2147483647) %% (SELECT n FROM relays) = (SELECT place FROM relays))`, p.orderText(), p.batches())
 		orderKeys = "COALESCE(array_agg(DISTINCT courier_order) FILTER (WHERE courier_order <> ''), '{}')"
+		sign = "(SELECT n FROM relays) > 1"
 	}
-	return fmt.Sprintf(`WITH due AS MATERIALIZED (
+	return fmt.Sprintf(`WITH %sdue AS MATERIALIZED (
 	SELECT %s, %s AS courier_order,
 		CASE WHEN %s THEN COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0) ELSE 0 END AS courier_attempts
 	FROM %s AS t
@@ -181,11 +186,12 @@ func (p *postgresTable) fetchText() string {
 	ORDER BY %s LIMIT $1
 ), batch AS (
 	INSERT INTO %s (owner, until, %s, order_keys)
-	SELECT $2, clock_timestamp() + $3::bigint * interval '1 microsecond', %s, %s FROM due HAVING count(*) > 0 RETURNING id
+	SELECT $2, clock_timestamp() + CASE count(*) WHEN 0 THEN $4::bigint ELSE $3::bigint END * interval '1 microsecond', %s, %s
+	FROM due HAVING count(*) > 0 OR %s RETURNING id
 )
 SELECT batch.id, courier_attempts, %s, %s FROM batch, due`,
-		strings.Join(inner, ", "), p.orderText(), p.failures(), p.stateTable(), p.noted(), p.source, p.due(), others, p.orderBy(),
-		p.batches(), each(len(p.keys), "key#"), each(len(p.keys), "array_agg(courier_key#)"), orderKeys,
+		relays, strings.Join(inner, ", "), p.orderText(), p.failures(), p.stateTable(), p.noted(), p.source, p.due(), others, p.orderBy(),
+		p.batches(), each(len(p.keys), "key#"), p.eachKey("COALESCE(array_agg(courier_key#), '{}'::%s[])"), orderKeys, sign,
 		each(len(p.keys), "courier_key#::text"), each(len(p.columns), "courier_column#"))
 }
 
@@ -293,7 +299,7 @@ func (p *postgresTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read
 	batch := new(pgx.Batch)
 	p.begin(batch)
 	p.forgetting(batch, c.owner, c.known)
-	batch.Queue(p.fetchText(), c.limit, c.owner, c.lease.Microseconds()).Query(func(rows pgx.Rows) error {
+	batch.Queue(p.fetchText(), c.limit, c.owner, c.lease.Microseconds(), c.sign.Microseconds()).Query(func(rows pgx.Rows) error {
 		defer rows.Close()
 		row := handedOut{key: make([]string, len(p.keys))}
 		own := []any{&id, &row.attempts}
@@ -459,7 +465,7 @@ func (p *postgresTable) explained(ctx context.Context, conn *sql.Conn, format st
 	err = native(conn, func(c *pgx.Conn) error {
 		batch := new(pgx.Batch)
 		p.begin(batch)
-		batch.Queue("EXPLAIN (COSTS OFF, FORMAT "+format+") "+p.fetchText(), 1000, "", 0).Query(func(rows pgx.Rows) (err error) {
+		batch.Queue("EXPLAIN (COSTS OFF, FORMAT "+format+") "+p.fetchText(), 1000, "", 0, 0).Query(func(rows pgx.Rows) (err error) {
 			lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
 			return err
 		})

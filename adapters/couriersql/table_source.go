@@ -24,6 +24,8 @@ type TableSource[T any] struct {
 	turn  chan struct{} // holds a value while rows are settled
 	asks  chan struct{} // holds a value while rows are fetched
 
+	asked time.Time // of the last fetch, in its turn
+
 	marked   atomic.Bool // a mark was seen to do what it should
 	readable atomic.Bool // a row was read
 
@@ -96,11 +98,15 @@ type tableStore interface {
 // claim is what a fetch asks for. The owner's leases but those that it knows end with it:
 // they are of a fetch whose answer was lost. In strict order the rows of such a lease would
 // be overtaken, and anyhow they would wait for its end.
+//
+// Where relays share the order keys, each key is that of one of those that have a lease. One
+// that has nothing to do and is not alone has a lease of no rows for a while, as a sign.
 type claim struct {
 	owner string
 	lease time.Duration
 	limit int
 	known []int64
+	sign  time.Duration
 }
 
 type settlement int
@@ -241,7 +247,7 @@ func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 // take is one try of Fetch.
 func (s *TableSource[T]) take(ctx context.Context, store tableStore, limit int) (records []T, err error) {
 	t := s.table
-	c := claim{s.owner, t.lease, limit, s.known()}
+	c := claim{s.owner, t.lease, limit, s.known(), s.sign()}
 	var rows []handedOut
 	var batch int64
 	err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
@@ -293,6 +299,15 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, limit int) 
 		s.readable.Store(true)
 	}
 	return records, nil
+}
+
+// sign is for how long the source is among those that share the order keys without a row: a
+// little longer than until its next fetch, as far as the last ones tell.
+func (s *TableSource[T]) sign() time.Duration {
+	now := s.table.now()
+	since := now.Sub(s.asked)
+	s.asked = now
+	return min(max(3*since, time.Second), s.table.lease)
 }
 
 // known are the batches that are in hand.

@@ -73,9 +73,9 @@ func (s *sqliteTable) tables(d *database) {
 
 func (s *sqliteTable) batches() string { return identifier(s.state + "_batches") }
 
-// listOf is a list of keys as an argument.
+// listOf is a list of keys as an argument; none is no null.
 func listOf(keys [][]string) string {
-	var list any = keys
+	var list any = append([][]string{}, keys...)
 	if len(keys) > 0 && len(keys[0]) == 1 {
 		list = slices.Concat(keys...)
 	}
@@ -140,7 +140,8 @@ func (s *sqliteTable) fetchText() string {
 		AND NOT EXISTS (SELECT 1 FROM %s WHERE owner <> ?3)`, s.batches())
 	case s.apart():
 		others = fmt.Sprintf(`
-		AND %s NOT IN (SELECT k.value FROM %s, json_each(order_keys) k WHERE owner <> ?3)`, s.orderText(), s.batches())
+		AND %[1]s NOT IN (SELECT k.value FROM %[2]s, json_each(order_keys) k WHERE owner <> ?3)
+		AND (%[1]s = '' OR (COALESCE(unicode(substr(%[1]s, -2, 1)), 0) + 3 * unicode(substr(%[1]s, -1))) %% ?4 = ?5)`, s.orderText(), s.batches())
 	}
 	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s, %s
 	FROM %s AS t
@@ -149,10 +150,14 @@ func (s *sqliteTable) fetchText() string {
 		identifier(s.state), s.noted(), s.orderText(), s.found(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), s.due(), others, s.orderBy())
 }
 
-func (s *sqliteTable) fetchArgs(c claim) []any {
+// fetchArgs are for one of n relays that share the order keys, which has a place from 0.
+func (s *sqliteTable) fetchArgs(c claim, n, place int) []any {
 	args := []any{s.now().UnixMicro(), c.limit}
 	if s.strict || s.apart() {
 		args = append(args, c.owner)
+	}
+	if s.apart() {
+		args = append(args, n, place)
 	}
 	return args
 }
@@ -200,18 +205,34 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 		if err != nil {
 			return err
 		}
-		keys, orderKeys, err := s.readAll(ctx, conn, c, read)
+		n, place := 1, 0
+		if s.apart() {
+			if err := conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), count(*) FILTER (WHERE owner < ?1) FROM (SELECT owner FROM %s UNION SELECT ?1)`,
+				s.batches()), c.owner).Scan(&n, &place); err != nil {
+				return err
+			}
+		}
+		keys, orderKeys, err := s.readAll(ctx, conn, s.fetchArgs(c, n, place), read)
 		if err != nil {
 			return err
 		}
+		lasts := c.lease
 		if len(keys) == 0 {
-			if ended == 0 {
+			switch {
+			case n > 1:
+				lasts = c.sign
+			case ended == 0:
 				return nothing // nor to commit
+			default:
+				return nil
 			}
-			return nil
 		}
-		return conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, keys, order_keys) VALUES (?1, ?2, ?3, ?4) RETURNING id`, s.batches()),
-			c.owner, s.now().Add(c.lease).UnixMicro(), listOf(keys), sqliteStrings(orderKeys)).Scan(&id)
+		err = conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, keys, order_keys) VALUES (?1, ?2, ?3, ?4) RETURNING id`, s.batches()),
+			c.owner, s.now().Add(lasts).UnixMicro(), listOf(keys), sqliteStrings(orderKeys)).Scan(&id)
+		if len(keys) == 0 {
+			id = 0
+		}
+		return err
 	})
 	if errors.Is(err, nothing) {
 		err = nil
@@ -239,12 +260,13 @@ func (s *sqliteTable) forget(ctx context.Context, conn *sql.Conn, owner string, 
 
 // readAll has the rows read that are due, and returns their keys, and which order keys no
 // other relay may have in hand meanwhile.
-func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, orderKeys []string, err error) {
-	rows, err := conn.QueryContext(ctx, s.fetchText(), s.fetchArgs(c)...)
+func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, args []any, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, orderKeys []string, err error) {
+	rows, err := conn.QueryContext(ctx, s.fetchText(), args...)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	orderKeys = []string{}              // no null in the list
 	row := handedOut{key: make([]string, len(s.keys))}
 	var found bool
 	var orderKey string
@@ -410,7 +432,7 @@ func (s *sqliteTable) check(ctx context.Context, conn *sql.Conn) error {
 }
 
 func (s *sqliteTable) plan(ctx context.Context, conn *sql.Conn) (lines []string, err error) {
-	rows, err := conn.QueryContext(ctx, "EXPLAIN QUERY PLAN "+s.fetchText(), s.fetchArgs(claim{limit: 1000})...)
+	rows, err := conn.QueryContext(ctx, "EXPLAIN QUERY PLAN "+s.fetchText(), s.fetchArgs(claim{limit: 1000}, 1, 0)...)
 	if err != nil {
 		return nil, err
 	}
