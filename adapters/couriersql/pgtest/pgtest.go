@@ -74,7 +74,7 @@ func startPrivate(primary *cluster, settings string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{DSN: c.dsn(), Note: fmt.Sprintf("started a private server, %s, in %s", c.version, c.folder), cluster: c}, nil
+	return &Server{DSN: c.dsn(), Note: fmt.Sprintf("started a private server, %s, in %s", c.version, c.Folder), cluster: c}, nil
 }
 
 // Replica starts a hot standby of a private server, which follows it by streaming
@@ -104,17 +104,17 @@ func (s *Server) Stop() error {
 		_ = s.conn.Close(context.Background())
 	}
 	s.mu.Unlock()
-	return s.cluster.remove()
+	return s.cluster.Remove()
 }
 
 // Crash ends a private server as pg_ctl stop -m immediate does: every
 // connection is cut, nothing is flushed, and the next start recovers from the
 // log.
-func (s *Server) Crash() error { return s.cluster.stop("QUIT") }
+func (s *Server) Crash() error { return s.cluster.Stop("QUIT") }
 
 // Restart starts a private server that crashed, and returns once it takes
 // connections: those of a replica are read-only.
-func (s *Server) Restart() error { return s.cluster.start() }
+func (s *Server) Restart() error { return s.cluster.Start() }
 
 // NewSchema creates an empty schema and returns a connection string that has it
 // as the search path, and the function that drops it.

@@ -29,7 +29,7 @@ func orphan() {
 	if err != nil {
 		panic(err)
 	}
-	_, _ = os.Stdout.WriteString(s.cluster.folder + "\n")
+	_, _ = os.Stdout.WriteString(s.cluster.Folder + "\n")
 	select {}
 }
 

@@ -33,8 +33,8 @@ func StartPooler(server *net.TCPAddr) (*Pooler, error) {
 	}
 	c := new(cluster)
 	err = c.settle(func() error {
-		settings := filepath.Join(c.folder, "pgbouncer.ini")
-		c.program = []string{path, settings}
+		settings := filepath.Join(c.Folder, "pgbouncer.ini")
+		c.Program = []string{path, settings}
 		// A failed login is tried again soon, and who waits for a server is told.
 		return os.WriteFile(settings, fmt.Appendf(nil, `[databases]
 * = host=%[1]s port=%[2]d user=courier
@@ -50,7 +50,7 @@ server_login_retry = 0.2
 server_connect_timeout = 2
 query_wait_timeout = 5
 ignore_startup_parameters = extra_float_digits
-`, server.IP, server.Port, c.folder), 0o644)
+`, server.IP, server.Port, c.Folder), 0o644)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("pgtest: starting a private PgBouncer: %w", err)
@@ -62,13 +62,13 @@ ignore_startup_parameters = extra_float_digits
 func (p *Pooler) Dial() (net.Conn, error) { return p.cluster.dial() }
 
 // Stop ends the pooler and removes its folder.
-func (p *Pooler) Stop() error { return p.cluster.remove() }
+func (p *Pooler) Stop() error { return p.cluster.Remove() }
 
 // Crash ends the pooler at once, and with it all connections.
-func (p *Pooler) Crash() error { return p.cluster.stop("KILL") }
+func (p *Pooler) Crash() error { return p.cluster.Stop("KILL") }
 
 // Restart starts a pooler that crashed, and returns once it leads to the server.
-func (p *Pooler) Restart() error { return p.cluster.start() }
+func (p *Pooler) Restart() error { return p.cluster.Start() }
 
 // Reconnect has the pooler close its connections to the server as soon as no
 // transaction is on them, as is done after a failover.
