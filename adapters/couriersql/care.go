@@ -49,11 +49,15 @@ func (o *Outbox) lagOn(ctx context.Context, on executor, first, last int64) (lag
 	return lag, errors.Join(err, rows.Err())
 }
 
-// SchemaVersion is the version that Migrate brings a database to.
+// SchemaVersion is the version that Migrate brings the outbox of a database to: 0 in MySQL,
+// where there is none.
 func SchemaVersion(dialect Dialect) int {
 	grammar := sqliteGrammar()
-	if dialect == Postgres {
+	switch dialect {
+	case Postgres:
 		grammar = postgresGrammar()
+	case MySQL:
+		return 0
 	}
 	files, _ := fs.Glob(grammar.migrations, "*.sql") // the pattern is a good one
 	return len(files)

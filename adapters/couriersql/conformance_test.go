@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/erfanmomeniii/courier/courierttest"
 )
@@ -80,8 +81,11 @@ func (c *ticking) advance(d time.Duration) {
 
 func databaseOf(t testing.TB, dialect Dialect) *sql.DB {
 	t.Helper()
-	if dialect == Postgres {
+	switch dialect {
+	case Postgres:
 		return openPostgres(t, pgtest.Schema(t))
+	case MySQL:
+		return openMySQL(t, mytest.Database(t), spelledAsElsewhere)
 	}
 	return open(t, filepath.Join(t.TempDir(), "test.db"))
 }

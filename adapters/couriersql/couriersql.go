@@ -110,6 +110,7 @@ func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 		database: newDatabase(db, dialect),
 		backoff:  defaultBackoff, fetchBytes: DefaultFetchBytes, open: make(map[closer]bool),
 	}
+	o.notInMySQL("there is no outbox of this package: create a table with the columns that you want, write to it in your transactions, and describe it by NewTable")
 	o.call("table", DefaultTable)
 	for _, opt := range opts {
 		opt(o)

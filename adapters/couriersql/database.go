@@ -48,10 +48,19 @@ func newDatabase(db *sql.DB, dialect Dialect) *database {
 		d.grammar = sqliteGrammar()
 	case Postgres:
 		d.grammar = postgresGrammar()
+	case MySQL:
+		d.grammar = mysqlGrammar()
 	default:
-		d.misconfigured("dialect", fmt.Sprintf("%d is unknown: pass couriersql.SQLite or couriersql.Postgres", dialect))
+		d.misconfigured("dialect", fmt.Sprintf("%d is unknown: pass couriersql.SQLite, couriersql.Postgres or couriersql.MySQL", dialect))
 	}
 	return d
+}
+
+// notInMySQL refuses what there is for the other databases alone.
+func (d *database) notInMySQL(instead string) {
+	if d.dialect == MySQL {
+		d.misconfigured("dialect", "is couriersql.MySQL, for which "+instead)
+	}
 }
 
 // Lower case only, because databases disagree on whether Orders and orders are

@@ -3,6 +3,7 @@ package couriersql
 import (
 	"database/sql"
 	"io/fs"
+	"strings"
 	"time"
 )
 
@@ -16,7 +17,18 @@ const (
 	// github.com/jackc/pgx/v5/stdlib, which sql.Open knows as "pgx". A pgxpool
 	// becomes a *sql.DB by its OpenDBFromPool.
 	Postgres
+	// MySQL is MySQL from 8.0 on and MariaDB from 10.6 on, with the driver
+	// github.com/go-sql-driver/mysql, for tables of your own ([NewTable]).
+	MySQL
 )
+
+// identifier is a name in a statement.
+func (d Dialect) identifier(name string) string {
+	if d == MySQL {
+		return "`" + strings.ReplaceAll(name, "`", "``") + "`"
+	}
+	return identifier(name)
+}
 
 // grammar is what a dialect has to say. Its statements are whole, because the
 // placeholders, the way to pass a list and the upsert all differ; in them,
@@ -33,13 +45,15 @@ type grammar struct {
 	inboxShape      shape
 
 	begin string // a transaction that only one process at a time can be in
+	end   string // what ends it, done or not; "" is COMMIT and ROLLBACK
 
 	createVersions string
-	migrated       string // whether there is a table of versions
-	version        string // of the outbox ?1, 0 without any
-	addVersion     string // outbox, version, applied at
-	columns        string // of the table ?1: name, type, not null, has default, is primary key
-	indexed        string // whether there are the indexes that the fetch needs
+	migrated       string                   // whether there is a table of versions
+	version        string                   // of the outbox ?1, 0 without any
+	addVersion     string                   // outbox, version, applied at
+	columns        string                   // of the table ?1: name, type, not null, has default, is primary key
+	columnsOf      func(table string) []any // the arguments for it; nil is the table
+	indexed        string                   // whether there are the indexes that the fetch needs
 	addIndex       string
 	schemas        string // more than one that has an outbox of the name: which
 	fit            string // where there are schemas: whether a table is not logged; whether numbers are given in another order than rows are written

@@ -73,6 +73,7 @@ type Inbox struct {
 // fetches.
 func NewInbox(db *sql.DB, dialect Dialect, config InboxConfig) *Inbox {
 	d := newDatabase(db, dialect)
+	d.notInMySQL("there is no inbox: a TableSource has Effects without one, for a table of the same database")
 	if config.Table == "" {
 		config.Table = DefaultInboxTable
 	}

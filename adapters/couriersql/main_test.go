@@ -5,18 +5,26 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"path/filepath"
+	"regexp"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
+	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 	"modernc.org/sqlite"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit)) }
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) { pgtest.Exit(mytest.Stopped(code)) }))
+}
+
+// databases are the names of all dialects.
+var databases = map[Dialect]string{SQLite: "sqlite", Postgres: "postgres", MySQL: "mysql"}
 
 // maker makes a migrated outbox in a database, or schema, of its own.
 type maker func(t *testing.T, opts ...Option) *Outbox
@@ -79,8 +87,11 @@ func outboxIn(t *testing.T, db *sql.DB, opts ...Option) *Outbox {
 }
 
 func dialectOf(db *sql.DB) Dialect {
-	if _, ok := db.Driver().(*stdlib.Driver); ok {
+	switch db.Driver().(type) {
+	case *stdlib.Driver:
 		return Postgres
+	case *mysql.MySQLDriver:
+		return MySQL
 	}
 	return SQLite
 }
@@ -103,8 +114,29 @@ func fetch(t *testing.T, o *Outbox, limit int) []Row {
 	return rows
 }
 
+// openMySQL opens a database with settings of the session, such as sql_mode.
+func openMySQL(t testing.TB, dsn string, settings map[string]string) *sql.DB {
+	t.Helper()
+	config, err := mysql.ParseDSN(dsn)
+	require.NoError(t, err)
+	config.Params, config.Logger = settings, &mysql.NopLogger{}
+	connector, err := mysql.NewConnector(config)
+	require.NoError(t, err)
+	db := sql.OpenDB(connector)
+	t.Cleanup(func() { _ = db.Close() }) // one of its connections may have been cut
+	return db
+}
+
+// spelledAsElsewhere has a session of MySQL read SQL as other databases do.
+var spelledAsElsewhere = map[string]string{"sql_mode": "'ANSI,STRICT_TRANS_TABLES,ONLY_FULL_GROUP_BY'"}
+
+var placeholder = regexp.MustCompile(`\$[0-9]`)
+
 func execute(t *testing.T, db *sql.DB, text string, args ...any) {
 	t.Helper()
+	if dialectOf(db) == MySQL && len(args) > 0 {
+		text = placeholder.ReplaceAllString(text, "?")
+	}
 	_, err := db.ExecContext(t.Context(), text, args...)
 	require.NoError(t, err)
 }

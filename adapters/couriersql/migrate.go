@@ -72,14 +72,18 @@ func (d *database) exclusively(ctx context.Context, work func(context.Context, *
 	if _, err := conn.ExecContext(ctx, d.grammar.begin); err != nil {
 		return err
 	}
+	done, undone := "COMMIT", "ROLLBACK"
+	if d.grammar.end != "" {
+		done, undone = d.grammar.end, d.grammar.end
+	}
 	if err = work(ctx, conn); err == nil {
-		_, err = conn.ExecContext(ctx, "COMMIT")
+		_, err = conn.ExecContext(ctx, done)
 	}
 	if err != nil {
 		// On a context of its own, as the end of ctx may be what went wrong. A
 		// connection that may still be inside the transaction is thrown away.
 		if d.bounded(context.WithoutCancel(ctx), func(ctx context.Context) error {
-			_, err := conn.ExecContext(ctx, "ROLLBACK")
+			_, err := conn.ExecContext(ctx, undone)
 			return err
 		}) != nil {
 			discard(conn)
@@ -169,7 +173,7 @@ func (d *database) upgrade(ctx context.Context, conn *sql.Conn) error {
 		}
 		// Statement by statement, as that is what a table may already be ahead by
 		// of which the version was lost.
-		for statement := range strings.SplitSeq(d.sql(string(text)), ";\n") {
+		for statement := range strings.SplitSeq(strings.TrimSuffix(d.sql(string(text)), ";\n"), ";\n") {
 			if _, err := conn.ExecContext(ctx, statement); err != nil && !d.grammar.addedTwice(err) {
 				return fmt.Errorf("%s: %w", files[i], err)
 			}

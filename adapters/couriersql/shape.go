@@ -98,7 +98,11 @@ func (o *Outbox) inspect(ctx context.Context) (warn func()) {
 // columnsOf returns the columns of a table, none when there is no such table,
 // and the names of those that an insert must fill.
 func (d *database) columnsOf(ctx context.Context, conn *sql.Conn, table string) (have map[string]column, required []string, err error) {
-	rows, err := conn.QueryContext(ctx, d.grammar.columns, table)
+	args := []any{table}
+	if d.grammar.columnsOf != nil {
+		args = d.grammar.columnsOf(table)
+	}
+	rows, err := conn.QueryContext(ctx, d.grammar.columns, args...)
 	if err != nil {
 		return nil, nil, err
 	}

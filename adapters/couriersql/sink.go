@@ -99,15 +99,16 @@ type Sink[T any] struct {
 // a record, see [Effects].
 func NewSink[T any](db *sql.DB, dialect Dialect, config SinkConfig[T]) *Sink[T] {
 	s := &Sink[T]{database: newDatabase(db, dialect), config: config}
+	s.notInMySQL("there is no sink: write INSERT … ON DUPLICATE KEY UPDATE in an applier of your own")
 	s.types.New = func() any { return pgtype.NewMap() }
 	s.config.Columns, s.config.Key = slices.Clone(config.Columns), slices.Clone(config.Key)
 	// Its table is no business of Migrate's.
 	s.grammar.advice, s.grammar.outdated = s.grammar.sinkAdvice, func(error) bool { return false }
 	s.database.table = config.Table
-	s.path = identifiers(config.Table)
+	s.path = dialect.identifiers(config.Table)
 	s.waitFor("SinkConfig", config.QueryTimeout)
 	if s.path == nil {
-		s.misconfigured("SinkConfig.Table", notATable(config.Table))
+		s.misconfigured("SinkConfig.Table", dialect.notATable(config.Table))
 	}
 	if len(config.Columns) == 0 {
 		s.misconfigured("SinkConfig.Columns", "is empty: name the columns that a record fills")

@@ -42,24 +42,26 @@ const (
 )
 
 // identifiers takes a name, perhaps with a schema, apart, as SQL does it: at a dot that is not
-// in double quotes, in which two of them are one. It is nil for what is no name.
-func identifiers(text string) (path []string) {
+// in double quotes (in MySQL, backticks), in which two of them are one. It is nil for what is
+// no name.
+func (d Dialect) identifiers(text string) (path []string) {
+	quote := d.identifier("")[:1]
 	for {
 		var name string
-		if rest, quoted := strings.CutPrefix(text, `"`); quoted {
+		if rest, quoted := strings.CutPrefix(text, quote); quoted {
 			for text = rest; ; {
-				before, after, found := strings.Cut(text, `"`)
+				before, after, found := strings.Cut(text, quote)
 				if !found {
 					return nil
 				}
 				name, text = name+before, after
-				if !strings.HasPrefix(text, `"`) {
+				if !strings.HasPrefix(text, quote) {
 					break
 				}
-				name, text = name+`"`, text[1:]
+				name, text = name+quote, text[1:]
 			}
 		} else {
-			end := strings.IndexAny(text, `."`)
+			end := strings.IndexAny(text, "."+quote)
 			if end < 0 {
 				end = len(text)
 			}
@@ -79,8 +81,12 @@ func identifiers(text string) (path []string) {
 }
 
 // notATable is what is wrong with a text for which identifiers returns nil.
-func notATable(text string) string {
-	return fmt.Sprintf("%q is not the name of a table: pass a name, perhaps after that of a schema and a dot; one with a dot of its own in double quotes", text)
+func (d Dialect) notATable(text string) string {
+	quotes := "double quotes"
+	if d == MySQL {
+		quotes = "backticks"
+	}
+	return fmt.Sprintf("%q is not the name of a table: pass a name, perhaps after that of a schema and a dot; one with a dot of its own in %s", text, quotes)
 }
 
 // quotedAll is a list of names in a statement.

@@ -263,7 +263,7 @@ func TestIdentifiers(t *testing.T) {
 		"orders": {"orders"}, "Billing.Orders": {"Billing", "Orders"}, "odd name": {"odd name"}, `"a.b"`: {"a.b"}, `"a""b".c`: {`a"b`, "c"}, `a."b."`: {"a", "b."},
 		"": nil, ".": nil, "a.": nil, ".a": nil, "a.b.c": nil, `"a`: nil, `"a"b`: nil, `a"b"`: nil, `""`: nil, "a\x00": nil,
 	} {
-		require.Equal(t, want, identifiers(text), "%q", text)
+		require.Equal(t, want, Postgres.identifiers(text), "%q", text)
 	}
 }
 

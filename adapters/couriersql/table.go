@@ -24,9 +24,10 @@ import (
 // statements as it is and has no parameters: never build it from input. It may name the
 // columns of the table, also as t.column.
 type TableConfig[T any] struct {
-	// Table is the name of the table, in PostgreSQL with or without a schema: events,
-	// billing.events. A name that has a dot or a double quote of its own is written as in SQL,
-	// in double quotes: billing."events.2026".
+	// Table is the name of the table, in PostgreSQL with or without a schema, in MySQL with
+	// or without a database: events, billing.events. A name that has a dot or a quote of its
+	// own is written as in SQL, in double quotes (in MySQL, backticks):
+	// billing."events.2026".
 	Table string
 
 	// Key are the columns of the primary key, or of another unique key without NULL, and
@@ -36,7 +37,8 @@ type TableConfig[T any] struct {
 
 	// KeyOf returns the values of the key's columns of a record, in the order of Key, as
 	// numbers, texts, or values with a String method. Their texts must be those that the
-	// database has: a UUID in lower case with hyphens, in PostgreSQL.
+	// database has: a UUID in lower case with hyphens, in PostgreSQL. A []byte is a text
+	// too, as of a BINARY(16) in MySQL.
 	KeyOf func(record T) []any
 
 	// Columns are what Scan reads: columns, or expressions in SQL. One that fails for a row
@@ -52,7 +54,7 @@ type TableConfig[T any] struct {
 
 	// Pending is the condition, in SQL, of rows that are still to be delivered, such as
 	// "sent_at IS NULL". The database finds them quickly by a partial index that has this
-	// condition and the columns of Order.
+	// condition and the columns of Order, in MySQL by one of its columns and those of Order.
 	Pending string
 
 	// Mark is what a mark sets, in SQL, such as "sent_at = now()". After it Pending must be
@@ -104,7 +106,7 @@ type TableConfig[T any] struct {
 	// nil is slog.Default().
 	Logger *slog.Logger
 
-	// Clock is what times are read from in SQLite; PostgreSQL's own clock is one for all
+	// Clock is what times are read from in SQLite; a server's own clock is one for all
 	// relays. nil is the system's.
 	Clock courier.Clock
 }
@@ -168,10 +170,10 @@ func NewTable[T any](db *sql.DB, dialect Dialect, config TableConfig[T]) *Table[
 	required("Columns", len(config.Columns) == 0, "what Scan reads")
 	required("Scan", config.Scan == nil, "a function that makes a record of a row")
 	required("Pending", config.Pending == "", `the condition of rows that are to be delivered, or "true" if all are`)
-	t.path = identifiers(config.Table)
+	t.path = dialect.identifiers(config.Table)
 	switch {
 	case t.path == nil:
-		d.misconfigured("TableConfig.Table", notATable(config.Table))
+		d.misconfigured("TableConfig.Table", dialect.notATable(config.Table))
 		t.path = []string{config.Table}
 	case len(t.path) > 1 && dialect == SQLite:
 		d.misconfigured("TableConfig.Table", fmt.Sprintf("%q is one of an attached database, beside which no tables are made: pass the name alone", config.Table))
@@ -320,7 +322,7 @@ func (t *Table[T]) described(ctx context.Context) (tableStore, error) {
 	}
 	c := t.config
 	text := tableText{
-		columns: c.Columns, keys: c.Key, pending: "(" + c.Pending + ")", mark: c.Mark, order: c.Order, orderKey: c.OrderKey, age: c.Age,
+		dialect: t.dialect, columns: c.Columns, keys: c.Key, pending: "(" + c.Pending + ")", mark: c.Mark, order: c.Order, orderKey: c.OrderKey, age: c.Age,
 		strict: c.Strict, name: t.path[len(t.path)-1], state: t.name,
 	}
 	if len(t.path) > 1 {
@@ -328,9 +330,12 @@ func (t *Table[T]) described(ctx context.Context) (tableStore, error) {
 	}
 	var store tableStore
 	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		if t.dialect == Postgres {
+		switch t.dialect {
+		case Postgres:
 			store, err = newPostgresTable(ctx, conn, text)
-		} else {
+		case MySQL:
+			store, err = newMySQLTable(ctx, conn, text)
+		default:
 			store, err = newSQLiteTable(ctx, conn, text, t.now)
 		}
 		return err
@@ -347,8 +352,11 @@ func (t *Table[T]) described(ctx context.Context) (tableStore, error) {
 }
 
 const (
-	tableSQL    = "look at the SQL in TableConfig: Columns, Pending, Mark, Order, OrderKey and Age"
-	tableRights = "this role lacks a right: a relay needs to SELECT in the table and to UPDATE it, or to DELETE if Mark is empty, and to SELECT, INSERT, UPDATE and DELETE in the two tables beside it; Migrate, where it has something to do, to create tables in the schema"
+	tableSQL        = "look at the SQL in TableConfig: Columns, Pending, Mark, Order, OrderKey and Age"
+	tableForeignKey = "a foreign key of another table leads to rows that the mark deletes: drop it, or pass a Mark that keeps the rows"
+	tableComputes   = "what TableConfig says in SQL cannot be computed of a row, which holds up all others: leave what may fail to the applier"
+	tableUnread     = "TableConfig.Scan reads a column into a variable that cannot hold it"
+	tableRights     = "this role lacks a right: a relay needs to SELECT in the table and to UPDATE it, or to DELETE if Mark is empty, and to SELECT, INSERT, UPDATE and DELETE in the two tables beside it; Migrate, where it has something to do, to create tables in the schema"
 )
 
 // advice is what to do about an error of the database.
@@ -358,7 +366,10 @@ func (t *Table[T]) advice(err error) string {
 		return "call Migrate first; if it was, TableConfig.Key or the type of its columns is another since: drop the tables " + t.name + " and " + t.name + "_batches while no relay runs, and call it again"
 	}
 	if errors.As(err, &unread) {
-		return "TableConfig.Scan reads a column into a variable that cannot hold it"
+		return tableUnread
+	}
+	if t.dialect == MySQL {
+		return mysqlTableAdvice(err)
 	}
 	if t.dialect == SQLite {
 		if sqliteOutdated(err) || strings.Contains(err.Error(), "SQL logic error") {
@@ -370,14 +381,14 @@ func (t *Table[T]) advice(err error) string {
 	case code == "42501":
 		return tableRights
 	case code == "23503":
-		return "a foreign key of another table leads to rows that the mark deletes: drop it, or pass a Mark that keeps the rows"
+		return tableForeignKey
 	case code == "0A000":
 		return "the table was altered since the statement was prepared: it is tried again"
 	case code == "42P05":
 	case strings.HasPrefix(code, "42"):
 		return tableSQL
 	case strings.HasPrefix(code, "22"):
-		return "what TableConfig says in SQL cannot be computed of a row, which holds up all others: leave what may fail to the applier"
+		return tableComputes
 	}
 	return postgresCommonAdvice(err)
 }
@@ -387,6 +398,10 @@ func (t *Table[T]) outdated(err error) bool {
 	text := err.Error()
 	if t.dialect == SQLite {
 		return sqliteOutdated(err) && (strings.Contains(text, t.name) || besideColumn.MatchString(text))
+	}
+	if t.dialect == MySQL {
+		code := mysqlCode(err)
+		return code == 1146 && strings.Contains(text, t.name) || code == 1054 && besideColumn.MatchString(text)
 	}
 	switch postgresCode(err) {
 	case "42P01":
@@ -398,4 +413,4 @@ func (t *Table[T]) outdated(err error) bool {
 }
 
 // besideColumn is a column of a key in the tables beside the user's, in an error.
-var besideColumn = regexp.MustCompile(`\b[bf]?\.?key[1-9][0-9]*\b`)
+var besideColumn = regexp.MustCompile(`\b[bf]?\.?key([1-9][0-9]*|_list)\b`)

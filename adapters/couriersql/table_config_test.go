@@ -76,27 +76,32 @@ func TestATablesDefaults(t *testing.T) {
 }
 
 func TestATableIsHeldAgainstTheCatalogue(t *testing.T) {
-	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+	for dialect, of := range databases {
 		for name, c := range map[string]struct {
 			create []string
 			change func(*TableConfig[happening])
 			field  string
 			says   string
+
+			notInMySQL bool
 		}{
-			"no such table":  {nil, func(*TableConfig[happening]) {}, "TableConfig.Table", "is not a table of the database"},
-			"no such column": {[]string{`CREATE TABLE events (number integer PRIMARY KEY)`}, func(*TableConfig[happening]) {}, "TableConfig.Key", `has "id", which is no column of events`},
-			"in other case":  {[]string{`CREATE TABLE events ("ID" integer PRIMARY KEY)`}, func(*TableConfig[happening]) {}, "TableConfig.Key", `has "id", which is no column of events`},
-			"may be NULL":    {[]string{`CREATE TABLE events (id integer UNIQUE)`}, func(*TableConfig[happening]) {}, "TableConfig.Key", "may be NULL"},
-			"is not unique":  {[]string{`CREATE TABLE events (id integer NOT NULL)`}, func(*TableConfig[happening]) {}, "TableConfig.Key", "is not unique"},
+			"no such table":  {nil, func(*TableConfig[happening]) {}, "TableConfig.Table", "is not a table of the database", false},
+			"no such column": {[]string{`CREATE TABLE events (number integer PRIMARY KEY)`}, func(*TableConfig[happening]) {}, "TableConfig.Key", `has "id", which is no column of events`, false},
+			"in other case":  {[]string{`CREATE TABLE events ("ID" integer PRIMARY KEY)`}, func(*TableConfig[happening]) {}, "TableConfig.Key", `has "id", which is no column of events`, false},
+			"may be NULL":    {[]string{`CREATE TABLE events (id integer UNIQUE)`}, func(*TableConfig[happening]) {}, "TableConfig.Key", "may be NULL", false},
+			"is not unique":  {[]string{`CREATE TABLE events (id integer NOT NULL)`}, func(*TableConfig[happening]) {}, "TableConfig.Key", "is not unique", false},
 			"part of a key": {[]string{`CREATE TABLE events (id integer NOT NULL, tenant integer NOT NULL, PRIMARY KEY (id, tenant))`},
-				func(*TableConfig[happening]) {}, "TableConfig.Key", "is not unique"},
+				func(*TableConfig[happening]) {}, "TableConfig.Key", "is not unique", false},
 			"unique of some rows": {[]string{`CREATE TABLE events (id integer NOT NULL, sent_at integer)`, `CREATE UNIQUE INDEX one ON events (id) WHERE sent_at IS NULL`},
-				func(*TableConfig[happening]) {}, "TableConfig.Key", "is not unique"},
+				func(*TableConfig[happening]) {}, "TableConfig.Key", "is not unique", true},
 			"unique by what it is in an index": {[]string{`CREATE TABLE events (id integer NOT NULL, sent_at integer)`, `CREATE UNIQUE INDEX one ON events (abs(id))`},
-				func(*TableConfig[happening]) {}, "TableConfig.Key", "is not unique"},
+				func(*TableConfig[happening]) {}, "TableConfig.Key", "is not unique", true},
 			"a view": {[]string{`CREATE TABLE happenings (id integer PRIMARY KEY)`, `CREATE VIEW events AS SELECT * FROM happenings`},
-				func(*TableConfig[happening]) {}, "TableConfig.(Table|Key)", "is a view|which may be NULL"},
+				func(*TableConfig[happening]) {}, "TableConfig.(Table|Key)", "is a view|which may be NULL", false},
 		} {
+			if dialect == MySQL && c.notInMySQL {
+				continue
+			}
 			t.Run(of+" "+name, func(t *testing.T) {
 				db := databaseOf(t, dialect)
 				for _, text := range c.create {
@@ -119,11 +124,12 @@ func TestATableIsHeldAgainstTheCatalogue(t *testing.T) {
 
 // More columns than the unique ones are a key, and so is a unique index.
 func TestATablesKeyThatIsWiderThanUnique(t *testing.T) {
-	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+	for dialect, of := range databases {
 		t.Run(of, func(t *testing.T) {
 			r := newRelayed(t, dialect, ownTable{
-				create: []string{`CREATE TABLE events (tenant text NOT NULL, number bigint NOT NULL, name text, sent_at integer)`, `CREATE UNIQUE INDEX one ON events (number)`},
-				config: ownTables(dialect)["several columns"].config,
+				dialect: dialect,
+				create:  []string{`CREATE TABLE events (tenant varchar(100) NOT NULL, number bigint NOT NULL, name text, sent_at integer)`, `CREATE UNIQUE INDEX one ON events (number)`},
+				config:  ownTables(dialect)["several columns"].config,
 			}, 0)
 			r.config.Mark = "sent_at = 1"
 			r.rows(1, 2)
@@ -178,7 +184,7 @@ func TestATablesFunctionsAreChecked(t *testing.T) {
 		"no column": {func(c *TableConfig[happening]) { c.Columns = []string{"id", "title"} }, "title"},
 		"bad SQL":   {func(c *TableConfig[happening]) { c.Pending = "sent_at IS" }, "syntax"},
 	} {
-		for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		for dialect, of := range databases {
 			t.Run(of+" "+name, func(t *testing.T) {
 				r := newRelayed(t, dialect, ownTables(dialect)["updates"], 2)
 				r.table()
@@ -205,7 +211,7 @@ func TestATablesSQLIsChecked(t *testing.T) {
 		"Mark, a name": func(c *TableConfig[happening]) { c.Mark = "sent = 1" },
 		"Mark, a call": func(c *TableConfig[happening]) { c.Mark = "sent_at = no_such_function()" },
 	} {
-		for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		for dialect, of := range databases {
 			t.Run(of+" "+name, func(t *testing.T) {
 				r := newRelayed(t, dialect, ownTables(dialect)["updates"], 2)
 				r.table()
@@ -308,12 +314,14 @@ func TestATablesIndexIsLookedFor(t *testing.T) {
 		change  func(*TableConfig[happening])
 		why     string
 	}{
-		"partial":           {`CREATE INDEX i ON events (id) WHERE sent_at IS NULL`, []Dialect{Postgres, SQLite}, func(*TableConfig[happening]) {}, ""},
-		"by state":          {`CREATE INDEX i ON events (sent_at, id)`, []Dialect{Postgres, SQLite}, func(*TableConfig[happening]) {}, ""},
-		"none":              {``, []Dialect{Postgres}, func(*TableConfig[happening]) {}, "reads the rows that are marked too, in the order of the index events_pkey"},
-		"none, SQLite":      {``, []Dialect{SQLite}, func(*TableConfig[happening]) {}, "reads the whole table"},
-		"none, but deletes": {``, []Dialect{Postgres, SQLite}, func(c *TableConfig[happening]) { c.Pending, c.Mark = "true", "" }, ""},
-		"of another order":  {`CREATE INDEX i ON events (id) WHERE sent_at IS NULL`, []Dialect{Postgres, SQLite}, func(c *TableConfig[happening]) { c.Order = "name" }, "sorts all rows"},
+		"partial":                 {`CREATE INDEX i ON events (id) WHERE sent_at IS NULL`, []Dialect{Postgres, SQLite}, func(*TableConfig[happening]) {}, ""},
+		"by state":                {`CREATE INDEX i ON events (sent_at, id)`, []Dialect{Postgres, SQLite, MySQL}, func(*TableConfig[happening]) {}, ""},
+		"none":                    {``, []Dialect{Postgres}, func(*TableConfig[happening]) {}, "reads the rows that are marked too, in the order of the index events_pkey"},
+		"none, MySQL":             {``, []Dialect{MySQL}, func(*TableConfig[happening]) {}, "reads the"},
+		"none, SQLite":            {``, []Dialect{SQLite}, func(*TableConfig[happening]) {}, "reads the whole table"},
+		"none, but deletes":       {``, []Dialect{Postgres, SQLite, MySQL}, func(c *TableConfig[happening]) { c.Pending, c.Mark = "true", "" }, ""},
+		"of another order":        {`CREATE INDEX i ON events (id) WHERE sent_at IS NULL`, []Dialect{Postgres, SQLite}, func(c *TableConfig[happening]) { c.Order = "name" }, "sorts all rows"},
+		"of another order, MySQL": {`CREATE INDEX i ON events (sent_at, id)`, []Dialect{MySQL}, func(c *TableConfig[happening]) { c.Order = "name" }, "sorts all rows"},
 	} {
 		for _, dialect := range c.dialect {
 			t.Run(fmt.Sprint(name, " ", dialect), func(t *testing.T) {

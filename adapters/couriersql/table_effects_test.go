@@ -18,7 +18,7 @@ import (
 // spelled inserts the name of a record into the table effects, but fails for some names.
 func spelled(bad ...string) func(context.Context, *sql.Tx, happening) error {
 	return func(ctx context.Context, tx *sql.Tx, e happening) error {
-		if _, err := tx.ExecContext(ctx, `INSERT INTO effects (name) VALUES ($1)`, e.Name); err != nil {
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO effects (name) VALUES ('%s')`, e.Name)); err != nil {
 			return err
 		}
 		for _, name := range bad {
@@ -111,7 +111,12 @@ func TestATablesEffectsOfALostLease(t *testing.T) {
 
 // The lease ends while an effect runs, and another relay is quicker.
 func TestATablesEffectsWhoseLeaseEndsMeanwhile(t *testing.T) {
-	r := newRelayed(t, Postgres, ownTables(Postgres)["updates"], 2)
+	for _, dialect := range []Dialect{Postgres, MySQL} { // SQLite has one writer at a time
+		t.Run(databases[dialect], func(t *testing.T) { effectsWhoseLeaseEnds(t, newRelayed(t, dialect, ownTables(dialect)["updates"], 2)) })
+	}
+}
+
+func effectsWhoseLeaseEnds(t *testing.T, r *relayed) {
 	execute(t, r.db, `CREATE TABLE effects (name text NOT NULL)`)
 	s, other := r.table().Source(), r.table().Source()
 	rows, _ := fetchNames(t, s, 10)

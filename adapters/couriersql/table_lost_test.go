@@ -224,7 +224,7 @@ func TestATableOfRowsThatCannotBeRead(t *testing.T) {
 // A column of the key that changes with the row keeps a mark from a row that is not what was
 // delivered.
 func TestATablesRowThatChangesWhileInHand(t *testing.T) {
-	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+	for dialect, of := range databases {
 		t.Run(of, func(t *testing.T) {
 			r := newRelayed(t, dialect, ownTables(dialect)["several columns"], 2)
 			s := r.table().Source()

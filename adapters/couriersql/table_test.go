@@ -27,14 +27,20 @@ type ownTable struct {
 	create []string
 	config TableConfig[happening]
 	marked string // the names of those that are
+
+	dialect Dialect
 }
 
 // ownTables are tables of several kinds: how they mark, what their key is, what their names
 // are.
 func ownTables(dialect Dialect) map[string]ownTable {
 	identity, now := "bigserial", "now()"
-	if dialect == SQLite {
-		identity, now = "INTEGER", "unixepoch()"
+	text, moment, table := "text", "timestamptz", `"Sent ""things"""`
+	switch dialect {
+	case SQLite:
+		identity, now, moment = "INTEGER", "unixepoch()", "INTEGER"
+	case MySQL:
+		identity, text, moment, table = "bigint AUTO_INCREMENT", "varchar(100)", "datetime(6)", "`Sent ``things```"
 	}
 	single := TableConfig[happening]{
 		Table: "events", Key: []string{"id"}, KeyOf: func(e happening) []any { return []any{e.ID} },
@@ -48,7 +54,7 @@ func ownTables(dialect Dialect) map[string]ownTable {
 	deletes.Pending, deletes.Mark = "true", ""
 	deletes.Order = "t.id"
 	odd := single
-	odd.Table, odd.Key = `"Sent ""things"""`, []string{"The Id"}
+	odd.Table, odd.Key = table, []string{"The Id"}
 	odd.Columns = []string{`"The Id"`, "name"}
 	composite := single
 	composite.Key = []string{"tenant", "number"}
@@ -62,30 +68,45 @@ func ownTables(dialect Dialect) map[string]ownTable {
 	pairs.Pending, pairs.Mark = "true", ""
 	strict := single
 	strict.Strict, strict.OrderKey = true, "name"
-	created := fmt.Sprintf(`CREATE TABLE events (id %s PRIMARY KEY, name text, sent_at %s)`, identity, map[Dialect]string{Postgres: "timestamptz", SQLite: "INTEGER"}[dialect])
-	const pending = `CREATE INDEX events_pending ON events (id) WHERE sent_at IS NULL`
-	oddly := strings.NewReplacer("ON events", `ON "Sent ""things"""`, "TABLE events", `TABLE "Sent ""things"""`, "id ", `"The Id" `, "(id)", `("The Id")`)
-	return map[string]ownTable{
-		"updates":   {[]string{created, pending}, single, `SELECT name FROM events WHERE sent_at IS NOT NULL ORDER BY id`},
-		"deletes":   {[]string{created}, deletes, ""},
-		"odd names": {[]string{oddly.Replace(created), oddly.Replace(pending)}, odd, `SELECT name FROM "Sent ""things""" WHERE sent_at IS NOT NULL ORDER BY "The Id"`},
-		"several columns": {[]string{
-			`CREATE TABLE events (tenant text NOT NULL, number bigint NOT NULL, name text, sent_at ` + map[Dialect]string{Postgres: "timestamptz", SQLite: "INTEGER"}[dialect] + `, PRIMARY KEY (tenant, number))`,
-			strings.ReplaceAll(pending, "(id)", "(number)"),
-		}, composite, `SELECT name FROM events WHERE sent_at IS NOT NULL ORDER BY number`},
-		"several columns, deletes": {[]string{`CREATE TABLE events (tenant text NOT NULL, number bigint NOT NULL, name text, PRIMARY KEY (tenant, number))`,
-			`CREATE INDEX events_in_order ON events (number)`}, pairs, ""},
-		"strict": {[]string{created, pending}, strict, `SELECT name FROM events WHERE sent_at IS NOT NULL ORDER BY id`},
+	created := fmt.Sprintf(`CREATE TABLE events (id %s PRIMARY KEY, name text, sent_at %s)`, identity, moment)
+	pending := `CREATE INDEX events_pending ON events (id) WHERE sent_at IS NULL`
+	if dialect == MySQL { // which has no partial indexes
+		pending = `CREATE INDEX events_pending ON events (sent_at, id)`
 	}
+	oddly := strings.NewReplacer("ON events", `ON `+table, "TABLE events", `TABLE `+table, "id ", `"The Id" `, "(id)", `("The Id")`, ", id)", `, "The Id")`)
+	tables := map[string]ownTable{
+		"updates":   {create: []string{created, pending}, config: single, marked: `SELECT name FROM events WHERE sent_at IS NOT NULL ORDER BY id`},
+		"deletes":   {create: []string{created}, config: deletes},
+		"odd names": {create: []string{oddly.Replace(created), oddly.Replace(pending)}, config: odd, marked: `SELECT name FROM ` + table + ` WHERE sent_at IS NOT NULL ORDER BY "The Id"`},
+		"several columns": {create: []string{
+			`CREATE TABLE events (tenant ` + text + ` NOT NULL, number bigint NOT NULL, name text, sent_at ` + moment + `, PRIMARY KEY (tenant, number))`,
+			strings.ReplaceAll(pending, "id)", "number)"),
+		}, config: composite, marked: `SELECT name FROM events WHERE sent_at IS NOT NULL ORDER BY number`},
+		"several columns, deletes": {create: []string{
+			`CREATE TABLE events (tenant ` + text + ` NOT NULL, number bigint NOT NULL, name text, PRIMARY KEY (tenant, number))`,
+			`CREATE INDEX events_in_order ON events (number)`,
+		}, config: pairs},
+		"strict": {create: []string{created, pending}, config: strict, marked: `SELECT name FROM events WHERE sent_at IS NOT NULL ORDER BY id`},
+	}
+	for name, table := range tables {
+		table.dialect = dialect
+		tables[name] = table
+	}
+	return tables
 }
 
 // table is its name in a statement.
-func (o ownTable) table() string { return quotedAll(identifiers(o.config.Table), ".") }
+func (o ownTable) table() string {
+	return o.dialect.identifier(o.dialect.identifiers(o.config.Table)[0])
+}
+
+// state is the name of the tables beside it.
+func (o ownTable) state() string { return besideOf(o.dialect.identifiers(o.config.Table)[0]) }
 
 // add makes rows pending.
 func (o ownTable) add(t *testing.T, db *sql.DB, first int, names ...string) {
 	t.Helper()
-	table, id := o.table(), identifier(o.config.Key[len(o.config.Key)-1])
+	table, id := o.table(), o.dialect.identifier(o.config.Key[len(o.config.Key)-1])
 	for i, name := range names {
 		if len(o.config.Key) == 2 {
 			execute(t, db, fmt.Sprintf(`INSERT INTO %s (tenant, %s, name) VALUES ($1, $2, $3)`, table, id), fmt.Sprintf(`ten"an\t %d`, i%3), first+i, name)
@@ -139,7 +160,6 @@ func tableFixture(t *testing.T, dialect Dialect, stream bool, own ownTable) cour
 	}
 	refuse(t, db, dialect, own)
 	var added []string
-	state := besideOf(identifiers(config.Table)[0])
 	return courierttest.SourceFixture[happening]{
 		Source: open(),
 		Add: func(n int) []string {
@@ -166,12 +186,24 @@ func tableFixture(t *testing.T, dialect Dialect, stream bool, own ownTable) cour
 		},
 		Advance: func(d time.Duration) {
 			clock.advance(d)
-			if dialect == Postgres { // whose own clock is the one that counts
-				execute(t, db, `UPDATE `+state+` SET available_at = available_at - $1 * interval '1 microsecond'`, d.Microseconds())
-				execute(t, db, `UPDATE `+state+`_batches SET until = until - $1 * interval '1 microsecond'`, d.Microseconds())
-			}
+			own.advance(t, db, d)
 		},
 	}
+}
+
+// advance lets time pass for leases and failures where the server's clock is the one that
+// counts.
+func (o ownTable) advance(t *testing.T, db *sql.DB, d time.Duration) {
+	t.Helper()
+	unit := ""
+	switch o.dialect {
+	case SQLite:
+		return
+	case Postgres:
+		unit = " * interval '1 microsecond'"
+	}
+	execute(t, db, `UPDATE `+o.state()+` SET available_at = available_at - $1`+unit, d.Microseconds())
+	execute(t, db, `UPDATE `+o.state()+`_batches SET until = until - $1`+unit, d.Microseconds())
 }
 
 // refuse has marks fail of the rows whose names are in a table.
@@ -188,6 +220,11 @@ func refuse(t *testing.T, db *sql.DB, dialect Dialect, own ownTable) {
 		return
 	}
 	for _, operation := range []string{"DELETE", "UPDATE"} {
+		if dialect == MySQL {
+			execute(t, db, fmt.Sprintf(`CREATE TRIGGER refuse_%s BEFORE %[1]s ON %s FOR EACH ROW
+				IF EXISTS (SELECT 1 FROM refused WHERE lower(name) = lower(OLD.name)) THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'; END IF`, operation, table))
+			continue
+		}
 		execute(t, db, fmt.Sprintf(`CREATE TRIGGER refuse_%s BEFORE %[1]s ON %s WHEN lower(old.name) IN (SELECT lower(name) FROM refused) BEGIN SELECT raise(ABORT, 'refused'); END`, operation, table))
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 // tableText is what a user says of a table.
 type tableText struct {
+	dialect             Dialect
 	schema, name, state string
 	keys, columns       []string
 	pending             string
@@ -65,7 +66,7 @@ func kindsOf(ctx context.Context, conn *sql.Conn, query string, args ...any) (ki
 func (t *tableText) perKey(pattern, separator string) string {
 	list := make([]string, len(t.keys))
 	for i, name := range t.keys {
-		list[i] = strings.NewReplacer("#", fmt.Sprint(i+1), "@", identifier(name)).Replace(pattern)
+		list[i] = strings.NewReplacer("#", fmt.Sprint(i+1), "@", t.dialect.identifier(name)).Replace(pattern)
 	}
 	return strings.Join(list, separator)
 }

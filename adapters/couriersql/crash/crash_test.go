@@ -21,6 +21,7 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -41,7 +42,7 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(tableVariable); text != "" {
 		tableMain(text)
 	}
-	goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) { pgtest.Exit(mytest.Stopped(code)) }))
 }
 
 // trial is a test: relays on one outbox, writers, and what befalls them.

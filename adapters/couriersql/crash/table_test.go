@@ -15,6 +15,7 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/stretchr/testify/require"
 )
@@ -29,15 +30,12 @@ type errand struct{ ID int64 }
 
 // errands is how that table is relayed.
 func (c relayConfig) errands(db *sql.DB) *couriersql.Table[errand] {
-	dialect := couriersql.SQLite
-	if c.Driver == "pgx" {
-		dialect = couriersql.Postgres
-	}
+	dialects := map[string]couriersql.Dialect{"sqlite": couriersql.SQLite, "pgx": couriersql.Postgres, "mysql": couriersql.MySQL}
 	orderKey := ""
 	if c.Hold == "keys" {
 		orderKey = fmt.Sprintf("id %% %d", orderKeys)
 	}
-	return couriersql.NewTable(db, dialect, couriersql.TableConfig[errand]{
+	return couriersql.NewTable(db, dialects[c.Driver], couriersql.TableConfig[errand]{
 		Table: "errands", Key: []string{"id"}, KeyOf: func(e errand) []any { return []any{e.ID} },
 		Columns: []string{"id"},
 		Scan:    func(scan func(...any) error) (e errand, err error) { return e, scan(&e.ID) },
@@ -66,7 +64,7 @@ func tableMain(text string) {
 		if bad && (config.Hold == "" || config.Hold == "keys") {
 			return errors.New("a failure that was asked for")
 		}
-		_, err := on.ExecContext(ctx, `INSERT INTO deliveries (id) VALUES ($1)`, e.ID)
+		_, err := on.ExecContext(ctx, fmt.Sprintf(`INSERT INTO deliveries (id) VALUES (%d)`, e.ID))
 		if err == nil && bad && config.Hold == "effects" { // which takes it back
 			err = errors.New("a failure that was asked for")
 		}
@@ -100,20 +98,27 @@ func TestTable(t *testing.T) {
 		"sqlite keys":      {Driver: "sqlite", Hold: "keys"},
 		"postgres effects": {Driver: "pgx", Hold: "effects"},
 		"sqlite effects":   {Driver: "sqlite", Hold: "effects"},
+		"mysql":            {Driver: "mysql"},
+		"mysql strict":     {Driver: "mysql", Hold: "strict"},
+		"mysql effects":    {Driver: "mysql", Hold: "effects"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			serial := "INTEGER"
-			config.DSN = couriersql.SQLiteDSN(filepath.Join(t.TempDir(), "errands.db"))
-			if config.Driver == "pgx" {
+			serial, index, row := "INTEGER", "(id) WHERE done = 0", "DEFAULT VALUES"
+			switch config.Driver {
+			case "sqlite":
+				config.DSN = couriersql.SQLiteDSN(filepath.Join(t.TempDir(), "errands.db"))
+			case "pgx":
 				config.DSN, serial = pgtest.Schema(t), "bigserial"
+			case "mysql":
+				config.DSN, serial, index, row = mytest.Database(t), "bigint AUTO_INCREMENT", "(done, id)", "() VALUES ()"
 			}
 			db, err := sql.Open(config.Driver, config.DSN)
 			require.NoError(t, err)
 			defer func() { require.NoError(t, db.Close()) }()
 			for _, text := range []string{
 				`CREATE TABLE errands (id ` + serial + ` PRIMARY KEY, done integer NOT NULL DEFAULT 0)`,
-				`CREATE INDEX errands_pending ON errands (id) WHERE done = 0`,
+				`CREATE INDEX errands_pending ON errands ` + index,
 				`CREATE TABLE deliveries (place ` + serial + ` PRIMARY KEY, id bigint NOT NULL)`,
 			} {
 				_, err := db.ExecContext(t.Context(), text)
@@ -128,7 +133,7 @@ func TestTable(t *testing.T) {
 			written := 0
 			killInTurn(t, tableVariable, config, func() int { return counted(`SELECT count(*) FROM deliveries`) }, func() {
 				for range 2 * batchSize {
-					_, err := db.ExecContext(t.Context(), `INSERT INTO errands DEFAULT VALUES`)
+					_, err := db.ExecContext(t.Context(), `INSERT INTO errands `+row)
 					require.NoError(t, err)
 					written++
 				}
