@@ -83,7 +83,7 @@ func (d *database) call(field, table string) {
 // nameTables names what goes by the name of the outbox or queue.
 func (d *database) nameTables(dlq, versioned, elsewhere string) {
 	d.dlq, d.versioned, d.elsewhere = dlq, versioned, elsewhere
-	d.names = strings.NewReplacer("{table}", d.name, "{outbox}", quoted(d.table), "{inbox}", quoted(d.table), "{dlq}", quoted(d.dlq), "{versions}", quoted(d.inSchema("courier_migrations")))
+	d.names = strings.NewReplacer("{table}", d.name, "{outbox}", d.quoted(d.table), "{inbox}", d.quoted(d.table), "{dlq}", d.quoted(d.dlq), "{versions}", d.quoted(d.inSchema("courier_migrations")), "{schema}", d.schemaText())
 }
 
 // misconfigured keeps the first fault, which the others often follow from.
@@ -120,6 +120,22 @@ func (d *database) sql(text string) string { return d.names.Replace(text) }
 
 // quoted is a name, perhaps with a schema, in a statement.
 func quoted(name string) string { return `"` + strings.ReplaceAll(name, ".", `"."`) + `"` }
+
+// quoted is quoted in the dialect.
+func (d *database) quoted(name string) string {
+	if d.dialect == MySQL {
+		return strings.ReplaceAll(quoted(name), `"`, "`")
+	}
+	return quoted(name)
+}
+
+// schemaText is the schema of the tables, in MySQL, as a value.
+func (d *database) schemaText() string {
+	if d.schema == "" {
+		return "DATABASE()"
+	}
+	return "'" + d.schema + "'"
+}
 
 // inSchema is the name of a table beside the outbox or queue.
 func (d *database) inSchema(table string) string {

@@ -73,7 +73,6 @@ type Inbox struct {
 // fetches.
 func NewInbox(db *sql.DB, dialect Dialect, config InboxConfig) *Inbox {
 	d := newDatabase(db, dialect)
-	d.notInMySQL("there is no inbox: a TableSource has Effects without one, for a table of the same database")
 	if config.Table == "" {
 		config.Table = DefaultInboxTable
 	}
@@ -219,6 +218,9 @@ var errNotAll = errors.New("some records were not noted")
 
 // note returns those that it has noted, and that were not before.
 func (i *Inbox) note(ctx context.Context, texts queries, ids []string, repeats bool) (noted []string, err error) {
+	if i.dialect == MySQL {
+		return i.noteInMySQL(ctx, texts, ids, repeats)
+	}
 	list := i.grammar.strings(ids)
 	if !repeats {
 		n, err := texts(ctx, i.sql(i.grammar.admitAll), i.consumer, list)

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"embed"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"regexp"
 	"slices"
@@ -12,7 +14,7 @@ import (
 	"strings"
 )
 
-//go:embed migrations/mysql_table/*.sql
+//go:embed migrations/mysql_table/*.sql migrations/mysql_inbox/*.sql
 var mysqlMigrations embed.FS
 
 // mysqlNow is the server's time in Unix microseconds, whatever the time zone of the session.
@@ -46,8 +48,24 @@ func mysqlGrammar() grammar {
 			return []any{schema, name}
 		},
 
+		inboxMigrations: folder(mysqlMigrations, "migrations/mysql_inbox"),
+		inboxShape: shape{columns: []column{
+			{name: "consumer", kind: "VARBINARY(1000)", key: true},
+			{name: "id", kind: "VARBINARY(2000)", key: true},
+			{name: "done_at", kind: "BIGINT"},
+		}},
+		admitAll: `INSERT INTO {inbox} (consumer, id, done_at) SELECT ?, UNHEX(k.id), ` + mysqlNow + ` FROM ` + mysqlStrings + ` AS k`,
+		isNoted:  func(error, string) bool { return false }, // it may be of the effect, as MariaDB does not tell the table
+		admitted: `SELECT i.id FROM (SELECT ? AS consumer) AS c STRAIGHT_JOIN ` + mysqlStrings + ` AS k STRAIGHT_JOIN {inbox} AS i
+			ON i.consumer = CAST(c.consumer AS BINARY) AND i.id = UNHEX(k.id)`,
+		pruneInbox:      mysqlPruneInbox,
+		pruneInboxAlone: mysqlPruneInbox,
+		lastNote: `SELECT coalesce(max(i.done_at), c.began) FROM (SELECT ? AS consumer, CAST(? AS SIGNED) AS began) AS c
+			LEFT JOIN {inbox} AS i ON i.consumer = CAST(c.consumer AS BINARY) AND i.done_at < c.began GROUP BY c.began`,
+
 		suppressors: "a trigger that puts the columns back",
 
+		strings:    mysqlList,
 		time:       func(micros int64) any { return micros },
 		isolated:   &sql.TxOptions{Isolation: sql.LevelReadCommitted}, // whatever is set for the server: gap locks would keep relays from each other
 		remote:     true,
@@ -58,6 +76,51 @@ func mysqlGrammar() grammar {
 		conflict:   mysqlConflict,
 		outdated:   mysqlOutdated,
 		advice:     mysqlAdvice,
+	}
+}
+
+const (
+	// mysqlStrings is a list of strings as a relation with the column id, in hexadecimal.
+	mysqlStrings    = `JSON_TABLE(?, '$[*]' COLUMNS (id VARCHAR(4000) PATH '$'))`
+	mysqlPruneInbox = `DELETE FROM {inbox} WHERE consumer = ? AND done_at < ? LIMIT ?`
+)
+
+// mysqlList is a list of strings as an argument: whatever the character set of the connection,
+// they arrive as they are.
+func mysqlList(list []string) any {
+	hexed := make([]string, len(list))
+	for i, text := range list {
+		hexed[i] = hex.EncodeToString([]byte(text))
+	}
+	text, _ := json.Marshal(hexed) // never fails for strings
+	return string(text)
+}
+
+// noteInMySQL is note without a statement that returns what it has inserted. What somebody
+// else notes between the look for what is there and the insert is found by looking again.
+func (i *Inbox) noteInMySQL(ctx context.Context, texts queries, ids []string, repeats bool) (noted []string, err error) {
+	for try := 1; ; try++ {
+		noted, err = ids, nil
+		if repeats {
+			done, err := texts(ctx, i.sql(i.grammar.admitted), i.consumer, mysqlList(ids))
+			if err != nil {
+				return nil, err
+			}
+			isDone := make(map[string]bool, len(done))
+			for _, id := range done {
+				isDone[id] = true
+			}
+			noted = slices.DeleteFunc(slices.Clone(ids), func(id string) bool { return isDone[id] })
+		}
+		if len(noted) > 0 {
+			_, err = texts(ctx, i.sql(i.grammar.admitAll), i.consumer, mysqlList(noted))
+		}
+		switch exists := mysqlCode(err) == 1062; {
+		case exists && !repeats:
+			return nil, errNotAll
+		case !exists || try > len(ids): // each look finds one more
+			return noted, err
+		}
 	}
 }
 

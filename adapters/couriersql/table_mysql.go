@@ -162,7 +162,7 @@ func (m *mysqlTable) tables(d *database) {
 	d.shapes[0].columns = append(d.shapes[0].columns,
 		column{name: "attempts", kind: "INT"}, column{name: "available_at", kind: "BIGINT"},
 		column{name: "last_error", kind: "MEDIUMTEXT"}, column{name: "order_key", kind: "VARBINARY(32)"})
-	d.names = strings.NewReplacer("{schema}", "'"+m.schema+"'", "{state}", m.stateTable(), "{batches}", m.batches(),
+	d.names = strings.NewReplacer("{schema}", d.schemaText(), "{state}", m.stateTable(), "{batches}", m.batches(),
 		"{versions}", m.dialect.identifier(m.schema)+".courier_migrations", "{keys}", strings.Join(keys, ",\n\t"), "{key_names}", each(len(keys), "key#"))
 }
 
