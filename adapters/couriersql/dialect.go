@@ -18,8 +18,8 @@ const (
 	// becomes a *sql.DB by its OpenDBFromPool.
 	Postgres
 	// MySQL is MySQL from 8.0 on and MariaDB from 10.6 on, with the driver
-	// github.com/go-sql-driver/mysql, for tables of your own ([NewTable]) and effects
-	// ([NewInbox]).
+	// github.com/go-sql-driver/mysql, for tables of your own ([NewTable]), effects
+	// ([NewInbox]) and dead letters ([NewDLQ]).
 	MySQL
 )
 

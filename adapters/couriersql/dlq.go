@@ -14,7 +14,7 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// DLQ is a durable dead letter queue: a table of PostgreSQL or SQLite. It has no
+// DLQ is a durable dead letter queue: a table of the database. It has no
 // bound but the disk. It is made by [NewDLQ], for records of any type, or by
 // [Source.DLQ] and [Outbox.DLQ], for the rows of an outbox. It is safe for concurrent
 // use; any number of values, of any number of processes, may share a table.
@@ -287,7 +287,11 @@ func (q *DLQ[T]) Remove(ctx context.Context, ids ...string) ([]string, error) {
 	}
 	var removed []string
 	if err := q.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		removed, err = q.remove(ctx, conn, ids)
+		if q.dialect == MySQL {
+			removed, err = q.removeInMySQL(ctx, conn, ids)
+		} else {
+			removed, err = q.remove(ctx, conn, ids)
+		}
 		return err
 	}); err != nil {
 		return nil, q.failed(err, "deleting %s of %s", plural(len(ids), "dead letter"), q.dlq)

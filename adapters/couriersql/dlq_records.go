@@ -64,7 +64,6 @@ type DLQConfig[T any] struct {
 // the encoded record.
 func NewDLQ[T any](db *sql.DB, dialect Dialect, config DLQConfig[T]) *DLQ[T] {
 	d := newDatabase(db, dialect)
-	d.notInMySQL("there is no queue of this package: keep dead letters in PostgreSQL or SQLite, or in a queue of your own (courier.DLQ)")
 	d.callQueue(config.Table)
 	d.waitFor("DLQConfig", config.QueryTimeout)
 	if config.Logger != nil {

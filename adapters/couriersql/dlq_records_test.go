@@ -37,7 +37,7 @@ func orders(t *testing.T, dialect Dialect, change func(*DLQConfig[order])) *DLQ[
 }
 
 func inBoth(t *testing.T, test func(t *testing.T, dialect Dialect)) {
-	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres} {
+	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres, "mysql": MySQL} {
 		t.Run(name, func(t *testing.T) { test(t, dialect) })
 	}
 }
@@ -56,6 +56,8 @@ func TestConformance_DLQOfRecords(t *testing.T) {
 	}{
 		"sqlite":             {SQLite, false, orderID},
 		"sqlite unnamed":     {SQLite, false, nil},
+		"mysql":              {MySQL, false, orderID},
+		"mysql unnamed":      {MySQL, false, nil},
 		"postgres":           {Postgres, false, orderID},
 		"postgres unnamed":   {Postgres, false, nil},
 		"postgres qualified": {Postgres, true, orderID},
@@ -301,6 +303,9 @@ func testMigrateOfADLQ(t *testing.T, dialect Dialect) {
 	execute(t, db, `CREATE TABLE mine (id INTEGER)`)
 	other := NewDLQ(db, dialect, DLQConfig[order]{Table: "mine"})
 	require.ErrorContains(t, other.Migrate(t.Context()), "migrating mine: the table mine is not one of this package: column seq ")
+	if dialect == MySQL {
+		return // in which there is no outbox
+	}
 	outbox := outboxIn(t, db)
 	asOutbox := NewDLQ(db, dialect, DLQConfig[order]{Table: outbox.table})
 	require.ErrorContains(t, asOutbox.Migrate(t.Context()), "the table courier_outbox is that of an outbox")
@@ -402,6 +407,9 @@ func TestDLQOfRecordsWhenTheDatabaseMisbehaves(t *testing.T) {
 	})
 	t.Run("undone", func(t *testing.T) {
 		inBoth(t, func(t *testing.T, dialect Dialect) {
+			if dialect == MySQL {
+				return // which undoes no insert without an error
+			}
 			q := orders(t, dialect, nil)
 			if dialect == SQLite {
 				execute(t, q.db, `CREATE TRIGGER mine BEFORE INSERT ON dead_orders BEGIN SELECT raise(IGNORE); END`)

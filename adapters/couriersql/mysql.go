@@ -14,7 +14,7 @@ import (
 	"strings"
 )
 
-//go:embed migrations/mysql_table/*.sql migrations/mysql_inbox/*.sql
+//go:embed migrations/mysql_table/*.sql migrations/mysql_inbox/*.sql migrations/mysql_dlq/*.sql
 var mysqlMigrations embed.FS
 
 // mysqlNow is the server's time in Unix microseconds, whatever the time zone of the session.
@@ -62,6 +62,39 @@ func mysqlGrammar() grammar {
 		pruneInboxAlone: mysqlPruneInbox,
 		lastNote: `SELECT coalesce(max(i.done_at), c.began) FROM (SELECT ? AS consumer, CAST(? AS SIGNED) AS began) AS c
 			LEFT JOIN {inbox} AS i ON i.consumer = CAST(c.consumer AS BINARY) AND i.done_at < c.began GROUP BY c.began`,
+
+		dlqMigrations: folder(mysqlMigrations, "migrations/mysql_dlq"),
+		shapes: []shape{{true, []column{
+			{name: "seq", kind: "BIGINT", key: true},
+			{name: "version", kind: "BIGINT"},
+			{name: "id", kind: "VARBINARY(2000)"},
+			{name: "outbox_seq", kind: "BIGINT"},
+			{name: "topic", kind: "LONGTEXT"},
+			{name: "key", kind: "LONGTEXT"},
+			{name: "payload", kind: "LONGBLOB"},
+			{name: "headers", kind: "LONGTEXT"},
+			{name: "trace", kind: "LONGTEXT"},
+			{name: "created_at", kind: "BIGINT"},
+			{name: "error", kind: "LONGTEXT"},
+			{name: "error_type", kind: "LONGTEXT"},
+			{name: "reason", kind: "VARBINARY(100)"},
+			{name: "attempts", kind: "INT"},
+			{name: "first_failed_at", kind: "BIGINT"},
+			{name: "last_failed_at", kind: "BIGINT"},
+			{name: "redriven", kind: "INT"},
+			{name: "branch", kind: "VARBINARY(1000)"},
+			{name: "order_key", kind: "LONGTEXT"},
+			{name: "order_hash", kind: "VARBINARY(32)"},
+		}}},
+		send:       mysqlSendText(),
+		sent:       `SELECT id FROM {dlq} WHERE branch = CAST(? AS BINARY) AND id = CAST(? AS BINARY)`,
+		list:       mysqlListLetters,
+		update:     mysqlUpdate,
+		remove:     `SELECT ` + mysqlLetterID + ` FROM ` + mysqlLetters + ` FOR UPDATE`,
+		kept:       `SELECT count(*) FROM ` + mysqlLetters,
+		parked:     `SELECT count(*) FROM {dlq}`,
+		parkedKeys: mysqlParkedKeys,
+		letters:    mysqlLettersArg,
 
 		suppressors: "a trigger that puts the columns back",
 
@@ -187,6 +220,8 @@ func mysqlCommonAdvice(err error) string {
 		return "the server, or the limit of this user, has no connection left"
 	case 1044, 1045, 1049, 1698:
 		return "does the DSN name the database, and a user who may use it?"
+	case 1406:
+		return "a value is longer than its column: the name of a record has 2,000 bytes at most, a consumer or a branch 1,000"
 	case 1153:
 		return "a statement is longer than the server's max_allowed_packet: raise it, or make batches smaller (courier.WithBatchSize)"
 	case 1175:

@@ -371,7 +371,6 @@ func TestWhatThereIsNotInMySQL(t *testing.T) {
 		New(db, MySQL).Migrate(t.Context()),
 		New(db, MySQL).Source().Validate(),
 		NewSink(db, MySQL, SinkConfig[string]{}).Validate(),
-		NewDLQ(db, MySQL, DLQConfig[string]{Table: "dead"}).Migrate(t.Context()),
 	} {
 		require.ErrorContains(t, err, "dialect is couriersql.MySQL")
 	}
