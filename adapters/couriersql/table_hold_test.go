@@ -231,7 +231,7 @@ func TestATableInStrictOrder(t *testing.T) {
 
 // Relays share the order keys, and none has rows of a key in hand that another one has.
 func TestATablesOrderKeysAreShared(t *testing.T) {
-	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+	for dialect, of := range databases {
 		t.Run(of, func(t *testing.T) {
 			own := ownTables(dialect)["updates"]
 			own.config.OrderKey = "name"
@@ -275,7 +275,7 @@ func TestATablesOrderKeysAreShared(t *testing.T) {
 // fails.
 func TestSeveralRelaysKeepTheOrderOfAKey(t *testing.T) {
 	const rows, keys = 300, 7
-	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+	for dialect, of := range databases {
 		t.Run(of, func(t *testing.T) {
 			own := ownTables(dialect)["updates"]
 			own.config.OrderKey = fmt.Sprintf("id %% %d", keys)

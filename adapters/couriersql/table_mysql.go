@@ -151,7 +151,7 @@ func (m *mysqlTable) tables(d *database) {
 	d.versioned = "table:" + m.state
 	d.migrations = folder(mysqlMigrations, "migrations/mysql_table")
 	d.shapes = []shape{{false, nil}, {true, []column{
-		{name: "id", kind: "BIGINT", key: true}, {name: "owner", kind: "VARBINARY(255)"}, {name: "until", kind: "BIGINT"}, {name: "key_list", kind: "LONGTEXT"},
+		{name: "id", kind: "BIGINT", key: true}, {name: "owner", kind: "VARBINARY(255)"}, {name: "until", kind: "BIGINT"}, {name: "key_list", kind: "LONGTEXT"}, {name: "order_keys", kind: "LONGTEXT"},
 	}}}
 	keys := make([]string, len(m.types))
 	for i, t := range m.types {
@@ -304,20 +304,26 @@ func (m *mysqlTable) orderText() string {
 	return fmt.Sprintf("IF(coalesce(%[1]s, '') = '', '', UNHEX(SHA2(CONVERT(%[1]s USING utf8mb4), 256)))", "("+m.orderKey+")")
 }
 
-func (m *mysqlTable) fetchText() string { return m.fetching("?", "?") }
+func (m *mysqlTable) fetchText() string { return m.fetching("?", "?", "?", "?") }
 
 // fetching reads rows that are due. Leases that are over were deleted before: one that is
-// there all the same is being settled at this moment.
-func (m *mysqlTable) fetching(limit, owner string) string {
-	strict := ""
-	if m.strict {
-		strict = fmt.Sprintf(`
+// there all the same is being settled at this moment. The owner is one of n relays that share
+// the order keys, and has a place from 0.
+func (m *mysqlTable) fetching(limit, owner, n, place string) string {
+	others := ""
+	switch {
+	case m.strict:
+		others = fmt.Sprintf(`
 		AND NOT EXISTS (SELECT 1 FROM %s AS b WHERE b.id > %d AND b.owner <> %s)`, m.batches(), mysqlTurn, owner)
+	case m.apart():
+		others = fmt.Sprintf(`
+		AND %[1]s NOT IN (SELECT UNHEX(k.order_key) FROM %[2]s AS b JOIN JSON_TABLE(b.order_keys, '$[*]' COLUMNS (order_key VARCHAR(64) PATH '$')) AS k WHERE b.id > %[3]d AND b.owner <> %[4]s)
+		AND (%[1]s = '' OR CRC32(%[1]s) MOD %[5]s = %[6]s)`, m.orderText(), m.batches(), mysqlTurn, owner, n, place)
 	}
-	return fmt.Sprintf(`SELECT coalesce((SELECT f.attempts FROM %s AS f WHERE %s), 0), %s, %s
+	return fmt.Sprintf(`SELECT coalesce((SELECT f.attempts FROM %s AS f WHERE %s), 0), HEX(%s), %s, %s
 	%s%s
 	ORDER BY %s LIMIT %s`,
-		m.stateTable(), m.noted(), m.texts(", ", "%s"), strings.Join(m.columns, ", "), m.rows(""), strict, m.orderBy(), limit)
+		m.stateTable(), m.noted(), m.orderText(), m.texts(", ", "%s"), strings.Join(m.columns, ", "), m.rows(""), others, m.orderBy(), limit)
 }
 
 // ownerText is an owner as a literal.
@@ -362,17 +368,28 @@ func (m *mysqlTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read fu
 		if err := m.forgetting(ctx, tx, c.owner, c.known); err != nil {
 			return true, err
 		}
-		keys, err := m.readAll(ctx, tx, c, read)
-		if err != nil || len(keys) == 0 {
+		n, place := 1, 0
+		if m.apart() {
+			if err := tx.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(sum(owner < %[1]s), 0) FROM (SELECT owner FROM %[2]s WHERE id > %[3]d UNION SELECT %[1]s) AS o`,
+				ownerText(c.owner), m.batches(), mysqlTurn)).Scan(&n, &place); err != nil {
+				return true, err
+			}
+		}
+		keys, orderKeys, err := m.readAll(ctx, tx, m.fetching(strconv.Itoa(c.limit), ownerText(c.owner), strconv.Itoa(n), strconv.Itoa(place)), read)
+		if err != nil || len(keys) == 0 && n == 1 {
 			return false, err
+		}
+		lasts := c.lease
+		if len(keys) == 0 {
+			lasts = c.sign
 		}
 		list, err := m.list(keys, nil)
 		if err != nil {
 			return false, err
 		}
-		result, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, key_list) VALUES (%s, %s + %d, %s)`,
-			m.batches(), ownerText(c.owner), mysqlNow, c.lease.Microseconds(), list))
-		if err == nil {
+		result, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, key_list, order_keys) VALUES (%s, %s + %d, %s, '%s')`,
+			m.batches(), ownerText(c.owner), mysqlNow, lasts.Microseconds(), list, sqliteStrings(orderKeys)))
+		if err == nil && len(keys) > 0 {
 			id, err = result.LastInsertId()
 		}
 		return false, err
@@ -391,7 +408,7 @@ func (m *mysqlTable) takeTurn(ctx context.Context, tx *sql.Tx) error {
 	if !errors.Is(err, sql.ErrNoRows) {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT IGNORE INTO %s (id, owner, until, key_list) VALUES (%d, '', 0, '[]')`, m.batches(), mysqlTurn)); err != nil {
+	if _, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT IGNORE INTO %s (id, owner, until, key_list, order_keys) VALUES (%d, '', 0, '[]', '[]')`, m.batches(), mysqlTurn)); err != nil {
 		return err
 	}
 	return tx.QueryRowContext(ctx, lock).Scan(&turn)
@@ -427,15 +444,18 @@ func (m *mysqlTable) forget(ctx context.Context, conn *sql.Conn, owner string, k
 	return err
 }
 
-// readAll has the rows read that are due, and returns their keys.
-func (m *mysqlTable) readAll(ctx context.Context, tx *sql.Tx, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, err error) {
-	rows, err := tx.QueryContext(ctx, m.fetching(strconv.Itoa(c.limit), ownerText(c.owner)))
+// readAll has the rows read that are due, and returns their keys, and which order keys no
+// other relay may have in hand meanwhile.
+func (m *mysqlTable) readAll(ctx context.Context, tx *sql.Tx, text string, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, orderKeys []string, err error) {
+	rows, err := tx.QueryContext(ctx, text)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	orderKeys = []string{}              // no null in the list
 	row := handedOut{key: make([]string, len(m.keys))}
-	own := []any{&row.attempts}
+	var orderKey string
+	own := []any{&row.attempts, &orderKey}
 	for i := range row.key {
 		own = append(own, &row.key[i])
 	}
@@ -446,11 +466,15 @@ func (m *mysqlTable) readAll(ctx context.Context, tx *sql.Tx, c claim, read func
 	}
 	for rows.Next() {
 		if err := read(&row, scan); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		keys = append(keys, slices.Clone(row.key))
+		if m.apart() && orderKey != "" {
+			orderKeys = append(orderKeys, orderKey)
+		}
 	}
-	return keys, rows.Err()
+	slices.Sort(orderKeys)
+	return keys, slices.Compact(orderKeys), rows.Err()
 }
 
 func (m *mysqlTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error) {
@@ -670,7 +694,7 @@ func (m *mysqlTable) check(ctx context.Context, conn *sql.Conn) error {
 
 // explained is what the database tells of the tables that a fetch of so many rows reads.
 func (m *mysqlTable) explained(ctx context.Context, conn *sql.Conn, limit string) (tables []map[string]string, lines []string, err error) {
-	rows, err := conn.QueryContext(ctx, "EXPLAIN FORMAT=TRADITIONAL "+m.fetching(limit, "''"))
+	rows, err := conn.QueryContext(ctx, "EXPLAIN FORMAT=TRADITIONAL "+m.fetching(limit, "''", "1", "0"))
 	if err != nil {
 		return nil, nil, err
 	}

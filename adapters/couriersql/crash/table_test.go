@@ -96,6 +96,7 @@ func TestTable(t *testing.T) {
 		"sqlite strict":    {Driver: "sqlite", Hold: "strict"},
 		"postgres keys":    {Driver: "pgx", Hold: "keys"},
 		"sqlite keys":      {Driver: "sqlite", Hold: "keys"},
+		"mysql keys":       {Driver: "mysql", Hold: "keys"},
 		"postgres effects": {Driver: "pgx", Hold: "effects"},
 		"sqlite effects":   {Driver: "sqlite", Hold: "effects"},
 		"mysql":            {Driver: "mysql"},

@@ -17,5 +17,6 @@ CREATE TABLE IF NOT EXISTS {batches} (
 	id       BIGINT         NOT NULL AUTO_INCREMENT PRIMARY KEY,
 	owner    VARBINARY(255) NOT NULL,
 	until    BIGINT         NOT NULL,
-	key_list LONGTEXT       NOT NULL
+	key_list LONGTEXT       NOT NULL,
+	order_keys LONGTEXT     NOT NULL -- of which no other relay may have rows in hand, hashed, in hexadecimal, a JSON list
 ) ENGINE = InnoDB DEFAULT CHARACTER SET ascii;
