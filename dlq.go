@@ -24,7 +24,7 @@ type DeadLetter[T any] struct {
 	// its text and type.
 	Error error
 
-	// Reason is ReasonExhausted, ReasonPermanent or ReasonKeyParked.
+	// Reason is ReasonExhausted, ReasonPermanent, ReasonKeyParked or ReasonCrashed.
 	Reason Reason
 
 	// Attempts is the number of attempts of the last failed delivery; 0 if the record was
@@ -138,6 +138,10 @@ type KeyedDLQ interface {
 // ReasonKeyParked is the reason of a letter whose record was not applied because an
 // earlier record of its key and branch is in the queue.
 const ReasonKeyParked Reason = "key parked"
+
+// ReasonCrashed is the reason of a letter that a source parked, because each process that had
+// its record in hand died. A decorator parks none for it: it dies with its process.
+const ReasonCrashed Reason = "crashed"
 
 // ErrKeyParked is the error of a letter whose reason is [ReasonKeyParked].
 var ErrKeyParked = errors.New("courier: not applied, because an earlier record of its key is in the dead letter queue")

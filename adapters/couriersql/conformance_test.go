@@ -25,10 +25,10 @@ var conforming = map[string]struct {
 	streams  bool
 }{
 	"sqlite shared": {SQLite, nil, courierttest.SourceFeatures{}, true},
-	"sqlite leased": {SQLite, []Option{WithLease(time.Minute)}, courierttest.SourceFeatures{Lease: time.Minute, Fenced: true}, true},
+	"sqlite leased": {SQLite, []Option{WithLease(time.Minute), WithMaxCrashes(-1)}, courierttest.SourceFeatures{Lease: time.Minute, Fenced: true}, true},
 	"locked":        {Postgres, nil, courierttest.SourceFeatures{}, false},
 	"locked waking": {Postgres, []Option{WithWakeUp()}, courierttest.SourceFeatures{Waker: true}, false},
-	"leased":        {Postgres, []Option{WithLease(time.Minute)}, courierttest.SourceFeatures{Lease: time.Minute, Fenced: true}, true},
+	"leased":        {Postgres, []Option{WithLease(time.Minute), WithMaxCrashes(-1)}, courierttest.SourceFeatures{Lease: time.Minute, Fenced: true}, true},
 	"elected":       {Postgres, []Option{WithStrictOrder(), WithWakeUp()}, courierttest.SourceFeatures{Waker: true}, true},
 }
 

@@ -32,11 +32,13 @@
 //
 //   - PostgreSQL, by default: the rows of a batch are locked by a transaction
 //     that stays open until they are settled, and other relays pass them over. A
-//     relay that dies frees its rows at once. The order of the messages is that
-//     of one relay alone.
+//     relay that dies frees its rows at once, and leaves no trace: a message that
+//     kills its process (out of memory, os.Exit) kills the next one too. The order
+//     of the messages is that of one relay alone.
 //   - [WithLease], in either database: rows are claimed for a time, which a
 //     coordinator renews while it works on them. For appliers so slow that a
-//     transaction should not wait for them.
+//     transaction should not wait for them. A message that kills its process is
+//     found and parked, see [WithMaxCrashes].
 //   - [WithStrictOrder], in PostgreSQL: of all relays one delivers, in order,
 //     and another takes over when it dies.
 //   - SQLite, by default: nothing is held. Run one relay: a second one loses
@@ -81,14 +83,16 @@ const DefaultTable = "courier_outbox"
 // [WithQueryTimeout] ends it with [ErrQueryTimeout], or ctx does.
 type Outbox struct {
 	*database
-	keep       bool
-	lease      time.Duration // 0 is none
-	strict     bool
-	wakeUp     bool
-	backoff    backoff
-	fetchBytes int64
-	trace      func(context.Context) map[string]string
-	pruner     *pruner // nil unless old rows are deleted by themselves
+	keep          bool
+	lease         time.Duration // 0 is none
+	maxCrashes    int
+	countsCrashes bool // was asked for
+	strict        bool
+	wakeUp        bool
+	backoff       backoff
+	fetchBytes    int64
+	trace         func(context.Context) map[string]string
+	pruner        *pruner // nil unless old rows are deleted by themselves
 
 	fetch, mark statement
 	looked      atomic.Bool // for the indexes
@@ -124,6 +128,9 @@ func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 		o.misconfigured("WithWakeUp", "is for PostgreSQL: SQLite tells nobody of a commit; use a short interval")
 	case o.strict && o.lease != 0:
 		o.misconfigured("WithStrictOrder", "does not go with WithLease, by which several relays work at once")
+	}
+	if o.countsCrashes && o.lease == 0 {
+		o.misconfigured("WithMaxCrashes", "needs WithLease: without a lease a crash leaves no trace")
 	}
 	o.fetch.text = o.sql(o.grammar.ordered)
 	o.mark.text = o.sql(o.either(o.grammar.deleteKnown, o.grammar.keepKnown))
@@ -173,6 +180,10 @@ func WithClock(clock courier.Clock) Option {
 //
 // A relay whose claim ran out and was taken by another can neither mark nor fail
 // the row: it was delivered twice by then, which the log says.
+//
+// A claim that runs out is also how the relays learn that one of them died, and find the
+// message that kills them, see [WithMaxCrashes]. Without a lease a death leaves no trace, and
+// such a message is delivered again without end, by each relay that starts.
 func WithLease(d time.Duration) Option {
 	return func(o *Outbox) {
 		if d < time.Second {

@@ -71,7 +71,13 @@ type grammar struct {
 	lock    string // up to ?1 pending rows that are due now, past what others have locked, locking; from ?2, without what has more bytes than ?3
 	due     string // the number of a row that is due now and that nobody has locked, of up to ?1 that are looked at; from ?2
 	large   string // what was left out, of the known rows ?1 …: seq, payload, headers
-	claim   string // as lock, but until they have ?5 bytes, and claimed by ?2 for ?3 microseconds from now; from ?4
+	claim   string // as lock, but until they have ?5 bytes, and claimed by ?2 for ?3 microseconds from now; from ?4. Where the claim of another has run out that began in the last ?6 microseconds, the row is made a suspect, is in nobody's hand, and has the claim -1
+
+	// Suspects are pending rows that were in hand at a crash.
+	suspects      string // the fewest crashes below ?1 of one that is due now, 0 if there is none, and how many are
+	countSuspects string // counts the crashes of those that are due by now but to ?1, of claims of ?2 microseconds that began in the last ?3
+	claimSuspects string // as claim, up to ?1 by ?2 for ?3 with ?4 crashes, until they have ?5 bytes; they have ?6 crashes then
+	crashed       string // the first that is due with ?1 crashes or more and a number above ?2; its crashes in the place of the claim
 
 	// A number may be given twice, by a failover to a replica that misses the last
 	// commits: only who has the row locked asks for the number alone.

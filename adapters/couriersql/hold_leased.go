@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -15,7 +16,12 @@ import (
 type leased struct {
 	outbox *Outbox
 	owner  string
-	parked parkedRows
+	inHand
+	apart suspects
+}
+
+func newLeased(o *Outbox) *leased {
+	return &leased{outbox: o, owner: newOwner(), apart: newSuspects()}
 }
 
 // newOwner names a source to operators, and no two of them the same.
@@ -24,32 +30,55 @@ func newOwner() string {
 	return plain(fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8]))
 }
 
-func (l *leased) fetch(ctx context.Context, limit int, from int64) (batch []Row, err error) {
+func (l *leased) fetch(ctx context.Context, limit int, from int64) ([]Row, error) {
+	batch, err := fetchApart(&l.apart, apart[Row]{
+		busy: l.busy,
+		find: func() (int, error) { return l.findSuspects(ctx) },
+		take: func(crashes int, alone bool) ([]Row, error) { return l.takeSuspects(ctx, limit, crashes, alone) },
+		others: func() ([]Row, int, error) {
+			return l.claim(ctx, limit, l.outbox.grammar.claim, from, l.outbox.fetchBytes, l.contact())
+		},
+	})
+	if err == nil {
+		l.add(batch)
+	}
+	return batch, err
+}
+
+// claim claims up to limit rows by a statement. Of those that the statement returns, some
+// have been made suspects instead: crashed is how many.
+func (l *leased) claim(ctx context.Context, limit int, text string, more ...any) (batch []Row, crashed int, err error) {
 	o := l.outbox
-	args := o.timed(limit, l.owner, o.lease.Microseconds(), from, o.fetchBytes)
+	args := l.outbox.timed(append([]any{limit, l.owner, o.lease.Microseconds()}, more...)...)
 	if o.grammar.plan == "" {
 		err = o.on(ctx, func(conn *sql.Conn) (err error) {
-			batch, err = o.rows(ctx, conn, limit, math.MaxInt64, o.sql(o.grammar.claim), args...)
+			batch, err = o.rows(ctx, conn, limit, math.MaxInt64, o.sql(text), args...)
 			return err
 		})
 	} else {
-		batch, err = l.planned(ctx, limit, args)
+		batch, err = l.planned(ctx, limit, text, args)
 	}
 	if err != nil { // what was claimed comes back when the lease ends
-		return nil, err
+		return nil, 0, err
 	}
-	return inOrder(batch), nil
+	returned := len(batch)
+	batch = slices.DeleteFunc(batch, func(row Row) bool { return row.claim < 0 })
+	if crashed = returned - len(batch); crashed > 0 {
+		o.log.Warn("couriersql: a relay died with rows in hand, or lost its lease without a sign; the rows are handed out again in small groups, to find one that kills its process",
+			"table", o.table, "rows", crashed)
+	}
+	return inOrder(batch), crashed, nil
 }
 
 // planned claims rows in a transaction with settings of its own.
-func (l *leased) planned(ctx context.Context, limit int, args []any) (batch []Row, err error) {
+func (l *leased) planned(ctx context.Context, limit int, text string, args []any) (batch []Row, err error) {
 	o := l.outbox
 	conn, err := o.connection(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = conn.Close() }() // back to the pool, or gone already
-	statements := o.planned(&batch, limit, o.grammar.claim, args...)
+	statements := o.planned(&batch, limit, text, args...)
 	statements.Queue("COMMIT")
 	if err = send(ctx, conn, statements); err != nil { // with the transaction
 		discard(conn)
@@ -61,6 +90,8 @@ func (l *leased) mark(ctx context.Context, rows []Row) error {
 	err := l.markHeld(ctx, l.parked.others(rows))
 	if err == nil {
 		l.parked.remove(rows...)
+		l.removeRows(rows)
+		l.settled()
 	}
 	return err
 }
@@ -118,6 +149,8 @@ func (l *leased) note(ctx context.Context, rows []failure, text string, args ...
 	if err == nil && missing(result, len(rows)) > 0 {
 		err = l.recount(ctx, rowsOf(rows))
 	}
+	l.removeFailed(rows) // which come back, at the latest with the end of the lease
+	l.settled()
 	return err
 }
 
@@ -136,10 +169,12 @@ func (l *leased) renew(ctx context.Context, rows []Row) (map[string]bool, error)
 	for _, id := range renewed {
 		delete(lost, id)
 	}
+	if err == nil && len(lost) > 0 {
+		l.removeRows(slices.DeleteFunc(slices.Clone(rows), func(row Row) bool { return !lost[row.ID] }))
+		l.settled()
+	}
 	return lost, err
 }
-
-func (l *leased) begin() { l.parked.clear() }
 
 func (l *leased) renewEvery() time.Duration { return l.outbox.lease / 3 }
 

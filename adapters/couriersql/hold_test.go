@@ -339,7 +339,7 @@ func TestALeaseThatWasTaken(t *testing.T) {
 		}
 		for keep, opts := range keeping {
 			t.Run(name+" "+keep, func(t *testing.T) {
-				o := h.newOutbox(t, append(opts, h.opts...)...)
+				o := h.newOutbox(t, append(append(opts, WithMaxCrashes(-1)), h.opts...)...)
 				write(t, o, named("a", "b")...)
 				stale, owner := o.Source(), o.Source()
 				old := take(t, stale, 10)

@@ -156,6 +156,13 @@ func (h *inHand) removeFailed(rows []failure) {
 	h.remove(len(rows), func(i int) rowKey { return rows[i].key() })
 }
 
+// busy reports whether a coordinator has a row in hand.
+func (h *inHand) busy() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.rows.keys) > 0
+}
+
 // seqs are the numbers in hand, and the first and the last of them; the first is
 // behind the last when there is none. Between them there may be rows that are not in
 // hand: one that was committed late, or that failed. Such a row comes before later

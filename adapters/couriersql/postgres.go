@@ -57,7 +57,7 @@ func postgresGrammar() grammar {
 		return `(` + seq + ` NOT BETWEEN $2 AND $3 OR NOT $6::int8multirange @> ` + seq + `)`
 	}
 	const noteFailure = `UPDATE {outbox} t SET attempts = t.attempts + 1, available_at = clock_timestamp() + f.delay * interval '1 microsecond',
-			last_error = f.error, owner = '' `
+			last_error = f.error, owner = '', crashes = 0 `
 	// The rows of a key that failed. The order that the subqueries ask for is to be had
 	// from the index of the digests alone: by another, they would read all that failed.
 	const sameKey = `hashtextextended(f.key, 0) >= hashtextextended(t.key, 0)
@@ -67,13 +67,20 @@ func postgresGrammar() grammar {
 			ORDER BY hashtextextended(f.key, 0), f.seq LIMIT 1) IS NULL)`
 	}
 	// It locks no row more than limit: the second part is asked for the rest.
-	locking := func(columns, from string) string {
-		return `SELECT * FROM (SELECT ` + columns + ` FROM {outbox} WHERE ` + retry + ` ORDER BY available_at, seq FOR UPDATE SKIP LOCKED) AS failed
+	locking := func(columns, from, more string) string {
+		return `SELECT * FROM (SELECT ` + columns + ` FROM {outbox} WHERE ` + retry + more + ` ORDER BY available_at, seq FOR UPDATE SKIP LOCKED) AS failed
 			UNION ALL
-			SELECT * FROM (SELECT ` + columns + ` FROM {outbox} WHERE ` + fresh + ` AND seq >= ` + from + `::bigint ORDER BY seq FOR UPDATE SKIP LOCKED) AS others
+			SELECT * FROM (SELECT ` + columns + ` FROM {outbox} WHERE ` + fresh + more + ` AND seq >= ` + from + `::bigint ORDER BY seq FOR UPDATE SKIP LOCKED) AS others
 			LIMIT $1`
 	}
-	const giveBack = `UPDATE {outbox} t SET available_at = 'epoch', owner = '' `
+	const giveBack = `UPDATE {outbox} t SET available_at = 'epoch', owner = '', crashes = 0 `
+	const suspect = `processed_at IS NULL AND crashes > 0 AND available_at <= statement_timestamp()`
+	const claimedRow = `t.seq, t.id, t.topic, t.key, t.payload, t.headers, t.trace, t.created_at, t.attempts`
+	// A claim of another relay that has run out, and was made or renewed since this one has
+	// contact, for which it has been so many microseconds.
+	crashed := func(owner, lease, contact string) string {
+		return `(owner NOT IN ('', ` + owner + `) AND available_at >= now() - (` + contact + `::bigint - ` + lease + `::bigint) * interval '1 microsecond')`
+	}
 	const free = `seq IN (SELECT t.seq FROM {outbox} t WHERE ` + known + ` AND t.processed_at IS NULL FOR UPDATE SKIP LOCKED)`
 	const letterID = `seq || '.' || version || '.' || (extract(epoch FROM first_failed_at) * 1000000)::bigint`
 	const prunable = `seq IN (SELECT seq FROM {outbox} WHERE processed_at < $1 ORDER BY processed_at LIMIT $2 FOR UPDATE SKIP LOCKED)`
@@ -167,19 +174,32 @@ func postgresGrammar() grammar {
 				AND seq >= greatest(lower(gap), $4::bigint) AND seq <= coalesce(upper(gap) - 1, 9223372036854775807)
 				AND ` + unhindered("(f.available_at > statement_timestamp() OR "+notInHand("f.seq")+" AND f.seq NOT IN (SELECT seq FROM failed))") + `
 				ORDER BY seq LIMIT $1) AS others LIMIT $1)`,
-		lock:  locking(postgresUpTo("$3"), "$2"),
-		due:   `SELECT seq FROM (` + locking("seq", "$2") + `) AS d LIMIT 1`,
+		lock:  locking(postgresUpTo("$3"), "$2", ""),
+		due:   `SELECT seq FROM (` + locking("seq", "$2", "") + `) AS d LIMIT 1`,
 		large: `SELECT t.seq, t.payload, t.headers FROM {outbox} t WHERE ` + known,
-		claim: `WITH next AS MATERIALIZED (SELECT seq FROM (SELECT seq, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS ahead
-				FROM (` + locking("seq, "+postgresBytes+" AS bytes", "$4") + `) AS b) AS c WHERE ahead < $5::bigint)
-			UPDATE {outbox} t SET claim = t.claim + 1, owner = $2, available_at = now() + $3::bigint * interval '1 microsecond'
+		claim: `WITH next AS MATERIALIZED (SELECT seq, crashed FROM (SELECT seq, crashed, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS ahead
+				FROM (` + locking("seq, "+crashed("$2", "$3", "$6")+" AS crashed, "+postgresBytes+" AS bytes", "$4", " AND crashes = 0") + `) AS b) AS c WHERE ahead < $5::bigint)
+			UPDATE {outbox} t SET claim = t.claim + 1, owner = CASE WHEN crashed THEN '' ELSE $2 END, crashes = crashed::integer,
+				available_at = CASE WHEN crashed THEN t.available_at ELSE now() + $3::bigint * interval '1 microsecond' END
 			FROM next WHERE t.seq = next.seq
-			RETURNING t.seq, t.id, t.topic, t.key, t.payload, t.headers, t.trace, t.created_at, t.attempts, t.claim`,
+			RETURNING ` + claimedRow + `, CASE WHEN crashed THEN -1 ELSE t.claim END`,
+
+		suspects: `SELECT coalesce(min(crashes) FILTER (WHERE crashes < $1), 0), count(*) FROM {outbox} WHERE ` + suspect,
+		countSuspects: `UPDATE {outbox} SET claim = claim + 1, owner = '', crashes = crashes + 1 WHERE seq IN (
+			SELECT seq FROM {outbox} WHERE ` + suspect + ` AND ` + crashed("$1", "$2", "$3") + ` FOR UPDATE SKIP LOCKED)`,
+		claimSuspects: `WITH next AS MATERIALIZED (SELECT seq FROM (SELECT seq, sum(bytes) OVER (ROWS UNBOUNDED PRECEDING) - bytes AS ahead
+				FROM (SELECT seq, ` + postgresBytes + ` AS bytes FROM {outbox} WHERE ` + suspect + ` AND crashes = $4 ORDER BY seq LIMIT $1 FOR UPDATE SKIP LOCKED) AS b) AS c
+				WHERE ahead < $5::bigint)
+			UPDATE {outbox} t SET claim = t.claim + 1, owner = $2, crashes = $6, available_at = now() + $3::bigint * interval '1 microsecond'
+			FROM next WHERE t.seq = next.seq
+			RETURNING ` + claimedRow + `, t.claim`,
+		crashed: `SELECT seq, id, topic, key, payload, headers, trace, created_at, attempts, crashes FROM {outbox}
+			WHERE ` + suspect + ` AND crashes >= $1 AND seq > $2 ORDER BY seq LIMIT 1 FOR UPDATE SKIP LOCKED`,
 
 		delete:      `DELETE FROM {outbox} WHERE seq = ANY($1::bigint[])`,
 		keep:        `UPDATE {outbox} SET processed_at = $2 WHERE seq = ANY($1::bigint[]) AND processed_at IS NULL`,
 		deleteKnown: `DELETE FROM {outbox} t WHERE ` + known,
-		keepKnown:   `UPDATE {outbox} t SET processed_at = $3 WHERE ` + known + ` AND t.processed_at IS NULL`,
+		keepKnown:   `UPDATE {outbox} t SET processed_at = $3, crashes = 0 WHERE ` + known + ` AND t.processed_at IS NULL`,
 		deleteFree:  `DELETE FROM {outbox} WHERE ` + free,
 		keepFree:    `UPDATE {outbox} SET processed_at = $3 WHERE ` + free,
 		left:        `SELECT count(*) FROM {outbox} t WHERE ` + known + ` AND t.processed_at IS NULL`,
@@ -188,7 +208,7 @@ func postgresGrammar() grammar {
 		leftClaimed:   `SELECT count(*) FROM {outbox} t ` + claimed,
 		reused:        `SELECT count(*) FROM {outbox} t WHERE ` + knownSeq + ` IS FALSE`,
 		deleteClaimed: `DELETE FROM {outbox} t WHERE ` + claims,
-		keepClaimed:   `UPDATE {outbox} t SET processed_at = $5 ` + claimed,
+		keepClaimed:   `UPDATE {outbox} t SET processed_at = $5, crashes = 0 ` + claimed,
 
 		renew: `UPDATE {outbox} t SET available_at = now() + $5::bigint * interval '1 microsecond' ` + claimed + ` RETURNING t.id`,
 		// In a transaction that has been open for a while, now() is long ago.
@@ -333,6 +353,7 @@ func postgresShapes() []shape {
 			column{name: "owner", kind: "TEXT"},
 			column{name: "processed_at", kind: postgresTime, nullable: true},
 			column{name: "requeued_at", kind: postgresTime, nullable: true, since: 3},
+			column{name: "crashes", kind: "INTEGER", since: 5},
 		)},
 		{true, append(slices.Clone(message),
 			column{name: "version", kind: "BIGINT"},

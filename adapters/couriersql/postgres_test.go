@@ -73,7 +73,7 @@ func TestPostgresFetchGoesByThePartialIndex(t *testing.T) {
 			args := []any{100}
 			switch name {
 			case "claim":
-				args = append(args, "me", 1, 0, DefaultFetchBytes)
+				args = append(args, "me", 1, 0, DefaultFetchBytes, always.Microseconds())
 			case "ordered":
 				args = append(args, 1, 0, 0, DefaultFetchBytes, "{}", "{}")
 			case "lock":
@@ -109,6 +109,10 @@ func TestPostgresFetchGoesByThePartialIndex(t *testing.T) {
 		}
 		require.NotContains(t, explain(t, o.db, o.sql(text), args...), "Seq Scan")
 	}
+	require.Contains(t, explainWith(t, o.db, "", o.sql(o.grammar.suspects), 103), "courier_outbox_suspects")
+	require.Contains(t, explainWith(t, o.db, "", o.sql(o.grammar.countSuspects), "me", 1, always.Microseconds()), "courier_outbox_suspects")
+	require.Contains(t, explainWith(t, o.db, "", o.sql(o.grammar.crashed), 103, 0), "courier_outbox_suspects")
+	require.Contains(t, explain(t, o.db, o.sql(o.grammar.claimSuspects), 10, "me", 1, 1, DefaultFetchBytes, 1), "courier_outbox_suspects")
 	require.Contains(t, explain(t, o.db, o.sql(o.grammar.prune), time.Unix(0, 0), 1000), "courier_outbox_processed")
 }
 

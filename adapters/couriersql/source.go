@@ -67,7 +67,7 @@ func (o *Outbox) Source() *Source {
 	s := &Source{outbox: o, waker: &waker{outbox: o, wake: make(chan struct{}, 1), probe: probeEvery}}
 	switch {
 	case o.lease > 0:
-		s.holder = &leased{outbox: o, owner: newOwner()}
+		s.holder = newLeased(o)
 	case o.strict:
 		s.waker.elected = newElected(o)
 		s.holder = s.waker.elected
@@ -95,8 +95,25 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 	if limit <= 0 { // to SQLite, a negative limit is none
 		return nil, nil
 	}
-	var batch []Row
-	if err := o.bounded(ctx, func(ctx context.Context) (err error) {
+	batch, err := s.fetch(ctx, limit)
+	for l, leased := s.holder.(*leased); leased && err == nil && l.apart.await(ctx, len(batch)); {
+		batch, err = s.fetch(ctx, limit)
+	}
+	if err != nil {
+		return nil, err
+	}
+	for i := range batch {
+		batch[i].origin = &s.origin
+	}
+	o.pruner.look()
+	s.cut.Store(len(batch) < limit && bytesOf(batch) >= o.fetchBytes)
+	return batch, nil
+}
+
+// fetch is one try of Fetch.
+func (s *Source) fetch(ctx context.Context, limit int) (batch []Row, err error) {
+	o := s.outbox
+	err = o.bounded(ctx, func(ctx context.Context) (err error) {
 		if o.dialect == SQLite {
 			if err := o.file.look(ctx, o); err != nil {
 				return err
@@ -119,20 +136,21 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
 			warn()
 		}
 		return err
-	}); err != nil {
+	})
+	s.heard(ctx, err)
+	if err != nil {
 		return nil, o.failed(err, "fetching up to %s of %s", plural(limit, "pending row"), o.table)
 	}
-	for i := range batch {
-		batch[i].origin = &s.origin
-	}
-	o.pruner.look()
-	s.cut.Store(len(batch) < limit && bytesOf(batch) >= o.fetchBytes)
 	return batch, nil
 }
 
-// More reports whether the last Fetch ended for its bytes ([WithFetchBytes]), so that a
+// More reports whether the last Fetch ended for its bytes ([WithFetchBytes]), or returned a
+// part of the rows that were in hand when a relay died ([WithMaxCrashes]), so that a
 // coordinator fetches again at once.
-func (s *Source) More() bool { return s.cut.Load() }
+func (s *Source) More() bool {
+	l, leased := s.holder.(*leased)
+	return s.cut.Load() || leased && l.apart.more()
+}
 
 // Mark deletes the rows, or with [WithKeep] sets the time they were processed
 // at, in one statement whatever their number. Rows that are marked already, or
@@ -247,10 +265,12 @@ func (s *Source) Renew(ctx context.Context, rows []Row) error {
 		return nil
 	}
 	var lost map[string]bool
-	if err := o.bounded(ctx, func(ctx context.Context) (err error) {
+	err := o.bounded(ctx, func(ctx context.Context) (err error) {
 		lost, err = s.holder.renew(ctx, rows)
 		return err
-	}); err != nil {
+	})
+	s.heard(ctx, err)
+	if err != nil {
 		return o.failed(err, "renewing the hold on %s of %s", plural(len(rows), "row"), o.table)
 	}
 	var list courier.BatchError
@@ -266,6 +286,13 @@ func (s *Source) Renew(ctx context.Context, rows []Row) error {
 		return &leadLost{o.table, &list}
 	}
 	return list.ErrorOrNil()
+}
+
+// heard notes how a call to the database has ended.
+func (s *Source) heard(ctx context.Context, err error) {
+	if l, leased := s.holder.(*leased); leased {
+		l.apart.heard(ctx, err)
+	}
 }
 
 // leadLost lists the rows that a relay had in hand when it lost the lead.

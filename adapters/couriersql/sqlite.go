@@ -39,15 +39,21 @@ const (
 	sqliteLetterID = `seq || '.' || version || '.' || first_failed_at`
 	sqliteLetters  = `seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 		AND ` + sqliteLetterID + ` IN (SELECT value FROM json_each(?1))`
-	sqliteFail  = `UPDATE {outbox} SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', available_at = (f.value ->> 3)`
-	sqliteFree  = `UPDATE {outbox} SET available_at = 0, owner = ''`
-	sqlitePrune = `DELETE FROM {outbox} WHERE seq IN
+	// A claim of another relay that has run out, and was made or renewed since this one has
+	// contact.
+	sqliteCrashed = `(owner NOT IN ('', ?2) AND available_at >= ?6 + ?3 - ?7)`
+	sqliteFail    = `UPDATE {outbox} SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', crashes = 0, available_at = (f.value ->> 3)`
+	sqliteFree    = `UPDATE {outbox} SET available_at = 0, owner = '', crashes = 0`
+	sqlitePrune   = `DELETE FROM {outbox} WHERE seq IN
 		(SELECT seq FROM {outbox} WHERE processed_at < ?1 ORDER BY processed_at LIMIT ?2)`
 	sqlitePruneInbox = `DELETE FROM {inbox} WHERE (consumer, id) IN (SELECT consumer, id FROM {inbox}
 		WHERE consumer = ?1 AND done_at < ?2 LIMIT ?3)`
 	sqliteFailed = ` FROM json_each(?1) AS f WHERE seq = (f.value ->> 0) AND claim = (f.value ->> 1) AND attempts = (f.value ->> 2)
 		AND {outbox}.id = (f.value ->> 5) AND processed_at IS NULL`
 )
+
+// sqliteTimeLast is for the statement with one more argument before the time.
+var sqliteTimeLast = strings.NewReplacer("?6", "?7", "?7", "?6")
 
 // sqliteDue is where the statement with the two arguments before the time has it.
 var sqliteDue = strings.NewReplacer("?6", "?3")
@@ -101,26 +107,37 @@ func sqliteGrammar() grammar {
 			SELECT * FROM (SELECT ` + sqliteRow + ` FROM {outbox} t WHERE ` + sqliteFresh + ` AND ` + sqliteNotInHand + `
 				AND ` + sqliteUnhindered + `(f.available_at > ?6 OR ` + strings.ReplaceAll(sqliteNotInHand, "seq", "f.seq") + ` AND f.seq NOT IN (SELECT seq FROM failed))))
 				ORDER BY seq LIMIT ?1)`,
-		claim: `UPDATE {outbox} SET claim = claim + 1, owner = ?2, available_at = ?6 + ?3 WHERE seq IN (
+		claim: sqliteTimeLast.Replace(`UPDATE {outbox} SET claim = claim + 1, owner = iif(` + sqliteCrashed + `, '', ?2), crashes = ` + sqliteCrashed + `,
+			available_at = iif(` + sqliteCrashed + `, available_at, ?6 + ?3) WHERE seq IN (
 			SELECT seq FROM (SELECT seq, sum(` + sqliteBytes + `) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - ` + sqliteBytes + ` AS ahead FROM {outbox} WHERE seq IN (
-				SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteRetry + ` ORDER BY available_at, seq LIMIT ?1)
+				SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteRetry + ` AND crashes = 0 ORDER BY available_at, seq LIMIT ?1)
 				UNION ALL
-				SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteFresh + ` ORDER BY seq LIMIT ?1)
+				SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteFresh + ` AND crashes = 0 ORDER BY seq LIMIT ?1)
 				ORDER BY seq LIMIT ?1)) WHERE ahead < ?5)
+			RETURNING ` + strings.Replace(sqliteRow, ", claim", ", iif(crashes > 0, -1, claim)", 1)),
+
+		suspects: `SELECT coalesce(min(crashes) FILTER (WHERE crashes < ?1), 0), count(*) FROM {outbox} WHERE processed_at IS NULL AND crashes > 0 AND available_at <= ?2`,
+		countSuspects: `UPDATE {outbox} SET claim = claim + 1, owner = '', crashes = crashes + 1
+			WHERE processed_at IS NULL AND crashes > 0 AND available_at <= ?4 AND owner NOT IN ('', ?1) AND available_at >= ?4 + ?2 - ?3`,
+		claimSuspects: `UPDATE {outbox} SET claim = claim + 1, owner = ?2, crashes = ?6, available_at = ?7 + ?3 WHERE seq IN (
+			SELECT seq FROM (SELECT seq, sum(` + sqliteBytes + `) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - ` + sqliteBytes + ` AS ahead FROM (
+				SELECT seq, payload, headers FROM {outbox} WHERE processed_at IS NULL AND crashes > 0 AND crashes = ?4 AND available_at <= ?7 ORDER BY seq LIMIT ?1)) WHERE ahead < ?5)
 			RETURNING ` + sqliteRow,
+		crashed: `SELECT ` + strings.Replace(sqliteRow, ", claim", ", crashes", 1) + ` FROM {outbox}
+			WHERE processed_at IS NULL AND crashes > 0 AND available_at <= ?3 AND crashes >= ?1 AND seq > ?2 ORDER BY seq LIMIT 1`,
 
 		due: sqliteDue.Replace(`SELECT seq FROM (SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteRetry + ` LIMIT ?1)
 			UNION ALL SELECT seq FROM (SELECT seq FROM {outbox} WHERE ` + sqliteFresh + ` AND seq >= ?2 LIMIT ?1)) LIMIT 1`),
 
 		deleteKnown: `DELETE FROM {outbox} WHERE ` + sqliteKnown,
-		keepKnown:   `UPDATE {outbox} SET processed_at = ?2 WHERE processed_at IS NULL AND ` + sqliteKnown,
+		keepKnown:   `UPDATE {outbox} SET processed_at = ?2, crashes = 0 WHERE processed_at IS NULL AND ` + sqliteKnown,
 		left:        `SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND ` + sqliteKnown,
 		leftFree:    `SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND ` + sqliteListed + `t.seq || '.' || t.claim || '.' || t.attempts || '.' || t.id)`,
 		leftClaimed: `SELECT count(*) FROM {outbox} WHERE processed_at IS NULL AND ` + sqliteClaimed,
 		reused: `SELECT count(*) FROM {outbox} WHERE seq IN (SELECT CAST(value AS INTEGER) FROM json_each(?1))
 			AND seq || '.' || id NOT IN (SELECT value FROM json_each(?1))`,
 		deleteClaimed: `DELETE FROM {outbox} WHERE ` + sqliteClaimed,
-		keepClaimed:   `UPDATE {outbox} SET processed_at = ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed,
+		keepClaimed:   `UPDATE {outbox} SET processed_at = ?3, crashes = 0 WHERE processed_at IS NULL AND ` + sqliteClaimed,
 
 		renew:       `UPDATE {outbox} SET available_at = ?4 + ?3 WHERE processed_at IS NULL AND ` + sqliteClaimed + ` RETURNING id`,
 		fail:        sqliteFail + ` + ?2` + sqliteFailed,
@@ -232,6 +249,7 @@ func sqliteShapes() []shape {
 			column{name: "claim", kind: "INTEGER", since: 3},
 			column{name: "owner", kind: "TEXT", since: 3},
 			column{name: "requeued_at", kind: "INTEGER", nullable: true, since: 5},
+			column{name: "crashes", kind: "INTEGER", since: 7},
 		)},
 		{true, append(slices.Clone(message),
 			column{name: "outbox_seq", kind: "INTEGER"},

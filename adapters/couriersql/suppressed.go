@@ -133,7 +133,7 @@ func (s *Source) fetchHidden(ctx context.Context, limit int, from int64) (batch 
 	if err := s.outbox.lookForPolicies(ctx); err != nil {
 		return nil, err
 	}
-	if l, ok := s.holder.(*leased); ok { // last: an error after it would leave what it claims to the end of the lease
+	if l, ok := s.holder.(*leased); ok && !l.apart.waiting() { // last: an error after it would leave what it claims to the end of the lease
 		if batch, err = l.lookForDue(ctx, limit, from); err != nil {
 			return nil, err
 		}

@@ -91,9 +91,9 @@ func (i *invocation) ofLetters() {
 }
 
 // reasons are those for which a record is parked.
-var reasons = []courier.Reason{courier.ReasonExhausted, courier.ReasonPermanent, courier.ReasonKeyParked}
+var reasons = []courier.Reason{courier.ReasonExhausted, courier.ReasonPermanent, courier.ReasonKeyParked, courier.ReasonCrashed}
 
-var knownReasons = fmt.Sprintf("%s, %s or %q", courier.ReasonExhausted, courier.ReasonPermanent, courier.ReasonKeyParked)
+var knownReasons = fmt.Sprintf("%s, %s, %q or %s", courier.ReasonExhausted, courier.ReasonPermanent, courier.ReasonKeyParked, courier.ReasonCrashed)
 
 // filtered reports whether not all letters are chosen.
 func (i *invocation) filtered() bool { return i.branch != nil || i.key != "" || i.reason != "" }

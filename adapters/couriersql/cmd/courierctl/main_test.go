@@ -280,7 +280,7 @@ func TestMigrateFromAFormerVersion(t *testing.T) {
 	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		latest := couriersql.SchemaVersion(b.outbox.Dialect())
-		former := latest - 2 // before rows knew since when they had been put back
+		former := latest - 3 // before rows knew since when they had been put back
 		for _, text := range []string{
 			fmt.Sprintf(`DELETE FROM courier_migrations WHERE version > %d`, former), `ALTER TABLE courier_outbox DROP COLUMN requeued_at`,
 		} {
@@ -549,8 +549,8 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"status", "-max-dead", "few"}, `invalid value "few" for flag -max-dead`, "status"},
 		{[]string{"prune", "-older-than", "1w"}, `invalid value "1w" for flag -older-than: want a time without a sign, such as 7d, 1d12h or 90s`, "prune"},
 		{[]string{"prune", "-older-than", "-5m"}, `invalid value "-5m" for flag -older-than: want a time without a sign, such as`, "prune"},
-		{[]string{"dlq", "requeue", "-all", "-reason", "keyparked"}, `invalid value "keyparked" for flag -reason: want exhausted, permanent or "key parked"`, "dlq requeue"},
-		{[]string{"dlq", "list", "-reason", ""}, `invalid value "" for flag -reason: want exhausted, permanent or "key parked"`, "dlq list"},
+		{[]string{"dlq", "requeue", "-all", "-reason", "keyparked"}, `invalid value "keyparked" for flag -reason: want exhausted, permanent, "key parked" or crashed`, "dlq requeue"},
+		{[]string{"dlq", "list", "-reason", ""}, `invalid value "" for flag -reason: want exhausted, permanent, "key parked" or crashed`, "dlq list"},
 		{[]string{"status", "x"}, `unexpected argument "x"`, "status"},
 		{[]string{"status", "--", "-json"}, `unexpected argument "-json"`, "status"},
 		{[]string{"dlq"}, `"dlq" needs one more word`, "dlq"},
