@@ -98,6 +98,18 @@ type TableConfig[T any] struct {
 	// was not parked, as [WithBackoff] sets it for an outbox. 0 is 1 s and 5 minutes.
 	InitialBackoff, LongestBackoff time.Duration
 
+	// MaxCrashes is at how many crashes of a relay with a record alone in hand the record is
+	// not handed out any more, as [WithMaxCrashes] sets it for an outbox. 0 is
+	// [DefaultMaxCrashes]; with a negative number crashes are not counted.
+	MaxCrashes int
+
+	// DLQ is where a record goes that had MaxCrashes, with [courier.ReasonCrashed], before
+	// it is marked: the queue of the coordinator's applier, such as one of [NewDLQ]. nil
+	// holds the record back: it stays pending, is never handed out, and later rows of its
+	// OrderKey wait. The log says so. To have it handed out again, delete its row from
+	// the table State.
+	DLQ courier.DeadLetterSink[T]
+
 	// QueryTimeout is how long a call waits for the database, as [WithQueryTimeout] sets it
 	// for an outbox. 0 is [DefaultQueryTimeout].
 	QueryTimeout time.Duration
@@ -119,8 +131,9 @@ const DefaultTableLease = 30 * time.Second
 // [NewTable], and safe for concurrent use.
 //
 // It has what the outbox of this package has with [WithLease]: several relays share the
-// rows, a relay that dies leaves its rows to the others, rows that fail wait longer each
-// time, and a mark is one statement. What the table has no columns for is in two tables
+// rows, a relay that dies leaves its rows to the others, a row that kills its process is found
+// ([TableConfig].MaxCrashes and DLQ), rows that fail wait longer each time, and a mark is one
+// statement. What the table has no columns for is in two tables
 // beside it, see [TableConfig.State]. A lease is one row a batch there, so that the rows
 // themselves are written once, by the mark.
 //
@@ -170,6 +183,12 @@ func NewTable[T any](db *sql.DB, dialect Dialect, config TableConfig[T]) *Table[
 	required("Columns", len(config.Columns) == 0, "what Scan reads")
 	required("Scan", config.Scan == nil, "a function that makes a record of a row")
 	required("Pending", config.Pending == "", `the condition of rows that are to be delivered, or "true" if all are`)
+	if m, ok := config.DLQ.(courier.MarkingDLQ); ok && m.MarksRecords() {
+		d.misconfigured("TableConfig.DLQ", "marks what it is sent at another source: pass a queue of NewDLQ")
+	}
+	if dialect == MySQL && config.MaxCrashes > 0 {
+		d.misconfigured("TableConfig.MaxCrashes", "is not counted in MySQL and MariaDB: leave it out")
+	}
 	t.path = dialect.identifiers(config.Table)
 	switch {
 	case t.path == nil:

@@ -32,6 +32,10 @@ type relayed struct {
 
 // eachTable runs a test over each kind of table, with n rows that have their numbers for names.
 func eachTable(t *testing.T, n int, test func(t *testing.T, r *relayed)) {
+	eachTableOf(t, databases, n, test)
+}
+
+func eachTableOf(t *testing.T, databases map[Dialect]string, n int, test func(t *testing.T, r *relayed)) {
 	for dialect, of := range databases {
 		for name, own := range ownTables(dialect) {
 			t.Run(of+" "+name, func(t *testing.T) {
@@ -161,6 +165,7 @@ func TestATablesRowThatFailedWaitsLongerEachTime(t *testing.T) {
 
 func TestATablesLeaseThatWasTaken(t *testing.T) {
 	eachTable(t, 3, func(t *testing.T, r *relayed) {
+		r.config.MaxCrashes = -1
 		s, other := r.table().Source(), r.table().Source()
 		rows, _ := fetchNames(t, s, 10)
 		r.advance(DefaultTableLease - time.Second)
@@ -234,7 +239,7 @@ func TestATablesOrderKeysAreShared(t *testing.T) {
 	for dialect, of := range databases {
 		t.Run(of, func(t *testing.T) {
 			own := ownTables(dialect)["updates"]
-			own.config.OrderKey = "name"
+			own.config.OrderKey, own.config.MaxCrashes = "name", -1
 			r := newRelayed(t, dialect, own, 0)
 			var all []string
 			for i := range 20 {

@@ -22,7 +22,7 @@ func TestATablesFetchWhoseAnswerIsLost(t *testing.T) {
 		inHand, names := fetchNames(t, s, 2)
 		require.Equal(t, []string{"1", "2"}, names)
 		require.NoError(t, table.ask(t.Context(), func(ctx context.Context, conn *sql.Conn) error {
-			batch, err := table.store.fetch(ctx, conn, claim{s.owner, table.lease, 2, s.known(), 0}, func(row *handedOut, scan func(...any) error) error {
+			batch, err := table.store.fetch(ctx, conn, claim{owner: s.owner, lease: table.lease, limit: 2, known: s.known()}, func(row *handedOut, scan func(...any) error) error {
 				_, _, err := s.read(row, scan)
 				return err
 			})
@@ -155,6 +155,7 @@ func TestATablesRowsThatARelayFetchesAgain(t *testing.T) {
 // What is done to a row counts no more once its lease is lost, or it is marked by others.
 func TestATablesRowsThatOthersChange(t *testing.T) {
 	eachTable(t, 2, func(t *testing.T, r *relayed) {
+		r.config.MaxCrashes = -1
 		s, other := r.table().Source(), r.table().Source()
 		rows, _ := fetchNames(t, s, 10)
 		require.NoError(t, s.Fail(t.Context(), failing(nil, rows...)))

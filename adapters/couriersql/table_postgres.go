@@ -75,13 +75,13 @@ func (p *postgresTable) tables(d *database) {
 	}
 	d.shapes[0].columns = append(d.shapes[0].columns,
 		column{name: "attempts", kind: "INTEGER"}, column{name: "available_at", kind: postgresTime},
-		column{name: "last_error", kind: "TEXT"}, column{name: "order_key", kind: "TEXT"})
+		column{name: "last_error", kind: "TEXT"}, column{name: "order_key", kind: "TEXT"}, column{name: "crashes", kind: "INTEGER"})
 	d.shapes[1].columns = append(d.shapes[1].columns,
-		column{name: "id", kind: "BIGINT", key: true}, column{name: "owner", kind: "TEXT"}, column{name: "until", kind: postgresTime},
+		column{name: "id", kind: "BIGINT", key: true}, column{name: "owner", kind: "TEXT"}, column{name: "until", kind: postgresTime}, column{name: "alone", kind: "BOOLEAN"},
 		column{name: "order_keys", kind: "TEXT[]"})
 	d.names = strings.NewReplacer("{outbox}", quoted(d.table), "{state}", p.stateTable(), "{batches}", p.batches(),
 		"{versions}", quoted(d.inSchema("courier_migrations")),
-		"{keys}", p.eachKey("key# %s NOT NULL"), "{key_lists}", p.eachKey("key# %s[] NOT NULL"), "{as_they_are}", each(len(p.keys), "ALTER COLUMN key# SET STORAGE EXTERNAL"), "{key_names}", each(len(p.keys), "key#"))
+		"{keys}", p.eachKey("key# %s NOT NULL"), "{key_lists}", p.eachKey("key# %s[] NOT NULL"), "{as_they_are}", each(len(p.keys), "ALTER COLUMN key# SET STORAGE EXTERNAL"), "{key_names}", each(len(p.keys), "key#"), "{suspects}", p.state+"_crashes")
 }
 
 // listKind is the type of a list of a type, "" for any of any.
@@ -138,18 +138,26 @@ func (p *postgresTable) failures() string {
 	return fmt.Sprintf("(SELECT EXISTS (SELECT FROM %s))", p.stateTable())
 }
 
-// due is the condition of a row that may be handed out.
-func (p *postgresTable) due() string {
+// due is the condition of a row that may be handed out: none of it, or of its order key, is
+// beside with the condition for which it, or its key, waits.
+func (p *postgresTable) due(waits, keyWaits string) string {
 	text := fmt.Sprintf(`%s
 		AND (%s) NOT IN (SELECT u.* FROM %s b, unnest(%s) AS u WHERE b.until > statement_timestamp())
-		AND CASE WHEN %s THEN (SELECT f.attempts FROM %s f WHERE %s AND f.available_at > statement_timestamp()) END IS NULL`,
-		p.pending, p.keyRefs(), p.batches(), each(len(p.keys), "b.key#"), p.failures(), p.stateTable(), p.noted())
+		AND CASE WHEN %s THEN (SELECT f.attempts FROM %s f WHERE %s AND %s) END IS NULL`,
+		p.pending, p.keyRefs(), p.batches(), each(len(p.keys), "b.key#"), p.failures(), p.stateTable(), p.noted(), waits)
 	if p.orderKey != "" {
 		text += fmt.Sprintf(`
-		AND %s NOT IN (SELECT order_key FROM %s WHERE order_key <> '' AND available_at > statement_timestamp())`, p.orderText(), p.stateTable())
+		AND %s NOT IN (SELECT f.order_key FROM %s f WHERE f.order_key <> '' AND %s)`, p.orderText(), p.stateTable(), keyWaits)
 	}
 	return text
 }
+
+// Conditions of a row f of the table beside.
+const (
+	postgresWaits   = "f.available_at > statement_timestamp()"                     // for its next try
+	postgresSuspect = "(f.available_at > statement_timestamp() OR f.crashes > 0)"  // or was in hand at a crash
+	postgresBeyond  = "(f.available_at > statement_timestamp() OR f.crashes > $5)" // or had too many
+)
 
 func (p *postgresTable) orderText() string {
 	if p.orderKey == "" {
@@ -158,7 +166,11 @@ func (p *postgresTable) orderText() string {
 	return "COALESCE((" + p.orderKey + ")::text, '')"
 }
 
-func (p *postgresTable) fetchText() string {
+func (p *postgresTable) fetchText() string { return p.fetching(false) }
+
+// fetching leases rows that were in hand at no crash; or those that had at least $4 and at
+// most $5, alone in hand if $6. It does not where leases of others have run out.
+func (p *postgresTable) fetching(suspects bool) string {
 	inner := []string{p.perKey("t.@ AS courier_key#", ", ")}
 	for i, text := range p.columns {
 		inner = append(inner, fmt.Sprintf("%s AS courier_column%d", text, i+1))
@@ -173,26 +185,45 @@ func (p *postgresTable) fetchText() string {
 	SELECT count(*) AS n, count(*) FILTER (WHERE owner COLLATE "C" < $2) AS place FROM (SELECT owner FROM %s UNION SELECT $2) AS o
 ), `, p.batches())
 		others = fmt.Sprintf(`
-		AND %[1]s NOT IN (SELECT unnest(order_keys) FROM %[2]s WHERE owner <> $2)
-		AND (%[1]s = '' OR (hashtext(%[1]s)::bigint & 2147483647) %% (SELECT n FROM relays) = (SELECT place FROM relays))`, p.orderText(), p.batches())
+		AND %s NOT IN (SELECT unnest(order_keys) FROM %s WHERE owner <> $2)`, p.orderText(), p.batches())
+		if !suspects { // which are few, and anybody's
+			others += fmt.Sprintf(`
+		AND (%[1]s = '' OR (hashtext(%[1]s)::bigint & 2147483647) %% (SELECT n FROM relays) = (SELECT place FROM relays))`, p.orderText())
+		}
 		orderKeys = "COALESCE(array_agg(DISTINCT courier_order) FILTER (WHERE courier_order <> ''), '{}')"
 		sign = "(SELECT n FROM relays) > 1"
+	}
+	due, alone, lasts := p.due(postgresSuspect, postgresSuspect), "false", "CASE count(*) WHEN 0 THEN $4::bigint ELSE $3::bigint END"
+	if suspects {
+		due, alone, lasts, sign = p.hasCrashed("f.crashes BETWEEN $4 AND $5")+" AND "+p.due(postgresBeyond, postgresBeyond), "$6::boolean", "$3::bigint", "false"
 	}
 	return fmt.Sprintf(`WITH %sdue AS MATERIALIZED (
 	SELECT %s, %s AS courier_order,
 		CASE WHEN %s THEN COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0) ELSE 0 END AS courier_attempts
 	FROM %s AS t
-	WHERE %s%s
+	WHERE %s%s AND NOT EXISTS (SELECT FROM %s WHERE %s)
 	ORDER BY %s LIMIT $1
 ), batch AS (
-	INSERT INTO %s (owner, until, %s, order_keys)
-	SELECT $2, clock_timestamp() + CASE count(*) WHEN 0 THEN $4::bigint ELSE $3::bigint END * interval '1 microsecond', %s, %s
+	INSERT INTO %s (owner, until, alone, %s, order_keys)
+	SELECT $2, clock_timestamp() + %s * interval '1 microsecond', %s, %s, %s
 	FROM due HAVING count(*) > 0 OR %s RETURNING id
 )
 SELECT batch.id, courier_attempts, %s, %s FROM batch, due`,
-		relays, strings.Join(inner, ", "), p.orderText(), p.failures(), p.stateTable(), p.noted(), p.source, p.due(), others, p.orderBy(),
-		p.batches(), each(len(p.keys), "key#"), p.eachKey("COALESCE(array_agg(courier_key#), '{}'::%s[])"), orderKeys, sign,
+		relays, strings.Join(inner, ", "), p.orderText(), p.failures(), p.stateTable(), p.noted(), p.source, due, others, p.batches(), ranOut("$2"), p.orderBy(),
+		p.batches(), each(len(p.keys), "key#"), lasts, alone, p.eachKey("COALESCE(array_agg(courier_key#), '{}'::%s[])"), orderKeys, sign,
 		each(len(p.keys), "courier_key#::text"), each(len(p.columns), "courier_column#"))
+}
+
+// ranOut is the condition of a lease of another than an owner.
+func ranOut(owner string) string { return "until <= statement_timestamp() AND owner <> " + owner }
+
+// hasCrashed is that a row t is among those f beside for which a condition holds, which are
+// few.
+func (p *postgresTable) hasCrashed(condition string) string {
+	if len(p.keys) == 1 {
+		return fmt.Sprintf("t.%s = ANY(ARRAY(SELECT f.key1 FROM %s f WHERE f.crashes > 0 AND %s))", identifier(p.keys[0]), p.stateTable(), condition)
+	}
+	return fmt.Sprintf("(%s) IN (SELECT %s FROM %s f WHERE f.crashes > 0 AND %s)", p.keyRefs(), each(len(p.keys), "f.key#"), p.stateTable(), condition)
 }
 
 // mine has the lease $1 of the owner $2 locked.
@@ -254,7 +285,7 @@ func (p *postgresTable) failing(held bool) string {
 SELECT %s, 1, clock_timestamp() + courier_f.courier_delay * interval '1 microsecond', courier_f.courier_error, %s
 FROM %s AS t JOIN unnest(%s, $%d::bigint[], $%d::text[]) AS courier_f(%s, courier_delay, courier_error) ON %s
 WHERE %s%s
-ON CONFLICT (%s) DO UPDATE SET attempts = s.attempts + 1, available_at = excluded.available_at, last_error = excluded.last_error, order_key = excluded.order_key`,
+ON CONFLICT (%s) DO UPDATE SET attempts = s.attempts + 1, available_at = excluded.available_at, last_error = excluded.last_error, order_key = excluded.order_key, crashes = 0`,
 		mine, p.stateTable(), each(n, "key#"), p.keyRefs(), p.orderText(), p.source, p.lists(from), from+n, from+n+1, each(n, "courier_key#"), p.joined("courier_f"),
 		p.pending, condition, each(n, "key#"))
 }
@@ -263,6 +294,13 @@ func failureArgs(failed part) []any {
 	return append(listed(failed.keys),
 		numberList(len(failed.keys), func(i int) int64 { return failed.failures[i].delay.Microseconds() }),
 		textList(len(failed.keys), func(i int) string { return failed.failures[i].text }))
+}
+
+// clearing clears the crashes of rows of the lease $1 of $2.
+func (p *postgresTable) clearing() string {
+	where := fmt.Sprintf("WHERE (%s) IN (SELECT * FROM unnest(%s)) AND EXISTS (SELECT FROM mine)", each(len(p.keys), "key#"), p.lists(3))
+	return fmt.Sprintf("WITH mine AS (%s), never AS (DELETE FROM %s %s AND attempts = 0) UPDATE %s SET crashes = 0 %s AND attempts > 0",
+		p.mine(), p.stateTable(), where, p.stateTable(), where)
 }
 
 // givingBack ends the lease $1 of $2, or takes rows out of it.
@@ -298,8 +336,13 @@ func (p *postgresTable) begin(batch *pgx.Batch) {
 func (p *postgresTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (id int64, err error) {
 	batch := new(pgx.Batch)
 	p.begin(batch)
-	p.forgetting(batch, c.owner, c.known)
-	batch.Queue(p.fetchText(), c.limit, c.owner, c.lease.Microseconds(), c.sign.Microseconds()).Query(func(rows pgx.Rows) error {
+	late := false
+	p.forgetting(batch, c.owner, c.known, &late)
+	text, args := p.fetchText(), []any{c.limit, c.owner, c.lease.Microseconds(), c.sign.Microseconds()}
+	if c.most > 0 {
+		text, args = p.fetching(true), append(args[:3], c.fewest, c.most, c.alone)
+	}
+	batch.Queue(text, args...).Query(func(rows pgx.Rows) error {
 		defer rows.Close()
 		row := handedOut{key: make([]string, len(p.keys))}
 		own := []any{&id, &row.attempts}
@@ -326,21 +369,62 @@ func (p *postgresTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read
 	if err != nil && postgresCode(err) != "" { // with the transaction
 		discard(conn)
 	}
+	if err == nil && late && id == 0 {
+		err = errRunOut
+	}
 	return id, err
 }
 
-// forgetting queues the end of leases that are over or unknown to their owner, once no other
-// fetch is under way.
-func (p *postgresTable) forgetting(batch *pgx.Batch, owner string, known []int64) {
+// alone queues a wait until no other fetch is under way.
+func (p *postgresTable) alone(batch *pgx.Batch) {
 	batch.Queue(fmt.Sprintf(`SELECT pg_advisory_xact_lock(hashtextextended('courier ' || '%s'::regclass::oid, 0))`, strings.ReplaceAll(p.batches(), "'", "''")))
-	batch.Queue(fmt.Sprintf(`DELETE FROM %s WHERE until <= statement_timestamp() OR owner = $1 AND id <> ALL($2::bigint[])`, p.batches()),
-		owner, numberList(len(known), func(i int) int64 { return known[i] }))
+}
+
+// forgetting queues the end of leases of an owner that are over or unknown to it, once no
+// other fetch is under way, and whether there are those of others that are over.
+func (p *postgresTable) forgetting(batch *pgx.Batch, owner string, known []int64, late *bool) {
+	p.alone(batch)
+	batch.Queue(fmt.Sprintf(`WITH mine AS (DELETE FROM %s WHERE owner = $1 AND (until <= statement_timestamp() OR id <> ALL($2::bigint[])))
+		SELECT EXISTS (SELECT FROM %s WHERE %s)`, p.batches(), p.batches(), ranOut("$1")),
+		owner, numberList(len(known), func(i int) int64 { return known[i] })).QueryRow(func(row pgx.Row) error { return row.Scan(late) })
+}
+
+func (p *postgresTable) bury(ctx context.Context, conn *sql.Conn, owner string, lease, contact time.Duration) (crashed int, err error) {
+	n := len(p.keys)
+	batch := new(pgx.Batch)
+	batch.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
+	p.alone(batch)
+	batch.Queue(fmt.Sprintf(`WITH ended AS (DELETE FROM %s WHERE %s RETURNING *), dead AS (
+	SELECT %s, bool_or(e.alone) AS courier_alone FROM ended e, unnest(%s) AS u(%s)
+	WHERE e.until >= statement_timestamp() - ($3::bigint - $2::bigint) * interval '1 microsecond' GROUP BY %s
+), counted AS (
+	INSERT INTO %s AS s (%s, attempts, available_at, last_error, order_key, crashes)
+	SELECT %s, 0, 'epoch', '', %s, CASE WHEN courier_alone THEN %d ELSE 1 END FROM dead JOIN %s AS t ON %s WHERE %s
+	ON CONFLICT (%s) DO UPDATE SET order_key = excluded.order_key,
+		crashes = CASE WHEN excluded.crashes > 1 THEN greatest(s.crashes, %d) ELSE s.crashes END + 1 RETURNING 1
+)
+SELECT count(*) FROM counted`, p.batches(), ranOut("$1"),
+		each(n, "u.courier_key#"), each(n, "e.key#"), each(n, "courier_key#"), each(n, "u.courier_key#"),
+		p.stateTable(), each(n, "key#"), p.keyRefs(), p.orderText(), aloneFrom+1, p.source, p.joined("dead"), p.pending, each(n, "key#"), aloneFrom),
+		owner, lease.Microseconds(), contact.Microseconds()).QueryRow(func(row pgx.Row) error { return row.Scan(&crashed) })
+	batch.Queue("COMMIT")
+	if err = send(ctx, conn, batch); err != nil { // with the transaction
+		discard(conn)
+	}
+	return crashed, err
+}
+
+func (p *postgresTable) suspects(ctx context.Context, conn *sql.Conn, below int) (fewest, most, more int, err error) {
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(s.crashes) FILTER (WHERE s.crashes < $1), 0), COALESCE(max(s.crashes) FILTER (WHERE s.crashes < $1), 0),
+			count(*) FILTER (WHERE s.crashes >= $1)
+		FROM %s AS s JOIN %s AS t ON %s WHERE s.crashes > 0 AND %s`, p.stateTable(), p.source, p.perKey("s.key# = t.@", " AND "), p.due(postgresWaits, "(f.available_at > statement_timestamp() OR f.crashes >= $1 AND s.crashes < $1)")), below).Scan(&fewest, &most, &more)
+	return fewest, most, more, err
 }
 
 func (p *postgresTable) forget(ctx context.Context, conn *sql.Conn, owner string, known []int64) error {
 	batch := new(pgx.Batch)
 	batch.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
-	p.forgetting(batch, owner, known)
+	p.forgetting(batch, owner, known, new(bool))
 	batch.Queue("COMMIT")
 	err := send(ctx, conn, batch)
 	if err != nil { // with the transaction
@@ -377,6 +461,10 @@ func (p *postgresTable) settle(ctx context.Context, conn *sql.Conn, owner string
 			continue
 		case toFail:
 			batch.Queue(p.failing(true), append([]any{part.batch, owner}, failureArgs(part)...)...)
+		case toRelease:
+			if part.attempted {
+				batch.Queue(p.clearing(), args...)
+			}
 		}
 		if part.last {
 			args = args[:2]
@@ -456,7 +544,7 @@ func (p *postgresTable) lag(ctx context.Context, conn *sql.Conn) (due int, secon
 	if age == "" {
 		age = "0"
 	}
-	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), COALESCE(max(%s), 0)::float8 FROM %s AS t WHERE %s`, age, p.source, p.due())).Scan(&due, &seconds)
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), COALESCE(max(%s), 0)::float8 FROM %s AS t WHERE %s`, age, p.source, p.due(postgresWaits, postgresWaits))).Scan(&due, &seconds)
 	return due, seconds, err
 }
 

@@ -33,6 +33,10 @@ type TableSource[T any] struct {
 	settling []part               // under way: their leases may be gone, and are not lost
 	inHand   map[string]handedOut // by the text of the key
 	left     map[int64]int        // how many rows of a batch are in hand
+	runs     bool                 // a coordinator does, and settles all that it fetches
+
+	apart suspects
+	held  int // how many rows are not handed out for their crashes
 }
 
 // handedOut is a row that is in hand.
@@ -41,6 +45,7 @@ type handedOut struct {
 	name     string
 	key      []string
 	attempts int
+	noted    bool // in the table beside
 }
 
 var (
@@ -48,6 +53,7 @@ var (
 	_ courier.Releaser[Row]   = (*TableSource[Row])(nil)
 	_ courier.Failer[Row]     = (*TableSource[Row])(nil)
 	_ courier.Renewer[Row]    = (*TableSource[Row])(nil)
+	_ courier.Pager           = (*TableSource[Row])(nil)
 	_ courier.Lagger          = (*TableSource[Row])(nil)
 	_ courier.Identifier[Row] = (*TableSource[Row])(nil)
 	_ courier.Ordered         = (*TableSource[Row])(nil)
@@ -70,13 +76,20 @@ type tableStore interface {
 	slow(ctx context.Context, conn *sql.Conn) (string, error)
 
 	// fetch leases rows, and has read called for each with a scan that sets the row too.
-	// The batch is 0 if there are none; with an error there may be one that nobody knows.
+	// The batch is 0 if there are none; with an error there may be one that nobody knows. It
+	// is errRunOut, and nothing is leased, if there are leases of others that have run out.
 	fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (batch int64, err error)
 	// settle ends the hold on rows of batches, all or none, but those of batches that
 	// are the owner's no more, whose indices it returns. touched is how many rows a mark has
 	// changed: where these are not all of a part, the lease of the part stays, and in doubt
 	// it stays in any case.
 	settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error)
+	// bury ends the leases of others that have run out. In rows of them that are pending it
+	// counts a crash, if the lease began in the last contact, and returns how many these are.
+	bury(ctx context.Context, conn *sql.Conn, owner string, lease, contact time.Duration) (int, error)
+	// suspects returns the fewest and the most crashes, below a number, of rows that are due
+	// and have any, 0 if none has, and how many have more.
+	suspects(ctx context.Context, conn *sql.Conn, below int) (fewest, most, more int, err error)
 	// forget ends the leases of an owner but those that it knows.
 	forget(ctx context.Context, conn *sql.Conn, owner string, known []int64) error
 	// note notes failures of rows that are in nobody's hand.
@@ -107,7 +120,14 @@ type claim struct {
 	limit int
 	known []int64
 	sign  time.Duration
+
+	// Of rows that were in hand at crashes, 0 to 0 for the others.
+	fewest, most int
+	alone        bool // a row that is alone in hand
 }
+
+// errRunOut is the error of a fetch that has to wait until leases are buried.
+var errRunOut = errors.New("couriersql: leases have run out")
 
 type settlement int
 
@@ -122,7 +142,7 @@ type part struct {
 	batch     int64
 	keys      [][]string
 	failures  []tableFailure // of each key, where they failed
-	attempted bool           // some have failed before
+	attempted bool           // some have failed before, or were in hand at a crash
 	last      bool           // the batch has no others in hand
 }
 
@@ -137,7 +157,7 @@ type tableFailure struct {
 func (t *Table[T]) Source() *TableSource[T] {
 	return &TableSource[T]{
 		table: t, owner: newOwner(), turn: make(chan struct{}, 1), asks: make(chan struct{}, 1),
-		inHand: make(map[string]handedOut), left: make(map[int64]int),
+		inHand: make(map[string]handedOut), left: make(map[int64]int), apart: newSuspects(t.config.Strict),
 	}
 }
 
@@ -229,14 +249,24 @@ func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 		return nil, err
 	}
 	defer func() { <-s.asks }()
-	for passed := 0; ; passed++ {
-		records, err := s.take(ctx, store, limit)
-		var bad *unreadable
-		switch {
-		case err == nil:
-			return records, nil
-		case !errors.As(err, &bad) || bad.key == nil || !s.readable.Load() || passed == mostUnreadable:
+	for {
+		records, err := s.fetch(ctx, store, limit)
+		if s.apart.heard(ctx, err); err != nil {
 			return nil, t.failed(err, "fetching up to %s of %s", plural(limit, "pending row"), t.table)
+		}
+		if !s.apart.await(ctx, len(records)) {
+			return records, nil
+		}
+	}
+}
+
+// readOver takes rows, and passes over those that cannot be read.
+func (s *TableSource[T]) readOver(ctx context.Context, store tableStore, c claim) ([]T, error) {
+	for passed := 0; ; passed++ {
+		records, err := s.take(ctx, store, c)
+		var bad *unreadable
+		if err == nil || !errors.As(err, &bad) || bad.key == nil || !s.readable.Load() || passed == mostUnreadable {
+			return records, err
 		}
 		if err := s.passOver(ctx, store, bad); err != nil {
 			return nil, err
@@ -244,10 +274,10 @@ func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 	}
 }
 
-// take is one try of Fetch.
-func (s *TableSource[T]) take(ctx context.Context, store tableStore, limit int) (records []T, err error) {
+// take leases rows once.
+func (s *TableSource[T]) take(ctx context.Context, store tableStore, c claim) (records []T, err error) {
 	t := s.table
-	c := claim{s.owner, t.lease, limit, s.known(), s.sign()}
+	c.owner, c.lease, c.known, c.sign = s.owner, t.lease, s.known(), s.sign()
 	var rows []handedOut
 	var batch int64
 	err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
@@ -269,12 +299,12 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, limit int) 
 					name, row.name, strings.Join(t.config.Key, ", "))}
 			}
 			if records == nil { // an idle poll allocates no batch, a huge limit no huge one
-				n := min(limit, 1000)
+				n := min(c.limit, 1000)
 				records, rows, keys = make([]T, 0, n), make([]handedOut, 0, n), make([]string, 0, n*len(row.key))
 			}
 			keys = append(keys, row.key...)
 			records = append(records, record)
-			rows = append(rows, handedOut{name: row.name, key: keys[len(keys)-len(row.key) : len(keys) : len(keys)], attempts: row.attempts})
+			rows = append(rows, handedOut{name: row.name, key: keys[len(keys)-len(row.key) : len(keys) : len(keys)], attempts: row.attempts, noted: row.attempts > 0 || c.most > 0})
 			return nil
 		})
 		return err
@@ -343,7 +373,7 @@ func (s *TableSource[T]) passOver(ctx context.Context, store tableStore, bad *un
 		return store.note(ctx, conn, part{keys: [][]string{bad.key}, failures: []tableFailure{{t.wait.longest, plain(bad.Error())}}})
 	})
 	if err != nil {
-		return t.failed(err, "noting that the row %s of %s cannot be read", nameOf(bad.key), t.table)
+		return fmt.Errorf("noting that the row %s cannot be read: %w", nameOf(bad.key), err)
 	}
 	return nil
 }
@@ -357,6 +387,9 @@ func (s *TableSource[T]) forget(name string) {
 	delete(s.inHand, name)
 	if s.left[row.batch]--; s.left[row.batch] == 0 {
 		delete(s.left, row.batch)
+	}
+	if len(s.inHand) == 0 {
+		s.apart.emptied()
 	}
 }
 
@@ -382,7 +415,7 @@ func (s *TableSource[T]) parts(records []T, failures func(i, attempts int) table
 		}
 		p := &parts[n]
 		p.keys = append(p.keys, row.key)
-		p.attempted = p.attempted || row.attempts > 0
+		p.attempted = p.attempted || row.noted
 		if failures != nil {
 			p.failures = append(p.failures, failures(i, row.attempts))
 		}
@@ -547,7 +580,12 @@ func (s *TableSource[T]) Release(ctx context.Context, records []T, _ time.Durati
 }
 
 // RenewEvery is a third of the lease.
-func (s *TableSource[T]) RenewEvery() time.Duration { return s.table.lease / 3 }
+func (s *TableSource[T]) RenewEvery() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.runs = true
+	return s.table.lease / 3
+}
 
 // Renew extends the leases of records that are being worked on. Those whose lease was lost
 // are listed in a [*courier.BatchError], with [ErrLeaseLost].
@@ -578,10 +616,12 @@ func (s *TableSource[T]) Renew(ctx context.Context, records []T) error {
 		return nil
 	}
 	var held []int64
-	if err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+	err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
 		held, err = store.renew(ctx, conn, s.owner, batches, t.lease)
 		return err
-	}); err != nil {
+	})
+	s.apart.heard(ctx, err)
+	if err != nil {
 		return t.failed(err, "renewing the lease of %s of %s", plural(len(records), "row"), t.table)
 	}
 	var list courier.BatchError

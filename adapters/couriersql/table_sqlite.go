@@ -64,11 +64,11 @@ func (s *sqliteTable) tables(d *database) {
 	}
 	d.shapes = []shape{
 		{false, append(columns, column{name: "attempts", kind: "INTEGER"}, column{name: "available_at", kind: "INTEGER"},
-			column{name: "last_error", kind: "TEXT"}, column{name: "order_key", kind: "TEXT"})},
-		{true, []column{{name: "id", kind: "INTEGER", key: true}, {name: "owner", kind: "TEXT"}, {name: "until", kind: "INTEGER"}, {name: "keys", kind: "TEXT"}, {name: "order_keys", kind: "TEXT"}}},
+			column{name: "last_error", kind: "TEXT"}, column{name: "order_key", kind: "TEXT"}, column{name: "crashes", kind: "INTEGER"})},
+		{true, []column{{name: "id", kind: "INTEGER", key: true}, {name: "owner", kind: "TEXT"}, {name: "until", kind: "INTEGER"}, {name: "alone", kind: "INTEGER"}, {name: "keys", kind: "TEXT"}, {name: "order_keys", kind: "TEXT"}}},
 	}
 	d.names = strings.NewReplacer("{outbox}", quoted(d.table), "{state}", identifier(s.state), "{batches}", s.batches(), "{versions}", quoted("courier_migrations"),
-		"{keys}", strings.Join(keys, ", "), "{key_names}", each(len(s.keys), "key#"))
+		"{keys}", strings.Join(keys, ", "), "{key_names}", each(len(s.keys), "key#"), "{suspects}", s.state+"_crashes")
 }
 
 func (s *sqliteTable) batches() string { return identifier(s.state + "_batches") }
@@ -112,15 +112,23 @@ func (s *sqliteTable) texts() string { return s.perKey("CAST(t.@ AS TEXT)", ", "
 // or a number that its type does not make of the text.
 func (s *sqliteTable) found() string { return s.perKey("t.@ = +CAST(t.@ AS TEXT)", " AND ") }
 
-// due is the condition of a row that may be handed out at the time ?1.
-func (s *sqliteTable) due() string {
+// Conditions of a row f of the table beside.
+const (
+	sqliteWaits   = "f.available_at > ?1"                     // for its next try
+	sqliteSuspect = "(f.available_at > ?1 OR f.crashes > 0)"  // or was in hand at a crash
+	sqliteBeyond  = "(f.available_at > ?1 OR f.crashes > ?4)" // or had too many
+)
+
+// due is the condition of a row that may be handed out at the time ?1: none of it, or of its
+// order key, is beside with the condition for which it, or its key, waits.
+func (s *sqliteTable) due(waits, keyWaits string) string {
 	text := fmt.Sprintf(`%s
 		AND (%s) NOT IN (SELECT %s FROM %s b, json_each(b.keys) k WHERE b.until > ?1)
-		AND NOT EXISTS (SELECT 1 FROM %s f WHERE %s AND f.available_at > ?1)`,
-		s.pending, s.texts(), s.parts("k.value"), s.batches(), identifier(s.state), s.noted())
+		AND NOT EXISTS (SELECT 1 FROM %s f WHERE %s AND %s)`,
+		s.pending, s.texts(), s.parts("k.value"), s.batches(), identifier(s.state), s.noted(), waits)
 	if s.orderKey != "" {
 		text += fmt.Sprintf(`
-		AND %s NOT IN (SELECT order_key FROM %s WHERE order_key <> '' AND available_at > ?1)`, s.orderText(), identifier(s.state))
+		AND %s NOT IN (SELECT f.order_key FROM %s f WHERE f.order_key <> '' AND %s)`, s.orderText(), identifier(s.state), keyWaits)
 	}
 	return text
 }
@@ -132,31 +140,47 @@ func (s *sqliteTable) orderText() string {
 	return "COALESCE(CAST((" + s.orderKey + ") AS TEXT), '')"
 }
 
-func (s *sqliteTable) fetchText() string {
-	others := ""
+func (s *sqliteTable) fetchText() string { return s.fetching(false) }
+
+// fetching reads rows that were in hand at no crash; or those that had at least ?3 and at
+// most ?4.
+func (s *sqliteTable) fetching(suspects bool) string {
+	others, owner := "", "?3"
+	due := s.due(sqliteSuspect, sqliteSuspect)
+	if suspects {
+		owner = "?5"
+		due = fmt.Sprintf("(%s) IN (SELECT %s FROM %s f WHERE f.crashes > 0 AND f.crashes BETWEEN ?3 AND ?4) AND %s",
+			s.keyRefs(), each(len(s.keys), "f.key#"), identifier(s.state), s.due(sqliteBeyond, sqliteBeyond))
+	}
 	switch {
 	case s.strict:
 		others = fmt.Sprintf(`
-		AND NOT EXISTS (SELECT 1 FROM %s WHERE owner <> ?3)`, s.batches())
+		AND NOT EXISTS (SELECT 1 FROM %s WHERE owner <> %s)`, s.batches(), owner)
 	case s.apart():
 		others = fmt.Sprintf(`
-		AND %[1]s NOT IN (SELECT k.value FROM %[2]s, json_each(order_keys) k WHERE owner <> ?3)
-		AND (%[1]s = '' OR (COALESCE(unicode(substr(%[1]s, -2, 1)), 0) + 3 * unicode(substr(%[1]s, -1))) %% ?4 = ?5)`, s.orderText(), s.batches())
+		AND %s NOT IN (SELECT k.value FROM %s, json_each(order_keys) k WHERE owner <> %s)`, s.orderText(), s.batches(), owner)
+		if !suspects { // which are few, and anybody's
+			others += fmt.Sprintf(`
+		AND (%[1]s = '' OR (COALESCE(unicode(substr(%[1]s, -2, 1)), 0) + 3 * unicode(substr(%[1]s, -1))) %% ?4 = ?5)`, s.orderText())
+		}
 	}
 	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s, %s
 	FROM %s AS t
 	WHERE %s%s
 	ORDER BY %s LIMIT ?2`,
-		identifier(s.state), s.noted(), s.orderText(), s.found(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), s.due(), others, s.orderBy())
+		identifier(s.state), s.noted(), s.orderText(), s.found(), s.texts(), strings.Join(s.columns, ", "), identifier(s.name), due, others, s.orderBy())
 }
 
 // fetchArgs are for one of n relays that share the order keys, which has a place from 0.
 func (s *sqliteTable) fetchArgs(c claim, n, place int) []any {
 	args := []any{s.now().UnixMicro(), c.limit}
+	if c.most > 0 {
+		args = append(args, c.fewest, c.most)
+	}
 	if s.strict || s.apart() {
 		args = append(args, c.owner)
 	}
-	if s.apart() {
+	if s.apart() && c.most == 0 {
 		args = append(args, n, place)
 	}
 	return args
@@ -205,14 +229,21 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 		if err != nil {
 			return err
 		}
+		var late bool
+		if err := conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT EXISTS (SELECT 1 FROM %s WHERE until <= ?1 AND owner <> ?2)`, s.batches()), s.now().UnixMicro(), c.owner).Scan(&late); err != nil {
+			return err
+		}
+		if late {
+			return errRunOut
+		}
 		n, place := 1, 0
-		if s.apart() {
+		if s.apart() && c.most == 0 {
 			if err := conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), count(*) FILTER (WHERE owner < ?1) FROM (SELECT owner FROM %s UNION SELECT ?1)`,
 				s.batches()), c.owner).Scan(&n, &place); err != nil {
 				return err
 			}
 		}
-		keys, orderKeys, err := s.readAll(ctx, conn, s.fetchArgs(c, n, place), read)
+		keys, orderKeys, err := s.readAll(ctx, conn, s.fetching(c.most > 0), s.fetchArgs(c, n, place), read)
 		if err != nil {
 			return err
 		}
@@ -227,8 +258,8 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 				return nil
 			}
 		}
-		err = conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, keys, order_keys) VALUES (?1, ?2, ?3, ?4) RETURNING id`, s.batches()),
-			c.owner, s.now().Add(lasts).UnixMicro(), listOf(keys), sqliteStrings(orderKeys)).Scan(&id)
+		err = conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, alone, keys, order_keys) VALUES (?1, ?2, ?3, ?4, ?5) RETURNING id`, s.batches()),
+			c.owner, s.now().Add(lasts).UnixMicro(), c.alone, listOf(keys), sqliteStrings(orderKeys)).Scan(&id)
 		if len(keys) == 0 {
 			id = 0
 		}
@@ -243,9 +274,58 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 	return id, err
 }
 
-// forgetting ends leases that are over or unknown to their owner.
+// bury reads the leases before it ends them, as a row of the table beside that is there
+// already is counted by its own.
+func (s *sqliteTable) bury(ctx context.Context, conn *sql.Conn, owner string, lease, contact time.Duration) (crashed int, err error) {
+	n, now := len(s.keys), s.now().UnixMicro()
+	err = writing(ctx, conn, func() error {
+		result, err := conn.ExecContext(ctx, fmt.Sprintf(`WITH dead AS (
+				SELECT b.alone AS courier_alone, %s FROM %s b, json_each(b.keys) k
+				WHERE b.until <= ?1 AND b.owner <> ?2 AND b.until >= ?1 + ?3 - ?4
+			)
+			INSERT INTO %s (%s, attempts, available_at, last_error, order_key, crashes)
+			SELECT %s, 0, 0, '', %s, iif(max(courier_alone), %d, 1) FROM dead CROSS JOIN %s AS t ON %s WHERE %s GROUP BY %s
+			ON CONFLICT (%s) DO UPDATE SET order_key = excluded.order_key,
+				crashes = iif(excluded.crashes > 1, max(crashes, %d), crashes) + 1`,
+			s.asKeys("k.value"), s.batches(), identifier(s.state), each(n, "key#"), s.keyRefs(), s.orderText(), aloneFrom+1,
+			identifier(s.name), s.joined("dead"), s.pending, s.keyRefs(), each(n, "key#"), aloneFrom),
+			now, owner, lease.Microseconds(), contact.Microseconds())
+		if err != nil {
+			return err
+		}
+		counted, err := result.RowsAffected()
+		crashed = int(counted)
+		if err == nil {
+			_, err = conn.ExecContext(ctx, fmt.Sprintf(`DELETE FROM %s WHERE until <= ?1 AND owner <> ?2`, s.batches()), now, owner)
+		}
+		return err
+	})
+	return crashed, err
+}
+
+// asKeys are the columns of the key in an element of a list, with names.
+func (s *sqliteTable) asKeys(value string) string {
+	if len(s.keys) == 1 {
+		return value + " AS courier_key1"
+	}
+	list := make([]string, len(s.keys))
+	for i := range list {
+		list[i] = fmt.Sprintf("%s ->> %d AS courier_key%d", value, i, i+1)
+	}
+	return strings.Join(list, ", ")
+}
+
+func (s *sqliteTable) suspects(ctx context.Context, conn *sql.Conn, below int) (fewest, most, more int, err error) {
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(s.crashes) FILTER (WHERE s.crashes < ?2), 0), COALESCE(max(s.crashes) FILTER (WHERE s.crashes < ?2), 0),
+			count(*) FILTER (WHERE s.crashes >= ?2)
+		FROM %s AS s CROSS JOIN %s AS t ON %s WHERE s.crashes > 0 AND %s`, identifier(s.state), identifier(s.name), s.perKey("t.@ = s.key#", " AND "), s.due(sqliteWaits, "(f.available_at > ?1 OR f.crashes >= ?2 AND s.crashes < ?2)")),
+		s.now().UnixMicro(), below).Scan(&fewest, &most, &more)
+	return fewest, most, more, err
+}
+
+// forgetting ends leases of an owner that are over or unknown to it.
 func (s *sqliteTable) forgetting(ctx context.Context, conn *sql.Conn, owner string, known []int64) (ended int64, err error) {
-	result, err := conn.ExecContext(ctx, fmt.Sprintf(`DELETE FROM %s WHERE until <= ?1 OR owner = ?2 AND id NOT IN (SELECT value FROM json_each(?3))`, s.batches()),
+	result, err := conn.ExecContext(ctx, fmt.Sprintf(`DELETE FROM %s WHERE owner = ?2 AND (until <= ?1 OR id NOT IN (SELECT value FROM json_each(?3)))`, s.batches()),
 		s.now().UnixMicro(), owner, listOfNumbers(known))
 	if err != nil {
 		return 0, err
@@ -258,10 +338,10 @@ func (s *sqliteTable) forget(ctx context.Context, conn *sql.Conn, owner string, 
 	return err
 }
 
-// readAll has the rows read that are due, and returns their keys, and which order keys no
+// readAll has the rows read that a fetch finds, and returns their keys, and which order keys no
 // other relay may have in hand meanwhile.
-func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, args []any, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, orderKeys []string, err error) {
-	rows, err := conn.QueryContext(ctx, s.fetchText(), args...)
+func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, text string, args []any, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, orderKeys []string, err error) {
+	rows, err := conn.QueryContext(ctx, text, args...)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -348,8 +428,12 @@ func (s *sqliteTable) settlePart(ctx context.Context, conn *sql.Conn, owner stri
 		if p.last && !doubt && touched == len(p.keys) {
 			end()
 		}
-	case how == toFail && err == nil:
+	case how == toFail:
 		err = s.note(ctx, conn, p)
+	case p.attempted && len(p.keys) > 0: // their crashes are over
+		beside := fmt.Sprintf("%s WHERE %s AND attempts", identifier(s.state), s.in(each(len(s.keys), "key#"), "?1"))
+		execute("DELETE FROM "+beside+" = 0", listOf(p.keys))
+		execute("UPDATE "+strings.Replace(beside, " WHERE ", " SET crashes = 0 WHERE ", 1)+" > 0", listOf(p.keys))
 	}
 	return touched, held, err
 }
@@ -375,7 +459,7 @@ func (s *sqliteTable) note(ctx context.Context, conn *sql.Conn, failed part) err
 		SELECT %s, 1, ?2 + courier_f.courier_delay, courier_f.courier_error, %s
 		FROM (SELECT %s, value ->> %d AS courier_delay, value ->> %d AS courier_error FROM json_each(?1)) AS courier_f JOIN %s AS t ON %s
 		WHERE %s
-		ON CONFLICT (%s) DO UPDATE SET attempts = attempts + 1, available_at = excluded.available_at, last_error = excluded.last_error, order_key = excluded.order_key`,
+		ON CONFLICT (%s) DO UPDATE SET attempts = attempts + 1, available_at = excluded.available_at, last_error = excluded.last_error, order_key = excluded.order_key, crashes = 0`,
 		identifier(s.state), each(n, "key#"), s.keyRefs(), s.orderText(), strings.Join(columns, ", "), n, n+1, identifier(s.name), s.joined("courier_f"),
 		s.pending, each(n, "key#")), string(encoded), s.now().UnixMicro())
 	return err
@@ -422,7 +506,7 @@ func (s *sqliteTable) lag(ctx context.Context, conn *sql.Conn) (due int, seconds
 	if age == "" {
 		age = "0"
 	}
-	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), COALESCE(max(%s), 0) + 0.0 FROM %s AS t WHERE %s`, age, identifier(s.name), s.due()), s.now().UnixMicro()).Scan(&due, &seconds)
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), COALESCE(max(%s), 0) + 0.0 FROM %s AS t WHERE %s`, age, identifier(s.name), s.due(sqliteWaits, sqliteWaits)), s.now().UnixMicro()).Scan(&due, &seconds)
 	return due, seconds, err
 }
 

@@ -149,7 +149,7 @@ func tableFixture(t *testing.T, dialect Dialect, stream bool, own ownTable) cour
 	}
 	clock := &ticking{fixed: fixed{start}}
 	config := own.config
-	config.Clock, config.Logger = clock, slog.New(slog.DiscardHandler)
+	config.Clock, config.Logger, config.MaxCrashes = clock, slog.New(slog.DiscardHandler), -1
 	open := func() courier.Source[happening] {
 		table := NewTable(db, dialect, config)
 		require.NoError(t, table.Migrate(t.Context()))
