@@ -84,7 +84,7 @@ func (s *TableSource[T]) findSuspects(ctx context.Context, store tableStore) (fe
 	limit := mostCrashes(t.config.MaxCrashes)
 	look := func() (more int, err error) {
 		err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-			fewest, most, more, err = store.suspects(ctx, conn, limit)
+			fewest, most, more, err = store.suspects(ctx, conn)
 			return err
 		})
 		return more, err

@@ -239,3 +239,29 @@ func TestSuspectsKeepTheOrderOfAKey(t *testing.T) {
 		}
 	}
 }
+
+// In strict order a relay that knows of no crash hands out nothing before the suspects that
+// another has counted.
+func TestStrictOrderAcrossACrash(t *testing.T) {
+	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		t.Run(of, func(t *testing.T) {
+			t.Parallel()
+			r := newRelayed(t, dialect, ownTables(dialect)["strict"], 12)
+			other := r.relaySource()
+			dead, _ := fetchNames(t, r.relaySource(), 5)
+			require.Len(t, dead, 5)
+			_, names := fetchNames(t, other, 5)
+			require.Empty(t, names)
+			r.advance(DefaultTableLease)
+			first, names := fetchNames(t, r.relaySource(), 5)
+			require.Equal(t, []string{"1"}, names)
+			_, names = fetchNames(t, other, 5)
+			require.Empty(t, names, "while one is in hand")
+			execute(t, r.db, `DELETE FROM `+r.state()+`_batches`)
+			execute(t, r.db, `UPDATE events SET sent_at = `+map[Dialect]string{SQLite: "1", Postgres: "now()"}[dialect]+` WHERE id = $1`, first[0].ID)
+			other.apart.known, other.apart.looked = false, time.Now() // it has just looked
+			_, names = fetchNames(t, other, 5)
+			require.Equal(t, []string{"2"}, names)
+		})
+	}
+}

@@ -342,7 +342,7 @@ func (t *Table[T]) described(ctx context.Context) (tableStore, error) {
 	c := t.config
 	text := tableText{
 		dialect: t.dialect, columns: c.Columns, keys: c.Key, pending: "(" + c.Pending + ")", mark: c.Mark, order: c.Order, orderKey: c.OrderKey, age: c.Age,
-		strict: c.Strict, name: t.path[len(t.path)-1], state: t.name,
+		strict: c.Strict, mostCrashes: mostCrashes(c.MaxCrashes), name: t.path[len(t.path)-1], state: t.name,
 	}
 	if len(t.path) > 1 {
 		text.schema = t.path[0]

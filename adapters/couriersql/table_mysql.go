@@ -439,7 +439,7 @@ func (m *mysqlTable) bury(context.Context, *sql.Conn, string, time.Duration, tim
 	return 0, nil
 }
 
-func (m *mysqlTable) suspects(context.Context, *sql.Conn, int) (fewest, most, more int, err error) {
+func (m *mysqlTable) suspects(context.Context, *sql.Conn) (fewest, most, more int, err error) {
 	return 0, 0, 0, nil
 }
 

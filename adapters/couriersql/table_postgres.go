@@ -194,6 +194,10 @@ func (p *postgresTable) fetching(suspects bool) string {
 		sign = "(SELECT n FROM relays) > 1"
 	}
 	due, alone, lasts := p.due(postgresSuspect, postgresSuspect), "false", "CASE count(*) WHEN 0 THEN $4::bigint ELSE $3::bigint END"
+	if p.strict && !suspects {
+		others += fmt.Sprintf(`
+		AND NOT EXISTS (SELECT %s AND s.crashes < %d)`, p.suspectsNow(), p.mostCrashes)
+	}
 	if suspects {
 		due, alone, lasts, sign = p.hasCrashed("f.crashes BETWEEN $4 AND $5")+" AND "+p.due(postgresBeyond, postgresBeyond), "$6::boolean", "$3::bigint", "false"
 	}
@@ -414,10 +418,15 @@ SELECT count(*) FROM counted`, p.batches(), ranOut("$1"),
 	return crashed, err
 }
 
-func (p *postgresTable) suspects(ctx context.Context, conn *sql.Conn, below int) (fewest, most, more int, err error) {
-	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(s.crashes) FILTER (WHERE s.crashes < $1), 0), COALESCE(max(s.crashes) FILTER (WHERE s.crashes < $1), 0),
-			count(*) FILTER (WHERE s.crashes >= $1)
-		FROM %s AS s JOIN %s AS t ON %s WHERE s.crashes > 0 AND %s`, p.stateTable(), p.source, p.perKey("s.key# = t.@", " AND "), p.due(postgresWaits, "(f.available_at > statement_timestamp() OR f.crashes >= $1 AND s.crashes < $1)")), below).Scan(&fewest, &most, &more)
+// suspectsNow selects from rows that were in hand at crashes and are due.
+func (p *postgresTable) suspectsNow() string {
+	return fmt.Sprintf("FROM %s AS s JOIN %s AS t ON %s WHERE s.crashes > 0 AND %s", p.stateTable(), p.source, p.perKey("s.key# = t.@", " AND "),
+		p.due(postgresWaits, fmt.Sprintf("(%s OR f.crashes >= %d AND s.crashes < %[2]d)", postgresWaits, p.mostCrashes)))
+}
+
+func (p *postgresTable) suspects(ctx context.Context, conn *sql.Conn) (fewest, most, more int, err error) {
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(s.crashes) FILTER (WHERE s.crashes < %d), 0), COALESCE(max(s.crashes) FILTER (WHERE s.crashes < %[1]d), 0),
+		count(*) FILTER (WHERE s.crashes >= %[1]d) %s`, p.mostCrashes, p.suspectsNow())).Scan(&fewest, &most, &more)
 	return fewest, most, more, err
 }
 

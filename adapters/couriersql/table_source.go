@@ -87,9 +87,9 @@ type tableStore interface {
 	// bury ends the leases of others that have run out. In rows of them that are pending it
 	// counts a crash, if the lease began in the last contact, and returns how many these are.
 	bury(ctx context.Context, conn *sql.Conn, owner string, lease, contact time.Duration) (int, error)
-	// suspects returns the fewest and the most crashes, below a number, of rows that are due
-	// and have any, 0 if none has, and how many have more.
-	suspects(ctx context.Context, conn *sql.Conn, below int) (fewest, most, more int, err error)
+	// suspects returns the fewest and the most crashes of rows that are due and have any, but
+	// not too many, 0 if there is none, and how many have too many.
+	suspects(ctx context.Context, conn *sql.Conn) (fewest, most, more int, err error)
 	// forget ends the leases of an owner but those that it knows.
 	forget(ctx context.Context, conn *sql.Conn, owner string, known []int64) error
 	// note notes failures of rows that are in nobody's hand.

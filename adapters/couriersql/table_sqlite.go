@@ -164,6 +164,10 @@ func (s *sqliteTable) fetching(suspects bool) string {
 		AND (%[1]s = '' OR (COALESCE(unicode(substr(%[1]s, -2, 1)), 0) + 3 * unicode(substr(%[1]s, -1))) %% ?4 = ?5)`, s.orderText())
 		}
 	}
+	if s.strict && !suspects {
+		others += fmt.Sprintf(`
+		AND NOT EXISTS (SELECT 1 %s AND s.crashes < %d)`, s.suspectsNow(), s.mostCrashes)
+	}
 	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s, %s
 	FROM %s AS t
 	WHERE %s%s
@@ -315,11 +319,15 @@ func (s *sqliteTable) asKeys(value string) string {
 	return strings.Join(list, ", ")
 }
 
-func (s *sqliteTable) suspects(ctx context.Context, conn *sql.Conn, below int) (fewest, most, more int, err error) {
-	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(s.crashes) FILTER (WHERE s.crashes < ?2), 0), COALESCE(max(s.crashes) FILTER (WHERE s.crashes < ?2), 0),
-			count(*) FILTER (WHERE s.crashes >= ?2)
-		FROM %s AS s CROSS JOIN %s AS t ON %s WHERE s.crashes > 0 AND %s`, identifier(s.state), identifier(s.name), s.perKey("t.@ = s.key#", " AND "), s.due(sqliteWaits, "(f.available_at > ?1 OR f.crashes >= ?2 AND s.crashes < ?2)")),
-		s.now().UnixMicro(), below).Scan(&fewest, &most, &more)
+// suspectsNow selects from rows that were in hand at crashes and are due.
+func (s *sqliteTable) suspectsNow() string {
+	return fmt.Sprintf("FROM %s AS s CROSS JOIN %s AS t ON %s WHERE s.crashes > 0 AND %s", identifier(s.state), identifier(s.name), s.perKey("t.@ = s.key#", " AND "),
+		s.due(sqliteWaits, fmt.Sprintf("(%s OR f.crashes >= %d AND s.crashes < %[2]d)", sqliteWaits, s.mostCrashes)))
+}
+
+func (s *sqliteTable) suspects(ctx context.Context, conn *sql.Conn) (fewest, most, more int, err error) {
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(s.crashes) FILTER (WHERE s.crashes < %d), 0), COALESCE(max(s.crashes) FILTER (WHERE s.crashes < %[1]d), 0),
+		count(*) FILTER (WHERE s.crashes >= %[1]d) %s`, s.mostCrashes, s.suspectsNow()), s.now().UnixMicro()).Scan(&fewest, &most, &more)
 	return fewest, most, more, err
 }
 

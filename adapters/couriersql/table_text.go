@@ -21,6 +21,7 @@ type tableText struct {
 	orderKey            string
 	age                 string
 	strict              bool
+	mostCrashes         int // of rows that are handed out, less one
 }
 
 // fitKey reports a key by which a row cannot be told from the others.

@@ -42,6 +42,9 @@ func TestMain(m *testing.M) {
 	if text := os.Getenv(tableVariable); text != "" {
 		tableMain(text)
 	}
+	if text := os.Getenv(poisonVariable); text != "" {
+		poisonMain(text)
+	}
 	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) { pgtest.Exit(mytest.Stopped(code)) }))
 }
 

@@ -61,6 +61,9 @@ const big = "big"
 // leaseTime is short, as what a killed relay leased waits for so long.
 const leaseTime = 3 * time.Second
 
+// manyCrashes is more than there are: where relays are killed at random, no row is to blame.
+const manyCrashes = 1000
+
 // slack is a time that a healthy call has to keep to.
 func (c relayConfig) slack(d time.Duration) time.Duration { return time.Duration(max(1, c.Slack)) * d }
 
@@ -76,7 +79,7 @@ func (c relayConfig) outbox(db *sql.DB, more ...couriersql.Option) *couriersql.O
 	}
 	switch c.Hold {
 	case "lease":
-		opts = append(opts, couriersql.WithLease(c.slack(leaseTime)))
+		opts = append(opts, couriersql.WithLease(c.slack(leaseTime)), couriersql.WithMaxCrashes(manyCrashes))
 	case "strict":
 		opts = append(opts, couriersql.WithStrictOrder())
 	}
