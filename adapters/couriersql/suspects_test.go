@@ -2,6 +2,7 @@ package couriersql
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -327,4 +328,30 @@ func TestLocksLeaveNoTraceOfACrash(t *testing.T) {
 			require.Zero(t, crashesOf(t, o))
 		})
 	}
+}
+
+// A relay that is killed with a thousand healthy rows in hand: they are delivered in some
+// tens of fetches, which take no interval.
+func TestAKilledRelayCostsNoInterval(t *testing.T) {
+	eachLease(t, func(t *testing.T, newOutbox maker) {
+		o := newOutbox(t, WithClock(nil))
+		write(t, o, messages(1000)...)
+		require.Len(t, take(t, relaySource(o), 1000), 1000)
+		execute(t, o.db, `UPDATE courier_outbox SET available_at = $1`, o.grammar.time(time.Now().UnixMicro()))
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		left, fetches := 1000, 0
+		began := time.Now()
+		err := courier.NewPollingCoordinator(o.Source(), courier.ProcessFunc(func(context.Context, Row) error {
+			if left--; left == 0 {
+				stop()
+			}
+			return nil
+		}), courier.WithBatchSize(1000), courier.WithInterval(time.Hour), courier.WithLogger(slog.New(slog.DiscardHandler)),
+			courier.WithObserver(courier.Observer{Fetched: func(context.Context, courier.FetchEvent) { fetches++ }})).Start(ctx)
+		require.NoError(t, err)
+		require.Zero(t, left)
+		require.LessOrEqual(t, fetches, 13)
+		t.Logf("%d rows in %d fetches and %v", 1000, fetches, time.Since(began))
+	})
 }
