@@ -57,7 +57,6 @@ func TestConformance_DLQOfRecords(t *testing.T) {
 		"sqlite":             {SQLite, false, orderID},
 		"sqlite unnamed":     {SQLite, false, nil},
 		"mysql":              {MySQL, false, orderID},
-		"mysql unnamed":      {MySQL, false, nil},
 		"postgres":           {Postgres, false, orderID},
 		"postgres unnamed":   {Postgres, false, nil},
 		"postgres qualified": {Postgres, true, orderID},

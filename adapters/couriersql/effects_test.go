@@ -66,8 +66,7 @@ type effectOf func(ctx context.Context, write writer, fresh []payment) error
 var effectKinds = map[string]effectKind{
 	"sqlite":         {SQLite, eachBySQL},
 	"sqlite batch":   {SQLite, batchBySQL},
-	"mysql":          {MySQL, eachBySQL},
-	"mysql batch":    {MySQL, batchBySQL},
+	"mysql":          {MySQL, eachBySQL}, // what is one statement for a batch is the same code
 	"postgres":       {Postgres, eachBySQL},
 	"postgres batch": {Postgres, batchBySQL},
 	"pgx": {Postgres, func(i *Inbox, effect effectOf) courier.BatchApplier[payment] {

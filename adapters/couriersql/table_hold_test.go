@@ -37,7 +37,7 @@ func eachTable(t *testing.T, n int, test func(t *testing.T, r *relayed)) {
 
 func eachTableOf(t *testing.T, databases map[Dialect]string, n int, test func(t *testing.T, r *relayed)) {
 	for dialect, of := range databases {
-		for name, own := range ownTables(dialect) {
+		for name, own := range tested(dialect) {
 			t.Run(of+" "+name, func(t *testing.T) {
 				t.Parallel()
 				test(t, newRelayed(t, dialect, own, n))

@@ -59,8 +59,7 @@ type Server struct {
 
 // Start returns the server that [DSNVariable] names, or starts a private one from the
 // installed binaries, in a temporary folder, reachable by a Unix socket alone. It does not
-// flush to the disk: what was committed survives its Crash, but not one of the machine. It
-// is gone after Stop, and when the process dies.
+// flush to the disk. It is gone after Stop, and when the process dies.
 func Start() (*Server, error) {
 	if dsn := os.Getenv(DSNVariable); dsn != "" {
 		return &Server{DSN: dsn, Note: "using the server that " + DSNVariable + " names"}, nil
@@ -110,10 +109,6 @@ func find(program string) string {
 	return ""
 }
 
-// Private reports whether the server was started by Start, so that Crash and
-// Restart may be called.
-func (s *Server) Private() bool { return s.private != nil }
-
 // Stop ends a private server and removes its folder.
 func (s *Server) Stop() error {
 	if s.private == nil {
@@ -121,12 +116,6 @@ func (s *Server) Stop() error {
 	}
 	return s.private.Remove()
 }
-
-// Crash kills a private server, and with it all connections.
-func (s *Server) Crash() error { return s.private.Stop("KILL") }
-
-// Restart starts a private server that crashed, and returns once it takes connections.
-func (s *Server) Restart() error { return s.private.Start() }
 
 // NewDatabase creates an empty database and returns its DSN, and the function that drops it.
 func (s *Server) NewDatabase(ctx context.Context) (dsn string, drop func() error, err error) {

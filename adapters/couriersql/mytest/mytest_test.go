@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-sql-driver/mysql"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 )
@@ -32,12 +31,11 @@ func orphan() {
 	select {}
 }
 
-func open(t *testing.T, config *mysql.Config) *sql.DB {
+func open(t *testing.T, dsn string) *sql.DB {
 	t.Helper()
-	connector, err := mysql.NewConnector(config)
+	db, err := sql.Open("mysql", dsn)
 	require.NoError(t, err)
-	db := sql.OpenDB(connector)
-	t.Cleanup(func() { _ = db.Close() }) // one of its connections may have been cut
+	t.Cleanup(func() { require.NoError(t, db.Close()) })
 	return db
 }
 
@@ -48,40 +46,13 @@ func number(t *testing.T, db *sql.DB, query string) (n int) {
 }
 
 func TestDatabasesAreApart(t *testing.T) {
-	config := func() *mysql.Config {
-		config, err := mysql.ParseDSN(Database(t))
-		require.NoError(t, err)
-		return config
-	}
-	first, second := open(t, config()), open(t, config())
+	first, second := open(t, Database(t)), open(t, Database(t))
 	_, err := first.ExecContext(t.Context(), `CREATE TABLE a AS SELECT 1 AS one`)
 	require.NoError(t, err)
 	const tables = `SELECT count(*) FROM information_schema.tables WHERE table_schema = DATABASE()`
 	require.Equal(t, 1, number(t, first, tables))
 	require.Equal(t, 0, number(t, second, tables))
-}
-
-func TestCrashAndRestart(t *testing.T) {
-	t.Setenv(DSNVariable, "")
-	s, err := Start()
-	require.NoError(t, err)
-	defer func() { require.NoError(t, s.Stop()) }()
-	require.True(t, s.Private())
-	dsn, _, err := s.NewDatabase(t.Context())
-	require.NoError(t, err)
-	config, err := mysql.ParseDSN(dsn)
-	require.NoError(t, err)
-	config.Logger = &mysql.NopLogger{}
-	db := open(t, config)
-	for _, text := range []string{`CREATE TABLE a (n integer PRIMARY KEY)`, `INSERT INTO a VALUES (7)`, `SET GLOBAL innodb_flush_log_at_trx_commit = 1`, `INSERT INTO a VALUES (8)`} {
-		_, err := db.ExecContext(t.Context(), text)
-		require.NoError(t, err)
-	}
-	require.NoError(t, s.Crash())
-	require.Error(t, db.PingContext(t.Context()))
-	require.NoError(t, s.Restart())
-	require.Equal(t, 15, number(t, db, `SELECT sum(n) FROM a`))
-	require.ErrorContains(t, s.execute(t.Context(), `SELECT nothing`), "nothing")
+	require.ErrorContains(t, Shared(t).execute(t.Context(), `SELECT nothing`), "nothing")
 }
 
 // A test binary that is killed leaves no server behind.
@@ -108,7 +79,6 @@ func TestTheServerThatIsNamed(t *testing.T) {
 	t.Setenv(DSNVariable, "someone@tcp(somewhere)/")
 	s, err := Start()
 	require.NoError(t, err)
-	require.False(t, s.Private())
 	require.Equal(t, "someone@tcp(somewhere)/", s.DSN)
 	require.NoError(t, s.Stop())
 }
