@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/stretchr/testify/require"
 )
@@ -21,10 +22,13 @@ import (
 // of 256 bytes and in batches of 1000, beside those of the outbox. Rows are deleted.
 func BenchmarkTable(b *testing.B) {
 	const batch = 1000
-	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres} {
+	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres, "mysql": MySQL} {
 		open := func(b *testing.B) *sql.DB {
-			if dialect == Postgres {
+			switch dialect {
+			case Postgres:
 				return openPostgres(b, pgtest.Schema(b))
+			case MySQL:
+				return openMySQL(b, mytest.Database(b), nil)
 			}
 			return openDSN(b, SQLiteDSN(filepath.Join(b.TempDir(), "bench.db")))
 		}
@@ -33,7 +37,7 @@ func BenchmarkTable(b *testing.B) {
 			fillEvents(b, db, dialect, b.N)
 			table := NewTable(db, dialect, TableConfig[happening]{
 				Table: "events", Key: []string{"id"}, KeyOf: func(e happening) []any { return []any{e.ID} },
-				Columns: []string{"id", "topic", "key", "payload", "headers", "trace", "created_at"},
+				Columns: []string{"id", "topic", dialect.identifier("key"), "payload", "headers", "trace", "created_at"},
 				Scan: func(scan func(...any) error) (e happening, err error) {
 					var key, headers, trace string
 					var payload []byte
@@ -45,6 +49,9 @@ func BenchmarkTable(b *testing.B) {
 			require.NoError(b, table.Migrate(b.Context()))
 			relayAll(b, table.Source(), batch)
 		})
+		if dialect == MySQL {
+			continue // in which there is no outbox
+		}
 		for kind, opts := range map[string][]Option{"outbox leased": {WithLease(time.Minute)}, "outbox": nil} {
 			b.Run(name+"/"+kind, func(b *testing.B) {
 				db := open(b)
@@ -116,8 +123,22 @@ func fillEvents(b *testing.B, db *sql.DB, dialect Dialect, n int) {
 		text = `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
 			INSERT INTO events (topic, key, payload, headers, trace, created_at) SELECT 'orders', 'key', zeroblob(256), '', '', unixepoch() FROM n`
 	}
+	if dialect == MySQL {
+		created = "CREATE TABLE events (id BIGINT AUTO_INCREMENT PRIMARY KEY, topic TEXT, `key` TEXT, payload BLOB, headers TEXT, trace TEXT, created_at DATETIME)"
+		text = "INSERT INTO events (topic, `key`, payload, headers, trace, created_at) SELECT 'orders', 'key', repeat(char(0), 256), '', '', now() FROM (SELECT 1 UNION ALL SELECT id FROM events) AS n LIMIT ?"
+	}
 	_, err := db.ExecContext(b.Context(), created)
 	require.NoError(b, err)
+	if dialect == MySQL { // twice as many each time
+		for left := n; left > 0; {
+			result, err := db.ExecContext(b.Context(), text, left)
+			require.NoError(b, err)
+			more, err := result.RowsAffected()
+			require.NoError(b, err)
+			left -= int(more)
+		}
+		return
+	}
 	_, err = db.ExecContext(b.Context(), text, n)
 	require.NoError(b, err)
 }

@@ -559,6 +559,7 @@ func TestATablesKeyTypes(t *testing.T) {
 			"varchar(40)": {"", `a "b", {c}\d`, "NULL", "é € 😀", "x'; DROP TABLE events; -- ", "a\x00b"},
 			"varchar(40) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin": {"a", "A", "ä"},
 			"varchar(20) CHARACTER SET latin1":                      {"é", "b c"},
+			"varchar(3000) CHARACTER SET ascii":                     {strings.Repeat("x", 3000), "x"},
 			"char(36) CHARACTER SET ascii":                          {"6f1c2a9e-0000-4000-8000-000000000001", "6f1c2a9e-0000-4000-8000-000000000002"},
 			"binary(4)":                                             {"\x00\xff\x27\x5c", "abcd"},
 			"varbinary(10)":                                         {"", "\xff", "\xff\x00"},

@@ -218,7 +218,11 @@ func (m *mysqlTable) list(keys [][]string, more func(i int) []string) (string, e
 func (m *mysqlTable) listed(list, k string, more ...string) string {
 	columns := make([]string, len(m.types), len(m.types)+len(more))
 	for i, t := range m.types {
-		columns[i] = fmt.Sprintf("courier_v%d VARCHAR(%d) PATH '$[%d]'", i+1, t.length, i)
+		kind := fmt.Sprintf("VARCHAR(%d)", t.length)
+		if t.length > 1000 { // of which a row may not have many
+			kind = "TEXT"
+		}
+		columns[i] = fmt.Sprintf("courier_v%d %s PATH '$[%d]'", i+1, kind, i)
 	}
 	for i, column := range more {
 		columns = append(columns, fmt.Sprintf("%s PATH '$[%d]'", column, len(m.types)+i))

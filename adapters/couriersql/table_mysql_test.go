@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,6 +20,10 @@ import (
 
 // What a DSN or a server sets for the session changes nothing.
 func TestAMySQLTableWhateverTheSessionsSettings(t *testing.T) {
+	isolation := "transaction_isolation"
+	if strings.Contains(namesIn(t, databaseOf(t, MySQL), "SELECT VERSION()")[0], "MariaDB") {
+		isolation = "tx_isolation"
+	}
 	for name, settings := range map[string]struct {
 		params map[string]string
 		config func(*mysql.Config)
@@ -30,7 +35,7 @@ func TestAMySQLTableWhateverTheSessionsSettings(t *testing.T) {
 		"interpolated":         {nil, func(c *mysql.Config) { c.InterpolateParams = true }},
 		"times":                {map[string]string{"time_zone": "'-11:00'"}, func(c *mysql.Config) { c.ParseTime, c.Loc = true, time.FixedZone("", 7200) }},
 		"latin1":               {nil, func(c *mysql.Config) { c.Collation = "latin1_swedish_ci" }},
-		"serializable":         {map[string]string{"tx_isolation": "'SERIALIZABLE'"}, func(*mysql.Config) {}},
+		"serializable":         {map[string]string{isolation: "'SERIALIZABLE'"}, func(*mysql.Config) {}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -263,6 +268,17 @@ func TestAMySQLTablesConnectionIsAsItWas(t *testing.T) {
 	before := namesIn(t, r.db, settings)
 	rows, _ := fetchNames(t, s, 10)
 	require.NoError(t, s.Mark(t.Context(), rows))
+	require.Equal(t, before, namesIn(t, r.db, settings))
+	conn, err := r.db.Conn(t.Context())
+	require.NoError(t, err)
+	_, err = mysqlIsolated(t.Context(), conn, func(tx *sql.Tx) (bool, error) {
+		var silence int
+		err := tx.QueryRowContext(t.Context(), `SELECT @@SESSION.wait_timeout`).Scan(&silence)
+		require.Equal(t, 30, silence, "for how long others would wait for a relay that is gone without a sign")
+		return true, err
+	})
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
 	require.Equal(t, before, namesIn(t, r.db, settings))
 	require.Zero(t, count(t, r.db, `SELECT count(*) FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = CONNECTION_ID()`))
 }
