@@ -393,3 +393,26 @@ func TestWhatThereIsNotInMySQL(t *testing.T) {
 	require.ErrorContains(t, New(db, MySQL).Migrate(t.Context()), "describe it by NewTable")
 	require.Zero(t, SchemaVersion(MySQL))
 }
+
+// A fetch waits for the turn no longer than it may, and does not take it after that.
+func TestAMySQLTablesTurnThatSomebodyHolds(t *testing.T) {
+	r := newRelayed(t, MySQL, ownTables(MySQL)["updates"], 2)
+	table := r.table()
+	s := table.Source()
+	first, names := fetchNames(t, s, 1)
+	require.Equal(t, []string{"1"}, names)
+	tx, err := r.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	_, err = tx.ExecContext(t.Context(), `SELECT 1 FROM events_courier_batches WHERE id = 1 FOR UPDATE`)
+	require.NoError(t, err)
+	table.timeout = 200 * time.Millisecond
+	_, err = s.Fetch(t.Context(), 10)
+	require.ErrorIs(t, err, ErrQueryTimeout)
+	table.timeout = time.Minute
+	require.NoError(t, s.Renew(t.Context(), first), "what is in hand needs no turn")
+	require.NoError(t, s.Mark(t.Context(), first))
+	require.NoError(t, tx.Rollback())
+	_, names = fetchNames(t, s, 10)
+	require.Equal(t, []string{"2"}, names)
+	require.Equal(t, 1, r.count("events_courier_batches"))
+}
