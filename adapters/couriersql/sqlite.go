@@ -41,7 +41,7 @@ const (
 		AND ` + sqliteLetterID + ` IN (SELECT value FROM json_each(?1))`
 	// A claim of another relay that has run out, and was made or renewed since this one has
 	// contact.
-	sqliteCrashed = `(owner NOT IN ('', ?2) AND available_at >= ?6 + ?3 - ?7)`
+	sqliteCrashed = `(owner <> '' AND owner <> ?2 AND available_at >= ?6 + ?3 - ?7)`
 	sqliteFail    = `UPDATE {outbox} SET attempts = attempts + 1, last_error = f.value ->> 4, owner = '', crashes = 0, available_at = (f.value ->> 3)`
 	sqliteFree    = `UPDATE {outbox} SET available_at = 0, owner = '', crashes = 0`
 	sqlitePrune   = `DELETE FROM {outbox} WHERE seq IN

@@ -212,6 +212,14 @@ func TestSuspectsAreAlone(t *testing.T) {
 		write(t, o, named("y0")...)
 		l.apart.waits = time.Now().Add(-apartFor)
 		require.Equal(t, []string{"y0"}, idsOf(try()))
+
+		// One that is handed out beside others is not alone.
+		require.Empty(t, try())
+		l.apart.waits = time.Now().Add(-apartFor)
+		rows, err := l.fetch(t.Context(), 10, 0)
+		require.NoError(t, err)
+		require.Equal(t, []string{"004"}, idsOf(rows))
+		require.Equal(t, 1, crashesOf(t, o))
 	})
 }
 
@@ -264,7 +272,10 @@ func TestAnOutageIsNoCrash(t *testing.T) {
 			require.Error(t, err)
 			execute(t, o.db, `ALTER TABLE away RENAME TO courier_outbox`)
 		}
+		take(t, s, 10)
 		away()
+		require.Empty(t, take(t, other, 10), "it reaches the database again, before the leases are over")
+		expire(t, o)
 		require.Len(t, take(t, other, 10), 10, "the other relay did not reach the database either")
 		require.Zero(t, crashesOf(t, o))
 
