@@ -100,7 +100,7 @@ type TableConfig[T any] struct {
 
 	// MaxCrashes is at how many crashes of a relay with a record alone in hand the record is
 	// not handed out any more, as [WithMaxCrashes] sets it for an outbox. 0 is
-	// [DefaultMaxCrashes]; with a negative number crashes are not counted.
+	// [DefaultMaxCrashes]; with a negative number, and in MySQL, crashes are not counted.
 	MaxCrashes int
 
 	// DLQ is where a record goes that had MaxCrashes, with [courier.ReasonCrashed], before
