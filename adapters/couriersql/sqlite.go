@@ -210,8 +210,8 @@ func sqliteGrammar() grammar {
 			return strings.Contains(err.Error(), "ON CONFLICT clause does not match")
 		},
 
-		strings:    sqliteStrings,
-		letters:    func(ids []string) []any { return []any{sqliteStrings(ids)} },
+		strings:    jsonStrings,
+		letters:    func(ids []string) []any { return []any{jsonStrings(ids)} },
 		known:      sqliteKnownRows,
 		attempted:  sqliteAttempted,
 		claims:     sqliteClaims,
@@ -269,7 +269,7 @@ func sqliteShapes() []shape {
 
 // A list is one JSON argument, so that a statement is the same for a list of
 // any length and is not held to SQLite's limit of 32,766 arguments.
-func sqliteStrings(list []string) any {
+func jsonStrings(list []string) any {
 	text, _ := json.Marshal(list) // never fails for strings
 	return string(text)
 }
@@ -279,7 +279,7 @@ func sqliteKnownRows(rows []Row) []any {
 	for i, row := range rows {
 		list[i] = strconv.FormatInt(row.Seq, 10) + "." + row.ID
 	}
-	return []any{sqliteStrings(list)}
+	return []any{jsonStrings(list)}
 }
 
 func sqliteAttempted(rows []Row) []any {
@@ -287,7 +287,7 @@ func sqliteAttempted(rows []Row) []any {
 	for i, row := range rows {
 		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10) + "." + strconv.FormatInt(row.attempts(), 10) + "." + row.ID
 	}
-	return []any{sqliteStrings(list)}
+	return []any{jsonStrings(list)}
 }
 
 func sqliteClaims(rows []Row) []any {
@@ -295,7 +295,7 @@ func sqliteClaims(rows []Row) []any {
 	for i, row := range rows {
 		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10) + "." + row.ID
 	}
-	return []any{sqliteStrings(list)}
+	return []any{jsonStrings(list)}
 }
 
 func sqliteFailures(list []failure) []any {

@@ -392,7 +392,7 @@ func (m *mysqlTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read fu
 			return false, err
 		}
 		result, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, key_list, order_keys) VALUES (%s, %s + %d, %s, '%s')`,
-			m.batches(), ownerText(c.owner), mysqlNow, lasts.Microseconds(), list, sqliteStrings(orderKeys)))
+			m.batches(), ownerText(c.owner), mysqlNow, lasts.Microseconds(), list, jsonStrings(orderKeys)))
 		if err == nil && len(keys) > 0 {
 			id, err = result.LastInsertId()
 		}

@@ -37,7 +37,7 @@ func newSQLiteTable(ctx context.Context, conn *sql.Conn, text tableText, now fun
 			AND NOT EXISTS (SELECT 1 FROM pragma_table_xinfo(?1) WHERE pk > 0 AND name NOT IN (SELECT value FROM json_each(?2)))
 		OR EXISTS (SELECT 1 FROM pragma_index_list(?1) AS l WHERE l."unique" AND NOT l.partial
 			AND NOT EXISTS (SELECT 1 FROM pragma_index_info(l.name) AS i WHERE i.name IS NULL OR i.name NOT IN (SELECT value FROM json_each(?2))))`,
-		s.name, sqliteStrings(s.keys)).Scan(&unique); err != nil {
+		s.name, jsonStrings(s.keys)).Scan(&unique); err != nil {
 		return nil, err
 	}
 	if err := text.fitKey(kinds, nullable, unique); err != nil {
@@ -263,7 +263,7 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 			}
 		}
 		err = conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, alone, keys, order_keys) VALUES (?1, ?2, ?3, ?4, ?5) RETURNING id`, s.batches()),
-			c.owner, s.now().Add(lasts).UnixMicro(), c.alone, listOf(keys), sqliteStrings(orderKeys)).Scan(&id)
+			c.owner, s.now().Add(lasts).UnixMicro(), c.alone, listOf(keys), jsonStrings(orderKeys)).Scan(&id)
 		if len(keys) == 0 {
 			id = 0
 		}
