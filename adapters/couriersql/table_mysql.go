@@ -379,7 +379,11 @@ func (m *mysqlTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read fu
 				return true, err
 			}
 		}
-		keys, orderKeys, err := m.readAll(ctx, tx, m.fetching(strconv.Itoa(c.limit), ownerText(c.owner), strconv.Itoa(n), strconv.Itoa(place)), read)
+		rows, err := tx.QueryContext(ctx, m.fetching(strconv.Itoa(c.limit), ownerText(c.owner), strconv.Itoa(n), strconv.Itoa(place)))
+		if err != nil {
+			return false, err
+		}
+		keys, orderKeys, err := m.readAll(rows, read, nil, func([]string) error { return nil })
 		if err != nil || len(keys) == 0 && n == 1 {
 			return false, err
 		}
@@ -455,39 +459,6 @@ func (m *mysqlTable) forget(ctx context.Context, conn *sql.Conn, owner string, k
 		return true, m.forgetting(ctx, tx, owner, known)
 	})
 	return err
-}
-
-// readAll has the rows read that are due, and returns their keys, and which order keys no
-// other relay may have in hand meanwhile.
-func (m *mysqlTable) readAll(ctx context.Context, tx *sql.Tx, text string, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, orderKeys []string, err error) {
-	rows, err := tx.QueryContext(ctx, text)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() { _ = rows.Close() }() // what it has to say, Err said
-	orderKeys = []string{}              // no null in the list
-	row := handedOut{key: make([]string, len(m.keys))}
-	var orderKey string
-	own := []any{&row.attempts, &orderKey}
-	for i := range row.key {
-		own = append(own, &row.key[i])
-	}
-	n := len(own)
-	scan := func(dest ...any) error {
-		own = append(own[:n], dest...)
-		return rows.Scan(own...)
-	}
-	for rows.Next() {
-		if err := read(&row, scan); err != nil {
-			return nil, nil, err
-		}
-		keys = append(keys, slices.Clone(row.key))
-		if m.apart() && orderKey != "" {
-			orderKeys = append(orderKeys, orderKey)
-		}
-	}
-	slices.Sort(orderKeys)
-	return keys, slices.Compact(orderKeys), rows.Err()
 }
 
 func (m *mysqlTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error) {

@@ -247,7 +247,17 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 				return err
 			}
 		}
-		keys, orderKeys, err := s.readAll(ctx, conn, s.fetching(c.most > 0), s.fetchArgs(c, n, place), read)
+		rows, err := conn.QueryContext(ctx, s.fetching(c.most > 0), s.fetchArgs(c, n, place)...)
+		if err != nil {
+			return err
+		}
+		var found bool
+		keys, orderKeys, err := s.readAll(rows, read, []any{&found}, func(key []string) error {
+			if found && !slices.ContainsFunc(key, func(text string) bool { return !utf8.ValidString(text) }) {
+				return nil
+			}
+			return fmt.Errorf("the row with the key %q could not be marked, as its key is no number or UTF-8 text of the column's type (bytes, perhaps): write its key anew, or leave such rows out in TableConfig.Pending (typeof(id) = 'text')", nameOf(key))
+		})
 		if err != nil {
 			return err
 		}
@@ -344,43 +354,6 @@ func (s *sqliteTable) forgetting(ctx context.Context, conn *sql.Conn, owner stri
 func (s *sqliteTable) forget(ctx context.Context, conn *sql.Conn, owner string, known []int64) error {
 	_, err := s.forgetting(ctx, conn, owner, known)
 	return err
-}
-
-// readAll has the rows read that a fetch finds, and returns their keys, and which order keys no
-// other relay may have in hand meanwhile.
-func (s *sqliteTable) readAll(ctx context.Context, conn *sql.Conn, text string, args []any, read func(row *handedOut, scan func(dest ...any) error) error) (keys [][]string, orderKeys []string, err error) {
-	rows, err := conn.QueryContext(ctx, text, args...)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer func() { _ = rows.Close() }() // what it has to say, Err said
-	orderKeys = []string{}              // no null in the list
-	row := handedOut{key: make([]string, len(s.keys))}
-	var found bool
-	var orderKey string
-	own := []any{&row.attempts, &orderKey, &found}
-	for i := range row.key {
-		own = append(own, &row.key[i])
-	}
-	n := len(own)
-	scan := func(dest ...any) error {
-		own = append(own[:n], dest...)
-		return rows.Scan(own...)
-	}
-	for rows.Next() {
-		if err := read(&row, scan); err != nil {
-			return nil, nil, err
-		}
-		if !found || slices.ContainsFunc(row.key, func(text string) bool { return !utf8.ValidString(text) }) {
-			return nil, nil, fmt.Errorf("the row with the key %q could not be marked, as its key is no number or UTF-8 text of the column's type (bytes, perhaps): write its key anew, or leave such rows out in TableConfig.Pending (typeof(id) = 'text')", nameOf(row.key))
-		}
-		keys = append(keys, slices.Clone(row.key))
-		if s.apart() && orderKey != "" {
-			orderKeys = append(orderKeys, orderKey)
-		}
-	}
-	slices.Sort(orderKeys)
-	return keys, slices.Compact(orderKeys), rows.Err()
 }
 
 func (s *sqliteTable) settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error) {

@@ -93,6 +93,39 @@ func (t *tableText) orderBy() string {
 // apart is whether no two relays may have rows of one order key in hand.
 func (t *tableText) apart() bool { return t.orderKey != "" && !t.strict }
 
+// readAll has rows read that a fetch finds, and checked. Their first columns are the attempts,
+// the order key, more that are scanned, and the key. It returns their keys, and which order
+// keys no other relay may have in hand meanwhile.
+func (t *tableText) readAll(rows *sql.Rows, read func(row *handedOut, scan func(dest ...any) error) error, more []any, check func(key []string) error) (keys [][]string, orderKeys []string, err error) {
+	defer func() { _ = rows.Close() }() // what it has to say, Err said
+	orderKeys = []string{}              // no null in the list
+	row := handedOut{key: make([]string, len(t.keys))}
+	var orderKey string
+	own := append([]any{&row.attempts, &orderKey}, more...)
+	for i := range row.key {
+		own = append(own, &row.key[i])
+	}
+	n := len(own)
+	scan := func(dest ...any) error {
+		own = append(own[:n], dest...)
+		return rows.Scan(own...)
+	}
+	for rows.Next() {
+		if err := read(&row, scan); err != nil {
+			return nil, nil, err
+		}
+		if err := check(row.key); err != nil {
+			return nil, nil, err
+		}
+		keys = append(keys, slices.Clone(row.key))
+		if t.apart() && orderKey != "" {
+			orderKeys = append(orderKeys, orderKey)
+		}
+	}
+	slices.Sort(orderKeys)
+	return keys, slices.Compact(orderKeys), rows.Err()
+}
+
 // identifier is a name in a statement.
 func identifier(name string) string { return `"` + strings.ReplaceAll(name, `"`, `""`) + `"` }
 
