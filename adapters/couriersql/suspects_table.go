@@ -37,7 +37,7 @@ func (s *TableSource[T]) fetch(ctx context.Context, store tableStore, limit int)
 			if fewest < most {
 				last = mostCrashes(c.MaxCrashes) - 1
 			}
-			rows, _, err := s.others(ctx, store, claim{limit: size, fewest: fewest, most: last, alone: alone && size == 1})
+			rows, _, err := s.others(ctx, store, claim{limit: size, fewest: fewest, most: last, alone: alone && size == 1, behind: true})
 			return rows, err
 		},
 		others: func() ([]T, int, error) { return s.others(ctx, store, claim{limit: limit}) },

@@ -265,3 +265,28 @@ func TestStrictOrderAcrossACrash(t *testing.T) {
 		})
 	}
 }
+
+// A row of an order key that waits for its next try goes before those of the key that were in
+// hand at a crash.
+func TestSuspectsOfAnOrderKeyWaitForEarlierRows(t *testing.T) {
+	for dialect, of := range suspecting {
+		t.Run(of, func(t *testing.T) {
+			own := ownTables(dialect)["updates"]
+			own.config.OrderKey = "substr(name, 1, 1)"
+			r := newRelayed(t, dialect, own, 0)
+			r.add(t, r.db, 1, "a1", "a2", "b1", "a3")
+			dies := r.relaySource()
+			rows, _ := fetchNames(t, dies, 3)
+			require.NoError(t, dies.Fail(t.Context(), failing(errors.New("boom"), rows[0])))
+			r.advance(DefaultTableLease)
+			var order []string
+			s := r.relaySource()
+			for range 10 {
+				rows, names := fetchNames(t, s, 100)
+				order = append(order, names...)
+				require.NoError(t, s.Mark(t.Context(), rows))
+			}
+			require.Equal(t, []string{"a1", "a2", "b1", "a3"}, order)
+		})
+	}
+}

@@ -276,6 +276,38 @@ func TestATablesOrderKeysAreShared(t *testing.T) {
 	}
 }
 
+// A relay that fetches no more, such as one whose destination is down, keeps the order keys of
+// what it has in hand, and no others.
+func TestATablesOrderKeysOfARelayThatPauses(t *testing.T) {
+	for dialect, of := range databases {
+		t.Run(of, func(t *testing.T) {
+			own := ownTables(dialect)["updates"]
+			own.config.OrderKey, own.config.MaxCrashes = "name", -1
+			r := newRelayed(t, dialect, own, 0)
+			for first := range 3 {
+				r.add(t, r.db, 1+100*first, "a", "b", "c", "d", "e", "f", "g", "h")
+			}
+			s, other := r.table().Source(), r.table().Source()
+			keys := map[string]bool{}
+			var mine []happening
+			others := 0
+			for range 3 {
+				rows, names := fetchNames(t, s, 1)
+				for _, name := range names {
+					keys[name] = true
+				}
+				mine = append(mine, rows...)
+				_, names = fetchNames(t, other, 1)
+				others += len(names)
+			}
+			r.advance(5 * time.Second)
+			require.NoError(t, s.Renew(t.Context(), mine))
+			_, names := fetchNames(t, other, 100)
+			require.Equal(t, 24-3*len(keys), others+len(names), "all rows but those of %v", keys)
+		})
+	}
+}
+
 // Several relays deliver the rows of each order key in order and one at a time, whatever
 // fails.
 func TestSeveralRelaysKeepTheOrderOfAKey(t *testing.T) {

@@ -372,10 +372,11 @@ func (m *mysqlTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read fu
 		if err := m.forgetting(ctx, tx, c.owner, c.known); err != nil {
 			return true, err
 		}
-		n, place := 1, 0
+		n, place, others := 1, 0, false
 		if m.apart() {
-			if err := tx.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(sum(owner < %[1]s), 0) FROM (SELECT owner FROM %[2]s WHERE id > %[3]d UNION SELECT %[1]s) AS o`,
-				ownerText(c.owner), m.batches(), mysqlTurn)).Scan(&n, &place); err != nil {
+			if err := tx.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), coalesce(sum(owner < %[1]s), 0), EXISTS (SELECT 1 FROM %[2]s WHERE id > %[3]d AND owner <> %[1]s)
+				FROM (SELECT owner FROM %[2]s WHERE id > %[3]d AND key_list = '[]' UNION SELECT %[1]s) AS o`,
+				ownerText(c.owner), m.batches(), mysqlTurn)).Scan(&n, &place, &others); err != nil {
 				return true, err
 			}
 		}
@@ -384,21 +385,29 @@ func (m *mysqlTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read fu
 			return false, err
 		}
 		keys, orderKeys, err := m.readAll(rows, read, nil, func([]string) error { return nil })
-		if err != nil || len(keys) == 0 && n == 1 {
-			return false, err
-		}
-		lasts := c.lease
-		if len(keys) == 0 {
-			lasts = c.sign
-		}
-		list, err := m.list(keys, nil)
 		if err != nil {
 			return false, err
 		}
-		result, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, key_list, order_keys) VALUES (%s, %s + %d, %s, '%s')`,
-			m.batches(), ownerText(c.owner), mysqlNow, lasts.Microseconds(), list, jsonStrings(orderKeys)))
-		if err == nil && len(keys) > 0 {
-			id, err = result.LastInsertId()
+		lease := func(lasts time.Duration, keys [][]string, orderKeys []string) error {
+			list, err := m.list(keys, nil)
+			if err != nil {
+				return err
+			}
+			result, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, key_list, order_keys) VALUES (%s, %s + %d, %s, '%s')`,
+				m.batches(), ownerText(c.owner), mysqlNow, lasts.Microseconds(), list, jsonStrings(orderKeys)))
+			if err == nil {
+				id, err = result.LastInsertId()
+			}
+			return err
+		}
+		if others {
+			if err := lease(c.sign, nil, []string{}); err != nil {
+				return false, err
+			}
+			id = 0
+		}
+		if len(keys) > 0 {
+			err = lease(c.lease, keys, orderKeys)
 		}
 		return false, err
 	})

@@ -166,23 +166,24 @@ func (p *postgresTable) orderText() string {
 	return "COALESCE((" + p.orderKey + ")::text, '')"
 }
 
-func (p *postgresTable) fetchText() string { return p.fetching(false) }
+func (p *postgresTable) fetchText() string { return p.fetching(claim{}) }
 
 // fetching leases rows that were in hand at no crash; or those that had at least $4 and at
 // most $5, alone in hand if $6. It does not where leases of others have run out.
-func (p *postgresTable) fetching(suspects bool) string {
+func (p *postgresTable) fetching(c claim) string {
+	suspects := c.most > 0
 	inner := []string{p.perKey("t.@ AS courier_key#", ", ")}
 	for i, text := range p.columns {
 		inner = append(inner, fmt.Sprintf("%s AS courier_column%d", text, i+1))
 	}
-	relays, others, orderKeys, sign := "", "", "'{}'::text[]", "false"
+	relays, others, orderKeys, sign := "", "", "'{}'::text[]", ""
 	switch {
 	case p.strict:
 		others = fmt.Sprintf(`
 		AND NOT EXISTS (SELECT FROM %s WHERE owner <> $2)`, p.batches())
 	case p.apart():
 		relays = fmt.Sprintf(`relays AS MATERIALIZED (
-	SELECT count(*) AS n, count(*) FILTER (WHERE owner COLLATE "C" < $2) AS place FROM (SELECT owner FROM %s UNION SELECT $2) AS o
+	SELECT count(*) AS n, count(*) FILTER (WHERE owner COLLATE "C" < $2) AS place FROM (SELECT owner FROM %s WHERE key1 = '{}' UNION SELECT $2) AS o
 ), `, p.batches())
 		others = fmt.Sprintf(`
 		AND %s NOT IN (SELECT unnest(order_keys) FROM %s WHERE owner <> $2)`, p.orderText(), p.batches())
@@ -191,15 +192,23 @@ func (p *postgresTable) fetching(suspects bool) string {
 		AND (%[1]s = '' OR (hashtext(%[1]s)::bigint & 2147483647) %% (SELECT n FROM relays) = (SELECT place FROM relays))`, p.orderText())
 		}
 		orderKeys = "COALESCE(array_agg(DISTINCT courier_order) FILTER (WHERE courier_order <> ''), '{}')"
-		sign = "(SELECT n FROM relays) > 1"
+		sign = fmt.Sprintf(`, sign AS (
+	INSERT INTO %s (owner, until, alone, %s, order_keys)
+	SELECT $2, clock_timestamp() + $4::bigint * interval '1 microsecond', false, %s, '{}' WHERE EXISTS (SELECT FROM %[1]s WHERE owner <> $2)
+)`, p.batches(), each(len(p.keys), "key#"), each(len(p.keys), "'{}'"))
 	}
-	due, alone, lasts := p.due(postgresSuspect, postgresSuspect), "false", "CASE count(*) WHEN 0 THEN $4::bigint ELSE $3::bigint END"
+	due, alone := p.due(postgresSuspect, postgresSuspect), "false"
 	if p.strict && !suspects {
 		others += fmt.Sprintf(`
 		AND NOT EXISTS (SELECT %s AND s.crashes < %d)`, p.suspectsNow(), p.mostCrashes)
 	}
 	if suspects {
-		due, alone, lasts, sign = p.hasCrashed("f.crashes BETWEEN $4 AND $5")+" AND "+p.due(postgresBeyond, postgresBeyond), "$6::boolean", "$3::bigint", "false"
+		const crashed = "f.crashes BETWEEN $4 AND $5"
+		due, alone, sign = p.hasCrashed(crashed), "$6::boolean", ""
+		if c.behind && p.orderKey != "" {
+			due = fmt.Sprintf("(%s OR %s IN (SELECT f.order_key FROM %s f WHERE f.order_key <> '' AND f.crashes > 0 AND %s))", due, p.orderText(), p.stateTable(), crashed)
+		}
+		due += " AND " + p.due(postgresBeyond, postgresBeyond)
 	}
 	return fmt.Sprintf(`WITH %sdue AS MATERIALIZED (
 	SELECT %s, %s AS courier_order,
@@ -209,13 +218,23 @@ func (p *postgresTable) fetching(suspects bool) string {
 	ORDER BY %s LIMIT $1
 ), batch AS (
 	INSERT INTO %s (owner, until, alone, %s, order_keys)
-	SELECT $2, clock_timestamp() + %s * interval '1 microsecond', %s, %s, %s
-	FROM due HAVING count(*) > 0 OR %s RETURNING id
-)
+	SELECT $2, clock_timestamp() + $3::bigint * interval '1 microsecond', %s, %s, %s FROM due HAVING count(*) > 0 RETURNING id
+)%s
 SELECT batch.id, courier_attempts, %s, %s FROM batch, due`,
 		relays, strings.Join(inner, ", "), p.orderText(), p.failures(), p.stateTable(), p.noted(), p.source, due, others, p.batches(), ranOut("$2"), p.orderBy(),
-		p.batches(), each(len(p.keys), "key#"), lasts, alone, p.eachKey("COALESCE(array_agg(courier_key#), '{}'::%s[])"), orderKeys, sign,
+		p.batches(), each(len(p.keys), "key#"), alone, each(len(p.keys), "array_agg(courier_key#)"), orderKeys, sign,
 		each(len(p.keys), "courier_key#::text"), each(len(p.columns), "courier_column#"))
+}
+
+func (p *postgresTable) fetchArgs(c claim) []any {
+	args := []any{c.limit, c.owner, c.lease.Microseconds()}
+	switch {
+	case c.most > 0:
+		args = append(args, c.fewest, c.most, c.alone)
+	case p.apart():
+		args = append(args, c.sign.Microseconds())
+	}
+	return args
 }
 
 // ranOut is the condition of a lease of another than an owner.
@@ -342,11 +361,7 @@ func (p *postgresTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read
 	p.begin(batch)
 	late := false
 	p.forgetting(batch, c.owner, c.known, &late)
-	text, args := p.fetchText(), []any{c.limit, c.owner, c.lease.Microseconds(), c.sign.Microseconds()}
-	if c.most > 0 {
-		text, args = p.fetching(true), append(args[:3], c.fewest, c.most, c.alone)
-	}
-	batch.Queue(text, args...).Query(func(rows pgx.Rows) error {
+	batch.Queue(p.fetching(c), p.fetchArgs(c)...).Query(func(rows pgx.Rows) error {
 		defer rows.Close()
 		row := handedOut{key: make([]string, len(p.keys))}
 		own := []any{&id, &row.attempts}
@@ -562,7 +577,7 @@ func (p *postgresTable) explained(ctx context.Context, conn *sql.Conn, format st
 	err = native(conn, func(c *pgx.Conn) error {
 		batch := new(pgx.Batch)
 		p.begin(batch)
-		batch.Queue("EXPLAIN (COSTS OFF, FORMAT "+format+") "+p.fetchText(), 1000, "", 0, 0).Query(func(rows pgx.Rows) (err error) {
+		batch.Queue("EXPLAIN (COSTS OFF, FORMAT "+format+") "+p.fetchText(), p.fetchArgs(claim{limit: 1000})...).Query(func(rows pgx.Rows) (err error) {
 			lines, err = pgx.CollectRows(rows, pgx.RowTo[string])
 			return err
 		})

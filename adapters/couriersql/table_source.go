@@ -112,8 +112,9 @@ type tableStore interface {
 // they are of a fetch whose answer was lost. In strict order the rows of such a lease would
 // be overtaken, and anyhow they would wait for its end.
 //
-// Where relays share the order keys, each key is that of one of those that have a lease. One
-// that has nothing to do and is not alone has a lease of no rows for a while, as a sign.
+// Relays that are not alone share the order keys. Each fetch leaves a lease of no rows for a
+// while, as a sign: the keys are divided among those whose sign is there. One that fetches no
+// more, for whatever reason, keeps the keys of the rows that it has in hand, and no others.
 type claim struct {
 	owner string
 	lease time.Duration
@@ -124,6 +125,7 @@ type claim struct {
 	// Of rows that were in hand at crashes, 0 to 0 for the others.
 	fewest, most int
 	alone        bool // a row that is alone in hand
+	behind       bool // and of their order keys, whose rows wait behind each other
 }
 
 // errRunOut is the error of a fetch that has to wait until leases are buried.
@@ -331,8 +333,8 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, c claim) (r
 	return records, nil
 }
 
-// sign is for how long the source is among those that share the order keys without a row: a
-// little longer than until its next fetch, as far as the last ones tell.
+// sign is for how long the source is among those that share the order keys: longer than until
+// its next fetch, as far as the last ones tell.
 func (s *TableSource[T]) sign() time.Duration {
 	now := s.table.now()
 	since := now.Sub(s.asked)

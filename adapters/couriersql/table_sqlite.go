@@ -140,17 +140,22 @@ func (s *sqliteTable) orderText() string {
 	return "COALESCE(CAST((" + s.orderKey + ") AS TEXT), '')"
 }
 
-func (s *sqliteTable) fetchText() string { return s.fetching(false) }
+func (s *sqliteTable) fetchText() string { return s.fetching(claim{}) }
 
 // fetching reads rows that were in hand at no crash; or those that had at least ?3 and at
 // most ?4.
-func (s *sqliteTable) fetching(suspects bool) string {
+func (s *sqliteTable) fetching(c claim) string {
+	suspects := c.most > 0
 	others, owner := "", "?3"
 	due := s.due(sqliteSuspect, sqliteSuspect)
 	if suspects {
 		owner = "?5"
-		due = fmt.Sprintf("(%s) IN (SELECT %s FROM %s f WHERE f.crashes > 0 AND f.crashes BETWEEN ?3 AND ?4) AND %s",
-			s.keyRefs(), each(len(s.keys), "f.key#"), identifier(s.state), s.due(sqliteBeyond, sqliteBeyond))
+		crashed := fmt.Sprintf("FROM %s f WHERE f.crashes > 0 AND f.crashes BETWEEN ?3 AND ?4", identifier(s.state))
+		due = fmt.Sprintf("(%s) IN (SELECT %s %s)", s.keyRefs(), each(len(s.keys), "f.key#"), crashed)
+		if c.behind && s.orderKey != "" {
+			due = fmt.Sprintf("(%s OR %s IN (SELECT f.order_key %s AND f.order_key <> ''))", due, s.orderText(), crashed)
+		}
+		due += " AND " + s.due(sqliteBeyond, sqliteBeyond)
 	}
 	switch {
 	case s.strict:
@@ -240,14 +245,14 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 		if late {
 			return errRunOut
 		}
-		n, place := 1, 0
+		n, place, others := 1, 0, false
 		if s.apart() && c.most == 0 {
-			if err := conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), count(*) FILTER (WHERE owner < ?1) FROM (SELECT owner FROM %s UNION SELECT ?1)`,
-				s.batches()), c.owner).Scan(&n, &place); err != nil {
+			if err := conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*), count(*) FILTER (WHERE owner < ?1), EXISTS (SELECT 1 FROM %[1]s WHERE owner <> ?1)
+				FROM (SELECT owner FROM %[1]s WHERE keys = '[]' UNION SELECT ?1)`, s.batches()), c.owner).Scan(&n, &place, &others); err != nil {
 				return err
 			}
 		}
-		rows, err := conn.QueryContext(ctx, s.fetching(c.most > 0), s.fetchArgs(c, n, place)...)
+		rows, err := conn.QueryContext(ctx, s.fetching(c), s.fetchArgs(c, n, place)...)
 		if err != nil {
 			return err
 		}
@@ -261,23 +266,23 @@ func (s *sqliteTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read f
 		if err != nil {
 			return err
 		}
-		lasts := c.lease
-		if len(keys) == 0 {
-			switch {
-			case n > 1:
-				lasts = c.sign
-			case ended == 0:
-				return nothing // nor to commit
-			default:
-				return nil
-			}
+		lease := func(lasts time.Duration, keys [][]string, orderKeys []string) error {
+			return conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, alone, keys, order_keys) VALUES (?1, ?2, ?3, ?4, ?5) RETURNING id`, s.batches()),
+				c.owner, s.now().Add(lasts).UnixMicro(), c.alone, listOf(keys), jsonStrings(orderKeys)).Scan(&id)
 		}
-		err = conn.QueryRowContext(ctx, fmt.Sprintf(`INSERT INTO %s (owner, until, alone, keys, order_keys) VALUES (?1, ?2, ?3, ?4, ?5) RETURNING id`, s.batches()),
-			c.owner, s.now().Add(lasts).UnixMicro(), c.alone, listOf(keys), jsonStrings(orderKeys)).Scan(&id)
-		if len(keys) == 0 {
+		if others {
+			if err := lease(c.sign, nil, []string{}); err != nil {
+				return err
+			}
 			id = 0
 		}
-		return err
+		switch {
+		case len(keys) > 0:
+			return lease(c.lease, keys, orderKeys)
+		case !others && ended == 0:
+			return nothing // nor to commit
+		}
+		return nil
 	})
 	if errors.Is(err, nothing) {
 		err = nil
