@@ -24,7 +24,7 @@ func (s *TableSource[T]) fetch(ctx context.Context, store tableStore, limit int)
 	return fetchApart(&s.apart, apart[T]{
 		busy: s.busy,
 		find: func() (crashes int, err error) {
-			if fewest, most, err = s.findSuspects(ctx, store); err != nil || fewest == 0 || !c.Strict && c.OrderKey == "" {
+			if fewest, most, err = s.findSuspects(ctx, store); err != nil || fewest == 0 || c.OrderKey == "" {
 				most = fewest
 				return fewest, err
 			}

@@ -198,10 +198,6 @@ func (p *postgresTable) fetching(c claim) string {
 )`, p.batches(), each(len(p.keys), "key#"), each(len(p.keys), "'{}'"))
 	}
 	due, alone := p.due(postgresSuspect, postgresSuspect), "false"
-	if p.strict && !suspects {
-		others += fmt.Sprintf(`
-		AND NOT EXISTS (SELECT %s AND s.crashes < %d)`, p.suspectsNow(), p.mostCrashes)
-	}
 	if suspects {
 		const crashed = "f.crashes BETWEEN $4 AND $5"
 		due, alone, sign = p.hasCrashed(crashed), "$6::boolean", ""

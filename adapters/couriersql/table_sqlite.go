@@ -169,10 +169,6 @@ func (s *sqliteTable) fetching(c claim) string {
 		AND (%[1]s = '' OR (COALESCE(unicode(substr(%[1]s, -2, 1)), 0) + 3 * unicode(substr(%[1]s, -1))) %% ?4 = ?5)`, s.orderText())
 		}
 	}
-	if s.strict && !suspects {
-		others += fmt.Sprintf(`
-		AND NOT EXISTS (SELECT 1 %s AND s.crashes < %d)`, s.suspectsNow(), s.mostCrashes)
-	}
 	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s, %s
 	FROM %s AS t
 	WHERE %s%s
