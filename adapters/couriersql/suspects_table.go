@@ -49,7 +49,7 @@ func (s *TableSource[T]) others(ctx context.Context, store tableStore, c claim) 
 	records, err = s.readOver(ctx, store, c)
 	for errors.Is(err, errRunOut) {
 		var n int
-		if n, err = s.bury(ctx, store); err != nil {
+		if n, err = s.bury(ctx, store.(crashCounter)); err != nil {
 			break
 		}
 		if crashed += n; crashed > 0 {
@@ -60,7 +60,7 @@ func (s *TableSource[T]) others(ctx context.Context, store tableStore, c claim) 
 	return records, crashed, err
 }
 
-func (s *TableSource[T]) bury(ctx context.Context, store tableStore) (crashed int, err error) {
+func (s *TableSource[T]) bury(ctx context.Context, store crashCounter) (crashed int, err error) {
 	t := s.table
 	contact := s.apart.contact()
 	if t.config.MaxCrashes < 0 {
@@ -81,17 +81,21 @@ func (s *TableSource[T]) bury(ctx context.Context, store tableStore) (crashed in
 // most that others had.
 func (s *TableSource[T]) findSuspects(ctx context.Context, store tableStore) (fewest, most int, err error) {
 	t := s.table
+	counter, counts := store.(crashCounter)
+	if !counts {
+		return 0, 0, nil
+	}
 	limit := mostCrashes(t.config.MaxCrashes)
 	look := func() (more int, err error) {
 		err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-			fewest, most, more, err = store.suspects(ctx, conn)
+			fewest, most, more, err = counter.suspects(ctx, conn)
 			return err
 		})
 		return more, err
 	}
 	more, err := look()
 	if err == nil && fewest+more > 0 {
-		if _, err = s.bury(ctx, store); err == nil {
+		if _, err = s.bury(ctx, counter); err == nil {
 			more, err = look()
 		}
 	}

@@ -451,15 +451,6 @@ func (m *mysqlTable) forgetting(ctx context.Context, tx *sql.Tx, owner string, k
 	return err
 }
 
-// bury has nothing to do: a fetch ends leases that have run out, and counts no crashes.
-func (m *mysqlTable) bury(context.Context, *sql.Conn, string, time.Duration, time.Duration) (int, error) {
-	return 0, nil
-}
-
-func (m *mysqlTable) suspects(context.Context, *sql.Conn) (fewest, most, more int, err error) {
-	return 0, 0, 0, nil
-}
-
 func (m *mysqlTable) forget(ctx context.Context, conn *sql.Conn, owner string, known []int64) error {
 	_, err := mysqlIsolated(ctx, conn, func(tx *sql.Tx) (bool, error) {
 		if err := m.takeTurn(ctx, tx); err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// postgresTable is a [tableStore] in PostgreSQL.
+// postgresTable is a [tableStore] and [crashCounter] in PostgreSQL.
 type postgresTable struct {
 	tableText
 	grammar grammar

@@ -77,19 +77,14 @@ type tableStore interface {
 
 	// fetch leases rows, and has read called for each with a scan that sets the row too.
 	// The batch is 0 if there are none; with an error there may be one that nobody knows. It
-	// is errRunOut, and nothing is leased, if there are leases of others that have run out.
+	// is errRunOut, and nothing is leased, if there are leases of others that have run out
+	// and crashes are counted ([crashCounter]).
 	fetch(ctx context.Context, conn *sql.Conn, c claim, read func(row *handedOut, scan func(dest ...any) error) error) (batch int64, err error)
 	// settle ends the hold on rows of batches, all or none, but those of batches that
 	// are the owner's no more, whose indices it returns. touched is how many rows a mark has
 	// changed: where these are not all of a part, the lease of the part stays, and in doubt
 	// it stays in any case.
 	settle(ctx context.Context, conn *sql.Conn, owner string, how settlement, parts []part, doubt bool) (touched int, lost []int, err error)
-	// bury ends the leases of others that have run out. In rows of them that are pending it
-	// counts a crash, if the lease began in the last contact, and returns how many these are.
-	bury(ctx context.Context, conn *sql.Conn, owner string, lease, contact time.Duration) (int, error)
-	// suspects returns the fewest and the most crashes of rows that are due and have any, but
-	// not too many, 0 if there is none, and how many have too many.
-	suspects(ctx context.Context, conn *sql.Conn) (fewest, most, more int, err error)
 	// forget ends the leases of an owner but those that it knows.
 	forget(ctx context.Context, conn *sql.Conn, owner string, known []int64) error
 	// note notes failures of rows that are in nobody's hand.
@@ -106,6 +101,17 @@ type tableStore interface {
 	// pendingIn returns the names of rows that are pending, and whether their batch is the
 	// owner's.
 	pendingIn(ctx context.Context, t queries, owner string, p part) (names []string, mine bool, err error)
+}
+
+// crashCounter is a [tableStore] that counts crashes. Others end leases that have run out when
+// they fetch.
+type crashCounter interface {
+	// bury ends the leases of others that have run out. In rows of them that are pending it
+	// counts a crash, if the lease began in the last contact, and returns how many these are.
+	bury(ctx context.Context, conn *sql.Conn, owner string, lease, contact time.Duration) (int, error)
+	// suspects returns the fewest and the most crashes of rows that are due and have any, but
+	// not too many, 0 if there is none, and how many have too many.
+	suspects(ctx context.Context, conn *sql.Conn) (fewest, most, more int, err error)
 }
 
 // claim is what a fetch asks for. The owner's leases but those that it knows end with it:

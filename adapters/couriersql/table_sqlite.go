@@ -14,7 +14,7 @@ import (
 	"github.com/erfanmomeniii/courier"
 )
 
-// sqliteTable is a [tableStore] in SQLite. Keys are passed as texts, which a comparison
+// sqliteTable is a [tableStore] and [crashCounter] in SQLite. Keys are passed as texts, which a comparison
 // with a column turns into what the column has.
 type sqliteTable struct {
 	tableText
