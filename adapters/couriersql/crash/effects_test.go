@@ -3,7 +3,6 @@ package crash
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,15 +24,7 @@ const effectsVariable = "COURIER_CRASH_EFFECTS"
 // a row of the table effects, and before that one of the table deliveries, which is no part
 // of the effect.
 func effectsMain(text string) {
-	var config relayConfig
-	if err := json.Unmarshal([]byte(text), &config); err != nil {
-		panic(err)
-	}
-	endWithParent()
-	db, err := sql.Open(config.Driver, config.DSN)
-	if err != nil {
-		panic(err)
-	}
+	config, db := childOf(text)
 	outbox := config.outbox(db)
 	random := rand.New(rand.NewPCG(config.Seed, 1))
 	effects := couriersql.Effects(couriersql.NewInbox(db, outbox.Dialect(), couriersql.InboxConfig{Consumer: "crash"}),
@@ -45,7 +36,7 @@ func effectsMain(text string) {
 			}
 			return err
 		})
-	err = courier.NewPollingCoordinator(outbox.Source(), delivered{effects, db}, courier.WithBatchSize(batchSize),
+	err := courier.NewPollingCoordinator(outbox.Source(), delivered{effects, db}, courier.WithBatchSize(batchSize),
 		courier.WithInterval(20*time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(context.Background())
 	panic(err)
 }

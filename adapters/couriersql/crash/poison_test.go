@@ -3,7 +3,6 @@ package crash
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -39,15 +38,7 @@ func (c relayConfig) deadErrands(db *sql.DB) *couriersql.DLQ[errand] {
 
 // poisonMain is a relay that dies of one record.
 func poisonMain(text string) {
-	var config relayConfig
-	if err := json.Unmarshal([]byte(text), &config); err != nil {
-		panic(err)
-	}
-	endWithParent()
-	db, err := sql.Open(config.Driver, config.DSN)
-	if err != nil {
-		panic(err)
-	}
+	config, db := childOf(text)
 	deliver := func(ctx context.Context, id int64) error {
 		if id == poisonRow && config.Seed%2 == 0 {
 			os.Exit(7)

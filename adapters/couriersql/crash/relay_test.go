@@ -64,14 +64,29 @@ const leaseTime = 3 * time.Second
 // manyCrashes is more than there are: where relays are killed at random, no row is to blame.
 const manyCrashes = 1000
 
+// dialects are those of drivers.
+var dialects = map[string]couriersql.Dialect{"sqlite": couriersql.SQLite, "pgx": couriersql.Postgres, "mysql": couriersql.MySQL}
+
+// childOf is what a process of its own is told, and its database. The process ends with its
+// parent.
+func childOf(text string) (config relayConfig, db *sql.DB) {
+	if err := json.Unmarshal([]byte(text), &config); err != nil {
+		panic(err)
+	}
+	endWithParent()
+	db, err := sql.Open(config.Driver, config.DSN)
+	if err != nil {
+		panic(err)
+	}
+	return config, db
+}
+
 // slack is a time that a healthy call has to keep to.
 func (c relayConfig) slack(d time.Duration) time.Duration { return time.Duration(max(1, c.Slack)) * d }
 
 func (c relayConfig) outbox(db *sql.DB, more ...couriersql.Option) *couriersql.Outbox {
-	dialect := couriersql.SQLite
 	opts := []couriersql.Option{couriersql.WithBackoff(20*time.Millisecond, 100*time.Millisecond)}
 	if c.Driver == "pgx" {
-		dialect = couriersql.Postgres
 		opts = append(opts, couriersql.WithWakeUp())
 	}
 	if c.Chaos != nil {
@@ -83,7 +98,7 @@ func (c relayConfig) outbox(db *sql.DB, more ...couriersql.Option) *couriersql.O
 	case "strict":
 		opts = append(opts, couriersql.WithStrictOrder())
 	}
-	return couriersql.New(db, dialect, append(opts, more...)...)
+	return couriersql.New(db, dialects[c.Driver], append(opts, more...)...)
 }
 
 // relayMain runs a relay until it is killed, or the parent is gone.

@@ -3,7 +3,6 @@ package crash
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,9 +37,6 @@ func (c relayConfig) mostCrashes() int {
 	return manyCrashes
 }
 
-// dialects are those of drivers.
-var dialects = map[string]couriersql.Dialect{"sqlite": couriersql.SQLite, "pgx": couriersql.Postgres, "mysql": couriersql.MySQL}
-
 // errands is how that table is relayed.
 func (c relayConfig) errands(db *sql.DB) *couriersql.Table[errand] {
 	orderKey := ""
@@ -60,15 +56,7 @@ func (c relayConfig) errands(db *sql.DB) *couriersql.Table[errand] {
 
 // tableMain is a relay of that table in a process of its own, to the table deliveries.
 func tableMain(text string) {
-	var config relayConfig
-	if err := json.Unmarshal([]byte(text), &config); err != nil {
-		panic(err)
-	}
-	endWithParent()
-	db, err := sql.Open(config.Driver, config.DSN)
-	if err != nil {
-		panic(err)
-	}
+	config, db := childOf(text)
 	random := rand.New(rand.NewPCG(config.Seed, 1))
 	insert := func(ctx context.Context, on interface {
 		ExecContext(context.Context, string, ...any) (sql.Result, error)
@@ -92,7 +80,7 @@ func tableMain(text string) {
 	if config.Hold == "keys" {
 		opts = append(opts, courier.WithOrderKey(func(e errand) string { return strconv.FormatInt(e.ID%orderKeys, 10) }))
 	}
-	err = courier.NewPollingCoordinator(source, deliver, opts...).Start(context.Background())
+	err := courier.NewPollingCoordinator(source, deliver, opts...).Start(context.Background())
 	panic(err)
 }
 
