@@ -168,12 +168,7 @@ func Shared(t testing.TB) *Server {
 			fmt.Fprintln(os.Stderr, "mytest:", shared.server.Note)
 		}
 	})
-	if errors.Is(shared.err, ErrNone) && os.Getenv(SkipVariable) == "skip" && os.Getenv("CI") == "" {
-		t.Skipf("%v (%s=skip)", shared.err, SkipVariable)
-	}
-	if shared.err != nil {
-		t.Fatal(shared.err)
-	}
+	private.Need(t, shared.err, ErrNone, SkipVariable)
 	return shared.server
 }
 
@@ -181,16 +176,7 @@ func Shared(t testing.TB) *Server {
 // the end of the test.
 func Database(t testing.TB) (dsn string) {
 	t.Helper()
-	dsn, drop, err := Shared(t).NewDatabase(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := drop(); err != nil {
-			t.Error(err)
-		}
-	})
-	return dsn
+	return private.Fresh(t, Shared(t).NewDatabase)
 }
 
 // Exit stops the shared server, if there is one, and ends the process. It is for the end of

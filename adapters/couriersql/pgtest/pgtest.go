@@ -26,6 +26,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/erfanmomeniii/courier/adapters/couriersql/internal/private"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -185,12 +186,7 @@ func Shared(t testing.TB) *Server {
 			fmt.Fprintln(os.Stderr, "pgtest:", shared.server.Note)
 		}
 	})
-	if errors.Is(shared.err, ErrNone) && os.Getenv(SkipVariable) == "skip" && os.Getenv("CI") == "" {
-		t.Skipf("%v (%s=skip)", shared.err, SkipVariable)
-	}
-	if shared.err != nil {
-		t.Fatal(shared.err)
-	}
+	private.Need(t, shared.err, ErrNone, SkipVariable)
 	return shared.server
 }
 
@@ -198,16 +194,7 @@ func Shared(t testing.TB) *Server {
 // which is dropped at the end of the test.
 func Schema(t testing.TB) (dsn string) {
 	t.Helper()
-	dsn, drop, err := Shared(t).NewSchema(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := drop(); err != nil {
-			t.Error(err)
-		}
-	})
-	return dsn
+	return private.Fresh(t, Shared(t).NewSchema)
 }
 
 // Exit stops the shared server, if there is one, and ends the process. It is for
