@@ -33,8 +33,8 @@
 //   - PostgreSQL, by default: the rows of a batch are locked by a transaction
 //     that stays open until they are settled, and other relays pass them over. A
 //     relay that dies frees its rows at once, and leaves no trace: a message that
-//     kills its process (out of memory, os.Exit) kills the next one too. The order
-//     of the messages is that of one relay alone.
+//     kills its process (out of memory, os.Exit) kills the next one too. Only a
+//     single relay keeps the order of the messages.
 //   - [WithLease], in either database: rows are claimed for a time, which a
 //     coordinator renews while it works on them. For appliers so slow that a
 //     transaction should not wait for them. A message that kills its process is

@@ -41,7 +41,7 @@ const (
 		STRAIGHT_JOIN {dlq} AS d ON d.order_hash = UNHEX(SHA2(UNHEX(k.id), 256)) AND d.branch = b.branch`
 )
 
-// mysqlSendText is mysqlSend with what a letter replaces.
+// mysqlSendText is mysqlSend with the columns that a later letter of a record replaces.
 func mysqlSendText() string {
 	text := mysqlSend
 	for _, column := range []string{
@@ -53,7 +53,7 @@ func mysqlSendText() string {
 	return text
 }
 
-// mysqlLettersArg are the IDs of letters as an argument, but what is no ID.
+// mysqlLettersArg returns the argument for a list of letter IDs. It leaves out what is no ID.
 func mysqlLettersArg(ids []string) []any {
 	return []any{mysqlList(slices.DeleteFunc(slices.Clone(ids), func(id string) bool {
 		_, ok := parseID(id)
@@ -61,7 +61,8 @@ func mysqlLettersArg(ids []string) []any {
 	}))}
 }
 
-// removeInMySQL removes letters without a statement that returns what it has deleted.
+// removeInMySQL removes letters. MySQL has no DELETE that returns rows, so it locks and reads
+// their IDs first.
 func (d *database) removeInMySQL(ctx context.Context, conn *sql.Conn, ids []string) (removed []string, err error) {
 	_, err = mysqlIsolated(ctx, conn, func(tx *sql.Tx) (bool, error) {
 		if removed, err = returnedIDs(ctx, tx, ids, d.sql(d.grammar.remove), d.grammar.letters(ids)...); err != nil || len(removed) == 0 {

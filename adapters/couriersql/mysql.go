@@ -129,8 +129,9 @@ func mysqlList(list []string) any {
 	return string(text)
 }
 
-// noteInMySQL is note without a statement that returns what it has inserted. What somebody
-// else notes between the look for what is there and the insert is found by looking again.
+// noteInMySQL is note for MySQL, which has no INSERT that returns the new rows. Where repeats
+// are expected, it reads which records are noted, and inserts the others; if another
+// transaction notes one of these meanwhile, the insert fails and it reads again.
 func (i *Inbox) noteInMySQL(ctx context.Context, texts queries, ids []string, repeats bool) (noted []string, err error) {
 	for try := 1; ; try++ {
 		noted, err = ids, nil
