@@ -24,11 +24,15 @@ import (
 // peer is a server in a bubble, so far as a sink needs one. It answers a ping, and a
 // message as answer says. It takes one connection: with another, the client would use a
 // timer that it shares with the tests outside.
+//
+// It reads on while its answers wait to be read, as a server does: the client may hold a
+// lock while it writes, which its reader waits for, and a pipe keeps nothing.
 type peer struct {
 	answer func(subject string) []string // in their order
+	out    chan string                   // on their way to the client
+	gone   chan struct{}                 // closed with the connection
 
 	mu    sync.Mutex
-	conn  net.Conn
 	dials int
 	pings []time.Time // without the ping that the client sends when it connects
 	sub   string      // the client's name of the subscription that it made last
@@ -44,9 +48,21 @@ func (p *peer) Dial(string, string) (net.Conn, error) {
 		return nil, errors.New("no other connection")
 	}
 	client, own := net.Pipe()
-	p.conn = own
+	p.out, p.gone = make(chan string, 1000), make(chan struct{})
+	go p.write(own)
 	go p.serve(own)
 	return client, nil
+}
+
+func (p *peer) write(conn net.Conn) {
+	for {
+		select {
+		case text := <-p.out:
+			_, _ = io.WriteString(conn, text)
+		case <-p.gone:
+			return
+		}
+	}
 }
 
 func (p *peer) dialled() int {
@@ -61,18 +77,25 @@ func (p *peer) becomeMute() {
 	p.mute = true
 }
 
-func (p *peer) send(conn net.Conn, format string, args ...any) {
+func (p *peer) send(format string, args ...any) {
 	p.mu.Lock()
 	mute := p.mute
 	p.mu.Unlock()
-	if !mute {
-		_, _ = fmt.Fprintf(conn, format, args...)
+	if mute {
+		return
+	}
+	select {
+	case p.out <- fmt.Sprintf(format, args...):
+	case <-p.gone:
 	}
 }
 
 func (p *peer) serve(conn net.Conn) {
-	defer func() { _ = conn.Close() }()
-	p.send(conn, "INFO {\"server_id\":\"peer\",\"version\":\"2.12.0\",\"proto\":1,\"headers\":true,\"max_payload\":1048576}\r\n")
+	defer func() {
+		_ = conn.Close()
+		close(p.gone)
+	}()
+	p.send("INFO {\"server_id\":\"peer\",\"version\":\"2.12.0\",\"proto\":1,\"headers\":true,\"max_payload\":1048576}\r\n")
 	in, connecting := bufio.NewReader(conn), true
 	for {
 		line, err := in.ReadString('\n')
@@ -87,7 +110,7 @@ func (p *peer) serve(conn net.Conn) {
 				p.mu.Unlock()
 			}
 			connecting = false
-			p.send(conn, "PONG\r\n")
+			p.send("PONG\r\n")
 		case "SUB":
 			p.mu.Lock()
 			p.sub = word[len(word)-1]
@@ -110,9 +133,9 @@ func (p *peer) serve(conn net.Conn) {
 // respond sends an answer to a message.
 func (p *peer) respond(reply, text string) {
 	p.mu.Lock()
-	conn, sub := p.conn, p.sub
+	sub := p.sub
 	p.mu.Unlock()
-	p.send(conn, "MSG %s %s %d\r\n%s\r\n", reply, sub, len(text), text)
+	p.send("MSG %s %s %d\r\n%s\r\n", reply, sub, len(text), text)
 }
 
 // lastReply returns where the answer belongs to the message that came last.
@@ -225,7 +248,7 @@ func TestWaits_ForAnotherConnection(t *testing.T) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		}))
-		p.send(p.conn, "-ERR 'Maximum Control Line Exceeded'\r\n")
+		p.send("-ERR 'Maximum Control Line Exceeded'\r\n")
 		synctest.Wait()
 		require.True(t, js.Conn().IsClosed())
 		began := time.Now()
