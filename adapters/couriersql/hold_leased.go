@@ -21,7 +21,7 @@ type leased struct {
 }
 
 func newLeased(o *Outbox) *leased {
-	return &leased{outbox: o, owner: newOwner(), apart: newSuspects()}
+	return &leased{outbox: o, owner: newOwner(), apart: newSuspects(false)}
 }
 
 // newOwner names a source to operators, and no two of them the same.

@@ -68,7 +68,8 @@ const (
 // the other for long: they take turns. A group is handed out once nothing else is in hand,
 // and nothing else beside it, but for records that stay in hand for longer than apartFor.
 type suspects struct {
-	freed chan struct{} // has a value when nothing is in hand any more
+	freed  chan struct{} // has a value when nothing is in hand any more
+	strict bool          // no others are handed out while there are suspects
 
 	mu      sync.Mutex
 	known   bool      // there are some
@@ -109,7 +110,7 @@ func fetchApart[R any](s *suspects, a apart[R]) (rows []R, err error) {
 		if died > 0 {
 			s.found(true, now)
 		}
-		if len(rows) > 0 || died == 0 {
+		if len(rows) > 0 || died == 0 || s.strict {
 			break
 		}
 	}
@@ -151,7 +152,7 @@ func (s *suspects) begin(now time.Time, busy bool) bool {
 func (s *suspects) due(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.known && !s.others || now.Sub(s.looked) >= suspectsEvery
+	return s.known && (s.strict || !s.others) || now.Sub(s.looked) >= suspectsEvery
 }
 
 func (s *suspects) found(some bool, now time.Time) {
@@ -169,7 +170,7 @@ func (s *suspects) found(some bool, now time.Time) {
 func (s *suspects) othersTurn() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.others
+	return s.others && !s.strict
 }
 
 // wait reports whether suspects go on waiting for what is in hand.
@@ -252,8 +253,8 @@ func (s *suspects) heard(ctx context.Context, err error) {
 	}
 }
 
-func newSuspects() suspects {
-	return suspects{freed: make(chan struct{}, 1)}
+func newSuspects(strict bool) suspects {
+	return suspects{freed: make(chan struct{}, 1), strict: strict}
 }
 
 // contact is for how long the database has answered, as far as is known. A lease that began

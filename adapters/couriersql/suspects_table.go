@@ -24,12 +24,17 @@ func (s *TableSource[T]) fetch(ctx context.Context, store tableStore, limit int)
 	return fetchApart(&s.apart, apart[T]{
 		busy: s.busy,
 		find: func() (crashes int, err error) {
-			if fewest, most, err = s.findSuspects(ctx, store); err != nil || fewest == 0 || c.OrderKey == "" {
+			fewest, most, err = s.findSuspects(ctx, store)
+			switch {
+			case err != nil || fewest == 0:
+			case c.Strict:
+				fewest = 0
+			case c.OrderKey != "":
+				fewest = 1 // in their order, whatever their crashes
+			default:
 				most = fewest
-				return fewest, err
 			}
-			fewest = 1 // in their order, whatever their crashes
-			return most, nil
+			return most, err
 		},
 		take: func(crashes int, alone bool) ([]T, error) {
 			size := groupSize(limit, crashes)

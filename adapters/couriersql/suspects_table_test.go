@@ -2,6 +2,7 @@ package couriersql
 
 import (
 	"errors"
+	"fmt"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -13,21 +14,6 @@ import (
 
 // suspecting are the databases in which crashes are counted.
 var suspecting = map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"}
-
-// eachSuspecting has a test take each table of which crashes are counted.
-func eachSuspecting(t *testing.T, n int, test func(t *testing.T, r *relayed)) {
-	for dialect, of := range suspecting {
-		for name, own := range tested(dialect) {
-			if own.config.Strict {
-				continue
-			}
-			t.Run(of+" "+name, func(t *testing.T) {
-				t.Parallel()
-				test(t, newRelayed(t, dialect, own, n))
-			})
-		}
-	}
-}
 
 // relaySource is a source whose coordinator runs.
 func (r *relayed) relaySource() *TableSource[happening] {
@@ -68,7 +54,7 @@ func (r *relayed) outlive(kills ...string) (delivered []string, sizes []int) {
 }
 
 func TestARowThatKillsItsProcess(t *testing.T) {
-	eachSuspecting(t, 250, func(t *testing.T, r *relayed) {
+	eachTableOf(t, suspecting, 250, func(t *testing.T, r *relayed) {
 		// The expression of several columns writes a first letter large, which a number has not.
 		queue := NewDLQ(r.db, r.dialect, DLQConfig[happening]{Table: "dead", Identity: func(e happening) string { return e.Name }})
 		require.NoError(t, queue.Migrate(t.Context()))
@@ -77,6 +63,15 @@ func TestARowThatKillsItsProcess(t *testing.T) {
 		require.Len(t, delivered, 249)
 		require.NotContains(t, delivered, "57")
 		require.Equal(t, []int{100, 10, 1, 1, 1}, sizes)
+		if r.config.Strict {
+			var inOrder []string
+			for i := range 250 {
+				if i+1 != 57 {
+					inOrder = append(inOrder, fmt.Sprint(i+1))
+				}
+			}
+			require.Equal(t, inOrder, delivered)
+		}
 		letters, err := queue.Receive(t.Context(), 10)
 		require.NoError(t, err)
 		require.Len(t, letters, 1)
@@ -93,7 +88,7 @@ func TestARowThatKillsItsProcess(t *testing.T) {
 
 // Without a queue it is held back for good, and the log says so once.
 func TestARowThatIsHeldBack(t *testing.T) {
-	eachSuspecting(t, 30, func(t *testing.T, r *relayed) {
+	eachTableOf(t, suspecting, 30, func(t *testing.T, r *relayed) {
 		r.config.MaxCrashes = 1
 		delivered, _ := r.outlive("7")
 		require.Len(t, delivered, 29)
@@ -116,7 +111,7 @@ func TestARowThatIsHeldBack(t *testing.T) {
 
 // A record that cannot be parked holds up no other, and is parked later.
 func TestARowThatCannotBeParked(t *testing.T) {
-	eachSuspecting(t, 30, func(t *testing.T, r *relayed) {
+	eachTableOf(t, suspecting, 30, func(t *testing.T, r *relayed) {
 		r.config.MaxCrashes = 1
 		queue := NewDLQ(r.db, r.dialect, DLQConfig[happening]{Table: "dead"})
 		r.config.DLQ = queue // which has no table yet
@@ -134,7 +129,7 @@ func TestARowThatCannotBeParked(t *testing.T) {
 }
 
 func TestWhatClearsCrashesOfATable(t *testing.T) {
-	eachSuspecting(t, 6, func(t *testing.T, r *relayed) {
+	eachTableOf(t, suspecting, 6, func(t *testing.T, r *relayed) {
 		s := r.relaySource()
 		rows, _ := fetchNames(t, s, 6)
 		require.NoError(t, s.Fail(t.Context(), failing(errors.New("boom"), rows[5])))
@@ -164,7 +159,7 @@ func TestWhatClearsCrashesOfATable(t *testing.T) {
 }
 
 func TestAnOutageIsNoCrashOfATable(t *testing.T) {
-	eachSuspecting(t, 10, func(t *testing.T, r *relayed) {
+	eachTableOf(t, suspecting, 10, func(t *testing.T, r *relayed) {
 		s, other := r.relaySource(), r.relaySource()
 		for range 3 {
 			_, names := fetchNames(t, s, 10)
@@ -192,7 +187,7 @@ func TestAnOutageIsNoCrashOfATable(t *testing.T) {
 }
 
 func TestCrashesOfATableAreNotCounted(t *testing.T) {
-	eachSuspecting(t, 10, func(t *testing.T, r *relayed) {
+	eachTableOf(t, suspecting, 10, func(t *testing.T, r *relayed) {
 		r.config.MaxCrashes = -1
 		for range 3 {
 			_, names := fetchNames(t, r.relaySource(), 10)
@@ -211,31 +206,65 @@ func TestCrashesOfATableAreNotCounted(t *testing.T) {
 
 // The rows of the key of a suspect wait for it, in order.
 func TestSuspectsKeepTheOrderOfAKey(t *testing.T) {
-	for dialect, of := range suspecting {
+	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+		for _, strict := range []bool{true, false} {
+			t.Run(fmt.Sprint(of, " strict ", strict), func(t *testing.T) {
+				t.Parallel()
+				r := newRelayed(t, dialect, ownTables(dialect)["strict"], 0)
+				r.config.Strict, r.config.MaxCrashes = strict, 1
+				r.add(t, r.db, 1, "a", "b", "a", "c")
+				fetchNames(t, r.relaySource(), 3)
+				r.advance(DefaultTableLease)
+				r.add(t, r.db, 5, "b", "d")
+				s := r.relaySource()
+				var order []int64
+				for range 6 {
+					rows, _ := fetchNames(t, s, 10)
+					for _, row := range rows {
+						order = append(order, row.ID)
+					}
+					if len(rows) > 0 && rows[0].ID == 2 { // it kills
+						r.advance(DefaultTableLease)
+						s = r.relaySource()
+						continue
+					}
+					require.NoError(t, s.Mark(t.Context(), rows))
+				}
+				if strict {
+					require.Equal(t, []int64{1, 2, 3, 4, 6}, order, "the fifth waits for the second, which is held back")
+				} else {
+					require.Equal(t, []int64{4, 6, 1, 2, 3}, order)
+				}
+			})
+		}
+	}
+}
+
+// In strict order a relay that knows of no crash hands out nothing before the suspects that
+// another has counted.
+func TestStrictOrderAcrossACrash(t *testing.T) {
+	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
 		t.Run(of, func(t *testing.T) {
 			t.Parallel()
-			own := ownTables(dialect)["updates"]
-			own.config.OrderKey, own.config.MaxCrashes = "name", 1
-			r := newRelayed(t, dialect, own, 0)
-			r.add(t, r.db, 1, "a", "b", "a", "c")
-			fetchNames(t, r.relaySource(), 3)
+			r := newRelayed(t, dialect, ownTables(dialect)["strict"], 12)
+			other := r.relaySource()
+			dead, _ := fetchNames(t, r.relaySource(), 5)
+			require.Len(t, dead, 5)
+			_, names := fetchNames(t, other, 5)
+			require.Empty(t, names)
 			r.advance(DefaultTableLease)
-			r.add(t, r.db, 5, "b", "d")
-			s := r.relaySource()
-			var order []int64
-			for range 6 {
-				rows, _ := fetchNames(t, s, 10)
-				for _, row := range rows {
-					order = append(order, row.ID)
-				}
-				if len(rows) > 0 && rows[0].ID == 2 { // it kills
-					r.advance(DefaultTableLease)
-					s = r.relaySource()
-					continue
-				}
-				require.NoError(t, s.Mark(t.Context(), rows))
-			}
-			require.Equal(t, []int64{4, 6, 1, 2, 3}, order, "the fifth waits for the second, which is held back")
+			first, names := fetchNames(t, r.relaySource(), 5)
+			require.Equal(t, []string{"1"}, names)
+			_, names = fetchNames(t, other, 5)
+			require.Empty(t, names, "while one is in hand")
+			execute(t, r.db, `DELETE FROM `+r.state()+`_batches`)
+			execute(t, r.db, `UPDATE events SET sent_at = `+map[Dialect]string{SQLite: "1", Postgres: "now()"}[dialect]+` WHERE id = $1`, first[0].ID)
+			other.apart.known, other.apart.looked = false, time.Now() // it has just looked
+			second, names := fetchNames(t, other, 5)
+			require.Equal(t, []string{"2"}, names)
+			require.NoError(t, other.Release(t.Context(), second, 0)) // which clears its crashes
+			_, names = fetchNames(t, r.relaySource(), 5)
+			require.Equal(t, []string{"2"}, names, "before the suspects behind it")
 		})
 	}
 }

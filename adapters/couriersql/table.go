@@ -100,8 +100,7 @@ type TableConfig[T any] struct {
 
 	// MaxCrashes is at how many crashes of a relay with a record alone in hand the record is
 	// not handed out any more, as [WithMaxCrashes] sets it for an outbox. 0 is
-	// [DefaultMaxCrashes]; with a negative number, with Strict and in MySQL, crashes are not
-	// counted.
+	// [DefaultMaxCrashes]; with a negative number, and in MySQL, crashes are not counted.
 	MaxCrashes int
 
 	// DLQ is where a record goes that had MaxCrashes, with [courier.ReasonCrashed], before
@@ -187,11 +186,8 @@ func NewTable[T any](db *sql.DB, dialect Dialect, config TableConfig[T]) *Table[
 	if m, ok := config.DLQ.(courier.MarkingDLQ); ok && m.MarksRecords() {
 		d.misconfigured("TableConfig.DLQ", "marks what it is sent at another source: pass a queue of NewDLQ")
 	}
-	if dialect == MySQL || config.Strict {
-		if config.MaxCrashes > 0 {
-			d.misconfigured("TableConfig.MaxCrashes", "is not counted with Strict, nor in MySQL and MariaDB: leave it out")
-		}
-		t.config.MaxCrashes = -1
+	if dialect == MySQL && config.MaxCrashes > 0 {
+		d.misconfigured("TableConfig.MaxCrashes", "is not counted in MySQL and MariaDB: leave it out")
 	}
 	t.path = dialect.identifiers(config.Table)
 	switch {

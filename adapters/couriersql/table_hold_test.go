@@ -32,6 +32,10 @@ type relayed struct {
 
 // eachTable runs a test over each kind of table, with n rows that have their numbers for names.
 func eachTable(t *testing.T, n int, test func(t *testing.T, r *relayed)) {
+	eachTableOf(t, databases, n, test)
+}
+
+func eachTableOf(t *testing.T, databases map[Dialect]string, n int, test func(t *testing.T, r *relayed)) {
 	for dialect, of := range databases {
 		for name, own := range tested(dialect) {
 			t.Run(of+" "+name, func(t *testing.T) {

@@ -169,7 +169,8 @@ func (p *postgresTable) orderText() string {
 func (p *postgresTable) fetchText() string { return p.fetching(claim{}) }
 
 // fetching leases rows that were in hand at no crash; or those that had at least $4 and at
-// most $5, alone in hand if $6. It does not where leases of others have run out.
+// most $5, alone in hand if $6. It does not where leases of others have run out. In strict
+// order those with at least 0 are all rows, as some that were given back may be earlier.
 func (p *postgresTable) fetching(c claim) string {
 	suspects := c.most > 0
 	inner := []string{p.perKey("t.@ AS courier_key#", ", ")}
@@ -198,10 +199,17 @@ func (p *postgresTable) fetching(c claim) string {
 )`, p.batches(), each(len(p.keys), "key#"), each(len(p.keys), "'{}'"))
 	}
 	due, alone := p.due(postgresSuspect, postgresSuspect), "false"
+	if p.strict && !suspects {
+		others += fmt.Sprintf(`
+		AND NOT EXISTS (SELECT %s AND s.crashes < %d)`, p.suspectsNow(), p.mostCrashes)
+	}
 	if suspects {
 		const crashed = "f.crashes BETWEEN $4 AND $5"
 		due, alone, sign = p.hasCrashed(crashed), "$6::boolean", ""
-		if c.behind && p.orderKey != "" {
+		switch {
+		case p.strict:
+			due = fmt.Sprintf("($4 = 0 OR %s)", due)
+		case c.behind && p.orderKey != "":
 			due = fmt.Sprintf("(%s OR %s IN (SELECT f.order_key FROM %s f WHERE f.order_key <> '' AND f.crashes > 0 AND %s))", due, p.orderText(), p.stateTable(), crashed)
 		}
 		due += " AND " + p.due(postgresBeyond, postgresBeyond)

@@ -165,7 +165,7 @@ type tableFailure struct {
 func (t *Table[T]) Source() *TableSource[T] {
 	return &TableSource[T]{
 		table: t, owner: newOwner(), turn: make(chan struct{}, 1), asks: make(chan struct{}, 1),
-		inHand: make(map[string]handedOut), left: make(map[int64]int), apart: newSuspects(),
+		inHand: make(map[string]handedOut), left: make(map[int64]int), apart: newSuspects(t.config.Strict),
 	}
 }
 

@@ -143,7 +143,8 @@ func (s *sqliteTable) orderText() string {
 func (s *sqliteTable) fetchText() string { return s.fetching(claim{}) }
 
 // fetching reads rows that were in hand at no crash; or those that had at least ?3 and at
-// most ?4.
+// most ?4. In strict order those with at least 0 are all rows, as some that were given back
+// may be earlier.
 func (s *sqliteTable) fetching(c claim) string {
 	suspects := c.most > 0
 	others, owner := "", "?3"
@@ -152,7 +153,10 @@ func (s *sqliteTable) fetching(c claim) string {
 		owner = "?5"
 		crashed := fmt.Sprintf("FROM %s f WHERE f.crashes > 0 AND f.crashes BETWEEN ?3 AND ?4", identifier(s.state))
 		due = fmt.Sprintf("(%s) IN (SELECT %s %s)", s.keyRefs(), each(len(s.keys), "f.key#"), crashed)
-		if c.behind && s.orderKey != "" {
+		switch {
+		case s.strict:
+			due = fmt.Sprintf("(?3 = 0 OR %s)", due)
+		case c.behind && s.orderKey != "":
 			due = fmt.Sprintf("(%s OR %s IN (SELECT f.order_key %s AND f.order_key <> ''))", due, s.orderText(), crashed)
 		}
 		due += " AND " + s.due(sqliteBeyond, sqliteBeyond)
@@ -168,6 +172,10 @@ func (s *sqliteTable) fetching(c claim) string {
 			others += fmt.Sprintf(`
 		AND (%[1]s = '' OR (COALESCE(unicode(substr(%[1]s, -2, 1)), 0) + 3 * unicode(substr(%[1]s, -1))) %% ?4 = ?5)`, s.orderText())
 		}
+	}
+	if s.strict && !suspects {
+		others += fmt.Sprintf(`
+		AND NOT EXISTS (SELECT 1 %s AND s.crashes < %d)`, s.suspectsNow(), s.mostCrashes)
 	}
 	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s, %s
 	FROM %s AS t
