@@ -36,6 +36,9 @@ func (c relayConfig) deadErrands(db *sql.DB) *couriersql.DLQ[errand] {
 	return couriersql.NewDLQ(db, dialects[c.Driver], couriersql.DLQConfig[errand]{Table: "dead_errands", Identity: func(e errand) string { return fmt.Sprint(e.ID) }})
 }
 
+// ownTable is whether a relay of TestPoison has the table errands, and not an outbox.
+func (c relayConfig) ownTable() bool { return c.Hold == "table" || c.Hold == "strict table" }
+
 // poisonMain is a relay that dies of one record.
 func poisonMain(text string) {
 	config, db := childOf(text)
@@ -54,11 +57,11 @@ func poisonMain(text string) {
 	opts := []courier.Option{courier.WithBatchSize(poisonBatch), courier.WithInterval(20 * time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))}
 	outbox := config.outbox(db, couriersql.WithLease(time.Second), couriersql.WithLogger(slog.New(slog.DiscardHandler)))
 	var run interface{ Start(context.Context) error }
-	switch config.Hold {
-	case "table":
+	switch {
+	case config.ownTable():
 		errands := config.errands(db).Source()
 		run = courier.NewPollingCoordinator(errands, courier.ProcessFunc(func(ctx context.Context, e errand) error { return deliver(ctx, e.ID) }), append(opts, courier.WithPrefetch(1))...)
-	case "stream":
+	case config.Hold == "stream":
 		run = courier.NewStreamingCoordinator(outbox.Stream(20*time.Millisecond), message, append(opts[:1], opts[2:]...)...)
 	default:
 		run = courier.NewPollingCoordinator(outbox.Source(), message, append(opts, courier.WithPrefetch(1))...)
@@ -70,7 +73,7 @@ func poisonMain(text string) {
 // delivered, and none of them is parked.
 func TestPoison(t *testing.T) {
 	for _, driver := range []string{"pgx", "sqlite"} {
-		for _, hold := range []string{"polling", "stream", "table"} {
+		for _, hold := range []string{"polling", "stream", "table", "strict table"} {
 			t.Run(driver+" "+hold, func(t *testing.T) {
 				t.Parallel()
 				config := relayConfig{Driver: driver, Hold: hold, DSN: couriersql.SQLiteDSN(filepath.Join(t.TempDir(), "poison.db"))}
@@ -92,7 +95,7 @@ func TestPoison(t *testing.T) {
 				require.NoError(t, outbox.Migrate(t.Context()))
 				require.NoError(t, config.errands(db).Migrate(t.Context()))
 				require.NoError(t, config.deadErrands(db).Migrate(t.Context()))
-				if hold == "table" {
+				if config.ownTable() {
 					for range poisonRows {
 						execute(`INSERT INTO errands DEFAULT VALUES`)
 					}
@@ -110,7 +113,7 @@ func TestPoison(t *testing.T) {
 				crashes := superviseTwo(t, config)
 				var pending, parked int
 				require.Eventually(t, func() bool {
-					if hold == "table" {
+					if config.ownTable() {
 						pending, err = config.errands(db).Pending(t.Context())
 						require.NoError(t, err)
 						parked, err = config.deadErrands(db).Count(t.Context())
@@ -123,7 +126,7 @@ func TestPoison(t *testing.T) {
 					return pending == 0
 				}, time.Minute, 20*time.Millisecond)
 				require.Equal(t, 1, parked)
-				if hold == "table" {
+				if config.ownTable() {
 					letters, err := config.deadErrands(db).Receive(t.Context(), 10)
 					require.NoError(t, err)
 					require.Equal(t, int64(poisonRow), letters[0].Record.ID)
@@ -137,6 +140,12 @@ func TestPoison(t *testing.T) {
 				var delivered int
 				require.NoError(t, db.QueryRowContext(t.Context(), `SELECT count(DISTINCT id) FROM deliveries`).Scan(&delivered))
 				require.Equal(t, poisonRows-1, delivered)
+				if hold == "strict table" {
+					var early int
+					require.NoError(t, db.QueryRowContext(t.Context(), `WITH firsts AS (SELECT id, min(place) AS place FROM deliveries GROUP BY id)
+						SELECT count(*) FROM firsts a JOIN firsts b ON a.id < b.id AND a.place > b.place`).Scan(&early))
+					require.Zero(t, early, "pairs out of order")
+				}
 				require.LessOrEqual(t, crashes(), int64(8), "of a batch, of groups, and alone")
 				t.Logf("parked after %d crashes", crashes())
 			})

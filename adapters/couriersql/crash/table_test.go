@@ -31,7 +31,7 @@ func (c relayConfig) mostCrashes() int {
 	switch {
 	case c.Driver == "mysql":
 		return -1
-	case c.Hold == "table": // of TestPoison
+	case c.ownTable(): // of TestPoison
 		return 0
 	}
 	return manyCrashes
@@ -49,7 +49,7 @@ func (c relayConfig) errands(db *sql.DB) *couriersql.Table[errand] {
 		Scan:    func(scan func(...any) error) (e errand, err error) { return e, scan(&e.ID) },
 		Pending: "done = 0", Mark: "done = done + 1",
 		DLQ: c.deadErrands(db), MaxCrashes: c.mostCrashes(),
-		Strict: c.Hold == "strict", OrderKey: orderKey, Lease: time.Second, InitialBackoff: time.Millisecond,
+		Strict: c.Hold == "strict" || c.Hold == "strict table", OrderKey: orderKey, Lease: time.Second, InitialBackoff: time.Millisecond,
 		Logger: slog.New(slog.DiscardHandler),
 	})
 }
