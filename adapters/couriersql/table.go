@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
 	"regexp"
 	"slices"
@@ -85,8 +86,9 @@ type TableConfig[T any] struct {
 
 	// State is the name of the table that [Table.Migrate] creates beside the table for the
 	// failures of rows, and with _batches after it, of the table for leases. "" is the
-	// table's name with _courier. Relays that deliver the same rows to different places, by
-	// different marks, need different ones.
+	// table's name with _courier; of a name that is longer than 40 bytes, or has other
+	// characters than letters, digits and _, it is what fits and a number. Relays that
+	// deliver the same rows to different places, by different marks, need different ones.
 	State string
 
 	// Lease is for how long rows are this relay's alone, unless it renews that, which a
@@ -230,19 +232,27 @@ func NewTable[T any](db *sql.DB, dialect Dialect, config TableConfig[T]) *Table[
 	return t
 }
 
-// besideOf is the name of the table beside one, which may have any characters.
+// besideOf is the name of the table beside one, which may have any characters. No two tables
+// have the same one, but where their names differ in case alone: where a name does not fit, a
+// number made of it does.
 func besideOf(table string) string {
 	const longest = 40
+	folded := strings.ToLower(table)
 	name := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
 			return r
 		}
 		return '_'
-	}, strings.ToLower(table))
+	}, folded)
 	if name != "" && name[0] >= '0' && name[0] <= '9' {
 		name = "_" + name
 	}
-	return name[:min(len(name), longest)] + "_courier"
+	if name != folded || len(name) > longest {
+		number := fnv.New32a()
+		_, _ = number.Write([]byte(folded)) // which does not fail
+		name = fmt.Sprintf("%s_%08x", name[:min(len(name), longest-9)], number.Sum32())
+	}
+	return name + "_courier"
 }
 
 // Migrate looks whether the table is what TableConfig says, and creates the tables beside

@@ -65,13 +65,19 @@ func TestATablesDefaults(t *testing.T) {
 	require.Equal(t, 10*time.Second, table.Source().RenewEvery())
 	require.Equal(t, defaultBackoff, table.wait)
 	require.Equal(t, "events_courier", table.name)
-	for table, want := range map[string]string{
-		"Sent Things": "sent_things_courier", "2024": "_2024_courier", strings.Repeat("x", 60): strings.Repeat("x", 40) + "_courier", "é": "__courier",
+	beside := make(map[string]bool)
+	for _, c := range []struct{ table, want string }{
+		{"Events", "events_courier"}, {"_events", "_events_courier"}, {"2024", "_2024_[0-9a-f]{8}_courier"}, {"_2024", "_2024_courier"},
+		{"sent_things", "sent_things_courier"}, {"Sent Things", "sent_things_[0-9a-f]{8}_courier"}, {"sent-things", "sent_things_[0-9a-f]{8}_courier"},
+		{strings.Repeat("x", 40), strings.Repeat("x", 40) + "_courier"},
+		{strings.Repeat("x", 59) + "y", strings.Repeat("x", 31) + "_[0-9a-f]{8}_courier"}, {strings.Repeat("x", 60), strings.Repeat("x", 31) + "_[0-9a-f]{8}_courier"},
+		{"é", "__[0-9a-f]{8}_courier"}, {"ü", "__[0-9a-f]{8}_courier"},
 	} {
-		if got := besideOf(table); got != want && table != "é" {
-			t.Errorf("besideOf(%q) = %q, want %q", table, got, want)
-		}
-		require.Regexp(t, plainIdentifier, besideOf(table))
+		got := besideOf(c.table)
+		require.Regexp(t, "^"+c.want+"$", got)
+		require.Regexp(t, plainIdentifier, got)
+		require.False(t, beside[got], "%q has the tables of another one", c.table)
+		beside[got] = true
 	}
 }
 
