@@ -150,6 +150,32 @@ func TestATablesEffectsByPgx(t *testing.T) {
 	require.ErrorContains(t, sqlite.PgxEffects(func(context.Context, pgx.Tx, happening) error { return nil }).(courier.Validator).Validate(), "not one of the driver")
 }
 
+// A relay that is frozen between the mark and the commit keeps others from its lease for no
+// longer than a minute.
+func TestAMarkThatIsNotCommitted(t *testing.T) {
+	r := newRelayed(t, Postgres, ownTables(Postgres)["updates"], 3)
+	s := r.table().Source()
+	rows, _ := fetchNames(t, s, 3)
+	store, err := s.table.described(t.Context())
+	require.NoError(t, err)
+	for before, want := range map[string]string{"0": "1min", "10s": "10s", "1h": "1min"} {
+		tx, err := r.db.BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		in := func(ctx context.Context, query string, args ...any) ([]string, error) {
+			return texts(ctx, tx, query, args...)
+		}
+		_, err = in(t.Context(), `SELECT set_config('idle_in_transaction_session_timeout', $1, true)`, before)
+		require.NoError(t, err)
+		n, err := store.markIn(t.Context(), in, s.owner, s.parts(rows, nil)[0])
+		require.NoError(t, err)
+		require.Equal(t, 3, n)
+		got, err := in(t.Context(), `SELECT current_setting('idle_in_transaction_session_timeout')`)
+		require.NoError(t, err)
+		require.Equal(t, []string{want}, got)
+		require.NoError(t, tx.Rollback())
+	}
+}
+
 // Workers of one lease, and several relays, some of whose effects fail: each happens once.
 func TestSeveralRelaysOfATablesEffects(t *testing.T) {
 	const rows = 150

@@ -398,9 +398,22 @@ func (p *postgresTable) fetch(ctx context.Context, conn *sql.Conn, c claim, read
 	return id, err
 }
 
+// turn is the number of the advisory lock of a fetch.
+func (p *postgresTable) turn() string {
+	return fmt.Sprintf("hashtextextended('courier ' || '%s'::regclass::oid, 0)", strings.ReplaceAll(p.batches(), "'", "''"))
+}
+
 // alone queues a wait until no other fetch is under way.
 func (p *postgresTable) alone(batch *pgx.Batch) {
-	batch.Queue(fmt.Sprintf(`SELECT pg_advisory_xact_lock(hashtextextended('courier ' || '%s'::regclass::oid, 0))`, strings.ReplaceAll(p.batches(), "'", "''")))
+	batch.Queue(fmt.Sprintf(`SELECT pg_advisory_xact_lock(%s)`, p.turn()))
+}
+
+func (p *postgresTable) endFetch(ctx context.Context, conn *sql.Conn, since time.Duration) (ended int, err error) {
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
+FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) JOIN pg_database AS d ON d.oid = l.database
+WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database() AND l.classid::bigint << 32 | l.objid::bigint = %s
+	AND a.wait_event = 'ClientWrite' AND a.query_start < clock_timestamp() - $1::bigint * interval '1 microsecond'`, p.turn()), since.Microseconds()).Scan(&ended)
+	return ended, err
 }
 
 // forgetting queues the end of leases of an owner that are over or unknown to it, once no
@@ -538,11 +551,12 @@ func (p *postgresTable) pendingOf(ctx context.Context, conn *sql.Conn, keys [][]
 	return n, err
 }
 
-// markIn locks the lease against its end, but not against others of the owner.
+// markIn locks the lease against its end, but not against others of the owner. The commit
+// follows at once: if it does not, the server ends the transaction, for which others wait.
 func (p *postgresTable) markIn(ctx context.Context, t queries, owner string, m part) (int, error) {
 	held := fmt.Sprintf(`SELECT 1 FROM %s WHERE id = $1 AND owner = $2 FOR SHARE`, p.batches())
 	list, err := t(ctx, p.marks(held, m.attempted, "EXISTS (SELECT FROM mine) AND "+p.pending)+`
-SELECT count(*)::text FROM marked`, append([]any{m.batch, owner}, listed(m.keys)...)...)
+SELECT count(*)::text FROM marked UNION ALL `+strings.ReplaceAll(p.grammar.orphan, "$1", strconv.FormatInt(orphanAfter.Milliseconds(), 10)), append([]any{m.batch, owner}, listed(m.keys)...)...)
 	if err != nil {
 		return 0, err
 	}

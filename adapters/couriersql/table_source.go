@@ -137,6 +137,14 @@ type claim struct {
 // errRunOut is the error of a fetch that has to wait until leases are buried.
 var errRunOut = errors.New("couriersql: leases have run out")
 
+// fetchEnder is a [tableStore] in which a fetch whose relay takes no rows holds up the others
+// until it is ended. Elsewhere the server ends it by itself.
+type fetchEnder interface {
+	// endFetch ends the fetch that holds up the others, if its relay has taken no rows for some
+	// time, and returns how many these were.
+	endFetch(ctx context.Context, conn *sql.Conn, since time.Duration) (int, error)
+}
+
 type settlement int
 
 const (
@@ -260,11 +268,35 @@ func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 	for {
 		records, err := s.fetch(ctx, store, limit)
 		if s.apart.heard(ctx, err); err != nil {
+			if errors.Is(err, ErrQueryTimeout) {
+				s.endFetch(ctx, store)
+			}
 			return nil, t.failed(err, "fetching up to %s of %s", plural(limit, "pending row"), t.table)
 		}
 		if !s.apart.await(ctx, len(records)) {
 			return records, nil
 		}
+	}
+}
+
+// endFetch ends the fetch of another relay that this one has waited for in vain.
+func (s *TableSource[T]) endFetch(ctx context.Context, store tableStore) {
+	t := s.table
+	ender, ends := store.(fetchEnder)
+	if !ends {
+		return
+	}
+	var ended int
+	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		ended, err = ender.endFetch(ctx, conn, t.timeout)
+		return err
+	})
+	switch {
+	case err != nil: // the next fetch that waits tries again
+		t.log.Warn("couriersql: looking for a relay that holds up the others failed", "table", t.table, "error", err)
+	case ended > 0:
+		t.log.Warn("couriersql: a relay takes no rows of its fetch, and the others wait for it; its session was ended: look for a process that is frozen, or a machine that is gone",
+			"table", t.table)
 	}
 }
 
