@@ -34,6 +34,7 @@ type elected struct {
 	floor   floor         // of this time that it leads
 	said    bool          // in the log, that it leads
 	failing bool          // its fetches, for each of which it may be elected anew: the log has that once
+	looked  time.Time     // when it last looked whether the one that leads is stuck
 
 	leads atomic.Bool // for those who do not have the turn
 }
@@ -189,7 +190,9 @@ func (e *elected) elect(ctx context.Context) (bool, error) {
 	}
 	got, err := e.campaign(ctx, conn)
 	if err == nil && !got {
-		_, err = conn.ExecContext(ctx, "ROLLBACK")
+		if _, err = conn.ExecContext(ctx, "ROLLBACK"); err == nil {
+			err = e.endStuck(ctx, conn)
+		}
 	}
 	if err != nil {
 		discard(conn)
@@ -230,6 +233,21 @@ func (e *elected) campaign(ctx context.Context, conn *sql.Conn) (got bool, err e
 		return false, nil
 	}
 	return true, e.message(ctx, conn, lead)
+}
+
+// endStuck ends the session of the relay that leads, if it is frozen while rows are sent to
+// it: the server takes one that is silent for gone only between its statements.
+func (e *elected) endStuck(ctx context.Context, conn *sql.Conn) error {
+	if time.Since(e.looked) < e.silence/3 {
+		return nil
+	}
+	e.looked = time.Now()
+	ended, err := endStuck(ctx, conn, e.sql(electionKey), e.silence)
+	if ended > 0 {
+		e.outbox.log.Warn("couriersql: the relay that leads takes no rows of its fetch; its session was ended, so that another one is elected: look for a process that is frozen, or a machine that is gone",
+			"table", e.outbox.table)
+	}
+	return err
 }
 
 // message sends statements in one message.

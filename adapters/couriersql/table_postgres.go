@@ -409,11 +409,7 @@ func (p *postgresTable) alone(batch *pgx.Batch) {
 }
 
 func (p *postgresTable) endFetch(ctx context.Context, conn *sql.Conn, since time.Duration) (ended int, err error) {
-	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
-FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) JOIN pg_database AS d ON d.oid = l.database
-WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database() AND l.classid::bigint << 32 | l.objid::bigint = %s
-	AND a.wait_event = 'ClientWrite' AND a.query_start < clock_timestamp() - $1::bigint * interval '1 microsecond'`, p.turn()), since.Microseconds()).Scan(&ended)
-	return ended, err
+	return endStuck(ctx, conn, p.turn(), since)
 }
 
 // forgetting queues the end of leases of an owner that are over or unknown to it, once no
