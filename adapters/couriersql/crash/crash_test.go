@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -260,6 +261,7 @@ const (
 	cut      = "connections cut"
 	full     = "server full"
 	crashed  = "server crashed"
+	freeze   = "frozen for longer than a lease"
 )
 
 // blow draws the next one from a shuffled deck.
@@ -267,7 +269,7 @@ func (tr *trial) blow() string {
 	if len(tr.deck) == 0 {
 		tr.deck = []string{kill, kill, kill, kill, kill, parkKill, parkKill}
 		if tr.server != nil {
-			tr.deck = append(tr.deck, cut, cut, full)
+			tr.deck = append(tr.deck, cut, cut, full, freeze)
 		}
 		if tr.server != nil && tr.server.Private() {
 			tr.deck = append(tr.deck, crashed)
@@ -300,6 +302,12 @@ func (tr *trial) befall() {
 		tr.stream.disturb(tr.relays[i].name)
 		_, err := tr.db.ExecContext(tr.t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1`, tr.relays[i].name)
 		require.NoError(tr.t, err)
+	case freeze: // but in SQLite, where it may have locked the file
+		r := tr.relays[i]
+		tr.stream.disturbFor(r.name, tr.config.slack(leaseTime)+2*time.Second)
+		require.NoError(tr.t, r.cmd.Process.Signal(syscall.SIGSTOP))
+		time.Sleep(tr.config.slack(leaseTime) + 200*time.Millisecond)
+		require.NoError(tr.t, r.cmd.Process.Signal(syscall.SIGCONT))
 	case full:
 		tr.fill()
 	case crashed:
