@@ -87,7 +87,7 @@ func TestServerLostInMidBatch(t *testing.T) {
 					b.shutdown()
 				}
 				return o.msg()
-			}, couriernats.WithAckTimeout(ackTimeout), couriernats.WithMaxPending(window))
+			}, patient, couriernats.WithMaxPending(window))
 
 			start := time.Now()
 			byIndex := failures(t, sink.ApplyBatch(t.Context(), all))
