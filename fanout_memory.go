@@ -181,6 +181,12 @@ type answer struct {
 	err   error // nil when the branch has the record
 }
 
+// waits reports whether the branch waits for its next attempt.
+func (a answer) waits() bool {
+	_, waits := waitOf(a.err)
+	return waits
+}
+
 // answersTo returns, for each of n records, what was answered before in its delivery
 // and still holds, nil where nothing was. A branch whose next attempt is due has not
 // answered, and neither has one that could not be attempted.

@@ -37,20 +37,27 @@ type turn uint8
 
 const (
 	never  turn = iota // not in this delivery
-	done               // not again: the branch has the record
+	done               // not again: the branch has the record, or has answered
+	notYet             // the branch waits for its next attempt, and its breaker is not closed
 	first              // at once
 	second             // once the branches have answered that are due for a probe
 )
 
 // turnsOf returns the turn of each branch with a record, of which has tells who
-// has it. A record that can become applied by branches whose breakers let every
-// call through goes to all branches at once.
-func (f *fanOutApplier[T]) turnsOf(has []bool, gates []gate) []turn {
+// has it or has answered, and told what the answers were. A record that can become
+// applied by branches whose breakers let every call through goes to all branches at
+// once.
+func (f *fanOutApplier[T]) turnsOf(has []bool, told []answer, gates []gate) []turn {
 	turns := make([]turn, len(f.branches))
 	calm, able := 0, 0 // required branches that are sure to be called, and that may be
 	for b := range f.branches {
 		known := has != nil && has[b]
-		if known {
+		switch {
+		case !known:
+		case told != nil && told[b].waits() && !gates[b].passing():
+			turns[b] = notYet
+			continue
+		default:
 			turns[b] = done
 		}
 		if !f.branches[b].optional && (known || !gates[b].closed) {
@@ -62,7 +69,7 @@ func (f *fanOutApplier[T]) turnsOf(has []bool, gates []gate) []turn {
 	}
 	for b := range turns {
 		switch {
-		case turns[b] == done || able < f.quorum:
+		case turns[b] != never || able < f.quorum:
 		case calm >= f.quorum || gates[b].probe && !gates[b].closed:
 			turns[b] = first
 		default:
@@ -80,7 +87,11 @@ func (f *fanOutApplier[T]) applyInTurn(ctx context.Context, records []T, names [
 		if known != nil {
 			has = known[i]
 		}
-		turns[i] = f.turnsOf(has, gates)
+		var answers []answer
+		if told != nil {
+			answers = told[i]
+		}
+		turns[i] = f.turnsOf(has, answers, gates)
 	}
 	errs := make([][]error, len(f.branches))
 	for b := range errs {

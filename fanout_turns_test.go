@@ -509,3 +509,25 @@ func checkVerdict(rt *rapid.T, branches []*gatedBranch, required, needed, r int,
 		}
 	}
 }
+
+// A branch that has asked for another time has answered and does not have the record: while
+// its breaker is due for a probe, the others wait for that.
+func TestF3_ABranchThatWaitsHasNotTakenTheRecord(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		late, other := newBusy(10*time.Second, 1), newBusy(2*time.Second, 1)
+		a, breaker := behind(late)
+		source.add(1)
+		option := courier.WithWorkers(2)
+		if source.wait {
+			option = courier.WithStreamWorkers(2)
+		}
+		stop := start(t, make(courier.NewFanOutApplier[int](a, other), unspread, option))
+		time.Sleep(500 * time.Millisecond)
+		open(t, breaker)
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Empty(t, source.left())
+		require.Equal(t, []time.Duration{0, 10 * time.Second}, late.called(1))
+		require.Equal(t, []time.Duration{0, 10 * time.Second}, other.called(1))
+	})
+}

@@ -281,6 +281,9 @@ type gate struct {
 	cause  error
 }
 
+// passing reports whether every call would pass.
+func (g *gate) passing() bool { return !g.closed && !g.probe }
+
 // breakersOf returns the breakers that every call through a stack passes.
 func breakersOf(l *layer) (found []*Breaker) {
 	if l == nil {
