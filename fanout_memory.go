@@ -3,6 +3,8 @@ package courier
 import (
 	"container/list"
 	"context"
+	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -189,7 +191,9 @@ func (a answer) waits() bool {
 
 // answersTo returns, for each of n records, what was answered before in its delivery
 // and still holds, nil where nothing was. A branch whose next attempt is due has not
-// answered, and neither has one that could not be attempted.
+// answered, and neither has one that could not be attempted. One whose retries ended
+// without a verdict has, for as long as others wait: it would begin with all its attempts
+// anew, and they would wait for it in their turn.
 func (f *fanOutApplier[T]) answersTo(ctx context.Context, n int) (told [][]answer) {
 	watch := passageOf(ctx).watch
 	if !watch.holds(f) {
@@ -205,14 +209,22 @@ func (f *fanOutApplier[T]) answersTo(ctx context.Context, n int) (told [][]answe
 			told = make([][]answer, n)
 		}
 		told[i] = make([]answer, len(before))
-		now := watch.clock.Now()
+		now, goesOn := watch.clock.Now(), slices.ContainsFunc(before, answer.waits)
 		for b, a := range before {
-			if due, waits := waitOf(a.err); waits && now.Before(due) || !waits && (a.err == nil || classify(ctx, a.err) != ClassNotAttempted) {
+			due, waits := waitOf(a.err)
+			if waits && now.Before(due) || !waits && (a.err == nil || classify(ctx, a.err) != ClassNotAttempted || goesOn && gaveUp(a.err)) {
 				told[i][b] = a
 			}
 		}
 	}
 	return told
+}
+
+// gaveUp reports whether the attempts of a branch are over, of an error of class
+// ClassNotAttempted: its queue did not take the record, or its retries were cut short.
+func gaveUp(err error) bool {
+	var cut *RetryError
+	return errors.Is(err, ErrPark) || errors.As(err, &cut)
 }
 
 // known adds the branches that have answered to those that have a record.

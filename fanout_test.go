@@ -795,3 +795,38 @@ func TestF5_APanicInABranchsBatchTakesNoOtherRecordAlong(t *testing.T) {
 		})
 	}
 }
+
+// A branch whose retries have ended without a verdict has answered for as long as another
+// one waits. If it began anew each time, the two would wait for each other by turns, and the
+// record would never be given back for a while.
+func TestF1_BranchesThatGiveUpTakeNoTurns(t *testing.T) {
+	full := courier.DLQ[int](&dlqFunc{send: func(context.Context, courier.DeadLetter[int]) error { return courier.ErrDLQFull }})
+	for name, branch := range map[string]func(a courier.Applier[int], delay time.Duration) courier.Applier[int]{
+		"cannot park": func(a courier.Applier[int], delay time.Duration) courier.Applier[int] {
+			retry := courier.RetryPolicy{MaxAttempts: 3, InitialDelay: delay, Multiplier: 1, Jitter: courier.NoJitter}
+			return courier.NewDLQApplier(courier.NewRetryableApplier(a, retry), full, courier.DLQPolicy[int]{Branch: delay.String()})
+		},
+		"have no time left": func(a courier.Applier[int], delay time.Duration) courier.Applier[int] {
+			return courier.NewRetryableApplier(a, courier.RetryPolicy{
+				MaxAttempts: courier.UnlimitedAttempts, MaxElapsed: 5 * delay / 2, InitialDelay: delay, Multiplier: 1, Jitter: courier.NoJitter,
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+				a := &sink[int]{fail: func(context.Context, int, int) error { return errTest }}
+				b := &sink[int]{fail: a.fail}
+				source.add(1)
+				option := courier.WithWorkers(2)
+				if source.wait {
+					option = courier.WithStreamWorkers(2)
+				}
+				stop := start(t, make(courier.NewFanOutApplier(branch(a, 20*time.Millisecond), branch(b, 30*time.Millisecond)), option))
+				time.Sleep(time.Minute)
+				require.NoError(t, stop())
+				require.LessOrEqual(t, a.called(), 3*30, "the pace of a refused record slows down")
+				require.Equal(t, a.called(), b.called())
+			})
+		})
+	}
+}
