@@ -37,11 +37,11 @@ type KeyedBreaker[T any] struct {
 //
 // What counts as a failure, and as an attempt of a record, is as with
 // [NewCircuitBreakerApplier], for each key by itself. A record that has not failed a
-// probe goes first as the next probe, and the others ask again a little later. A record
-// that keeps failing is parked once others of its key succeed. If it is the only one of
-// its key, it stays pending until enough others of the key get through, because only they
-// show whether the destination is down. A panic in the key function is a failure of its record, and of no
-// breaker.
+// probe goes first as the next probe. The others ask again a little later, or later still
+// if none came in that time. A record that keeps failing is parked once others of its key
+// succeed. If it is the only one of its key, it stays pending until enough others of the
+// key get through, because only they show whether the destination is down. A panic in the
+// key function is a failure of its record, and of no breaker.
 //
 // In a batch, the records whose breakers refuse are listed in a [*BatchError], and the
 // others go in one call. For the breaker of each key that is one call, judged by the
@@ -146,6 +146,7 @@ type keyCall struct {
 	of     *keyBreaker // nil where the key had none
 	permit Permit
 	births uint64 // when there was none
+	vain   int    // how often on end the record gave way, and nobody came
 }
 
 // Apply applies the record, or returns the error of a breaker that refuses it.
@@ -214,10 +215,13 @@ func (a *KeyedBreaker[T]) admit(ctx context.Context, call *keyCall, i, n int) er
 	}
 	period, ready := call.of.period()
 	if ready && call.of.givesWay(period, &past) {
-		return a.waits(call.of.refusalNow(), past)
+		return a.waits(call.of.refusalNow(), past, yield(past.vain))
 	}
 	var err error
 	if call.permit, err = call.of.acquire(ctx); err == nil {
+		if call.permit.permit.Probe && past.yielded == period {
+			call.vain = past.vain + 1
+		}
 		return nil
 	}
 	open, ours := err.(*OpenError)
@@ -225,7 +229,7 @@ func (a *KeyedBreaker[T]) admit(ctx context.Context, call *keyCall, i, n int) er
 		return err
 	}
 	call.of.waitsIn(period, past.used)
-	return a.waits(open, past)
+	return a.waits(open, past, keyWait)
 }
 
 // well reports whether a success has nothing to tell the breaker.
@@ -266,7 +270,7 @@ func (a *KeyedBreaker[T]) judged(ctx context.Context, call *keyCall, open *OpenE
 	if !is || open == nil || own.of != open.of {
 		return err
 	}
-	return a.waits(own, usage{used: call.of.failedProbe()})
+	return a.waits(own, usage{used: call.of.failedProbe(), vain: call.vain}, keyWait)
 }
 
 const (
@@ -274,18 +278,26 @@ const (
 	// and longestKeyWait the longest: that of another record is under way.
 	keyWait, longestKeyWait = 10 * time.Millisecond, time.Second
 
+	// longestYield is the longest time for which a record gives way to others of its key.
+	longestYield = time.Minute
+
 	// forcedKeyWait is how often the records of a key ask whose breaker is forced open.
 	forcedKeyWait = 5 * time.Second
 )
 
+// yield is how long a record gives way to others of its key, which may be at the source
+// and come with the next fetch: twice as long after each time that none came.
+func yield(vain int) time.Duration { return min(keyWait<<min(vain, 16), longestYield) }
+
 // waits returns an error with which a record waits until its breaker may be probed. While
-// somebody else's probe is out it waits for as long again as that has taken.
-func (a *KeyedBreaker[T]) waits(open *OpenError, past usage) error {
+// somebody else's probe is out it waits for as long again as that has taken, and for some
+// time at the least.
+func (a *KeyedBreaker[T]) waits(open *OpenError, past usage, least time.Duration) error {
 	after := forcedKeyWait
 	if open.due.clock != nil {
 		left := open.due.at.Sub(a.set.clock.Now())
 		if after = min(left, maxAfter); left <= 0 {
-			after = min(max(-left, keyWait), longestKeyWait)
+			after = max(min(-left, longestKeyWait), least)
 		}
 	}
 	e := &askedLaterError{err: open, after: after}

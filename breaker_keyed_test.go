@@ -870,3 +870,37 @@ func TestKeyedBreaker_NothingInAnOrderedCallOvertakesARefusedRecord(t *testing.T
 		require.ErrorIs(t, list.Failures[2].Err, courier.ErrBehindFailed)
 	})
 }
+
+// slowFetch is a source whose fetches take a moment.
+type slowFetch struct {
+	courier.Source[int]
+	courier.Releaser[int]
+}
+
+func (s slowFetch) Fetch(ctx context.Context, limit int) ([]int, error) {
+	records, err := s.Source.Fetch(ctx, limit)
+	time.Sleep(50 * time.Millisecond)
+	return records, err
+}
+
+// A poison record that waits in hand is the probe sooner than those of its host that wait at
+// the source. It gives way for as long as they need to come.
+func TestD10_WhatWaitsAtTheSourceIsTheProbeInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r courierttest.Recorder[int]
+		destination := newHosts(1, nil)
+		destination.bad[0] = true
+		source := r.StreamSource(0)
+		applier, queue := courier.ResilientApplier(courier.Applier[int](destination), &courier.ResilientConfig[int]{BreakerKey: destination.host})
+		stop := start(t, courier.NewStreamingCoordinator(courier.Source[int](slowFetch{source, source}), applier, quiet, unspread, courier.WithStreamWorkers(2)))
+		time.Sleep(10 * time.Minute)
+		source.Add(1, 2)
+		time.Sleep(time.Hour)
+		require.NoError(t, stop())
+		require.Empty(t, source.Pending())
+		letters, err := queue.Receive(t.Context(), 10)
+		require.NoError(t, err)
+		require.Len(t, letters, 1)
+		require.Equal(t, 0, letters[0].Record)
+	})
+}
