@@ -67,7 +67,7 @@ type grammar struct {
 	plan   string // before a fetch, in its transaction
 	orphan string // has the server end this transaction if it is silent for ?1 milliseconds
 	// Of the rows without an attempt, those below a number are left out.
-	ordered string // up to ?1 pending rows that are due now, of no key whose earlier row waits for a retry, and none of the list in the last argument, which begins at ?2 and ends at ?3; from ?4, and in PostgreSQL without what has more bytes than ?5; there ?6 is the list, and ?7 its long runs
+	ordered string // up to ?1 pending rows that are due now, of no key whose earlier row waits for a retry, and none of those in hand: in SQLite a run from ?2 to ?3 and the list in the last argument; in PostgreSQL the list ?6, which begins at ?2 and ends at ?3, and ?7 its long runs; there from ?4, and without what has more bytes than ?5
 	lock    string // up to ?1 pending rows that are due now, past what others have locked, locking; from ?2, without what has more bytes than ?3
 	due     string // the number of a row that is due now and that nobody has locked, of up to ?1 that are looked at; from ?2
 	large   string // what was left out, of the known rows ?1 …: seq, payload, headers

@@ -19,8 +19,8 @@ func (s *shared) fetch(ctx context.Context, limit int, from int64) ([]Row, error
 	if err != nil {
 		return nil, err
 	}
-	seqs, first, last := s.seqs()
-	list, _ := json.Marshal(seqs) // never fails for numbers
+	first, last, others := s.run()
+	list, _ := json.Marshal(others) // never fails for numbers
 	args := append(o.timed(limit, first, last, from, o.fetchBytes), string(list))
 	batch, err := o.rows(ctx, preparedStatement{on}, limit, o.fetchBytes, o.fetch.text, args...)
 	if err != nil { // the rows that were read before it are not handed out

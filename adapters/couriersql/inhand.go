@@ -70,6 +70,30 @@ func (r *rowKeys) bounds() (first, last int64) {
 	return r.keys[0].seq, r.keys[len(r.keys)-1].seq
 }
 
+// run is the longest run of neighbours, the first number behind the last when there is
+// none, and the other numbers.
+func (r *rowKeys) run() (first, last int64, others []int64) {
+	begin, end := 0, 0
+	for i, from := 1, 0; i <= len(r.keys); i++ {
+		if i == len(r.keys) || r.keys[i].seq > r.keys[i-1].seq+1 {
+			if i-from > end-begin {
+				begin, end = from, i
+			}
+			from = i
+		}
+	}
+	others = make([]int64, 0, len(r.keys)-(end-begin))
+	for i, key := range r.keys {
+		if i < begin || i >= end {
+			others = append(others, key.seq)
+		}
+	}
+	if begin == end {
+		return 1, 0, others
+	}
+	return r.keys[begin].seq, r.keys[end-1].seq, others
+}
+
 // multirange is the numbers in the words of PostgreSQL, in runs of neighbours of which
 // each has at least so many.
 func (r *rowKeys) multirange(least int) string {
@@ -163,19 +187,14 @@ func (h *inHand) busy() bool {
 	return len(h.rows.keys) > 0
 }
 
-// seqs are the numbers in hand, and the first and the last of them; the first is
-// behind the last when there is none. Between them there may be rows that are not in
-// hand: one that was committed late, or that failed. Such a row comes before later
-// ones of its key.
-func (h *inHand) seqs() (seqs []int64, first, last int64) {
+// run is the longest run of neighbours in hand, the first number behind the last when
+// nothing is, and the other numbers. Between these there may be rows that are not in hand:
+// one that was committed late, or that failed. Such a row comes before later ones of its
+// key.
+func (h *inHand) run() (first, last int64, others []int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	seqs = make([]int64, len(h.rows.keys))
-	for i, key := range h.rows.keys {
-		seqs[i] = key.seq
-	}
-	first, last = h.rows.bounds()
-	return seqs, first, last
+	return h.rows.run()
 }
 
 func (h *inHand) bounds() (first, last int64) {

@@ -59,6 +59,27 @@ func TestRowKeys(t *testing.T) {
 	}
 }
 
+func TestLongestRun(t *testing.T) {
+	for _, test := range []struct{ seqs, run, others []int64 }{
+		{nil, []int64{1, 0}, nil},
+		{[]int64{5}, []int64{5, 5}, nil},
+		{[]int64{5, 6, 7}, []int64{5, 7}, nil},
+		{[]int64{5, 5, 6}, []int64{5, 6}, nil},
+		{[]int64{1, 3, 4, 6}, []int64{3, 4}, []int64{1, 6}},
+		{[]int64{1, 2, 4, 5, 6}, []int64{4, 6}, []int64{1, 2}},
+		{[]int64{1, 2, 4, 5}, []int64{1, 2}, []int64{4, 5}},
+		{[]int64{math.MinInt64, math.MaxInt64 - 1, math.MaxInt64}, []int64{math.MaxInt64 - 1, math.MaxInt64}, []int64{math.MinInt64}},
+	} {
+		var keys rowKeys
+		for i, seq := range test.seqs {
+			keys.keys = append(keys.keys, rowKey{seq, fmt.Sprint(i)})
+		}
+		first, last, others := keys.run()
+		require.Equal(t, test.run, []int64{first, last}, test.seqs)
+		require.ElementsMatch(t, test.others, others, test.seqs)
+	}
+}
+
 func TestMultirange(t *testing.T) {
 	o := newPostgres(t)
 	for text, seqs := range map[string][]int64{
@@ -109,15 +130,42 @@ func TestPostgresLists(t *testing.T) {
 	}
 }
 
-// A fetch in strict order jumps over the rows that the relay has in hand, and over no others:
+// So does SQLite.
+func TestSQLiteLists(t *testing.T) {
+	db := newOutbox(t).db
+	for _, id := range []string{"", "NULL", `"`, `\`, `\"`, "[1]", " \n\t ", "a<b>&c", "é\u2028", "\x7f"} {
+		rows := []Row{{Seq: math.MinInt64, claim: 2, Attempts: 3, ID: id}, {Seq: 4, claim: 5, Attempts: 6, ID: "next"}}
+		for name, list := range map[string][]any{"": sqliteKnownRows(rows), "2.": sqliteClaims(rows), "2.3.": sqliteAttempted(rows)} {
+			var n int
+			var first string
+			require.NoError(t, db.QueryRowContext(t.Context(), `SELECT count(*) OVER (), value FROM json_each(?1) LIMIT 1`, list...).Scan(&n, &first))
+			require.Equal(t, 2, n)
+			require.Equal(t, "-9223372036854775808."+name+id, first)
+		}
+	}
+}
+
+// A fetch of a relay that is alone leaves out the rows that it has in hand, and no others:
 // rows that are committed late or given back lie between, before and after them.
-func TestElectedJumpsOverWhatIsInHand(t *testing.T) {
+func TestFetchLeavesOutWhatIsInHand(t *testing.T) {
+	t.Run("PostgreSQL", func(t *testing.T) {
+		testLeavesOutWhatIsInHand(t, newPostgres(t, WithStrictOrder()), `INSERT INTO courier_outbox (seq, id, topic, payload)
+			SELECT s::bigint, 'm' || s, 'orders', '' FROM json_array_elements_text($1::json) AS s`)
+	})
+	t.Run("SQLite", func(t *testing.T) {
+		testLeavesOutWhatIsInHand(t, newOutbox(t), `INSERT INTO courier_outbox (seq, id, topic, key, payload, headers, trace, created_at)
+			SELECT value, 'm' || value, 'orders', '', x'', '', '', 0 FROM json_each(?1)`)
+	})
+}
+
+func testLeavesOutWhatIsInHand(t *testing.T, o *Outbox, insert string) {
 	random := rand.New(rand.NewPCG(7, 8))
-	o := newPostgres(t, WithStrictOrder())
 	s := o.Source()
 	s.RenewEvery() // as a coordinator does when it begins
 	add := func(seqs ...int64) {
-		execute(t, o.db, `INSERT INTO courier_outbox (seq, id, topic, payload) SELECT s, 'm' || s, 'orders', '' FROM unnest($1::bigint[]) AS s`, seqs)
+		list, err := json.Marshal(seqs)
+		require.NoError(t, err)
+		execute(t, o.db, insert, string(list))
 	}
 	pending, held := map[int64]bool{}, map[int64]Row{}
 	var first []int64

@@ -199,7 +199,7 @@ const roomSize = 4096
 
 func (r *room) copy(payload []byte) []byte {
 	n := len(payload)
-	if n > roomSize/8 {
+	if n == 0 || n > roomSize/8 {
 		return slices.Clone(payload)
 	}
 	if n > cap(*r)-len(*r) || *r == nil {
@@ -207,4 +207,20 @@ func (r *room) copy(payload []byte) []byte {
 	}
 	*r = append(*r, payload...)
 	return (*r)[len(*r)-n : len(*r) : len(*r)]
+}
+
+// pieces is a room into which database/sql scans payloads, one after the other.
+type pieces struct {
+	room room
+	into *[]byte
+}
+
+// Scan implements sql.Scanner. The value is the driver's until the next one.
+func (p *pieces) Scan(value any) error {
+	payload, ok := value.([]byte)
+	if !ok && value != nil {
+		return fmt.Errorf("a payload is a %T and no bytes", value)
+	}
+	*p.into = p.room.copy(payload)
+	return nil
 }

@@ -430,14 +430,14 @@ func (o *Outbox) rows(ctx context.Context, on executor, limit int, bound int64, 
 	var batch []Row
 	var row Row
 	var ofFailed, ofOthers int64
-	var attempts int
-	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &row.Payload, &row.Headers, &row.Trace,
+	var attempts int64
+	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &pieces{into: &row.Payload}, &row.Headers, &row.Trace,
 		(*micros)(&row.CreatedAt), &attempts, &row.claim}
 	for rows.Next() {
 		if err := rows.Scan(into...); err != nil {
 			return nil, err
 		}
-		row.count(attempts)
+		row.count(int(attempts))
 		bytes := &ofFailed
 		if attempts == 0 {
 			bytes = &ofOthers

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 //go:embed migrations/sqlite/*.sql migrations/sqlite_dlq/*.sql migrations/sqlite_inbox/*.sql migrations/sqlite_table/*.sql
@@ -25,11 +26,10 @@ const (
 	sqliteBytes = `(length(payload) + length(headers))`
 	// A row waits for an earlier one of its key, by what follows. That no row has failed is
 	// looked up once, and then no key is.
-	sqliteUnhindered = `(key = '' OR NOT EXISTS (SELECT 1 FROM {outbox} INDEXED BY "{table}_failed" WHERE processed_at IS NULL AND attempts > 0)
-		OR NOT EXISTS (SELECT 1 FROM {outbox} f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
+	sqliteUnhindered = `(NOT EXISTS (SELECT 1 FROM {outbox} INDEXED BY "{table}_failed" WHERE processed_at IS NULL AND attempts > 0)
+		OR key = '' OR NOT EXISTS (SELECT 1 FROM {outbox} f INDEXED BY "{table}_failed" WHERE f.key = t.key AND f.seq < t.seq
 		AND f.processed_at IS NULL AND f.attempts > 0 AND `
-	// Between the first and the last in hand there may be others.
-	sqliteNotInHand = `(seq NOT BETWEEN ?2 AND ?3 OR seq NOT IN (SELECT value FROM json_each(?7)))`
+	sqliteNotInHand = `(seq NOT BETWEEN ?2 AND ?3 AND seq NOT IN (SELECT value FROM json_each(?7)))`
 
 	sqliteKnown   = sqliteListed + `t.seq || '.' || t.id)`
 	sqliteClaimed = sqliteListed + `t.seq || '.' || t.claim || '.' || t.id) AND owner = ?2`
@@ -95,18 +95,20 @@ func sqliteGrammar() grammar {
 
 		// Of the rows that failed, those that have been due for longest, and all of their
 		// keys before them. The second part takes a row of a key with an earlier one that
-		// failed only if the first part has that.
+		// failed only if the first part has that. The parts are of numbers, as SQLite copies
+		// what goes through a UNION; a CROSS JOIN keeps their order.
 		ordered: `WITH due AS MATERIALIZED (SELECT seq, key FROM {outbox} t WHERE ` + sqliteRetry + ` AND ` + sqliteNotInHand + `
 				AND ` + sqliteUnhindered + `f.available_at > ?6)) ORDER BY available_at, seq LIMIT ?1),
 			failed AS MATERIALIZED (SELECT seq FROM due WHERE key = '' UNION ALL
 				SELECT f.seq FROM (SELECT key, max(seq) AS last FROM due WHERE key <> '' GROUP BY key) t
 				CROSS JOIN {outbox} f INDEXED BY "{table}_failed" ON f.key = t.key AND f.seq <= t.last AND ` + strings.ReplaceAll(sqliteNotInHand, "seq", "f.seq") + `
-					AND f.processed_at IS NULL AND f.attempts > 0)
-			SELECT * FROM (SELECT ` + sqliteRow + ` FROM {outbox} WHERE seq IN (SELECT seq FROM failed ORDER BY seq LIMIT ?1) ORDER BY seq)
-			UNION ALL
-			SELECT * FROM (SELECT ` + sqliteRow + ` FROM {outbox} t WHERE ` + sqliteFresh + ` AND ` + sqliteNotInHand + `
-				AND ` + sqliteUnhindered + `(f.available_at > ?6 OR ` + strings.ReplaceAll(sqliteNotInHand, "seq", "f.seq") + ` AND f.seq NOT IN (SELECT seq FROM failed))))
-				ORDER BY seq LIMIT ?1)`,
+					AND f.processed_at IS NULL AND f.attempts > 0),
+			next AS (SELECT * FROM (SELECT seq FROM failed ORDER BY seq LIMIT ?1)
+				UNION ALL
+				SELECT * FROM (SELECT seq FROM {outbox} t WHERE ` + sqliteFresh + ` AND ` + sqliteNotInHand + `
+					AND ` + sqliteUnhindered + `(f.available_at > ?6 OR ` + strings.ReplaceAll(sqliteNotInHand, "seq", "f.seq") + ` AND f.seq NOT IN (SELECT seq FROM failed))))
+					ORDER BY seq LIMIT ?1))
+			SELECT ` + sqliteRow + ` FROM next CROSS JOIN {outbox} USING (seq)`,
 		claim: sqliteTimeLast.Replace(`UPDATE {outbox} SET claim = claim + 1, owner = iif(` + sqliteCrashed + `, '', ?2), crashes = ` + sqliteCrashed + `,
 			available_at = iif(` + sqliteCrashed + `, available_at, ?6 + ?3) WHERE seq IN (
 			SELECT seq FROM (SELECT seq, sum(` + sqliteBytes + `) OVER (ORDER BY seq ROWS UNBOUNDED PRECEDING) - ` + sqliteBytes + ` AS ahead FROM {outbox} WHERE seq IN (
@@ -275,27 +277,46 @@ func jsonStrings(list []string) any {
 }
 
 func sqliteKnownRows(rows []Row) []any {
-	list := make([]string, len(rows))
-	for i, row := range rows {
-		list[i] = strconv.FormatInt(row.Seq, 10) + "." + row.ID
-	}
-	return []any{jsonStrings(list)}
+	return jsonRows(rows, func(text []byte, _ Row) []byte { return text })
 }
 
 func sqliteAttempted(rows []Row) []any {
-	list := make([]string, len(rows))
-	for i, row := range rows {
-		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10) + "." + strconv.FormatInt(row.attempts(), 10) + "." + row.ID
-	}
-	return []any{jsonStrings(list)}
+	return jsonRows(rows, func(text []byte, row Row) []byte {
+		text = append(strconv.AppendInt(text, row.claim, 10), '.')
+		return append(strconv.AppendInt(text, row.attempts(), 10), '.')
+	})
 }
 
 func sqliteClaims(rows []Row) []any {
-	list := make([]string, len(rows))
+	return jsonRows(rows, func(text []byte, row Row) []byte {
+		return append(strconv.AppendInt(text, row.claim, 10), '.')
+	})
+}
+
+// jsonRows is jsonStrings of what rows are known by: the number, what between appends, and
+// the ID.
+func jsonRows(rows []Row, between func([]byte, Row) []byte) []any {
+	text := append(make([]byte, 0, 64*len(rows)), '[')
 	for i, row := range rows {
-		list[i] = strconv.FormatInt(row.Seq, 10) + "." + strconv.FormatInt(row.claim, 10) + "." + row.ID
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = between(append(strconv.AppendInt(append(text, '"'), row.Seq, 10), '.'), row)
+		text = append(appendInJSON(text, row.ID), '"')
 	}
-	return []any{jsonStrings(list)}
+	return []any{string(append(text, ']'))}
+}
+
+// appendInJSON appends what stands for a text between its quotes. IDs rarely have anything
+// to escape, and the encoder looks for a lot more.
+func appendInJSON(text []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= utf8.RuneSelf || c == '"' || c == '\\' {
+			quoted, _ := json.Marshal(s) // never fails for strings
+			return append(text, quoted[1:len(quoted)-1]...)
+		}
+	}
+	return append(text, s...)
 }
 
 func sqliteFailures(list []failure) []any {
