@@ -24,8 +24,16 @@ func (o *Outbox) lagBut(ctx context.Context, first, last int64) (courier.Lag, er
 		return courier.Lag{}, o.fault
 	}
 	var lag courier.Lag
+	store, err := o.asStore(ctx)
+	if err != nil {
+		return courier.Lag{}, o.failed(err, "asking %s for its lag", o.table)
+	}
 	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		lag, err = o.lagOn(ctx, conn, first, last)
+		if store != nil {
+			lag, err = o.due(ctx, conn, store)
+		} else {
+			lag, err = o.lagOn(ctx, conn, first, last)
+		}
 		return err
 	}); err != nil {
 		return courier.Lag{}, o.failed(err, "asking %s for its lag", o.table)
@@ -49,15 +57,14 @@ func (o *Outbox) lagOn(ctx context.Context, on executor, first, last int64) (lag
 	return lag, errors.Join(err, rows.Err())
 }
 
-// SchemaVersion is the version that Migrate brings the outbox of a database to: 0 in MySQL,
-// where there is none.
+// SchemaVersion is the version that Migrate brings the outbox of a database to.
 func SchemaVersion(dialect Dialect) int {
 	grammar := sqliteGrammar()
 	switch dialect {
 	case Postgres:
 		grammar = postgresGrammar()
 	case MySQL:
-		return 0
+		grammar = mysqlGrammar()
 	}
 	files, _ := fs.Glob(grammar.migrations, "*.sql") // the pattern is a good one
 	return len(files)
@@ -77,13 +84,19 @@ func (o *Outbox) Version(ctx context.Context) (int, error) {
 }
 
 func (d *database) schemaVersion(ctx context.Context) (version int, err error) {
-	err = d.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
-		var versions bool
-		if err := conn.QueryRowContext(ctx, d.sql(d.grammar.migrated)).Scan(&versions); err != nil || !versions {
-			return err
-		}
-		return conn.QueryRowContext(ctx, d.sql(d.grammar.version), d.versioned).Scan(&version)
+	err = d.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		version, err = d.versionOn(ctx, conn)
+		return err
 	})
+	return version, err
+}
+
+func (d *database) versionOn(ctx context.Context, conn *sql.Conn) (version int, err error) {
+	var versions bool
+	if err := conn.QueryRowContext(ctx, d.sql(d.grammar.migrated)).Scan(&versions); err != nil || !versions {
+		return 0, err
+	}
+	err = conn.QueryRowContext(ctx, d.sql(d.grammar.version), d.versioned).Scan(&version)
 	return version, err
 }
 
@@ -134,13 +147,22 @@ func (o *Outbox) status(ctx context.Context, s *Status) (err error) {
 	if s.Version, err = o.schemaVersion(ctx); err != nil || s.Version == 0 {
 		return err
 	}
+	store, err := o.asStore(ctx)
+	if err != nil {
+		return err
+	}
 	return o.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
 		tx, err := conn.BeginTx(ctx, o.grammar.snapshot) // so that the numbers agree
 		if err != nil {
 			return err
 		}
 		defer func() { _ = tx.Rollback() }()
-		lag, err := o.lagOn(ctx, tx, 1, 0)
+		var lag courier.Lag
+		if store != nil {
+			lag, err = o.due(ctx, conn, store)
+		} else {
+			lag, err = o.lagOn(ctx, tx, 1, 0)
+		}
 		if err != nil {
 			return err
 		}
@@ -197,8 +219,15 @@ func (d *database) prune(ctx context.Context, most int64, gently bool, text stri
 	for {
 		began := time.Now()
 		var result sql.Result
-		if err := d.bounded(ctx, func(ctx context.Context) (err error) {
-			result, err = d.execute(ctx, d.sql(text), args...)
+		if err := d.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+			if d.dialect != MySQL {
+				result, err = conn.ExecContext(ctx, d.sql(text), args...)
+				return err
+			}
+			_, err = mysqlIsolated(ctx, conn, func(tx *sql.Tx) (bool, error) { // else writers would wait for its gap locks
+				result, err = tx.ExecContext(ctx, d.sql(text), args...)
+				return true, err
+			})
 			return err
 		}); err != nil {
 			return deleted, d.failed(err, "pruning %s (deleted so far: %s)", d.table, plural(deleted, "row"))

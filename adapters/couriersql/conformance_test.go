@@ -30,6 +30,8 @@ var conforming = map[string]struct {
 	"locked waking": {Postgres, []Option{WithWakeUp()}, courierttest.SourceFeatures{Waker: true}, false},
 	"leased":        {Postgres, []Option{WithLease(time.Minute), WithMaxCrashes(-1)}, courierttest.SourceFeatures{Lease: time.Minute, Fenced: true}, true},
 	"elected":       {Postgres, []Option{WithStrictOrder(), WithWakeUp()}, courierttest.SourceFeatures{Waker: true}, true},
+	"mysql":         {MySQL, []Option{WithLease(time.Minute)}, courierttest.SourceFeatures{Lease: time.Minute, Fenced: true}, true},
+	"mysql strict":  {MySQL, []Option{WithStrictOrder(), WithLease(time.Minute)}, courierttest.SourceFeatures{Lease: time.Minute, Fenced: true}, false}, // of two streams, the second would wait
 }
 
 func TestConformance_Source(t *testing.T)       { conform(t, false) }
@@ -104,6 +106,14 @@ func refusing(dialect Dialect) []string {
 			`CREATE TRIGGER refuse BEFORE DELETE OR UPDATE ON courier_outbox FOR EACH ROW EXECUTE FUNCTION refuse()`,
 		}
 	}
+	if dialect == MySQL {
+		const signal = ` ON courier_outbox FOR EACH ROW IF %s OLD.seq IN (SELECT seq FROM refused) THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'; END IF`
+		return []string{
+			`CREATE TABLE refused (seq bigint)`,
+			`CREATE TRIGGER refuse_delete BEFORE DELETE` + fmt.Sprintf(signal, ""),
+			`CREATE TRIGGER refuse_update BEFORE UPDATE` + fmt.Sprintf(signal, "NEW.processed_at IS NOT NULL AND"),
+		}
+	}
 	const raise = ` ON courier_outbox WHEN %s old.seq IN (SELECT seq FROM refused) BEGIN SELECT raise(ABORT, 'refused'); END`
 	return []string{
 		`CREATE TABLE refused (seq integer)`,
@@ -140,7 +150,7 @@ func sourceFixture(t *testing.T, dialect Dialect, stream bool, opts []Option) co
 		},
 		Name: func(row Row) string { return row.ID },
 		Reopen: func() courier.Source[Row] {
-			if o.strict { // there is one at a time
+			if o.strict && o.dialect == Postgres { // there is one at a time
 				if err := o.Close(); err != nil {
 					t.Error(err)
 				}
@@ -169,8 +179,12 @@ func sourceFixture(t *testing.T, dialect Dialect, stream bool, opts []Option) co
 		},
 		Advance: func(d time.Duration) {
 			clock.advance(d)
-			if dialect == Postgres { // whose own clock is the one that counts
+			switch dialect { // a server's own clock is the one that counts
+			case Postgres:
 				execute(t, db, `UPDATE courier_outbox SET available_at = available_at - $1 * interval '1 microsecond'`, d.Microseconds())
+			case MySQL:
+				execute(t, db, `UPDATE courier_outbox_courier SET available_at = available_at - $1`, d.Microseconds())
+				execute(t, db, `UPDATE courier_outbox_courier_batches SET until = until - $1 WHERE id > 1`, d.Microseconds())
 			}
 		},
 	}
@@ -203,7 +217,7 @@ func (p parking) Send(ctx context.Context, letter courier.DeadLetter[Row]) error
 // take writes a row and fetches it.
 func (p parking) take(r Row) (Row, error) {
 	o := p.source.outbox
-	execute(p.t, o.db, `INSERT INTO courier_outbox (seq, id, topic, key, payload, headers, trace, created_at) VALUES ($1, $2, $3, '', $4, '', '', $5)`,
+	execute(p.t, o.db, `INSERT INTO courier_outbox (seq, id, topic, "key", payload, headers, trace, created_at) VALUES ($1, $2, $3, '', $4, '', '', $5)`,
 		r.Seq, r.ID, r.Topic, r.Payload, o.grammar.time(r.CreatedAt))
 	rows, err := p.source.Fetch(p.t.Context(), 1)
 	if err == nil && len(rows) != 1 {
@@ -264,7 +278,7 @@ func takeDLQAway(t *testing.T, db *sql.DB) (back func()) {
 }
 
 func TestConformance_DLQ(t *testing.T) {
-	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres} {
+	for name, dialect := range map[string]Dialect{"sqlite": SQLite, "postgres": Postgres, "mysql": MySQL} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			courierttest.TestDLQ(t, func(t *testing.T) courierttest.DLQFixture[Row] {

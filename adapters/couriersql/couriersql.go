@@ -1,7 +1,7 @@
 // Package couriersql keeps an outbox in the database that holds the business
 // rows, so that a message exists exactly when the change it tells of does.
 //
-//	outbox := couriersql.New(db, couriersql.Postgres) // or couriersql.SQLite
+//	outbox := couriersql.New(db, couriersql.Postgres) // or couriersql.SQLite or couriersql.MySQL
 //	err := outbox.Migrate(ctx)
 //
 //	tx, err := db.BeginTx(ctx, nil)
@@ -35,12 +35,15 @@
 //     relay that dies frees its rows at once, and leaves no trace: a message that
 //     kills its process (out of memory, os.Exit) kills the next one too. Only a
 //     single relay keeps the order of the messages.
-//   - [WithLease], in either database: rows are claimed for a time, which a
+//   - [WithLease], in PostgreSQL and SQLite: rows are claimed for a time, which a
 //     coordinator renews while it works on them. For appliers so slow that a
 //     transaction should not wait for them. A message that kills its process is
 //     found and parked, see [WithMaxCrashes].
 //   - [WithStrictOrder], in PostgreSQL: of all relays one delivers, in order,
 //     and another takes over when it dies.
+//   - MySQL and MariaDB: each batch has a lease, which is a row beside the outbox. It is of
+//     [DefaultTableLease] by default. With [WithStrictOrder] no relay fetches while another
+//     one has rows in hand.
 //   - SQLite, by default: nothing is held. Run one relay: a second one loses
 //     nothing, but delivers everything twice.
 //
@@ -94,6 +97,8 @@ type Outbox struct {
 	trace         func(context.Context) map[string]string
 	pruner        *pruner // nil unless old rows are deleted by themselves
 
+	relayed *Table[Row] // the outbox as a table that its relay reads, in MySQL; else nil
+
 	fetch, mark statement
 	looked      atomic.Bool // for the indexes
 	file        file        // of SQLite
@@ -114,7 +119,6 @@ func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 		database: newDatabase(db, dialect),
 		backoff:  defaultBackoff, fetchBytes: DefaultFetchBytes, open: make(map[closer]bool),
 	}
-	o.notInMySQL("there is no outbox of this package: create a table with the columns that you want, write to it in your transactions, and describe it by NewTable")
 	o.call("table", DefaultTable)
 	for _, opt := range opts {
 		opt(o)
@@ -124,17 +128,35 @@ func New(db *sql.DB, dialect Dialect, opts ...Option) *Outbox {
 	switch {
 	case o.strict && dialect == SQLite:
 		o.misconfigured("WithStrictOrder", "is for PostgreSQL: in SQLite the order is strict as long as there is one relay")
+	case dialect == MySQL && len(o.name) > longestInMySQL:
+		o.misconfigured("table", fmt.Sprintf("%q is too long in MySQL, where tables are beside it: use up to %d characters", o.table, longestInMySQL))
+	case o.wakeUp && dialect == MySQL:
+		o.misconfigured("WithWakeUp", "is for PostgreSQL: MySQL tells nobody of a commit; use a short interval")
+	case o.countsCrashes && o.maxCrashes >= 0 && dialect == MySQL:
+		o.misconfigured("WithMaxCrashes", "is not for MySQL and MariaDB, where crashes are not counted: leave it out")
 	case o.wakeUp && dialect == SQLite:
 		o.misconfigured("WithWakeUp", "is for PostgreSQL: SQLite tells nobody of a commit; use a short interval")
-	case o.strict && o.lease != 0:
+	case o.strict && o.lease != 0 && dialect != MySQL:
 		o.misconfigured("WithStrictOrder", "does not go with WithLease, by which several relays work at once")
 	}
-	if o.countsCrashes && o.lease == 0 {
+	if o.countsCrashes && o.lease == 0 && dialect != MySQL {
 		o.misconfigured("WithMaxCrashes", "needs WithLease: without a lease a crash leaves no trace")
 	}
 	o.fetch.text = o.sql(o.grammar.ordered)
 	o.mark.text = o.sql(o.either(o.grammar.deleteKnown, o.grammar.keepKnown))
+	if dialect == MySQL && o.fault == nil {
+		o.relayed = o.asTable()
+	}
 	return o
+}
+
+// asStore is the outbox as a table that its relay reads, nil where it is none.
+func (o *Outbox) asStore(ctx context.Context) (tableStore, error) {
+	if o.relayed == nil {
+		return nil, nil
+	}
+	store, err := o.relayed.described(ctx)
+	return store, o.noTable(err)
 }
 
 // either chooses what becomes of a row that is marked.
@@ -151,7 +173,7 @@ func (o *Outbox) either(remove, keep string) string {
 //
 // In PostgreSQL it may have a schema, as in "billing.courier_outbox": all tables of the
 // outbox, courier_migrations too, are in that schema then, whatever the search_path. The
-// schema must exist.
+// schema must exist. In MySQL the schema is a database, and the name has up to 40 characters.
 func WithTable(name string) Option {
 	return func(o *Outbox) { o.call("table", name) }
 }
@@ -181,8 +203,11 @@ func WithClock(clock courier.Clock) Option {
 // A relay whose claim ran out and was taken by another can neither mark nor fail
 // the row: it was delivered twice by then, which the log says.
 //
+// In MySQL it is how long a batch is leased, by one row beside the outbox, instead of
+// [DefaultTableLease]; a lease that was lost is lost for all rows of the batch.
+//
 // A claim that runs out is also how the relays learn that one of them died, and find the
-// message that kills them, see [WithMaxCrashes]. Without a lease a death leaves no trace, and
+// message that kills them, see [WithMaxCrashes], but not in MySQL. Without a lease a death leaves no trace, and
 // such a message is delivered again without end, by each relay that starts.
 func WithLease(d time.Duration) Option {
 	return func(o *Outbox) {
@@ -205,6 +230,9 @@ func WithLease(d time.Duration) Option {
 // server notices that the first has died, which is at once after a kill and 15 s after
 // its host or network is gone. On a read-only server none is elected. A coordinator that is paused or has stopped does not
 // give way before [Outbox.Close]: it may have rows in hand, and may run again.
+//
+// In MySQL none is elected: a relay fetches nothing while another one has rows in hand, and
+// one that dies with rows in hand stops the others until its lease ends ([WithLease]).
 func WithStrictOrder() Option { return func(o *Outbox) { o.strict = true } }
 
 // WithBackoff sets when a row is handed out again that failed and was not

@@ -83,7 +83,7 @@ func (d *database) call(field, table string) {
 // nameTables names what goes by the name of the outbox or queue.
 func (d *database) nameTables(dlq, versioned, elsewhere string) {
 	d.dlq, d.versioned, d.elsewhere = dlq, versioned, elsewhere
-	d.names = strings.NewReplacer("{table}", d.name, "{outbox}", d.quoted(d.table), "{inbox}", d.quoted(d.table), "{dlq}", d.quoted(d.dlq), "{versions}", d.quoted(d.inSchema("courier_migrations")), "{schema}", d.schemaText())
+	d.names = strings.NewReplacer("{table}", d.name, "{outbox}", d.quoted(d.table), "{inbox}", d.quoted(d.table), "{dlq}", d.quoted(d.dlq), "{versions}", d.quoted(d.inSchema("courier_migrations")), "{schema}", d.schemaText(), "{state}", d.quoted(d.table+"_courier"))
 }
 
 // misconfigured keeps the first fault, which the others often follow from.

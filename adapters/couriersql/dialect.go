@@ -18,8 +18,7 @@ const (
 	// becomes a *sql.DB by its OpenDBFromPool.
 	Postgres
 	// MySQL is MySQL from 8.0 on and MariaDB from 10.6 on, with the driver
-	// github.com/go-sql-driver/mysql, for tables of your own ([NewTable]), effects
-	// ([NewInbox]) and dead letters ([NewDLQ]).
+	// github.com/go-sql-driver/mysql. There is no [NewSink] in it.
 	MySQL
 )
 
@@ -63,6 +62,8 @@ type grammar struct {
 	rowsPerInsert int
 	insert        func(rows int, delayed bool) string  // messages; delayed, those that wait for a time
 	inserted      func(args []any, delayed bool) []any // the arguments for it, of columns for each message
+	delay         string                               // has messages wait that were inserted; "" where insert does
+	delays        func(args []any) []any               // the arguments for it
 
 	plan   string // before a fetch, in its transaction
 	orphan string // has the server end this transaction if it is silent for ?1 milliseconds

@@ -346,7 +346,11 @@ func (o *Outbox) Requeue(ctx context.Context, ids ...string) ([]string, error) {
 	}
 	var requeued []string
 	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		requeued, err = o.requeue(ctx, conn, ids)
+		if o.dialect == MySQL {
+			requeued, err = o.requeueInMySQL(ctx, conn, ids)
+		} else {
+			requeued, err = o.requeue(ctx, conn, ids)
+		}
 		return err
 	}); err != nil {
 		return nil, o.failed(err, "putting %s of %s back into %s (none was)", plural(len(ids), "dead letter"), o.dlq, o.table)
@@ -363,6 +367,14 @@ func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]s
 		return nil, err
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
+	requeued, err := o.requeueIn(ctx, tx, ids)
+	if err != nil {
+		return nil, err
+	}
+	return requeued, tx.Commit()
+}
+
+func (o *Outbox) requeueIn(ctx context.Context, tx *sql.Tx, ids []string) (requeued []string, err error) {
 	letters := o.grammar.letters(ids)
 	for _, text := range o.grammar.replace {
 		if _, err := tx.ExecContext(ctx, o.sql(text), letters...); err != nil {
@@ -376,12 +388,15 @@ func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]s
 	case !errors.Is(err, sql.ErrNoRows):
 		return nil, err
 	}
-	now := o.grammar.time(o.now().UnixMicro())
 	rowless, err := number(ctx, tx, o.sql(o.grammar.rowless), letters...) // a mark may make it more meanwhile
 	if err != nil {
 		return nil, err
 	}
-	requeued, err := returnedIDs(ctx, tx, ids, o.sql(o.grammar.requeue), append(letters, now)...)
+	if o.dialect == MySQL {
+		requeued, err = o.insertLetters(ctx, tx, ids)
+	} else {
+		requeued, err = returnedIDs(ctx, tx, ids, o.sql(o.grammar.requeue), append(letters, o.grammar.time(o.now().UnixMicro()))...)
+	}
 	if err == nil && len(requeued) < rowless {
 		err = o.suppressed(o.table, rowless-len(requeued), rowless)
 	}
@@ -396,10 +411,12 @@ func (o *Outbox) requeue(ctx context.Context, conn *sql.Conn, ids []string) ([]s
 	case !errors.Is(err, sql.ErrNoRows):
 		return nil, err
 	}
-	if _, err := o.remove(ctx, tx, requeued); err != nil {
-		return nil, err
+	if o.dialect == MySQL {
+		_, err = o.removeLocked(ctx, tx, requeued)
+	} else {
+		_, err = o.remove(ctx, tx, requeued)
 	}
-	return requeued, tx.Commit()
+	return requeued, err
 }
 
 // returnedIDs are those of the IDs that a statement returns.

@@ -15,7 +15,7 @@ const (
 
 	mysqlLetterID = `concat(d.seq, '.', d.version, '.', d.first_failed_at)`
 	// The letters d with the IDs of a list.
-	mysqlLetters = `JSON_TABLE(?, '$[*]' COLUMNS (id VARCHAR(200) PATH '$')) AS k STRAIGHT_JOIN {dlq} AS d
+	mysqlLetters = `JSON_TABLE(?, '$[*]' COLUMNS (id VARCHAR(200) PATH '$')) AS k STRAIGHT_JOIN {dlq} AS d FORCE INDEX (PRIMARY)
 		ON d.seq = CAST(substring_index(UNHEX(k.id), '.', 1) AS SIGNED) AND CAST(` + mysqlLetterID + ` AS BINARY) = UNHEX(k.id)`
 
 	mysqlSend = `INSERT INTO {dlq} (branch, id, outbox_seq, topic, ` + "`key`" + `, payload, headers, trace, created_at,
@@ -61,19 +61,25 @@ func mysqlLettersArg(ids []string) []any {
 	}))}
 }
 
-// removeInMySQL removes letters. MySQL has no DELETE that returns rows, so it locks and reads
-// their IDs first.
+// removeInMySQL removes letters.
 func (d *database) removeInMySQL(ctx context.Context, conn *sql.Conn, ids []string) (removed []string, err error) {
 	_, err = mysqlIsolated(ctx, conn, func(tx *sql.Tx) (bool, error) {
-		if removed, err = returnedIDs(ctx, tx, ids, d.sql(d.grammar.remove), d.grammar.letters(ids)...); err != nil || len(removed) == 0 {
-			return true, err
-		}
-		seqs := make([]int64, len(removed))
-		for i, id := range removed {
-			seqs[i], _ = parseID(id)
-		}
-		_, err := tx.ExecContext(ctx, d.sql(`DELETE FROM {dlq} WHERE seq IN (`+numbersText(seqs)+`)`))
+		removed, err = d.removeLocked(ctx, tx, ids)
 		return true, err
 	})
+	return removed, err
+}
+
+// removeLocked removes letters in a transaction. MySQL has no DELETE that returns rows, so it
+// locks and reads their IDs first.
+func (d *database) removeLocked(ctx context.Context, tx *sql.Tx, ids []string) (removed []string, err error) {
+	if removed, err = returnedIDs(ctx, tx, ids, d.sql(d.grammar.remove), d.grammar.letters(ids)...); err != nil || len(removed) == 0 {
+		return removed, err
+	}
+	seqs := make([]int64, len(removed))
+	for i, id := range removed {
+		seqs[i], _ = parseID(id)
+	}
+	_, err = tx.ExecContext(ctx, d.sql(`DELETE FROM {dlq} WHERE seq IN (`+numbersText(seqs)+`)`))
 	return removed, err
 }

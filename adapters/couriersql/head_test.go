@@ -271,7 +271,7 @@ func TestRowsBelowTheHead(t *testing.T) {
 
 // A row that this relay has lost, and that is free again, is found at the next fetch.
 func TestARowThatIsLostBelowTheHead(t *testing.T) {
-	for name, h := range holds {
+	for name, h := range holdsOfRows() {
 		t.Run(name, func(t *testing.T) {
 			o := h.newOutbox(t, append(h.opts, WithClock(&slow{fixed{start}}))...)
 			write(t, o, named("a", "b", "c", "d")...)

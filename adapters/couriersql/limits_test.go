@@ -39,7 +39,9 @@ func TestWhatWriteTakesEveryLaterStatementTakes(t *testing.T) {
 			rows := take(t, s, 10)
 			require.Len(t, rows, len(messages))
 			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New(random(100_000)), rows...)))
-			require.Equal(t, len(messages), count(t, o.db, `SELECT count(*) FROM courier_outbox WHERE attempts = 1`))
+			for _, row := range rows {
+				require.Equal(t, 1, failures(t, o, row.ID))
+			}
 			makeDue(t, o)
 
 			rows = take(t, s, 10)
@@ -82,7 +84,13 @@ func TestAFailureThatCannotBeNotedUndoesNoOther(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			o := newOutbox(t)
-			execute(t, o.db, `ALTER TABLE courier_outbox ADD CHECK (attempts = 0 OR id NOT LIKE 'bad%')`)
+			noted := "courier_outbox"
+			if o.dialect == MySQL {
+				noted = "courier_outbox_courier"
+				execute(t, o.db, `ALTER TABLE courier_outbox_courier ADD CONSTRAINT violates CHECK (key2 NOT LIKE 'bad%')`)
+			} else {
+				execute(t, o.db, `ALTER TABLE courier_outbox ADD CONSTRAINT violates CHECK (attempts = 0 OR id NOT LIKE 'bad%')`)
+			}
 			write(t, o, named("a", "bad", "b", "c", "bad too", "d", "e")...)
 			s := o.Source()
 			s.RenewEvery()
@@ -92,10 +100,12 @@ func TestAFailureThatCannotBeNotedUndoesNoOther(t *testing.T) {
 			require.NoError(t, s.DLQ().Send(t.Context(), l))
 			err := s.Fail(t.Context(), failedWith(errors.New("boom"), rows[:5]...))
 			require.ErrorContains(t, err, "noting the failure of 5 rows of courier_outbox (to be tried again)")
-			require.ErrorContains(t, err, "violates check constraint")
+			require.ErrorContains(t, err, "violates")
 			require.NoError(t, s.Mark(t.Context(), rows[5:]))
-			require.Equal(t, 3, count(t, o.db, `SELECT count(*) FROM courier_outbox WHERE attempts = 1 AND last_error = 'boom'`))
-			require.Equal(t, 2, count(t, o.db, `SELECT count(*) FROM courier_outbox WHERE attempts = 0`))
+			require.Equal(t, 3, count(t, o.db, `SELECT count(*) FROM `+noted+` WHERE attempts = 1 AND last_error = 'boom'`))
+			for _, id := range []string{"bad", "bad too"} {
+				require.Zero(t, failures(t, o, id))
+			}
 			require.Equal(t, []string{"e.1"}, lettersOf(t, o))
 			if o.lease == 0 {
 				require.Equal(t, []string{"bad", "bad too"}, idsOf(take(t, s, 10)))
@@ -144,7 +154,9 @@ func TestAFetchIsBoundedInBytes(t *testing.T) {
 				want = append(want, id)
 				write(t, o, Message{ID: id, Topic: "t", Payload: make([]byte, size-10), Headers: map[string]string{"n": "vv"}})
 			}
-			execute(t, o.db, `UPDATE courier_outbox SET attempts = 1 WHERE id = 'e'`)
+			if o.dialect != MySQL { // where a row that failed has its place
+				execute(t, o.db, `UPDATE courier_outbox SET attempts = 1 WHERE id = 'e'`)
+			}
 			s := o.Source()
 			s.RenewEvery()
 			var got []string

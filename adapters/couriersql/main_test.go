@@ -29,7 +29,7 @@ var databases = map[Dialect]string{SQLite: "sqlite", Postgres: "postgres", MySQL
 // maker makes a migrated outbox in a database, or schema, of its own.
 type maker func(t *testing.T, opts ...Option) *Outbox
 
-var makers = map[string]maker{"sqlite": newOutbox, "postgres": newPostgres}
+var makers = map[string]maker{"sqlite": newOutbox, "postgres": newPostgres, "mysql": newMySQL}
 
 // inEach runs a test in each kind of database.
 func inEach(t *testing.T, test func(t *testing.T, newOutbox maker)) {
@@ -49,6 +49,11 @@ func openPostgres(t testing.TB, dsn string) *sql.DB {
 func newPostgres(t *testing.T, opts ...Option) *Outbox {
 	t.Helper()
 	return outboxIn(t, openPostgres(t, pgtest.Schema(t)), opts...)
+}
+
+func newMySQL(t *testing.T, opts ...Option) *Outbox {
+	t.Helper()
+	return outboxIn(t, databaseOf(t, MySQL), opts...)
 }
 
 var start = time.Date(2026, 3, 1, 12, 0, 0, 123456000, time.UTC)
@@ -139,6 +144,16 @@ func execute(t *testing.T, db *sql.DB, text string, args ...any) {
 	}
 	_, err := db.ExecContext(t.Context(), text, args...)
 	require.NoError(t, err)
+}
+
+// failures are how often a row has failed, wherever that is noted.
+func failures(t *testing.T, o *Outbox, id string) int {
+	t.Helper()
+	text := `SELECT attempts FROM courier_outbox WHERE id = '` + id + `'`
+	if o.dialect == MySQL {
+		text = `SELECT coalesce(max(attempts), 0) FROM courier_outbox_courier WHERE key2 = '` + id + `'`
+	}
+	return count(t, o.db, text)
 }
 
 func count(t *testing.T, db *sql.DB, text string) (n int) {

@@ -23,7 +23,17 @@ import (
 //
 // Building an index on a large table takes its time: but for the connection, only
 // ctx bounds Migrate, and not [WithQueryTimeout].
-func (o *Outbox) Migrate(ctx context.Context) error { return o.migrateBy(ctx, o.upgrade) }
+func (o *Outbox) Migrate(ctx context.Context) error {
+	err := o.migrateBy(ctx, o.upgrade)
+	if err != nil || o.relayed == nil {
+		return err
+	}
+	store, err := o.relayed.described(ctx)
+	if err != nil {
+		return err
+	}
+	return o.relayed.migrateBeside(ctx, store)
+}
 
 // migrate is Migrate of a table that is no outbox's.
 func (d *database) migrate(ctx context.Context) error { return d.migrateBy(ctx, d.upgrade) }
@@ -43,10 +53,18 @@ func (d *database) migrateBy(ctx context.Context, upgrade func(context.Context, 
 }
 
 // CheckMigrate does all that Migrate does and takes it back, and so returns the
-// error that Migrate would return. It takes the same locks as long as it runs.
+// error that Migrate would return. It takes the same locks as long as it runs. In MySQL, where
+// the creation of a table cannot be taken back, it creates nothing, and looks at the version and
+// the tables that are there.
 func (o *Outbox) CheckMigrate(ctx context.Context) error {
 	if o.fault != nil {
 		return o.fault
+	}
+	if o.dialect == MySQL {
+		if err := o.checkMigrateInMySQL(ctx); err != nil {
+			return o.failed(err, "trying to migrate %s", o.table)
+		}
+		return nil
 	}
 	done := errors.New("it would succeed")
 	err := o.exclusively(ctx, func(ctx context.Context, conn *sql.Conn) error {

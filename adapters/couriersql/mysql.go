@@ -14,7 +14,7 @@ import (
 	"strings"
 )
 
-//go:embed migrations/mysql_table/*.sql migrations/mysql_inbox/*.sql migrations/mysql_dlq/*.sql
+//go:embed migrations/mysql/*.sql migrations/mysql_table/*.sql migrations/mysql_inbox/*.sql migrations/mysql_dlq/*.sql
 var mysqlMigrations embed.FS
 
 // mysqlNow is the server's time in Unix microseconds, whatever the time zone of the session.
@@ -25,7 +25,7 @@ const mysqlNow = `TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))`
 const mysqlLock = `'courier_migrate'`
 
 func mysqlGrammar() grammar {
-	return grammar{
+	g := grammar{
 		begin: `DO GET_LOCK(` + mysqlLock + `, 31536000)`, // for a year: the context ends it
 		end:   `DO RELEASE_LOCK(` + mysqlLock + `)`,
 
@@ -103,13 +103,17 @@ func mysqlGrammar() grammar {
 		isolated:   &sql.TxOptions{Isolation: sql.LevelReadCommitted}, // whatever is set for the server: gap locks would keep relays from each other
 		remote:     true,
 		addedTwice: func(err error) bool { return mysqlCode(err) == 1060 },
-		refused:    func(error) bool { return false }, // constraints are checked at each statement
-		busy:       func(error) bool { return false },
-		broken:     mysqlBroken,
-		conflict:   mysqlConflict,
-		outdated:   mysqlOutdated,
-		advice:     mysqlAdvice,
+		refused: func(err error) bool {
+			return slices.Contains([]int{1048, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}, mysqlCode(err))
+		},
+		busy:     func(error) bool { return false },
+		broken:   mysqlBroken,
+		conflict: mysqlConflict,
+		outdated: mysqlOutdated,
+		advice:   mysqlAdvice,
 	}
+	g.addOutbox()
+	return g
 }
 
 const (

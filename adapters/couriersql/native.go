@@ -52,12 +52,7 @@ func (o *Outbox) share(rows int) int64 { return o.fetchBytes / int64(rows) }
 // leftOut reads what a fetch left out of the rows, for their bytes; it is nil where
 // that is nothing. Rows that are gone meanwhile are gone from the list.
 func (o *Outbox) leftOut(batch *[]Row) *pgx.Batch {
-	var without []Row
-	for _, row := range *batch {
-		if _, yes := row.without(); yes {
-			without = append(without, row)
-		}
-	}
+	without := withoutPayload(*batch)
 	if without == nil {
 		return nil
 	}
@@ -71,19 +66,7 @@ func (o *Outbox) leftOut(batch *[]Row) *pgx.Batch {
 		}); err != nil {
 			return err
 		}
-		whole := (*batch)[:0]
-		for _, row := range *batch {
-			if _, yes := row.without(); yes {
-				large, there := found[row.Seq]
-				if !there {
-					continue
-				}
-				row.Payload, row.Headers = large.Payload, large.Headers
-			}
-			whole = append(whole, row)
-		}
-		clear((*batch)[len(whole):])
-		*batch = whole
+		*batch = withLarge(*batch, found)
 		return nil
 	})
 	return statements

@@ -18,6 +18,12 @@ func takeBack(t *testing.T, o *Outbox) {
 		execute(t, o.db, `DELETE FROM sqlite_sequence WHERE name = 'courier_outbox'`)
 		return
 	}
+	if o.dialect == MySQL {
+		for _, table := range []string{"courier_outbox", "courier_outbox_courier", "courier_outbox_courier_batches"} {
+			execute(t, o.db, `TRUNCATE `+table)
+		}
+		return
+	}
 	execute(t, o.db, `SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l USING (pid)
 		WHERE l.relation = 'courier_outbox'::regclass AND a.pid <> pg_backend_pid()`)
 	execute(t, o.db, `TRUNCATE courier_outbox RESTART IDENTITY`)
@@ -33,7 +39,7 @@ func TestANumberThatIsGivenTwice(t *testing.T) {
 		"release": func(t *testing.T, s *Source, old []Row) error { return s.Release(t.Context(), old, 0) },
 		"renew": func(t *testing.T, s *Source, old []Row) error {
 			err := s.Renew(t.Context(), old)
-			if s.RenewEvery() > 0 && s.outbox.lease > 0 {
+			if s.outbox.lease > 0 && s.outbox.dialect != MySQL { // in which the number of the lease is given twice too, to this relay
 				require.ErrorIs(t, err, ErrLeaseLost)
 			}
 			return nil
@@ -74,8 +80,11 @@ func TestANumberThatIsGivenTwice(t *testing.T) {
 							}, 10*time.Second, time.Millisecond)
 						}
 						require.Eventually(t, func() bool { return settle(t, s, old) == nil }, 10*time.Second, time.Millisecond)
-						require.Equal(t, 3, count(t, o.db, `SELECT count(*) FROM courier_outbox WHERE processed_at IS NULL AND attempts = 0`))
-						if what == "mark" {
+						require.Equal(t, []string{"new1", "new2", "new3"}, pendingOf(t, o))
+						for _, id := range pendingOf(t, o) {
+							require.Zero(t, failures(t, o, id))
+						}
+						if what == "mark" && o.dialect != MySQL { // in which a row is never known by its number alone
 							require.Contains(t, log.String(), "rows were delivered whose numbers other messages have by now")
 						}
 						if again {
@@ -132,10 +141,13 @@ func TestALettersNumberThatIsGivenTwice(t *testing.T) {
 				require.NoError(t, q.Send(t.Context(), letter("old", errors.New("boom"))))
 				old, err := q.Receive(t.Context(), 1)
 				require.NoError(t, err)
-				if o.dialect == SQLite {
+				switch o.dialect {
+				case SQLite:
 					execute(t, o.db, `DELETE FROM courier_outbox_dlq`)
 					execute(t, o.db, `DELETE FROM sqlite_sequence WHERE name = 'courier_outbox_dlq'`)
-				} else {
+				case MySQL:
+					execute(t, o.db, `TRUNCATE courier_outbox_dlq`)
+				default:
 					execute(t, o.db, `TRUNCATE courier_outbox_dlq RESTART IDENTITY`)
 				}
 				other := letter("new", errors.New("other"))

@@ -66,6 +66,8 @@ type holder interface {
 func (o *Outbox) Source() *Source {
 	s := &Source{outbox: o, waker: &waker{outbox: o, wake: make(chan struct{}, 1), probe: probeEvery}}
 	switch {
+	case o.relayed != nil:
+		s.holder = newTabled(o)
 	case o.lease > 0:
 		s.holder = newLeased(o)
 	case o.strict:
@@ -212,8 +214,9 @@ func (s *Source) note(ctx context.Context, failed []failure) error {
 	if s.holder.fail(ctx, []failure{one}) == nil {
 		return nil
 	}
-	if l, ok := s.holder.(*locked); ok { // whose transaction would stay open for the row
-		err = errors.Join(err, l.release(ctx, failed))
+	switch s.holder.(type) {
+	case *locked, *tabled: // whose transaction would stay open, or lease stay, for the row
+		err = errors.Join(err, s.holder.release(ctx, failed))
 	}
 	return err
 }
@@ -390,6 +393,34 @@ func (r Row) without() (bytes int64, yes bool) {
 	}
 	bytes, err := strconv.ParseInt(r.Headers, 10, 64)
 	return bytes, err == nil
+}
+
+// withoutPayload are the rows of which a fetch left payload and headers out.
+func withoutPayload(rows []Row) (list []Row) {
+	for _, row := range rows {
+		if _, without := row.without(); without {
+			list = append(list, row)
+		}
+	}
+	return list
+}
+
+// withLarge are the rows, in their place, with what a fetch left out, by their numbers. Rows that
+// were not found are gone.
+func withLarge(rows []Row, found map[int64]Row) []Row {
+	whole := rows[:0]
+	for _, row := range rows {
+		if _, without := row.without(); without {
+			large, there := found[row.Seq]
+			if !there {
+				continue
+			}
+			row.Payload, row.Headers = large.Payload, large.Headers
+		}
+		whole = append(whole, row)
+	}
+	clear(rows[len(whole):])
+	return whole
 }
 
 // inOrder sorts what a fetch returns part by part, or as an update comes across it.

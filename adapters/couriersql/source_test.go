@@ -37,14 +37,14 @@ func testMarkAnySubsetInAnyOrderTwice(t *testing.T, newOutbox maker) {
 		t.Run(name, func(t *testing.T) {
 			o := newOutbox(t, opts...)
 			write(t, o, named("a", "b", "c", "d")...)
-			rows := fetch(t, o, 10)
 			source := o.Source()
+			rows := take(t, source, 10)
 			for range 2 {
 				require.NoError(t, source.Mark(t.Context(), []Row{rows[3], rows[1]}))
-				require.Equal(t, []string{"a", "c"}, idsOf(fetch(t, o, 10)))
+				require.Equal(t, []string{"a", "c"}, pendingOf(t, o))
 			}
 			require.NoError(t, source.Mark(t.Context(), []Row{rows[1], rows[0], {Seq: 99}}))
-			require.Equal(t, []string{"c"}, idsOf(fetch(t, o, 10)))
+			require.Equal(t, []string{"c"}, pendingOf(t, o))
 			require.NoError(t, source.Mark(t.Context(), nil))
 			n, err := o.Pending(t.Context())
 			require.NoError(t, err)
@@ -58,7 +58,8 @@ func TestMarkDeletes(t *testing.T) { inEach(t, testMarkDeletes) }
 func testMarkDeletes(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	write(t, o, named("a")...)
-	require.NoError(t, o.Source().Mark(t.Context(), fetch(t, o, 10)))
+	source := o.Source()
+	require.NoError(t, source.Mark(t.Context(), take(t, source, 10)))
 	require.Zero(t, count(t, o.db, "SELECT count(*) FROM courier_outbox"))
 }
 
@@ -79,10 +80,11 @@ func TestMarkRepeatedLateTakesNoNewRow(t *testing.T) { inEach(t, testMarkRepeate
 func testMarkRepeatedLateTakesNoNewRow(t *testing.T, newOutbox maker) {
 	o := newOutbox(t)
 	write(t, o, named("a")...)
-	old := fetch(t, o, 10)
-	require.NoError(t, o.Source().Mark(t.Context(), old))
+	source := o.Source()
+	old := take(t, source, 10)
+	require.NoError(t, source.Mark(t.Context(), old))
 	write(t, o, named("b")...)
-	require.NoError(t, o.Source().Mark(t.Context(), old))
+	require.NoError(t, source.Mark(t.Context(), old))
 	require.Equal(t, []string{"b"}, idsOf(fetch(t, o, 10)))
 }
 
@@ -135,10 +137,12 @@ func testFetchHandsOutARowThatAppearsLate(t *testing.T, newOutbox maker) {
 		t.Run(name, func(t *testing.T) {
 			o := newOutbox(t, opts...)
 			write(t, o, named("a", "b")...)
-			rows := fetch(t, o, 10)
+			source := o.Source()
+			rows := take(t, source, 10)
+			require.NoError(t, source.Mark(t.Context(), rows[1:]))
+			require.NoError(t, source.Release(t.Context(), rows[:1], 0))
 			execute(t, o.db, `DELETE FROM courier_outbox WHERE id = 'a'`)
-			require.NoError(t, o.Source().Mark(t.Context(), rows[1:]))
-			execute(t, o.db, `INSERT INTO courier_outbox (seq, id, topic, key, payload, headers, trace, created_at)
+			execute(t, o.db, `INSERT INTO courier_outbox (seq, id, topic, "key", payload, headers, trace, created_at)
 				VALUES ($1, 'late', 'orders', '', $2, '', '', $3)`, rows[0].Seq, []byte{}, o.grammar.time(0))
 			require.Equal(t, []string{"late"}, idsOf(fetch(t, o, 10)))
 		})

@@ -48,7 +48,7 @@ func requireSuppressed(t *testing.T, o *Outbox, err error, text string) {
 // A mark that the database leaves out is an error, for those rows and for as long as
 // it does, in every way to hold rows; the others are marked.
 func TestAMarkThatIsSuppressed(t *testing.T) {
-	for name, newOutbox := range ways() {
+	for name, newOutbox := range waysOfRows() {
 		for keep, opts := range keeping {
 			t.Run(name+"/"+keep, func(t *testing.T) {
 				t.Parallel()
@@ -98,7 +98,7 @@ func TestAMarkThatARuleSuppresses(t *testing.T) {
 // A failure that the database does not note is an error; those of the others are noted,
 // and the rows come back.
 func TestAFailureThatIsSuppressed(t *testing.T) {
-	for name, newOutbox := range ways() {
+	for name, newOutbox := range waysOfRows() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := newOutbox(t)
@@ -128,7 +128,7 @@ func TestAFailureThatIsSuppressed(t *testing.T) {
 // One of a row that a relay with a lease has claimed meanwhile is passed over, as
 // documented: the row is in other hands, and no fault of the database.
 func TestAFailureOfARowThatIsLeasedByNow(t *testing.T) {
-	for name, newOutbox := range ways() {
+	for name, newOutbox := range waysOfRows() {
 		if strings.Contains(name, "leased") {
 			continue
 		}
@@ -149,7 +149,7 @@ func TestAFailureOfARowThatIsLeasedByNow(t *testing.T) {
 
 // So it is where other rows of the batch are still in hand.
 func TestAFailureThatIsSuppressedBesideOthers(t *testing.T) {
-	for name, newOutbox := range ways() {
+	for name, newOutbox := range waysOfRows() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := newOutbox(t)
@@ -169,7 +169,7 @@ func TestAFailureThatIsSuppressedBesideOthers(t *testing.T) {
 // A letter that the database does not write leaves its row pending, and one whose row it
 // leaves is not written; Send says so.
 func TestALetterThatIsSuppressed(t *testing.T) {
-	for name, newOutbox := range ways() {
+	for name, newOutbox := range waysOfRows() {
 		for _, at := range []struct{ table, command, row string }{
 			{"courier_outbox", "DELETE", "OLD"}, {"courier_outbox_dlq", "INSERT", "NEW"},
 		} {
@@ -235,7 +235,7 @@ func TestWhatElseIsSuppressed(t *testing.T) {
 		}, "putting"},
 	} {
 		t.Run(what, func(t *testing.T) {
-			inEach(t, func(t *testing.T, newOutbox maker) {
+			inEachOfRows(t, func(t *testing.T, newOutbox maker) {
 				o := newOutbox(t)
 				require.NoError(t, o.DLQ().Send(t.Context(), letter("a", errors.New("boom"))))
 				letters, err := o.DLQ().List(t.Context(), "", 1)
@@ -254,7 +254,7 @@ func TestWhatElseIsSuppressed(t *testing.T) {
 		})
 	}
 	t.Run("a letter of its key that was there before", func(t *testing.T) {
-		inEach(t, func(t *testing.T, newOutbox maker) {
+		inEachOfRows(t, func(t *testing.T, newOutbox maker) {
 			o := newOutbox(t)
 			l := letter("a", errors.New("boom"))
 			l.Branch = "search\xff" // which no database stores as it is
@@ -267,7 +267,7 @@ func TestWhatElseIsSuppressed(t *testing.T) {
 		})
 	})
 	t.Run("one letter of several", func(t *testing.T) {
-		inEach(t, func(t *testing.T, newOutbox maker) {
+		inEachOfRows(t, func(t *testing.T, newOutbox maker) {
 			o := newOutbox(t)
 			ids := []string{idAt("1.1"), idAt("2.1"), idAt("9.9")}
 			for _, id := range []string{"a", "b"} {
@@ -288,7 +288,7 @@ func TestWhatElseIsSuppressed(t *testing.T) {
 // A claim that the database leaves out is an error of the fetch, and none that is merely
 // late or in other hands.
 func TestAClaimThatIsSuppressed(t *testing.T) {
-	for name, h := range holds {
+	for name, h := range holdsOfRows() {
 		if len(h.opts) == 0 {
 			continue
 		}
@@ -339,7 +339,7 @@ func TestARecountThatBreaksOff(t *testing.T) {
 // The look for a row that is due hands out what it claims, and takes no row that came
 // meanwhile for one that cannot be claimed.
 func TestALookForWhatIsDue(t *testing.T) {
-	for name, h := range holds {
+	for name, h := range holdsOfRows() {
 		if len(h.opts) == 0 {
 			continue
 		}
@@ -427,7 +427,7 @@ func TestPolicies(t *testing.T) {
 
 // A relay whose marks are suppressed delivers each row once, and is not ready.
 func TestARelayWhoseMarksAreSuppressed(t *testing.T) {
-	for name, newOutbox := range ways() {
+	for name, newOutbox := range waysOfRows() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			o := newOutbox(t)

@@ -27,7 +27,7 @@ func TestTheSizesOfGroups(t *testing.T) {
 
 // eachLease runs a test on an outbox with a lease, in each database.
 func eachLease(t *testing.T, test func(t *testing.T, newOutbox maker)) {
-	inEach(t, func(t *testing.T, newOutbox maker) {
+	inEachOfRows(t, func(t *testing.T, newOutbox maker) {
 		t.Parallel()
 		test(t, func(t *testing.T, opts ...Option) *Outbox {
 			return newOutbox(t, append([]Option{WithLease(time.Minute), WithLogger(slog.New(slog.DiscardHandler))}, opts...)...)

@@ -148,9 +148,19 @@ type Table[T any] struct {
 	lease  time.Duration
 	wait   backoff
 
+	own *outboxTable[T] // nil for a table of the user's
+
 	mu      sync.Mutex
 	store   tableStore // nil until the catalogue was read
 	checked bool       // the database takes the mark
+}
+
+// outboxTable is what an outbox of this package has beyond a table of the user's.
+type outboxTable[T any] struct {
+	attempted func(record *T, attempts int)
+	bytes     func(record T) int64
+	most      int64 // bytes of a fetch
+	behind    string
 }
 
 // NewTable returns the relay of a table of your own. The database stays the caller's to
@@ -266,9 +276,7 @@ func (t *Table[T]) Migrate(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	beside := *t.database
-	store.tables(&beside)
-	if err := beside.migrate(ctx); err != nil {
+	if err := t.migrateBeside(ctx, store); err != nil {
 		return err
 	}
 	var why string
@@ -286,6 +294,12 @@ func (t *Table[T]) Migrate(ctx context.Context) error {
 			"table", t.table, "why", why)
 	}
 	return nil
+}
+
+func (t *Table[T]) migrateBeside(ctx context.Context, store tableStore) error {
+	beside := *t.database
+	store.tables(&beside)
+	return beside.migrate(ctx)
 }
 
 // check looks once whether the database would take a mark: after a delivery it is late to
@@ -356,6 +370,9 @@ func (t *Table[T]) described(ctx context.Context) (tableStore, error) {
 	}
 	if len(t.path) > 1 {
 		text.schema = t.path[0]
+	}
+	if t.own != nil {
+		text.now, text.most, text.behind = t.now, t.own.most, t.own.behind
 	}
 	var store tableStore
 	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {

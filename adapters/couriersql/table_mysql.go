@@ -22,6 +22,7 @@ import (
 type mysqlTable struct {
 	tableText
 	source string // the user's table, quoted, with its schema
+	index  string // the unique index of the key, quoted
 	types  []mysqlType
 }
 
@@ -73,13 +74,14 @@ func newMySQLTable(ctx context.Context, conn *sql.Conn, text tableText) (tableSt
 	if err != nil {
 		return nil, err
 	}
-	unique, err := m.unique(ctx, conn)
+	index, err := m.unique(ctx, conn)
 	if err != nil {
 		return nil, err
 	}
-	if err := text.fitKey(kinds, nullable, unique); err != nil {
+	if err := text.fitKey(kinds, nullable, index != ""); err != nil {
 		return nil, err
 	}
+	m.index = m.dialect.identifier(index)
 	for _, name := range m.keys {
 		if err := m.addType(ctx, conn, name); err != nil {
 			return nil, err
@@ -88,12 +90,13 @@ func newMySQLTable(ctx context.Context, conn *sql.Conn, text tableText) (tableSt
 	return m, nil
 }
 
-// unique tells whether an index on all rows has no columns but those of the key, in full.
-func (m *mysqlTable) unique(ctx context.Context, conn *sql.Conn) (bool, error) {
+// unique is the name of an index on all rows that has no columns but those of the key, in full;
+// "" if there is none.
+func (m *mysqlTable) unique(ctx context.Context, conn *sql.Conn) (name string, err error) {
 	rows, err := conn.QueryContext(ctx, `SELECT INDEX_NAME, coalesce(COLUMN_NAME, ''), SUB_PART IS NULL FROM information_schema.STATISTICS
 		WHERE TABLE_SCHEMA = ? AND TABLE_NAME = ? AND NOT NON_UNIQUE`, m.schema, m.name)
 	if err != nil {
-		return false, err
+		return "", err
 	}
 	defer func() { _ = rows.Close() }() // what it has to say, Err said
 	fits := make(map[string]bool)
@@ -101,17 +104,17 @@ func (m *mysqlTable) unique(ctx context.Context, conn *sql.Conn) (bool, error) {
 		var index, column string
 		var whole bool
 		if err := rows.Scan(&index, &column, &whole); err != nil {
-			return false, err
+			return "", err
 		}
 		before, met := fits[index]
 		fits[index] = (before || !met) && whole && slices.Contains(m.keys, column)
 	}
-	for _, fit := range fits {
-		if fit {
-			return true, rows.Err()
+	for index, fit := range fits {
+		if fit && (name == "" || index == "PRIMARY") {
+			name = index
 		}
 	}
-	return false, rows.Err()
+	return name, rows.Err()
 }
 
 func (m *mysqlTable) addType(ctx context.Context, conn *sql.Conn, name string) error {
@@ -256,7 +259,9 @@ func (m *mysqlTable) texts(separator, pattern string) string {
 }
 
 // among has a statement read the rows t of the user's table that are in a list k. They are
-// found by the collation of the key, and are those of the list by their bytes.
+// found by the collation of the key, and are those of the list by their bytes. It looks in the
+// index of the key also where there are few rows: to read them all would be to wait for those
+// that others have not committed.
 func (m *mysqlTable) among(list string, more ...string) string {
 	var on []string
 	for i, name := range m.keys {
@@ -265,7 +270,7 @@ func (m *mysqlTable) among(list string, more ...string) string {
 			on = append(on, fmt.Sprintf("%s = UNHEX(courier_k.courier_v%d)", m.text(i), i+1))
 		}
 	}
-	return fmt.Sprintf("%s STRAIGHT_JOIN %s AS t ON %s", m.listed(list, "courier_k", more...), m.source, strings.Join(on, " AND "))
+	return fmt.Sprintf("%s STRAIGHT_JOIN %s AS t FORCE INDEX (%s) ON %s", m.listed(list, "courier_k", more...), m.source, m.index, strings.Join(on, " AND "))
 }
 
 // notedIn has a statement read the failures f of the rows in a list.
@@ -274,7 +279,7 @@ func (m *mysqlTable) notedIn(list string) string {
 	for i := range on {
 		on[i] = fmt.Sprintf("f.key%d = %s", i+1, m.value(i, "courier_k"))
 	}
-	return fmt.Sprintf("%s STRAIGHT_JOIN %s AS f ON %s", m.listed(list, "courier_k"), m.stateTable(), strings.Join(on, " AND "))
+	return fmt.Sprintf("%s STRAIGHT_JOIN %s AS f FORCE INDEX (PRIMARY) ON %s", m.listed(list, "courier_k"), m.stateTable(), strings.Join(on, " AND "))
 }
 
 // rows has a statement read the rows t that are due, but those of leases on a condition.
@@ -294,7 +299,7 @@ func (m *mysqlTable) rows(leases string) string {
 		m.stateTable(), m.noted(), mysqlNow)
 	if m.orderKey != "" {
 		text += fmt.Sprintf(`
-		AND NOT EXISTS (SELECT 1 FROM %s AS f WHERE f.order_key <> '' AND f.order_key = %s AND f.available_at > %s)`, m.stateTable(), m.orderText(), mysqlNow)
+		AND NOT EXISTS (SELECT 1 FROM %s AS f WHERE f.order_key <> '' AND f.order_key = %s AND f.available_at > %s%s)`, m.stateTable(), m.orderText(), mysqlNow, m.behind)
 	}
 	return text
 }
@@ -324,10 +329,14 @@ func (m *mysqlTable) fetching(limit, owner, n, place string) string {
 		AND %[1]s NOT IN (SELECT UNHEX(k.order_key) FROM %[2]s AS b JOIN JSON_TABLE(b.order_keys, '$[*]' COLUMNS (order_key VARCHAR(64) PATH '$')) AS k WHERE b.id > %[3]d AND b.owner <> %[4]s)
 		AND (%[1]s = '' OR CRC32(%[1]s) MOD %[5]s = %[6]s)`, m.orderText(), m.batches(), mysqlTurn, owner, n, place)
 	}
+	columns := strings.Join(m.columns, ", ")
+	if n, err := strconv.ParseInt(limit, 10, 64); err == nil && m.most > 0 {
+		columns = strings.ReplaceAll(columns, "{share}", strconv.FormatInt(m.most/n, 10))
+	}
 	return fmt.Sprintf(`SELECT coalesce((SELECT f.attempts FROM %s AS f WHERE %s), 0), HEX(%s), %s, %s
 	%s%s
 	ORDER BY %s LIMIT %s`,
-		m.stateTable(), m.noted(), m.orderText(), m.texts(", ", "%s"), strings.Join(m.columns, ", "), m.rows(""), others, m.orderBy(), limit)
+		m.stateTable(), m.noted(), m.orderText(), m.texts(", ", "%s"), columns, m.rows(""), others, m.orderBy(), limit)
 }
 
 // ownerText is an owner as a literal.
@@ -347,7 +356,11 @@ func (m *mysqlTable) marking(list string) string {
 	if m.mark == "" {
 		return "DELETE t FROM " + m.among(list)
 	}
-	return fmt.Sprintf("UPDATE %s SET %s", m.among(list), m.mark)
+	mark := m.mark
+	if m.now != nil {
+		mark = strings.ReplaceAll(mark, "{now}", strconv.FormatInt(m.now().UnixMicro(), 10))
+	}
+	return fmt.Sprintf("UPDATE %s SET %s", m.among(list), mark)
 }
 
 func (m *mysqlTable) pendingText() string {

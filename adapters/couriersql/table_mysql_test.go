@@ -383,15 +383,37 @@ func TestAMySQLTablesConnectionToAReadOnlyServer(t *testing.T) {
 
 func TestWhatThereIsNotInMySQL(t *testing.T) {
 	db := openMySQL(t, "root@tcp(127.0.0.1:1)/x", nil)
-	for _, err := range []error{
-		New(db, MySQL).Migrate(t.Context()),
-		New(db, MySQL).Source().Validate(),
-		NewSink(db, MySQL, SinkConfig[string]{}).Validate(),
+	for want, err := range map[string]error{
+		"dialect is couriersql.MySQL":                      NewSink(db, MySQL, SinkConfig[string]{}).Validate(),
+		"WithWakeUp is for PostgreSQL: MySQL tells nobody": New(db, MySQL, WithWakeUp()).Source().Validate(),
+		"WithMaxCrashes is not for MySQL and MariaDB":      New(db, MySQL, WithMaxCrashes(3)).Source().Validate(),
+		"is too long in MySQL, where tables are beside it": New(db, MySQL, WithTable(strings.Repeat("a", 41))).Source().Validate(),
+		"dialect has no transactions of pgx":               New(db, MySQL).WritePgx(t.Context(), nil, named("a")...),
+		"WithStrictOrder does not go with WithLease":       New(db, Postgres, WithStrictOrder(), WithLease(time.Minute)).Source().Validate(),
+		"couriersql: migrating courier_outbox: dial tcp":   New(db, MySQL, WithStrictOrder(), WithLease(time.Minute)).Migrate(t.Context()),
 	} {
-		require.ErrorContains(t, err, "dialect is couriersql.MySQL")
+		require.ErrorContains(t, err, want)
 	}
-	require.ErrorContains(t, New(db, MySQL).Migrate(t.Context()), "describe it by NewTable")
-	require.Zero(t, SchemaVersion(MySQL))
+}
+
+// A mark waits for no row that another transaction writes meanwhile, however few rows there are.
+func TestAMySQLTableWithAnOpenWriter(t *testing.T) {
+	for _, mark := range []string{"updates", "deletes"} {
+		r := newRelayed(t, MySQL, ownTables(MySQL)[mark], 2)
+		s := r.table().Source()
+		first, names := fetchNames(t, s, 10)
+		require.Equal(t, []string{"1", "2"}, names)
+		tx, err := r.db.BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		_, err = tx.ExecContext(t.Context(), `INSERT INTO events (name) VALUES ('late')`)
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		require.NoError(t, s.Mark(ctx, first))
+		cancel()
+		require.NoError(t, tx.Commit())
+		_, names = fetchNames(t, s, 10)
+		require.Len(t, names, 1)
+	}
 }
 
 // A fetch waits for the turn no longer than it may, and does not take it after that.

@@ -261,7 +261,16 @@ func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 	if err := t.check(ctx, store); err != nil {
 		return nil, err
 	}
-	if err := enter(ctx, s.asks); err != nil { // one at a time: what the other leases is not known yet
+	records, err := s.fetchOne(ctx, store, limit)
+	if err != nil {
+		return nil, t.failed(err, "fetching up to %s of %s", plural(limit, "pending row"), t.table)
+	}
+	return records, nil
+}
+
+// fetchOne is Fetch of one caller at a time: what another one leases is not known yet.
+func (s *TableSource[T]) fetchOne(ctx context.Context, store tableStore, limit int) ([]T, error) {
+	if err := enter(ctx, s.asks); err != nil {
 		return nil, err
 	}
 	defer func() { <-s.asks }()
@@ -271,7 +280,7 @@ func (s *TableSource[T]) Fetch(ctx context.Context, limit int) ([]T, error) {
 			if errors.Is(err, ErrQueryTimeout) {
 				s.endFetch(ctx, store)
 			}
-			return nil, t.failed(err, "fetching up to %s of %s", plural(limit, "pending row"), t.table)
+			return nil, err
 		}
 		if !s.apart.await(ctx, len(records)) {
 			return records, nil
@@ -322,6 +331,7 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, c claim) (r
 	var batch int64
 	err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
 		records, rows = nil, nil
+		var bytes int64
 		var keys []string // of all rows
 		var name []byte
 		batch, err = store.fetch(ctx, conn, c, func(row *handedOut, scan func(...any) error) error {
@@ -334,6 +344,13 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, c claim) (r
 				return bad
 			}
 			row.name = nameOf(row.key)
+			if t.own != nil {
+				if bytes >= t.own.most {
+					return errFull
+				}
+				t.own.attempted(&record, row.attempts)
+				bytes += t.own.bytes(record)
+			}
 			if name = t.appendName(name[:0], record); string(name) != row.name {
 				return &unreadable{nil, fmt.Errorf("TableConfig.KeyOf returned %s for the row with the key %s: return the values of %s, written as the database writes them",
 					name, row.name, strings.Join(t.config.Key, ", "))}
@@ -416,6 +433,30 @@ func (s *TableSource[T]) passOver(ctx context.Context, store tableStore, bad *un
 		return fmt.Errorf("noting that the row %s cannot be read: %w", nameOf(bad.key), err)
 	}
 	return nil
+}
+
+// drop takes all rows out of the hand. The next fetch ends their leases, as it does with all that
+// are not known.
+func (s *TableSource[T]) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.inHand)
+	clear(s.left)
+	s.apart.emptied()
+}
+
+// endAll takes all rows out of the hand, and ends their leases.
+func (s *TableSource[T]) endAll(ctx context.Context) error {
+	store, err := s.table.described(ctx)
+	if err != nil {
+		return err
+	}
+	if err := enter(ctx, s.turn); err != nil {
+		return err
+	}
+	defer func() { <-s.turn }()
+	s.drop()
+	return s.table.ask(ctx, func(ctx context.Context, conn *sql.Conn) error { return store.forget(ctx, conn, s.owner, nil) })
 }
 
 // forget takes a row out of the hand.
@@ -634,9 +675,23 @@ func (s *TableSource[T]) Renew(ctx context.Context, records []T) error {
 	if t.fault != nil {
 		return t.fault
 	}
+	lost, err := s.renew(ctx, records)
+	if err != nil {
+		return t.failed(err, "renewing the lease of %s of %s", plural(len(records), "row"), t.table)
+	}
+	var list courier.BatchError
+	for _, i := range lost {
+		list.Add(i, ErrLeaseLost)
+	}
+	return list.ErrorOrNil()
+}
+
+// renew returns the indices of the records whose lease was lost.
+func (s *TableSource[T]) renew(ctx context.Context, records []T) (lost []int, err error) {
+	t := s.table
 	store, err := t.described(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	var batches []int64
 	of := make([]int64, len(records)) // 0 for those that are not in hand
@@ -653,7 +708,7 @@ func (s *TableSource[T]) Renew(ctx context.Context, records []T) error {
 	}
 	s.mu.Unlock()
 	if len(batches) == 0 {
-		return nil
+		return nil, nil
 	}
 	var held []int64
 	err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
@@ -662,9 +717,8 @@ func (s *TableSource[T]) Renew(ctx context.Context, records []T) error {
 	})
 	s.apart.heard(ctx, err)
 	if err != nil {
-		return t.failed(err, "renewing the lease of %s of %s", plural(len(records), "row"), t.table)
+		return nil, err
 	}
-	var list courier.BatchError
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, name := range names {
@@ -673,10 +727,10 @@ func (s *TableSource[T]) Renew(ctx context.Context, records []T) error {
 		}
 		if s.inHand[name].batch == of[i] { // else it was settled meanwhile
 			s.forget(name)
-			list.Add(i, ErrLeaseLost)
+			lost = append(lost, i)
 		}
 	}
-	return list.ErrorOrNil()
+	return lost, nil
 }
 
 // Lag tells how many rows are due and in nobody's hand, and by [TableConfig].Age for how

@@ -3,9 +3,11 @@ package couriersql
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/erfanmomeniii/courier"
 )
@@ -22,6 +24,11 @@ type tableText struct {
 	age                 string
 	strict              bool
 	mostCrashes         int // of rows that are handed out, less one
+
+	// Of an outbox of this package:
+	behind string           // the condition by which a row t waits for one of its order key whose failure is f
+	now    func() time.Time // is put for {now} into mark, in microseconds
+	most   int64            // bytes of a fetch: what comes to a row of them is put for {share} into columns
 }
 
 // fitKey reports a key by which a row cannot be told from the others.
@@ -93,6 +100,9 @@ func (t *tableText) orderBy() string {
 // apart is whether no two relays may have rows of one order key in hand.
 func (t *tableText) apart() bool { return t.orderKey != "" && !t.strict }
 
+// errFull is the error of a row that does not go into the fetch any more.
+var errFull = errors.New("couriersql: the fetch has as many bytes as it may")
+
 // readAll has rows read that a fetch finds, and checked. Their first columns are the attempts,
 // the order key, more that are scanned, and the key. It returns their keys, and which order
 // keys no other relay may have in hand meanwhile.
@@ -111,7 +121,9 @@ func (t *tableText) readAll(rows *sql.Rows, read func(row *handedOut, scan func(
 		return rows.Scan(own...)
 	}
 	for rows.Next() {
-		if err := read(&row, scan); err != nil {
+		if err := read(&row, scan); errors.Is(err, errFull) {
+			break
+		} else if err != nil {
 			return nil, nil, err
 		}
 		if err := check(row.key); err != nil {

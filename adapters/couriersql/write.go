@@ -72,7 +72,7 @@ func (o *Outbox) Write(ctx context.Context, tx *sql.Tx, messages ...Message) err
 func (o *Outbox) WritePgx(ctx context.Context, tx pgx.Tx, messages ...Message) error {
 	switch {
 	case o.fault != nil:
-	case tx == nil:
+	case tx == nil && o.dialect == Postgres:
 		return noTransaction()
 	case o.dialect != Postgres:
 		return &courier.ConfigError{Field: "dialect", Problem: "has no transactions of pgx: use Write, or New with couriersql.Postgres"}
@@ -106,11 +106,15 @@ func (o *Outbox) write(ctx context.Context, messages []Message, execute func(str
 		delayed := isDelayed(chunk)
 		result, err := execute(o.sql(o.grammar.insert(rows, delayed)), o.grammar.inserted(chunk, delayed))
 		if err == nil {
-			n := missing(result, rows)
-			if n == 0 {
-				continue
+			if n := missing(result, rows); n > 0 {
+				err = o.suppressed(o.table, n, rows)
 			}
-			err = o.suppressed(o.table, n, rows)
+		}
+		if err == nil && delayed && o.grammar.delay != "" {
+			_, err = execute(o.sql(o.grammar.delay), o.grammar.delays(chunk))
+		}
+		if err == nil {
+			continue
 		}
 		const doing = "writing %s to %s"
 		if !o.grammar.duplicate(err, o.name) {

@@ -1,0 +1,180 @@
+package couriersql
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
+	"github.com/stretchr/testify/require"
+)
+
+// The trial of a migration creates nothing, and tells what is wrong with what is there.
+func TestCheckMigrateInMySQL(t *testing.T) {
+	db := databaseOf(t, MySQL)
+	o := New(db, MySQL)
+	tables := func() int {
+		return count(t, db, `SELECT count(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()`)
+	}
+	require.NoError(t, o.CheckMigrate(t.Context()))
+	require.Zero(t, tables())
+	execute(t, db, `CREATE TABLE courier_outbox (id INT)`)
+	require.ErrorContains(t, o.CheckMigrate(t.Context()), "the table courier_outbox is not one of this package")
+	execute(t, db, `DROP TABLE courier_outbox`)
+	require.NoError(t, o.Migrate(t.Context()))
+	require.NoError(t, o.CheckMigrate(t.Context()))
+	require.Equal(t, 5, tables(), "the outbox, its letters, failures, leases and versions")
+	execute(t, db, `ALTER TABLE courier_outbox DROP COLUMN requeued_at`)
+	require.ErrorContains(t, o.CheckMigrate(t.Context()), "column requeued_at BIGINT is missing")
+	execute(t, db, `UPDATE courier_migrations SET version = 77`)
+	require.ErrorContains(t, o.CheckMigrate(t.Context()), "trying to migrate courier_outbox: the database has schema version 77")
+}
+
+// Whatever a session is set to, texts arrive and are read back as they are.
+func TestAnOutboxInSessionsOfMySQL(t *testing.T) {
+	dsn := mytest.Database(t)
+	message := Message{ID: "1 ä 😀 '\\ a", Topic: "orders'\\ä", Key: "A é", Payload: []byte{0xff, 0, '\\'}, Headers: map[string]string{"ü": `"\'`}, Trace: map[string]string{"t": "ä"}}
+	for name, settings := range map[string]map[string]string{
+		"ANSI":                 spelledAsElsewhere,
+		"latin1":               {"character_set_client": "latin1", "character_set_connection": "latin1"},
+		"no backslash escapes": {"sql_mode": "'NO_BACKSLASH_ESCAPES'"},
+		"neither strict":       {"sql_mode": "''", "tx_isolation": "'SERIALIZABLE'"},
+		"another time zone":    {"time_zone": "'+09:00'"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := "outbox_" + strings.ReplaceAll(strings.ToLower(name), " ", "_")
+			o := outboxIn(t, openMySQL(t, dsn, settings), WithTable(table), WithStrictOrder(), WithClock(nil))
+			write(t, o, message, Message{ID: "1 ä 😀 '\\ A", Topic: "t", Key: "a é", NotBefore: time.Now().Add(time.Hour)})
+			s := o.Source()
+			rows := take(t, s, 10)
+			require.Len(t, rows, 1)
+			got, err := rows[0].Message()
+			require.NoError(t, err)
+			got.CreatedAt = time.Time{}
+			require.Equal(t, message, got)
+			require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom ä"), rows...)))
+			makeDueIn(t, o, table)
+			rows = take(t, s, 10)
+			require.Len(t, rows, 2)
+			require.Equal(t, []int{1, 0}, []int{rows[0].Attempts, rows[1].Attempts})
+			require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+			require.NoError(t, s.Mark(t.Context(), rows))
+			letters, err := o.DLQ().Receive(t.Context(), 10)
+			require.NoError(t, err)
+			require.Len(t, letters, 1)
+			requeued, err := o.Requeue(t.Context(), letters[0].ID)
+			require.NoError(t, err)
+			require.Len(t, requeued, 1)
+			rows = take(t, s, 10)
+			require.Len(t, rows, 1)
+			require.Equal(t, message.ID, rows[0].ID)
+			require.NoError(t, s.Mark(t.Context(), rows))
+			for _, beside := range []string{"", "_courier"} {
+				require.Zero(t, count(t, o.db, `SELECT count(*) FROM `+table+beside), "nothing is left")
+			}
+			require.Equal(t, 1, count(t, o.db, `SELECT count(*) FROM `+table+`_courier_batches`), "the turn")
+		})
+	}
+}
+
+// What a relay has in hand is free as soon as its outbox is closed, also where one delivers at
+// a time.
+func TestCloseEndsLeases(t *testing.T) {
+	o := newMySQL(t, WithStrictOrder())
+	other := New(o.db, MySQL, WithStrictOrder()).Source()
+	write(t, o, named("a", "b")...)
+	s := o.Source()
+	rows := take(t, s, 1)
+	require.Empty(t, take(t, other, 10), "one delivers at a time")
+	require.NoError(t, o.Close())
+	require.Equal(t, []string{"a", "b"}, idsOf(take(t, other, 10)))
+	require.NoError(t, s.Mark(t.Context(), rows), "it is passed over")
+	require.Equal(t, []string{"a", "b"}, pendingOf(t, o))
+}
+
+// A message whose number is lower than those that were delivered is delivered once its
+// transaction is committed, and holds up no others until then, nor the deletion of old rows.
+func TestAWriterOfMySQLThatCommitsLate(t *testing.T) {
+	o := newMySQL(t, WithKeep(), WithClock(nil))
+	s := o.Source()
+	late, err := o.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	defer func() { _ = late.Rollback() }()
+	require.NoError(t, o.Write(t.Context(), late, named("late")...))
+	write(t, o, named("a", "b")...)
+	rows := take(t, s, 10)
+	require.Equal(t, []string{"a", "b"}, idsOf(rows))
+	require.NoError(t, s.Mark(t.Context(), rows))
+	pruned, err := o.Prune(t.Context(), time.Now().Add(time.Hour))
+	require.NoError(t, err)
+	require.Equal(t, 2, pruned)
+	require.Empty(t, take(t, s, 10))
+	require.NoError(t, late.Commit())
+	require.Equal(t, []string{"late"}, idsOf(take(t, s, 10)))
+}
+
+// Old rows are deleted without a lock on where new ones come to be.
+func TestPruningInMySQLHoldsUpNoWriter(t *testing.T) {
+	o := newMySQL(t, WithKeep(), WithClock(nil))
+	s := o.Source()
+	write(t, o, named("a", "b")...)
+	require.NoError(t, s.Mark(t.Context(), take(t, s, 10)))
+	execute(t, o.db, `CREATE TABLE pruning (id INT)`)
+	// While a row is deleted, another one is written.
+	execute(t, o.db, `CREATE TRIGGER slow BEFORE DELETE ON courier_outbox FOR EACH ROW INSERT INTO pruning SELECT SLEEP(0.2)`)
+	var group sync.WaitGroup
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	group.Go(func() {
+		if _, err := o.Prune(ctx, time.Now().Add(time.Hour)); err != nil {
+			t.Error(err)
+		}
+	})
+	tx, err := o.db.BeginTx(ctx, nil)
+	require.NoError(t, err)
+	defer func() { _ = tx.Rollback() }()
+	for i := range 20 {
+		require.NoError(t, o.Write(ctx, tx, named(fmt.Sprint("new ", i))...))
+	}
+	group.Wait() // before the commit
+	require.NoError(t, tx.Commit())
+	require.Len(t, pendingOf(t, o), 20)
+}
+
+// Several strict relays deliver everything in the order of writing.
+func TestStrictRelaysInMySQL(t *testing.T) {
+	o := newMySQL(t, WithStrictOrder(), WithClock(nil))
+	var want []string
+	for i := range 200 {
+		want = append(want, fmt.Sprint(i))
+	}
+	write(t, o, named(want...)...)
+	var mu sync.Mutex
+	var got []string
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var group sync.WaitGroup
+	for range 3 {
+		group.Go(func() {
+			err := courier.NewPollingCoordinator(New(o.db, MySQL, WithStrictOrder()).Source(), courier.ProcessFunc(func(_ context.Context, row Row) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if got = append(got, row.ID); len(got) == len(want) {
+					stop()
+				}
+				return nil
+			}), courier.WithBatchSize(7), courier.WithInterval(time.Millisecond)).Start(ctx)
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	require.Equal(t, want, got)
+	require.Empty(t, pendingOf(t, o))
+}
