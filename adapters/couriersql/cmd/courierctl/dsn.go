@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/go-sql-driver/mysql"
 	"github.com/jackc/pgx/v5"
 )
 
@@ -17,8 +18,9 @@ import (
 // the parser did not expect it, and such text is often the rest of a password.
 type database struct {
 	dialect couriersql.Dialect
-	dsn     string // of PostgreSQL
-	path    string // of a SQLite file
+	dsn     string        // of PostgreSQL
+	path    string        // of a SQLite file
+	mysql   *mysql.Config // of MySQL or MariaDB
 }
 
 // keyword is a setting of a DSN of the form host=… dbname=….
@@ -28,17 +30,55 @@ func databaseOf(text string) (database, error) {
 	scheme, rest, hasScheme := strings.Cut(text, ":")
 	switch {
 	case text == "":
-		return database{}, errors.New("-db: pass the DSN of PostgreSQL or the path of a SQLite file, or set COURIER_DB")
+		return database{}, errors.New("-db: pass the DSN of PostgreSQL or MySQL, or the path of a SQLite file, or set COURIER_DB")
 	case hasScheme && scheme == "sqlite":
 		return database{dialect: couriersql.SQLite, path: rest}, nil
+	case hasScheme && scheme == "mysql":
+		return mysqlOf(rest)
 	case hasScheme && (scheme == "postgres" || scheme == "postgresql"):
 		return postgresOf(text, urlWithout)
 	case keyword.MatchString(text):
 		return postgresOf(text, keywordsWithout)
 	case strings.Contains(text, "://"):
-		return database{}, errors.New("-db: the DSN has a scheme that is not postgres://: pass one of PostgreSQL, or the path of a SQLite file")
+		return database{}, errors.New("-db: the DSN has a scheme that is not postgres://: pass one of PostgreSQL, one of MySQL after mysql:, or the path of a SQLite file")
 	}
 	return database{dialect: couriersql.SQLite, path: text}, nil
+}
+
+var errMySQL = errors.New("-db: the DSN of MySQL is not of the form mysql:user:password@tcp(host:3306)/database or mysql:user@unix(/path/of/socket)/database, perhaps with ?tls=true and the like: see github.com/go-sql-driver/mysql")
+
+// mysqlDatabase and mysqlSetting match what cannot be the rest of a password that ended
+// earlier than was meant.
+var (
+	mysqlDatabase = regexp.MustCompile(`^[^@:()/?]+$`)
+	mysqlSecret   = regexp.MustCompile(`(?i)pass|secret|@`)
+)
+
+// mysqlOf checks a DSN. Its errors quote nothing of it.
+func mysqlOf(dsn string) (database, error) {
+	config, err := mysql.ParseDSN(dsn)
+	if err != nil || !mysqlDatabase.MatchString(config.DBName) {
+		return database{}, errMySQL
+	}
+	switch config.Net {
+	case "tcp":
+		if !plainHosts.MatchString(config.Addr) {
+			return database{}, errMySQL
+		}
+	case "unix":
+		if !strings.HasPrefix(config.Addr, "/") {
+			return database{}, errMySQL
+		}
+	default:
+		return database{}, errMySQL
+	}
+	for name, value := range config.Params {
+		if mysqlSecret.MatchString(name) || mysqlSecret.MatchString(value) {
+			return database{}, errMySQL
+		}
+	}
+	config.Logger = &mysql.NopLogger{} // what it has to say is in the errors too
+	return database{dialect: couriersql.MySQL, mysql: config}, nil
 }
 
 var errAmbiguous = errors.New("-db: the DSN is ambiguous or cannot be parsed: in a URL write @ : / ? # % and spaces of a user, password or database as %40 %3A %2F %3F %23 %25 %20, and in host=… dbname=… put values with spaces in single quotes")

@@ -30,12 +30,17 @@ func TestNoPasswordIsPrinted(t *testing.T) {
 		"query sslpassword": func(p string) []string {
 			return []string{"-db", "postgres:///d" + host + "&sslmode=some&sslpassword=" + p}
 		},
-		"no slashes":      func(p string) []string { return []string{"-db", "postgres:u:" + p + "@127.0.0.1:1/d"} },
-		"no scheme":       func(p string) []string { return []string{"-db", "u:" + p + "@127.0.0.1:1/d"} },
-		"another scheme":  func(p string) []string { return []string{"-db", "mysql://u:" + p + "@127.0.0.1:1/d"} },
-		"keywords":        func(p string) []string { return []string{"-db", "host=" + nowhere + " password=" + p + " dbname=d"} },
-		"keywords spaced": func(p string) []string { return []string{"-db", "host = " + nowhere + " password = " + p} },
-		"keywords quoted": func(p string) []string { return []string{"-db", "host=" + nowhere + " password='" + p + "' port=1"} },
+		"no slashes":                func(p string) []string { return []string{"-db", "postgres:u:" + p + "@127.0.0.1:1/d"} },
+		"no scheme":                 func(p string) []string { return []string{"-db", "u:" + p + "@127.0.0.1:1/d"} },
+		"another scheme":            func(p string) []string { return []string{"-db", "mysql://u:" + p + "@127.0.0.1:1/d"} },
+		"mysql":                     func(p string) []string { return []string{"-db", "mysql:u:" + p + "@tcp(127.0.0.1:1)/d"} },
+		"mysql without a database":  func(p string) []string { return []string{"-db", "mysql:u:" + p + "@tcp(127.0.0.1:1)"} },
+		"mysql without parentheses": func(p string) []string { return []string{"-db", "mysql:u:" + p + "@127.0.0.1:1/d"} },
+		"mysql without a host":      func(p string) []string { return []string{"-db", "mysql:u:" + p + "/d"} },
+		"mysql setting":             func(p string) []string { return []string{"-db", "mysql:u@tcp(127.0.0.1:1)/d?password=" + p} },
+		"keywords":                  func(p string) []string { return []string{"-db", "host=" + nowhere + " password=" + p + " dbname=d"} },
+		"keywords spaced":           func(p string) []string { return []string{"-db", "host = " + nowhere + " password = " + p} },
+		"keywords quoted":           func(p string) []string { return []string{"-db", "host=" + nowhere + " password='" + p + "' port=1"} },
 		"keywords escaped": func(p string) []string {
 			return []string{"-db", "host=" + nowhere + " password='" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(p) + "' port=x"}
 		},
@@ -121,7 +126,8 @@ func TestABadDSN(t *testing.T) {
 		"postgres://u:sec/ret@h/d":             "ambiguous",
 		"postgres://u:secret%zz@h/d":           "ambiguous",
 		"host=h password=sec ret":              "ambiguous",
-		"mysql://h/d":                          "scheme that is not postgres://",
+		"mysql://h/d":                          "the DSN of MySQL is not of the form",
+		"oracle://h/d":                         "scheme that is not postgres://",
 	} {
 		_, err := databaseOf(dsn)
 		require.ErrorContains(t, err, want, dsn)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/go-sql-driver/mysql"
 )
 
 // invocation is one command on one outbox.
@@ -137,8 +138,14 @@ func (i *invocation) open(ctx context.Context, work func(context.Context, *sql.D
 		defer done()
 		driver, dsn = "sqlite", couriersql.SQLiteDSN(path)
 	}
-	db, err := sql.Open(driver, dsn)
-	if err != nil {
+	var db *sql.DB
+	if d.dialect == couriersql.MySQL {
+		connector, err := mysql.NewConnector(d.mysql)
+		if err != nil {
+			return errMySQL
+		}
+		db = sql.OpenDB(connector)
+	} else if db, err = sql.Open(driver, dsn); err != nil {
 		return err
 	}
 	defer func() { _ = db.Close() }()
@@ -165,7 +172,7 @@ func (i *invocation) file(path string) (open string, done func(), err error) {
 	case !errors.Is(err, fs.ErrNotExist):
 		return "", nil, withoutPath(err)
 	case !i.create:
-		return "", nil, errors.New("there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database; courierctl migrate creates a file")
+		return "", nil, errors.New("there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database or mysql:user@tcp(host)/database; courierctl migrate creates a file")
 	}
 	i.created = path
 	if !i.dryRun {

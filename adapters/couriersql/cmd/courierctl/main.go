@@ -1,4 +1,4 @@
-// Courierctl looks after an outbox of couriersql, in PostgreSQL or SQLite: how
+// Courierctl looks after an outbox of couriersql, in PostgreSQL, MySQL, MariaDB or SQLite: how
 // far behind it is, its dead letters, its schema, its kept rows.
 //
 //	go install github.com/erfanmomeniii/courier/adapters/couriersql/cmd/courierctl@latest
@@ -67,8 +67,8 @@ Usage: courierctl COMMAND [flags]
 "courierctl help COMMAND" and "courierctl COMMAND -h" describe a command and its
 flags. Flags may stand before or after the command. Every command takes:
 
-  -db DSN        postgres://…, host=… dbname=…, or the path of a SQLite file;
-                 $COURIER_DB without it
+  -db DSN        postgres://…, host=… dbname=…, mysql:user@tcp(host)/database, or
+                 the path of a SQLite file; $COURIER_DB without it
   -table NAME    the outbox table, courier_outbox; with a schema in PostgreSQL
                  where it is not in the search_path
   -json          one JSON value instead of text

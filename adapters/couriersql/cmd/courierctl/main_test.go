@@ -19,6 +19,7 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -26,7 +27,7 @@ import (
 
 func TestMain(m *testing.M) {
 	_ = os.Unsetenv("COURIER_DB")
-	goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) { pgtest.Exit(mytest.Stopped(code)) }))
 }
 
 // bed is a database of one kind.
@@ -47,6 +48,10 @@ func inEach(t *testing.T, test func(*testing.T, *bed)) {
 		"postgres": func(t *testing.T) (string, string, string, couriersql.Dialect) {
 			dsn := pgtest.Schema(t)
 			return "pgx", dsn, dsn, couriersql.Postgres
+		},
+		"mysql": func(t *testing.T) (string, string, string, couriersql.Dialect) {
+			dsn := mytest.Database(t)
+			return "mysql", "mysql:" + dsn, dsn + "?multiStatements=true", couriersql.MySQL
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -142,7 +147,7 @@ func (b *bed) migrated() {
 func TestMigrate(t *testing.T) {
 	inEach(t, func(t *testing.T, b *bed) {
 		latest := couriersql.SchemaVersion(b.outbox.Dialect())
-		sqlite := b.outbox.Dialect() == couriersql.SQLite
+		wakes, sqlite := b.outbox.Dialect() == couriersql.Postgres, b.outbox.Dialect() == couriersql.SQLite
 		file := ""
 		if sqlite {
 			file = b.dsn + " would be created\n"
@@ -161,7 +166,7 @@ func TestMigrate(t *testing.T) {
 		require.Contains(t, b.run(0, "migrate", "-table", "events", "-dry-run"), "events would go from")
 		require.Contains(t, b.run(0, "migrate", "-table", "events"), "events went from")
 		for _, args := range [][]string{{"migrate", "-wake-up", "-dry-run"}, {"migrate", "-wake-up"}} {
-			if sqlite {
+			if !wakes {
 				require.Contains(t, b.run(exitCannotRun, args...), "WithWakeUp is for PostgreSQL")
 			} else {
 				require.Contains(t, b.run(0, args...), "the trigger that wakes relays ")
@@ -222,6 +227,10 @@ func TestAPruneThatFails(t *testing.T) {
 				`CREATE TRIGGER refuse BEFORE DELETE ON courier_outbox FOR EACH ROW WHEN (OLD.id = 'kept for ever') EXECUTE FUNCTION refuse()`,
 			}
 		}
+		if b.outbox.Dialect() == couriersql.MySQL {
+			refuse = []string{`CREATE TRIGGER refuse BEFORE DELETE ON courier_outbox FOR EACH ROW
+				IF OLD.id = 'kept for ever' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'; END IF`}
+		}
 		for _, text := range refuse {
 			_, err := b.db.ExecContext(t.Context(), text)
 			require.NoError(t, err)
@@ -254,7 +263,7 @@ func TestAMissingOutbox(t *testing.T) {
 			return "there is no outbox " + table + " in this database: run courierctl migrate, or pass another -table or -db"
 		}
 		if b.outbox.Dialect() == couriersql.SQLite {
-			each("-db " + b.dsn + ": there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database; courierctl migrate creates a file")
+			each("-db " + b.dsn + ": there is no such file: pass the path of a SQLite file, or a DSN such as postgres://user@host/database or mysql:user@tcp(host)/database; courierctl migrate creates a file")
 			require.NoError(t, b.db.PingContext(t.Context())) // creates it
 		}
 		each(missing("courier_outbox"))
@@ -266,8 +275,10 @@ func TestAMissingOutbox(t *testing.T) {
 			require.NoError(t, err)
 		}
 		latest := couriersql.SchemaVersion(b.outbox.Dialect())
-		version(fmt.Sprintf(`DELETE FROM courier_migrations WHERE version = %d`, latest))
-		each(fmt.Sprintf("the outbox courier_outbox has schema version %d, and this program works with version %d: run courierctl migrate", latest-1, latest))
+		if latest > 1 { // in MySQL there is no former one
+			version(fmt.Sprintf(`DELETE FROM courier_migrations WHERE version = %d`, latest))
+			each(fmt.Sprintf("the outbox courier_outbox has schema version %d, and this program works with version %d: run courierctl migrate", latest-1, latest))
+		}
 		version(`UPDATE courier_migrations SET version = 77 WHERE version = 1`)
 		each(fmt.Sprintf("the outbox courier_outbox has schema version 77, and this program works with version %d: run a newer courierctl", latest))
 		version(fmt.Sprintf(`UPDATE courier_migrations SET version = %d WHERE version = 77; DROP TABLE courier_outbox_dlq; DROP TABLE courier_outbox`, latest))
@@ -281,6 +292,9 @@ func TestMigrateFromAFormerVersion(t *testing.T) {
 		b.migrated()
 		latest := couriersql.SchemaVersion(b.outbox.Dialect())
 		former := latest - 3 // before rows knew since when they had been put back
+		if former < 1 {      // there is none in MySQL
+			return
+		}
 		for _, text := range []string{
 			fmt.Sprintf(`DELETE FROM courier_migrations WHERE version > %d`, former), `ALTER TABLE courier_outbox DROP COLUMN requeued_at`,
 		} {

@@ -101,10 +101,10 @@ func TestTablesAreAligned(t *testing.T) {
 func TestNothingOfTheDatabaseIsObeyed(t *testing.T) {
 	inEach(t, func(t *testing.T, b *bed) {
 		b.run(0, "migrate")
-		postgres := b.outbox.Dialect() == couriersql.Postgres
+		server := b.outbox.Dialect() != couriersql.SQLite
 		var want []string
 		for i, text := range hostile {
-			if postgres { // which takes neither
+			if server { // which takes neither
 				text = strings.ToValidUTF8(strings.ReplaceAll(text, "\x00", ""), "?")
 			}
 			row := couriersql.Row{Seq: int64(i), ID: text + strconv.Itoa(i), Topic: text, Key: text, Payload: []byte(text), Headers: text, Trace: text}
