@@ -52,7 +52,7 @@ func TestMain(m *testing.M) {
 // trial is a test: relays on one outbox, writers, and what befalls them.
 type trial struct {
 	t       *testing.T
-	server  *pgtest.Server // nil for SQLite
+	server  *pgtest.Server // nil for SQLite and MySQL
 	config  relayConfig
 	db      *sql.DB
 	outbox  *couriersql.Outbox
@@ -115,7 +115,7 @@ func newTrialOf(t *testing.T, name string, db *sql.DB, config relayConfig) *tria
 	tr.config.Socket = tr.stream.listener.Addr().String()
 	tr.outbox = tr.config.outbox(tr.db)
 	require.NoError(t, tr.outbox.Migrate(t.Context()))
-	_, err := tr.db.ExecContext(t.Context(), `CREATE TABLE orders (id TEXT PRIMARY KEY, topic TEXT)`)
+	_, err := tr.db.ExecContext(t.Context(), `CREATE TABLE orders (id VARCHAR(100) PRIMARY KEY, topic TEXT)`)
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		for _, r := range tr.relays {
@@ -206,10 +206,10 @@ func (tr *trial) commit(id, key, topic string, payload []byte, random *rand.Rand
 	if err := tr.outbox.Write(ctx, tx, couriersql.Message{ID: id, Topic: topic, Key: key, Payload: payload}); err != nil {
 		return err
 	}
-	if random.IntN(20) == 0 && tr.server != nil {
+	if random.IntN(20) == 0 && tr.config.Driver != "sqlite" {
 		time.Sleep(30 * time.Millisecond) // a long transaction
 	}
-	if _, err := tx.ExecContext(ctx, `INSERT INTO orders VALUES ($1, $2)`, id, topic); err != nil {
+	if _, err := tx.ExecContext(ctx, tr.config.sql(`INSERT INTO orders VALUES ($1, $2)`), id, topic); err != nil {
 		return err
 	}
 	if random.IntN(20) == 0 {
@@ -439,6 +439,14 @@ func TestSQLite(t *testing.T) {
 	}{"one": {"", 1}, "leased": {"lease", 2}} {
 		t.Run(name, func(t *testing.T) {
 			newTrial(t, nil, "sqlite", couriersql.SQLiteDSN(filepath.Join(t.TempDir(), "orders.db")), test.hold, test.relays).run()
+		})
+	}
+}
+
+func TestMySQL(t *testing.T) {
+	for name, hold := range map[string]string{"leased": "lease", "strict": "strict"} {
+		t.Run(name, func(t *testing.T) {
+			newTrial(t, nil, "mysql", mytest.Database(t), hold, 3).run()
 		})
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 	"github.com/stretchr/testify/require"
 )
@@ -31,13 +32,13 @@ func effectsMain(text string) {
 	effects := couriersql.Effects(couriersql.NewInbox(db, outbox.Dialect(), couriersql.InboxConfig{Consumer: "crash"}),
 		func(r couriersql.Row) string { return r.ID },
 		func(ctx context.Context, tx *sql.Tx, r couriersql.Row) error {
-			_, err := tx.ExecContext(ctx, `INSERT INTO effects (id) VALUES ($1)`, r.ID)
+			_, err := tx.ExecContext(ctx, config.sql(`INSERT INTO effects (id) VALUES ($1)`), r.ID)
 			if err == nil && random.IntN(100) == 0 {
 				err = errors.New("a failure that was asked for")
 			}
 			return err
 		})
-	err := courier.NewPollingCoordinator(outbox.Source(), delivered{effects, db}, courier.WithBatchSize(batchSize),
+	err := courier.NewPollingCoordinator(outbox.Source(), delivered{effects, db, config}, courier.WithBatchSize(batchSize),
 		courier.WithInterval(20*time.Millisecond), courier.WithLogger(slog.New(slog.DiscardHandler))).Start(context.Background())
 	panic(err)
 }
@@ -45,12 +46,13 @@ func effectsMain(text string) {
 // delivered notes each record that it passes on.
 type delivered struct {
 	courier.BatchApplier[couriersql.Row]
-	db *sql.DB
+	db     *sql.DB
+	config relayConfig
 }
 
 func (d delivered) ApplyBatch(ctx context.Context, rows []couriersql.Row) error {
 	for _, r := range rows {
-		if _, err := d.db.ExecContext(ctx, `INSERT INTO deliveries (id) VALUES ($1)`, r.ID); err != nil {
+		if _, err := d.db.ExecContext(ctx, d.config.sql(`INSERT INTO deliveries (id) VALUES ($1)`), r.ID); err != nil {
 			return err
 		}
 	}
@@ -66,12 +68,16 @@ func TestEffects(t *testing.T) {
 		"postgres": {Driver: "pgx"},
 		"leased":   {Driver: "pgx", Hold: "lease"},
 		"sqlite":   {Driver: "sqlite", Hold: "lease"},
+		"mysql":    {Driver: "mysql", Hold: "lease"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			config.DSN = couriersql.SQLiteDSN(filepath.Join(t.TempDir(), "effects.db"))
-			if config.Driver == "pgx" {
+			switch config.Driver {
+			case "pgx":
 				config.DSN = pgtest.Schema(t)
+			case "mysql":
+				config.DSN = mytest.Database(t)
 			}
 			killConsumers(t, config)
 		})

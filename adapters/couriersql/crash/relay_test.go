@@ -67,6 +67,14 @@ const manyCrashes = 1000
 // dialects are those of drivers.
 var dialects = map[string]couriersql.Dialect{"sqlite": couriersql.SQLite, "pgx": couriersql.Postgres, "mysql": couriersql.MySQL}
 
+// sql is a statement with the placeholders of the database.
+func (c relayConfig) sql(text string) string {
+	if c.Driver != "mysql" {
+		return text
+	}
+	return strings.NewReplacer("$1", "?", "$2", "?").Replace(text)
+}
+
 // childOf is what a process of its own is told, and its database. The process ends with its
 // parent.
 func childOf(text string) (config relayConfig, db *sql.DB) {
@@ -92,10 +100,15 @@ func (c relayConfig) outbox(db *sql.DB, more ...couriersql.Option) *couriersql.O
 	if c.Chaos != nil {
 		opts = append(opts, couriersql.WithQueryTimeout(c.slack(queryTimeout)))
 	}
-	switch c.Hold {
-	case "lease":
+	switch {
+	case c.Driver == "mysql": // in which each way to hold rows is by leases
+		opts = append(opts, couriersql.WithLease(c.slack(leaseTime)))
+		if c.Hold == "strict" {
+			opts = append(opts, couriersql.WithStrictOrder())
+		}
+	case c.Hold == "lease":
 		opts = append(opts, couriersql.WithLease(c.slack(leaseTime)), couriersql.WithMaxCrashes(manyCrashes))
-	case "strict":
+	case c.Hold == "strict":
 		opts = append(opts, couriersql.WithStrictOrder())
 	}
 	return couriersql.New(db, dialects[c.Driver], append(opts, more...)...)
