@@ -7,6 +7,7 @@ require (
 	github.com/erfanmomeniii/courier v0.1.0
 	github.com/erfanmomeniii/courier/adapters/couriernats v0.1.0
 	github.com/erfanmomeniii/courier/adapters/couriersql v0.1.0
+	github.com/go-sql-driver/mysql v1.10.1
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/mattn/go-isatty v0.0.24
 	github.com/nats-io/nats-server/v2 v2.15.2

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	_ "github.com/go-sql-driver/mysql"
 	"github.com/gofrs/flock"
 	_ "github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite"
@@ -21,6 +22,7 @@ import (
 type database struct {
 	*sql.DB
 	outbox *couriersql.Outbox
+	sql    statements
 	name   string       // the head of all its message IDs
 	lock   *flock.Flock // two relays on one SQLite outbox would deliver everything twice; nil elsewhere
 }
@@ -29,10 +31,31 @@ type database struct {
 // other one holds a name for the database, for message IDs that are the same
 // in every run with one database and in no other database: a server outside
 // may keep the messages of many.
-const schema = `
-CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS demo_name ("only" INTEGER PRIMARY KEY CHECK ("only" = 1), name TEXT NOT NULL);
-`
+type statements struct {
+	createOrders, createName, createSeen              string
+	insertOrder, insertName, insertSeen, insertByHand string
+}
+
+var (
+	usual = statements{
+		createOrders: `CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, body TEXT NOT NULL)`,
+		createName:   `CREATE TABLE IF NOT EXISTS demo_name ("only" INTEGER PRIMARY KEY CHECK ("only" = 1), name TEXT NOT NULL)`,
+		createSeen:   `CREATE TEMPORARY TABLE seen (id TEXT PRIMARY KEY, copies INTEGER NOT NULL)`,
+		insertSeen:   `INSERT INTO seen VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET copies = seen.copies + 1`,
+		insertOrder:  `INSERT INTO orders (id, body) VALUES ($1, $2) ON CONFLICT DO NOTHING`,
+		insertName:   `INSERT INTO demo_name VALUES (1, $1) ON CONFLICT DO NOTHING`,
+		insertByHand: `INSERT INTO courier_outbox (id, topic, key, payload, headers, trace, created_at) VALUES ($1, $2, '', $3, $4, '', $5)`,
+	}
+	inMySQL = statements{
+		createOrders: "CREATE TABLE IF NOT EXISTS orders (id VARBINARY(2000) PRIMARY KEY, body LONGTEXT NOT NULL) CHARACTER SET utf8mb4",
+		createName:   "CREATE TABLE IF NOT EXISTS demo_name (`only` INTEGER PRIMARY KEY CHECK (`only` = 1), name TEXT NOT NULL)",
+		createSeen:   "CREATE TEMPORARY TABLE seen (id VARBINARY(2000) PRIMARY KEY, copies INTEGER NOT NULL)",
+		insertSeen:   "INSERT INTO seen VALUES (?, 1) ON DUPLICATE KEY UPDATE copies = copies + 1",
+		insertOrder:  "INSERT INTO orders (id, body) VALUES (?, ?) ON DUPLICATE KEY UPDATE id = id", // which touches no row that is there
+		insertName:   "INSERT INTO demo_name VALUES (1, ?) ON DUPLICATE KEY UPDATE name = name",
+		insertByHand: "INSERT INTO courier_outbox (id, topic, `key`, payload, headers, trace, created_at) VALUES (?, ?, '', ?, ?, '', ?)",
+	}
+)
 
 func openDatabase(ctx context.Context, path string) (_ *database, err error) {
 	if folder := filepath.Dir(path); !isFolder(folder) {
@@ -53,7 +76,7 @@ func openDatabase(ctx context.Context, path string) (_ *database, err error) {
 	// SQLite has one writer at a time. With one connection, writer and relay
 	// take turns in the order in which they ask.
 	pool.SetMaxOpenConns(1)
-	db := &database{DB: pool, outbox: couriersql.New(pool, couriersql.SQLite), lock: lock}
+	db := &database{DB: pool, outbox: couriersql.New(pool, couriersql.SQLite), sql: usual, lock: lock}
 	defer func() {
 		if err != nil {
 			db.close()
@@ -77,10 +100,24 @@ func openPostgres(ctx context.Context, dsn string) (*database, error) {
 	if err != nil {
 		return nil, fmt.Errorf("-pg: %w", err)
 	}
-	db := &database{DB: pool, outbox: couriersql.New(pool, couriersql.Postgres, couriersql.WithWakeUp())}
+	db := &database{DB: pool, outbox: couriersql.New(pool, couriersql.Postgres, couriersql.WithWakeUp()), sql: usual}
 	if err := db.prepare(ctx); err != nil {
 		db.close()
 		return nil, fmt.Errorf("-pg: %w", err)
+	}
+	return db, nil
+}
+
+// openMySQL needs no lock either.
+func openMySQL(ctx context.Context, dsn string) (*database, error) {
+	pool, err := sql.Open("mysql", dsn)
+	if err != nil {
+		return nil, fmt.Errorf("-mysql: %w", err)
+	}
+	db := &database{DB: pool, outbox: couriersql.New(pool, couriersql.MySQL), sql: inMySQL}
+	if err := db.prepare(ctx); err != nil {
+		db.close()
+		return nil, fmt.Errorf("-mysql: %w", err)
 	}
 	return db, nil
 }
@@ -90,10 +127,12 @@ func (db *database) prepare(ctx context.Context) error {
 	if err := db.outbox.Migrate(ctx); err != nil {
 		return err
 	}
-	if _, err := db.ExecContext(ctx, schema); err != nil {
-		return err
+	for _, text := range []string{db.sql.createOrders, db.sql.createName} {
+		if _, err := db.ExecContext(ctx, text); err != nil {
+			return err
+		}
 	}
-	if _, err := db.ExecContext(ctx, `INSERT INTO demo_name VALUES (1, $1) ON CONFLICT DO NOTHING`, rand.Text()[:8]); err != nil {
+	if _, err := db.ExecContext(ctx, db.sql.insertName, rand.Text()[:8]); err != nil {
 		return err
 	}
 	return db.QueryRowContext(ctx, `SELECT name FROM demo_name`).Scan(&db.name)
@@ -152,7 +191,7 @@ func (db *database) write(ctx context.Context, o order) (bool, error) {
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
 	id := db.name + "-" + o.name
-	result, err := tx.ExecContext(ctx, `INSERT INTO orders (id, body) VALUES ($1, $2) ON CONFLICT DO NOTHING`, id, string(o.body))
+	result, err := tx.ExecContext(ctx, db.sql.insertOrder, id, string(o.body))
 	if err != nil {
 		return false, err
 	}
@@ -177,8 +216,6 @@ func (db *database) writeByHand(ctx context.Context, tx *sql.Tx, id string, o or
 	if db.outbox.Dialect() == couriersql.Postgres {
 		created = time.Unix(0, 0)
 	}
-	_, err := tx.ExecContext(ctx,
-		`INSERT INTO courier_outbox (id, topic, key, payload, headers, trace, created_at) VALUES ($1, $2, '', $3, $4, '', $5)`,
-		id, o.topic, o.body, o.rawHeaders, created)
+	_, err := tx.ExecContext(ctx, db.sql.insertByHand, id, o.topic, o.body, o.rawHeaders, created)
 	return err
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"iter"
@@ -84,8 +83,13 @@ func open(ctx context.Context, o options, console *console) (_ *demo, err error)
 
 // openDatabase returns the path beside which the embedded server has its store.
 func (d *demo) openDatabase(ctx context.Context) (path string, err error) {
-	if d.opts.pg != "" {
-		if d.db, err = openPostgres(ctx, d.opts.pg); err != nil {
+	if d.opts.pg != "" || d.opts.mysql != "" {
+		if d.opts.mysql != "" {
+			d.db, err = openMySQL(ctx, d.opts.mysql)
+		} else {
+			d.db, err = openPostgres(ctx, d.opts.pg)
+		}
+		if err != nil {
 			return "", err
 		}
 		return filepath.Join(os.TempDir(), "courier-outbox-"+d.db.name), nil
@@ -114,7 +118,7 @@ func (d *demo) transfer(ctx context.Context, total int) error {
 	}
 	d.counts.expected.Add(before.pending)
 	if before.written > 0 {
-		d.console.line("continuing with %s: %s orders written before, %s pending", cmp.Or(d.opts.db, "the database of -pg"), humanize.Comma(before.written), humanize.Comma(before.pending))
+		d.console.line("continuing with %s: %s orders written before, %s pending", d.opts.where(), humanize.Comma(before.written), humanize.Comma(before.pending))
 	}
 
 	// The first that ends the run says why.

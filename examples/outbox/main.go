@@ -1,5 +1,5 @@
 // Outbox shows Courier at work in one process, with nothing to install: orders
-// and their outbox rows are written to a SQLite file (or to PostgreSQL), and relayed to a NATS
+// and their outbox rows are written to a SQLite file (or to PostgreSQL, MySQL or MariaDB), and relayed to a NATS
 // server that goes down on the way, some of them poison. At the end it reads
 // the stream back and tells whether every order is there, once.
 //
@@ -81,6 +81,6 @@ func play(ctx context.Context, o options, stdout io.Writer, console *console) er
 	if o.crash > 0 {
 		console.line("-crash %d: fewer orders than that were delivered, so the process lived on", o.crash)
 	}
-	_, err = fmt.Fprintln(stdout, found.conclusion(o.db+o.pg))
+	_, err = fmt.Fprintln(stdout, found.conclusion(o.db+o.pg+o.mysql))
 	return err
 }

@@ -14,7 +14,7 @@ import (
 type options struct {
 	orders, poison int
 	in, out        string
-	db, pg         string
+	db, pg, mysql  string
 	batch, crash   int
 	outage         time.Duration
 	preload        bool
@@ -30,7 +30,8 @@ func flags(o *options) *flag.FlagSet {
 	f.StringVar(&o.out, "out", "", "deliver to the NATS server at this `URL` instead of an embedded one")
 	f.StringVar(&o.db, "db", "", "keep the database at this `PATH`, and the embedded server's store beside it")
 	f.StringVar(&o.pg, "pg", "", "keep orders and outbox in the PostgreSQL database of this `DSN` instead of a SQLite file")
-	f.IntVar(&o.crash, "crash", 0, "kill the process (SIGKILL) in the batch that brings the delivered orders to `N`; needs -db or -pg")
+	f.StringVar(&o.mysql, "mysql", "", "keep orders and outbox in the MySQL or MariaDB database of this `DSN` instead of a SQLite file")
+	f.IntVar(&o.crash, "crash", 0, "kill the process (SIGKILL) in the batch that brings the delivered orders to `N`; needs -db, -pg or -mysql")
 	f.IntVar(&o.batch, "batch", 1000, "relay up to `N` rows at a time")
 	f.BoolVar(&o.preload, "preload", false, "write everything before the relay starts, to measure the relay alone")
 	return f
@@ -46,6 +47,7 @@ server and past orders that are poison. At the end the stream is read back.
   outbox -db /tmp/orders.db -crash 4000      dies halfway …
   outbox -db /tmp/orders.db                  … and the next start loses nothing
   outbox -pg postgres://user@host/database   in PostgreSQL, where several may run at once
+  outbox -mysql "user@tcp(host)/database"    in MySQL or MariaDB, likewise
   outbox -in rows.csv                        rows of any shape
   outbox -out nats://127.0.0.1:4222          to a server outside (nats-server -js)
 
@@ -87,10 +89,12 @@ func parse(args []string) (options, error) {
 		return o, fmt.Errorf("-outage %v: pass 0 or more", o.outage)
 	case o.crash < 0:
 		return o, fmt.Errorf("-crash %d: pass 1 or more", o.crash)
-	case o.crash > 0 && o.db == "" && o.pg == "":
-		return o, errors.New("-crash: pass -db PATH too, or -pg DSN, so that the next start finds what this one leaves")
+	case o.crash > 0 && o.db+o.pg+o.mysql == "":
+		return o, errors.New("-crash: pass -db PATH too, or -pg or -mysql DSN, so that the next start finds what this one leaves")
 	case o.db != "" && o.pg != "":
 		return o, errors.New("-pg: leave out -db, the orders are in one database or the other")
+	case o.mysql != "" && o.db+o.pg != "":
+		return o, errors.New("-mysql: leave out -db and -pg, the orders are in one database or the other")
 	case o.in != "" && (set["n"] || set["poison"]):
 		return o, errors.New("-in: leave out -n and -poison, which are for made-up orders")
 	case o.out != "" && set["outage"] && o.outage > 0:
@@ -101,6 +105,17 @@ func parse(args []string) (options, error) {
 		return o, o.checkOut()
 	}
 	return o, nil
+}
+
+// where names the database that is kept.
+func (o *options) where() string {
+	switch {
+	case o.pg != "":
+		return "the database of -pg"
+	case o.mysql != "":
+		return "the database of -mysql"
+	}
+	return o.db
 }
 
 func (o *options) checkOut() error {

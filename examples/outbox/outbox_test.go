@@ -27,6 +27,7 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql"
+	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/pgtest"
 )
 
@@ -38,7 +39,7 @@ func TestMain(m *testing.M) {
 	if args := os.Getenv(childArgs); args != "" {
 		os.Exit(run(context.Background(), strings.Split(args, "\n"), os.Stdout, os.Stderr))
 	}
-	goleak.VerifyTestMain(m, goleak.Cleanup(pgtest.Exit))
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) { pgtest.Exit(mytest.Stopped(code)) }))
 }
 
 // result is how the program ended.
@@ -137,20 +138,22 @@ func TestCrash(t *testing.T) {
 	require.Contains(t, r.stderr, "continuing with "+db)
 }
 
-// The same in PostgreSQL: an outage, poison, and a run that goes on.
-func TestPostgres(t *testing.T) {
-	dsn := pgtest.Schema(t)
-	args := []string{"-pg", dsn, "-n", "300", "-batch", "50", "-outage", "100ms"}
+// The same in PostgreSQL and MySQL: an outage, poison, and a run that goes on.
+func TestPostgres(t *testing.T) { testServer(t, "-pg", pgtest.Schema(t), openPostgres) }
+func TestMySQL(t *testing.T)    { testServer(t, "-mysql", mytest.Database(t), openMySQL) }
+
+func testServer(t *testing.T, flag, dsn string, open func(context.Context, string) (*database, error)) {
+	args := []string{flag, dsn, "-n", "300", "-batch", "50", "-outage", "100ms"}
 	program(t, args...).require(t, 0, table{written: 300, delivered: 297, dead: 3})
 	t.Cleanup(func() {
-		db, err := openPostgres(context.Background(), dsn)
+		db, err := open(context.Background(), dsn)
 		require.NoError(t, err)
 		require.NoError(t, os.RemoveAll(filepath.Join(os.TempDir(), "courier-outbox-"+db.name+".jetstream")))
 		db.close()
 	})
-	r := program(t, "-pg", dsn, "-n", "400", "-batch", "50", "-outage", "0")
+	r := program(t, flag, dsn, "-n", "400", "-batch", "50", "-outage", "0")
 	r.require(t, 0, table{written: 400, delivered: 397, dead: 3})
-	require.Contains(t, r.stderr, "continuing with the database of -pg: 300 orders written before")
+	require.Contains(t, r.stderr, "continuing with the database of "+flag+": 300 orders written before")
 }
 
 func TestCrashNotReached(t *testing.T) {
@@ -384,7 +387,8 @@ func TestBadInput(t *testing.T) {
 		"batch":                {[]string{"-batch", "0"}, "-batch 0: pass 1 or more"},
 		"outage":               {[]string{"-outage", "-1s"}, "-outage -1s: pass 0 or more"},
 		"negative crash":       {[]string{"-crash", "-1"}, "-crash -1: pass 1 or more"},
-		"crash without db":     {[]string{"-crash", "5"}, "-crash: pass -db PATH too, or -pg DSN"},
+		"crash without db":     {[]string{"-crash", "5"}, "-crash: pass -db PATH too, or -pg or -mysql DSN"},
+		"two databases":        {[]string{"-mysql", "u@tcp(h)/d", "-db", "a"}, "-mysql: leave out -db and -pg"},
 		"in with n":            {[]string{"-in", "a.csv", "-n", "5"}, "-in: leave out -n"},
 		"out with outage":      {[]string{"-out", "nats://127.0.0.1:1", "-outage", "1s"}, "-out: leave out -outage"},
 

@@ -35,7 +35,7 @@ func verify(ctx context.Context, db *database, js jetstream.JetStream, stream je
 		return nil, err
 	}
 	defer func() { _ = conn.Close() }()
-	if err := readBack(ctx, conn, stream); err != nil {
+	if err := db.readBack(ctx, conn, stream); err != nil {
 		return nil, fmt.Errorf("reading the stream %s back: %w", streamName, err)
 	}
 	if err := found.count(ctx, conn); err != nil {
@@ -46,8 +46,8 @@ func verify(ctx context.Context, db *database, js jetstream.JetStream, stream je
 
 // readBack fills the temporary table seen with the message IDs of the stream,
 // and how often it holds each.
-func readBack(ctx context.Context, conn *sql.Conn, stream jetstream.Stream) error {
-	_, err := conn.ExecContext(ctx, `CREATE TEMP TABLE seen (id TEXT PRIMARY KEY, copies INTEGER NOT NULL)`)
+func (db *database) readBack(ctx context.Context, conn *sql.Conn, stream jetstream.Stream) error {
+	_, err := conn.ExecContext(ctx, db.sql.createSeen)
 	if err != nil {
 		return err
 	}
@@ -60,7 +60,7 @@ func readBack(ctx context.Context, conn *sql.Conn, stream jetstream.Stream) erro
 		return err
 	}
 	defer func() { _ = tx.Rollback() }() // does nothing after Commit
-	add, err := tx.PrepareContext(ctx, `INSERT INTO seen VALUES ($1, 1) ON CONFLICT (id) DO UPDATE SET copies = seen.copies + 1`)
+	add, err := tx.PrepareContext(ctx, db.sql.insertSeen)
 	if err != nil {
 		return err
 	}
@@ -108,16 +108,17 @@ type findings struct {
 	busy, took    time.Duration
 }
 
-const countQuery = `SELECT
+// MySQL takes a temporary table once in a query.
+const countQuery = `WITH s AS (SELECT id, copies FROM seen) SELECT
 	(SELECT count(*) FROM orders),
-	(SELECT count(*) FROM orders JOIN seen USING (id)),
+	(SELECT count(*) FROM orders JOIN s USING (id)),
 	(SELECT count(*) FROM courier_outbox_dlq),
-	(SELECT coalesce(sum(copies - 1), 0) FROM orders JOIN seen USING (id)) +
-		(SELECT count(*) FROM courier_outbox_dlq JOIN seen USING (id)),
+	(SELECT coalesce(sum(copies - 1), 0) FROM orders JOIN s USING (id)) +
+		(SELECT count(*) FROM courier_outbox_dlq JOIN s USING (id)),
 	(SELECT count(*) FROM courier_outbox),
 	count(*), coalesce(min(id), '')
 FROM orders
-WHERE id NOT IN (SELECT id FROM seen)
+WHERE id NOT IN (SELECT id FROM s)
 	AND id NOT IN (SELECT id FROM courier_outbox_dlq)
 	AND id NOT IN (SELECT id FROM courier_outbox)`
 
