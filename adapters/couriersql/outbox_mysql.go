@@ -127,12 +127,12 @@ func (o *Outbox) asTable() *Table[Row] {
 		Table: o.table, State: o.name + "_courier",
 		Key: []string{"seq", "id"}, KeyOf: func(r Row) []any { return []any{r.Seq, r.ID} },
 		Columns: []string{
-			"seq", "id", "CAST(topic AS BINARY)", "CAST(`key` AS BINARY)",
+			"CAST(topic AS BINARY)", "CAST(`key` AS BINARY)",
 			"IF(" + mysqlBytes + " <= {share}, payload, NULL)", "IF(" + mysqlBytes + " <= {share}, CAST(headers AS BINARY), " + mysqlBytes + ")",
 			"CAST(trace AS BINARY)", "created_at",
 		},
 		Scan: func(scan func(dest ...any) error) (r Row, err error) {
-			return r, scan(&r.Seq, &r.ID, &r.Topic, &r.Key, &r.Payload, &r.Headers, &r.Trace, &r.CreatedAt)
+			return r, scan(&r.Topic, &r.Key, &r.Payload, &r.Headers, &r.Trace, &r.CreatedAt)
 		},
 		Pending: "processed_at IS NULL", Order: "seq",
 		Age:            "-coalesce(requeued_at, created_at)", // since when, and not for how long
@@ -150,8 +150,15 @@ func (o *Outbox) asTable() *Table[Row] {
 	t := NewTable(o.db, o.dialect, config)
 	t.now = o.now
 	t.grammar.advice, t.grammar.outdated = o.grammar.advice, o.grammar.outdated
-	t.own = &outboxTable[Row]{attempted: (*Row).count, bytes: Row.bytes, most: o.fetchBytes, behind: " AND f.key1 < t.seq"}
+	t.own = &outboxTable[Row]{known: (*Row).know, bytes: Row.bytes, most: o.fetchBytes, behind: " AND f.key1 < t.seq"}
 	return t
+}
+
+// know takes what a row is known by, and the number of attempts.
+func (r *Row) know(key []string, attempts int) {
+	r.Seq, _ = strconv.ParseInt(key[0], 10, 64) // it is the text of a number
+	r.ID = key[1]
+	r.count(attempts)
 }
 
 // requeueInMySQL is requeue in a transaction that others may be in the way of.

@@ -157,10 +157,10 @@ type Table[T any] struct {
 
 // outboxTable is what an outbox of this package has beyond a table of the user's.
 type outboxTable[T any] struct {
-	attempted func(record *T, attempts int)
-	bytes     func(record T) int64
-	most      int64 // bytes of a fetch
-	behind    string
+	known  func(record *T, key []string, attempts int) // tells a record what is known of its row
+	bytes  func(record T) int64
+	most   int64 // bytes of a fetch
+	behind string
 }
 
 // NewTable returns the relay of a table of your own. The database stays the caller's to

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -177,44 +176,57 @@ func (m *mysqlTable) batches() string {
 	return m.dialect.identifier(m.schema) + "." + m.dialect.identifier(m.state+"_batches")
 }
 
-// plainKey is a text that is not in hexadecimal: of numbers, times and the like.
-var plainKey = regexp.MustCompile(`^[-+.:0-9A-Za-z ]*$`)
+// plainKey reports a text that needs no hexadecimal: of numbers, times and the like.
+func plainKey(text string) bool {
+	for _, c := range []byte(text) {
+		switch {
+		case c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.IndexByte("-+.: ", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return true
+}
 
 // list is keys as a literal with JSON, which holds nothing that a character set, or the modes
 // of a session, take for something else. more are further elements of each row.
 func (m *mysqlTable) list(keys [][]string, more func(i int) []string) (string, error) {
-	size := 0
+	size := len("'[]'")
 	for _, key := range keys {
+		size += len("[],")
 		for _, text := range key {
-			size += 2*len(text) + 5
+			size += 2*len(text) + len(`"",`)
 		}
 	}
-	var b strings.Builder
-	b.Grow(size + 4)
-	b.WriteString("'[")
+	list := append(make([]byte, 0, size), "'["...)
 	for i, key := range keys {
 		if i > 0 {
-			b.WriteByte(',')
+			list = append(list, ',')
 		}
+		list = append(list, '[')
 		for j, text := range key {
-			b.WriteString(map[bool]string{true: "[", false: ","}[j == 0])
+			if j > 0 {
+				list = append(list, ',')
+			}
+			list = append(list, '"')
 			switch {
 			case m.types[j].hex:
-				text = hex.EncodeToString([]byte(text))
-			case !plainKey.MatchString(text):
+				list = hex.AppendEncode(list, []byte(text))
+			case plainKey(text):
+				list = append(list, text...)
+			default:
 				return "", fmt.Errorf("the key %q is no text of the type %s", nameOf(key), m.types[j].kind)
 			}
-			b.WriteString(`"` + text + `"`)
+			list = append(list, '"')
 		}
 		if more != nil {
 			for _, text := range more(i) {
-				b.WriteString(`,"` + text + `"`)
+				list = append(append(append(list, `,"`...), text...), '"')
 			}
 		}
-		b.WriteByte(']')
+		list = append(list, ']')
 	}
-	b.WriteString("]'")
-	return b.String(), nil
+	return string(append(list, "]'"...)), nil
 }
 
 // listed is a list as a relation k with columns courier_v1 and on, and the given ones.

@@ -191,7 +191,10 @@ func (s *TableSource[T]) Identity(record T) string { return string(s.table.appen
 func (t *Table[T]) appendName(to []byte, record T) []byte {
 	values := t.config.KeyOf(record)
 	for i, value := range values {
-		from := len(to)
+		if len(values) > 1 {
+			to = appendQuotedValue(to, i, value)
+			continue
+		}
 		switch v := value.(type) {
 		case string:
 			to = append(to, v...)
@@ -204,11 +207,24 @@ func (t *Table[T]) appendName(to []byte, record T) []byte {
 		default:
 			to = fmt.Append(to, v)
 		}
-		if len(values) > 1 {
-			to = append(to[:from], quotedText(i, string(to[from:]))...)
-		}
 	}
 	return to
+}
+
+// appendQuotedValue appends the i-th value of a key of several.
+func appendQuotedValue(to []byte, i int, value any) []byte {
+	switch v := value.(type) {
+	case string:
+		return appendQuoted(to, i, v)
+	case []byte:
+		return appendQuoted(to, i, string(v))
+	case int64:
+		var digits [20]byte
+		return appendQuoted(to, i, string(strconv.AppendInt(digits[:0], v, 10)))
+	case int:
+		return appendQuotedValue(to, i, int64(v))
+	}
+	return appendQuoted(to, i, fmt.Sprint(value))
 }
 
 // nameOf is the name of the record with a key.
@@ -216,19 +232,23 @@ func nameOf(key []string) string {
 	if len(key) == 1 {
 		return key[0]
 	}
-	var name strings.Builder
-	for i, text := range key {
-		name.WriteString(quotedText(i, text))
+	size := 0
+	for _, text := range key {
+		size += len(text) + len(`,""`)
 	}
-	return name.String()
+	name := make([]byte, 0, size)
+	for i, text := range key {
+		name = appendQuoted(name, i, text)
+	}
+	return string(name)
 }
 
-// quotedText is the i-th text of a name of several.
-func quotedText(i int, text string) string {
-	if i == 0 {
-		return strconv.Quote(text)
+// appendQuoted appends the i-th text of a name of several.
+func appendQuoted(to []byte, i int, text string) []byte {
+	if i > 0 {
+		to = append(to, ',')
 	}
-	return "," + strconv.Quote(text)
+	return strconv.AppendQuote(to, text)
 }
 
 // unreadable is the error of a row of which no record can be made.
@@ -348,7 +368,7 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, c claim) (r
 				if bytes >= t.own.most {
 					return errFull
 				}
-				t.own.attempted(&record, row.attempts)
+				t.own.known(&record, row.key, row.attempts)
 				bytes += t.own.bytes(record)
 			}
 			if name = t.appendName(name[:0], record); string(name) != row.name {
