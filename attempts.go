@@ -25,7 +25,7 @@ type usage struct {
 	answers []answer // instead, of a fan-out: those of its branches
 
 	yielded uint64 // of a keyed breaker: the open period in which the record gave way to another probe
-	vain    int    // likewise: in how many on end it was the probe all the same
+	unmet   int    // likewise: in how many open periods in a row the record gave way and no other record came
 }
 
 // history is what the retries of a stack have used on one record: several with

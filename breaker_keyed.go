@@ -37,9 +37,9 @@ type KeyedBreaker[T any] struct {
 //
 // What counts as a failure, and as an attempt of a record, is as with
 // [NewCircuitBreakerApplier], for each key by itself. A record that has not failed a
-// probe goes first as the next probe. The others ask again a little later, or later still
-// if none came in that time. A record that keeps failing is parked once others of its key
-// succeed. If it is the only one of its key, it stays pending until enough others of the
+// probe goes first as the next probe. One that failed a probe gives way to others of its key for
+// 10 ms, and for twice as long each time that none came, up to a minute. A record that keeps
+// failing is parked once others of its key succeed. If it is the only one of its key, it stays pending until enough others of the
 // key get through, because only they show whether the destination is down. A panic in the
 // key function is a failure of its record, and of no breaker.
 //
@@ -146,7 +146,7 @@ type keyCall struct {
 	of     *keyBreaker // nil where the key had none
 	permit Permit
 	births uint64 // when there was none
-	vain   int    // how often on end the record gave way, and nobody came
+	unmet  int    // see usage
 }
 
 // Apply applies the record, or returns the error of a breaker that refuses it.
@@ -215,12 +215,12 @@ func (a *KeyedBreaker[T]) admit(ctx context.Context, call *keyCall, i, n int) er
 	}
 	period, ready := call.of.period()
 	if ready && call.of.givesWay(period, &past) {
-		return a.waits(call.of.refusalNow(), past, yield(past.vain))
+		return a.waits(call.of.refusalNow(), past, yield(past.unmet))
 	}
 	var err error
 	if call.permit, err = call.of.acquire(ctx); err == nil {
 		if call.permit.permit.Probe && past.yielded == period {
-			call.vain = past.vain + 1
+			call.unmet = past.unmet + 1
 		}
 		return nil
 	}
@@ -270,7 +270,7 @@ func (a *KeyedBreaker[T]) judged(ctx context.Context, call *keyCall, open *OpenE
 	if !is || open == nil || own.of != open.of {
 		return err
 	}
-	return a.waits(own, usage{used: call.of.failedProbe(), vain: call.vain}, keyWait)
+	return a.waits(own, usage{used: call.of.failedProbe(), unmet: call.unmet}, keyWait)
 }
 
 const (
@@ -287,11 +287,11 @@ const (
 
 // yield is how long a record gives way to others of its key, which may be at the source
 // and come with the next fetch: twice as long after each time that none came.
-func yield(vain int) time.Duration { return min(keyWait<<min(vain, 16), longestYield) }
+func yield(unmet int) time.Duration { return min(keyWait<<min(unmet, 16), longestYield) }
 
 // waits returns an error with which a record waits until its breaker may be probed. While
-// somebody else's probe is out it waits for as long again as that has taken, and for some
-// time at the least.
+// somebody else's probe is out it waits for as long again as that has taken, and for least at
+// least.
 func (a *KeyedBreaker[T]) waits(open *OpenError, past usage, least time.Duration) error {
 	after := forcedKeyWait
 	if open.due.clock != nil {

@@ -38,7 +38,7 @@ type turn uint8
 const (
 	never  turn = iota // not in this delivery
 	done               // not again: the branch has the record, or has answered
-	notYet             // the branch waits for its next attempt, and its breaker is not closed
+	notYet             // the branch waits for its next attempt, and its breaker does not let every call through
 	first              // at once
 	second             // once the branches have answered that are due for a probe
 )

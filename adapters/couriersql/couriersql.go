@@ -238,7 +238,7 @@ func WithStrictOrder() Option { return func(o *Outbox) { o.strict = true } }
 // WithBackoff sets when a row is handed out again that failed and was not
 // parked: after initial (1 s), and twice as long with every failure, up to
 // longest (5 minutes). What the error asks for ([courier.RetryAfter]) is obeyed
-// where that is longer. The time is in the row, so that it outlives the relay.
+// where that is longer. The time is in the database, so that it outlives the relay.
 func WithBackoff(initial, longest time.Duration) Option {
 	return func(o *Outbox) {
 		if initial <= 0 || longest < initial {
@@ -292,7 +292,7 @@ func (o *Outbox) Pending(ctx context.Context) (int, error) {
 }
 
 // Close gives back what the sources hold of the database: prepared statements,
-// an open transaction, a claim to be the one relay, a connection that listens, and ends the
+// an open transaction, a claim to be the one relay, the leases in MySQL, a connection that listens, and ends the
 // deletion of old rows. The
 // database stays open, and the outbox usable: a later call begins anew. Call it
 // once the coordinators have returned, and soon: an elected relay stays elected

@@ -18,7 +18,7 @@ const (
 	// becomes a *sql.DB by its OpenDBFromPool.
 	Postgres
 	// MySQL is MySQL from 8.0 on and MariaDB from 10.6 on, with the driver
-	// github.com/go-sql-driver/mysql. There is no [NewSink] in it.
+	// github.com/go-sql-driver/mysql. [NewSink], [WithWakeUp], [WithMaxCrashes] and [Outbox.WritePgx] are not for it.
 	MySQL
 )
 

@@ -243,9 +243,8 @@ func (e *elected) endStuck(ctx context.Context, conn *sql.Conn) error {
 	}
 	e.looked = time.Now()
 	ended, err := endStuck(ctx, conn, e.sql(electionKey), e.silence)
-	if ended > 0 {
-		e.outbox.log.Warn("couriersql: the relay that leads takes no rows of its fetch; its session was ended, so that another one is elected: look for a process that is frozen, or a machine that is gone",
-			"table", e.outbox.table)
+	if ended.backend != 0 {
+		ended.tell(e.outbox.log, "the relay that leads", e.outbox.table)
 	}
 	return err
 }

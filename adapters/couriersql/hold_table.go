@@ -21,11 +21,11 @@ func newTabled(o *Outbox) *tabled { return &tabled{outbox: o, rows: o.relayed.So
 
 // described is the table, which Migrate may not have created yet.
 func (h *tabled) described(ctx context.Context) (tableStore, error) {
-	store, err := h.outbox.relayed.described(ctx)
+	store, err := h.outbox.asStore(ctx)
 	if err == nil {
-		err = h.outbox.relayed.check(ctx, store)
+		err = h.outbox.noTable(h.outbox.relayed.check(ctx, store))
 	}
-	return store, h.outbox.noTable(err)
+	return store, err
 }
 
 func (h *tabled) fetch(ctx context.Context, limit int, _ int64) ([]Row, error) {
@@ -141,8 +141,7 @@ func (h *tabled) move(ctx context.Context, tx *sql.Tx, store tableStore, letter 
 		}
 	}
 	// Moved before, by who did not learn of it, or by who had it since; or not ours.
-	var moved bool
-	err := tx.QueryRowContext(ctx, o.sql(o.grammar.moved), letter.Record.ID, plain(letter.Branch), letter.Record.Seq).Scan(&moved)
+	moved, err := o.wasMoved(ctx, tx, letter)
 	if err == nil && !moved {
 		err = ErrLeaseLost
 	}

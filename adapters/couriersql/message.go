@@ -27,7 +27,7 @@ type Message struct {
 	CreatedAt time.Time
 	// NotBefore is when the message may be delivered at the earliest; the zero time, or one
 	// that has passed, is when it is committed. It is kept to the microsecond, and not read
-	// back. In PostgreSQL the server's clock decides that it has come, in SQLite that of the
+	// back. In PostgreSQL and MySQL the server's clock decides that it has come, in SQLite that of the
 	// relay. A coordinator that is idle looks at its interval, and is not woken for it. With
 	// [WithStrictOrder], and in SQLite without a lease, later messages of its Key wait with
 	// it; otherwise they are delivered before it.

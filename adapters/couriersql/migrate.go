@@ -11,8 +11,8 @@ import (
 )
 
 // Migrate creates the tables or brings them up to the version that this package
-// works with. It is one transaction, does nothing the second time, and may be
-// called by several processes at once. Call it at the start of a program: where it
+// works with. It is one transaction, but in MySQL, where it goes on at the next call if it was
+// ended half way. It does nothing the second time, and may be called by several processes at once. Call it at the start of a program: where it
 // has nothing to do, it needs no right but to read courier_migrations. An outbox in
 // another schema of the search path than the first is migrated where it is, and one that
 // [WithTable] names with a schema is migrated there.
@@ -176,8 +176,8 @@ func (d *database) upgrade(ctx context.Context, conn *sql.Conn) error {
 	if elsewhere > 0 {
 		return fmt.Errorf("the table %s is that of an outbox, or of a queue that NewDLQ made: choose another name", d.dlq)
 	}
-	if version > len(files) {
-		return fmt.Errorf("the database has schema version %d and this program knows versions up to %d: run a program with a newer couriersql", version, len(files))
+	if err := tooNew(version, len(files)); err != nil {
+		return err
 	}
 	if version == 0 { // a table of that name is someone else's until it looks like ours
 		if err := d.checkShapes(ctx, conn, true); err != nil {
@@ -201,4 +201,12 @@ func (d *database) upgrade(ctx context.Context, conn *sql.Conn) error {
 		}
 	}
 	return d.checkShapes(ctx, conn, false)
+}
+
+// tooNew is the error of a database whose schema this program does not know.
+func tooNew(version, known int) error {
+	if version <= known {
+		return nil
+	}
+	return fmt.Errorf("the database has schema version %d and this program knows versions up to %d: run a program with a newer couriersql", version, known)
 }

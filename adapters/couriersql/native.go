@@ -202,7 +202,7 @@ type pieces struct {
 func (p *pieces) Scan(value any) error {
 	payload, ok := value.([]byte)
 	if !ok && value != nil {
-		return fmt.Errorf("a payload is a %T and no bytes", value)
+		return fmt.Errorf("a payload is a %T and no bytes: the column payload must be of bytes", value)
 	}
 	*p.into = p.room.copy(payload)
 	return nil

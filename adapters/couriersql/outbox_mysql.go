@@ -118,7 +118,8 @@ func mysqlKnown(rows []Row) []any {
 	return []any{string(text)}
 }
 
-// longestInMySQL is how long the name of an outbox may be beside the names of which it is a part.
+// longestInMySQL is the longest name of an outbox: with _courier_batches it must fit into the 64
+// characters of MySQL.
 const longestInMySQL = 40
 
 // asTable describes the outbox as a table that its relay reads.
@@ -196,10 +197,11 @@ func (o *Outbox) checkMigrateInMySQL(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if known := SchemaVersion(MySQL); version > known {
-			return fmt.Errorf("the database has schema version %d and this program knows versions up to %d: run a program with a newer couriersql", version, known)
+		known := SchemaVersion(MySQL)
+		if err := tooNew(version, known); err != nil {
+			return err
 		}
-		return o.checkShapes(ctx, conn, version < SchemaVersion(MySQL))
+		return o.checkShapes(ctx, conn, version < known)
 	})
 }
 

@@ -57,8 +57,7 @@ func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLe
 		return err
 	}
 	if n == 0 { // moved before, by who did not learn of it, or by who had it since; or not ours
-		var moved bool
-		err := tx.QueryRowContext(ctx, o.sql(o.grammar.moved), letter.Record.ID, plain(letter.Branch), letter.Record.Seq).Scan(&moved)
+		moved, err := o.wasMoved(ctx, tx, letter)
 		if err == nil && !moved {
 			if err = o.recount(ctx, tx, o.table, 1, m.left, m.leftArgs...); err == nil {
 				err = ErrLeaseLost
@@ -67,6 +66,12 @@ func (o *Outbox) move(ctx context.Context, tx transaction, letter courier.DeadLe
 		return err
 	}
 	return o.send(ctx, tx, letter)
+}
+
+// wasMoved reports whether a row is a letter, and no row any more.
+func (o *Outbox) wasMoved(ctx context.Context, tx transaction, letter courier.DeadLetter[Row]) (moved bool, err error) {
+	err = tx.QueryRowContext(ctx, o.sql(o.grammar.moved), letter.Record.ID, plain(letter.Branch), letter.Record.Seq).Scan(&moved)
+	return moved, err
 }
 
 // moveAlone is move in a transaction of its own.

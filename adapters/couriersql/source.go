@@ -86,7 +86,7 @@ func (s *Source) Ordered() bool { return s.outbox.strict }
 
 // Fetch returns up to limit pending rows that are due, in the order in which
 // they were written, and none that is in other hands. Of more rows than limit, those
-// that failed before, or were to wait ([Message].NotBefore), come first, but with [WithStrictOrder] and in SQLite, where the
+// that failed before, or were to wait ([Message].NotBefore), come first, but with [WithStrictOrder], in MySQL and in SQLite, where the
 // earliest do. It does not wait for a row. The rows are the caller's. With an error
 // there are none.
 func (s *Source) Fetch(ctx context.Context, limit int) ([]Row, error) {
@@ -461,7 +461,7 @@ func (o *Outbox) rows(ctx context.Context, on executor, limit int, bound int64, 
 	var batch []Row
 	var row Row
 	var ofFailed, ofOthers int64
-	var attempts int64
+	var attempts int64 // as the driver returns it: database/sql would convert to int through text
 	into := []any{&row.Seq, &row.ID, &row.Topic, &row.Key, &pieces{into: &row.Payload}, &row.Headers, &row.Trace,
 		(*micros)(&row.CreatedAt), &attempts, &row.claim}
 	for rows.Next() {

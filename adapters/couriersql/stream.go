@@ -17,9 +17,9 @@ type Stream struct {
 }
 
 // Stream returns a source whose Fetch waits for a row: until one is committed,
-// with [WithWakeUp], and looking for one every interval. It has to be one of
-// [WithLease] or [WithStrictOrder], or in SQLite: the rows of a transaction can
-// only be settled together, as a polling coordinator does.
+// with [WithWakeUp], and looking for one every interval. In PostgreSQL the
+// outbox needs [WithLease] or [WithStrictOrder]: the rows of a transaction can only be
+// settled together, as a polling coordinator does.
 func (o *Outbox) Stream(interval time.Duration) *Stream {
 	s := &Stream{Source: o.Source(), interval: interval, fault: o.fault}
 	_, transactions := s.holder.(*locked)

@@ -3,7 +3,9 @@ package couriersql
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
@@ -14,15 +16,31 @@ import (
 
 // stuckText ends the session that has an advisory lock, if it has waited for $1 microseconds
 // for its client to take what it sends.
-const stuckText = `SELECT count(*) FILTER (WHERE pg_terminate_backend(pid))
+const stuckText = `SELECT a.pid, COALESCE(a.application_name, ''), pg_terminate_backend(a.pid)
 	FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) JOIN pg_database AS d ON d.oid = l.database
 	WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database() AND l.objsubid = 1
 		AND ((l.classid::bigint << 32) | l.objid::bigint) = %s
 		AND a.wait_event = 'ClientWrite' AND a.query_start < clock_timestamp() - $1::bigint * interval '1 microsecond'`
 
+// stuck is a session that was ended.
+type stuck struct {
+	backend     int // 0 is none
+	application string
+}
+
+// tell logs what was done.
+func (s stuck) tell(log *slog.Logger, who, table string) {
+	log.Warn("couriersql: "+who+" took no rows of its fetch, while others waited for it, and its session was ended: look for a process that is frozen, or a machine that is gone",
+		"table", table, "backend", s.backend, "application", s.application)
+}
+
 // endStuck ends the session that has the advisory lock of a number, which is an expression,
-// if it is stuck. It returns how many these were.
-func endStuck(ctx context.Context, conn *sql.Conn, lock string, since time.Duration) (ended int, err error) {
-	err = conn.QueryRowContext(ctx, fmt.Sprintf(stuckText, lock), since.Microseconds()).Scan(&ended)
+// if it is stuck.
+func endStuck(ctx context.Context, conn *sql.Conn, lock string, since time.Duration) (ended stuck, err error) {
+	var signalled bool
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(stuckText, lock), since.Microseconds()).Scan(&ended.backend, &ended.application, &signalled)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && !signalled {
+		return stuck{}, nil
+	}
 	return ended, err
 }

@@ -95,7 +95,7 @@ func TestAFetchThatIsNotTaken(t *testing.T) {
 	require.ErrorIs(t, err, ErrQueryTimeout)
 	_, names := fetchNames(t, other, 100)
 	require.Len(t, names, 99)
-	require.Equal(t, 1, strings.Count(r.log.String(), "takes no rows of its fetch"))
+	require.Equal(t, 1, strings.Count(r.log.String(), "took no rows of its fetch"))
 	hear()
 	require.ErrorContains(t, <-failed, "unexpected EOF", "its session was ended")
 }
@@ -128,7 +128,7 @@ func TestALeaderThatTakesNoRows(t *testing.T) {
 	}()
 	waitUntilStuck(t, o.db, "stuck_outbox")
 	require.Eventually(t, func() bool { return len(take(t, other, 20)) > 0 }, 20*time.Second, 5*time.Millisecond)
-	require.Equal(t, 1, strings.Count(log.String(), "takes no rows of its fetch"))
+	require.Equal(t, 1, strings.Count(log.String(), "took no rows of its fetch"))
 	hear()
 	<-fetched
 }

@@ -65,7 +65,7 @@ const (
 )
 
 // suspects decides when a source hands out suspects, and when other rows. Neither waits for
-// the other for long: they take turns. A group is handed out once nothing else is in hand,
+// the other for long: they take turns. With strict, other rows wait until no suspects are left. A group is handed out once nothing else is in hand,
 // and nothing else beside it, but for records that stay in hand for longer than apartFor.
 type suspects struct {
 	freed  chan struct{} // has a value when nothing is in hand any more

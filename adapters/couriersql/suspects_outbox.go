@@ -10,7 +10,7 @@ import (
 // is parked, in the dead letters of the outbox, with [courier.ReasonCrashed]. 0 is
 // [DefaultMaxCrashes]; with a negative number crashes are not counted, and a message that
 // kills its process is handed out again without end. It is for [WithLease]: a transaction
-// that ends with its process leaves no trace of it. In MySQL crashes are not counted.
+// that ends with its process leaves no trace of it. It is not for MySQL, where crashes are not counted: [New] reports it.
 //
 // A crash is a lease that ran out with its rows neither marked, failed nor given back. It is
 // counted in each of them, and they are handed out again in groups of a tenth of the batch

@@ -28,7 +28,7 @@ func (s *TableSource[T]) fetch(ctx context.Context, store tableStore, limit int)
 			switch {
 			case err != nil || fewest == 0:
 			case c.Strict:
-				fewest = 0
+				fewest = 0 // all rows, in their order
 			case c.OrderKey != "":
 				fewest = 1 // in their order, whatever their crashes
 			default:

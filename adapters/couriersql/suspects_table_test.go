@@ -206,7 +206,7 @@ func TestCrashesOfATableAreNotCounted(t *testing.T) {
 
 // The rows of the key of a suspect wait for it, in order.
 func TestSuspectsKeepTheOrderOfAKey(t *testing.T) {
-	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+	for dialect, of := range suspecting {
 		for _, strict := range []bool{true, false} {
 			t.Run(fmt.Sprint(of, " strict ", strict), func(t *testing.T) {
 				t.Parallel()
@@ -243,7 +243,7 @@ func TestSuspectsKeepTheOrderOfAKey(t *testing.T) {
 // In strict order a relay that knows of no crash hands out nothing before the suspects that
 // another has counted.
 func TestStrictOrderAcrossACrash(t *testing.T) {
-	for dialect, of := range map[Dialect]string{SQLite: "sqlite", Postgres: "postgres"} {
+	for dialect, of := range suspecting {
 		t.Run(of, func(t *testing.T) {
 			t.Parallel()
 			r := newRelayed(t, dialect, ownTables(dialect)["strict"], 12)

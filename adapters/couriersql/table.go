@@ -86,9 +86,10 @@ type TableConfig[T any] struct {
 
 	// State is the name of the table that [Table.Migrate] creates beside the table for the
 	// failures of rows, and with _batches after it, of the table for leases. "" is the
-	// table's name with _courier; of a name that is longer than 40 bytes, or has other
-	// characters than letters, digits and _, it is what fits and a number. Relays that
-	// deliver the same rows to different places, by different marks, need different ones.
+	// table's name with _courier. A name that is longer than 40 bytes, begins with a digit, or
+	// has characters other than a-z, A-Z, 0-9 and _, is cut to what fits, with a hash of the
+	// name before _courier. Relays that deliver the same rows to different places, by
+	// different marks, need different ones.
 	State string
 
 	// Lease is for how long rows are this relay's alone, unless it renews that, which a
@@ -242,9 +243,9 @@ func NewTable[T any](db *sql.DB, dialect Dialect, config TableConfig[T]) *Table[
 	return t
 }
 
-// besideOf is the name of the table beside one, which may have any characters. No two tables
-// have the same one, but where their names differ in case alone: where a name does not fit, a
-// number made of it does.
+// besideOf is the name of the table beside one, which may have any characters. A name that
+// had to be changed or cut gets a hash, so that different tables hardly ever share one. Names
+// that differ only in case do.
 func besideOf(table string) string {
 	const longest = 40
 	folded := strings.ToLower(table)

@@ -32,6 +32,7 @@ func TestATablesConfigIsChecked(t *testing.T) {
 		"a lease below 0": {func(c *TableConfig[happening]) { c.Lease = -1 }, Postgres, "TableConfig.Lease", "too short"},
 		"no backoff":      {func(c *TableConfig[happening]) { c.InitialBackoff = -1 }, Postgres, "TableConfig.InitialBackoff", "makes no sense|make no sense"},
 		"its ends":        {func(c *TableConfig[happening]) { c.InitialBackoff, c.LongestBackoff = 2, 1 }, Postgres, "TableConfig.InitialBackoff", "2ns to 1ns"},
+		"crashes, MySQL":  {func(c *TableConfig[happening]) { c.MaxCrashes = 1 }, MySQL, "TableConfig.MaxCrashes", "not counted"},
 		"a timeout":       {func(c *TableConfig[happening]) { c.QueryTimeout = -1 }, Postgres, "TableConfig.QueryTimeout", "lets no call succeed"},
 	} {
 		t.Run(name, func(t *testing.T) {

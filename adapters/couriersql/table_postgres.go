@@ -170,7 +170,7 @@ func (p *postgresTable) fetchText() string { return p.fetching(claim{}) }
 
 // fetching leases rows that were in hand at no crash; or those that had at least $4 and at
 // most $5, alone in hand if $6. It does not where leases of others have run out. In strict
-// order those with at least 0 are all rows, as some that were given back may be earlier.
+// order $4 is 0, which takes all rows: one that was given back may come before the suspects.
 func (p *postgresTable) fetching(c claim) string {
 	suspects := c.most > 0
 	inner := []string{p.perKey("t.@ AS courier_key#", ", ")}
@@ -408,7 +408,7 @@ func (p *postgresTable) alone(batch *pgx.Batch) {
 	batch.Queue(fmt.Sprintf(`SELECT pg_advisory_xact_lock(%s)`, p.turn()))
 }
 
-func (p *postgresTable) endFetch(ctx context.Context, conn *sql.Conn, since time.Duration) (ended int, err error) {
+func (p *postgresTable) endStuck(ctx context.Context, conn *sql.Conn, since time.Duration) (stuck, error) {
 	return endStuck(ctx, conn, p.turn(), since)
 }
 

@@ -137,12 +137,12 @@ type claim struct {
 // errRunOut is the error of a fetch that has to wait until leases are buried.
 var errRunOut = errors.New("couriersql: leases have run out")
 
-// fetchEnder is a [tableStore] in which a fetch whose relay takes no rows holds up the others
+// stuckEnder is a [tableStore] in which a fetch whose relay takes no rows holds up the others
 // until it is ended. Elsewhere the server ends it by itself.
-type fetchEnder interface {
-	// endFetch ends the fetch that holds up the others, if its relay has taken no rows for some
-	// time, and returns how many these were.
-	endFetch(ctx context.Context, conn *sql.Conn, since time.Duration) (int, error)
+type stuckEnder interface {
+	// endStuck ends the session of a fetch that holds up the others, if its relay has taken no
+	// rows for some time.
+	endStuck(ctx context.Context, conn *sql.Conn, since time.Duration) (stuck, error)
 }
 
 type settlement int
@@ -298,7 +298,7 @@ func (s *TableSource[T]) fetchOne(ctx context.Context, store tableStore, limit i
 		records, err := s.fetch(ctx, store, limit)
 		if s.apart.heard(ctx, err); err != nil {
 			if errors.Is(err, ErrQueryTimeout) {
-				s.endFetch(ctx, store)
+				s.endStuck(ctx, store)
 			}
 			return nil, err
 		}
@@ -308,24 +308,22 @@ func (s *TableSource[T]) fetchOne(ctx context.Context, store tableStore, limit i
 	}
 }
 
-// endFetch ends the fetch of another relay that this one has waited for in vain.
-func (s *TableSource[T]) endFetch(ctx context.Context, store tableStore) {
-	t := s.table
-	ender, ends := store.(fetchEnder)
+// endStuck ends the fetch of another relay that this one has waited for in vain. If that
+// fails, as the database itself does not answer, the next fetch that waits tries again.
+func (s *TableSource[T]) endStuck(ctx context.Context, store tableStore) {
+	ender, ends := store.(stuckEnder)
 	if !ends {
 		return
 	}
-	var ended int
-	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		ended, err = ender.endFetch(ctx, conn, t.timeout)
+	ctx, cancel := context.WithTimeout(ctx, closeTimeout)
+	defer cancel()
+	t := s.table
+	var ended stuck
+	if err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+		ended, err = ender.endStuck(ctx, conn, t.timeout)
 		return err
-	})
-	switch {
-	case err != nil: // the next fetch that waits tries again
-		t.log.Warn("couriersql: looking for a relay that holds up the others failed", "table", t.table, "error", err)
-	case ended > 0:
-		t.log.Warn("couriersql: a relay takes no rows of its fetch, and the others wait for it; its session was ended: look for a process that is frozen, or a machine that is gone",
-			"table", t.table)
+	}); err == nil && ended.backend != 0 {
+		ended.tell(t.log, "a relay", t.table)
 	}
 }
 

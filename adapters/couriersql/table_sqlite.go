@@ -143,8 +143,8 @@ func (s *sqliteTable) orderText() string {
 func (s *sqliteTable) fetchText() string { return s.fetching(claim{}) }
 
 // fetching reads rows that were in hand at no crash; or those that had at least ?3 and at
-// most ?4. In strict order those with at least 0 are all rows, as some that were given back
-// may be earlier.
+// most ?4. In strict order ?3 is 0, which takes all rows: one that was given back may come
+// before the suspects.
 func (s *sqliteTable) fetching(c claim) string {
 	suspects := c.most > 0
 	others, owner := "", "?3"

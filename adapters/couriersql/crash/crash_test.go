@@ -268,8 +268,11 @@ const (
 func (tr *trial) blow() string {
 	if len(tr.deck) == 0 {
 		tr.deck = []string{kill, kill, kill, kill, kill, parkKill, parkKill}
+		if tr.config.Driver != "sqlite" { // where it may have locked the file
+			tr.deck = append(tr.deck, freeze)
+		}
 		if tr.server != nil {
-			tr.deck = append(tr.deck, cut, cut, full, freeze)
+			tr.deck = append(tr.deck, cut, cut, full)
 		}
 		if tr.server != nil && tr.server.Private() {
 			tr.deck = append(tr.deck, crashed)
@@ -302,7 +305,7 @@ func (tr *trial) befall() {
 		tr.stream.disturb(tr.relays[i].name)
 		_, err := tr.db.ExecContext(tr.t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1`, tr.relays[i].name)
 		require.NoError(tr.t, err)
-	case freeze: // but in SQLite, where it may have locked the file
+	case freeze:
 		r := tr.relays[i]
 		tr.stream.disturbFor(r.name, tr.config.slack(leaseTime)+2*time.Second)
 		require.NoError(tr.t, r.cmd.Process.Signal(syscall.SIGSTOP))

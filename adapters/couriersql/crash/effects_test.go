@@ -127,9 +127,10 @@ func killConsumers(t *testing.T, config relayConfig) {
 const freezeEvery = 8
 
 // killInTurn has two children work, and kills one after the other while they do. done is how
-// much they have done, of what write leaves them to do, until all is. Some are frozen instead
-// for longer than their lease, but not in SQLite, where they may have locked the file: the
-// other one has to work on, and half of them do after it.
+// much they have done, of what write leaves them to do, until all is. Relays of a table are
+// frozen now and then, for longer than their lease, but not in SQLite, where one may have locked
+// the file. The other child must work on meanwhile. Half of the frozen ones go on then, the
+// others are killed.
 func killInTurn(t *testing.T, variable string, config relayConfig, done func() int, write func(), all func() bool) {
 	t.Helper()
 	random := rand.New(rand.NewPCG(*seed, 7))

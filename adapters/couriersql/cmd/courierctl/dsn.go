@@ -47,8 +47,8 @@ func databaseOf(text string) (database, error) {
 
 var errMySQL = errors.New("-db: the DSN of MySQL is not of the form mysql:user:password@tcp(host:3306)/database or mysql:user@unix(/path/of/socket)/database, perhaps with ?tls=true and the like: see github.com/go-sql-driver/mysql")
 
-// mysqlDatabase and mysqlSetting match what cannot be the rest of a password that ended
-// earlier than was meant.
+// mysqlDatabase matches a name that cannot be the rest of a password that ended earlier than
+// was meant. mysqlSecret matches what a setting must not have, as it may be one.
 var (
 	mysqlDatabase = regexp.MustCompile(`^[^@:()/?]+$`)
 	mysqlSecret   = regexp.MustCompile(`(?i)pass|secret|@`)

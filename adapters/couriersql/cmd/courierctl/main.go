@@ -70,7 +70,7 @@ flags. Flags may stand before or after the command. Every command takes:
   -db DSN        postgres://…, host=… dbname=…, mysql:user@tcp(host)/database, or
                  the path of a SQLite file; $COURIER_DB without it
   -table NAME    the outbox table, courier_outbox; with a schema in PostgreSQL
-                 where it is not in the search_path
+                 where it is not in the search_path, or a database in MySQL
   -json          one JSON value instead of text
   -timeout TIME  for all of it, 30s
 

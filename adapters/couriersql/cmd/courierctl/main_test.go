@@ -291,10 +291,11 @@ func TestMigrateFromAFormerVersion(t *testing.T) {
 	inEach(t, func(t *testing.T, b *bed) {
 		b.migrated()
 		latest := couriersql.SchemaVersion(b.outbox.Dialect())
-		former := latest - 3 // before rows knew since when they had been put back
-		if former < 1 {      // there is none in MySQL
+		if b.outbox.Dialect() == couriersql.MySQL {
+			require.Equal(t, 1, latest, "MySQL has a former version now: upgrade it here")
 			return
 		}
+		former := latest - 3 // before rows knew since when they had been put back
 		for _, text := range []string{
 			fmt.Sprintf(`DELETE FROM courier_migrations WHERE version > %d`, former), `ALTER TABLE courier_outbox DROP COLUMN requeued_at`,
 		} {
@@ -636,8 +637,8 @@ func TestVersion(t *testing.T) {
 	require.True(t, ok)
 	var out, errs bytes.Buffer
 	require.Zero(t, run(t.Context(), []string{"version"}, &out, &errs), &errs)
-	require.Equal(t, fmt.Sprintf("courierctl %s (%s), schema version %d in PostgreSQL and %d in SQLite\n", cmp.Or(info.Main.Version, "(devel)"), info.GoVersion,
-		couriersql.SchemaVersion(couriersql.Postgres), couriersql.SchemaVersion(couriersql.SQLite)), out.String())
+	require.Equal(t, fmt.Sprintf("courierctl %s (%s), schema version %d in PostgreSQL, %d in SQLite and %d in MySQL\n", cmp.Or(info.Main.Version, "(devel)"), info.GoVersion,
+		couriersql.SchemaVersion(couriersql.Postgres), couriersql.SchemaVersion(couriersql.SQLite), couriersql.SchemaVersion(couriersql.MySQL)), out.String())
 	out.Reset()
 	require.Zero(t, run(t.Context(), []string{"version", "-json"}, &out, &errs), &errs)
 	var report struct {

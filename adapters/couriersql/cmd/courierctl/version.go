@@ -22,9 +22,10 @@ func version(_ context.Context, i *invocation) error {
 		Schema  map[string]int `json:"schema"`
 	}{cmp.Or(info.Main.Version, "(devel)"), info.GoVersion, map[string]int{
 		"postgres": couriersql.SchemaVersion(couriersql.Postgres), "sqlite": couriersql.SchemaVersion(couriersql.SQLite),
+		"mysql": couriersql.SchemaVersion(couriersql.MySQL),
 	}}
 	return i.print(report, func(t *table) {
-		t.row(fmt.Sprintf("courierctl %s (%s), schema version %d in PostgreSQL and %d in SQLite",
-			report.Version, report.Go, report.Schema["postgres"], report.Schema["sqlite"]))
+		t.row(fmt.Sprintf("courierctl %s (%s), schema version %d in PostgreSQL, %d in SQLite and %d in MySQL",
+			report.Version, report.Go, report.Schema["postgres"], report.Schema["sqlite"], report.Schema["mysql"]))
 	})
 }
