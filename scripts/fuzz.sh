@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Every fuzz target of every module, each for the same time.
+# Every fuzz target of every module, or of one folder, each for the same time.
 #
-#   scripts/fuzz.sh 30s
+#   scripts/fuzz.sh 30s [folder]
 #
 # An input that fails is written below testdata/fuzz of the target's package: make
 # a named test of it.
@@ -24,5 +24,5 @@ while IFS=: read -r file target; do
 	folder=$(dirname "$file")
 	echo "$folder $target $1"
 	(cd "$folder" && go test . "$flags" -run '^$' -fuzz "^$target\$" -fuzztime "$1" -fuzzminimizetime 10x) | tee "$log" || in_time || status=1
-done < <(git grep --untracked -oE '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | sort)
+done < <(git grep --untracked -oE '^func Fuzz[A-Za-z0-9_]+' -- "${2:-.}/*_test.go" | sort)
 exit $status
