@@ -64,6 +64,10 @@ func Start() (*Server, error) {
 	if dsn := os.Getenv(DSNVariable); dsn != "" {
 		return &Server{DSN: dsn, Note: "using the server that " + DSNVariable + " names"}, nil
 	}
+	return startPrivate()
+}
+
+func startPrivate() (*Server, error) {
 	server, install := find("mariadbd"), find("mariadb-install-db")
 	if server == "" || install == "" {
 		return nil, fmt.Errorf("mytest: %w: install it (apt-get install mariadb-server), or set %s to the DSN of a server, or %s=skip to do without",
@@ -75,14 +79,16 @@ func Start() (*Server, error) {
 	err := p.Settle("courier-my-", []string{"mysql", "nobody"}, func() error {
 		data := filepath.Join(p.Folder, "data")
 		s.DSN = fmt.Sprintf("root@unix(%s)/", filepath.Join(p.Folder, "socket"))
-		// No file of settings of the machine.
+		// No file of settings of the machine. A server that starts deletes what others have in
+		// its folder of temporary tables.
+		temporary := "--tmpdir=" + p.Folder
 		p.Program = []string{
-			server, "--no-defaults", "--datadir=" + data, "--socket=" + filepath.Join(p.Folder, "socket"),
+			server, "--no-defaults", temporary, "--datadir=" + data, "--socket=" + filepath.Join(p.Folder, "socket"),
 			"--pid-file=" + filepath.Join(p.Folder, "pid"), "--skip-networking", "--skip-name-resolve", "--max-connections=500",
 			"--innodb-flush-log-at-trx-commit=0", "--innodb-flush-method=nosync", "--innodb-doublewrite=0", "--innodb-log-file-size=16M",
 			"--innodb-buffer-pool-size=64M", "--innodb-stats-persistent=0",
 		}
-		if out, err := p.Command(install, "--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve",
+		if out, err := p.Command(install, "--no-defaults", temporary, "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve",
 			"--innodb-log-file-size=16M", "--datadir="+data).CombinedOutput(); err != nil {
 			return fmt.Errorf("mariadb-install-db: %w: %s", err, out)
 		}

@@ -55,6 +55,15 @@ func TestDatabasesAreApart(t *testing.T) {
 	require.ErrorContains(t, Shared(t).execute(t.Context(), `SELECT nothing`), "nothing")
 }
 
+// Servers of several test binaries delete each other's temporary tables where they have one
+// folder for them.
+func TestTemporaryTablesAreApart(t *testing.T) {
+	server, err := startPrivate()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, server.Stop()) })
+	require.Equal(t, 1, number(t, open(t, server.DSN), `SELECT @@tmpdir = '`+server.private.Folder+`'`))
+}
+
 // A test binary that is killed leaves no server behind.
 func TestServerDiesWithItsProcess(t *testing.T) {
 	cmd := exec.Command(os.Args[0])
