@@ -20,10 +20,8 @@ const (
 
 	mysqlSend = `INSERT INTO {dlq} (branch, id, outbox_seq, topic, ` + "`key`" + `, payload, headers, trace, created_at,
 			error, error_type, reason, attempts, first_failed_at, last_failed_at, redriven, order_key, order_hash)
-		SELECT v.*, ` + mysqlHash + ` FROM (SELECT CAST(? AS BINARY) AS branch, CAST(? AS BINARY) AS id, ? AS outbox_seq, ` +
-		mysqlTextArg + ` AS topic, ` + mysqlTextArg + " AS `key`, CAST(? AS BINARY) AS payload, " + mysqlTextArg + ` AS headers, ` + mysqlTextArg + ` AS trace, ? AS created_at, ` +
-		mysqlTextArg + ` AS error, ` + mysqlTextArg + ` AS error_type, CAST(? AS BINARY) AS reason, ? AS attempts, ? AS first_failed_at, ? AS last_failed_at, ? AS redriven, ` +
-		mysqlTextArg + ` AS order_key) AS v
+		VALUES (CAST(? AS BINARY), CAST(? AS BINARY), ?, ` + mysqlTextArg + `, ` + mysqlTextArg + `, CAST(? AS BINARY), ` + mysqlTextArg + `, ` + mysqlTextArg + `, ?, ` +
+		mysqlTextArg + `, ` + mysqlTextArg + `, CAST(? AS BINARY), ?, ?, ?, ?, ` + mysqlTextArg + `, IF(length(order_key) = 0, '', UNHEX(SHA2(order_key, 256))))
 		ON DUPLICATE KEY UPDATE version = version + (VALUES(reason) <> 'key parked'), redriven = IF(VALUES(reason) = 'key parked', {dlq}.redriven, greatest({dlq}.redriven, VALUES(redriven)))`
 
 	mysqlUpdate = `UPDATE {dlq} AS d JOIN (SELECT CAST(? AS SIGNED) AS seq, CAST(? AS BINARY) AS letter, ` +

@@ -1,6 +1,7 @@
 package couriersql
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -414,4 +415,19 @@ func testRowStaysPendingWhenItCannotBeParked(t *testing.T, newOutbox maker) {
 	require.ErrorIs(t, err, courier.ErrPark)
 	require.NoError(t, o.Close()) // a plain function cannot give back what it fetched
 	require.Equal(t, []string{"a"}, idsOf(fetch(t, o, 10)))
+}
+
+func TestALetterOfALargeMessage(t *testing.T) {
+	inEach(t, func(t *testing.T, newOutbox maker) {
+		o := newOutbox(t)
+		payload := bytes.Repeat([]byte{0, 0xff, '\'', 0xc3}, 75_000)
+		write(t, o, Message{ID: "a", Topic: "t", Payload: payload})
+		s := o.Source()
+		rows := take(t, s, 1)
+		require.NoError(t, s.DLQ().Send(t.Context(), letterFor(rows[0])))
+		require.NoError(t, s.Mark(t.Context(), rows))
+		letters, err := o.DLQ().Receive(t.Context(), 1)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(payload, letters[0].Record.Payload))
+	})
 }

@@ -3,6 +3,7 @@ package couriersql
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"slices"
 	"time"
 
@@ -15,6 +16,7 @@ type tabled struct {
 	outbox *Outbox
 	rows   *TableSource[Row]
 	parked parkedRows
+	gone   parkedRows // that could not be parked, as they are not this relay's any more
 }
 
 func newTabled(o *Outbox) *tabled { return &tabled{outbox: o, rows: o.relayed.Source()} }
@@ -123,6 +125,10 @@ func (h *tabled) park(ctx context.Context, letter courier.DeadLetter[Row]) error
 	if err != nil {
 		h.parked.remove(letter.Record)
 	}
+	if errors.Is(err, ErrLeaseLost) { // a renewal of the batch would not tell, as it does not look at the rows
+		h.gone.add(letter.Record.key())
+		h.rows.owe([]Row{letter.Record})
+	}
 	return err
 }
 
@@ -156,6 +162,12 @@ func (h *tabled) renew(ctx context.Context, rows []Row) (map[string]bool, error)
 			lost[rows[i].ID] = true
 		}
 	}
+	for _, row := range rows {
+		if h.gone.has(row.key()) {
+			lost[row.ID] = true
+			h.gone.remove(row)
+		}
+	}
 	return lost, err
 }
 
@@ -163,6 +175,7 @@ func (h *tabled) renewEvery() time.Duration { return h.rows.RenewEvery() }
 
 func (h *tabled) begin() {
 	h.parked.clear()
+	h.gone.clear()
 	h.rows.drop()
 }
 

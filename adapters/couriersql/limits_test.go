@@ -257,7 +257,7 @@ func TestAWriteIsSplitByItsBytes(t *testing.T) {
 		{nil, nil},
 		{[]int{1}, []int{1}},
 		{[]int{20 * mega, 20 * mega, 20 * mega}, []int{1, 1, 1}},
-		{[]int{8 * mega, 8 * mega, 8 * mega, 1}, []int{2, 2}},
+		{[]int{2 * mega, 2 * mega, 2 * mega, 1}, []int{2, 2}},
 		{[]int{1, 100 * mega, 1, 1}, []int{2, 2}},
 		{make([]int, 250), []int{100, 100, 50}},
 	} {

@@ -23,7 +23,7 @@ const (
 	mysqlDelay = `INSERT INTO {state} (key1, key2, attempts, available_at, last_error, order_key)
 		SELECT t.seq, t.id, {delayed}, k.at, '', ` + mysqlKeyHash + `
 		FROM JSON_TABLE(?, '$[*]' COLUMNS (id VARCHAR(4000) PATH '$[0]', at BIGINT PATH '$[1]')) AS k STRAIGHT_JOIN {outbox} AS t FORCE INDEX (courier_id) ON t.id = UNHEX(k.id)`
-	mysqlKeyHash = "IF(t.`key` = '', '', UNHEX(SHA2(t.`key`, 256)))"
+	mysqlKeyHash = "IF(length(t.`key`) = 0, '', UNHEX(SHA2(t.`key`, 256)))"
 
 	mysqlBytes = `(length(payload) + length(headers))`
 
@@ -65,7 +65,7 @@ func (g *grammar) addOutbox() {
 	g.delays = mysqlDelays
 	g.present = `SELECT t.id FROM ` + mysqlStrings + ` AS k STRAIGHT_JOIN {outbox} AS t ON t.id = UNHEX(k.id) LIMIT 1`
 	g.duplicate = func(err error, _ string) bool {
-		return eachError(err, func(err error) bool { return mysqlDuplicate.MatchString(err.Error()) })
+		return eachError(err, func(err error) bool { return mysqlCode(err) == 1062 && mysqlDuplicate.MatchString(err.Error()) })
 	}
 
 	g.large = `SELECT t.seq, t.payload, CAST(t.headers AS BINARY) FROM JSON_TABLE(?, '$[*]' COLUMNS (seq BIGINT PATH '$[0]', id VARCHAR(4000) PATH '$[1]')) AS k
@@ -95,9 +95,9 @@ func (g *grammar) addOutbox() {
 	g.snapshot = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
 }
 
-// mysqlDuplicate is the error of an ID that is in the table. MySQL tells the table too,
-// MariaDB the key alone.
-var mysqlDuplicate = regexp.MustCompile(`^Error 1062 (?s:.*) for key '(?:[^']*\.)?courier_id'$`)
+// mysqlDuplicate is the end of the error of an ID that is in the table, in whatever language.
+// MySQL tells the table too, MariaDB the key alone.
+var mysqlDuplicate = regexp.MustCompile(`'(?:[^']*\.)?courier_id'$`)
 
 // mysqlDelays are the arguments of messages that wait for a time.
 func mysqlDelays(args []any) []any {
@@ -151,7 +151,10 @@ func (o *Outbox) asTable() *Table[Row] {
 	t := NewTable(o.db, o.dialect, config)
 	t.now = o.now
 	t.grammar.advice, t.grammar.outdated = o.grammar.advice, o.grammar.outdated
-	t.own = &outboxTable[Row]{known: (*Row).know, bytes: Row.bytes, most: o.fetchBytes, behind: " AND f.key1 < t.seq"}
+	t.own = &outboxTable[Row]{known: (*Row).know, bytes: Row.bytes, most: o.fetchBytes,
+		// A message that was deleted by hand holds up none.
+		behind: o.sql(" AND f.key1 < t.seq AND EXISTS (SELECT 1 FROM {outbox} AS o WHERE o.seq = f.key1 AND o.id = f.key2 AND o.processed_at IS NULL)"),
+	}
 	return t
 }
 

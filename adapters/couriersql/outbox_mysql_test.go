@@ -178,3 +178,87 @@ func TestStrictRelaysInMySQL(t *testing.T) {
 	require.Equal(t, want, got)
 	require.Empty(t, pendingOf(t, o))
 }
+
+// A row that is given back, though that cannot be noted, comes again before the rows behind it,
+// and stays in nobody's hand while another of its batch is in work.
+func TestWhatIsGivenBackInVain(t *testing.T) {
+	ended, end := context.WithCancel(t.Context())
+	end()
+	eachTable(t, 4, func(t *testing.T, r *relayed) {
+		for what, giveBack := range map[string]func(s *TableSource[happening], rows []happening) error{
+			"fail":    func(s *TableSource[happening], rows []happening) error { return s.Fail(ended, failing(nil, rows...)) },
+			"release": func(s *TableSource[happening], rows []happening) error { return s.Release(ended, rows, 0) },
+		} {
+			s := r.relaySource()
+			rows, names := fetchNames(t, s, 2)
+			require.Equal(t, []string{"1", "2"}, names)
+			require.Error(t, giveBack(s, rows[:1]))
+			again, names := fetchNames(t, s, 2)
+			require.Equal(t, []string{"1", "3"}, names, what)
+			require.NoError(t, s.Release(t.Context(), append(again, rows[1]), 0))
+		}
+		require.Zero(t, r.count(r.state()+"_batches"))
+	})
+}
+
+// What an operator deletes holds up nobody: neither what waits behind it, nor a relay that has
+// it in hand.
+func TestAMySQLOutboxWithoutARowThatWasDeleted(t *testing.T) {
+	o := newMySQL(t, WithStrictOrder(), WithClock(nil))
+	write(t, o, Message{ID: "a", Topic: "t", Key: "k", NotBefore: time.Now().Add(time.Hour)}, Message{ID: "b", Topic: "t", Key: "k"})
+	s := o.Source()
+	require.Empty(t, take(t, s, 10))
+	execute(t, o.db, `DELETE FROM courier_outbox WHERE id = 'a'`)
+	rows := take(t, s, 10)
+	require.Equal(t, []string{"b"}, idsOf(rows))
+	s.RenewEvery()
+	execute(t, o.db, `DELETE FROM courier_outbox WHERE id = 'b'`)
+	require.NoError(t, s.Renew(t.Context(), rows))
+	require.ErrorIs(t, s.DLQ().Send(t.Context(), letterFor(rows[0])), ErrLeaseLost)
+	require.ErrorIs(t, s.Renew(t.Context(), rows), ErrLeaseLost)
+}
+
+func TestAMySQLOutboxWithAKeyOfSpaces(t *testing.T) {
+	o := newMySQL(t, WithStrictOrder(), WithClock(nil))
+	write(t, o, Message{ID: "a", Topic: "t", Key: " "}, Message{ID: "b", Topic: "t", Key: " "}, Message{ID: "c", Topic: "t"})
+	s := o.Source()
+	rows := take(t, s, 10)
+	require.NoError(t, s.Fail(t.Context(), failedWith(errors.New("boom"), rows[0])))
+	require.NoError(t, s.Release(t.Context(), rows[1:], 0))
+	require.Equal(t, []string{"c"}, idsOf(take(t, s, 10)))
+}
+
+// A batch of long errors is one statement, and no longer than the server takes.
+func TestAMySQLOutboxNotesLongErrors(t *testing.T) {
+	o := newMySQL(t, WithClock(nil))
+	messages := make([]Message, 1000)
+	for i := range messages {
+		messages[i].Topic = "t"
+	}
+	write(t, o, messages...)
+	s := o.Source()
+	require.NoError(t, s.Fail(t.Context(), failedWith(errors.New(strings.Repeat("ä", 5000)), take(t, s, 1000)...)))
+	var longest int
+	require.NoError(t, o.db.QueryRowContext(t.Context(), `SELECT max(char_length(last_error)) FROM courier_outbox_courier`).Scan(&longest))
+	require.Equal(t, longestNote/2, longest)
+}
+
+func TestAMySQLOutboxInSessionsThatConvert(t *testing.T) {
+	dsn := mytest.Database(t)
+	require.NoError(t, outboxIn(t, openMySQL(t, dsn, nil)).Close())
+	for setting, value := range map[string]string{"collation_connection": "utf8mb3_general_ci", "character_set_client": "latin1"} {
+		o := New(openMySQL(t, dsn, map[string]string{setting: value}), MySQL)
+		_, err := o.Source().Fetch(t.Context(), 1)
+		require.ErrorIs(t, err, courier.ErrConfig)
+		require.ErrorContains(t, err, "character_set_client")
+	}
+}
+
+func TestADuplicateIDInAnotherLanguage(t *testing.T) {
+	o := outboxIn(t, openMySQL(t, mytest.Database(t), map[string]string{"lc_messages": "'de_DE'"}))
+	write(t, o, named("a")...)
+	tx, err := o.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	require.ErrorIs(t, o.Write(t.Context(), tx, named("a")...), ErrDuplicateID)
+	require.NoError(t, tx.Rollback())
+}

@@ -202,7 +202,7 @@ func TestSink_OfALargeBatch(t *testing.T) {
 		require.NoError(t, s.ApplyBatch(t.Context(), batch))
 		require.Equal(t, len(batch), count(t, s.db, `SELECT count(*) FROM items`))
 
-		large := strings.Repeat("x", 5<<20) // four make a statement
+		large := strings.Repeat("x", 5<<18) // four make a statement
 		for i := range 9 {
 			batch[i].Name = large
 		}
@@ -220,7 +220,7 @@ func TestSink_OfLargeRecords(t *testing.T) {
 	for _, dialect := range dialects {
 		s := NewSink(new(sql.DB), dialect, itemConfig())
 		b := sinkBatch[item]{Sink: s, table: &sinkTable{columns: []sinkColumn{{name: "id", key: true}, {name: "name"}}}, errs: make([]error, 9)}
-		large := strings.Repeat("x", 5<<20)
+		large := strings.Repeat("x", 5<<18)
 		batch := items(0, 9)
 		for i := range 7 {
 			batch[i].Name = large

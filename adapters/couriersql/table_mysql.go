@@ -42,9 +42,12 @@ const mysqlTurn = 1
 func newMySQLTable(ctx context.Context, conn *sql.Conn, text tableText) (tableStore, error) {
 	m := &mysqlTable{tableText: text}
 	var database sql.NullString
-	var commits bool
-	if err := conn.QueryRowContext(ctx, `SELECT DATABASE(), @@SESSION.autocommit`).Scan(&database, &commits); err != nil {
+	var commits, same bool
+	if err := conn.QueryRowContext(ctx, `SELECT DATABASE(), @@SESSION.autocommit, @@SESSION.character_set_client = @@SESSION.character_set_connection`).Scan(&database, &commits, &same); err != nil {
 		return nil, err
+	}
+	if !same {
+		return nil, &courier.ConfigError{Field: "db", Problem: "has connections that convert what is sent to them, bytes too, from character_set_client to another character_set_connection: leave the two, and collation_connection, out of the DSN and of init_connect, or give both the same character set"}
 	}
 	if !commits {
 		return nil, &courier.ConfigError{Field: "db", Problem: "has connections with autocommit = 0, on which a count would open a transaction that nobody ends: leave autocommit out of the DSN and of init_connect"}
@@ -322,7 +325,7 @@ func (m *mysqlTable) orderText() string {
 	if m.orderKey == "" {
 		return "''"
 	}
-	return fmt.Sprintf("IF(coalesce(%[1]s, '') = '', '', UNHEX(SHA2(CONVERT(%[1]s USING utf8mb4), 256)))", "("+m.orderKey+")")
+	return fmt.Sprintf("IF(coalesce(length(%[1]s), 0) = 0, '', UNHEX(SHA2(CONVERT(%[1]s USING utf8mb4), 256)))", "("+m.orderKey+")")
 }
 
 func (m *mysqlTable) fetchText() string { return m.fetching("?", "?", "?", "?") }
@@ -582,11 +585,15 @@ func (m *mysqlTable) giveBack(ctx context.Context, tx *sql.Tx, p part) error {
 	return err
 }
 
+// longestNote is how much is noted of an error. A batch is one statement, for which the server
+// has a limit (max_allowed_packet).
+const longestNote = 4 << 10
+
 // notes notes failures of rows that are pending.
 func (m *mysqlTable) notes(ctx context.Context, tx *sql.Tx, p part) error {
 	list, err := m.list(p.keys, func(i int) []string {
 		f := p.failures[i]
-		return []string{strconv.FormatInt(f.delay.Microseconds(), 10), hex.EncodeToString([]byte(f.text))}
+		return []string{strconv.FormatInt(f.delay.Microseconds(), 10), hex.EncodeToString([]byte(strings.ToValidUTF8(f.text[:min(len(f.text), longestNote)], "")))}
 	})
 	if err != nil {
 		return err

@@ -34,6 +34,7 @@ type TableSource[T any] struct {
 	inHand   map[string]handedOut // by the text of the key
 	left     map[int64]int        // how many rows of a batch are in hand
 	runs     bool                 // a coordinator does, and settles all that it fetches
+	owed     map[string]bool      // in hand, by their names, and nobody's: that they were given back could not be noted
 
 	apart suspects
 	held  int // how many rows are not handed out for their crashes
@@ -173,7 +174,7 @@ type tableFailure struct {
 func (t *Table[T]) Source() *TableSource[T] {
 	return &TableSource[T]{
 		table: t, owner: newOwner(), turn: make(chan struct{}, 1), asks: make(chan struct{}, 1),
-		inHand: make(map[string]handedOut), left: make(map[int64]int), apart: newSuspects(t.config.Strict),
+		inHand: make(map[string]handedOut), left: make(map[int64]int), owed: make(map[string]bool), apart: newSuspects(t.config.Strict),
 	}
 }
 
@@ -294,6 +295,9 @@ func (s *TableSource[T]) fetchOne(ctx context.Context, store tableStore, limit i
 		return nil, err
 	}
 	defer func() { <-s.asks }()
+	if err := s.giveOwed(ctx, store); err != nil {
+		return nil, err
+	}
 	for {
 		records, err := s.fetch(ctx, store, limit)
 		if s.apart.heard(ctx, err); err != nil {
@@ -460,6 +464,7 @@ func (s *TableSource[T]) drop() {
 	defer s.mu.Unlock()
 	clear(s.inHand)
 	clear(s.left)
+	clear(s.owed)
 	s.apart.emptied()
 }
 
@@ -484,6 +489,7 @@ func (s *TableSource[T]) forget(name string) {
 		return
 	}
 	delete(s.inHand, name)
+	delete(s.owed, name)
 	if s.left[row.batch]--; s.left[row.batch] == 0 {
 		delete(s.left, row.batch)
 	}
@@ -528,6 +534,14 @@ func (s *TableSource[T]) parts(records []T, failures func(i, attempts int) table
 
 // settle ends the hold on records. Those that are not in hand are passed over.
 func (s *TableSource[T]) settle(ctx context.Context, how settlement, records []T, failures func(i, attempts int) tableFailure) error {
+	err := s.settleNow(ctx, how, records, failures)
+	if err != nil && how != toMark {
+		s.owe(records)
+	}
+	return err
+}
+
+func (s *TableSource[T]) settleNow(ctx context.Context, how settlement, records []T, failures func(i, attempts int) tableFailure) error {
 	store, err := s.table.described(ctx)
 	if err != nil {
 		return err
@@ -537,6 +551,48 @@ func (s *TableSource[T]) settle(ctx context.Context, how settlement, records []T
 	}
 	defer func() { <-s.turn }()
 	return s.settleParts(ctx, store, how, s.parts(records, failures))
+}
+
+// owe notes that nobody works on records any more, which are in hand for want of a note.
+func (s *TableSource[T]) owe(records []T) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, record := range records {
+		if name := s.Identity(record); s.inHand[name].batch != 0 {
+			s.owed[name] = true
+		}
+	}
+}
+
+// giveOwed gives back what nobody works on, before others are fetched that come after it.
+func (s *TableSource[T]) giveOwed(ctx context.Context, store tableStore) error {
+	s.mu.Lock()
+	none := len(s.owed) == 0
+	s.mu.Unlock()
+	if none {
+		return nil
+	}
+	if err := enter(ctx, s.turn); err != nil {
+		return err
+	}
+	defer func() { <-s.turn }()
+	s.mu.Lock()
+	at := make(map[int64]*part)
+	for name := range s.owed {
+		row := s.inHand[name]
+		if at[row.batch] == nil {
+			at[row.batch] = &part{batch: row.batch}
+		}
+		at[row.batch].keys = append(at[row.batch].keys, row.key)
+	}
+	var parts []part
+	for batch, p := range at {
+		p.last = len(p.keys) == s.left[batch]
+		parts = append(parts, *p)
+	}
+	s.mu.Unlock()
+	slices.SortFunc(parts, func(a, b part) int { return int(a.batch - b.batch) })
+	return s.settleParts(ctx, store, toRelease, parts)
 }
 
 func (s *TableSource[T]) settleParts(ctx context.Context, store tableStore, how settlement, parts []part) error {

@@ -35,8 +35,9 @@ const (
 	// maxMessage is how many bytes a message may have: as a text, in which a payload is
 	// twice as long, PostgreSQL neither takes nor returns a value of a gigabyte.
 	maxMessage = 256 << 20
-	// insertBytes ends a statement that inserts, after the row that reaches it.
-	insertBytes = 16 << 20
+	// insertBytes ends a statement that inserts, after the row that reaches it. MySQL has a
+	// limit for one, of 16 MiB often, and a text of the arguments may be twice as long.
+	insertBytes = 4 << 20
 )
 
 // Write adds messages to the user's transaction: they exist once it commits,
