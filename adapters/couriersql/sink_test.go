@@ -211,11 +211,11 @@ func TestSink_OfALargeBatch(t *testing.T) {
 		require.ErrorAs(t, s.ApplyBatch(t.Context(), batch[:9]), &list)
 		require.Len(t, list.Failures, 1)
 		require.Equal(t, 4, list.Failures[0].Index)
-		require.Equal(t, 8, count(t, s.db, `SELECT count(*) FROM items WHERE length(name) = 5 << 20`))
+		require.Equal(t, 8, count(t, s.db, `SELECT count(*) FROM items WHERE length(name) = 5 << 18`))
 	})
 }
 
-// A statement has some 16 MiB, however many records that are.
+// A statement has some 4 MiB, however many records that are.
 func TestSink_OfLargeRecords(t *testing.T) {
 	for _, dialect := range dialects {
 		s := NewSink(new(sql.DB), dialect, itemConfig())
