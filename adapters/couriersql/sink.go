@@ -161,7 +161,7 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 }
 
 // ApplyBatch writes the records by one statement, which in PostgreSQL is a transaction of its
-// own; records of more than 16 MiB by several, and in SQLite all by a transaction. Of records
+// own; records of more than 4 MiB by several, and in SQLite all by a transaction. Of records
 // with one key the last one of the batch is written, with [IgnoreOnConflict] the first.
 //
 // If the database refuses a value, ApplyBatch divides the batch until the others are written and

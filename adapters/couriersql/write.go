@@ -51,7 +51,7 @@ const (
 // most 2,000 bytes; a Key may be of any length; a message has at most 256 MiB in
 // all. An ID that is in the table, kept rows included, is an [ErrDuplicateID].
 // Messages of any number and size may be written in one call: Write splits them into
-// statements of some 16 MiB.
+// statements of some 4 MiB.
 //
 // A trigger that keeps a message out of the table without an error makes Write fail with
 // [ErrSuppressed]; so does one that writes it elsewhere and returns NULL.
