@@ -29,11 +29,7 @@ func (o *Outbox) lagBut(ctx context.Context, first, last int64) (courier.Lag, er
 		return courier.Lag{}, o.failed(err, "asking %s for its lag", o.table)
 	}
 	if err := o.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
-		if store != nil {
-			lag, err = o.due(ctx, conn, store)
-		} else {
-			lag, err = o.lagOn(ctx, conn, first, last)
-		}
+		lag, err = o.lagOn(ctx, conn, store, first, last)
 		return err
 	}); err != nil {
 		return courier.Lag{}, o.failed(err, "asking %s for its lag", o.table)
@@ -41,7 +37,11 @@ func (o *Outbox) lagBut(ctx context.Context, first, last int64) (courier.Lag, er
 	return lag, nil
 }
 
-func (o *Outbox) lagOn(ctx context.Context, on executor, first, last int64) (lag courier.Lag, err error) {
+// lagOn asks the store, where the outbox is a table that its relay reads.
+func (o *Outbox) lagOn(ctx context.Context, on *sql.Conn, store tableStore, first, last int64) (lag courier.Lag, err error) {
+	if store != nil {
+		return o.due(ctx, on, store)
+	}
 	var oldest micros
 	rows, err := on.QueryContext(ctx, o.sql(o.grammar.lag), o.timed(first, last)...)
 	if err != nil {
@@ -157,12 +157,7 @@ func (o *Outbox) status(ctx context.Context, s *Status) (err error) {
 			return err
 		}
 		defer func() { _ = tx.Rollback() }()
-		var lag courier.Lag
-		if store != nil {
-			lag, err = o.due(ctx, conn, store)
-		} else {
-			lag, err = o.lagOn(ctx, tx, 1, 0)
-		}
+		lag, err := o.lagOn(ctx, conn, store, 1, 0) // conn is in the transaction
 		if err != nil {
 			return err
 		}

@@ -60,9 +60,7 @@ const (
 	stillElected  = `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND granted
 		AND objsubid = 1 AND ((classid::bigint << 32) | objid::bigint) = ` + electionKey + `)`
 	// Of whoever leads, as the README shows it.
-	leaderText = `SELECT l.pid, COALESCE(a.application_name, '') FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
-		WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-		AND l.objsubid = 1 AND ((l.classid::bigint << 32) | l.objid::bigint) = ` + electionKey + ` LIMIT 1`
+	leaderText = `SELECT l.pid, COALESCE(a.application_name, '') ` + lockedBy + electionKey + ` LIMIT 1`
 	// In one message, so that no pooler takes the session away in between, and with
 	// a lock of the session, so that no other relay is elected.
 	commitAndLead = `SELECT pg_advisory_lock(` + electionKey + `); COMMIT; ` + beginElection + `;

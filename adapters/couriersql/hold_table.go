@@ -81,7 +81,8 @@ func (h *tabled) whole(ctx context.Context, batch []Row) ([]Row, error) {
 			has[row.key()] = true
 		}
 		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
-		defer cancel() // else the rows come back when the lease ends
+		defer cancel()
+		// Else the next fetch gives them back.
 		_ = h.rows.settle(last, toRelease, slices.DeleteFunc(all, func(row Row) bool { return has[row.key()] }), nil)
 	}
 	return batch, err

@@ -14,12 +14,14 @@ import (
 // waits so, and an advisory lock that it has keeps all other relays waiting. So they end it.
 // They see it in the sessions of their own role, and may end these.
 
+// lockedBy is the session that has the advisory lock of the number that follows.
+const lockedBy = `FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
+		WHERE l.locktype = 'advisory' AND l.granted AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+		AND l.objsubid = 1 AND ((l.classid::bigint << 32) | l.objid::bigint) = `
+
 // stuckText ends the session that has an advisory lock, if it has waited for $1 microseconds
 // for its client to take what it sends.
-const stuckText = `SELECT a.pid, COALESCE(a.application_name, ''), pg_terminate_backend(a.pid)
-	FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) JOIN pg_database AS d ON d.oid = l.database
-	WHERE l.locktype = 'advisory' AND l.granted AND d.datname = current_database() AND l.objsubid = 1
-		AND ((l.classid::bigint << 32) | l.objid::bigint) = %s
+const stuckText = `SELECT l.pid, COALESCE(a.application_name, ''), pg_terminate_backend(l.pid) ` + lockedBy + `%s
 		AND a.wait_event = 'ClientWrite' AND a.query_start < clock_timestamp() - $1::bigint * interval '1 microsecond'`
 
 // stuck is a session that was ended.

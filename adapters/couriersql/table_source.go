@@ -34,7 +34,7 @@ type TableSource[T any] struct {
 	inHand   map[string]handedOut // by the text of the key
 	left     map[int64]int        // how many rows of a batch are in hand
 	runs     bool                 // a coordinator does, and settles all that it fetches
-	owed     map[string]bool      // in hand, by their names, and nobody's: that they were given back could not be noted
+	owed     map[string]T         // in hand, by their names, and nobody's: that they were given back could not be noted
 
 	apart suspects
 	held  int // how many rows are not handed out for their crashes
@@ -174,7 +174,7 @@ type tableFailure struct {
 func (t *Table[T]) Source() *TableSource[T] {
 	return &TableSource[T]{
 		table: t, owner: newOwner(), turn: make(chan struct{}, 1), asks: make(chan struct{}, 1),
-		inHand: make(map[string]handedOut), left: make(map[int64]int), owed: make(map[string]bool), apart: newSuspects(t.config.Strict),
+		inHand: make(map[string]handedOut), left: make(map[int64]int), owed: make(map[string]T), apart: newSuspects(t.config.Strict),
 	}
 }
 
@@ -196,36 +196,33 @@ func (t *Table[T]) appendName(to []byte, record T) []byte {
 			to = appendQuotedValue(to, i, value)
 			continue
 		}
-		switch v := value.(type) {
-		case string:
-			to = append(to, v...)
-		case []byte:
-			to = append(to, v...)
-		case int64:
-			to = strconv.AppendInt(to, v, 10)
-		case int:
-			to = strconv.AppendInt(to, int64(v), 10)
-		default:
-			to = fmt.Append(to, v)
-		}
+		to = appendValue(to, value)
 	}
 	return to
 }
 
-// appendQuotedValue appends the i-th value of a key of several.
-func appendQuotedValue(to []byte, i int, value any) []byte {
+// appendValue appends the text of a value of a key.
+func appendValue(to []byte, value any) []byte {
 	switch v := value.(type) {
 	case string:
-		return appendQuoted(to, i, v)
+		return append(to, v...)
 	case []byte:
-		return appendQuoted(to, i, string(v))
+		return append(to, v...)
 	case int64:
-		var digits [20]byte
-		return appendQuoted(to, i, string(strconv.AppendInt(digits[:0], v, 10)))
+		return strconv.AppendInt(to, v, 10)
 	case int:
-		return appendQuotedValue(to, i, int64(v))
+		return strconv.AppendInt(to, int64(v), 10)
 	}
-	return appendQuoted(to, i, fmt.Sprint(value))
+	return fmt.Append(to, value)
+}
+
+// appendQuotedValue appends the i-th value of a key of several.
+func appendQuotedValue(to []byte, i int, value any) []byte {
+	if text, is := value.(string); is {
+		return appendQuoted(to, i, text)
+	}
+	var short [32]byte
+	return appendQuoted(to, i, string(appendValue(short[:0], value)))
 }
 
 // nameOf is the name of the record with a key.
@@ -295,7 +292,7 @@ func (s *TableSource[T]) fetchOne(ctx context.Context, store tableStore, limit i
 		return nil, err
 	}
 	defer func() { <-s.asks }()
-	if err := s.giveOwed(ctx, store); err != nil {
+	if err := s.giveOwed(ctx); err != nil {
 		return nil, err
 	}
 	for {
@@ -470,16 +467,10 @@ func (s *TableSource[T]) drop() {
 
 // endAll takes all rows out of the hand, and ends their leases.
 func (s *TableSource[T]) endAll(ctx context.Context) error {
-	store, err := s.table.described(ctx)
-	if err != nil {
-		return err
-	}
-	if err := enter(ctx, s.turn); err != nil {
-		return err
-	}
-	defer func() { <-s.turn }()
-	s.drop()
-	return s.table.ask(ctx, func(ctx context.Context, conn *sql.Conn) error { return store.forget(ctx, conn, s.owner, nil) })
+	return s.inTurn(ctx, func(store tableStore) error {
+		s.drop()
+		return s.table.ask(ctx, func(ctx context.Context, conn *sql.Conn) error { return store.forget(ctx, conn, s.owner, nil) })
+	})
 }
 
 // forget takes a row out of the hand.
@@ -542,6 +533,13 @@ func (s *TableSource[T]) settle(ctx context.Context, how settlement, records []T
 }
 
 func (s *TableSource[T]) settleNow(ctx context.Context, how settlement, records []T, failures func(i, attempts int) tableFailure) error {
+	return s.inTurn(ctx, func(store tableStore) error {
+		return s.settleParts(ctx, store, how, s.parts(records, failures))
+	})
+}
+
+// inTurn has nobody else settle rows meanwhile.
+func (s *TableSource[T]) inTurn(ctx context.Context, work func(tableStore) error) error {
 	store, err := s.table.described(ctx)
 	if err != nil {
 		return err
@@ -550,7 +548,7 @@ func (s *TableSource[T]) settleNow(ctx context.Context, how settlement, records 
 		return err
 	}
 	defer func() { <-s.turn }()
-	return s.settleParts(ctx, store, how, s.parts(records, failures))
+	return work(store)
 }
 
 // owe notes that nobody works on records any more, which are in hand for want of a note.
@@ -559,40 +557,20 @@ func (s *TableSource[T]) owe(records []T) {
 	defer s.mu.Unlock()
 	for _, record := range records {
 		if name := s.Identity(record); s.inHand[name].batch != 0 {
-			s.owed[name] = true
+			s.owed[name] = record
 		}
 	}
 }
 
 // giveOwed gives back what nobody works on, before others are fetched that come after it.
-func (s *TableSource[T]) giveOwed(ctx context.Context, store tableStore) error {
+func (s *TableSource[T]) giveOwed(ctx context.Context) error {
 	s.mu.Lock()
-	none := len(s.owed) == 0
+	owed := slices.Collect(maps.Values(s.owed))
 	s.mu.Unlock()
-	if none {
+	if len(owed) == 0 {
 		return nil
 	}
-	if err := enter(ctx, s.turn); err != nil {
-		return err
-	}
-	defer func() { <-s.turn }()
-	s.mu.Lock()
-	at := make(map[int64]*part)
-	for name := range s.owed {
-		row := s.inHand[name]
-		if at[row.batch] == nil {
-			at[row.batch] = &part{batch: row.batch}
-		}
-		at[row.batch].keys = append(at[row.batch].keys, row.key)
-	}
-	var parts []part
-	for batch, p := range at {
-		p.last = len(p.keys) == s.left[batch]
-		parts = append(parts, *p)
-	}
-	s.mu.Unlock()
-	slices.SortFunc(parts, func(a, b part) int { return int(a.batch - b.batch) })
-	return s.settleParts(ctx, store, toRelease, parts)
+	return s.settleNow(ctx, toRelease, owed, nil)
 }
 
 func (s *TableSource[T]) settleParts(ctx context.Context, store tableStore, how settlement, parts []part) error {
