@@ -462,14 +462,14 @@ func (b *batch[T]) describe(i int) string {
 // tellStarted and tellEnded tell of every record, where somebody wants to know.
 func (w *worker[T]) tellStarted(ctx context.Context, i int) {
 	if f := w.watch.observer.RecordStarted; f != nil {
-		tell(ctx, f, RecordEvent{Record: w.describe(i)})
+		tell(ctx, f, RecordEvent{Record: w.describe(i), Number: w.number(i)})
 	}
 	w.began = w.watch.now(w.watch.observer.RecordEnded != nil)
 }
 
 func (w *worker[T]) tellEnded(ctx context.Context, i int, err error) {
 	if f := w.watch.observer.RecordEnded; f != nil {
-		tell(ctx, f, RecordEvent{Record: w.describe(i), Elapsed: w.watch.since(true, w.began), Err: err})
+		tell(ctx, f, RecordEvent{Record: w.describe(i), Number: w.number(i), Elapsed: w.watch.since(true, w.began), Err: err})
 	}
 }
 

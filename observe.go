@@ -137,6 +137,7 @@ type StopEvent struct {
 // RecordEvent is one record on its way to the applier, or back.
 type RecordEvent struct {
 	Record  string
+	Number  uint64        // of the delivery: the first record that was fetched since Start is 1; another delivery of a record has another
 	Elapsed time.Duration // at its end: of its call; all records of a batch share one
 	Err     error         // at its end, nil if it was applied
 }

@@ -76,7 +76,7 @@ func TestObserver_PerRecordWhenAsked(t *testing.T) {
 					require.NoError(t, stop())
 				}
 				ended := courierttest.EventsOf[courierttest.RecordEnded](&told)
-				require.Equal(t, courierttest.RecordEnded{Record: "1"}, ended[0])
+				require.Equal(t, courierttest.RecordEnded{Record: "1", Number: 1}, ended[0])
 				require.Equal(t, "2", ended[1].Record)
 				require.ErrorIs(t, ended[1].Err, courier.ErrPanic)
 				perRecord := slices.DeleteFunc(told.Events(), func(e any) bool {
@@ -87,8 +87,8 @@ func TestObserver_PerRecordWhenAsked(t *testing.T) {
 					return true
 				})
 				require.Equal(t, []any{
-					courierttest.RecordStarted{Record: "1"}, ended[0],
-					courierttest.RecordStarted{Record: "2"}, ended[1],
+					courierttest.RecordStarted{Record: "1", Number: 1}, ended[0],
+					courierttest.RecordStarted{Record: "2", Number: 2}, ended[1],
 				}, perRecord[:4])
 			})
 		})

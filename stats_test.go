@@ -528,6 +528,15 @@ func TestObserver_EveryFigureFollowsFromTheCalls(t *testing.T) {
 		sum.Elapsed = took
 		want.Applied, want.Failed = int64(sum.Applied), int64(sum.Failed)
 		told := eventsIn[courier.RecordEvent](n)
+		delivered := make(map[uint64]string)
+		for i, e := range told {
+			require.Positive(t, e.Number)
+			if of, again := delivered[e.Number]; again {
+				require.Equal(t, of, e.Record)
+			}
+			delivered[e.Number] = e.Record
+			told[i].Number = 0
+		}
 		switch {
 		case strings.HasSuffix(shape, "batch"): // their time is that of the call
 			require.Len(t, told, len(ended))

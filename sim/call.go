@@ -64,6 +64,7 @@ type call struct {
 	p      *Process
 	ctx    context.Context
 	lane   int         // see inLane
+	number uint64      // of the delivery, where several of a record may come at one instant
 	name   string      // of what it is about
 	detail string      // where it is traced
 	data   any         // the model's
@@ -108,6 +109,11 @@ func injured(id uint64, text string) *callError {
 // do makes a call and returns when its reply is due. effect runs on the
 // scheduler's goroutine while nothing else runs.
 func (p *Process) do(ctx context.Context, kind Kind, id uint64, name string, data any, effect func(*call)) *call {
+	return p.doFor(ctx, 0, kind, id, name, data, effect)
+}
+
+// doFor is do for one of several deliveries of a record.
+func (p *Process) doFor(ctx context.Context, number uint64, kind Kind, id uint64, name string, data any, effect func(*call)) *call {
 	w := p.w
 	w.mu.Lock()
 	var c *call
@@ -118,7 +124,7 @@ func (p *Process) do(ctx context.Context, kind Kind, id uint64, name string, dat
 		c = &call{wake: make(chan struct{}, 1)}
 	}
 	c.callID, c.p, c.ctx, c.name, c.data, c.effect = callID{kind: kind, id: id}, p, ctx, name, data, effect
-	c.lane = laneOf(ctx)
+	c.lane, c.number = laneOf(ctx), number
 	w.inbox = append(w.inbox, c)
 	w.mu.Unlock()
 	<-c.wake

@@ -87,6 +87,7 @@ var inexact = []struct {
 }{
 	{7000000161, "", "a record and its copy begin at one instant, in two batches"},
 	{7000000688, "order by key, polling", "two branches park in one queue in memory at one instant"},
+	{7000004554, "batches, streaming", "two copies of a record are at different branches, and go on at one instant"},
 	{7000004868, "", "a fetch that was cancelled while it waited for records"},
 }
 

@@ -184,7 +184,7 @@ func (w *World) Random(ctx context.Context) func() float64 { return processOf(ct
 func (w *World) Observe(ctx context.Context) courier.Observer {
 	p := processOf(ctx)
 	return courier.Observer{RecordStarted: func(ctx context.Context, e courier.RecordEvent) {
-		p.done(p.do(ctx, Begin, digest(e.Record), e.Record, nil, func(*call) {}))
+		p.done(p.doFor(ctx, e.Number, Begin, digest(e.Record), e.Record, nil, func(*call) {}))
 	}}
 }
 

@@ -42,7 +42,7 @@ func (e *event) compare(o *event) int {
 }
 
 func (c *call) compare(o *call) int {
-	return cmp.Or(cmp.Compare(c.p.number, o.p.number), cmp.Compare(c.kind, o.kind), cmp.Compare(c.id, o.id), cmp.Compare(c.lane, o.lane), cmp.Compare(c.n, o.n))
+	return cmp.Or(cmp.Compare(c.p.number, o.p.number), cmp.Compare(c.kind, o.kind), cmp.Compare(c.id, o.id), cmp.Compare(c.lane, o.lane), cmp.Compare(c.number, o.number), cmp.Compare(c.n, o.n))
 }
 
 // resume has a call go on at some time.
