@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
@@ -31,6 +32,8 @@ type database struct {
 	log     *slog.Logger
 	fault   error
 
+	faithful *atomic.Bool // its connections leave what is sent as it is
+
 	migrations fs.FS   // the i-th file, by name, makes version i+1
 	shapes     []shape // what the last version looks like
 	versioned  string  // by what the versions are recorded
@@ -39,7 +42,7 @@ type database struct {
 
 // newDatabase is without names of tables.
 func newDatabase(db *sql.DB, dialect Dialect) *database {
-	d := &database{db: db, dialect: dialect, timeout: DefaultQueryTimeout, now: time.Now, log: slog.Default()}
+	d := &database{db: db, dialect: dialect, timeout: DefaultQueryTimeout, now: time.Now, log: slog.Default(), faithful: new(atomic.Bool)}
 	if db == nil {
 		d.misconfigured("db", "is nil: pass the *sql.DB that sql.Open returned")
 	}
@@ -54,6 +57,29 @@ func newDatabase(db *sql.DB, dialect Dialect) *database {
 		d.misconfigured("dialect", fmt.Sprintf("%d is unknown: pass couriersql.SQLite, couriersql.Postgres or couriersql.MySQL", dialect))
 	}
 	return d
+}
+
+// scanner is a row that was asked for.
+type scanner interface{ Scan(dest ...any) error }
+
+// errConverts is the error of connections that would write other bytes than the message has.
+var errConverts = &courier.ConfigError{Field: "db", Problem: "has connections that convert what is sent to them, bytes too, from character_set_client to another character_set_connection: leave the two, and collation_connection, out of the DSN and of init_connect, or give both the same character set"}
+
+// checkFaithful returns [errConverts] for such a connection. Once one is not, the others are taken
+// to be like it.
+func (d *database) checkFaithful(ask func(text string) scanner) error {
+	if d.grammar.faithful == "" || d.faithful.Load() {
+		return nil
+	}
+	var faithful bool
+	if err := ask(d.grammar.faithful).Scan(&faithful); err != nil {
+		return err
+	}
+	if !faithful {
+		return errConverts
+	}
+	d.faithful.Store(true)
+	return nil
 }
 
 // notInMySQL refuses what there is for the other databases alone.

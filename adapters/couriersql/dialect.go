@@ -114,6 +114,7 @@ type grammar struct {
 
 	policies    string // the commands that no policy of row-level security lets this role have, where it is on
 	suppressors string // what may undo a statement without an error
+	faithful    string // whether a connection leaves what is sent as it is; "" if each does
 
 	send       string
 	sent       string   // the letter of the branch ?1 with the ID ?2: the ID
@@ -166,6 +167,7 @@ type grammar struct {
 	busy        func(error) bool                     // a connection that would open a moment later
 	conflict    func(error) bool                     // of a transaction that another one was in the way of, and that is taken back
 	outdated    func(error) bool                     // what Migrate creates is missing
+	hides       func(error) bool                     // there may be a table of which this user is not told; nil where each user is told of all
 	advice      func(error) string                   // what to do about an error, "" where unknown
 }
 

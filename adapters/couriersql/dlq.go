@@ -107,7 +107,12 @@ func (q *DLQ[T]) Send(ctx context.Context, letter courier.DeadLetter[T]) error {
 		if q.source != nil {
 			return q.source.holder.park(ctx, stored)
 		}
-		return q.on(ctx, func(conn *sql.Conn) error { return q.send(ctx, conn, stored) })
+		return q.on(ctx, func(conn *sql.Conn) error {
+			if err := q.checkFaithful(func(text string) scanner { return conn.QueryRowContext(ctx, text) }); err != nil {
+				return err
+			}
+			return q.send(ctx, conn, stored)
+		})
 	}); err != nil {
 		return q.failed(err, "parking %v in %s", row, q.dlq)
 	}

@@ -24,6 +24,9 @@ const mysqlNow = `TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))`
 // of its own. It is the session's, and ends with it.
 const mysqlLock = `'courier_migrate'`
 
+// mysqlFaithful reports whether bytes come to the server as they are sent.
+const mysqlFaithful = `@@SESSION.character_set_client = @@SESSION.character_set_connection`
+
 func mysqlGrammar() grammar {
 	g := grammar{
 		begin: `DO GET_LOCK(` + mysqlLock + `, 31536000)`, // for a year: the context ends it
@@ -96,6 +99,7 @@ func mysqlGrammar() grammar {
 		parkedKeys: mysqlParkedKeys,
 		letters:    mysqlLettersArg,
 
+		faithful:    `SELECT ` + mysqlFaithful,
 		suppressors: "a trigger that puts the columns back",
 
 		strings:    mysqlList,
@@ -110,6 +114,7 @@ func mysqlGrammar() grammar {
 		broken:   mysqlBroken,
 		conflict: mysqlConflict,
 		outdated: mysqlOutdated,
+		hides:    func(err error) bool { return err != nil && mysqlCode(err) == 1142 },
 		advice:   mysqlAdvice,
 	}
 	g.addOutbox()

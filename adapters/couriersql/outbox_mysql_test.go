@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/couriersql/mytest"
+	"github.com/go-sql-driver/mysql"
 	"github.com/stretchr/testify/require"
 )
 
@@ -247,10 +249,80 @@ func TestAMySQLOutboxInSessionsThatConvert(t *testing.T) {
 	dsn := mytest.Database(t)
 	require.NoError(t, outboxIn(t, openMySQL(t, dsn, nil)).Close())
 	for setting, value := range map[string]string{"collation_connection": "utf8mb3_general_ci", "character_set_client": "latin1"} {
-		o := New(openMySQL(t, dsn, map[string]string{setting: value}), MySQL)
-		_, err := o.Source().Fetch(t.Context(), 1)
-		require.ErrorIs(t, err, courier.ErrConfig)
-		require.ErrorContains(t, err, "character_set_client")
+		db := openMySQL(t, dsn, map[string]string{setting: value})
+		o := New(db, MySQL)
+		_, fetched := o.Source().Fetch(t.Context(), 1)
+		tx, err := db.BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		written := o.Write(t.Context(), tx, named("a")...)
+		require.NoError(t, tx.Rollback())
+		q := NewDLQ(db, MySQL, DLQConfig[string]{Table: "letters"})
+		require.NoError(t, q.Migrate(t.Context()))
+		parked := q.Send(t.Context(), courier.DeadLetter[string]{Record: "a", Error: errors.New("bad")})
+		for _, err := range []error{fetched, written, parked} {
+			require.ErrorIs(t, err, courier.ErrConfig)
+			require.ErrorContains(t, err, "character_set_client")
+		}
+		require.NoError(t, o.Close())
+	}
+}
+
+// The rights that the README names are enough.
+func TestTheRightsOfAMySQLOutbox(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	_, grants, found := strings.Cut(string(readme), "```sql\nGRANT SELECT, INSERT ON courier_outbox TO writer;")
+	require.True(t, found)
+	grants, _, _ = strings.Cut("GRANT SELECT, INSERT ON courier_outbox TO writer;"+grants, "```")
+	for name, opts := range map[string][]Option{"deleted": nil, "kept, strict": {WithKeep(), WithStrictOrder()}} {
+		t.Run(name, func(t *testing.T) {
+			admin := openMySQL(t, mytest.Database(t), nil)
+			outboxIn(t, admin, opts...)
+			home := namesIn(t, admin, "SELECT DATABASE()")[0]
+			in := make(map[string]*Outbox)
+			text := strings.ReplaceAll(grants, " ON ", " ON "+home+".")
+			for _, who := range []string{"writer", "relay", "operator"} {
+				user := who + "_" + home[len("courier_"):]
+				text = strings.NewReplacer(" "+who+";", " "+user+";", " "+who+",", " "+user+",").Replace(text)
+				execute(t, admin, "CREATE USER "+user+" IDENTIFIED BY 'secret'")
+				t.Cleanup(func() { _, _ = admin.ExecContext(context.Background(), "DROP USER "+user) })
+			}
+			for line := range strings.Lines(text) {
+				statement, _, _ := strings.Cut(line, ";")
+				execute(t, admin, statement)
+			}
+			for _, who := range []string{"writer", "relay", "operator"} {
+				in[who] = outboxIn(t, openMySQLAs(t, admin, nil, func(c *mysql.Config) { c.User, c.Passwd = who+"_"+home[len("courier_"):], "secret" }), opts...)
+			}
+			write(t, in["writer"], named("a", "b", "c", "d")...)
+			write(t, in["writer"], Message{ID: "later", Topic: "orders", NotBefore: start.Add(time.Hour)})
+			require.ErrorIs(t, tryWrite(t, in["writer"], named("e", "a")...), ErrDuplicateID)
+
+			s := in["relay"].Source()
+			rows := take(t, s, 4)
+			require.NoError(t, s.Renew(t.Context(), rows))
+			_, err := s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
+			require.NoError(t, err)
+			require.NoError(t, s.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: rows[0], FailedAt: start}))
+			require.NoError(t, s.Mark(t.Context(), rows[:2]))
+			require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[2])))
+			require.NoError(t, s.Release(t.Context(), rows[3:], 0))
+			_, err = s.Lag(t.Context())
+			require.NoError(t, err)
+
+			status, err := in["operator"].Status(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, 1, status.Dead)
+			_, err = in["operator"].Source().Lag(t.Context())
+			require.NoError(t, err)
+			requeued, err := in["operator"].Requeue(t.Context(), idAt("1.1"))
+			require.NoError(t, err)
+			require.Equal(t, []string{idAt("1.1")}, requeued)
+			require.NoError(t, in["operator"].DLQ().Delete(t.Context(), idAt("9.9")))
+			require.NoError(t, in["operator"].DLQ().Update(t.Context(), courier.DeadLetter[Row]{ID: idAt("9.9")}))
+			_, err = in["operator"].Prune(t.Context(), time.Now().Add(time.Hour))
+			require.NoError(t, err)
+		})
 	}
 }
 

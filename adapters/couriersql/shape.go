@@ -34,7 +34,7 @@ func (d *database) checkShapes(ctx context.Context, conn *sql.Conn, before bool)
 			return err
 		}
 		if len(have) == 0 {
-			if before {
+			if before || d.isHidden(ctx, conn, table) {
 				continue
 			}
 			return fmt.Errorf("the table %s is missing though its version is recorded: delete the rows of %s from courier_migrations and call Migrate again", table, d.versioned)
@@ -44,6 +44,18 @@ func (d *database) checkShapes(ctx context.Context, conn *sql.Conn, before bool)
 		}
 	}
 	return nil
+}
+
+// isHidden reports whether the user has no right to a table, and so is not told of it.
+func (d *database) isHidden(ctx context.Context, conn *sql.Conn, table string) bool {
+	if d.grammar.hides == nil {
+		return false
+	}
+	rows, err := conn.QueryContext(ctx, `SELECT 1 FROM `+d.quoted(table)+` LIMIT 0`)
+	if err == nil {
+		_ = rows.Close() // nothing was to be read
+	}
+	return d.grammar.hides(err)
 }
 
 // inspect returns a function that warns once of what an outbox has that loses messages or

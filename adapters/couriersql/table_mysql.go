@@ -42,12 +42,12 @@ const mysqlTurn = 1
 func newMySQLTable(ctx context.Context, conn *sql.Conn, text tableText) (tableStore, error) {
 	m := &mysqlTable{tableText: text}
 	var database sql.NullString
-	var commits, same bool
-	if err := conn.QueryRowContext(ctx, `SELECT DATABASE(), @@SESSION.autocommit, @@SESSION.character_set_client = @@SESSION.character_set_connection`).Scan(&database, &commits, &same); err != nil {
+	var commits, faithful bool
+	if err := conn.QueryRowContext(ctx, `SELECT DATABASE(), @@SESSION.autocommit, `+mysqlFaithful).Scan(&database, &commits, &faithful); err != nil {
 		return nil, err
 	}
-	if !same {
-		return nil, &courier.ConfigError{Field: "db", Problem: "has connections that convert what is sent to them, bytes too, from character_set_client to another character_set_connection: leave the two, and collation_connection, out of the DSN and of init_connect, or give both the same character set"}
+	if !faithful {
+		return nil, errConverts
 	}
 	if !commits {
 		return nil, &courier.ConfigError{Field: "db", Problem: "has connections with autocommit = 0, on which a count would open a transaction that nobody ends: leave autocommit out of the DSN and of init_connect"}

@@ -63,7 +63,7 @@ func (o *Outbox) Write(ctx context.Context, tx *sql.Tx, messages ...Message) err
 	}
 	return o.write(ctx, messages, func(text string, args []any) (sql.Result, error) {
 		return tx.ExecContext(ctx, text, args...)
-	}, func(text string, args ...any) interface{ Scan(...any) error } {
+	}, func(text string, args ...any) scanner {
 		return tx.QueryRowContext(ctx, text, args...)
 	})
 }
@@ -81,7 +81,7 @@ func (o *Outbox) WritePgx(ctx context.Context, tx pgx.Tx, messages ...Message) e
 	return o.write(ctx, messages, func(text string, args []any) (sql.Result, error) {
 		tag, err := tx.Exec(ctx, text, args...)
 		return driver.RowsAffected(tag.RowsAffected()), err
-	}, func(text string, args ...any) interface{ Scan(...any) error } {
+	}, func(text string, args ...any) scanner {
 		return tx.QueryRow(ctx, text, args...)
 	})
 }
@@ -94,13 +94,18 @@ func noTransaction() error {
 // Prepared statements would not do here: the database prepares them on a
 // connection of its own, and the transaction may hold the pool's only one.
 func (o *Outbox) write(ctx context.Context, messages []Message, execute func(string, []any) (sql.Result, error),
-	ask func(string, ...any) interface{ Scan(...any) error }) error {
+	ask func(string, ...any) scanner) error {
 	if o.fault != nil {
 		return o.fault
 	}
 	args, err := o.arguments(ctx, messages)
 	if err != nil {
 		return err
+	}
+	if len(args) > 0 {
+		if err := o.checkFaithful(func(text string) scanner { return ask(text) }); err != nil {
+			return o.failed(err, "writing %s to %s", plural(len(messages), "message"), o.table)
+		}
 	}
 	for chunk := range o.chunks(args) {
 		rows := len(chunk) / columns
@@ -249,7 +254,7 @@ func newID(now time.Time) string {
 
 // duplicateIn names the ID that kept a chunk of args from being inserted: one
 // that occurs twice among them, or one of the chunk that is in the table.
-func (o *Outbox) duplicateIn(args, chunk []any, err error, ask func(string, ...any) interface{ Scan(...any) error }) string {
+func (o *Outbox) duplicateIn(args, chunk []any, err error, ask func(string, ...any) scanner) string {
 	seen := make(map[string]bool)
 	for i := 0; i < len(args); i += columns {
 		id := args[i].(string)
