@@ -67,7 +67,7 @@ var mutants = []mutant{
 	{"a stop finds a stream's queue and drops it", "stream_settle.go",
 		"	for _, it := range left {\n		s.giveBack(it, 0)\n	}\n", "	for _, it := range left {\n		s.marks.Leave(it.number, engine.Gone)\n	}\n"},
 	{"a retry sleeps through a stop", "retry.go",
-		"	stop := r.passage.stop\n	for _, ctx := range", "	stop := context.Background()\n	for _, ctx := range"},
+		"	stop := r.passage.stop\n	r.worker.waits(", "	stop := context.Background()\n	r.worker.waits("},
 	{"a goroutine is left behind", "lifecycle.go",
 		"				if !ok {\n					return\n				}\n", "				if !ok {\n					select {}\n				}\n"},
 
