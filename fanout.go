@@ -24,7 +24,8 @@ type Branch[T any] struct {
 
 	// Optional means that records count as applied even without this branch. Its
 	// failures, and refusals of its open breaker, go to OnBranchFailure; they fail no
-	// record and pause nothing. It does not count for Quorum.
+	// record and pause nothing. Nor does it get a record again for which it asks with
+	// [Later]: that is a failure of it too. It does not count for Quorum.
 	Optional bool
 }
 

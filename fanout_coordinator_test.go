@@ -450,3 +450,41 @@ func TestF3_ADeadBranchBeyondTheQuorumAndPoisonStarveNobody(t *testing.T) {
 		require.Equal(t, []int{0, 5}, source.left())
 	})
 }
+
+// Likewise one that asks for the record later, or by the breaker of a key: nobody waits for it
+// whose record is applied.
+func TestF3_ABranchThatIsNotNeededHoldsNobodyUpByAsking(t *testing.T) {
+	const n = 200
+	for ask, asking := range map[string]func() courier.Applier[int]{
+		"breaker of a key": func() courier.Applier[int] {
+			dead, _ := courier.ResilientApplier(always(errTest), &courier.ResilientConfig[int]{BreakerKey: byRest(2)})
+			return dead
+		},
+		"later": func() courier.Applier[int] { return always(courier.Later(errTest, time.Hour)) },
+	} {
+		for kind, config := range map[string]courier.FanOutConfig[int]{
+			"optional": {Branches: []courier.Branch[int]{{Name: "a"}, {Name: "b", Optional: true}}},
+			"quorum":   {Branches: []courier.Branch[int]{{Name: "a"}, {Name: "b"}}, Quorum: 1},
+		} {
+			for shape, well := range map[string]courier.Applier[int]{
+				"plain": always(nil), "batch": courier.BatchProcessFunc(func(context.Context, []int) error { return nil }),
+			} {
+				t.Run(fmt.Sprintf("%s, %s, %s", ask, kind, shape), func(t *testing.T) {
+					both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+						var missed missed
+						config := config
+						config.Branches, config.OnBranchFailure = slices.Clone(config.Branches), missed.note
+						config.Branches[0].Applier, config.Branches[1].Applier = well, asking()
+						source.add(numbers(n)...)
+						stop := start(t, make(courier.NewFanOutFromConfig(config), workersOf(source, 4)))
+						time.Sleep(time.Minute)
+						synctest.Wait()
+						require.Len(t, missed.take(), n)
+						require.NoError(t, stop())
+						require.Len(t, source.marked(), n)
+					})
+				})
+			}
+		}
+	}
+}

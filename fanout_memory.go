@@ -266,7 +266,8 @@ func (f *fanOutApplier[T]) recollect(told [][]answer, errs [][]error) {
 
 // unfinished returns the error of a record for which a branch waits, or was refused
 // while others have answered, with the answers so far; nil where the delivery is over, or
-// ends for a pause.
+// ends for a pause. A record that is applied waits for the retries of the other branches, but
+// not for as long as one of them asks, with Later or by the breaker of a key.
 func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, past history, errs [][]error, verdict error) error {
 	watch := passageOf(ctx).watch
 	if !watch.holds(f) || pauses(ctx, verdict) {
@@ -274,6 +275,7 @@ func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, past history, 
 	}
 	var first time.Time
 	waits, asked := false, true
+	lacks := verdict != nil && classify(ctx, verdict) != ClassSkipped
 	undone := new(FanOutError)
 	answers := make([]answer, len(f.branches))
 	for b := range f.branches {
@@ -287,7 +289,7 @@ func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, past history, 
 		}
 		answers[b].err = err
 		undone.Failures = append(undone.Failures, BranchFailure{f.branches[b].name, err})
-		if due, later := waitOf(err); later {
+		if due, later := waitOf(err); later && (lacks || !ownWait(err)) {
 			if !waits || due.Before(first) {
 				first = due
 			}
