@@ -904,3 +904,39 @@ func TestD10_WhatWaitsAtTheSourceIsTheProbeInTheEnd(t *testing.T) {
 		require.Equal(t, 0, letters[0].Record)
 	})
 }
+
+// At the end of a stream a record that asks to come later is waited for as long as that may
+// come to something, and given up then: nobody else would end the wait.
+func TestKeyed_AtTheEndOfAStream(t *testing.T) {
+	for _, keyed := range []bool{true, false} {
+		for recovers, most := range map[time.Duration]time.Duration{0: time.Hour, 4 * time.Minute: 10 * time.Minute} {
+			t.Run(fmt.Sprintf("keyed %v, recovers after %v", keyed, recovers), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					began := time.Now()
+					applier := courier.ProcessFunc(func(context.Context, int) error {
+						switch {
+						case recovers > 0 && time.Since(began) > recovers:
+							return nil
+						case keyed:
+							return errTest
+						}
+						return courier.Later(errTest, time.Second)
+					})
+					if keyed {
+						applier, _ = courier.ResilientApplier(applier, &courier.ResilientConfig[int]{BreakerKey: byRest(1)})
+					}
+					err := courier.NewStreamingCoordinator(courier.NewChannelSource(full(5, true), nop[[]int]), applier, quiet, unspread).Start(t.Context())
+					require.Less(t, time.Since(began), most)
+					if recovers > 0 {
+						require.NoError(t, err)
+						return
+					}
+					require.GreaterOrEqual(t, time.Since(began), 5*time.Minute)
+					var unsettled *courier.UnsettledError[int]
+					require.ErrorAs(t, err, &unsettled)
+					require.Len(t, unsettled.Records, 5)
+				})
+			})
+		}
+	}
+}

@@ -159,7 +159,7 @@ func (p *poller[T]) tellWaiting() {
 
 // dropWaiting takes out the waiting records that are gone.
 func (p *poller[T]) dropWaiting(gone func(one *waiter[T]) bool) (removed []waiter[T]) {
-	removed, free := p.waiting.Remove(func(one *waiter[T], _ bool) bool { return gone(one) })
+	removed, free := p.waiting.Remove(gone)
 	for _, one := range free { // at once
 		p.waiting.Hold(one)
 	}

@@ -39,7 +39,6 @@ type stream[T any] struct {
 	unread    int                     // how many records these are
 	waiting   engine.Waiting[item[T]] // failed, or between two attempts, and those behind them or behind one at a worker in the order of their key
 	returns   []item[T]               // failed, to go back to the source
-	young     int                     // the held ones that are worth waiting for at the end of the stream
 	mu        sync.Mutex              // over what is out, for drainOver
 	out       []*share[T]             // with the workers, in the order they were handed out
 	spare     []*share[T]
@@ -62,6 +61,7 @@ type stream[T any] struct {
 
 	pausedUntil, fetchAt, markAt, flushAt time.Time
 	lookAt, refusedUntil, spareUntil      time.Time
+	movedAt                               time.Time // a record was applied, or the stream came to its end
 	pausePace, fetchPace, refusePace      callPace
 	failing                               onlyFailures
 
@@ -81,6 +81,7 @@ type past struct {
 	used    history   // attempts interrupted by an open breaker
 	refused bool      // the last time, which was no attempt
 	asked   bool      // it waits because its own error says so
+	asks    int       // how often in a row it did
 	suspect bool      // the breaker opened over it, or stayed open
 	probes  int       // in vain
 	tries   callPace  // deliveries that failed
@@ -347,8 +348,12 @@ func (s *stream[T]) ask(now time.Time) {
 const lastTries = 3
 
 // lastProbes is how often a record is the probe at the end of the stream: with
-// the default policy, for about five minutes.
-const lastProbes = 10
+// the default policy, for about five minutes. It is also how often a record may ask to
+// come later (see [Later]) that comes to nothing, and lastWait for how long at least.
+const (
+	lastProbes = 10
+	lastWait   = 5 * time.Minute
+)
 
 // hopeless reports whether the end of the stream has left only records that an
 // open breaker was probed with in vain. No other record will come to tell
@@ -370,7 +375,17 @@ func (s *stream[T]) hopeless() bool {
 
 // retrying reports whether a held record is worth waiting for at the end of
 // the stream.
-func (s *stream[T]) retrying() bool { return s.young > 0 }
+func (s *stream[T]) retrying() bool {
+	now := s.config.clock.Now()
+	return s.waiting.AnyHeld(func(it *item[T]) bool {
+		switch p := it.past; {
+		case p.tries.tries >= lastTries, p.asked && s.releaser != nil:
+			return false
+		default:
+			return p.asks < lastProbes || now.Sub(s.movedAt) < lastWait
+		}
+	})
+}
 
 // next is the earliest time at which act has something to do that no event
 // announces, zero if there is none.
@@ -424,7 +439,7 @@ func (s *stream[T]) receive(r fetchResult[T]) {
 	cancelled := false
 	switch {
 	case r.err == io.EOF: // not wrapped: that is a connection that broke
-		s.eof = true
+		s.eof, s.movedAt = true, s.config.clock.Now()
 		event.Err = nil
 	case r.err == nil && n > 0:
 		s.fetchPace = callPace{}

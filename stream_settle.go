@@ -33,6 +33,9 @@ func (s *stream[T]) finish(sh *share[T]) {
 	if sh.event.NotAttempted > 0 && s.life.stop.Err() == nil {
 		s.refuse(sh.event.Err, now)
 	}
+	if sh.event.Applied > 0 {
+		s.movedAt = now
+	}
 	s.failing.note(sh.event.Applied, sh.took/time.Duration(s.config.workers), now)
 	probed := sh.probe && sh.account.begun.Load()
 	halted := sh.account.halted
@@ -178,6 +181,9 @@ func (s *stream[T]) keepWaiting(sh *share[T], it *item[T], err error) bool {
 	}
 	p := it.history()
 	p.err, p.used, p.refused, p.asked, p.due = err, historyOf(err), false, ownWait(err), due
+	if p.asks++; !p.asked {
+		p.asks = 0
+	}
 	p.suspect = p.suspect || p.used != nil // one that has not failed is the better probe
 	sh.event.Waiting++
 	now := s.config.clock.Now()
@@ -191,16 +197,8 @@ func (s *stream[T]) keepWaiting(sh *share[T], it *item[T], err error) bool {
 
 // hold keeps a record until it is due, and the later ones of its key behind it.
 func (s *stream[T]) hold(it item[T]) {
-	if s.isYoung(&it) {
-		s.young++
-	}
 	s.waiting.Hold(waiterOf(it))
 	s.tellWaiting()
-}
-
-// isYoung reports whether a held record is worth waiting for at the end of the stream.
-func (s *stream[T]) isYoung(it *item[T]) bool {
-	return it.past.tries.tries < lastTries && (!it.past.asked || s.releaser == nil)
 }
 
 func (s *stream[T]) tellWaiting() {
@@ -221,11 +219,6 @@ func (s *stream[T]) letGo(now time.Time, all bool) (due, free []item[T]) {
 		return nil, nil
 	}
 	due, free = itemsOf(taken), itemsOf(freed)
-	for i := range due {
-		if s.isYoung(&due[i]) {
-			s.young--
-		}
-	}
 	s.tellWaiting()
 	return due, free
 }
@@ -319,13 +312,7 @@ func (s *stream[T]) tellLost() {
 func (s *stream[T]) dropLost() {
 	s.unpack()
 	s.queue = slices.DeleteFunc(s.queue, func(it item[T]) bool { return s.dropIfLost(&it) })
-	_, free := s.waiting.Remove(func(one *engine.Waiter[item[T]], held bool) bool {
-		lost := s.dropIfLost(&one.Value)
-		if lost && held && s.isYoung(&one.Value) {
-			s.young--
-		}
-		return lost
-	})
+	_, free := s.waiting.Remove(func(one *engine.Waiter[item[T]]) bool { return s.dropIfLost(&one.Value) })
 	s.requeue(itemsOf(free))
 	s.tellWaiting()
 }

@@ -47,7 +47,9 @@ func NewStreamingCoordinator[T any](source Source[T], applier Applier[T], opts .
 // At io.EOF a [Releaser] gets its failed records back immediately, with the rest of their
 // delays, unless an order was asked for. Otherwise Start waits for each delay: with
 // [RetryAfter] that is up to 24 hours before each of at most three deliveries, or up to
-// RetryPolicy.MaxRetryAfter for a record that a retry gave up. Stop ends the wait.
+// RetryPolicy.MaxRetryAfter for a record that a retry gave up. It waits for a record that
+// asks to come later ([Later], or the breaker of a key) until that has asked ten times and
+// nothing was applied for five minutes. Stop ends the wait.
 //
 // When ctx ends, nothing more is fetched. Records in progress are finished and marked.
 // The others go back to the source if it is a [Releaser], and are applied within the

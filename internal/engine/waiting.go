@@ -130,6 +130,17 @@ func (w *Waiting[V]) Next() (due time.Time, some bool) {
 	return due, some
 }
 
+// AnyHeld reports whether there is a record, among those that are held until they are due,
+// that is so.
+func (w *Waiting[V]) AnyHeld(is func(value *V) bool) bool {
+	for i := range w.held.Items {
+		if is(&w.held.Items[i].Value) {
+			return true
+		}
+	}
+	return false
+}
+
 // TakeDue takes out the records that are due, in the order in which they were held, and
 // those behind them that are free now. One that is due before an earlier one of its key
 // waits for that.
@@ -181,11 +192,10 @@ func (w *Waiting[V]) TakeBehind() (behind []Waiter[V]) {
 	return behind
 }
 
-// Remove takes out the records that are gone, of which it asks also whether they are held,
-// and those behind them that are free now.
-func (w *Waiting[V]) Remove(gone func(one *Waiter[V], held bool) bool) (removed, free []Waiter[V]) {
+// Remove takes out the records that are gone, and those behind them that are free now.
+func (w *Waiting[V]) Remove(gone func(one *Waiter[V]) bool) (removed, free []Waiter[V]) {
 	w.held.Keep(func(one Waiter[V]) bool {
-		if !gone(&one, true) {
+		if !gone(&one) {
 			return true
 		}
 		removed = append(removed, one)
@@ -196,7 +206,7 @@ func (w *Waiting[V]) Remove(gone func(one *Waiter[V], held bool) bool) (removed,
 	})
 	for key, q := range w.keys {
 		q.behind.Keep(func(one Waiter[V]) bool {
-			if !gone(&one, false) {
+			if !gone(&one) {
 				return true
 			}
 			removed = append(removed, one)

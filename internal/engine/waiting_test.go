@@ -173,7 +173,7 @@ func TestD4_WaitingAgainstAModel(t *testing.T) {
 					want = append(want, m.open(key)...)
 				}
 				slices.Sort(want)
-				removed, free := w.Remove(func(one *engine.Waiter[int], _ bool) bool { return one.Number == gone })
+				removed, free := w.Remove(func(one *engine.Waiter[int]) bool { return one.Number == gone })
 				require.Len(t, removed, map[bool]int{true: 1}[had])
 				require.Equal(t, want, numbersOf(free))
 				out = append(out, want...)
