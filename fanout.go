@@ -527,13 +527,13 @@ func (f *fanOutApplier[T]) settle(ctx context.Context, records []T, names []stri
 			used = past[i]
 		}
 		if unfinished := f.unfinished(ctx, i, used, errs, v.err); unfinished != nil {
-			v.err, v.tolerated = unfinished, nil
+			v.err, v.tolerated, v.again = unfinished, nil, true
 		}
 		results[i] = v.err
 		for _, failure := range v.tolerated {
 			reports = append(reports, report{i, failure})
 		}
-		if v.has != nil && f.identity != nil {
+		if v.again && v.has != nil && f.identity != nil {
 			if lacking == nil {
 				lacking = make([][]bool, len(records))
 			}
@@ -556,7 +556,8 @@ func (f *fanOutApplier[T]) settle(ctx context.Context, records []T, names []stri
 // verdict is what becomes of a record.
 type verdict struct {
 	err       error
-	has       []bool          // by branch, when it is to come again and some have it
+	again     bool            // it is to come again
+	has       []bool          // by branch, nil when all have it or none
 	tolerated []BranchFailure // not in err
 }
 
@@ -578,16 +579,15 @@ func (f *fanOutApplier[T]) judge(ctx context.Context, i int, errs [][]error) ver
 	}
 	failure := func(b int) BranchFailure { return BranchFailure{f.branches[b].name, errs[b][i]} }
 	var v verdict
+	if len(failed) > 0 && len(failed) < len(f.branches) {
+		v.has = make([]bool, len(f.branches))
+		for b := range v.has {
+			v.has[b] = !slices.Contains(failed, b)
+		}
+	}
 	if have < f.quorum {
 		undone := &FanOutError{short: f.quorum - have}
-		v.err = undone
-		has := make([]bool, len(f.branches))
-		for b := range has {
-			has[b] = !slices.Contains(failed, b)
-		}
-		if slices.Contains(has, true) {
-			v.has = has
-		}
+		v.err, v.again = undone, true
 		for _, b := range failed {
 			switch {
 			case !f.branches[b].optional:

@@ -488,3 +488,31 @@ func TestF3_ABranchThatIsNotNeededHoldsNobodyUpByAsking(t *testing.T) {
 		}
 	}
 }
+
+// A record of which the quorum is reached, and which goes back to the source while another
+// branch waits for its next attempt, does not go to the branches again that have it.
+func TestF2_ARecordThatGoesBackInMidRetryIsKnownAgain(t *testing.T) {
+	for kind, config := range map[string]courier.FanOutConfig[int]{
+		"optional": {Branches: []courier.Branch[int]{{Name: "a"}, {Name: "b", Optional: true}}},
+		"quorum":   {Branches: []courier.Branch[int]{{Name: "a"}, {Name: "b"}}, Quorum: 1},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+				var well sink[int]
+				config := config
+				config.Branches, config.Identity, config.OnBranchFailure = slices.Clone(config.Branches), strconv.Itoa, new(missed).note
+				config.Branches[0].Applier = &well
+				config.Branches[1].Applier = courier.NewRetryableApplier(always(errTest), courier.RetryPolicy{InitialDelay: time.Hour, MaxDelay: time.Hour})
+				fan := courier.NewFanOutFromConfig(config)
+				source.add(1)
+				for range 3 {
+					stop := start(t, make(fan, workersOf(source, 4)))
+					time.Sleep(time.Minute)
+					require.NoError(t, stop())
+				}
+				require.NotEmpty(t, source.released)
+				require.Equal(t, 1, well.called())
+			})
+		})
+	}
+}
