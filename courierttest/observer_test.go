@@ -47,7 +47,7 @@ func TestObserverRecorder_KeepsTheOrder(t *testing.T) {
 	require.Equal(t, want, told.Events())
 	require.Equal(t, []courier.MarkEvent{{Records: 1}}, EventsOf[courier.MarkEvent](&told))
 	require.Equal(t, []RecordEnded{{Record: "a", Err: boom}}, EventsOf[RecordEnded](&told))
-	require.Contains(t, told.String(), "RecordEnded{Record:a Elapsed:0s Err:boom}\nFailEvent{Record:a Class:retryable Err:boom}\n")
+	require.Contains(t, told.String(), "RecordEnded{Record:a Number:0 Elapsed:0s Err:boom}\nFailEvent{Record:a Class:retryable Err:boom}\n")
 	told.Events()[0] = nil
 	require.Equal(t, want, told.Events(), "what is returned is the caller's")
 }

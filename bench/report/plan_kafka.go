@@ -17,9 +17,10 @@ var kafka = []section{
 }
 
 var kafkaRelay = section{title: "SQLite to Kafka, batches of 1000 of 256 bytes", cases: []benchmark{
-	{name: "KafkaRelay_HandWritten", title: "loop by hand, a promise for each record", kind: floor},
-	{name: "KafkaRelay_Courier", title: "Courier, polling", kind: ours, to: bestFloor, goal: shareOf(95)},
-	{name: "KafkaRelay_CourierStream", title: "Courier, streaming", kind: ours, to: bestFloor, goal: shareOf(95)},
+	{name: "KafkaRelay_HandWritten", title: "loop by hand that promises less", kind: floor},
+	{name: "KafkaRelay_HandWrittenWhole", title: "loop by hand that promises the same", kind: floor},
+	{name: "KafkaRelay_Courier", title: "Courier, polling", kind: ours, to: "KafkaRelay_HandWrittenWhole", goal: shareOf(95)},
+	{name: "KafkaRelay_CourierStream", title: "Courier, streaming", kind: ours, to: "KafkaRelay_HandWrittenWhole", goal: shareOf(95)},
 }}
 
 var kafkaPostgres = section{title: "PostgreSQL to Kafka, batches of 1000 of 256 bytes, one of many instances", cases: []benchmark{
