@@ -148,8 +148,11 @@ func (b *batch[T]) verdict(i int) (ledger.State, error) {
 	return b.ledger.State(i), b.ledger.Err(i)
 }
 
-// alone reports whether a record is not to be in one call with others.
-func (b *batch[T]) alone(i int) bool { return b.past != nil && b.past[i].alone() }
+// alone reports whether a record is not to be in one call with others. A branch of a fan-out
+// that has answered does not get it again, and would get those behind it alone.
+func (b *batch[T]) alone(i int) bool {
+	return b.past != nil && (b.past[i].alone() || b.keys != nil && b.past[i].answered())
+}
 
 // judged reports whether a record has its verdict, or an error that says why it stays
 // pending.

@@ -74,6 +74,11 @@ func (h history) alone() bool {
 	return slices.ContainsFunc(h, func(u usage) bool { return u.answers == nil && !u.together })
 }
 
+// answered reports whether branches of a fan-out have answered in this delivery.
+func (h history) answered() bool {
+	return slices.ContainsFunc(h, func(u usage) bool { return u.answers != nil })
+}
+
 // of returns what some retries have used, nil where none has.
 func (h history) of(owners []any) (theirs history) {
 	for _, u := range h {

@@ -361,7 +361,7 @@ func (f *fanOutApplier[T]) Apply(ctx context.Context, record T) error {
 	case ctx == nil:
 		return errNoContext
 	}
-	_, before := ctx.(*pastContext) // it was delivered, in part
+	before := historiesIn(ctx, 1) != nil // it was delivered, in part
 	if gates := f.gates(); before || gates != nil || f.remembers() {
 		return f.deliver(ctx, []T{record}, gates, func(ctx context.Context, b int, records []T, exit error) verdicts {
 			return verdicts{whole: f.branches[b].apply(ctx, records[0], exit)}

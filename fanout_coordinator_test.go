@@ -516,3 +516,64 @@ func TestF2_ARecordThatGoesBackInMidRetryIsKnownAgain(t *testing.T) {
 		})
 	}
 }
+
+// A retry around a fan-out, and a branch whose breaker of a key is open: the others do not get
+// the record with each of its probes.
+func TestF3_ARetryAroundAFanOutKeepsItsAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var well sink[int]
+		keyed := courier.NewKeyedCircuitBreakerApplier(always(errTest), byRest(1), courier.BreakerPolicy{FailureThreshold: 3})
+		fan := courier.NewRetryableApplier(courier.NewFanOutApplier[int](&well, keyed), courier.RetryPolicy{MaxAttempts: 10})
+		stop := start(t, courier.NewPollingCoordinator[int](newShelf(1), fan, quiet, courier.WithWorkers(4)))
+		time.Sleep(time.Minute)
+		first := well.called()
+		time.Sleep(3 * time.Hour)
+		require.NoError(t, stop())
+		require.Equal(t, first, well.called())
+	})
+}
+
+// Of batches in order, a record for which a branch waits is not overtaken in that branch when
+// another branch is due first.
+func TestD4_ABranchThatWaitsIsNotOvertaken(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var mu sync.Mutex
+		got := map[string][]int{}
+		branch := func(name string, delay time.Duration) courier.Applier[int] {
+			failed := false
+			return courier.NewRetryableApplier[int](inOrder(func(r int) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if r == 1 && !failed {
+					failed = true
+					return errTest
+				}
+				got[name] = append(got[name], r)
+				return nil
+			}), courier.RetryPolicy{InitialDelay: delay, Jitter: courier.NoJitter})
+		}
+		fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(branch("a", time.Second), branch("b", 3*time.Second)), Identity: strconv.Itoa})
+		source.add(1, 2, 3)
+		stop := start(t, make(fan, courier.WithOrderKey(func(int) string { return "all" })))
+		time.Sleep(time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, map[string][]int{"a": {1, 2, 3}, "b": {1, 2, 3}}, got)
+	})
+}
+
+// inOrder is a batch applier that keeps the order.
+type inOrder func(r int) error
+
+func (f inOrder) OrderedBatches() bool                 { return true }
+func (f inOrder) Apply(_ context.Context, r int) error { return f(r) }
+func (f inOrder) ApplyBatch(_ context.Context, records []int) error {
+	var list courier.BatchError
+	for i, r := range records {
+		if len(list.Failures) > 0 {
+			list.Add(i, courier.ErrBehindFailed)
+		} else if err := f(r); err != nil {
+			list.Add(i, err)
+		}
+	}
+	return list.ErrorOrNil()
+}
