@@ -138,15 +138,31 @@ const maxWaits = 10_000
 
 func (w waits) note(key recordKey, until time.Time, asked bool, now time.Time) {
 	if len(w) >= maxWaits {
-		for key, wait := range w {
-			if !now.Before(wait.until) {
-				delete(w, key)
-			}
-		}
+		w.left(now)
 	}
 	if key != (recordKey{}) && len(w) < maxWaits {
 		w[key] = wait{until, asked}
 	}
+}
+
+// left forgets those whose time has come, and returns how many the others are.
+func (w waits) left(now time.Time) int {
+	for key, wait := range w {
+		if !now.Before(wait.until) {
+			delete(w, key)
+		}
+	}
+	return len(w)
+}
+
+// until reports whether the time of a record has not come at some time.
+func (w waits) until(at time.Time) bool {
+	for _, wait := range w {
+		if at.Before(wait.until) {
+			return true
+		}
+	}
+	return false
 }
 
 // lift has the records go that no error asks to wait.
@@ -188,7 +204,7 @@ func (p *poller[T]) noteHidden() {
 	if p.pass.handed || p.paused || p.releaser != nil || p.failer != nil {
 		return
 	}
-	if !p.pass.full || !p.pass.whole || !p.limitless && len(p.waits) > 0 { // which are looked past
+	if !p.pass.full || !p.pass.whole || !p.limitless && p.waits.until(p.config.clock.Now().Add(p.config.interval)) { // which are looked past
 		p.watch.hidden = 0
 		return
 	}

@@ -614,3 +614,33 @@ func TestLog_AQuotaOfTheSourceIsNoWarning(t *testing.T) {
 		})
 	}
 }
+
+// Likewise of rows that are known again by their value. Those that ask for a time are looked
+// past for as long.
+func TestLog_KnownRowsThatAreNotSeen(t *testing.T) {
+	for asks, after := range map[string]time.Duration{"plain": 0, "with RetryAfter": 6 * time.Hour} {
+		t.Run(asks, func(t *testing.T) {
+			courierttest.Bubble(t, func(t *testing.T) {
+				var log lines
+				source := newShelf(numbers(200)...)
+				s := &sink[int]{fail: func(_ context.Context, r, _ int) error {
+					switch {
+					case r >= 100:
+						return nil
+					case after > 0:
+						return courier.RetryAfter(errTest, after)
+					}
+					return errTest
+				}}
+				stop := start(t, courier.NewPollingCoordinator[int](source, s, courier.WithLogger(textLogger(&log))))
+				time.Sleep(5 * time.Hour)
+				require.NoError(t, stop())
+				require.Equal(t, after == 0, strings.Contains(log.String(), "hides the records after them"))
+				if after > 0 {
+					require.Len(t, source.left(), 100)
+					require.Equal(t, 200, s.called())
+				}
+			})
+		})
+	}
+}

@@ -326,14 +326,15 @@ func (p *poller[T]) limits() (limit int) {
 	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and all that waits behind them, or cannot be told from them
 		past = max(p.config.batchSize, minWindow)
 	}
-	past += len(p.waits) + p.waiting.Len() // and those whose time has not come
+	waits := p.waits.left(p.config.clock.Now())
+	past += waits + p.waiting.Len() // and those whose time has not come
 	switch {
 	case p.probing:
 		return past
 	case p.sparing:
 		return max(limit, past)
 	}
-	return limit
+	return limit + waits
 }
 
 // heedWakes takes in what woke this fetch, or would wake the next one for what it brings.
