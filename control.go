@@ -532,13 +532,11 @@ func (w *watch) standstill() error {
 	for why, s := range w.still {
 		switch {
 		case s.err == nil:
-		case reason(why) == byRefusal:
-			// While it is tried again nobody knows; a while later it has gone elsewhere.
-			if w.count.inHand.Load() > 0 || now.Before(s.until.Add(forgotten)) {
-				return fmt.Errorf("courier: a record could not be settled, and none has been since: %w", s.err)
-			}
-		case s.until.IsZero() || now.Before(s.until):
+		case reason(why) != byRefusal && (s.until.IsZero() || now.Before(s.until)):
 			return fmt.Errorf("courier: nothing is fetched for now: %w", s.err)
+		case reason(why) != byFullHand && (w.count.inHand.Load() > 0 || now.Before(s.until.Add(forgotten))):
+			// While it is tried again nobody knows; a while later it has gone elsewhere.
+			return fmt.Errorf("courier: a record could not be settled, and none has been since: %w", s.err)
 		}
 	}
 	return nil

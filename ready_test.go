@@ -610,3 +610,76 @@ func TestReady_WhileTheQueueRefuses(t *testing.T) {
 		require.NoError(t, c.Ready())
 	})
 }
+
+// A stream whose hand was full is well again as soon as it takes records in, be the most of the
+// hand still waiting.
+func TestReady_OfAStreamWhoseHandWasFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		source := newLeasing[int]()
+		source.wait = true
+		var down atomic.Int64
+		down.Store(2) // of four hosts
+		applier, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+			if int64(r%4) < down.Load() {
+				return errTest
+			}
+			return nil
+		}), &courier.ResilientConfig[int]{BreakerKey: byRest(4)})
+		c := courier.NewStreamingCoordinator[int](struct{ courier.Source[int] }{source}, applier, quiet, courier.WithStreamWorkers(4), courier.WithBatchSize(50))
+		stop := start(t, c)
+		source.add(numbers(240)...)
+		time.Sleep(10 * time.Minute)
+		require.ErrorIs(t, c.Ready(), courier.ErrFullHand)
+		down.Store(1)
+		for r := 240; r < 300; r++ {
+			if r%4 != 0 {
+				source.add(r)
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		stats := c.Stats()
+		require.Less(t, stats.InHand, int64(100))
+		require.Greater(t, stats.InHand, int64(50))
+		require.NoError(t, c.Ready())
+		for r := range 50 {
+			source.add(1000 + 4*r) // of the host that is down
+		}
+		time.Sleep(10 * time.Minute)
+		require.ErrorIs(t, c.Ready(), courier.ErrFullHand, "it is full again")
+		require.Error(t, stop(), "what waits is not settled")
+	})
+}
+
+// A destination that refuses for a second, and then takes ten to say so again, is down all the
+// time.
+func TestReady_WhileAPauseOfTheUsersIsTriedAgain(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		source.add(numbers(5)...)
+		var up atomic.Bool
+		stack := courier.ProcessFunc(func(context.Context, int) error {
+			time.Sleep(10 * time.Second)
+			if up.Load() {
+				return nil
+			}
+			return resting{time.Now().Add(time.Second)}
+		})
+		c := make(stack)
+		stop := start(t, c)
+		time.Sleep(11 * time.Second)
+		for range 100 {
+			require.ErrorAs(t, c.Ready(), new(resting))
+			time.Sleep(time.Second)
+		}
+		up.Store(true)
+		time.Sleep(2 * time.Minute)
+		require.NoError(t, c.Ready())
+		require.NoError(t, stop())
+	})
+}
+
+// resting is the error of a destination that takes nothing until a time.
+type resting struct{ until time.Time }
+
+func (resting) Error() string        { return "not now" }
+func (resting) NotAttempted() bool   { return true }
+func (r resting) RetryAt() time.Time { return r.until }

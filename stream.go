@@ -288,9 +288,14 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if s.job == nil {
 		s.settle(now, s.stopping || open)
 	}
-	if s.full && s.inHand <= s.limit/2 {
-		s.full = false
-		s.watch.resumed(s.life.settle, byFullHand)
+	if s.full {
+		if s.inHand < s.limit {
+			s.watch.moves(byFullHand)
+		}
+		if s.inHand <= s.limit/2 {
+			s.full = false
+			s.watch.resumed(s.life.settle, byFullHand)
+		}
 	}
 	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.refusedUntil) {
 		s.ask(now)
@@ -336,7 +341,9 @@ func (s *stream[T]) ask(now time.Time) {
 			s.wanted <- request{s.intake, want}
 		}
 	} else if !s.probing && len(s.out)+s.queued() == 0 && len(s.marks.Ready()) == 0 && s.job == nil && !s.back.Some() && len(s.faulty.failed) == 0 {
-		if !s.full { // until half of them are settled: not to tell of every single one
+		if s.full { // until half of them are settled: not to tell of every single one
+			s.watch.stands(byFullHand, ErrFullHand, time.Time{})
+		} else {
 			s.full = true
 			s.watch.paused(s.life.settle, byFullHand, PauseEvent{Err: ErrFullHand, Waiting: s.waiting.Held()}, false)
 		}
