@@ -228,8 +228,8 @@ func (e *retryAfterError) Unwrap() error { return e.err }
 // remaining time if the source is a [Releaser]. So is a record that waits for more than 10
 // seconds, or beyond the pause of a polling coordinator, unless its lease is renewed
 // ([Renewer]); for the 10 seconds also unless the source keeps a schedule of its own
-// ([Failer]). RunOnce waits for all such records together: for the drain timeout since
-// something was last marked.
+// ([Failer]). RunOnce waits for all such records together: for the drain timeout since it
+// first waited.
 //
 // The order of a key goes before the time. At a stop, and at the end of RunOnce, a record
 // with an order key is given back immediately, with the later ones of its key: nothing

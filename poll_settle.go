@@ -239,7 +239,6 @@ func (p *poller[T]) afterMark(j *job[T], err error) {
 	switch {
 	case err == nil:
 		p.pass.progress, p.fruitless = true, false
-		p.patience = time.Time{}
 		p.leases.Leave(j.numbers...)
 		p.watch.marked(p.life.settle, event)
 		p.markPace = callPace{}

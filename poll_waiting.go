@@ -101,7 +101,7 @@ func (p *poller[T]) outlastsRun(err error, due time.Time) bool {
 }
 
 // patientUntil is until when RunOnce waits for what has not failed: for the drain timeout
-// since it began to, or since something was marked.
+// since it began to.
 func (p *poller[T]) patientUntil() time.Time {
 	if p.patience.IsZero() {
 		p.patience = p.config.clock.Now().Add(p.config.drainTimeout)

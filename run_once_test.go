@@ -259,3 +259,21 @@ func TestRunOnce_WarnsOfAQueueThatIsGoneWithTheProcess(t *testing.T) {
 		})
 	}
 }
+
+// All that RunOnce waits for a breaker is the drain timeout, however often it opens.
+func TestC7_RunOnceWaitsForTheDrainTimeoutInAll(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		s := &sink[int]{fail: func(_ context.Context, _, call int) error {
+			if call%2 == 1 {
+				return errTest
+			}
+			return nil
+		}}
+		breaker := courier.NewBreaker(courier.BreakerPolicy{FailureThreshold: 1, OpenFor: 3 * time.Second, DisableJitter: true})
+		began := time.Now()
+		err := courier.NewPollingCoordinator[int](newShelf(numbers(100)...), courier.NewCircuitBreakerApplier(s, breaker), quiet, courier.WithDrainTimeout(10*time.Second)).RunOnce(t.Context())
+		require.ErrorIs(t, err, errTest)
+		require.LessOrEqual(t, time.Since(began), 10*time.Second)
+		require.Len(t, s.got(), 3, "a probe every three seconds")
+	})
+}
