@@ -233,6 +233,7 @@ func (s *stream[T]) wakeHeld(now time.Time, closing bool) {
 		switch {
 		case closing:
 			s.giveBack(it, 0)
+		case s.dropIfLost(&it): // it is another's to try again
 		case s.failer != nil && !it.past.refused:
 			s.faulty.add(it.numbered, it.past.err)
 		default:
