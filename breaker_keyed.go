@@ -123,7 +123,9 @@ func (a *KeyedBreaker[T]) ForceOpen(key string) { a.force(key, (*Breaker).ForceO
 func (a *KeyedBreaker[T]) ForceClosed(key string) { a.force(key, (*Breaker).ForceClosed) }
 
 // Reset closes the breaker of the key, which then decides by itself again. It ends
-// ForceOpen and ForceClosed, and also closes a breaker that opened by itself.
+// ForceOpen and ForceClosed, and also closes a breaker that opened by itself. It wakes no
+// record that waits: each comes when the open period is over in which it was refused, or when
+// the coordinator is started again.
 func (a *KeyedBreaker[T]) Reset(key string) {
 	if e := a.set.known(key); e != nil {
 		e.Reset()
