@@ -36,6 +36,22 @@ func (g *group) commit(ctx context.Context, client *kgo.Client) error {
 	}
 }
 
+// commitStarts commits where partitions begin of which the group has no commit, before their
+// first records are handed out. A member after this one would not find the place by itself: a
+// group that begins at the end begins at another one then.
+func (g *group) commitStarts(ctx context.Context, client *kgo.Client) error {
+	g.mu.Lock()
+	owed := false
+	for _, a := range g.partitions {
+		owed = owed || a.window != nil && a.committed.Offset < 0
+	}
+	g.mu.Unlock()
+	if !owed {
+		return nil
+	}
+	return g.commit(ctx, client)
+}
+
 // commitLast commits before partitions are given back: nobody repeats it later.
 func (g *group) commitLast(client *kgo.Client) error {
 	const pause = 50 * time.Millisecond

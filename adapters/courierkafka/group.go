@@ -26,7 +26,7 @@ type group struct {
 	ready      bool // the client has called it once
 	partitions map[partition]*assignment
 	member     string                    // as which the client has the partitions
-	found      map[partition]settled     // what the last commits before the assignments say
+	found      map[partition]lastCommit  // before the assignments
 	records    map[*kgo.Record]*delivery // handed out, or given back, and not settled
 	returned   returned                  // those that were given back
 	polling    *polling                  // the call of the client under way
@@ -41,7 +41,7 @@ func newGroup() *group {
 		revoked: make(chan struct{}, 1), sending: make(chan struct{}, 1),
 		config:     newSourceConfig(nil),
 		partitions: make(map[partition]*assignment),
-		found:      make(map[partition]settled),
+		found:      make(map[partition]lastCommit),
 		records:    make(map[*kgo.Record]*delivery),
 		changed:    make(chan struct{}),
 	}
@@ -59,19 +59,20 @@ func (p partition) String() string { return fmt.Sprintf("partition %d of %q", p.
 type assignment struct {
 	partition
 	window    *window.Window[position] // nil before the first record
-	committed place
-	done      settled         // what a member before this one has settled beyond the committed offset
-	read      int64           // the next offset to be read
-	out       int             // records that the coordinator has
-	paused    bool            // the window is full
-	leaving   bool            // it is being revoked: nothing more is handed out
-	unknown   bool            // the member was expelled and has kept it: its last commit is not known
-	from      kgo.EpochOffset // where it goes on if there is no commit, -1 if nothing was read
-	gone      bool            // it is another member's: nothing more is committed
+	committed place                    // offset -1 if a next member would begin elsewhere
+	done      settled                  // what a member before this one has settled beyond the committed offset
+	read      int64                    // the next offset to be read
+	out       int                      // records that the coordinator has
+	paused    bool                     // the window is full
+	leaving   bool                     // it is being revoked: nothing more is handed out
+	unknown   bool                     // the member was expelled and has kept it: its last commit is not known
+	from      kgo.EpochOffset          // where it goes on if there is no commit, -1 if nothing was read
+	gone      bool                     // it is another member's: nothing more is committed
 }
 
 func newAssignment(p partition) *assignment {
-	return &assignment{partition: p, from: kgo.EpochOffset{Epoch: -1, Offset: -1}}
+	nowhere := kgo.EpochOffset{Epoch: -1, Offset: -1}
+	return &assignment{partition: p, from: nowhere, committed: place{EpochOffset: nowhere}}
 }
 
 // position is the place after a record, and when that was written.
@@ -431,9 +432,13 @@ func (g *group) admit(client *kgo.Client, p *polling, fetches kgo.Fetches) (reco
 		}
 		if a.window == nil {
 			first := f.Records[0]
-			a.committed.EpochOffset = kgo.EpochOffset{Epoch: first.LeaderEpoch, Offset: first.Offset}
-			a.window = window.New(position{EpochOffset: a.committed.EpochOffset})
-			a.done = g.found[a.partition]
+			last, found := g.found[a.partition]
+			begin := kgo.EpochOffset{Epoch: first.LeaderEpoch, Offset: first.Offset}
+			a.window = window.New(position{EpochOffset: begin})
+			a.done = last.settled
+			if found && last.Offset >= 0 || startsAtStart(client) {
+				a.committed.EpochOffset = begin
+			}
 		}
 		for _, r := range f.Records {
 			next := kgo.EpochOffset{Epoch: r.LeaderEpoch, Offset: r.Offset + 1}

@@ -22,7 +22,7 @@ func (g *group) fetched(_ context.Context, _ *kgo.Client, answer *kmsg.OffsetFet
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	for p, last := range commits {
-		g.found[p] = last.settled
+		g.found[p] = last
 	}
 	return nil
 }

@@ -19,7 +19,9 @@ func (g *group) rejoined(client *kgo.Client) {
 		if old.window != nil {
 			from = old.window.Position().EpochOffset
 		}
-		g.partitions[old.partition] = &assignment{partition: old.partition, unknown: true, from: from}
+		anew := newAssignment(old.partition)
+		anew.unknown, anew.from = true, from
+		g.partitions[old.partition] = anew
 	}
 	g.losses.Add(uint64(len(kept)))
 	if g.polling != nil { // it may wait for records beyond the last commit
@@ -54,15 +56,15 @@ func (g *group) resume(ctx context.Context, client *kgo.Client) error {
 		if a.leaving {
 			continue
 		}
-		last := commits[p]
-		if last.Offset < 0 {
-			last.EpochOffset = a.from
+		next := commits[p].EpochOffset
+		if next.Offset < 0 {
+			next = a.from
 		}
 		if from[p.topic] == nil {
 			from[p.topic] = make(map[int32]kgo.EpochOffset)
 		}
-		from[p.topic][p.number] = last.EpochOffset
-		a.unknown, g.found[p] = false, last.settled
+		from[p.topic][p.number] = next
+		a.unknown, g.found[p] = false, commits[p]
 	}
 	client.SetOffsets(from) // passes over offsets below 0: nothing was read of such a partition
 	return nil

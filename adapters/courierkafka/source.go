@@ -79,14 +79,20 @@ func (s *Source) Fetch(ctx context.Context, limit int) ([]*kgo.Record, error) {
 		return nil, err
 	}
 	for ctx.Err() == nil {
-		due, p, polled, err := s.group.begin(ctx, limit)
-		if p == nil {
-			return due, err
+		records, p, polled, err := s.group.begin(ctx, limit)
+		if p != nil {
+			fetches, failed := s.poll(polled, limit)
+			p.cancel()
+			records, err = s.group.admit(s.client, p, fetches)
+			err = cmp.Or(failed, err)
 		}
-		fetches, failed := s.poll(polled, limit)
-		p.cancel()
-		records, err := s.group.admit(s.client, p, fetches)
-		if err = cmp.Or(failed, err); len(records) > 0 || err != nil {
+		if len(records) > 0 {
+			if failed := s.group.commitStarts(ctx, s.client); failed != nil {
+				s.group.release(records, 0)
+				return nil, cmp.Or(err, failed)
+			}
+		}
+		if len(records) > 0 || err != nil {
 			return records, err
 		}
 	}

@@ -34,6 +34,12 @@ func groupOf(client *kgo.Client) *group {
 	return nil
 }
 
+// startsAtStart reports whether a partition without a commit is read from its first record.
+func startsAtStart(client *kgo.Client) bool {
+	start, _ := client.OptValue(kgo.ConsumeStartOffset).(kgo.Offset)
+	return start == kgo.NewOffset().AtStart()
+}
+
 // sourceFault looks at the options on which the guarantee depends.
 func sourceFault(client *kgo.Client, config sourceConfig) error {
 	reject := func(option, problem string) error {
