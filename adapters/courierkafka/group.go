@@ -81,6 +81,10 @@ type position struct {
 	written time.Time
 }
 
+func positionOf(r *kgo.Record) kgo.EpochOffset {
+	return kgo.EpochOffset{Epoch: r.LeaderEpoch, Offset: r.Offset}
+}
+
 // place is what is committed of a partition: the offset, and a text about what is settled
 // beyond it.
 type place struct {
@@ -427,13 +431,15 @@ func (g *group) admit(client *kgo.Client, p *polling, fetches kgo.Fetches) (reco
 		if a == nil && !g.ready {
 			err = errCallbacks
 		}
+		if a != nil && a.unknown && a.from.Offset < 0 { // the client goes on after them
+			a.from = positionOf(f.Records[0])
+		}
 		if a == nil || a.leaving || a.unknown { // another member has them, or will have, or may have had
 			return
 		}
 		if a.window == nil {
-			first := f.Records[0]
+			begin := positionOf(f.Records[0])
 			last, found := g.found[a.partition]
-			begin := kgo.EpochOffset{Epoch: first.LeaderEpoch, Offset: first.Offset}
 			a.window = window.New(position{EpochOffset: begin})
 			a.done = last.settled
 			if found && last.Offset >= 0 || startsAtStart(client) {

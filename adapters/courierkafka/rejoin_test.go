@@ -4,6 +4,7 @@ package courierkafka_test
 
 import (
 	"context"
+	"fmt"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -69,12 +70,16 @@ func TestSource_APollThatEndsAsAMemberReturnsBringsNothing(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { testPollDuringReturn(t, expel) })
+			for _, read := range []int{0, 10} {
+				t.Run(fmt.Sprint("after ", read, " records"), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { testPollDuringReturn(t, read, expel) })
+				})
+			}
 		})
 	}
 }
 
-func testPollDuringReturn(t *testing.T, expel func(*testing.T, *kafka, *kgo.Client)) {
+func testPollDuringReturn(t *testing.T, read int, expel func(*testing.T, *kafka, *kgo.Client)) {
 	k := startKafka(t)
 	k.write(t, "orders", 0, 40, strconv.Itoa)
 	poll := &heldPoll{until: make(chan struct{})}
@@ -82,7 +87,7 @@ func testPollDuringReturn(t *testing.T, expel func(*testing.T, *kafka, *kgo.Clie
 	defer release()
 	client := k.join(t, new(cable), "orders", kgo.WithHooks(poll))
 	source := courierkafka.NewSource(client)
-	fetchAll(t, source, 10)
+	fetchAll(t, source, read)
 	poll.next.Store(true)
 	fetched := make(chan []*kgo.Record, 1)
 	go func() {
@@ -93,7 +98,7 @@ func testPollDuringReturn(t *testing.T, expel func(*testing.T, *kafka, *kgo.Clie
 		}
 		fetched <- all
 	}()
-	synctest.Wait()
+	time.Sleep(10 * time.Second)
 	require.False(t, poll.next.Load(), "the poll has taken records")
 
 	expel(t, k, client)

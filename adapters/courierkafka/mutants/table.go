@@ -90,6 +90,8 @@ var mutants = []mutant{
 		"	client.SetOffsets(from)", "	_ = from"},
 	{"it goes on where it was, not where the last commit says", rejoin,
 		"		if next.Offset < 0 {\n", "		if a.from.Offset >= 0 {\n"},
+	{"it goes on after the records of its first poll, which are dropped", group,
+		"			a.from = positionOf(f.Records[0])\n", "			_ = a.from\n"},
 	{"it goes on anywhere if nothing was committed", rejoin,
 		"			next = a.from\n", "			_ = a.from\n"},
 	{"it forgets what the last commit says beyond the offset", rejoin,
