@@ -106,7 +106,7 @@ func (g *group) send(client *kgo.Client) (err error) {
 			err = failed
 			return
 		}
-		err = g.committed(offers, request, answer)
+		err = g.committed(client, offers, request, answer)
 	})
 	if errors.Is(err, errFenced) {
 		return errFenced
@@ -145,7 +145,7 @@ func (g *group) check(offers offered, request *kmsg.OffsetCommitRequest) error {
 }
 
 // committed notes what the answer to a commit says.
-func (g *group) committed(offers offered, request *kmsg.OffsetCommitRequest, answer *kmsg.OffsetCommitResponse) (first error) {
+func (g *group) committed(client *kgo.Client, offers offered, request *kmsg.OffsetCommitRequest, answer *kmsg.OffsetCommitResponse) (first error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	names := make(map[[16]byte]string) // newer answers do not have the topics' names
@@ -167,12 +167,20 @@ func (g *group) committed(offers offered, request *kmsg.OffsetCommitRequest, ans
 		case errors.Is(err, kerr.OffsetMetadataTooLarge) && !g.noText:
 			g.noText = true
 			return errTooLong
+		case isGone(err):
+			if a.missing.IsZero() {
+				a.missing = time.Now()
+			}
+			if !g.missed(client, a) {
+				first = err
+			}
 		case err != nil:
 			first = err
 		case !answered:
 			first = errNoCommitAnswer
 		default:
 			a.committed = at
+			a.missing = time.Time{}
 		}
 	}
 	return first

@@ -67,7 +67,8 @@ type assignment struct {
 	leaving   bool                     // it is being revoked: nothing more is handed out
 	unknown   bool                     // the member was expelled and has kept it: its last commit is not known
 	from      kgo.EpochOffset          // where it goes on if there is no commit, -1 if nothing was read
-	gone      bool                     // it is another member's: nothing more is committed
+	gone      bool                     // it is another member's, or nobody's: nothing more is committed
+	missing   time.Time                // since when the brokers know no such topic
 }
 
 func newAssignment(p partition) *assignment {
@@ -421,13 +422,20 @@ func (g *group) admit(client *kgo.Client, p *polling, fetches kgo.Fetches) (reco
 	g.polling = nil
 	close(p.done)
 	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
-		if f.Err != nil && err == nil && !interrupted(f.Err) {
-			err = fetchFault(partition{f.Topic, f.Partition}, f.Err)
+		a := g.partitions[partition{f.Topic, f.Partition}]
+		switch fault := f.Err; {
+		case fault == nil || interrupted(fault):
+		case isGone(fault): // the client says so when it is sure
+			if a != nil {
+				g.dropTopic(client, a.topic)
+			}
+			return
+		case err == nil:
+			err = fetchFault(partition{f.Topic, f.Partition}, fault)
 		}
 		if len(f.Records) == 0 {
 			return
 		}
-		a := g.partitions[partition{f.Topic, f.Partition}]
 		if a == nil && !g.ready {
 			err = errCallbacks
 		}

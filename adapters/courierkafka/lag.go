@@ -106,20 +106,28 @@ func (s *Source) offsets(ctx context.Context, of map[partition]int64, place int6
 		asked.Partition, asked.Timestamp = p.number, place
 		request.Topics[i].Partitions = append(request.Topics[i].Partitions, asked)
 	}
-	answer, err := s.client.Request(ctx, request)
-	if err != nil {
-		return nil, fmt.Errorf("courierkafka: ask for offsets: %w", err)
-	}
-	list, ok := answer.(*kmsg.ListOffsetsResponse)
-	if !ok {
-		return nil, errors.New("courierkafka: ask for offsets: the answer is of another kind")
-	}
-	for _, t := range list.Topics {
-		for _, p := range t.Partitions {
-			if err := kerr.ErrorForCode(p.ErrorCode); err != nil {
-				return nil, fmt.Errorf("courierkafka: ask for offsets of %v: %w", partition{t.Topic, p.Partition}, err)
+	for _, part := range s.client.RequestSharded(ctx, request) {
+		if isGone(part.Err) { // nothing of these topics is left to do
+			continue
+		}
+		if part.Err != nil {
+			return nil, fmt.Errorf("courierkafka: ask for offsets: %w", part.Err)
+		}
+		list, ok := part.Resp.(*kmsg.ListOffsetsResponse)
+		if !ok {
+			return nil, errors.New("courierkafka: ask for offsets: the answer is of another kind")
+		}
+		for _, t := range list.Topics {
+			for _, p := range t.Partitions {
+				err := kerr.ErrorForCode(p.ErrorCode)
+				if isGone(err) {
+					continue
+				}
+				if err != nil {
+					return nil, fmt.Errorf("courierkafka: ask for offsets of %v: %w", partition{t.Topic, p.Partition}, err)
+				}
+				offsets[partition{t.Topic, p.Partition}] = p.Offset
 			}
-			offsets[partition{t.Topic, p.Partition}] = p.Offset
 		}
 	}
 	return offsets, nil

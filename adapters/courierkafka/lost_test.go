@@ -191,7 +191,7 @@ func TestSource_ALossIsAWarning(t *testing.T) {
 		k.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Heartbeat}, Err: kerr.UnknownMemberID, Count: 1})
 		time.Sleep(20 * time.Second)
 		require.EqualValues(t, 2, m.source.Lost())
-		require.Regexp(t, `level=WARN msg="courier: the hold on records was not renewed" records=.* error=".*the group has taken its partition away`, log.String())
+		require.Regexp(t, `level=WARN msg="courier: the hold on records was not renewed" records=.* error=".*its partition is not this member's any more`, log.String())
 		require.NotContains(t, log.String(), "hands records over")
 		m.leave(t)
 	})

@@ -12,12 +12,24 @@ import (
 
 var (
 	errRevoked        = fmt.Errorf("courierkafka: its partition goes to another member of the group: %w", courier.ErrRevoked)
-	errLost           = errors.New("courierkafka: the group has taken its partition away, and another member delivers it again")
+	errLost           = errors.New("courierkafka: its partition is not this member's any more: who has it delivers the record again")
 	errFenced         = errors.New("courierkafka: a partition is another member's by now")
 	errTooLong        = errors.New("courierkafka: the brokers take no metadata of this length")
 	errNoCommitAnswer = errors.New("the answer leaves a partition out")
 	errCallbacks      = &courier.ConfigError{Field: "client", Problem: "has another OnPartitionsAssigned, Revoked or Lost than that of courierkafka.SourceOptions: leave them out"}
 )
+
+// isGone reports whether the brokers know no such topic, or another one of its name.
+func isGone(err error) bool {
+	return errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID)
+}
+
+// goneError is a topic that was deleted while it was consumed.
+type goneError struct{ topic string }
+
+func (e *goneError) Error() string {
+	return fmt.Sprintf("courierkafka: the topic %q was deleted: its records in hand are dropped, and the source goes on without it; if it is created again, it is consumed from its beginning", clip(e.topic))
+}
 
 // interrupted reports whether a poll ended because it was called back.
 func interrupted(err error) bool {
@@ -43,7 +55,7 @@ func fetchFault(p partition, err error) error {
 
 func sourceAdvice(err error) string {
 	switch {
-	case unknownTopic(err):
+	case isGone(err):
 		return ": the topic does not exist; create it"
 	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
 		return ": this user may not read there; grant it"

@@ -15,6 +15,7 @@ const (
 	rejoin  = "adapters/courierkafka/rejoin.go"
 	last    = "adapters/courierkafka/last_commit.go"
 	commit  = "adapters/courierkafka/commit.go"
+	gone    = "adapters/courierkafka/gone.go"
 	settled = "adapters/courierkafka/settled.go"
 	source  = "adapters/courierkafka/source.go"
 	windows = "window/window.go"
@@ -130,6 +131,12 @@ var mutants = []mutant{
 		"			if found && last.Offset >= 0 || startsAtStart(client) {\n", "			if found || last.Offset >= 0 {\n"},
 	{"the records of a group that begins at the end are handed out though its place was not committed", source,
 		"				s.group.release(records, 0)\n				return nil, cmp.Or(err, failed)\n", "				return records, cmp.Or(err, failed)\n"},
+	{"a topic that is gone has every mark fail", commit,
+		"			if !g.missed(client, a) {\n", "			if true {\n"},
+	{"a topic is taken for gone though a broker has not heard of it yet", gone,
+		"time.Since(a.missing) >= patience", "time.Since(a.missing) >= 0"},
+	{"a topic that was created again is not consumed", gone,
+		"		client.AddConsumeTopics(topic)\n", ""},
 	{"what is settled beyond the offset is not committed", commit,
 		"				t.Partitions[j].Metadata = text\n", "				_ = text\n"},
 	{"a record that is given back is settled", group,

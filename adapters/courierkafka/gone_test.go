@@ -1,0 +1,185 @@
+//go:build synctests
+
+package courierkafka_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/courierkafka"
+)
+
+// admin is a client that knows nothing of topics before.
+func (k *kafka) admin(t *testing.T) *kgo.Client {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(k.seeds...), kgo.Dialer(k.dial))
+	require.NoError(t, err)
+	t.Cleanup(client.Close)
+	return client
+}
+
+func (k *kafka) deleteTopic(t *testing.T, topic string) {
+	t.Helper()
+	request := kmsg.NewPtrDeleteTopicsRequest()
+	request.TopicNames = []string{topic}
+	asked := kmsg.NewDeleteTopicsRequestTopic()
+	asked.Topic = &topic
+	request.Topics = append(request.Topics, asked)
+	answer, err := request.RequestWith(t.Context(), k.admin(t))
+	require.NoError(t, err)
+	require.Zero(t, answer.Topics[0].ErrorCode)
+}
+
+func (k *kafka) createTopic(t *testing.T, topic string) {
+	t.Helper()
+	request := kmsg.NewPtrCreateTopicsRequest()
+	asked := kmsg.NewCreateTopicsRequestTopic()
+	asked.Topic, asked.NumPartitions, asked.ReplicationFactor = topic, 1, 1
+	request.Topics = append(request.Topics, asked)
+	answer, err := request.RequestWith(t.Context(), k.admin(t))
+	require.NoError(t, err)
+	require.Zero(t, answer.Topics[0].ErrorCode)
+}
+
+// A topic that is deleted holds up no other, with records in hand or without. The source says
+// once that it is gone. If it is created again, it is consumed again.
+func TestSource_ATopicThatIsDeletedHoldsUpNoOther(t *testing.T) {
+	for name, balancer := range map[string]kgo.GroupBalancer{"cooperative": kgo.CooperativeStickyBalancer(), "eager": kgo.RangeBalancer()} {
+		for _, inHand := range []bool{true, false} {
+			for _, created := range []string{"never", "at once", "later"} {
+				t.Run(fmt.Sprintf("%s, in hand: %v, created again: %s", name, inHand, created), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { testDeleted(t, balancer, inHand, created) })
+				})
+			}
+		}
+	}
+}
+
+// A broker may not know a topic that was just made: that is no reason to let go of it.
+func TestSource_ATopicThatABrokerDoesNotKnowYet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "orders", 0, 10, strconv.Itoa)
+		source := courierkafka.NewSource(k.join(t, new(cable), "orders"))
+		records := fetchAll(t, source, 10)
+		k.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.UnknownTopicOrPartition, Count: 2})
+		for range 2 {
+			require.ErrorIs(t, source.Mark(t.Context(), records), kerr.UnknownTopicOrPartition)
+			time.Sleep(2 * time.Second)
+		}
+		require.NoError(t, source.Mark(t.Context(), records))
+		require.EqualValues(t, 10, k.committed(t, "orders", 0))
+
+		k.write(t, "orders", 10, 20, strconv.Itoa)
+		records = fetchAll(t, source, 10)
+		k.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.OffsetCommit}, Err: kerr.UnknownTopicOrPartition, Count: 1})
+		time.Sleep(time.Minute)
+		require.Error(t, source.Mark(t.Context(), records), "it counts from the first time since it was known")
+		require.NoError(t, source.Mark(t.Context(), records))
+		require.EqualValues(t, 20, k.committed(t, "orders", 0))
+	})
+}
+
+func testDeleted(t *testing.T, balancer kgo.GroupBalancer, inHand bool, created string) {
+	k := startKafka(t)
+	wire := new(cable)
+	wire.slow.Store(int64(10 * time.Millisecond)) // the client asks for a topic that is gone without a pause
+	client := k.join(t, wire, "orders", kgo.ConsumeTopics("orders", "wide"), kgo.Balancers(balancer))
+	source := courierkafka.NewSource(client)
+	var mu sync.Mutex
+	applied := make(map[string]int)
+	var told []string
+	count := func(topic string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return applied[topic]
+	}
+	hold := make(chan struct{})
+	if !inHand {
+		close(hold)
+	}
+	coordinator := courier.NewStreamingCoordinator(source, courier.ProcessFunc(func(_ context.Context, r *kgo.Record) error {
+		if r.Topic == "orders" {
+			<-hold
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		applied[r.Topic]++
+		return nil
+	}), courier.WithStreamWorkers(4), quiet, courier.WithObserver(courier.Observer{Fetched: func(_ context.Context, e courier.FetchEvent) {
+		if e.Err != nil {
+			told = append(told, e.Err.Error())
+		}
+	}}))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- coordinator.Start(ctx) }()
+	write := func(topic string) {
+		writer := k.admin(t)
+		for n := range 2 {
+			require.NoError(t, writer.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Key: []byte(fmt.Sprint(n))}).FirstErr())
+		}
+	}
+	write("orders")
+	write("wide")
+	time.Sleep(10 * time.Second)
+	require.Equal(t, 2, count("wide"))
+
+	k.deleteTopic(t, "orders")
+	if created == "at once" {
+		k.createTopic(t, "orders")
+	}
+	time.Sleep(time.Second)
+	if inHand {
+		close(hold)
+		time.Sleep(time.Second)
+	}
+	before := count("orders")
+	require.Equal(t, 2, before)
+	for n := range 6 {
+		write("wide")
+		time.Sleep(20 * time.Second)
+		require.Equal(t, 4+2*n, count("wide"), "%q", told)
+	}
+	_, err := source.Lag(t.Context())
+	require.NoError(t, err)
+	if created == "later" {
+		k.createTopic(t, "orders")
+	}
+	if created != "never" {
+		write("orders")
+		time.Sleep(time.Minute)
+		write("orders")
+		time.Sleep(time.Minute)
+		require.Equal(t, before+4, count("orders"), "%q", told)
+		require.EqualValues(t, 4, k.committed(t, "orders", 0))
+	}
+	require.NoError(t, coordinator.Ready())
+	slices.Sort(told)
+	require.LessOrEqual(t, len(told), 1, "%q", told)
+	if inHand || created != "never" {
+		require.NotEmpty(t, told)
+	}
+	for _, text := range told {
+		require.Contains(t, text, `the topic "orders" was deleted`)
+	}
+	require.Zero(t, source.Lost())
+	cancel()
+	require.NoError(t, <-ended)
+	began := time.Now()
+	client.Close()
+	require.Less(t, time.Since(began), 5*time.Second)
+}
