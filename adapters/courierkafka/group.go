@@ -280,19 +280,23 @@ func (g *group) drain(client *kgo.Client, leaving []*assignment) {
 	ctx, cancel := context.WithTimeout(client.Context(), timeout)
 	defer cancel()
 	unheard := 0
+	var given []uint64 // the renewals until each signal was given
 	for pause := time.Millisecond; unheard < patience; pause = min(2*pause, mostPause) {
 		g.mu.Lock()
 		out := 0
 		for _, a := range leaving {
 			out += a.out
 		}
-		changed := g.changed
+		changed, renewal := g.changed, g.renewal
 		g.mu.Unlock()
 		if out == 0 {
 			return
 		}
 		if g.signal() {
-			unheard = 0 // the signal before this one was taken
+			unheard = 0 // the signal before this one was taken, and the one before that has had its effect
+			if given = append(given, renewal); len(given) > 2 {
+				g.notRenewed(given[len(given)-3])
+			}
 		} else {
 			unheard++
 		}
@@ -531,17 +535,29 @@ func (g *group) renew(records []*kgo.Record) error {
 			lost.Add(i, errRevoked)
 		}
 	}
-	for _, a := range g.partitions {
-		if !a.leaving {
-			continue
-		}
-		for _, d := range g.records {
-			if d.of == a && d.index < 0 && d.listed != 0 && d.listed != g.renewal {
-				g.forget(d)
-			}
+	g.letGo()
+	return lost.ErrorOrNil()
+}
+
+// notRenewed is told that a coordinator has taken a signal since a renewal. If it has not
+// called Renew, it has nothing in hand: it has let go of all that was reported.
+func (g *group) notRenewed(since uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.renewal == since {
+		g.renewal++ // one of nothing
+		g.letGo()
+	}
+}
+
+// letGo forgets what the coordinator has let go of: the records of partitions that leave which
+// a renewal has reported, and the last one has not.
+func (g *group) letGo() {
+	for _, d := range g.records {
+		if d.of.leaving && d.index < 0 && d.listed != 0 && d.listed != g.renewal {
+			g.forget(d)
 		}
 	}
-	return lost.ErrorOrNil()
 }
 
 func (g *group) commitTimeout() time.Duration {

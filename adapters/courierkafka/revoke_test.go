@@ -4,7 +4,10 @@ package courierkafka_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -14,6 +17,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/adapters/courierkafka"
 )
 
 // A revoke commits the records that the member applied while every commit failed, before the
@@ -84,4 +90,52 @@ func TestSource_ARevokeLetsGoOfWhatWasNotBegun(t *testing.T) {
 		first.leave(t)
 		second.leave(t)
 	})
+}
+
+// A revoke waits for nothing if no record of the partition is in progress: those that wait for
+// their next attempt are let go of.
+func TestSource_ARevokeDoesNotWaitForRecordsThatWait(t *testing.T) {
+	for _, keyed := range []bool{true, false} {
+		for _, records := range []int{1, 20} {
+			t.Run(fmt.Sprintf("by key: %v, %d records", keyed, records), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) { testRevokeOfWaiting(t, keyed, records) })
+			})
+		}
+	}
+}
+
+func testRevokeOfWaiting(t *testing.T, keyed bool, records int) {
+	k := startKafka(t)
+	k.write(t, "orders", 0, records, func(int) string { return "key" })
+	opts := []courier.Option{quiet, courier.WithStreamWorkers(2)}
+	if keyed {
+		opts = append(opts, courier.WithOrderKey(courierkafka.OrderKey))
+	}
+	eager := kgo.Balancers(kgo.RangeBalancer()) // gives back all
+	var mu sync.Mutex
+	at := make(map[string]time.Time)
+	watched := courierkafka.Watched(func(what string, _ map[string][]int32) {
+		mu.Lock()
+		defer mu.Unlock()
+		at[what] = time.Now()
+	})
+	client := k.joinAs(t, watched, new(cable), "orders", eager)
+	down := courier.ProcessFunc(func(context.Context, *kgo.Record) error { return errors.New("down") })
+	applier := courier.NewRetryableApplier(down, courier.RetryPolicy{MaxAttempts: 100, InitialDelay: time.Hour, MaxDelay: time.Hour})
+	c := courier.NewStreamingCoordinator(courierkafka.NewSource(client), applier, opts...)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Start(ctx) }()
+	time.Sleep(10 * time.Second)
+	require.EqualValues(t, records, c.Stats().InHand)
+
+	k.join(t, new(cable), "orders", eager)
+	time.Sleep(time.Minute)
+	mu.Lock()
+	took, revoked := at["revoked"].Sub(at["revoking"]), at["revoked"]
+	mu.Unlock()
+	cancel()
+	require.NoError(t, <-ended)
+	require.NotZero(t, revoked)
+	require.Less(t, took, time.Second)
 }
