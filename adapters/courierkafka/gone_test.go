@@ -183,3 +183,47 @@ func testDeleted(t *testing.T, balancer kgo.GroupBalancer, inHand bool, created 
 	client.Close()
 	require.Less(t, time.Since(began), 5*time.Second)
 }
+
+// Records that retention has deleted before they were read are told, whether they went between
+// two polls, or between two members.
+func TestSource_RecordsThatAreDeletedBeforeTheyAreRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		k.write(t, "orders", 0, 20, strconv.Itoa)
+		client := k.join(t, new(cable), "orders", kgo.FetchMaxBytes(1), kgo.FetchMaxPartitionBytes(1)) // reads nothing ahead
+		first := courierkafka.NewSource(client)
+		require.NoError(t, first.Mark(t.Context(), fetchAll(t, first, 20)))
+		client.PauseFetchTopics("orders") // as does a window that is full
+		time.Sleep(10 * time.Second)
+		k.write(t, "orders", 20, 40, strconv.Itoa)
+		k.deleteRecords(t, "orders", 35)
+		client.ResumeFetchTopics("orders")
+		records, err := fetch(t, first, 5)
+		require.ErrorContains(t, err, `have deleted the offsets 20 to 34 of partition 0 of "orders" before they were read`)
+		require.EqualValues(t, 35, records[0].Offset)
+		records = append(records, fetchAll(t, first, 5-len(records))...)
+		require.NoError(t, first.Mark(t.Context(), records[:2]))
+		client.Close()
+
+		k.write(t, "orders", 40, 50, strconv.Itoa)
+		k.deleteRecords(t, "orders", 45)
+		second := courierkafka.NewSource(k.join(t, new(cable), "orders"))
+		records, err = fetch(t, second, 5)
+		require.ErrorContains(t, err, "have deleted the offsets 37 to 44 of")
+		require.EqualValues(t, 45, records[0].Offset)
+	})
+}
+
+// deleteRecords deletes the records of a partition before an offset.
+func (k *kafka) deleteRecords(t *testing.T, topic string, before int64) {
+	t.Helper()
+	request := kmsg.NewPtrDeleteRecordsRequest()
+	asked := kmsg.NewDeleteRecordsRequestTopic()
+	asked.Topic = topic
+	partition := kmsg.NewDeleteRecordsRequestTopicPartition()
+	partition.Offset = before
+	asked.Partitions = append(asked.Partitions, partition)
+	request.Topics = append(request.Topics, asked)
+	_, err := request.RequestWith(t.Context(), k.admin(t))
+	require.NoError(t, err)
+}

@@ -449,14 +449,20 @@ func (g *group) admit(client *kgo.Client, p *polling, fetches kgo.Fetches) (reco
 		if a == nil || a.leaving || a.unknown { // another member has them, or will have, or may have had
 			return
 		}
+		begin, expected := positionOf(f.Records[0]), a.read
 		if a.window == nil {
-			begin := positionOf(f.Records[0])
 			last, found := g.found[a.partition]
+			if expected = a.from.Offset; found && last.Offset >= 0 {
+				expected = last.Offset
+			}
 			a.window = window.New(position{EpochOffset: begin})
 			a.done = last.settled
 			if found && last.Offset >= 0 || startsAtStart(client) {
 				a.committed.EpochOffset = begin
 			}
+		}
+		if end := min(begin.Offset, f.LogStartOffset); expected >= 0 && expected < end && err == nil {
+			err = &deletedError{a.partition, expected, end}
 		}
 		for _, r := range f.Records {
 			next := kgo.EpochOffset{Epoch: r.LeaderEpoch, Offset: r.Offset + 1}

@@ -31,6 +31,16 @@ func (e *goneError) Error() string {
 	return fmt.Sprintf("courierkafka: the topic %q was deleted: its records in hand are dropped, and the source goes on without it; if it is created again, it is consumed from its beginning", clip(e.topic))
 }
 
+// deletedError is offsets of a partition, without the end, that the brokers deleted too early.
+type deletedError struct {
+	partition  partition
+	first, end int64
+}
+
+func (e *deletedError) Error() string {
+	return fmt.Sprintf("courierkafka: the brokers have deleted the offsets %d to %d of %v before they were read: the source goes on after them; the topic's retention is too short for how far the group is behind", e.first, e.end-1, e.partition)
+}
+
 // interrupted reports whether a poll ended because it was called back.
 func interrupted(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
@@ -44,7 +54,7 @@ func fetchFault(p partition, err error) error {
 	case errors.Is(err, kgo.ErrClientClosed):
 		return errClientClosed
 	case errors.As(err, &loss):
-		return fmt.Errorf("courierkafka: the brokers have lost records of %v, or have deleted them before they were read; the source goes on at offset %d: %w", p, loss.ResetTo, err)
+		return fmt.Errorf("courierkafka: the brokers have lost records of %v; the source goes on at offset %d: %w", p, loss.ResetTo, err)
 	case errors.As(err, &group):
 		return &groupError{group.Err}
 	case p.topic == "":
