@@ -101,8 +101,7 @@ func (c *call) produce(ctx context.Context, indices []int) {
 			c.errs[i] = &unsentError{errNoRoom}
 		}
 	}
-	r.wait(limited)
-	c.collect(ctx, r, indices[:sent])
+	c.collect(ctx, r.wait(limited), indices[:sent])
 }
 
 // send hands records to the client until one is known to have failed or ctx has ended,
@@ -152,12 +151,12 @@ var ended = func() context.Context {
 // collect sets the errors of the records that a round has sent. A record that was
 // stored although an earlier one of its key was not goes again after that: the client
 // may buffer it just when the earlier one has failed.
-func (c *call) collect(ctx context.Context, r *round, indices []int) {
+func (c *call) collect(ctx context.Context, results []result, indices []int) {
 	type key struct{ topic, key string }
 	var behind map[key]bool
 	stored := false
 	for at, i := range indices {
-		record, err := r.results[at].record, r.verdict(ctx, r.results[at])
+		record, err := results[at].record, results[at].verdict(ctx)
 		stored = stored || err == nil
 		if err != nil || behind != nil && record.Key != nil {
 			k := key{record.Topic, string(record.Key)}

@@ -18,6 +18,17 @@ func Unanswered(client *kgo.Client) int {
 	return len(p.link.unanswered.records)
 }
 
+// Waiting returns how many calls wait for answers to records that others have sent.
+func Waiting(client *kgo.Client) (n int) {
+	p, _ := newProducer(client, nil)
+	p.link.unanswered.mu.Lock()
+	defer p.link.unanswered.mu.Unlock()
+	for _, a := range p.link.unanswered.records {
+		n += len(a.waiting)
+	}
+	return n
+}
+
 // Share takes a turn as a call does that produces, so that no other is alone before leave.
 func Share(client *kgo.Client) (leave func()) {
 	p, _ := newProducer(client, nil)

@@ -17,18 +17,18 @@ type round struct {
 	failed atomic.Bool     // a record has failed
 
 	mu      sync.Mutex
-	results []result
-	waiting int           // records without an answer
-	sealed  bool          // no more records are sent
-	over    chan struct{} // is closed when all answers are there
-	left    bool          // nobody waits for answers any more
+	results []result        // nil once nobody waits for answers any more
+	waiting int             // records without an answer
+	sealed  bool            // no more records are sent
+	over    chan struct{}   // is closed when all answers are there
+	late    map[int]*answer // where those go that come after that
 }
 
 type result struct {
 	record *kgo.Record
 	known  bool // there is an answer
 	err    error
-	late   *answer // where the answer goes once nobody waits for it here
+	joined *answer // to an earlier copy
 }
 
 // newRound makes a round for n records. The client never gives a record up because a
@@ -46,9 +46,13 @@ func (r *round) send(i int, record *kgo.Record) {
 	r.results[i].record = record
 	r.waiting++
 	r.mu.Unlock()
-	unanswered := r.p.link.unanswered
-	if unanswered.count.Load() > 0 && unanswered.join(record, func(err error) bool { return r.settle(i, err) }) {
-		return
+	if r.p.link.unanswered.count.Load() > 0 {
+		if joined := r.p.link.unanswered.join(record, waiter{r, i}); joined != nil {
+			r.mu.Lock()
+			r.results[i].joined = joined
+			r.mu.Unlock()
+			return
+		}
 	}
 	if record.Context != nil {
 		record.Context = context.WithoutCancel(record.Context)
@@ -62,7 +66,7 @@ func (r *round) settle(i int, err error) bool {
 		r.failed.Store(true)
 	}
 	r.mu.Lock()
-	left, late := r.left, r.results[i].late
+	left, late := r.results == nil, r.late[i]
 	if !left {
 		r.results[i].known, r.results[i].err = true, err
 	}
@@ -82,9 +86,10 @@ func (r *round) end() {
 	}
 }
 
-// wait returns when all records have an answer, or ctx has ended. What has no answer by
-// then is remembered, for the next attempt.
-func (r *round) wait(ctx context.Context) {
+// wait returns the results when all records have an answer, or ctx has ended. What has no
+// answer by then is remembered, for the next attempt, and nothing else: the client keeps
+// the round for as long as a record has none.
+func (r *round) wait(ctx context.Context) []result {
 	r.mu.Lock()
 	r.sealed = true
 	r.end()
@@ -95,17 +100,28 @@ func (r *round) wait(ctx context.Context) {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.left = true
-	for i := range r.results {
-		if e := &r.results[i]; e.record != nil && !e.known {
-			e.late = r.p.link.unanswered.add(e.record)
+	results := r.results
+	r.results = nil
+	for i := range results {
+		switch e := &results[i]; {
+		case e.record == nil || e.known:
+		case e.joined != nil:
+			r.p.link.unanswered.leave(e.joined, waiter{r, i})
+		default:
+			if late := r.p.link.unanswered.add(e.record); late != nil {
+				if r.late == nil {
+					r.late = make(map[int]*answer)
+				}
+				r.late[i] = late
+			}
 		}
 	}
+	return results
 }
 
 // verdict returns the error of a record that was sent, nil when it is stored. It is called
 // after wait, with the caller's context.
-func (r *round) verdict(ctx context.Context, e result) error {
+func (e *result) verdict(ctx context.Context) error {
 	switch {
 	case !e.known && ctx.Err() != nil:
 		return context.Cause(ctx)

@@ -1,8 +1,10 @@
 package courierkafka
 
 import (
+	"container/list"
 	"crypto/sha256"
 	"encoding/binary"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -14,19 +16,26 @@ import (
 const maxStored = 10_000
 
 // unanswered remembers the records whose call returned before the brokers had answered.
-// The client cannot take them back, and a copy would be a duplicate.
+// The client cannot take them back, and a copy would be a duplicate. There is one answer
+// for each, however many attempts wait for it in turn.
 type unanswered struct {
 	count   atomic.Int64 // of records
 	mu      sync.Mutex
 	records map[print]*answer
-	stored  []*answer // the oldest first; some may have been applied again
+	stored  list.List // of those answers that say so; the oldest first
 }
 
 // answer is what becomes of such a record.
 type answer struct {
 	print   print
-	stored  bool
-	waiting []func(error) bool // each reports whether somebody waits
+	stored  *list.Element // nil as long as it is not
+	waiting []waiter
+}
+
+// waiter is a record of a call that waits for the answer to an earlier one.
+type waiter struct {
+	round *round
+	index int
 }
 
 // print is a digest of the topic, the key, the value and the headers of a record.
@@ -35,6 +44,7 @@ type print [sha256.Size]byte
 func newUnanswered() *unanswered { return &unanswered{records: make(map[print]*answer)} }
 
 // add remembers a record, unless it has no id: then an equal one may be another record.
+// It returns nil too for a copy of one that is remembered, which counts alone.
 func (u *unanswered) add(r *kgo.Record) *answer {
 	if RecordID(r) == "" {
 		return nil
@@ -42,30 +52,39 @@ func (u *unanswered) add(r *kgo.Record) *answer {
 	a := &answer{print: printOf(r)}
 	u.mu.Lock()
 	defer u.mu.Unlock()
+	if u.records[a.print] != nil {
+		return nil
+	}
 	u.records[a.print] = a
 	u.count.Store(int64(len(u.records)))
 	return a
 }
 
-// join calls settle with the answer to an earlier copy of a record, and reports whether
-// there is one.
-func (u *unanswered) join(r *kgo.Record, settle func(error) bool) bool {
+// join has a waiter get the answer to an earlier copy of a record, and returns that
+// answer, nil if there is no such copy.
+func (u *unanswered) join(r *kgo.Record, w waiter) *answer {
 	print := printOf(r)
 	u.mu.Lock()
 	a := u.records[print]
 	switch {
 	case a == nil:
+	case a.stored != nil:
+		u.forget(a)
 		u.mu.Unlock()
-		return false
-	case !a.stored:
-		a.waiting = append(a.waiting, settle)
-		u.mu.Unlock()
-		return true
+		w.settle(nil)
+		return a
+	default:
+		a.waiting = append(a.waiting, w)
 	}
-	u.forget(a)
 	u.mu.Unlock()
-	settle(nil)
-	return true
+	return a
+}
+
+// leave takes a waiter out that waits no longer.
+func (u *unanswered) leave(a *answer, w waiter) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	a.waiting = slices.DeleteFunc(a.waiting, func(other waiter) bool { return other == w })
 }
 
 // settle is called with the answer. That the record is stored is remembered until it is
@@ -74,28 +93,23 @@ func (u *unanswered) settle(a *answer, err error) {
 	u.mu.Lock()
 	waiting := a.waiting
 	a.waiting = nil
-	a.stored = err == nil
 	if err != nil {
 		u.forget(a)
+	} else {
+		a.stored = u.stored.PushBack(a)
 	}
 	u.mu.Unlock()
 	taken := false
-	for _, settle := range waiting {
-		taken = settle(err) || taken
-	}
-	if err != nil {
-		return
+	for _, w := range waiting {
+		taken = w.settle(err) || taken
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if taken {
 		u.forget(a)
-		return
 	}
-	u.stored = append(u.stored, a)
-	if len(u.stored) > maxStored {
-		u.forget(u.stored[0])
-		u.stored = u.stored[1:]
+	if u.stored.Len() > maxStored {
+		u.forget(u.stored.Front().Value.(*answer))
 	}
 }
 
@@ -104,7 +118,13 @@ func (u *unanswered) forget(a *answer) {
 		delete(u.records, a.print)
 		u.count.Store(int64(len(u.records)))
 	}
+	if a.stored != nil {
+		u.stored.Remove(a.stored)
+	}
 }
+
+// settle reports whether somebody waited for the answer.
+func (w waiter) settle(err error) bool { return w.round.settle(w.index, err) }
 
 func printOf(r *kgo.Record) print {
 	var text []byte

@@ -188,3 +188,43 @@ func TestMemoryOfStoredRecordsIsBounded(t *testing.T) {
 		require.Len(t, k.ids(t, "orders"), 12_001)
 	})
 }
+
+// However many attempts give a record up, it is remembered once, and so for as long as the
+// others.
+func TestManyAttemptsAreRememberedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, sink, release := held(t)
+		all := orders(1000)
+		for range 12 {
+			giveUp(t, sink, all)
+		}
+		require.Equal(t, 1000, courierkafka.Unanswered(k.client))
+		require.Zero(t, courierkafka.Waiting(k.client), "a call that has returned waits for nothing")
+		release()
+		time.Sleep(time.Second)
+		require.Equal(t, 1000, courierkafka.Unanswered(k.client))
+		require.NoError(t, sink.ApplyBatch(t.Context(), all))
+		require.Len(t, k.ids(t, "orders"), 1001, "none twice")
+	})
+}
+
+// Records that were applied again leave room for those that were not.
+func TestStoredRecordsThatWereAppliedAgainTakeNoRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, sink, release := held(t)
+		kept := orders(1)
+		others := orders(2001)[1:]
+		giveUp(t, sink, kept)
+		for range 6 {
+			giveUp(t, sink, others)
+			release()
+			time.Sleep(time.Second)
+			require.NoError(t, sink.ApplyBatch(t.Context(), others))
+			require.Equal(t, 1, courierkafka.Unanswered(k.client))
+			release = k.hold(t)
+		}
+		release()
+		require.NoError(t, sink.ApplyBatch(t.Context(), kept))
+		require.Len(t, k.ids(t, "orders"), 1+6*2000+1, "it is known still")
+	})
+}
