@@ -12,13 +12,13 @@ import (
 // call is one call of ApplyBatch.
 type call struct {
 	*producer
-	records  []*kgo.Record // by index; nil where none was made
-	errs     []error       // nil where the record is stored
-	answered uint64        // the link's, when the call began
+	records []*kgo.Record // by index; nil where none was made
+	errs    []error       // nil where the record is stored
+	heard   uint64        // the link's, when the call began
 }
 
 func newCall(p *producer, n int) *call {
-	return &call{producer: p, records: make([]*kgo.Record, n), errs: make([]error, n), answered: p.link.answered.Load()}
+	return &call{producer: p, records: make([]*kgo.Record, n), errs: make([]error, n), heard: p.link.heard.Load()}
 }
 
 // run makes Kafka records of the records, produces them, and finds out what became of
@@ -101,7 +101,7 @@ func (c *call) produce(ctx context.Context, indices []int) {
 			c.errs[i] = &unsentError{errNoRoom}
 		}
 	}
-	c.collect(ctx, r.wait(limited), indices[:sent])
+	c.collect(ctx, r.wait(ctx, limited), indices[:sent])
 }
 
 // send hands records to the client until one is known to have failed or ctx has ended,
@@ -154,10 +154,8 @@ var ended = func() context.Context {
 func (c *call) collect(ctx context.Context, results []result, indices []int) {
 	type key struct{ topic, key string }
 	var behind map[key]bool
-	stored := false
 	for at, i := range indices {
 		record, err := results[at].record, results[at].verdict(ctx)
-		stored = stored || err == nil
 		if err != nil || behind != nil && record.Key != nil {
 			k := key{record.Topic, string(record.Key)}
 			if err == nil && behind[k] {
@@ -170,18 +168,11 @@ func (c *call) collect(ctx context.Context, results []result, indices []int) {
 		}
 		c.errs[i] = err
 	}
-	if stored {
-		c.link.answered.Add(1)
-	}
 }
 
 // refused returns the records that brokers refused as a batch, by partition and in
 // order.
 func (c *call) refused() (lanes [][]int) {
-	type partition struct {
-		topic  string
-		number int32
-	}
 	var known map[partition]int
 	for i, err := range c.errs {
 		if c.records[i] == nil || err == nil || !batchRefused(err) {
@@ -229,7 +220,6 @@ func (c *call) isolate(ctx context.Context, part []int) bool {
 	case len(part) == 1:
 		if alone { // what else was in the batch could be to blame
 			c.errs[part[0]] = courier.Permanent(c.errs[part[0]])
-			c.link.answered.Add(1)
 		}
 		return false
 	}
@@ -244,11 +234,11 @@ func again(r *kgo.Record) *kgo.Record {
 }
 
 // outcome returns the result of the call. An error that tells of the cluster is held
-// against no record. While brokers take other records this one waits by itself, otherwise
-// the coordinator pauses.
-func (c *call) outcome() error {
+// against no record. While any broker answers this one waits by itself, otherwise the
+// coordinator pauses.
+func (c *call) outcome(ctx context.Context) error {
 	var failed courier.BatchError
-	took, until := c.link.answered.Load() != c.answered, time.Time{}
+	asked, until := false, time.Time{}
 	for i, err := range c.errs {
 		if err == nil {
 			continue
@@ -257,17 +247,24 @@ func (c *call) outcome() error {
 		if r := c.records[i]; r != nil && err != courier.ErrBehindFailed && !errors.As(err, &unsent) {
 			err = &produceError{r.Topic, RecordID(r), err}
 		}
-		switch {
-		case !ofCluster(err):
-		case took:
-			err = courier.Later(err, restFor)
-		default:
-			if until.IsZero() {
+		if ofCluster(err) {
+			if !asked && !c.answered(ctx) {
 				until = time.Now().Add(restFor)
 			}
-			err = &restError{err, until}
+			asked = true
+			if until.IsZero() {
+				err = courier.Later(err, restFor)
+			} else {
+				err = &restError{err, until}
+			}
 		}
 		failed.Add(i, err)
 	}
 	return failed.ErrorOrNil()
+}
+
+// answered reports whether any broker has answered anything since the call began, or does
+// now: a client that waits for one broker has no reason to ask another.
+func (c *call) answered(ctx context.Context) bool {
+	return c.link.heard.Load() != c.heard || c.link.ask(ctx, c.client, c.config.deliveryTimeout/10)
 }

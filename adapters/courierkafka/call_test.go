@@ -26,6 +26,7 @@ type outbox struct {
 	mu      sync.Mutex
 	pending []order
 	made    map[string]int
+	rows    chan order // has them too where they are handed out once
 }
 
 func newOutbox(all []order) *outbox {
@@ -81,10 +82,7 @@ func (o *outbox) relay(t *testing.T, sink courier.Applier[order], opts ...courie
 	})
 	for range 3600 {
 		time.Sleep(time.Second)
-		o.mu.Lock()
-		left := len(o.pending)
-		o.mu.Unlock()
-		if left == 0 {
+		if o.left() == 0 {
 			break
 		}
 	}

@@ -24,7 +24,7 @@ import (
 //     takes a silent connection for dead, where the client's defaults are 10 each;
 //   - a second between two looks for the leaders of partitions, where the default is 5.
 func ClientOptions() []kgo.Opt {
-	l := &link{turns: new(turns), sending: make(chan struct{}, 1), unanswered: newUnanswered()}
+	l := &link{turns: new(turns), sending: make(chan struct{}, 1), unanswered: newUnanswered(), overdue: newOverdue()}
 	return []kgo.Opt{
 		kgo.WithHooks(l),
 		kgo.ProducerOnDataLossDetected(func(string, int32) { l.losses.Add(1) }),
@@ -40,11 +40,12 @@ type link struct {
 	losses     atomic.Uint64
 	produced   atomic.Uint64 // records handed to the client, by whomever
 	underWay   atomic.Int64  // those of them without a result
-	answered   atomic.Uint64 // calls that a broker took something of
+	heard      atomic.Uint64 // answers of brokers, to whatever was asked
 	trouble    atomic.Pointer[connectError]
 	turns      *turns
 	sending    chan struct{} // holds a value while a call hands its records over
 	unanswered *unanswered
+	overdue    *overdue
 }
 
 // connectError is a failed connection after which nothing came from any broker.
@@ -60,7 +61,11 @@ func (l *link) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Conn
 // OnBrokerRead notes that a broker can be reached. The answer that opens a connection
 // comes here too.
 func (l *link) OnBrokerRead(_ kgo.BrokerMetadata, _ int16, _ int, _, _ time.Duration, err error) {
-	if err == nil && l.trouble.Load() != nil {
+	if err != nil {
+		return
+	}
+	l.heard.Add(1)
+	if l.trouble.Load() != nil {
 		l.trouble.Store(nil)
 	}
 }
@@ -71,6 +76,14 @@ func (l *link) OnProduceRecordBuffered(*kgo.Record) {
 	l.underWay.Add(1)
 }
 
+// OnProduceRecordPartitioned notes where a record goes.
+func (l *link) OnProduceRecordPartitioned(record *kgo.Record, _ int32) {
+	l.overdue.answered(partition{record.Topic, -1})
+	if r, ok := record.Context.Value(roundKey{}).(*round); ok {
+		r.partitioned(record)
+	}
+}
+
 // OnProduceRecordUnbuffered counts those that the client is done with. Its own count has
 // a record a moment longer, until after the call that tells of the result.
 func (l *link) OnProduceRecordUnbuffered(*kgo.Record, error) { l.underWay.Add(-1) }
@@ -79,12 +92,20 @@ func (l *link) OnProduceRecordUnbuffered(*kgo.Record, error) { l.underWay.Add(-1
 // has no reason to connect, so it asks all brokers itself.
 func (l *link) reach(ctx context.Context, p *producer) error {
 	trouble := l.trouble.Load()
-	if trouble == nil {
+	switch {
+	case trouble == nil, l.ask(ctx, p.client, p.config.deliveryTimeout):
 		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	}
-	asking, cancel := context.WithTimeout(ctx, p.config.deliveryTimeout)
+	return &restError{fmt.Errorf("courierkafka: no broker can be reached: %w", trouble.err), time.Now().Add(restFor)}
+}
+
+// ask reports whether any broker answers within a time.
+func (l *link) ask(ctx context.Context, client *kgo.Client, timeout time.Duration) (reached bool) {
+	asking, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	brokers := append(p.client.DiscoveredBrokers(), p.client.SeedBrokers()...)
+	brokers := append(client.DiscoveredBrokers(), client.SeedBrokers()...)
 	answers := make(chan error, len(brokers))
 	for _, b := range brokers {
 		go func() {
@@ -94,20 +115,13 @@ func (l *link) reach(ctx context.Context, p *producer) error {
 			answers <- err
 		}()
 	}
-	reached := false
 	for range brokers {
 		if <-answers == nil && !reached {
 			reached = true
 			cancel() // the other requests
 		}
 	}
-	switch {
-	case reached:
-		return nil
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	}
-	return &restError{fmt.Errorf("courierkafka: no broker can be reached: %w", trouble.err), time.Now().Add(restFor)}
+	return reached
 }
 
 // producer is the part of a sink that does not depend on the type of its records.

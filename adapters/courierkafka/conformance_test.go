@@ -3,6 +3,7 @@ package courierkafka_test
 import (
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -39,5 +40,6 @@ func TestConformance_Sink(t *testing.T) {
 				return func() { up.Store(true) }
 			},
 		}
-	}, courierttest.ApplierFeatures{Bubble: true, Ordered: true, Concurrent: true, Permanent: true, OrderedBatches: true})
+	}, courierttest.ApplierFeatures{Bubble: true, Ordered: true, Concurrent: true, Permanent: true, OrderedBatches: true,
+		Recovers: 3 * time.Second}) // the client asks again at its own pace, and no call waits for that
 }

@@ -23,7 +23,7 @@ var errClientClosed = fmt.Errorf("%w: %w", ErrClosed, &courier.ConfigError{
 var (
 	errTopic    = errors.New("the topic is invalid")
 	errTooLarge = errors.New("the record is too large")
-	errNoAnswer = errors.New("the brokers have not answered within the delivery timeout; the client tries on, and the next call waits for its answer")
+	errNoAnswer = errors.New("the brokers have not answered within the delivery timeout; the client tries on, and the next attempt finds its answer")
 	errNoRoom   = errors.New("the client's buffer is full of records that the brokers have not taken")
 )
 

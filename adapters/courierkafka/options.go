@@ -29,7 +29,8 @@ func newConfig(opts []Option) config {
 // is 10 s; it must be positive. It counts from when the call's records are handed to the
 // client, and anew when records are sent again after a broker refused a batch. A record
 // without an answer by then counts as not attempted. It stays with the client, and the
-// next Apply of the record waits for its answer.
+// next Apply of the record takes its answer. If no broker has answered anything, the call
+// asks all of them, for up to a tenth of the delivery timeout.
 func WithDeliveryTimeout(d time.Duration) Option {
 	return func(c *config) {
 		if d <= 0 && c.fault == nil {

@@ -133,7 +133,7 @@ func TestSlowBroker(t *testing.T) {
 		require.NoError(t, sink.ApplyBatch(t.Context(), orders(10)))
 		err := courierkafka.NewSink(k.client, message, courierkafka.WithDeliveryTimeout(time.Second)).Apply(t.Context(), order{ID: "1", Topic: "orders"})
 		requireClass(t, courier.ClassNotAttempted, err)
-		require.ErrorContains(t, err, "the next call waits for its answer")
+		require.ErrorContains(t, err, "the next attempt finds its answer")
 		time.Sleep(3 * time.Second)
 	})
 }

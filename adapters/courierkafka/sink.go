@@ -15,7 +15,7 @@
 // The client is idempotent, so that its own retries store a record once, and it tries
 // until it knows. Where Apply returns before that, because its context or the delivery
 // timeout has ended, the record stays with the client. The next Apply of the same record
-// waits for the client's answer to the first one, and sends no copy, if the record has an
+// takes the client's answer to the first one, and sends no copy, if the record has an
 // id ([Message], [IDHeader]). Duplicates are left for when the process dies, when the
 // brokers have lost data ([Sink.DataLoss]), and for records without an id.
 //
@@ -87,11 +87,15 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // batch again in smaller parts, until it has found the one to blame.
 //
 // Not attempted are records that brokers have not taken within the delivery timeout,
-// because they do not answer or a partition has no leader. While the brokers take other
-// records, such a record asks to be applied again in a second ([courier.Later]).
-// Otherwise, and when no broker can be reached, the error has a method RetryAt that makes
-// a coordinator pause for a second. Not attempted are also the records that the client
-// gave up because it was closed.
+// because they do not answer or a partition has no leader. While any broker answers, such
+// a record asks to be applied again in a second ([courier.Later]), and the others go on.
+// If none does, the error has a method RetryAt that makes a coordinator pause for a
+// second. Not attempted are also the records that the client gave up because it was
+// closed.
+//
+// A partition of which a call has waited in vain for the delivery timeout is overdue until
+// a broker answers for it: later calls wait a hundredth of that for its records, so that
+// they hold up no others. Records without an id are waited for each time.
 //
 // Any other failure is retryable, such as an unknown topic or a missing permission.
 //
@@ -112,7 +116,7 @@ func (s *Sink[T]) ApplyBatch(ctx context.Context, records []T) error {
 	}
 	c := newCall(&s.producer, len(records))
 	c.run(ctx, func(i int) (*kgo.Record, error) { return s.message(records[i]) })
-	return c.outcome()
+	return c.outcome(ctx)
 }
 
 // OrderedBatches returns true.

@@ -28,6 +28,7 @@ type unanswered struct {
 // answer is what becomes of such a record.
 type answer struct {
 	print   print
+	at      partition     // where the record goes
 	stored  *list.Element // nil as long as it is not
 	waiting []waiter
 }
@@ -45,11 +46,11 @@ func newUnanswered() *unanswered { return &unanswered{records: make(map[print]*a
 
 // add remembers a record, unless it has no id: then an equal one may be another record.
 // It returns nil too for a copy of one that is remembered, which counts alone.
-func (u *unanswered) add(r *kgo.Record) *answer {
+func (u *unanswered) add(r *kgo.Record, at partition) *answer {
 	if RecordID(r) == "" {
 		return nil
 	}
-	a := &answer{print: printOf(r)}
+	a := &answer{print: printOf(r), at: at}
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.records[a.print] != nil {
