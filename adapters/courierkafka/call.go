@@ -89,6 +89,13 @@ func (c *call) fail(indices []int, err error) {
 func (c *call) produce(ctx context.Context, indices []int) {
 	limited, cancel := context.WithTimeout(ctx, c.config.deliveryTimeout)
 	defer cancel()
+	if err := c.link.identify(limited, c.client); err != nil {
+		if ctx.Err() != nil {
+			err = &unsentError{context.Cause(ctx)}
+		}
+		c.fail(indices, err)
+		return
+	}
 	r := newRound(ctx, c.producer, len(indices))
 	sent := c.send(limited, r, indices)
 	for _, i := range indices[sent:] {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -40,7 +41,8 @@ type link struct {
 	losses     atomic.Uint64
 	produced   atomic.Uint64 // records handed to the client, by whomever
 	underWay   atomic.Int64  // those of them without a result
-	heard      atomic.Uint64 // answers of brokers, to whatever was asked
+	heard      atomic.Uint64 // answers of brokers, to whatever was asked once connected
+	identified atomic.Bool   // a broker has given a producer id out
 	trouble    atomic.Pointer[connectError]
 	turns      *turns
 	sending    chan struct{} // holds a value while a call hands its records over
@@ -60,11 +62,15 @@ func (l *link) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Conn
 
 // OnBrokerRead notes that a broker can be reached. The answer that opens a connection
 // comes here too.
-func (l *link) OnBrokerRead(_ kgo.BrokerMetadata, _ int16, _ int, _, _ time.Duration, err error) {
+func (l *link) OnBrokerRead(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, err error) {
 	if err != nil {
 		return
 	}
-	l.heard.Add(1)
+	switch kmsg.Key(key) {
+	case kmsg.ApiVersions, kmsg.SASLHandshake, kmsg.SASLAuthenticate:
+	default:
+		l.heard.Add(1)
+	}
 	if l.trouble.Load() != nil {
 		l.trouble.Store(nil)
 	}
@@ -122,6 +128,30 @@ func (l *link) ask(ctx context.Context, client *kgo.Client, timeout time.Duratio
 		}
 	}
 	return reached
+}
+
+// identify returns nil once brokers give producer ids out. The client asks for one by
+// itself when it has a record, and an error that it takes for fatal, such as a permission
+// that is missing, it keeps for good: so it gets no record before that.
+func (l *link) identify(ctx context.Context, client *kgo.Client) error {
+	if l.identified.Load() {
+		return nil
+	}
+	response, err := kmsg.NewPtrInitProducerIDRequest().RequestWith(ctx, client)
+	switch {
+	case ctx.Err() != nil:
+		return &unsentError{errNoProducerID}
+	case err != nil: // the client meets it too, and keeps none of these
+		return nil
+	}
+	err = kerr.ErrorForCode(response.ErrorCode)
+	switch {
+	case err == nil:
+		l.identified.Store(true)
+	case !kerr.IsRetriable(err):
+		return fmt.Errorf("asking for a producer id: %w", err)
+	}
+	return nil
 }
 
 // producer is the part of a sink that does not depend on the type of its records.

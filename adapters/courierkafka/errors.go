@@ -21,10 +21,11 @@ var errClientClosed = fmt.Errorf("%w: %w", ErrClosed, &courier.ConfigError{
 })
 
 var (
-	errTopic    = errors.New("the topic is invalid")
-	errTooLarge = errors.New("the record is too large")
-	errNoAnswer = errors.New("the brokers have not answered within the delivery timeout; the client tries on, and the next attempt finds its answer")
-	errNoRoom   = errors.New("the client's buffer is full of records that the brokers have not taken")
+	errTopic        = errors.New("the topic is invalid")
+	errTooLarge     = errors.New("the record is too large")
+	errNoAnswer     = errors.New("the brokers have not answered within the delivery timeout; the client tries on, and the next attempt finds its answer")
+	errNoProducerID = errors.New("the brokers have not given the client a producer id within the delivery timeout")
+	errNoRoom       = errors.New("the client's buffer is full of records that the brokers have not taken")
 )
 
 // produceError names the record that failed. Its text is made when it is asked for: in
@@ -81,7 +82,7 @@ func batchRefused(err error) bool {
 func ofCluster(err error) bool {
 	var network *net.OpError
 	switch {
-	case errors.Is(err, errNoAnswer), errors.Is(err, errNoRoom), kgo.IsRetryableBrokerErr(err), errors.As(err, &network):
+	case errors.Is(err, errNoAnswer), errors.Is(err, errNoProducerID), errors.Is(err, errNoRoom), kgo.IsRetryableBrokerErr(err), errors.As(err, &network):
 		return true
 	}
 	return kerr.IsRetriable(err) && !unknownTopic(err) && !errors.Is(err, kerr.CorruptMessage)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -278,6 +279,61 @@ func TestErrorsOfBrokers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// An error of the client's first request is that of one attempt.
+func TestErrorsOfTheFirstRequest(t *testing.T) {
+	for _, e := range []*kerr.Error{kerr.ClusterAuthorizationFailed, kerr.UnknownServerError, kerr.InvalidRequest, kerr.CoordinatorLoadInProgress} {
+		t.Run(e.Message, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := startKafka(t)
+				ill := k.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.InitProducerID}, Err: e, Count: -1})
+				sink := courierkafka.NewSink(k.client, message)
+				for range 2 {
+					err := sink.Apply(t.Context(), orders(1)[0])
+					if e.Retriable {
+						requireClass(t, courier.ClassNotAttempted, err)
+						continue
+					}
+					requireClass(t, courier.ClassRetryable, err)
+					require.ErrorIs(t, err, e)
+					require.ErrorContains(t, err, "asking for a producer id")
+					if e == kerr.ClusterAuthorizationFailed {
+						require.ErrorContains(t, err, "grant it")
+					}
+				}
+				ill.Remove()
+				time.Sleep(3 * time.Second) // the client repeats a retriable one at its own pace
+				require.NoError(t, sink.Apply(t.Context(), orders(1)[0]))
+				require.Len(t, k.ids(t, "orders"), 1)
+			})
+		})
+	}
+}
+
+// The first request asks a broker that is silent.
+func TestNoAnswerToTheFirstRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		var answers atomic.Bool
+		k.ControlKey(int16(kmsg.InitProducerID), func(kmsg.Request) (kmsg.Response, error, bool) {
+			k.KeepControl()
+			return nil, nil, !answers.Load()
+		})
+		cause := errors.New("shutting down")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, cause)
+		defer cancel()
+		sink := courierkafka.NewSink(k.client, message)
+		err := sink.Apply(ctx, orders(1)[0])
+		requireClass(t, courier.ClassNotAttempted, err)
+		require.ErrorIs(t, err, cause)
+		err = sink.Apply(t.Context(), orders(1)[0])
+		requireClass(t, courier.ClassNotAttempted, err)
+		require.ErrorContains(t, err, "have not given the client a producer id")
+		answers.Store(true)
+		require.NoError(t, sink.Apply(t.Context(), orders(1)[0]))
+		require.Len(t, k.ids(t, "orders"), 1)
+	})
 }
 
 func TestEndedContext(t *testing.T) {
