@@ -152,8 +152,7 @@ func (o *Outbox) asTable() *Table[Row] {
 	t.now = o.now
 	t.grammar.advice, t.grammar.outdated = o.grammar.advice, o.grammar.outdated
 	t.own = &outboxTable[Row]{known: (*Row).know, bytes: Row.bytes, most: o.fetchBytes,
-		// A message that was deleted by hand holds up none.
-		behind: o.sql(" AND f.key1 < t.seq AND EXISTS (SELECT 1 FROM {outbox} AS o WHERE o.seq = f.key1 AND o.id = f.key2 AND o.processed_at IS NULL)"),
+		behind: " AND f.key1 < t.seq",
 	}
 	return t
 }

@@ -293,3 +293,119 @@ func TestSuspectsOfAnOrderKeyWaitForEarlierRows(t *testing.T) {
 		})
 	}
 }
+
+// A row that is pending no more, however that came to be, holds up no other of its order key.
+func TestANoteOfARowThatIsNotPendingHoldsUpNone(t *testing.T) {
+	for dialect, of := range databases {
+		sent := map[Dialect]string{SQLite: "1", Postgres: "now()", MySQL: "now()"}[dialect]
+		for what, text := range map[string]string{
+			"deleted":   "DELETE FROM events WHERE id = 1",
+			"marked":    "UPDATE events SET sent_at = " + sent + " WHERE id = 1",
+			"rewritten": "UPDATE events SET id = 100 WHERE id = 1", // as a version in the key would
+		} {
+			for _, strict := range []bool{false, true} {
+				t.Run(fmt.Sprint(of, " ", what, ", strict ", strict), func(t *testing.T) {
+					t.Parallel()
+					own := ownTables(dialect)["updates"]
+					own.config.OrderKey, own.config.Strict = "'k'", strict
+					if dialect != MySQL {
+						own.config.MaxCrashes = 1
+					}
+					r := newRelayed(t, dialect, own, 0)
+					r.table()
+					left := []string{"2"}
+					if what == "rewritten" {
+						left = []string{"2", "1"}
+					}
+					for _, holdUp := range []func(){
+						func() { // it fails
+							s := r.relaySource()
+							rows, _ := fetchNames(t, s, 1)
+							require.NoError(t, s.Fail(t.Context(), failing(errors.New("boom"), rows...)))
+						},
+						func() { // it is in hand at a crash
+							fetchNames(t, r.relaySource(), 1)
+							r.advance(DefaultTableLease)
+						},
+						func() { // and at so many that it is held back
+							for range aloneFrom + 2 {
+								fetchNames(t, r.relaySource(), 1)
+								r.advance(DefaultTableLease)
+							}
+						},
+					} {
+						for _, table := range []string{"events", r.state(), r.state() + "_batches"} {
+							execute(t, r.db, "DELETE FROM "+table)
+						}
+						r.rows(1, 2)
+						holdUp()
+						execute(t, r.db, text)
+						s := r.relaySource()
+						var order []string
+						for range 3 {
+							rows, names := fetchNames(t, s, 1)
+							order = append(order, names...)
+							require.NoError(t, s.Mark(t.Context(), rows))
+						}
+						require.Equal(t, left, order)
+					}
+				})
+			}
+		}
+	}
+}
+
+// A mark that is under way when its lease runs out is seen by who counts the crash.
+func TestACrashIsNotCountedInARowThatIsBeingMarked(t *testing.T) {
+	own := ownTables(Postgres)["updates"]
+	own.config.Lease = time.Second
+	r := newRelayed(t, Postgres, own, 3)
+	s, other := r.relaySource(), r.relaySource()
+	rows, names := fetchNames(t, s, 3)
+	require.Len(t, names, 3)
+	waiting := func(n int) {
+		t.Helper()
+		require.Eventually(t, func() bool {
+			return r.count(`pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%events%'`) == n
+		}, 10*time.Second, 5*time.Millisecond)
+	}
+	tx, err := r.db.BeginTx(t.Context(), nil)
+	require.NoError(t, err)
+	_, err = tx.ExecContext(t.Context(), `SELECT 1 FROM events WHERE id = 1 FOR UPDATE`)
+	require.NoError(t, err)
+	marked, fetched := make(chan error), make(chan []string)
+	go func() { marked <- s.Mark(t.Context(), rows[:1]) }()
+	waiting(1)
+	require.Eventually(t, func() bool { return r.count(r.state()+`_batches WHERE until <= now()`) == 1 }, 10*time.Second, 5*time.Millisecond)
+	go func() {
+		_, names := fetchNames(t, other, 10)
+		fetched <- names
+	}()
+	waiting(2)
+	require.NoError(t, tx.Rollback())
+	require.NoError(t, <-marked)
+	require.Equal(t, []string{"2"}, <-fetched)
+	require.Equal(t, 2, r.count(r.state()), "of the rows that are pending")
+}
+
+// A table may have columns of the names that those beside it have.
+func TestATableWithColumnsOfTheNamesBesideIt(t *testing.T) {
+	for dialect, of := range suspecting {
+		for _, strict := range []bool{false, true} {
+			t.Run(fmt.Sprint(of, " strict ", strict), func(t *testing.T) {
+				own := ownTables(dialect)["updates"]
+				own.create = append(own.create, `ALTER TABLE events ADD crashes int DEFAULT 0`, `ALTER TABLE events ADD attempts int DEFAULT 0`, `ALTER TABLE events ADD order_key text DEFAULT 'k'`)
+				own.config.Pending, own.config.OrderKey, own.config.Strict = "sent_at IS NULL AND crashes + attempts = 0", "order_key", strict
+				r := newRelayed(t, dialect, own, 2)
+				fetchNames(t, r.relaySource(), 1)
+				r.advance(DefaultTableLease)
+				s := r.relaySource()
+				for _, want := range []string{"1", "2"} {
+					rows, names := fetchNames(t, s, 1)
+					require.Equal(t, []string{want}, names)
+					require.NoError(t, s.Mark(t.Context(), rows))
+				}
+			})
+		}
+	}
+}

@@ -67,11 +67,11 @@ type TableConfig[T any] struct {
 
 	// OrderKey is the value, in SQL, of which rows have to stay in order, such as
 	// "customer_id"; '' is no such value. Rows wait for as long as one with the same value
-	// waits for its next try, and of one value only one relay at a time has rows in hand. So
-	// several relays keep the order of each value, if their coordinators have
-	// [courier.WithOrderKey] for the same value. Relays that run at the same time share the
-	// values by their hashes; rows without a value are anybody's. Without OrderKey, later rows
-	// overtake one that failed. "" is none.
+	// is pending and waits for its next try, and of one value only one relay at a time has
+	// rows in hand. So several relays keep the order of each value, if their coordinators
+	// have [courier.WithOrderKey] for the same value. Relays that run at the same time share
+	// the values by their hashes; rows without a value are anybody's. Without OrderKey, later
+	// rows overtake one that failed. "" is none.
 	OrderKey string
 
 	// Strict has one relay deliver at a time: another one takes over when the rows that

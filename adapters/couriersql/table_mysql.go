@@ -314,7 +314,8 @@ func (m *mysqlTable) rows(leases string) string {
 		m.stateTable(), m.noted(), mysqlNow)
 	if m.orderKey != "" {
 		text += fmt.Sprintf(`
-		AND NOT EXISTS (SELECT 1 FROM %s AS f WHERE f.order_key <> '' AND f.order_key = %s AND f.available_at > %s%s)`, m.stateTable(), m.orderText(), mysqlNow, m.behind)
+		AND NOT EXISTS (SELECT 1 FROM %s AS f WHERE f.order_key <> '' AND f.order_key = %s AND f.available_at > %s%s AND EXISTS (SELECT 1 FROM %s AS t WHERE %s AND %s))`,
+			m.stateTable(), m.orderText(), mysqlNow, m.behind, m.source, m.noted(), m.pending)
 	}
 	return text
 }

@@ -138,8 +138,8 @@ func (p *postgresTable) failures() string {
 	return fmt.Sprintf("(SELECT EXISTS (SELECT FROM %s))", p.stateTable())
 }
 
-// due is the condition of a row that may be handed out: none of it, or of its order key, is
-// beside with the condition for which it, or its key, waits.
+// due is the condition of a row that may be handed out: none of it, or of a pending row of its
+// order key, is beside with the condition for which it, or its key, waits.
 func (p *postgresTable) due(waits, keyWaits string) string {
 	text := fmt.Sprintf(`%s
 		AND (%s) NOT IN (SELECT u.* FROM %s b, unnest(%s) AS u WHERE b.until > statement_timestamp())
@@ -147,7 +147,8 @@ func (p *postgresTable) due(waits, keyWaits string) string {
 		p.pending, p.keyRefs(), p.batches(), each(len(p.keys), "b.key#"), p.failures(), p.stateTable(), p.noted(), waits)
 	if p.orderKey != "" {
 		text += fmt.Sprintf(`
-		AND %s NOT IN (SELECT f.order_key FROM %s f WHERE f.order_key <> '' AND %s)`, p.orderText(), p.stateTable(), keyWaits)
+		AND %s NOT IN (SELECT f.order_key FROM %s f WHERE f.order_key <> '' AND %s AND (SELECT true FROM %s AS t WHERE %s AND %s))`,
+			p.orderText(), p.stateTable(), keyWaits, p.source, p.noted(), p.pending)
 	}
 	return text
 }
@@ -201,7 +202,7 @@ func (p *postgresTable) fetching(c claim) string {
 	due, alone := p.due(postgresSuspect, postgresSuspect), "false"
 	if p.strict && !suspects {
 		others += fmt.Sprintf(`
-		AND NOT EXISTS (SELECT %s AND s.crashes < %d)`, p.suspectsNow(), p.mostCrashes)
+		AND NOT EXISTS (SELECT %s AND s.courier_crashes < %d)`, p.suspectsNow(), p.mostCrashes)
 	}
 	if suspects {
 		const crashed = "f.crashes BETWEEN $4 AND $5"
@@ -426,6 +427,9 @@ func (p *postgresTable) bury(ctx context.Context, conn *sql.Conn, owner string, 
 	batch := new(pgx.Batch)
 	batch.Queue("BEGIN ISOLATION LEVEL READ COMMITTED")
 	p.alone(batch)
+	// A mark may have such a lease locked: only a later statement sees what it has marked.
+	const over = "until <= now() AND owner <> $1"
+	batch.Queue(fmt.Sprintf(`SELECT FROM %s WHERE %s ORDER BY id FOR UPDATE`, p.batches(), over), owner)
 	batch.Queue(fmt.Sprintf(`WITH ended AS (DELETE FROM %s WHERE %s RETURNING *), dead AS (
 	SELECT %s, bool_or(e.alone) AS courier_alone FROM ended e, unnest(%s) AS u(%s)
 	WHERE e.until >= statement_timestamp() - ($3::bigint - $2::bigint) * interval '1 microsecond' GROUP BY %s
@@ -435,7 +439,7 @@ func (p *postgresTable) bury(ctx context.Context, conn *sql.Conn, owner string, 
 	ON CONFLICT (%s) DO UPDATE SET order_key = excluded.order_key,
 		crashes = CASE WHEN excluded.crashes > 1 THEN greatest(s.crashes, %d) ELSE s.crashes END + 1 RETURNING 1
 )
-SELECT count(*) FROM counted`, p.batches(), ranOut("$1"),
+SELECT count(*) FROM counted`, p.batches(), over,
 		each(n, "u.courier_key#"), each(n, "e.key#"), each(n, "courier_key#"), each(n, "u.courier_key#"),
 		p.stateTable(), each(n, "key#"), p.keyRefs(), p.orderText(), aloneFrom+1, p.source, p.joined("dead"), p.pending, each(n, "key#"), aloneFrom),
 		owner, lease.Microseconds(), contact.Microseconds()).QueryRow(func(row pgx.Row) error { return row.Scan(&crashed) })
@@ -448,13 +452,14 @@ SELECT count(*) FROM counted`, p.batches(), ranOut("$1"),
 
 // suspectsNow selects from rows that were in hand at crashes and are due.
 func (p *postgresTable) suspectsNow() string {
-	return fmt.Sprintf("FROM %s AS s JOIN %s AS t ON %s WHERE s.crashes > 0 AND %s", p.stateTable(), p.source, p.perKey("s.key# = t.@", " AND "),
-		p.due(postgresWaits, fmt.Sprintf("(%s OR f.crashes >= %d AND s.crashes < %[2]d)", postgresWaits, p.mostCrashes)))
+	return fmt.Sprintf("FROM (SELECT %s, crashes AS courier_crashes FROM %s WHERE crashes > 0) AS s JOIN %s AS t ON %s WHERE %s",
+		each(len(p.keys), "key# AS courier_key#"), p.stateTable(), p.source, p.joined("s"),
+		p.due(postgresWaits, fmt.Sprintf("(%s OR f.crashes >= %d AND s.courier_crashes < %[2]d)", postgresWaits, p.mostCrashes)))
 }
 
 func (p *postgresTable) suspects(ctx context.Context, conn *sql.Conn) (fewest, most, more int, err error) {
-	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(s.crashes) FILTER (WHERE s.crashes < %d), 0), COALESCE(max(s.crashes) FILTER (WHERE s.crashes < %[1]d), 0),
-		count(*) FILTER (WHERE s.crashes >= %[1]d) %s`, p.mostCrashes, p.suspectsNow())).Scan(&fewest, &most, &more)
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(courier_crashes) FILTER (WHERE courier_crashes < %d), 0), COALESCE(max(courier_crashes) FILTER (WHERE courier_crashes < %[1]d), 0),
+		count(*) FILTER (WHERE courier_crashes >= %[1]d) %s`, p.mostCrashes, p.suspectsNow())).Scan(&fewest, &most, &more)
 	return fewest, most, more, err
 }
 

@@ -119,8 +119,8 @@ const (
 	sqliteBeyond  = "(f.available_at > ?1 OR f.crashes > ?4)" // or had too many
 )
 
-// due is the condition of a row that may be handed out at the time ?1: none of it, or of its
-// order key, is beside with the condition for which it, or its key, waits.
+// due is the condition of a row that may be handed out at the time ?1: none of it, or of a
+// pending row of its order key, is beside with the condition for which it, or its key, waits.
 func (s *sqliteTable) due(waits, keyWaits string) string {
 	text := fmt.Sprintf(`%s
 		AND (%s) NOT IN (SELECT %s FROM %s b, json_each(b.keys) k WHERE b.until > ?1)
@@ -128,7 +128,8 @@ func (s *sqliteTable) due(waits, keyWaits string) string {
 		s.pending, s.texts(), s.parts("k.value"), s.batches(), identifier(s.state), s.noted(), waits)
 	if s.orderKey != "" {
 		text += fmt.Sprintf(`
-		AND %s NOT IN (SELECT f.order_key FROM %s f WHERE f.order_key <> '' AND %s)`, s.orderText(), identifier(s.state), keyWaits)
+		AND %s NOT IN (SELECT f.order_key FROM %s f WHERE f.order_key <> '' AND %s AND (SELECT 1 FROM %s AS t WHERE %s AND %s))`,
+			s.orderText(), identifier(s.state), keyWaits, identifier(s.name), s.noted(), s.pending)
 	}
 	return text
 }
@@ -175,7 +176,7 @@ func (s *sqliteTable) fetching(c claim) string {
 	}
 	if s.strict && !suspects {
 		others += fmt.Sprintf(`
-		AND NOT EXISTS (SELECT 1 %s AND s.crashes < %d)`, s.suspectsNow(), s.mostCrashes)
+		AND NOT EXISTS (SELECT 1 %s AND s.courier_crashes < %d)`, s.suspectsNow(), s.mostCrashes)
 	}
 	return fmt.Sprintf(`SELECT COALESCE((SELECT f.attempts FROM %s f WHERE %s), 0), %s, %s, %s, %s
 	FROM %s AS t
@@ -340,13 +341,14 @@ func (s *sqliteTable) asKeys(value string) string {
 
 // suspectsNow selects from rows that were in hand at crashes and are due.
 func (s *sqliteTable) suspectsNow() string {
-	return fmt.Sprintf("FROM %s AS s CROSS JOIN %s AS t ON %s WHERE s.crashes > 0 AND %s", identifier(s.state), identifier(s.name), s.perKey("t.@ = s.key#", " AND "),
-		s.due(sqliteWaits, fmt.Sprintf("(%s OR f.crashes >= %d AND s.crashes < %[2]d)", sqliteWaits, s.mostCrashes)))
+	return fmt.Sprintf("FROM (SELECT %s, crashes AS courier_crashes FROM %s WHERE crashes > 0) AS s CROSS JOIN %s AS t ON %s WHERE %s",
+		each(len(s.keys), "key# AS courier_key#"), identifier(s.state), identifier(s.name), s.joined("s"),
+		s.due(sqliteWaits, fmt.Sprintf("(%s OR f.crashes >= %d AND s.courier_crashes < %[2]d)", sqliteWaits, s.mostCrashes)))
 }
 
 func (s *sqliteTable) suspects(ctx context.Context, conn *sql.Conn) (fewest, most, more int, err error) {
-	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(s.crashes) FILTER (WHERE s.crashes < %d), 0), COALESCE(max(s.crashes) FILTER (WHERE s.crashes < %[1]d), 0),
-		count(*) FILTER (WHERE s.crashes >= %[1]d) %s`, s.mostCrashes, s.suspectsNow()), s.now().UnixMicro()).Scan(&fewest, &most, &more)
+	err = conn.QueryRowContext(ctx, fmt.Sprintf(`SELECT COALESCE(min(courier_crashes) FILTER (WHERE courier_crashes < %d), 0), COALESCE(max(courier_crashes) FILTER (WHERE courier_crashes < %[1]d), 0),
+		count(*) FILTER (WHERE courier_crashes >= %[1]d) %s`, s.mostCrashes, s.suspectsNow()), s.now().UnixMicro()).Scan(&fewest, &most, &more)
 	return fewest, most, more, err
 }
 
