@@ -266,8 +266,8 @@ func (f *fanOutApplier[T]) recollect(told [][]answer, errs [][]error) {
 
 // unfinished returns the error of a record for which a branch waits, or was refused
 // while others have answered, with the answers so far; nil where the delivery is over, or
-// ends for a pause. A record that is applied waits for the retries of the other branches, but
-// not for as long as one of them asks, with Later or by the breaker of a key.
+// ends for a pause. A record waits for the retries of branches that it does not need, but not
+// for as long as one of them asks, with Later or by the breaker of a key.
 func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, past history, errs [][]error, verdict error) error {
 	watch := passageOf(ctx).watch
 	if !watch.holds(f) || pauses(ctx, verdict) {
@@ -287,9 +287,13 @@ func (f *fanOutApplier[T]) unfinished(ctx context.Context, i int, past history, 
 		if used := past.of(f.branches[b].retries); used != nil && historyOf(err) == nil && classify(ctx, err) == ClassNotAttempted && refusedOutside(err) {
 			err = &notCalledError{err, used} // its retry was not
 		}
+		if ownWait(err) && (f.branches[b].optional || !lacks) { // it is asked again when the record comes again
+			answers[b] = answer{}
+			continue
+		}
 		answers[b].err = err
 		undone.Failures = append(undone.Failures, BranchFailure{f.branches[b].name, err})
-		if due, later := waitOf(err); later && (lacks || !ownWait(err)) {
+		if due, later := waitOf(err); later {
 			if !waits || due.Before(first) {
 				first = due
 			}

@@ -65,6 +65,7 @@ type settings struct {
 	Timeout                    time.Duration
 	RetryDelay, ProbeTimeout   time.Duration // 0 is the default
 	FanOut                     int           // 0 none, 1 with a branch that never fails, 2 with one that does, 3 and identities, 4 with one that parks
+	Optional                   int           // 0 none, 1 a further branch that asks for each record later, 2 one that fails with a breaker for each key
 	Remembers                  bool          // which branches have a record
 	Shared                     bool          // the branches park in one queue
 	Memory                     bool
@@ -149,6 +150,9 @@ func draw(w *World, fixed func(s *settings)) settings {
 			s.FanOut = 4
 		}
 		s.Shared = maybe("shared queue", 0.6)
+		if maybe("optional branch", 0.4) {
+			s.Optional = 1 + w.Pick("optional kind", 2)
+		}
 		s.Remembers = s.FanOut == 3 || s.FanOut == 4 && maybe("remembers", 0.5)
 	}
 	if maybe("timeout", 0.3) {
@@ -599,6 +603,10 @@ func (x *pipe[T]) live(ctx context.Context) error {
 		if m.Remembers {
 			fan.Identity = func(r T) string { return names[r.number()] }
 		}
+		if m.Optional > 0 {
+			fan.Branches = append(fan.Branches, courier.Branch[T]{Name: "third", Optional: true, Applier: x.refuses(p)})
+			fan.OnBranchFailure = func(context.Context, T, string, error) {}
+		}
 		fan.Clone = x.clone
 		applier = courier.NewFanOutFromConfig(fan)
 	}
@@ -651,6 +659,16 @@ const (
 	first  = "first"
 	second = "second"
 )
+
+// refuses is a branch that takes nothing, for which nobody is to wait: it asks for each record
+// later, or fails and has a breaker for each key.
+func (x *pipe[T]) refuses(p *Process) courier.Applier[T] {
+	if x.Optional == 1 {
+		return courier.ProcessFunc(func(context.Context, T) error { return courier.Later(ErrInjected, time.Minute) })
+	}
+	dead := courier.ProcessFunc(func(context.Context, T) error { return ErrInjected })
+	return courier.NewKeyedCircuitBreakerApplier(dead, x.keyOf, courier.BreakerPolicy{Clock: &p.clock, Random: p.random, FailureThreshold: 2})
+}
 
 // parks returns where a branch parks, and how.
 func (x *pipe[T]) parks(l *life, branch string) (courier.DLQ[T], courier.DLQPolicy[T]) {

@@ -33,7 +33,7 @@ func TestEveryDrawComes(t *testing.T) {
 	for _, list := range []struct {
 		what string
 		all  []string
-	}{{"Source", shapeNames}, {"Form", formNames}, {"Stack", []string{"0", "1", "2", "3"}}, {"FanOut", []string{"0", "1", "2", "3", "4"}}} {
+	}{{"Source", shapeNames}, {"Form", formNames}, {"Stack", []string{"0", "1", "2", "3"}}, {"FanOut", []string{"0", "1", "2", "3", "4"}}, {"Optional", []string{"0", "1", "2"}}} {
 		for _, name := range list.all {
 			if !values[list.what][name] {
 				t.Errorf("%s is never %s", list.what, name)

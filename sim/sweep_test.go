@@ -56,7 +56,7 @@ func TestSeeds(t *testing.T) {
 }
 
 // earlier takes back what the seeds have drawn only since some of them were kept.
-func earlier(s *settings) { s.Busy, s.InOrder, s.Hosts = false, false, 0 }
+func earlier(s *settings) { s.Busy, s.InOrder, s.Hosts, s.Optional = false, false, 0, 0 }
 
 // TestScan does not stop at the first seed that fails.
 func TestScan(t *testing.T) {

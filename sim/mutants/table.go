@@ -152,6 +152,8 @@ var mutants = []mutant{
 		"	if p.life.stop.Err() != nil {\n		p.finish()\n		return\n	}\n	if p.heedPause()", "	if p.life.stop.Err() != nil {\n		if due, some := p.waiting.Next(); some {\n			p.config.clock.sleep(p.life.settle, due.Sub(p.config.clock.Now()))\n		}\n		p.finish()\n		return\n	}\n	if p.heedPause()"},
 	{"what waits is lost at a breaker's pause", "poll_settle.go",
 		"		p.setAside()\n		if p.identity", "		p.waiting = engine.Waiting[pending[T]]{}\n		if p.identity"},
+	{"a branch that is not needed holds its record up", "fanout_memory.go",
+		"		if ownWait(err) && (f.branches[b].optional || !lacks) {", "		if lacks && false {"},
 	{"a key goes on past its waiting record", "poll_waiting.go",
 		"		if !it.waited && p.waiting.Busy(keys[i]) {\n", "		if !it.waited && keys[i] == \"\" {\n"},
 	{"a twin is applied beside the record that waits", "poll_waiting.go",
