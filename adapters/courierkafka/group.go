@@ -3,6 +3,7 @@ package courierkafka
 import (
 	"container/heap"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -34,6 +35,8 @@ type group struct {
 	changed    chan struct{}             // is closed when a record of a partition that leaves has left the coordinator, or there is trouble
 	noText     bool                      // the brokers take no metadata of this length
 	trouble    error                     // is returned by the next Fetch
+	expelled   error                     // why the client left the group the last time
+	standing
 }
 
 func newGroup() *group {
@@ -153,7 +156,15 @@ type polling struct {
 func (g *group) OnGroupManageError(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.expelled = err
+	g.join(false)
 	g.tell(&groupError{err})
+}
+
+// isTold reports whether a poll brings an error that OnGroupManageError has told already.
+func (g *group) isTold(err error) bool {
+	var session *kgo.ErrGroupSession
+	return errors.As(err, &session) && errors.Is(g.expelled, session.Err)
 }
 
 // tell has the next Fetch return an error.
@@ -183,6 +194,9 @@ func (g *group) assigned(_ context.Context, client *kgo.Client, added map[string
 		g.rejoined(client)
 	}
 	g.ready, g.member = true, member
+	if g.join(true); g.failed && g.polling != nil { // it waits for longer than it has to now
+		g.polling.cancel()
+	}
 	if len(added) == 0 {
 		return
 	}
@@ -385,10 +399,14 @@ func (g *group) begin(ctx context.Context, limit int) (due []*kgo.Record, p *pol
 		return due, nil, nil, nil
 	}
 	p = &polling{done: make(chan struct{})}
-	if len(g.returned) > 0 {
-		polled, p.cancel = context.WithDeadline(ctx, g.returned[0].due)
-	} else {
+	until := g.until(now)
+	if len(g.returned) > 0 && (until.IsZero() || g.returned[0].due.Before(until)) {
+		until = g.returned[0].due
+	}
+	if until.IsZero() {
 		polled, p.cancel = context.WithCancel(ctx)
+	} else {
+		polled, p.cancel = context.WithDeadline(ctx, until)
 	}
 	g.polling = p
 	return nil, p, polled, nil
@@ -428,7 +446,7 @@ func (g *group) admit(client *kgo.Client, p *polling, fetches kgo.Fetches) (reco
 	fetches.EachPartition(func(f kgo.FetchTopicPartition) {
 		a := g.partitions[partition{f.Topic, f.Partition}]
 		switch fault := f.Err; {
-		case fault == nil || interrupted(fault):
+		case fault == nil || interrupted(fault) || g.isTold(fault):
 		case isGone(fault): // the client says so when it is sure
 			if a != nil {
 				g.dropTopic(client, a.topic)

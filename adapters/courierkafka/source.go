@@ -73,30 +73,44 @@ func NewSource(client *kgo.Client, opts ...SourceOption) *Source {
 }
 
 // Fetch returns records that were given back and are due, or else blocks until the
-// brokers have some.
+// brokers have some. While the client is not in its group it returns an error from time to
+// time, and after an error it returns nothing, once, when all has been well for some seconds.
 func (s *Source) Fetch(ctx context.Context, limit int) ([]*kgo.Record, error) {
 	if err := s.Validate(); err != nil {
 		return nil, err
 	}
 	for ctx.Err() == nil {
-		records, p, polled, err := s.group.begin(ctx, limit)
-		if p != nil {
-			fetches, failed := s.poll(polled, limit)
-			p.cancel()
-			records, err = s.group.admit(s.client, p, fetches)
-			err = cmp.Or(failed, err)
-		}
-		if len(records) > 0 {
-			if failed := s.group.commitStarts(ctx, s.client); failed != nil {
-				s.group.release(records, 0)
-				return nil, cmp.Or(err, failed)
+		records, over, err := s.fetch(ctx, limit)
+		if over {
+			if ctx.Err() == nil {
+				s.group.fetchEnded(err)
 			}
-		}
-		if len(records) > 0 || err != nil {
 			return records, err
 		}
 	}
 	return nil, context.Cause(ctx)
+}
+
+// fetch hands out what is due, or else polls once. It reports whether Fetch is over.
+func (s *Source) fetch(ctx context.Context, limit int) (records []*kgo.Record, over bool, err error) {
+	records, p, polled, err := s.group.begin(ctx, limit)
+	if p != nil {
+		fetches, failed := s.poll(polled, limit)
+		p.cancel()
+		records, err = s.group.admit(s.client, p, fetches)
+		err = cmp.Or(failed, err)
+	}
+	if len(records) > 0 {
+		if failed := s.group.commitStarts(ctx, s.client); failed != nil {
+			s.group.release(records, 0)
+			return nil, true, cmp.Or(err, failed)
+		}
+	}
+	if len(records) > 0 || err != nil {
+		return records, true, err
+	}
+	over, err = s.overdue(ctx)
+	return nil, over, err
 }
 
 // poll polls the client, when it is known where each partition goes on.

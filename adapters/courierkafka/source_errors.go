@@ -15,6 +15,8 @@ var (
 	errLost           = errors.New("courierkafka: its partition is not this member's any more: who has it delivers the record again")
 	errFenced         = errors.New("courierkafka: a partition is another member's by now")
 	errTooLong        = errors.New("courierkafka: the brokers take no metadata of this length")
+	errNoTopics       = errors.New("no topic that exists is to be consumed")
+	errNotJoined      = errors.New("the brokers answer: the group is rebalancing, or its coordinator is silent")
 	errNoCommitAnswer = errors.New("the answer leaves a partition out")
 	errCallbacks      = &courier.ConfigError{Field: "client", Problem: "has another OnPartitionsAssigned, Revoked or Lost than that of courierkafka.SourceOptions: leave them out"}
 )

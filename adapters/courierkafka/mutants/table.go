@@ -11,14 +11,15 @@ type mutant struct {
 func (m *mutant) bug() plant.Bug { return plant.Bug{File: m.file, From: m.from, To: m.to} }
 
 const (
-	group   = "adapters/courierkafka/group.go"
-	rejoin  = "adapters/courierkafka/rejoin.go"
-	last    = "adapters/courierkafka/last_commit.go"
-	commit  = "adapters/courierkafka/commit.go"
-	gone    = "adapters/courierkafka/gone.go"
-	settled = "adapters/courierkafka/settled.go"
-	source  = "adapters/courierkafka/source.go"
-	windows = "window/window.go"
+	group    = "adapters/courierkafka/group.go"
+	rejoin   = "adapters/courierkafka/rejoin.go"
+	last     = "adapters/courierkafka/last_commit.go"
+	commit   = "adapters/courierkafka/commit.go"
+	gone     = "adapters/courierkafka/gone.go"
+	standing = "adapters/courierkafka/standing.go"
+	settled  = "adapters/courierkafka/settled.go"
+	source   = "adapters/courierkafka/source.go"
+	windows  = "window/window.go"
 )
 
 var mutants = []mutant{
@@ -134,7 +135,7 @@ var mutants = []mutant{
 	{"a group that begins at the end commits nothing before its first mark", group,
 		"			if found && last.Offset >= 0 || startsAtStart(client) {\n", "			if found || last.Offset >= 0 {\n"},
 	{"the records of a group that begins at the end are handed out though its place was not committed", source,
-		"				s.group.release(records, 0)\n				return nil, cmp.Or(err, failed)\n", "				return records, cmp.Or(err, failed)\n"},
+		"			s.group.release(records, 0)\n			return nil, true, cmp.Or(err, failed)\n", "			return records, true, cmp.Or(err, failed)\n"},
 	{"a topic that is gone has every mark fail", commit,
 		"			if !g.missed(client, a) {\n", "			if true {\n"},
 	{"a topic is taken for gone though a broker has not heard of it yet", gone,
@@ -145,6 +146,14 @@ var mutants = []mutant{
 		"expected >= 0 && expected < end && err == nil {", "expected >= 0 && expected > end && err == nil {"},
 	{"the same between two members", group,
 		"				expected = last.Offset\n", "				expected = begin.Offset\n"},
+	{"a consumer that cannot begin is silent", standing,
+		"		s.report = now.Add(joinPatience)\n", ""},
+	{"an idle consumer is never well again after an error", standing,
+		"		s.report = now.Add(wellAfter)\n", ""},
+	{"one that joins waits for longer to be well", group,
+		"	if g.join(true); g.failed && g.polling != nil {", "	if g.join(true); false {"},
+	{"one expulsion is told twice", group,
+		"interrupted(fault) || g.isTold(fault):", "interrupted(fault):"},
 	{"what is settled beyond the offset is not committed", commit,
 		"				t.Partitions[j].Metadata = text\n", "				_ = text\n"},
 	{"a record that is given back is settled", group,
