@@ -45,6 +45,9 @@ func Watched(event func(what string, of map[string][]int32)) []kgo.Opt {
 		return func(ctx context.Context, client *kgo.Client, of map[string][]int32) {
 			after := then
 			g := groupOf(client)
+			if isProbe(ctx) {
+				return
+			}
 			event(before, of)
 			if before == "assigned" {
 				event("kept", g.keptAs(client, of))

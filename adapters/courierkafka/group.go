@@ -24,7 +24,6 @@ type group struct {
 
 	mu         sync.Mutex
 	config     sourceConfig
-	ready      bool // the client has called it once
 	partitions map[partition]*assignment
 	member     string                    // as which the client has the partitions
 	found      map[partition]lastCommit  // before the assignments
@@ -179,7 +178,10 @@ func (g *group) tell(err error) {
 }
 
 // assigned is called by the client before it fetches from new partitions.
-func (g *group) assigned(_ context.Context, client *kgo.Client, added map[string][]int32) {
+func (g *group) assigned(ctx context.Context, client *kgo.Client, added map[string][]int32) {
+	if isProbe(ctx) {
+		return
+	}
 	member, _ := client.GroupMetadata()
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -193,7 +195,7 @@ func (g *group) assigned(_ context.Context, client *kgo.Client, added map[string
 	if g.member != "" && g.member != member {
 		g.rejoined(client)
 	}
-	g.ready, g.member = true, member
+	g.member = member
 	if g.join(true); g.failed && g.polling != nil { // it waits for longer than it has to now
 		g.polling.cancel()
 	}
@@ -224,6 +226,9 @@ func (g *group) awaitPoll() {
 // revoking is called by the client before it gives partitions back. What the coordinator
 // has begun of them is finished and committed, if it does not take too long.
 func (g *group) revoking(ctx context.Context, client *kgo.Client, revoked map[string][]int32) {
+	if isProbe(ctx) {
+		return
+	}
 	member, _ := client.GroupMetadata()
 	g.mu.Lock()
 	if member != g.member { // the group had expelled it: other members have its partitions since
@@ -249,7 +254,10 @@ func (g *group) revoking(ctx context.Context, client *kgo.Client, revoked map[st
 }
 
 // lost is called by the client when the group has taken partitions away already.
-func (g *group) lost(_ context.Context, client *kgo.Client, lost map[string][]int32) {
+func (g *group) lost(ctx context.Context, client *kgo.Client, lost map[string][]int32) {
+	if isProbe(ctx) {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	gone := g.leave(lost)
@@ -457,9 +465,6 @@ func (g *group) admit(client *kgo.Client, p *polling, fetches kgo.Fetches) (reco
 		}
 		if len(f.Records) == 0 {
 			return
-		}
-		if a == nil && !g.ready {
-			err = errCallbacks
 		}
 		if a != nil && a.unknown && a.from.Offset < 0 { // the client goes on after them
 			a.from = positionOf(f.Records[0])

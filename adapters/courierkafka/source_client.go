@@ -1,11 +1,13 @@
 package courierkafka
 
 import (
+	"context"
 	"fmt"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 // SourceOptions returns the options that the client of a [Source] needs, for
@@ -49,6 +51,9 @@ func sourceFault(client *kgo.Client, config sourceConfig) error {
 	rebalance, _ := client.OptValue(kgo.RebalanceTimeout).(time.Duration)
 	reset, _ := client.OptValue(kgo.ConsumeResetOffset).(kgo.Offset)
 	transaction := client.OptValues(kgo.TransactionalID)
+	if option := replacedCallback(client); option != "" {
+		return reject(option, "which takes the place of that of courierkafka.SourceOptions: leave it out")
+	}
 	switch {
 	case !set(kgo.DisableAutoCommit) || set(kgo.AutoCommitMarks) || set(kgo.GreedyAutoCommit):
 		return reject("AutoCommitMarks or GreedyAutoCommit", "by which offsets are committed of records that are not settled: leave it out")
@@ -56,10 +61,55 @@ func sourceFault(client *kgo.Client, config sourceConfig) error {
 		return reject("BlockRebalanceOnPoll", "by which a rebalance waits for ever, as the source ends its polls in another way: leave it out")
 	case len(transaction) == 2 && transaction[1] == true:
 		return reject("TransactionalID", "and the source takes part in no transaction: leave it out")
-	case reset == kgo.NewOffset().AtEnd():
-		return reject("ConsumeResetOffset", "of the end, by which records are skipped whenever the committed offset does not exist: for a new group that begins at the end, use kgo.ConsumeStartOffset")
+	case !skipsNothing(reset):
+		return reject("ConsumeResetOffset", "by which records are skipped whenever the committed offset does not exist: leave it out, or use kgo.RewindOffset or the start; for a new group that begins at the end, use kgo.ConsumeStartOffset")
 	case rebalance > 0 && config.drainTimeout > rebalance/2:
 		return &courier.ConfigError{Field: "WithRevokeTimeout", Problem: fmt.Sprintf("is %v, more than half of the client's RebalanceTimeout of %v: the group would go on before the commit", config.drainTimeout, rebalance)}
 	}
 	return nil
+}
+
+// skipsNothing reports whether a reset loses no records: it is to the start, or goes back.
+func skipsNothing(reset kgo.Offset) bool {
+	return reset == kgo.NewOffset().AtStart() || reset.EpochOffset() == kgo.RewindOffset(0).EpochOffset()
+}
+
+// reached is the key in a context of a callback that has only to set a bool.
+type reached struct{}
+
+// isProbe reports whether a callback is called by replacedCallback.
+func isProbe(ctx context.Context) bool {
+	hit, ok := ctx.Value(reached{}).(*bool)
+	if ok {
+		*hit = true
+	}
+	return ok
+}
+
+// replacedCallback names a callback of the client that does not come to the group. The client
+// wraps them, so that they can be told apart by a call only.
+func replacedCallback(client *kgo.Client) string {
+	var hit bool
+	ctx := context.WithValue(context.Background(), reached{}, &hit)
+	for _, option := range []struct {
+		name string
+		is   any
+	}{
+		{"OnPartitionsAssigned", kgo.OnPartitionsAssigned},
+		{"OnPartitionsRevoked", kgo.OnPartitionsRevoked},
+		{"OnPartitionsLost", kgo.OnPartitionsLost},
+		{"OnOffsetsFetched", kgo.OnOffsetsFetched},
+	} {
+		hit = false
+		switch call := client.OptValue(option.is).(type) {
+		case func(context.Context, *kgo.Client, map[string][]int32):
+			call(ctx, client, nil)
+		case func(context.Context, *kgo.Client, *kmsg.OffsetFetchResponse) error:
+			_ = call(ctx, client, kmsg.NewPtrOffsetFetchResponse())
+		}
+		if !hit {
+			return option.name
+		}
+	}
+	return ""
 }

@@ -18,7 +18,6 @@ var (
 	errNoTopics       = errors.New("no topic that exists is to be consumed")
 	errNotJoined      = errors.New("the brokers answer: the group is rebalancing, or its coordinator is silent")
 	errNoCommitAnswer = errors.New("the answer leaves a partition out")
-	errCallbacks      = &courier.ConfigError{Field: "client", Problem: "has another OnPartitionsAssigned, Revoked or Lost than that of courierkafka.SourceOptions: leave them out"}
 )
 
 // isGone reports whether the brokers know no such topic, or another one of its name.
