@@ -18,9 +18,10 @@ const (
 )
 
 // Lag returns how many offsets the partitions of this member have that are neither settled
-// nor in the coordinator's hands (see Stats.InHand), and the age of the oldest record that the client has read and is
-// not settled. Offsets without a record, such as the ends of transactions, count. It asks
-// the brokers, within ctx and the commit timeout.
+// nor in the coordinator's hands (see Stats.InHand), and the age of the oldest record that
+// the client has read and is not settled. Offsets without a record, such as the ends of
+// transactions, count. Of a group that does not begin at the start, a partition counts from
+// its first record on. It asks the brokers, within ctx and the commit timeout.
 func (s *Source) Lag(ctx context.Context) (courier.Lag, error) {
 	if err := s.Validate(); err != nil {
 		return courier.Lag{}, err
@@ -34,10 +35,13 @@ func (s *Source) Lag(ctx context.Context) (courier.Lag, error) {
 		if offset >= 0 {
 			continue
 		}
-		if c, ok := committed[p.topic][p.number]; ok && c.Offset >= 0 {
+		switch c, ok := committed[p.topic][p.number]; {
+		case ok && c.Offset >= 0:
 			from[p] = c.Offset
-		} else {
+		case startsAtStart(s.client):
 			unknown[p] = 0
+		default: // it has read all that there was when it began
+			delete(from, p)
 		}
 	}
 	starts, err := s.offsets(ctx, unknown, atStart)

@@ -13,8 +13,8 @@ import (
 )
 
 // Source hands out the records of a consumer group, for a
-// [courier.StreamingCoordinator]. It is made by [NewSource]; the zero Source hands out
-// nothing.
+// [courier.StreamingCoordinator]: its Fetch waits for records, for which a polling
+// coordinator is not ready. It is made by [NewSource]; the zero Source hands out nothing.
 //
 // Each member of the group has partitions of its own. A record may be settled out of
 // order, by several workers: the source commits the offset of a partition up to its first
