@@ -254,7 +254,7 @@ func (c *call) outcome(ctx context.Context) error {
 		if r := c.records[i]; r != nil && err != courier.ErrBehindFailed && !errors.As(err, &unsent) {
 			err = &produceError{r.Topic, RecordID(r), err}
 		}
-		if ofCluster(err) {
+		if c.records[i] != nil && ofCluster(err) {
 			if !asked && !c.answered(ctx) {
 				until = time.Now().Add(restFor)
 			}

@@ -132,6 +132,8 @@ func TestWhatCannotBeSent(t *testing.T) {
 				return nil, nil
 			case "kafka's":
 				return nil, kerr.MessageTooLarge
+			case "the cluster's":
+				return nil, kerr.NotEnoughReplicas
 			case "skip":
 				return nil, courier.Skip(failing)
 			}
@@ -143,6 +145,7 @@ func TestWhatCannotBeSent(t *testing.T) {
 		}{
 			"error of the message function":     {order{ID: "error"}, "cannot encode"},
 			"an error that looks like Kafka's":  {order{ID: "kafka's"}, "larger than the max"},
+			"one that looks like the cluster's": {order{ID: "the cluster's"}, "in-sync replicas"},
 			"neither a record nor an error":     {order{ID: "nil"}, "neither a record nor an error"},
 			"no id":                             {order{}, "no id"},
 			"no topic":                          {order{ID: "1"}, "it is empty"},
