@@ -3,9 +3,11 @@ package courierkafka
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
@@ -15,21 +17,23 @@ type call struct {
 	records []*kgo.Record // by index; nil where none was made
 	errs    []error       // nil where the record is stored
 	heard   uint64        // the link's, when the call began
+	purges  uint64        // likewise
 }
 
 func newCall(p *producer, n int) *call {
-	return &call{producer: p, records: make([]*kgo.Record, n), errs: make([]error, n), heard: p.link.heard.Load()}
+	return &call{producer: p, records: make([]*kgo.Record, n), errs: make([]error, n), heard: p.link.heard.Load(), purges: p.link.purges.Load()}
 }
 
 // run makes Kafka records of the records, produces them, and finds out what became of
 // each.
 func (c *call) run(ctx context.Context, message func(i int) (*kgo.Record, error)) {
 	c.produceAll(ctx, c.makeAll(ctx, message))
-	lanes := c.refused()
-	if len(lanes) == 0 {
+	lanes, again := c.refused(), c.madeAgain()
+	if len(lanes) == 0 && len(again) == 0 {
 		return
 	}
-	// Alone, so that no record of another call is in the batch that a broker refuses.
+	// Alone, so that no record of another call is in the batch that a broker refuses, or
+	// of the topic that the client forgets.
 	if err := c.link.turns.enter(ctx, true); err != nil {
 		for _, lane := range lanes {
 			c.fail(lane, err)
@@ -37,6 +41,10 @@ func (c *call) run(ctx context.Context, message func(i int) (*kgo.Record, error)
 		return
 	}
 	defer c.link.turns.leave()
+	if len(again) > 0 && c.link.purges.Load() == c.purges { // else another call has done it
+		c.client.PurgeTopicsFromProducing(again...)
+		c.link.purges.Add(1)
+	}
 	for _, lane := range lanes {
 		c.isolate(ctx, lane)
 	}
@@ -198,6 +206,17 @@ func (c *call) refused() (lanes [][]int) {
 		lanes[at] = append(lanes[at], i)
 	}
 	return lanes
+}
+
+// madeAgain returns the topics that were deleted and made again. The client sends nothing
+// to one until it has forgotten the first.
+func (c *call) madeAgain() (topics []string) {
+	for i, err := range c.errs {
+		if c.records[i] != nil && errors.Is(err, kerr.UnknownTopicID) && !slices.Contains(topics, c.records[i].Topic) {
+			topics = append(topics, c.records[i].Topic)
+		}
+	}
+	return topics
 }
 
 // isolate sends records of a refused batch again, in order and in smaller parts, until

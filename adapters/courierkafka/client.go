@@ -42,6 +42,7 @@ type link struct {
 	produced   atomic.Uint64 // records handed to the client, by whomever
 	underWay   atomic.Int64  // those of them without a result
 	heard      atomic.Uint64 // answers of brokers, to whatever was asked once connected
+	purges     atomic.Uint64 // of topics that were deleted and made again
 	identified atomic.Bool   // a broker has given a producer id out
 	trouble    atomic.Pointer[connectError]
 	turns      *turns

@@ -52,7 +52,9 @@ func clip(text string) string {
 
 func advice(err error) string {
 	switch {
-	case unknownTopic(err):
+	case errors.Is(err, kerr.UnknownTopicID):
+		return ": the topic was deleted and made again; the next attempt sends to the new one"
+	case errors.Is(err, kerr.UnknownTopicOrPartition):
 		return ": the topic does not exist; create it"
 	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
 		return ": this user may not write there; grant it"
@@ -78,14 +80,14 @@ func batchRefused(err error) bool {
 }
 
 // ofCluster reports whether an error tells of brokers or partitions that cannot be
-// reached, and so of no record or topic.
+// reached, or that the client has yet to learn, and so of no record.
 func ofCluster(err error) bool {
 	var network *net.OpError
 	switch {
 	case errors.Is(err, errNoAnswer), errors.Is(err, errNoProducerID), errors.Is(err, errNoRoom), kgo.IsRetryableBrokerErr(err), errors.As(err, &network):
 		return true
 	}
-	return kerr.IsRetriable(err) && !unknownTopic(err) && !errors.Is(err, kerr.CorruptMessage)
+	return kerr.IsRetriable(err) && !errors.Is(err, kerr.UnknownTopicOrPartition) && !errors.Is(err, kerr.CorruptMessage)
 }
 
 // unsendable is the error of a record that was not sent, because of what it is. No

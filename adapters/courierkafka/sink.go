@@ -91,7 +91,8 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // a record asks to be applied again in a second ([courier.Later]), and the others go on.
 // If none does, the error has a method RetryAt that makes a coordinator pause for a
 // second. Not attempted are also the records that the client gave up because it was
-// closed.
+// closed, and those of a topic that was deleted and made again: the next attempt sends
+// them to the new one.
 //
 // A partition of which a call has waited in vain for the delivery timeout is overdue until
 // a broker answers for it: later calls wait a hundredth of that for its records, so that

@@ -234,12 +234,7 @@ func TestUnknownTopicIsRetryable(t *testing.T) {
 		require.ErrorContains(t, byIndex[0], `"invoices" (id "lost")`)
 		require.ErrorContains(t, byIndex[0], "create it")
 
-		create := kmsg.NewPtrCreateTopicsRequest()
-		topic := kmsg.NewCreateTopicsRequestTopic()
-		topic.Topic, topic.NumPartitions, topic.ReplicationFactor = "invoices", 1, 1
-		create.Topics = append(create.Topics, topic)
-		_, err := create.RequestWith(t.Context(), k.client)
-		require.NoError(t, err)
+		k.createTopic(t, "invoices")
 		require.NoError(t, sink.Apply(t.Context(), lost))
 		require.Equal(t, []string{"lost"}, k.ids(t, "invoices"))
 	})
