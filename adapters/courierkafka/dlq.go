@@ -38,7 +38,8 @@ type DLQ[T any] struct {
 // *kgo.Record, as for records that were consumed, "courier-original-partition",
 // "courier-original-offset" and "courier-original-timestamp" are added. Tools find the
 // same under "x-original-topic" and the "kafka_dlt-" names of Spring. Headers of these
-// names that the record has already are replaced.
+// names that the record has already are replaced, or left out where this letter has
+// nothing to tell.
 //
 // The timestamp of a letter is the time when it is sent, from which the retention of
 // the topic counts. A record may have two letters when the process dies between Send and
@@ -196,8 +197,18 @@ func (h *letterHeaders) add(key, value string) {
 	*h = append(*h, kgo.RecordHeader{Key: key, Value: []byte(value)})
 }
 
+// isLetterHeader reports whether a header may be one of an earlier letter.
 func isLetterHeader(key string) bool {
-	return key == "x-original-topic" || strings.HasPrefix(key, "courier-") || strings.HasPrefix(key, "kafka_dlt-")
+	switch key {
+	case "courier-error", "courier-error-type", "courier-reason", "courier-attempts", "courier-first-failed-at", "courier-failed-at",
+		"courier-branch", "courier-key", "courier-redriven",
+		"courier-original-topic", "courier-original-partition", "courier-original-offset", "courier-original-timestamp",
+		"kafka_dlt-exception-message", "kafka_dlt-exception-fqcn",
+		"kafka_dlt-original-topic", "kafka_dlt-original-partition", "kafka_dlt-original-offset", "kafka_dlt-original-timestamp",
+		"x-original-topic":
+		return true
+	}
+	return false
 }
 
 // typeOf returns the type of the innermost error, which the others only wrap.

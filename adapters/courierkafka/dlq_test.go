@@ -43,7 +43,7 @@ func TestLetterHeaders(t *testing.T) {
 		cause := fmt.Errorf("calling: %w", &fs.PathError{Op: "open", Path: "/x", Err: errors.ErrUnsupported})
 		letter := courier.DeadLetter[order]{
 			Record: order{ID: "1", Topic: "orders", Key: "key", Payload: []byte("value"), CreatedAt: time.Unix(0, 0),
-				Headers: map[string]string{"tenant": "acme", "courier-error": "an older one", "kafka_dlt-original-topic": "older", "x-original-topic": "older"}},
+				Headers: map[string]string{"tenant": "acme", "courier-error": "an older one", "courier-branch": "an older one", "courier-tracking-id": "4711", "kafka_dlt-trace": "kept", "kafka_dlt-original-topic": "older", "x-original-topic": "older"}},
 			Key: "order-key", Error: cause, Reason: courier.ReasonPermanent, Attempts: 3,
 			FirstFailedAt: time.Date(2024, 1, 2, 3, 4, 5, 6, time.UTC), FailedAt: time.Date(2024, 1, 2, 3, 4, 6, 0, time.UTC),
 			Branch: "audit", FailedRedrives: 2,
@@ -58,7 +58,7 @@ func TestLetterHeaders(t *testing.T) {
 		require.Equal(t, "value", string(r.Value))
 		require.WithinDuration(t, time.Now(), r.Timestamp, time.Second, "the retention counts from now")
 		for key, want := range map[string]string{
-			"id": "1", "tenant": "acme",
+			"id": "1", "tenant": "acme", "courier-tracking-id": "4711", "kafka_dlt-trace": "kept",
 			"courier-error": cause.Error(), "courier-error-type": "*errors.errorString", "courier-reason": "permanent", "courier-attempts": "3",
 			"courier-first-failed-at": "2024-01-02T03:04:05.000000006Z", "courier-failed-at": "2024-01-02T03:04:06Z",
 			"courier-branch": "audit", "courier-key": "order-key", "courier-redriven": "2",
@@ -72,7 +72,9 @@ func TestLetterHeaders(t *testing.T) {
 		require.NoError(t, dlq.Send(t.Context(), courier.DeadLetter[order]{Record: order{ID: "2", Topic: "orders"}, Error: errors.New(strings.Repeat("é", 1<<20) + "a")}))
 		long := header(k.stored(t, "wide")[1], "courier-error")
 		require.Equal(t, strings.Repeat("é", 2048), long)
-		require.NoError(t, dlq.Send(t.Context(), courier.DeadLetter[order]{Record: order{ID: "3", Topic: "orders"}}))
+		stale := map[string]string{"courier-branch": "an older one"}
+		require.NoError(t, dlq.Send(t.Context(), courier.DeadLetter[order]{Record: order{ID: "3", Topic: "orders", Headers: stale}}))
+		require.Empty(t, header(k.stored(t, "wide")[2], "courier-branch"), "this letter is of no branch")
 		count, err := dlq.Count(t.Context())
 		require.NoError(t, err)
 		require.Equal(t, 3, count)
