@@ -15,7 +15,12 @@ import (
 // dead letters.
 func relay(ctx context.Context, outbox *couriersql.Outbox, brokers []string, deadLetters string, batch int, log *slog.Logger) error {
 	client, err := kgo.NewClient(append(courierkafka.ClientOptions(), kgo.SeedBrokers(brokers...),
-		kgo.ProducerBatchMaxBytes(largestLetter))...) // a row too large for its own topic still fits into that of the dead letters
+		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 {
+			if topic == deadLetters {
+				return largestLetter // takes a row too large for its own topic
+			}
+			return 1_000_012 // the default, which other topics take
+		}))...)
 	if err != nil {
 		return err
 	}
