@@ -234,13 +234,14 @@ func (e *elected) campaign(ctx context.Context, conn *sql.Conn) (got bool, err e
 }
 
 // endStuck ends the session of the relay that leads, if it is frozen while rows are sent to
-// it: the server takes one that is silent for gone only between its statements.
+// it: the server takes one that is silent for gone only between its statements. One whose fetch
+// is slow gives up by itself at its query timeout.
 func (e *elected) endStuck(ctx context.Context, conn *sql.Conn) error {
 	if time.Since(e.looked) < e.silence/3 {
 		return nil
 	}
 	e.looked = time.Now()
-	ended, err := endStuck(ctx, conn, e.sql(electionKey), e.silence)
+	ended, err := endStuck(ctx, conn, e.sql(electionKey), max(e.silence, e.outbox.timeout))
 	if ended.backend != 0 {
 		ended.tell(e.outbox.log, "the relay that leads", e.outbox.table)
 	}

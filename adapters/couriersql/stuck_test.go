@@ -109,7 +109,7 @@ func TestALeaderThatTakesNoRows(t *testing.T) {
 	table := WithTable("stuck_outbox")
 	frozen := outboxIn(t, db, table, WithStrictOrder(), WithLogger(slog.New(slog.DiscardHandler))).Source()
 	log := new(logged)
-	o := outboxIn(t, openPostgres(t, dsn), table, WithStrictOrder(), log.option())
+	o := outboxIn(t, openPostgres(t, dsn), table, WithStrictOrder(), log.option(), WithQueryTimeout(4*time.Second))
 	other := o.Source()
 	other.waker.elected.silence = time.Second
 	require.Empty(t, take(t, frozen, 1))
@@ -127,6 +127,12 @@ func TestALeaderThatTakesNoRows(t *testing.T) {
 		close(fetched)
 	}()
 	waitUntilStuck(t, o.db, "stuck_outbox")
+	since := func(d string) int {
+		return count(t, o.db, `SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'ClientWrite' AND query_start < now() - interval '`+d+`'`)
+	}
+	require.Eventually(t, func() bool { return since("1.5 s") == 1 }, 10*time.Second, 5*time.Millisecond)
+	require.Empty(t, take(t, other, 20), "its link may be slow")
+	require.NotContains(t, log.String(), "took no rows of its fetch")
 	require.Eventually(t, func() bool { return len(take(t, other, 20)) > 0 }, 20*time.Second, 5*time.Millisecond)
 	require.Equal(t, 1, strings.Count(log.String(), "took no rows of its fetch"))
 	hear()
