@@ -90,6 +90,8 @@ type once[T any] interface {
 	// that isRepeat knows where those of others are done.
 	finish(ctx context.Context, t queries, fresh []identified[T]) error
 	isRepeat(err error) bool
+	// after is what to execute when the transaction is over, "" for nothing.
+	after() string
 	// committed is told of the batch, and how many were fresh.
 	committed(ctx context.Context, batch []identified[T], fresh int)
 	// skipped is told of further copies in one call.
@@ -248,6 +250,11 @@ func (e *effects[T, X]) try(ctx context.Context, batch []identified[T], repeats 
 			}()
 			err := e.begin(ctx, d, conn, func(t transacting[X]) error { return e.transact(ctx, t, beside, batch, repeats) })
 			panicked = false
+			if after := e.once.after(); after != "" && ctx.Err() == nil {
+				if _, lost := conn.ExecContext(ctx, after); lost != nil {
+					discard(conn)
+				}
+			}
 			return err
 		})
 	})

@@ -210,6 +210,8 @@ func (n *noted[T]) committed(_ context.Context, batch []identified[T], fresh int
 	n.skipped(len(batch) - fresh)
 }
 
+func (*noted[T]) after() string { return "" }
+
 func (n *noted[T]) skipped(copies int) { n.inbox.skipped.Add(uint64(copies)) }
 
 // errNotAll is for a statement that has not noted all records: which, one that looks at each

@@ -258,12 +258,20 @@ func mysqlCommonAdvice(err error) string {
 	return ""
 }
 
-// mysqlIsolated runs work in a transaction of READ COMMITTED, as often as others are in its
-// way, unless it may not be repeated. It holds locks that others wait for: should this
-// process or its host be gone without a sign, the server ends it after half a minute of
-// silence and not after hours.
+// A transaction holds locks that others wait for. Should this process or its host be frozen, or
+// gone without a sign, mysqlHasty has the server end it after half a minute in which it hears
+// nothing, or sends what nobody takes, and not after hours. mysqlPatient is as it was before.
+const (
+	mysqlHasty = `SET @courier_wait_timeout = @@SESSION.wait_timeout, @courier_net_write_timeout = @@SESSION.net_write_timeout,
+		SESSION wait_timeout = 30, SESSION net_write_timeout = 30`
+	mysqlPatient = `SET SESSION wait_timeout = CAST(coalesce(@courier_wait_timeout, @@SESSION.wait_timeout) AS UNSIGNED),
+		SESSION net_write_timeout = CAST(coalesce(@courier_net_write_timeout, @@SESSION.net_write_timeout) AS UNSIGNED)`
+)
+
+// mysqlIsolated runs work in a hasty transaction of READ COMMITTED, as often as others are in its
+// way, unless it may not be repeated.
 func mysqlIsolated(ctx context.Context, conn *sql.Conn, work func(tx *sql.Tx) (repeat bool, err error)) (committing bool, err error) {
-	if _, err := conn.ExecContext(ctx, `SET @courier_wait_timeout = @@SESSION.wait_timeout, SESSION wait_timeout = 30`); err != nil {
+	if _, err := conn.ExecContext(ctx, mysqlHasty); err != nil {
 		return false, err
 	}
 	restored := false
@@ -280,7 +288,7 @@ func mysqlIsolated(ctx context.Context, conn *sql.Conn, work func(tx *sql.Tx) (r
 		}
 	}
 	if ctx.Err() == nil {
-		_, lost := conn.ExecContext(ctx, `SET SESSION wait_timeout = @courier_wait_timeout`)
+		_, lost := conn.ExecContext(ctx, mysqlPatient)
 		restored = lost == nil
 	}
 	return committing, err

@@ -112,6 +112,11 @@ func (m *marked[T]) finish(ctx context.Context, t queries, fresh []identified[T]
 	if err != nil {
 		return err
 	}
+	if m.tables().dialect == MySQL { // from here on others may wait
+		if _, err := t(ctx, mysqlHasty); err != nil {
+			return m.tables().failed(err, "bounding how long others wait for effects, which are rolled back")
+		}
+	}
 	marked := 0
 	for _, p := range m.parts(fresh) {
 		n, err := store.markIn(ctx, t, m.source.owner, p)
@@ -127,6 +132,13 @@ func (m *marked[T]) finish(ctx context.Context, t queries, fresh []identified[T]
 }
 
 func (*marked[T]) isRepeat(err error) bool { return err == errNotAll }
+
+func (m *marked[T]) after() string {
+	if m.tables().dialect == MySQL {
+		return mysqlPatient
+	}
+	return ""
+}
 
 // committed takes the rows out of the hand, and ends leases that have no others. It waits for
 // its turn, as other workers settle rows of the same leases.

@@ -176,6 +176,40 @@ func TestAMarkThatIsNotCommitted(t *testing.T) {
 	}
 }
 
+// In MySQL too, half a minute, and the session is as it was before.
+func TestAMarkThatIsNotCommittedInMySQL(t *testing.T) {
+	r := newRelayed(t, MySQL, ownTables(MySQL)["updates"], 3)
+	r.db.SetMaxOpenConns(1)
+	s := r.table().Source()
+	rows, _ := fetchNames(t, s, 3)
+	const settings = `SELECT concat(@@SESSION.wait_timeout, ' ', @@SESSION.net_write_timeout)`
+	before := namesIn(t, r.db, settings)
+	var in, marked []string
+	applier := s.Effects(func(ctx context.Context, tx *sql.Tx, e happening) (err error) {
+		if in, err = texts(ctx, tx, settings); e.ID == 2 {
+			err = errors.New("no")
+		}
+		return err
+	}).(*effects[happening, *sql.Tx])
+	begin := applier.begin
+	applier.begin = func(ctx context.Context, d *database, conn *sql.Conn, use func(transacting[*sql.Tx]) error) error {
+		return begin(ctx, d, conn, func(tx transacting[*sql.Tx]) error {
+			commit := tx.commit
+			tx.commit = func(ctx context.Context) (err error) {
+				if marked, err = tx.texts(ctx, settings); err != nil {
+					return err
+				}
+				return commit(ctx)
+			}
+			return use(tx)
+		})
+	}
+	require.ErrorContains(t, applier.ApplyBatch(t.Context(), rows), "no")
+	require.Equal(t, before, in, "an effect may take its time")
+	require.Equal(t, []string{"30 30"}, marked)
+	require.Equal(t, before, namesIn(t, r.db, settings))
+}
+
 // Workers of one lease, and several relays, some of whose effects fail: each happens once.
 func TestSeveralRelaysOfATablesEffects(t *testing.T) {
 	const rows = 150

@@ -264,7 +264,7 @@ func TestAMySQLTablesConnectionIsAsItWas(t *testing.T) {
 	r := newRelayed(t, MySQL, ownTables(MySQL)["updates"], 1)
 	s := r.table().Source()
 	r.db.SetMaxOpenConns(1)
-	const settings = `SELECT concat(@@SESSION.wait_timeout, ' ', @@SESSION.autocommit)`
+	const settings = `SELECT concat(@@SESSION.wait_timeout, ' ', @@SESSION.net_write_timeout, ' ', @@SESSION.autocommit)`
 	before := namesIn(t, r.db, settings)
 	rows, _ := fetchNames(t, s, 10)
 	require.NoError(t, s.Mark(t.Context(), rows))
@@ -272,9 +272,8 @@ func TestAMySQLTablesConnectionIsAsItWas(t *testing.T) {
 	conn, err := r.db.Conn(t.Context())
 	require.NoError(t, err)
 	_, err = mysqlIsolated(t.Context(), conn, func(tx *sql.Tx) (bool, error) {
-		var silence int
-		err := tx.QueryRowContext(t.Context(), `SELECT @@SESSION.wait_timeout`).Scan(&silence)
-		require.Equal(t, 30, silence, "for how long others would wait for a relay that is gone without a sign")
+		got, err := texts(t.Context(), tx, `SELECT concat(@@SESSION.wait_timeout, ' ', @@SESSION.net_write_timeout)`)
+		require.Equal(t, []string{"30 30"}, got, "for how long others would wait for a relay that is frozen or gone without a sign")
 		return true, err
 	})
 	require.NoError(t, err)
