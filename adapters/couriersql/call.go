@@ -6,6 +6,8 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"maps"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/stdlib"
@@ -53,16 +55,30 @@ func (d *database) waitFor(config string, timeout time.Duration) {
 var ErrQueryTimeout = errors.New("the database did not answer in time")
 
 // idleTimeout is how long an idle connection of the pool may take to answer the ping
-// by which pgx sees whether it is alive, before the next one is tried.
+// that shows whether it is alive, before the next one is tried.
 const idleTimeout = 2 * time.Second
+
+// unused is for how long a connection is taken to be alive after its last use, as by pgx.
+const unused = time.Second
 
 // bounded makes a call that ends in time.
 func (d *database) bounded(ctx context.Context, call func(context.Context) error) error {
-	limited, cancel := context.WithTimeout(ctx, d.timeout)
+	return d.within(ctx, d.timeout, call)
+}
+
+// renewing makes a call that renews leases. It ends early enough to be tried again before they do.
+func (d *database) renewing(ctx context.Context, lease time.Duration, renew func(context.Context, *sql.Conn) error) error {
+	return d.within(ctx, min(d.timeout, max(lease/3, idleTimeout)), func(ctx context.Context) error {
+		return d.on(ctx, func(conn *sql.Conn) error { return renew(ctx, conn) })
+	})
+}
+
+func (d *database) within(ctx context.Context, timeout time.Duration, call func(context.Context) error) error {
+	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := call(limited)
 	if err != nil && ctx.Err() == nil && limited.Err() != nil {
-		err = d.late(err)
+		err = d.late(err, timeout)
 	}
 	return err
 }
@@ -81,14 +97,14 @@ func (d *database) boundedBeside(ctx context.Context, call func(ctx context.Cont
 		return work()
 	})
 	if err != nil && ctx.Err() == nil && context.Cause(limited) == ErrQueryTimeout {
-		err = d.late(err)
+		err = d.late(err, d.timeout)
 	}
 	return err
 }
 
-func (d *database) late(err error) error {
-	return fmt.Errorf("%w: not within %v (WithQueryTimeout, or QueryTimeout of a queue, an inbox or a sink), after which the connection is closed; is the server or the network frozen, or a lock or snapshot held for long?%s: %w",
-		ErrQueryTimeout, d.timeout, d.poolFull(), err)
+func (d *database) late(err error, timeout time.Duration) error {
+	return fmt.Errorf("%w: not within %v (WithQueryTimeout, or QueryTimeout of a queue, an inbox or a sink; a third of a lease, to renew it), after which the connection is closed; is the server or the network frozen, or a lock or snapshot held for long?%s: %w",
+		ErrQueryTimeout, timeout, d.poolFull(), err)
 }
 
 // poolFull says that a call may have waited for the pool.
@@ -105,13 +121,48 @@ func (d *database) connection(ctx context.Context) (*sql.Conn, error) {
 	for d.grammar.remote && d.db.Stats().Idle > 0 {
 		first, cancel := context.WithTimeout(ctx, idleTimeout)
 		conn, err := d.db.Conn(first)
-		late := first.Err() != nil
+		dead := first.Err() != nil
+		if err == nil && d.grammar.unpinged && !d.used.lately(conn) {
+			if err = conn.PingContext(first); err != nil {
+				discard(conn)
+				_ = conn.Close() // gone already
+				dead = true
+			}
+		}
 		cancel()
-		if err == nil || !late || ctx.Err() != nil {
+		if err == nil || !dead || ctx.Err() != nil {
 			return conn, err
 		}
 	}
 	return d.db.Conn(ctx)
+}
+
+// uses are when connections were last used with success.
+type uses struct {
+	mu   sync.Mutex
+	last map[any]time.Time // by the connection of the driver
+}
+
+func (u *uses) note(conn *sql.Conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	now := time.Now()
+	maps.DeleteFunc(u.last, func(_ any, last time.Time) bool { return now.Sub(last) > unused })
+	_ = conn.Raw(func(raw any) error {
+		u.last[raw] = now
+		return nil
+	})
+}
+
+func (u *uses) lately(conn *sql.Conn) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	var last time.Time
+	_ = conn.Raw(func(raw any) error {
+		last = u.last[raw]
+		return nil
+	})
+	return time.Since(last) < unused
 }
 
 // on uses a connection of the pool, as often as one proves dead before anything was
@@ -128,6 +179,8 @@ func (d *database) on(ctx context.Context, use func(*sql.Conn) error) error {
 		err = use(conn)
 		if err != nil && d.grammar.remote && (ctx.Err() != nil || d.grammar.broken(err) || errors.Is(err, ErrSuppressed)) {
 			discard(conn)
+		} else if err == nil && d.grammar.unpinged {
+			d.used.note(conn)
 		}
 		_ = conn.Close() // back to the pool, or gone already
 		if try == 3 || !errors.Is(err, driver.ErrBadConn) {

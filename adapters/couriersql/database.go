@@ -31,6 +31,7 @@ type database struct {
 	now     func() time.Time
 	log     *slog.Logger
 	fault   error
+	used    *uses // of its connections
 
 	faithful *atomic.Bool // its connections leave what is sent as it is
 
@@ -42,7 +43,7 @@ type database struct {
 
 // newDatabase is without names of tables.
 func newDatabase(db *sql.DB, dialect Dialect) *database {
-	d := &database{db: db, dialect: dialect, timeout: DefaultQueryTimeout, now: time.Now, log: slog.Default(), faithful: new(atomic.Bool)}
+	d := &database{db: db, dialect: dialect, timeout: DefaultQueryTimeout, now: time.Now, log: slog.Default(), faithful: new(atomic.Bool), used: &uses{last: make(map[any]time.Time)}}
 	if db == nil {
 		d.misconfigured("db", "is nil: pass the *sql.DB that sql.Open returned")
 	}

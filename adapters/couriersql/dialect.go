@@ -156,6 +156,7 @@ type grammar struct {
 	timed     bool           // statements take the time
 	prepares  bool           // statements are worth preparing here: the driver does not
 	remote    bool           // there is a server, to which a connection may die without a sign
+	unpinged  bool           // and the driver does not look whether an idle one has
 
 	broken func(error) bool // an error of the connection, not of the statement
 

@@ -162,7 +162,7 @@ func (l *leased) renew(ctx context.Context, rows []Row) (map[string]bool, error)
 	}
 	args := o.timed(append(o.grammar.claims(rows), l.owner, o.lease.Microseconds())...)
 	var renewed []string
-	err := o.on(ctx, func(conn *sql.Conn) (err error) {
+	err := o.renewing(ctx, o.lease, func(ctx context.Context, conn *sql.Conn) (err error) {
 		renewed, err = texts(ctx, conn, o.sql(o.grammar.renew), args...)
 		return err
 	})

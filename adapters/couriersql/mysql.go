@@ -106,6 +106,7 @@ func mysqlGrammar() grammar {
 		time:       func(micros int64) any { return micros },
 		isolated:   &sql.TxOptions{Isolation: sql.LevelReadCommitted}, // whatever is set for the server: gap locks would keep relays from each other
 		remote:     true,
+		unpinged:   true,
 		addedTwice: func(err error) bool { return mysqlCode(err) == 1060 },
 		refused: func(err error) bool {
 			return slices.Contains([]int{1048, 1264, 1265, 1292, 1366, 1406, 1644, 3819, 4025}, mysqlCode(err))

@@ -763,7 +763,7 @@ func (s *TableSource[T]) renew(ctx context.Context, records []T) (lost []int, er
 		return nil, nil
 	}
 	var held []int64
-	err = t.ask(ctx, func(ctx context.Context, conn *sql.Conn) (err error) {
+	err = t.renewing(ctx, t.lease, func(ctx context.Context, conn *sql.Conn) (err error) {
 		held, err = store.renew(ctx, conn, s.owner, batches, t.lease)
 		return err
 	})
