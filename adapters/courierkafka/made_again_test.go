@@ -7,34 +7,10 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"github.com/erfanmomeniii/courier"
 	"github.com/erfanmomeniii/courier/adapters/courierkafka"
 )
-
-func (k *kafka) deleteTopic(t *testing.T, topic string) {
-	t.Helper()
-	request := kmsg.NewPtrDeleteTopicsRequest()
-	request.TopicNames = []string{topic}
-	deleted := kmsg.NewDeleteTopicsRequestTopic()
-	deleted.Topic = &topic
-	request.Topics = append(request.Topics, deleted)
-	response, err := request.RequestWith(t.Context(), k.client)
-	require.NoError(t, err)
-	require.Zero(t, response.Topics[0].ErrorCode)
-}
-
-func (k *kafka) createTopic(t *testing.T, topic string) {
-	t.Helper()
-	request := kmsg.NewPtrCreateTopicsRequest()
-	created := kmsg.NewCreateTopicsRequestTopic()
-	created.Topic, created.NumPartitions, created.ReplicationFactor = topic, 1, 1
-	request.Topics = append(request.Topics, created)
-	response, err := request.RequestWith(t.Context(), k.client)
-	require.NoError(t, err)
-	require.Zero(t, response.Topics[0].ErrorCode)
-}
 
 // A topic that is deleted and made again gets the records of then on.
 func TestTopicThatIsMadeAgain(t *testing.T) {
