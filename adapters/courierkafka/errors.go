@@ -64,10 +64,6 @@ func advice(err error) string {
 	return ""
 }
 
-func unknownTopic(err error) bool {
-	return errors.Is(err, kerr.UnknownTopicOrPartition) || errors.Is(err, kerr.UnknownTopicID)
-}
-
 // batchRefused reports whether a broker refused a batch for what is in it. Its answer
 // does not tell which record is to blame.
 func batchRefused(err error) bool {
