@@ -492,6 +492,13 @@ func postgresCode(err error) string {
 	return ""
 }
 
+// postgresWaited reports that the server ended a statement for the time that it took, by
+// statement_timeout or lock_timeout.
+func postgresWaited(err error) bool {
+	code := postgresCode(err)
+	return code == "57014" || code == "55P03"
+}
+
 // postgresBroken tells errors that the next statement on the connection would have
 // as well: it leads to a standby, a server that shuts down or a pooler that does not
 // know its prepared statements, or the protocol is out of step.

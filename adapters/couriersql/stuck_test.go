@@ -62,8 +62,14 @@ func waitUntilStuck(t *testing.T, db *sql.DB, table string) {
 }
 
 // A relay that takes no rows of its fetch any more, as it is frozen, or its machine gone, keeps
-// the others from theirs for no longer than their query timeout.
+// the others from theirs for no longer than their query timeout, whatever ends their wait.
 func TestAFetchThatIsNotTaken(t *testing.T) {
+	for _, limit := range []string{"", "statement_timeout", "lock_timeout"} {
+		t.Run(limit, func(t *testing.T) { testAFetchThatIsNotTaken(t, limit) })
+	}
+}
+
+func testAFetchThatIsNotTaken(t *testing.T, limit string) {
 	dsn := pgtest.Schema(t)
 	r := newRelayed(t, Postgres, ownTables(Postgres)["updates"], 0)
 	r.db = openPostgres(t, dsn)
@@ -90,9 +96,23 @@ func TestAFetchThatIsNotTaken(t *testing.T) {
 	}()
 	waitUntilStuck(t, r.db, "repeat")
 	r.config.QueryTimeout = time.Second
+	if limit != "" {
+		config, err := pgx.ParseConfig(dsn)
+		require.NoError(t, err)
+		config.RuntimeParams[limit] = "400"
+		r.db = stdlib.OpenDB(*config)
+		t.Cleanup(func() { require.NoError(t, r.db.Close()) })
+	}
 	other := r.table().Source()
-	_, err = other.Fetch(t.Context(), 10)
-	require.ErrorIs(t, err, ErrQueryTimeout)
+	if limit == "" {
+		_, err = other.Fetch(t.Context(), 10)
+		require.ErrorIs(t, err, ErrQueryTimeout)
+	} else {
+		require.Eventually(t, func() bool {
+			_, err := other.Fetch(t.Context(), 10)
+			return postgresWaited(err) && strings.Contains(r.log.String(), "took no rows of its fetch")
+		}, 10*time.Second, time.Millisecond)
+	}
 	_, names := fetchNames(t, other, 100)
 	require.Len(t, names, 99)
 	require.Equal(t, 1, strings.Count(r.log.String(), "took no rows of its fetch"))

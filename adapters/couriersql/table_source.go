@@ -298,7 +298,7 @@ func (s *TableSource[T]) fetchOne(ctx context.Context, store tableStore, limit i
 	for {
 		records, err := s.fetch(ctx, store, limit)
 		if s.apart.heard(ctx, err); err != nil {
-			if errors.Is(err, ErrQueryTimeout) {
+			if errors.Is(err, ErrQueryTimeout) || postgresWaited(err) {
 				s.endStuck(ctx, store)
 			}
 			return nil, err
