@@ -40,6 +40,7 @@ func (h *tabled) fetch(ctx context.Context, limit int, _ int64) ([]Row, error) {
 		return nil, err
 	}
 	if len(batch) > 0 {
+		h.gone.remove(batch...) // they are this relay's again
 		h.outbox.opened(h, true)
 	}
 	return h.whole(ctx, batch)
@@ -117,7 +118,9 @@ func (h *tabled) park(ctx context.Context, letter courier.DeadLetter[Row]) error
 	if err != nil {
 		return err
 	}
-	parts := h.rows.parts([]Row{letter.Record}, nil)
+	rows := []Row{letter.Record}
+	names, batches := h.rows.batchesOf(rows)
+	parts := h.rows.parts(rows, nil)
 	h.parked.add(letter.Record.key()) // first, as a renewal may meet it
 	err = h.outbox.on(ctx, func(conn *sql.Conn) error {
 		_, err := mysqlIsolated(ctx, conn, func(tx *sql.Tx) (bool, error) { return true, h.move(ctx, tx, store, letter, parts) })
@@ -128,7 +131,7 @@ func (h *tabled) park(ctx context.Context, letter courier.DeadLetter[Row]) error
 	}
 	if errors.Is(err, ErrLeaseLost) { // a renewal of the batch would not tell, as it does not look at the rows
 		h.gone.add(letter.Record.key())
-		h.rows.owe([]Row{letter.Record})
+		h.rows.owe(rows, names, batches)
 	}
 	return err
 }

@@ -203,6 +203,38 @@ func TestWhatIsGivenBackInVain(t *testing.T) {
 	})
 }
 
+// A row that came anew while it was given back in vain is in work, and stays.
+func TestWhatIsGivenBackWhileItComesAnew(t *testing.T) {
+	eachTable(t, 1, func(t *testing.T, r *relayed) {
+		s := r.relaySource()
+		rows, _ := fetchNames(t, s, 1)
+		was, batches := s.batchesOf(rows)
+		execute(t, r.db, `DELETE FROM `+r.state()+`_batches`)
+		anew, names := fetchNames(t, s, 1)
+		require.Equal(t, []string{"1"}, names)
+		s.owe(rows, was, batches) // what the database did not take before
+		_, names = fetchNames(t, s, 1)
+		require.Empty(t, names)
+		require.NoError(t, s.Mark(t.Context(), anew))
+	})
+}
+
+// A row that was lost before it could be parked is no more lost when it comes anew.
+func TestAMySQLOutboxParksARowThatComesAnew(t *testing.T) {
+	o := newMySQL(t)
+	write(t, o, named("a")...)
+	s := o.Source()
+	s.RenewEvery()
+	rows := take(t, s, 1)
+	execute(t, o.db, `DELETE FROM courier_outbox_courier_batches`)
+	require.ErrorIs(t, s.DLQ().Send(t.Context(), letterFor(rows[0])), ErrLeaseLost)
+	anew := take(t, s, 1)
+	require.Equal(t, []string{"a"}, idsOf(anew))
+	require.NoError(t, s.Renew(t.Context(), anew))
+	require.NoError(t, s.Mark(t.Context(), anew))
+	require.Empty(t, pendingOf(t, o))
+}
+
 // What an operator deletes holds up nobody: neither what waits behind it, nor a relay that has
 // it in hand.
 func TestAMySQLOutboxWithoutARowThatWasDeleted(t *testing.T) {

@@ -525,11 +525,30 @@ func (s *TableSource[T]) parts(records []T, failures func(i, attempts int) table
 
 // settle ends the hold on records. Those that are not in hand are passed over.
 func (s *TableSource[T]) settle(ctx context.Context, how settlement, records []T, failures func(i, attempts int) tableFailure) error {
+	var names []string
+	var batches []int64
+	if how != toMark {
+		names, batches = s.batchesOf(records)
+	}
 	err := s.settleNow(ctx, how, records, failures)
 	if err != nil && how != toMark {
-		s.owe(records)
+		s.owe(records, names, batches)
 	}
 	return err
+}
+
+// batchesOf are the names of records, and their batches, 0 of those that are not in hand.
+func (s *TableSource[T]) batchesOf(records []T) (names []string, batches []int64) {
+	names, batches = make([]string, len(records)), make([]int64, len(records))
+	for i, record := range records {
+		names[i] = s.Identity(record)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, name := range names {
+		batches[i] = s.inHand[name].batch
+	}
+	return names, batches
 }
 
 func (s *TableSource[T]) settleNow(ctx context.Context, how settlement, records []T, failures func(i, attempts int) tableFailure) error {
@@ -551,13 +570,14 @@ func (s *TableSource[T]) inTurn(ctx context.Context, work func(tableStore) error
 	return work(store)
 }
 
-// owe notes that nobody works on records any more, which are in hand for want of a note.
-func (s *TableSource[T]) owe(records []T) {
+// owe notes that nobody works on records of batches any more, which are in hand for want of a
+// note. A record that came anew meanwhile is of another batch.
+func (s *TableSource[T]) owe(records []T, names []string, batches []int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, record := range records {
-		if name := s.Identity(record); s.inHand[name].batch != 0 {
-			s.owed[name] = record
+	for i, record := range records {
+		if batches[i] != 0 && s.inHand[names[i]].batch == batches[i] {
+			s.owed[names[i]] = record
 		}
 	}
 }
@@ -745,20 +765,13 @@ func (s *TableSource[T]) renew(ctx context.Context, records []T) (lost []int, er
 	if err != nil {
 		return nil, err
 	}
+	names, of := s.batchesOf(records)
 	var batches []int64
-	of := make([]int64, len(records)) // 0 for those that are not in hand
-	names := make([]string, len(records))
-	for i, record := range records {
-		names[i] = s.Identity(record)
-	}
-	s.mu.Lock()
-	for i, name := range names {
-		of[i] = s.inHand[name].batch
-		if of[i] != 0 && !slices.Contains(batches, of[i]) {
-			batches = append(batches, of[i])
+	for _, batch := range of {
+		if batch != 0 && !slices.Contains(batches, batch) {
+			batches = append(batches, batch)
 		}
 	}
-	s.mu.Unlock()
 	if len(batches) == 0 {
 		return nil, nil
 	}
