@@ -63,7 +63,7 @@ func (g *grammar) addOutbox() {
 	g.inserted = func(args []any, _ bool) []any { return args }
 	g.delay = strings.Replace(mysqlDelay, "{delayed}", strconv.Itoa(delayedAttempts), 1)
 	g.delays = mysqlDelays
-	g.present = `SELECT t.id FROM ` + mysqlStrings + ` AS k STRAIGHT_JOIN {outbox} AS t ON t.id = UNHEX(k.id) LIMIT 1`
+	g.present = `SELECT t.id FROM ` + mysqlStrings + ` AS k STRAIGHT_JOIN {outbox} AS t ON t.id = UNHEX(k.id) LIMIT 1 LOCK IN SHARE MODE` // also past a snapshot
 	g.duplicate = func(err error, _ string) bool {
 		return eachError(err, func(err error) bool { return mysqlCode(err) == 1062 && mysqlDuplicate.MatchString(err.Error()) })
 	}
@@ -95,9 +95,9 @@ func (g *grammar) addOutbox() {
 	g.snapshot = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
 }
 
-// mysqlDuplicate is the end of the error of an ID that is in the table, in whatever language.
-// MySQL tells the table too, MariaDB the key alone.
-var mysqlDuplicate = regexp.MustCompile(`'(?:[^']*\.)?courier_id'$`)
+// mysqlDuplicate is the end of the error of an ID that is in the table, in whatever language:
+// the last name in it is that of the key. MySQL tells the table too, MariaDB the key alone.
+var mysqlDuplicate = regexp.MustCompile(`'(?:[^']*\.)?courier_id'[^']*$`)
 
 // mysqlDelays are the arguments of messages that wait for a time.
 func mysqlDelays(args []any) []any {

@@ -359,10 +359,27 @@ func TestTheRightsOfAMySQLOutbox(t *testing.T) {
 }
 
 func TestADuplicateIDInAnotherLanguage(t *testing.T) {
-	o := outboxIn(t, openMySQL(t, mytest.Database(t), map[string]string{"lc_messages": "'de_DE'"}))
+	o := newMySQL(t)
 	write(t, o, named("a")...)
+	for _, language := range []string{"de_DE", "ja_JP", "hu_HU", "cs_CZ", "sk_SK", "zh_CN", "hi_IN"} {
+		tx, err := o.db.BeginTx(t.Context(), nil)
+		require.NoError(t, err)
+		_, err = tx.ExecContext(t.Context(), `SET lc_messages = '`+language+`'`)
+		require.NoError(t, err)
+		require.ErrorIs(t, o.Write(t.Context(), tx, named("a")...), ErrDuplicateID, language)
+		require.NoError(t, tx.Rollback())
+	}
+	require.False(t, mysqlDuplicate.MatchString(`Duplicate entry ''courier_id'' for key 'other'`))
+}
+
+// Which ID is the duplicate is told also to a transaction whose snapshot does not have it.
+func TestADuplicateIDBehindASnapshot(t *testing.T) {
+	o := newMySQL(t)
 	tx, err := o.db.BeginTx(t.Context(), nil)
 	require.NoError(t, err)
-	require.ErrorIs(t, o.Write(t.Context(), tx, named("a")...), ErrDuplicateID)
+	var n int
+	require.NoError(t, tx.QueryRowContext(t.Context(), `SELECT count(*) FROM courier_outbox`).Scan(&n))
+	write(t, o, named("b")...)
+	require.ErrorContains(t, o.Write(t.Context(), tx, named("a", "b")...), `was written before: "b";`)
 	require.NoError(t, tx.Rollback())
 }
