@@ -209,10 +209,10 @@ func mysqlSays(err error, text string) bool {
 }
 
 // mysqlBroken reports an error after which the connection is good for nothing: it is cut, or
-// leads to a server that takes no writes.
+// leads to a server that takes no writes, or to a node out of its cluster.
 func mysqlBroken(err error) bool {
 	return errors.Is(err, driver.ErrBadConn) || mysqlSays(err, "invalid connection") || mysqlSays(err, "busy buffer") ||
-		slices.Contains([]int{1053, 1152, 1158, 1159, 1160, 1161, 1184, 1290, 1792, 1836, 1927, 3169, 4031}, mysqlCode(err))
+		slices.Contains([]int{1047, 1053, 1152, 1158, 1159, 1160, 1161, 1184, 1290, 1792, 1836, 1927, 3169, 4031}, mysqlCode(err))
 }
 
 func mysqlOutdated(err error) bool { return slices.Contains([]int{1146, 1054}, mysqlCode(err)) }

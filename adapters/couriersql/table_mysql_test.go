@@ -347,7 +347,7 @@ func TestErrorsOfMySQL(t *testing.T) {
 		require.True(t, g.conflict(of(code)))
 	}
 	require.False(t, g.conflict(of(1062)))
-	for _, err := range []error{driver.ErrBadConn, mysql.ErrInvalidConn, of(1290), of(1053), of(1836)} {
+	for _, err := range []error{driver.ErrBadConn, mysql.ErrInvalidConn, of(1290), of(1047), of(1053), of(1836)} {
 		require.True(t, g.broken(fmt.Errorf("marking: %w", err)), err)
 	}
 	require.False(t, g.broken(of(1213)))
