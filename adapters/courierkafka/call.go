@@ -165,13 +165,16 @@ var ended = func() context.Context {
 
 // collect sets the errors of the records that a round has sent. A record that was
 // stored although an earlier one of its key was not goes again after that: the client
-// may buffer it just when the earlier one has failed.
+// may buffer it just when the earlier one has failed. But one that was sent by another
+// call, and has no answer yet, has not failed: then it was sent after the later one.
 func (c *call) collect(ctx context.Context, results []result, indices []int) {
 	type key struct{ topic, key string }
 	var behind map[key]bool
 	for at, i := range indices {
-		record, err := results[at].record, results[at].verdict(ctx)
-		if err != nil || behind != nil && record.Key != nil {
+		e := &results[at]
+		record, err := e.record, e.verdict(ctx)
+		underWay := e.joined != nil && !e.known
+		if err != nil && !underWay || behind != nil && record.Key != nil {
 			k := key{record.Topic, string(record.Key)}
 			if err == nil && behind[k] {
 				err = courier.ErrBehindFailed
@@ -179,7 +182,7 @@ func (c *call) collect(ctx context.Context, results []result, indices []int) {
 			if behind == nil {
 				behind = make(map[key]bool)
 			}
-			behind[k] = behind[k] || err != nil
+			behind[k] = behind[k] || err != nil && !underWay
 		}
 		c.errs[i] = err
 	}

@@ -189,6 +189,30 @@ func TestMemoryOfStoredRecordsIsBounded(t *testing.T) {
 	})
 }
 
+// Of records that are applied in another order than they were sent, one is stored while
+// an earlier one of the call is still under way: it does not go again.
+func TestJoinedInAnotherOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := startKafka(t)
+		sink := courierkafka.NewSink(k.client, message)
+		require.NoError(t, sink.Apply(t.Context(), order{ID: "warm", Topic: "orders"}))
+		next := make(chan struct{})
+		k.wire.answer(func(int) { <-next })
+		all := orders(2)
+		giveUp(t, sink, all[:1])
+		giveUp(t, sink, all[1:])
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		time.AfterFunc(time.Second/2, func() { next <- struct{}{} })
+		byIndex := failures(t, sink.ApplyBatch(ctx, []order{all[1], all[0]}))
+		require.Len(t, byIndex, 1)
+		require.ErrorIs(t, byIndex[0], context.DeadlineExceeded)
+		close(next)
+		require.NoError(t, sink.Apply(t.Context(), all[1]))
+		require.Equal(t, []string{"warm", all[0].ID, all[1].ID}, k.ids(t, "orders"))
+	})
+}
+
 // However many attempts give a record up, it is remembered once, and so for as long as the
 // others.
 func TestManyAttemptsAreRememberedOnce(t *testing.T) {
