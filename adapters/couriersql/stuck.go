@@ -10,9 +10,9 @@ import (
 )
 
 // A server that sends rows to a process that is stopped waits until it goes on, and to a
-// machine that is gone for as long as TCP does. No timeout of PostgreSQL ends a session that
-// waits so, and an advisory lock that it has keeps all other relays waiting. So they end it.
-// They see it in the sessions of their own role, and may end these.
+// machine that is gone for as long as TCP does. No timeout but tcp_user_timeout, which few set,
+// ends a session that waits so, and an advisory lock that it has keeps all other relays
+// waiting. So they end it. They see it in the sessions of their own role, and may end these.
 
 // lockedBy is the session that has the advisory lock of the number that follows.
 const lockedBy = `FROM pg_locks l LEFT JOIN pg_stat_activity a USING (pid)
