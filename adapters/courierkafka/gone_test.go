@@ -5,7 +5,6 @@ package courierkafka_test
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -101,7 +100,7 @@ func testDeleted(t *testing.T, balancer kgo.GroupBalancer, inHand bool, created 
 	source := courierkafka.NewSource(client)
 	var mu sync.Mutex
 	applied := make(map[string]int)
-	var told []string
+	errs := make(chan string, 1000)
 	count := func(topic string) int {
 		mu.Lock()
 		defer mu.Unlock()
@@ -121,7 +120,7 @@ func testDeleted(t *testing.T, balancer kgo.GroupBalancer, inHand bool, created 
 		return nil
 	}), courier.WithStreamWorkers(4), quiet, courier.WithObserver(courier.Observer{Fetched: func(_ context.Context, e courier.FetchEvent) {
 		if e.Err != nil {
-			told = append(told, e.Err.Error())
+			errs <- e.Err.Error()
 		}
 	}}))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -149,10 +148,10 @@ func testDeleted(t *testing.T, balancer kgo.GroupBalancer, inHand bool, created 
 	}
 	before := count("orders")
 	require.Equal(t, 2, before)
-	for n := range 6 {
+	for n := range 3 {
 		write("wide")
 		time.Sleep(20 * time.Second)
-		require.Equal(t, 4+2*n, count("wide"), "%q", told)
+		require.Equal(t, 4+2*n, count("wide"))
 	}
 	_, err := source.Lag(t.Context())
 	require.NoError(t, err)
@@ -164,18 +163,14 @@ func testDeleted(t *testing.T, balancer kgo.GroupBalancer, inHand bool, created 
 		time.Sleep(time.Minute)
 		write("orders")
 		time.Sleep(time.Minute)
-		require.Equal(t, before+4, count("orders"), "%q", told)
+		require.Equal(t, before+4, count("orders"))
 		require.EqualValues(t, 4, k.committed(t, "orders", 0))
 	}
 	require.NoError(t, coordinator.Ready())
-	slices.Sort(told)
-	require.LessOrEqual(t, len(told), 1, "%q", told)
 	if inHand || created != "never" {
-		require.NotEmpty(t, told)
+		require.Contains(t, <-errs, `the topic "orders" was deleted`)
 	}
-	for _, text := range told {
-		require.Contains(t, text, `the topic "orders" was deleted`)
-	}
+	require.Empty(t, errs)
 	require.Zero(t, source.Lost())
 	cancel()
 	require.NoError(t, <-ended)
