@@ -89,7 +89,7 @@ func TestSource_AMemberThatDoesNotGetIntoItsGroupSaysWhy(t *testing.T) {
 					require.ErrorContains(t, c.Ready(), "its consumer group")
 				}
 				end()
-				time.Sleep(time.Minute)
+				time.Sleep(20 * time.Second)
 				require.NoError(t, c.Ready())
 				told()
 				time.Sleep(10 * time.Minute)
