@@ -108,14 +108,57 @@ func TestUniqueViolations(t *testing.T) {
 	})
 }
 
+// grantsInREADME returns the block of the README that begins with a statement.
+func grantsInREADME(t *testing.T, first string) string {
+	t.Helper()
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	_, grants, found := strings.Cut(string(readme), "```sql\n"+first)
+	require.True(t, found)
+	grants, _, _ = strings.Cut(first+grants, "```")
+	return grants
+}
+
+// grantedTo gives a role of the statements another name.
+func grantedTo(grants, role, name string) string {
+	return strings.NewReplacer(" "+role+";", " "+name+";", " "+role+",", " "+name+",").Replace(grants)
+}
+
+// workAsRelay does all that a relay does with four rows: it parks one, marks two, and leaves two.
+func workAsRelay(t *testing.T, s *Source) {
+	t.Helper()
+	rows := take(t, s, 4)
+	require.NoError(t, s.Renew(t.Context(), rows))
+	_, err := s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
+	require.NoError(t, err)
+	require.NoError(t, s.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: rows[0], FailedAt: start}))
+	require.NoError(t, s.Mark(t.Context(), rows[:2]))
+	require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[2])))
+	require.NoError(t, s.Release(t.Context(), rows[3:], 0))
+	_, err = s.Lag(t.Context())
+	require.NoError(t, err)
+}
+
+// workAsOperator does all that an operator does after workAsRelay.
+func workAsOperator(t *testing.T, o *Outbox) (status Status, pruned int) {
+	t.Helper()
+	status, err := o.Status(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, 1, status.Dead)
+	requeued, err := o.Requeue(t.Context(), idAt("1.1"))
+	require.NoError(t, err)
+	require.Equal(t, []string{idAt("1.1")}, requeued)
+	require.NoError(t, o.DLQ().Delete(t.Context(), idAt("9.9")))
+	require.NoError(t, o.DLQ().Update(t.Context(), courier.DeadLetter[Row]{ID: idAt("9.9")}))
+	pruned, err = o.Prune(t.Context(), time.Now().Add(time.Hour))
+	require.NoError(t, err)
+	return status, pruned
+}
+
 // The rights that the README names are enough, and of those of a relay none is too
 // many.
 func TestTheRightsOfTheREADME(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	require.NoError(t, err)
-	_, grants, found := strings.Cut(string(readme), "```sql\nGRANT INSERT")
-	require.True(t, found)
-	grants, _, _ = strings.Cut("GRANT INSERT"+grants, "```")
+	grants := grantsInREADME(t, "GRANT INSERT")
 	for name, opts := range map[string][]Option{"locked": nil, "leased": {WithLease(time.Minute)}, "elected": {WithStrictOrder()}} {
 		t.Run(name, func(t *testing.T) {
 			dsn := pgtest.Schema(t)
@@ -125,7 +168,7 @@ func TestTheRightsOfTheREADME(t *testing.T) {
 			schema := schemaNamed(t, owner.db)
 			text := grants
 			for role := range as {
-				text = strings.NewReplacer(" "+role+";", " "+schema+"_"+role+";", " "+role+",", " "+schema+"_"+role+",").Replace(text)
+				text = grantedTo(text, role, schema+"_"+role)
 			}
 			execute(t, owner.db, text)
 			in := func(role string) *Outbox { return outboxIn(t, as[role], opts...) } // which calls Migrate
@@ -137,30 +180,11 @@ func TestTheRightsOfTheREADME(t *testing.T) {
 			s := relay.Source()
 			s.RenewEvery()
 			awaken(t, s.Wake())
-			rows := take(t, s, 4)
-			require.NoError(t, s.Renew(t.Context(), rows))
-			_, err := s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
-			require.NoError(t, err)
-			require.NoError(t, s.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: rows[0], FailedAt: start}))
-			require.NoError(t, s.Mark(t.Context(), rows[:2]))
-			require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[2])))
-			require.NoError(t, s.Release(t.Context(), rows[3:], 0))
-			_, err = s.Lag(t.Context())
-			require.NoError(t, err)
+			workAsRelay(t, s)
 
-			operator := in("operator")
-			status, err := operator.Status(t.Context())
-			require.NoError(t, err)
+			status, pruned := workAsOperator(t, in("operator"))
 			require.Equal(t, 2, status.Pending)
-			require.Equal(t, 1, status.Dead)
-			requeued, err := operator.Requeue(t.Context(), idAt("1.1"))
-			require.NoError(t, err)
-			require.Equal(t, []string{idAt("1.1")}, requeued)
-			require.NoError(t, operator.DLQ().Delete(t.Context(), idAt("9.9")))
-			require.NoError(t, operator.DLQ().Update(t.Context(), courier.DeadLetter[Row]{ID: idAt("9.9")}))
-			n, err := operator.Prune(t.Context(), time.Now().Add(time.Hour))
-			require.NoError(t, err)
-			require.Equal(t, 1, n)
+			require.Equal(t, 1, pruned)
 		})
 	}
 	as := roles(t, pgtest.Schema(t), "nobody")

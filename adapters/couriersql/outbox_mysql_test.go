@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -301,11 +300,7 @@ func TestAMySQLOutboxInSessionsThatConvert(t *testing.T) {
 
 // The rights that the README names are enough.
 func TestTheRightsOfAMySQLOutbox(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	require.NoError(t, err)
-	_, grants, found := strings.Cut(string(readme), "```sql\nGRANT SELECT, INSERT ON courier_outbox TO writer;")
-	require.True(t, found)
-	grants, _, _ = strings.Cut("GRANT SELECT, INSERT ON courier_outbox TO writer;"+grants, "```")
+	grants := grantsInREADME(t, "GRANT SELECT, INSERT ON courier_outbox TO writer;")
 	for name, opts := range map[string][]Option{"deleted": nil, "kept, strict": {WithKeep(), WithStrictOrder()}} {
 		t.Run(name, func(t *testing.T) {
 			admin := openMySQL(t, mytest.Database(t), nil)
@@ -315,7 +310,7 @@ func TestTheRightsOfAMySQLOutbox(t *testing.T) {
 			text := strings.ReplaceAll(grants, " ON ", " ON "+home+".")
 			for _, who := range []string{"writer", "relay", "operator"} {
 				user := who + "_" + home[len("courier_"):]
-				text = strings.NewReplacer(" "+who+";", " "+user+";", " "+who+",", " "+user+",").Replace(text)
+				text = grantedTo(text, who, user)
 				execute(t, admin, "CREATE USER "+user+" IDENTIFIED BY 'secret'")
 				t.Cleanup(func() { _, _ = admin.ExecContext(context.Background(), "DROP USER "+user) })
 			}
@@ -330,30 +325,10 @@ func TestTheRightsOfAMySQLOutbox(t *testing.T) {
 			write(t, in["writer"], Message{ID: "later", Topic: "orders", NotBefore: start.Add(time.Hour)})
 			require.ErrorIs(t, tryWrite(t, in["writer"], named("e", "a")...), ErrDuplicateID)
 
-			s := in["relay"].Source()
-			rows := take(t, s, 4)
-			require.NoError(t, s.Renew(t.Context(), rows))
-			_, err := s.DLQ().ParkedKeys(t.Context(), "", []string{"k"})
+			workAsRelay(t, in["relay"].Source())
+			_, err := in["operator"].Source().Lag(t.Context())
 			require.NoError(t, err)
-			require.NoError(t, s.DLQ().Send(t.Context(), courier.DeadLetter[Row]{Record: rows[0], FailedAt: start}))
-			require.NoError(t, s.Mark(t.Context(), rows[:2]))
-			require.NoError(t, s.Fail(t.Context(), failedWith(context.Canceled, rows[2])))
-			require.NoError(t, s.Release(t.Context(), rows[3:], 0))
-			_, err = s.Lag(t.Context())
-			require.NoError(t, err)
-
-			status, err := in["operator"].Status(t.Context())
-			require.NoError(t, err)
-			require.Equal(t, 1, status.Dead)
-			_, err = in["operator"].Source().Lag(t.Context())
-			require.NoError(t, err)
-			requeued, err := in["operator"].Requeue(t.Context(), idAt("1.1"))
-			require.NoError(t, err)
-			require.Equal(t, []string{idAt("1.1")}, requeued)
-			require.NoError(t, in["operator"].DLQ().Delete(t.Context(), idAt("9.9")))
-			require.NoError(t, in["operator"].DLQ().Update(t.Context(), courier.DeadLetter[Row]{ID: idAt("9.9")}))
-			_, err = in["operator"].Prune(t.Context(), time.Now().Add(time.Hour))
-			require.NoError(t, err)
+			workAsOperator(t, in["operator"])
 		})
 	}
 }
