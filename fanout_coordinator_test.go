@@ -537,43 +537,19 @@ func TestF3_ARetryAroundAFanOutKeepsItsAnswers(t *testing.T) {
 // another branch is due first.
 func TestD4_ABranchThatWaitsIsNotOvertaken(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		var mu sync.Mutex
-		got := map[string][]int{}
-		branch := func(name string, delay time.Duration) courier.Applier[int] {
-			failed := false
-			return courier.NewRetryableApplier[int](inOrder(func(r int) error {
-				mu.Lock()
-				defer mu.Unlock()
-				if r == 1 && !failed {
-					failed = true
-					return errTest
-				}
-				got[name] = append(got[name], r)
-				return nil
-			}), courier.RetryPolicy{InitialDelay: delay, Jitter: courier.NoJitter})
+		first, second := newOrdered(1), newOrdered(1)
+		branch := func(o *ordered, delay time.Duration) courier.Applier[int] {
+			o.fates[0] = fate{"fail", 1}
+			return courier.NewRetryableApplier[int](o, courier.RetryPolicy{InitialDelay: delay, Jitter: courier.NoJitter})
 		}
-		fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(branch("a", time.Second), branch("b", 3*time.Second)), Identity: strconv.Itoa})
-		source.add(1, 2, 3)
-		stop := start(t, make(fan, courier.WithOrderKey(func(int) string { return "all" })))
+		fan := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(branch(first, time.Second), branch(second, 3*time.Second)), Identity: strconv.Itoa})
+		source.add(0, 1, 2)
+		stop := start(t, make(fan, courier.WithOrderKey(byRest(1))))
 		time.Sleep(time.Minute)
 		require.NoError(t, stop())
-		require.Equal(t, map[string][]int{"a": {1, 2, 3}, "b": {1, 2, 3}}, got)
-	})
-}
-
-// inOrder is a batch applier that keeps the order.
-type inOrder func(r int) error
-
-func (f inOrder) OrderedBatches() bool                 { return true }
-func (f inOrder) Apply(_ context.Context, r int) error { return f(r) }
-func (f inOrder) ApplyBatch(_ context.Context, records []int) error {
-	var list courier.BatchError
-	for i, r := range records {
-		if len(list.Failures) > 0 {
-			list.Add(i, courier.ErrBehindFailed)
-		} else if err := f(r); err != nil {
-			list.Add(i, err)
+		for _, o := range []*ordered{first, second} {
+			require.Equal(t, []int{0, 1, 2}, o.applied)
+			require.Empty(t, o.problems)
 		}
-	}
-	return list.ErrorOrNil()
+	})
 }

@@ -661,13 +661,13 @@ func TestReady_WhileAPauseOfTheUsersIsTriedAgain(t *testing.T) {
 			if up.Load() {
 				return nil
 			}
-			return resting{time.Now().Add(time.Second)}
+			return maintenance{time.Now().Add(time.Second)}
 		})
 		c := make(stack)
 		stop := start(t, c)
 		time.Sleep(11 * time.Second)
 		for range 100 {
-			require.ErrorAs(t, c.Ready(), new(resting))
+			require.ErrorAs(t, c.Ready(), new(maintenance))
 			time.Sleep(time.Second)
 		}
 		up.Store(true)
@@ -676,10 +676,3 @@ func TestReady_WhileAPauseOfTheUsersIsTriedAgain(t *testing.T) {
 		require.NoError(t, stop())
 	})
 }
-
-// resting is the error of a destination that takes nothing until a time.
-type resting struct{ until time.Time }
-
-func (resting) Error() string        { return "not now" }
-func (resting) NotAttempted() bool   { return true }
-func (r resting) RetryAt() time.Time { return r.until }
