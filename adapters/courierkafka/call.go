@@ -295,5 +295,5 @@ func (c *call) outcome(ctx context.Context) error {
 // answered reports whether any broker has answered anything since the call began, or does
 // now: a client that waits for one broker has no reason to ask another.
 func (c *call) answered(ctx context.Context) bool {
-	return c.link.heard.Load() != c.heard || c.link.ask(ctx, c.client, c.config.deliveryTimeout/10)
+	return c.link.heard.Load() != c.heard || reachable(ctx, c.client, c.config.deliveryTimeout/10)
 }

@@ -100,7 +100,7 @@ func (l *link) OnProduceRecordUnbuffered(*kgo.Record, error) { l.underWay.Add(-1
 func (l *link) reach(ctx context.Context, p *producer) error {
 	trouble := l.trouble.Load()
 	switch {
-	case trouble == nil, l.ask(ctx, p.client, p.config.deliveryTimeout):
+	case trouble == nil, reachable(ctx, p.client, p.config.deliveryTimeout):
 		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
@@ -108,8 +108,8 @@ func (l *link) reach(ctx context.Context, p *producer) error {
 	return &restError{fmt.Errorf("courierkafka: no broker can be reached: %w", trouble.err), time.Now().Add(restFor)}
 }
 
-// ask reports whether any broker answers within a time.
-func (l *link) ask(ctx context.Context, client *kgo.Client, timeout time.Duration) (reached bool) {
+// reachable reports whether any broker answers within a time.
+func reachable(ctx context.Context, client *kgo.Client, timeout time.Duration) (reached bool) {
 	asking, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	brokers := append(client.DiscoveredBrokers(), client.SeedBrokers()...)

@@ -579,8 +579,8 @@ func (g *group) notRenewed(since uint64) {
 	}
 }
 
-// letGo forgets what the coordinator has let go of: the records of partitions that leave which
-// a renewal has reported, and the last one has not.
+// letGo forgets records of leaving partitions that the coordinator no longer holds: an earlier
+// renewal listed them, and the last one did not.
 func (g *group) letGo() {
 	for _, d := range g.records {
 		if d.of.leaving && d.index < 0 && d.listed != 0 && d.listed != g.renewal {

@@ -5,9 +5,9 @@ import (
 	"sync/atomic"
 )
 
-// overdue has the partitions of which a call has waited in vain for the whole delivery
-// timeout, until something of them has an answer. The number -1 is for records whose
-// partition the client does not know yet.
+// overdue holds the partitions for which a call has waited the whole delivery timeout in
+// vain, until a broker answers for one of their records. The number -1 stands for records
+// whose partition the client does not know yet.
 type overdue struct {
 	count      atomic.Int64 // of partitions
 	mu         sync.Mutex

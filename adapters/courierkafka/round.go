@@ -37,7 +37,7 @@ type result struct {
 	joined  *answer // to an earlier copy
 }
 
-// roundKey is that of the round among the values of a record's context.
+// roundKey is the key of the round in the context of a record.
 type roundKey struct{}
 
 // newRound makes a round for n records. The client never gives a record up because a

@@ -279,7 +279,7 @@ func TestErrorsOfBrokers(t *testing.T) {
 	}
 }
 
-// An error of the client's first request is that of one attempt.
+// An error of the client's first request fails one attempt, and the next one asks again.
 func TestErrorsOfTheFirstRequest(t *testing.T) {
 	for _, e := range []*kerr.Error{kerr.ClusterAuthorizationFailed, kerr.UnknownServerError, kerr.InvalidRequest, kerr.CoordinatorLoadInProgress} {
 		t.Run(e.Message, func(t *testing.T) {

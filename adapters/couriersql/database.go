@@ -66,8 +66,8 @@ type scanner interface{ Scan(dest ...any) error }
 // errConverts is the error of connections that would write other bytes than the message has.
 var errConverts = &courier.ConfigError{Field: "db", Problem: "has connections that convert what is sent to them, bytes too, from character_set_client to another character_set_connection: leave the two, and collation_connection, out of the DSN and of init_connect, or give both the same character set"}
 
-// checkFaithful returns [errConverts] for such a connection. Once one is not, the others are taken
-// to be like it.
+// checkFaithful returns [errConverts] for such a connection. Once one has turned out to convert
+// nothing, the others are taken to be like it.
 func (d *database) checkFaithful(ask func(text string) scanner) error {
 	if d.grammar.faithful == "" || d.faithful.Load() {
 		return nil
