@@ -21,38 +21,6 @@ import (
 	"github.com/erfanmomeniii/courier/adapters/courierkafka"
 )
 
-// admin is a client that knows nothing of topics before.
-func (k *kafka) admin(t *testing.T) *kgo.Client {
-	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(k.seeds...), kgo.Dialer(k.dial))
-	require.NoError(t, err)
-	t.Cleanup(client.Close)
-	return client
-}
-
-func (k *kafka) deleteTopic(t *testing.T, topic string) {
-	t.Helper()
-	request := kmsg.NewPtrDeleteTopicsRequest()
-	request.TopicNames = []string{topic}
-	asked := kmsg.NewDeleteTopicsRequestTopic()
-	asked.Topic = &topic
-	request.Topics = append(request.Topics, asked)
-	answer, err := request.RequestWith(t.Context(), k.admin(t))
-	require.NoError(t, err)
-	require.Zero(t, answer.Topics[0].ErrorCode)
-}
-
-func (k *kafka) createTopic(t *testing.T, topic string) {
-	t.Helper()
-	request := kmsg.NewPtrCreateTopicsRequest()
-	asked := kmsg.NewCreateTopicsRequestTopic()
-	asked.Topic, asked.NumPartitions, asked.ReplicationFactor = topic, 1, 1
-	request.Topics = append(request.Topics, asked)
-	answer, err := request.RequestWith(t.Context(), k.admin(t))
-	require.NoError(t, err)
-	require.Zero(t, answer.Topics[0].ErrorCode)
-}
-
 // A topic that is deleted holds up no other, with records in hand or without. The source says
 // once that it is gone. If it is created again, it is consumed again.
 func TestSource_ATopicThatIsDeletedHoldsUpNoOther(t *testing.T) {
