@@ -684,6 +684,11 @@ func (w *watch) parked(ctx context.Context, letter any, event ParkEvent) {
 	tell(ctx, w.observer.Parked, event)
 }
 
+// later reports that a record asks again for a later time.
+func (w *watch) later(ctx context.Context, record any, due time.Time, err error) {
+	w.log.later(ctx, w.name(record), w.clock.told(due), err)
+}
+
 func (w *watch) retried(ctx context.Context, event RetryEvent) {
 	if w == nil {
 		return

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -178,7 +179,7 @@ func TestLogObserver_AnOutageIsAFewLines(t *testing.T) {
 // What goes on for hours is told again at least every five minutes, or with the next
 // event after that, and is a few lines an hour all the same.
 func TestLog_WhatGoesOnIsToldAgain(t *testing.T) {
-	kinds := []string{"records", "one record", "outage", "full queue", "fetch", "mark"}
+	kinds := []string{"records", "one record", "outage", "full queue", "later", "one later", "host", "fetch", "mark"}
 	for _, kind := range kinds {
 		for _, shape := range few("polling", "plain", "batches", "streaming") {
 			t.Run(kind+", "+shape, func(t *testing.T) {
@@ -186,8 +187,11 @@ func TestLog_WhatGoesOnIsToldAgain(t *testing.T) {
 					var log lines
 					began := time.Now()
 					a := courier.ProcessFunc(func(_ context.Context, n int) error {
-						if kind == "one record" && n != 3 || kind == "mark" {
+						switch {
+						case n != 3 && (kind == "one record" || kind == "one later" || kind == "host"), kind == "mark":
 							return nil
+						case kind == "later" || kind == "one later":
+							return courier.Later(errTest, 10*time.Second)
 						}
 						return fmt.Errorf("order %d: %w", n, errTest)
 					})
@@ -197,6 +201,8 @@ func TestLog_WhatGoesOnIsToldAgain(t *testing.T) {
 					switch kind {
 					case "outage":
 						a, _ = courier.ResilientApplier(a, nil)
+					case "host":
+						a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{BreakerKey: strconv.Itoa})
 					case "full queue":
 						a = courier.NewDLQApplier(a, courier.DLQ[int](refusing{}), courier.DLQPolicy[int]{})
 					}
@@ -248,6 +254,46 @@ func TestLog_WhatGoesOnIsToldAgain(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A poison record among few others opens the breaker for a moment, again and again. The log
+// does not grow with that, and each pause that it has is followed by its end.
+func TestLog_APauseThatComesAgain(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var log bytes.Buffer
+		fails := true
+		a := courier.ProcessFunc(func(_ context.Context, n int) error {
+			if fails && n%10 == 0 {
+				return errTest
+			}
+			return nil
+		})
+		pauses := 0
+		observer := courier.Observer{Paused: func(context.Context, courier.PauseEvent) { pauses++ }}
+		applier, _ := courier.ResilientApplier(a, nil)
+		stop := start(t, make(applier, courier.WithLogger(timeless(&log)), courier.WithObserver(observer)))
+		n := 0
+		run := func(lasts time.Duration) string {
+			log.Reset()
+			for range lasts / (2 * time.Second) {
+				source.add(n, n+1)
+				n += 2
+				time.Sleep(2 * time.Second)
+			}
+			return log.String()
+		}
+		told := run(time.Hour)
+		require.Greater(t, pauses, 100)
+		paused, resumed := strings.Count(told, "courier: paused"), strings.Count(told, "courier: resumed")
+		require.LessOrEqual(t, paused, 4+12, told)
+		require.LessOrEqual(t, paused-resumed, 1, told)
+		require.LessOrEqual(t, resumed, paused, told)
+		fails = false
+		run(time.Hour)
+		fails = true
+		require.Equal(t, 1, strings.Count(run(10*time.Second), "courier: paused"), "after a while it is news")
+		require.NoError(t, stop())
+	})
 }
 
 // A batch of rows that all fail hides the rows after it from a source that returns

@@ -205,7 +205,8 @@ func tellOf[E any](ctx context.Context, f func(context.Context, E), event E) {
 func newSlogObserver(logger *slog.Logger, clock *steady, interval time.Duration) *slogObserver {
 	wait := max(time.Minute, min(2*min(interval, time.Hour), time.Hour))
 	return &slogObserver{
-		logger: logger, clock: clock, said: make(map[saying]said), seed: maphash.MakeSeed(), failing: calm{wait: wait}, guarded: calm{wait: wait},
+		logger: logger, clock: clock, said: make(map[saying]said), seed: maphash.MakeSeed(),
+		failing: calm{wait: wait}, postponed: calm{wait: wait}, pausing: calm{wait: wait}, guarded: calm{wait: wait},
 	}
 }
 
@@ -218,9 +219,12 @@ type slogObserver struct {
 	said   map[saying]said
 	turn   uint64 // counts the complaints
 
-	clock            *steady
-	failing, guarded calm // records that stay pending; pauses over too many dead letters
-	loud             bool // there was a pause that is over with its end
+	clock     *steady
+	failing   calm // records that stay pending
+	postponed calm // records that asked again for a later time
+	pausing   calm // pauses, but for those over too many dead letters
+	guarded   calm // those
+	loud      bool // the end of the pause is to be said
 }
 
 // calm tells when something has not happened for long enough to be over. Where it
@@ -254,12 +258,18 @@ func (l *slogObserver) lookBack(ctx context.Context) {
 	}
 	now := l.clock.Now()
 	l.mu.Lock()
-	well, open := l.failing.over(now), l.guarded.over(now)
-	failing, guarded := l.failing.wait, l.guarded.wait
+	well, ready, steady, open := l.failing.over(now), l.postponed.over(now), l.pausing.over(now), l.guarded.over(now)
+	failing, postponed, guarded := l.failing.wait, l.postponed.wait, l.guarded.wait
 	l.mu.Unlock()
 	if well {
 		l.over(ctx, fmt.Sprintf("courier: no record has failed and stayed pending for %v", failing), "seen_in_batches", saidFailed, saidCut, saidRefused)
 		l.over(ctx, "", "", saidHidden)
+	}
+	if ready {
+		l.over(ctx, fmt.Sprintf("courier: no record has asked again to be tried later for %v", postponed), "times", saidLater)
+	}
+	if steady {
+		l.over(ctx, "", "", saidPause, saidStuck)
 	}
 	if open {
 		l.over(ctx, fmt.Sprintf("courier: resumed, with no new pause because of too many dead letters for %v", guarded), "pauses", saidGuard)
@@ -308,8 +318,8 @@ const (
 )
 
 // complain logs a message unless it was said before and is not worth saying
-// again.
-func (l *slogObserver) complain(ctx context.Context, level slog.Level, message string, err error, attrs ...any) {
+// again, and reports whether it did.
+func (l *slogObserver) complain(ctx context.Context, level slog.Level, message string, err error, attrs ...any) (logged bool) {
 	key := saying{message: message}
 	if err != nil {
 		attrs = append(attrs, "error", brief(err))
@@ -319,7 +329,7 @@ func (l *slogObserver) complain(ctx context.Context, level slog.Level, message s
 	}
 	times, due := l.count(key)
 	if !due {
-		return
+		return false
 	}
 	if times > 1 {
 		attrs = append(attrs, countOf(message), times)
@@ -329,6 +339,7 @@ func (l *slogObserver) complain(ctx context.Context, level slog.Level, message s
 		attrs = append(attrs, "stack", cutText(string(p.Stack)))
 	}
 	l.say(ctx, level, message, attrs...)
+	return true
 }
 
 // countOf names what the times of a message are.
@@ -463,6 +474,7 @@ const (
 	saidFailed  = "courier: records failed and stay pending; this is the first of them"
 	saidCut     = "courier: records failed and stay pending, and the run does not wait for their next attempt; this is the first of them"
 	saidHidden  = "courier: all records of a full batch have failed twice in a row; the source returns them again and hides the records after them: park records that never succeed in a dead letter queue"
+	saidLater   = "courier: a record asked again to be tried later, and waits in hand"
 	saidRefused = "courier: records were not settled and stay pending; this is the first of them"
 )
 
@@ -575,30 +587,40 @@ func (l *slogObserver) paused(ctx context.Context, e PauseEvent) {
 		l.complain(ctx, slog.LevelWarn, saidGuard, e.Err, attrs...)
 		return
 	}
-	l.mu.Lock()
-	l.loud = true
-	l.mu.Unlock()
-	switch {
-	case e.Err == nil:
+	if e.Err == nil {
+		l.louder(true)
 		l.say(ctx, slog.LevelInfo, "courier: paused until Resume is called")
-	case e.Stuck:
-		l.complain(ctx, slog.LevelWarn, saidStuck, e.Err, attrs...)
-	default:
-		l.complain(ctx, slog.LevelWarn, saidPause, e.Err, attrs...)
+		return
+	}
+	message := saidPause
+	if e.Stuck {
+		message = saidStuck
+	}
+	l.stir(&l.pausing, e.Until)
+	if l.complain(ctx, slog.LevelWarn, message, e.Err, attrs...) {
+		l.louder(true)
 	}
 }
 
-// resumed says nothing of the end of a pause over too many dead letters: only time
-// tells whether the next one follows, see lookBack.
-func (l *slogObserver) resumed(ctx context.Context, e ResumeEvent) {
-	l.over(ctx, "", "", saidPause, saidStuck)
+// louder sets whether the end of the pause is to be said, and returns whether it was.
+func (l *slogObserver) louder(to bool) (was bool) {
 	l.mu.Lock()
-	loud := l.loud
-	l.loud = false
-	l.mu.Unlock()
-	if loud {
+	defer l.mu.Unlock()
+	was, l.loud = l.loud, to
+	return was
+}
+
+// resumed says nothing of the end of a pause that was not said. Of one over too many dead
+// letters only time tells whether the next one follows, see lookBack.
+func (l *slogObserver) resumed(ctx context.Context, e ResumeEvent) {
+	if l.louder(false) {
 		l.say(ctx, slog.LevelInfo, "courier: resumed", "pauses", e.Pauses)
 	}
+}
+
+func (l *slogObserver) later(ctx context.Context, record string, due time.Time, err error) {
+	l.stir(&l.postponed, due)
+	l.complain(ctx, slog.LevelWarn, saidLater, err, "record", cutText(record), "until", due)
 }
 
 func (l *slogObserver) waiting(ctx context.Context, d time.Duration) {

@@ -102,6 +102,9 @@ func (p *poller[T]) sortOut() {
 		case err == nil:
 		case waits && state != ledger.Failed:
 			event.Waiting++
+			if it.waited && ownWait(err) {
+				p.watch.later(p.life.settle, it.record, due, err)
+			}
 		case b.tally(&event, i, err) && state != ledger.Failed && p.pass.refused == nil:
 			p.pass.refused = err
 		}

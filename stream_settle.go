@@ -184,6 +184,9 @@ func (s *stream[T]) keepWaiting(sh *share[T], it *item[T], err error) bool {
 	if p.asks++; !p.asked {
 		p.asks = 0
 	}
+	if p.asks > 1 {
+		s.watch.later(s.life.settle, it.record, due, err)
+	}
 	p.suspect = p.suspect || p.used != nil // one that has not failed is the better probe
 	sh.event.Waiting++
 	now := s.config.clock.Now()
