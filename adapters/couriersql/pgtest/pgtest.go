@@ -28,6 +28,7 @@ import (
 
 	"github.com/erfanmomeniii/courier/adapters/couriersql/internal/private"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Where a server is taken from.
@@ -135,9 +136,18 @@ func (s *Server) NewSchema(ctx context.Context) (dsn string, drop func() error, 
 	return dsn, func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		return s.execute(ctx, "DROP SCHEMA "+name+" CASCADE")
+		for {
+			err := s.execute(ctx, "DROP SCHEMA "+name+" CASCADE")
+			if e := (*pgconn.PgError)(nil); !errors.As(err, &e) || e.Code != deadlock {
+				return err
+			}
+		}
 	}, nil
 }
+
+// deadlock is the error of a drop that meets a statement whose client has left it, such as a
+// REINDEX, and which ends soon.
+const deadlock = "40P01"
 
 // execute keeps its connection to a private server for the next time: to open one takes
 // longer than what is executed.

@@ -75,6 +75,34 @@ func TestASchemaAfterTheServersConnectionWasEnded(t *testing.T) {
 }
 
 // The shared server of tests does not flush, one of their own does.
+// A statement that a test has left may hold what the drop needs, and need what that holds.
+func TestASchemaWhoseDropMeetsADeadlock(t *testing.T) {
+	s := Shared(t)
+	dsn, drop, err := s.NewSchema(t.Context())
+	require.NoError(t, err)
+	conn, err := pgx.Connect(t.Context(), dsn)
+	require.NoError(t, err)
+	defer conn.Close(t.Context())
+	for _, statement := range []string{"CREATE TABLE a (); CREATE TABLE b (); CREATE TABLE c ()", "BEGIN", "LOCK b"} {
+		_, err = conn.Exec(t.Context(), statement)
+		require.NoError(t, err)
+	}
+	dropped := make(chan error, 1)
+	go func() { dropped <- drop() }()
+	held := "SELECT relation::regclass::text FROM pg_locks WHERE mode = 'AccessExclusiveLock' AND granted AND relation IN ('a'::regclass, 'c'::regclass) LIMIT 1"
+	var table string
+	for table == "" {
+		if err := conn.QueryRow(t.Context(), held).Scan(&table); err != nil {
+			require.ErrorIs(t, err, pgx.ErrNoRows)
+		}
+	}
+	_, err = conn.Exec(t.Context(), "LOCK "+table)
+	require.NoError(t, err, "the drop waited first, so that it is the one to give way")
+	_, err = conn.Exec(t.Context(), "ROLLBACK")
+	require.NoError(t, err)
+	require.NoError(t, <-dropped)
+}
+
 func TestWhatIsFlushed(t *testing.T) {
 	if os.Getenv(DSNVariable) == "" {
 		require.Equal(t, 1, number(t, Schema(t), `SELECT count(*) FROM pg_settings WHERE name = 'fsync' AND setting = 'off'`))
