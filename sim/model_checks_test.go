@@ -134,11 +134,14 @@ const ctxSlack = 5 * time.Second
 
 // answerContext looks at the context of a call that returns.
 func (m *model) answerContext(l *life, c *call) {
+	lives := !c.gone && c.ctx.Err() == nil
+	if c.kind == Fetch && lives && l.paused && l.pausedAt < m.now.Load() {
+		m.Fail("Pause: a fetch of process %d has a context that lives, after an operator has paused it", l.p.number)
+	}
 	if !l.p.stopping || l.redrives() {
 		return
 	}
 	since := time.Duration(m.now.Load() - l.p.stoppedAt)
-	lives := !c.gone && c.ctx.Err() == nil
 	switch c.kind {
 	case Fetch:
 		if lives {

@@ -121,8 +121,9 @@ func draw(w *World, fixed func(s *settings)) settings {
 	if maybe("hosted", 0.35) {
 		s.Hosts = 2 + w.Pick("hosts", 5)
 	}
-	if s.ByHand = maybe("by hand", 0.3); maybe("hands", 0.5) {
-		s.Hands = 1 + w.Pick("how many hands", 3)
+	if s.ByHand = maybe("by hand", 0.3); s.ByHand && maybe("hands", 0.7) {
+		s.Hands = 1 + w.Pick("how many hands", 5)
+		s.Hosts *= w.Pick("breakers of hosts", 2) // at which there is no hand
 	}
 	if s.shape == journal && maybe("channel", 0.5) {
 		s.shape = channel

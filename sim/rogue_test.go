@@ -347,6 +347,9 @@ var rogues = []rogue{
 		g.do(<-g.queued())
 	}},
 	{breaks: "Pause: process 0 fetches", plan: pauseAt(time.Second), act: func(g *gear) { g.wait(2 * time.Second); g.fetch(1) }},
+	{breaks: "Pause: a fetch of process 0 has a context that lives", plan: both(pauseAt(time.Second), hangs(Fetch)), act: func(g *gear) {
+		_, _ = g.s.Fetch(g.detached(), 1)
+	}},
 	{breaks: "D11: process 0 renews r0, which it gave back", fixed: func(s *settings) { s.Renewing, s.Lease = true, time.Hour }, act: func(g *gear) {
 		records := g.fetch(1)
 		_ = g.s.Release(g.ctx, records, time.Hour)
