@@ -825,7 +825,7 @@ func TestF1_BranchesThatGiveUpTakeNoTurns(t *testing.T) {
 				time.Sleep(time.Minute)
 				require.NoError(t, stop())
 				require.LessOrEqual(t, a.called(), 3*30, "the pace of a refused record slows down")
-				require.Equal(t, a.called(), b.called())
+				require.InDelta(t, a.called(), b.called(), 1, "the stop may come between the attempts of the two")
 			})
 		})
 	}

@@ -179,8 +179,7 @@ func TestLogObserver_AnOutageIsAFewLines(t *testing.T) {
 // What goes on for hours is told again at least every five minutes, or with the next
 // event after that, and is a few lines an hour all the same.
 func TestLog_WhatGoesOnIsToldAgain(t *testing.T) {
-	kinds := []string{"records", "one record", "outage", "full queue", "later", "one later", "host", "fetch", "mark"}
-	for _, kind := range kinds {
+	for _, kind := range few("records", "one record", "outage", "full queue", "one later", "host", "fetch", "mark", "later") {
 		for _, shape := range few("polling", "plain", "batches", "streaming") {
 			t.Run(kind+", "+shape, func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
