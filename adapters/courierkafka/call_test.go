@@ -158,8 +158,18 @@ func TestPartlyFailedBatch(t *testing.T) {
 	}
 }
 
+// lastTimes returns each value where it stands for the last time.
+func lastTimes(all []string) (last []string) {
+	for i, one := range all {
+		if !slices.Contains(all[i+1:], one) {
+			last = append(last, one)
+		}
+	}
+	return last
+}
+
 // A broker refuses the batch that an oversize record is in. That one is parked, the
-// others are stored once and in order, alone or beside other workers.
+// others are stored in order, alone or beside other workers, and alone once.
 func TestOversizeRecordInABatch(t *testing.T) {
 	for _, workers := range []int{1, 4} {
 		t.Run(fmt.Sprint(workers, " workers"), func(t *testing.T) {
@@ -187,16 +197,22 @@ func TestOversizeRecordInABatch(t *testing.T) {
 				require.Equal(t, []string{all[0].ID, all[30].ID, all[49].ID}, parked)
 
 				byKey := make(map[string][]string)
-				count := 0
 				for _, r := range k.stored(t, "orders") {
 					byKey[string(r.Key)] = append(byKey[string(r.Key)], courierkafka.RecordID(r))
-					count++
 				}
-				require.Equal(t, len(all)-len(bad), count, "each once")
+				left := len(all) - len(bad)
 				for key, ids := range byKey {
+					// Of a call of another worker, a part may be in the batch that is refused, and
+					// another be stored, which comes again behind the first.
+					if last := lastTimes(ids); workers == 1 {
+						require.Equal(t, last, ids, "each once")
+					} else {
+						ids = last
+					}
 					require.True(t, slices.IsSorted(ids), "%s: %v", key, ids)
-					require.Len(t, slices.Compact(ids), len(ids))
+					left -= len(ids)
 				}
+				require.Zero(t, left, "all are stored")
 			})
 		})
 	}

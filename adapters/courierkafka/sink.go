@@ -17,7 +17,10 @@
 // timeout has ended, the record stays with the client. The next Apply of the same record
 // takes the client's answer to the first one, and sends no copy, if the record has an
 // id ([Message], [IDHeader]). Duplicates are left for when the process dies, when the
-// brokers have lost data ([Sink.DataLoss]), and for records without an id.
+// brokers have lost data ([Sink.DataLoss]), and for records without an id. With several
+// workers there is one more: brokers may refuse a batch, because of a record that is too
+// large for the topic, in which there is a part of another call, and store the rest of that
+// call, which is then stored again behind its first part, for the order of its keys.
 //
 // # Order
 //
