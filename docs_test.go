@@ -1,3 +1,5 @@
+//go:build !race
+
 package courier_test
 
 // What the documents say is there: rules, their tests, and the places that links lead to.

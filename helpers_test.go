@@ -4,7 +4,6 @@ package courier_test
 // and read results.
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -131,7 +130,7 @@ func run(t *testing.T, source courier.Source[int], applier courier.Applier[int],
 }
 
 // timeless is a log without times.
-func timeless(w *bytes.Buffer) *slog.Logger {
+func timeless(w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {
 			return slog.Attr{}

@@ -167,7 +167,7 @@ func TestD3_AFailingRecordCostsTheOthersNoTime(t *testing.T) {
 		// 8 workers make 8 calls a millisecond, and what fails waits for 50 ms or more.
 		"30 % of the calls fail": {fails: randomly(0.3), random: true, hand: 400},
 	}
-	for _, stack := range []string{"Retry", "DLQ(Retry)", "ResilientApplier"} {
+	for _, stack := range few("Retry", "DLQ(Retry)", "ResilientApplier") {
 		for _, shape := range []struct{ workers, keys int }{{8, 0}, {8, 50}, {1, isolated}} {
 			for _, streaming := range []bool{false, true} {
 				for _, batches := range []bool{false, true} {

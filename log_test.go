@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -259,37 +260,38 @@ func TestLog_WhatGoesOnIsToldAgain(t *testing.T) {
 // does not grow with that, and each pause that it has is followed by its end.
 func TestLog_APauseThatComesAgain(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
-		var log bytes.Buffer
-		fails := true
+		var log lines
+		var fails atomic.Bool
+		fails.Store(true)
 		a := courier.ProcessFunc(func(_ context.Context, n int) error {
-			if fails && n%10 == 0 {
+			if fails.Load() && n%10 == 0 {
 				return errTest
 			}
 			return nil
 		})
-		pauses := 0
-		observer := courier.Observer{Paused: func(context.Context, courier.PauseEvent) { pauses++ }}
+		var pauses atomic.Int64
+		observer := courier.Observer{Paused: func(context.Context, courier.PauseEvent) { pauses.Add(1) }}
 		applier, _ := courier.ResilientApplier(a, nil)
 		stop := start(t, make(applier, courier.WithLogger(timeless(&log)), courier.WithObserver(observer)))
 		n := 0
 		run := func(lasts time.Duration) string {
-			log.Reset()
+			before := len(log.String())
 			for range lasts / (2 * time.Second) {
 				source.add(n, n+1)
 				n += 2
 				time.Sleep(2 * time.Second)
 			}
-			return log.String()
+			return log.String()[before:]
 		}
 		told := run(time.Hour)
-		require.Greater(t, pauses, 100)
+		require.Greater(t, pauses.Load(), int64(100))
 		paused, resumed := strings.Count(told, "courier: paused"), strings.Count(told, "courier: resumed")
 		require.LessOrEqual(t, paused, 4+12, told)
 		require.LessOrEqual(t, paused-resumed, 1, told)
 		require.LessOrEqual(t, resumed, paused, told)
-		fails = false
+		fails.Store(false)
 		run(time.Hour)
-		fails = true
+		fails.Store(true)
 		require.Equal(t, 1, strings.Count(run(10*time.Second), "courier: paused"), "after a while it is news")
 		require.NoError(t, stop())
 	})

@@ -252,7 +252,7 @@ func TestC4_OneRecordForAProbe(t *testing.T) {
 // healthy record is parked, the poison record is, nothing is applied twice, and
 // no call is made while the breaker is open.
 func TestC6_AnOutageParksNoHealthyRecordAndPoisonIsParked(t *testing.T) {
-	for _, outage := range []time.Duration{0, 30 * time.Second, time.Minute, 24 * time.Hour} {
+	for _, outage := range few(0, 30*time.Second, 24*time.Hour, time.Minute) {
 		for _, threshold := range few(2, 3, 4, 5) {
 			for _, poison := range few(0, 50, 100) {
 				for _, shape := range []string{"polling", "polling batches", "streaming 1", "streaming 8", "streaming 8 batches"} {

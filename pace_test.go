@@ -611,7 +611,7 @@ func (q *outOfOrder) Send(ctx context.Context, letter courier.DeadLetter[int]) e
 // pause grows with the time that the queue was away, and not with their number. A fetch
 // that waits as the queue returns would hide it: here records come all the time.
 func TestPace_RefusalsOfMany(t *testing.T) {
-	for _, down := range few(time.Second, 10*time.Second, time.Minute) {
+	for _, down := range few(time.Second, time.Minute, 10*time.Second) {
 		for _, every := range few(10*time.Millisecond, 100*time.Millisecond, time.Second) {
 			for _, keyed := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%v, one each %v, %s", down, every, choose(keyed, "keyed", "no key")), func(t *testing.T) {

@@ -274,7 +274,7 @@ func TestPrefetch_AFailedFetchIsToldWhenItIsDropped(t *testing.T) {
 // Fetching ahead for hours costs no memory (D11).
 func TestD11_PrefetchKeepsNothingOfEarlierBatches(t *testing.T) {
 	const batches = 40_000
-	for _, prefetch := range []int{1, 2, 5} {
+	for _, prefetch := range few(1, 2, 5) {
 		t.Run(fmt.Sprint("prefetch ", prefetch), func(t *testing.T) {
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
