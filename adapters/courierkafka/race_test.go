@@ -1,0 +1,5 @@
+//go:build race
+
+package courierkafka_test
+
+const raceEnabled = true
