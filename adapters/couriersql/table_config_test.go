@@ -249,6 +249,7 @@ func TestATablesErrorsSayWhatToDo(t *testing.T) {
 	r.config.Columns = []string{"name", "name"}
 	_, err = r.table().Source().Fetch(t.Context(), 10)
 	says(err, "into a variable that cannot hold it")
+	r.advance(time.Second) // for which both rows wait
 	r.config.Columns = []string{"id", "name"}
 
 	r.config.Mark, r.config.Pending = "", "true"

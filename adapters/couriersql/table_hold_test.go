@@ -374,22 +374,41 @@ func TestSeveralRelaysKeepTheOrderOfAKey(t *testing.T) {
 	}
 }
 
-// One row of which no record can be made holds up no other, once a row was read.
+// A row of which no record can be made holds up no other, nor does it if it is the first that
+// a relay comes to. It is tried again as any that failed.
 func TestATablesRowThatCannotBeRead(t *testing.T) {
 	eachTable(t, 3, func(t *testing.T, r *relayed) {
 		s := r.table().Source()
-		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = NULL WHERE name <> '3'`, r.ownTable.table()))
-		_, err := s.Fetch(t.Context(), 10)
-		require.ErrorContains(t, err, "reading the row", "for all that is known, none can be")
-		require.Zero(t, r.count(r.state()+"_batches"), "a lease of rows that are in nobody's hand")
-		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = 'one' WHERE %s = 1`, r.ownTable.table(), r.dialect.identifier(r.config.Key[len(r.config.Key)-1])))
-		read, _ := fetchNames(t, s, 1)
-		require.Len(t, read, 1)
+		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = NULL WHERE name = '1'`, r.ownTable.table()))
 		_, names := fetchNames(t, s, 10)
-		require.Equal(t, []string{"3"}, names)
+		require.Equal(t, []string{"2", "3"}, names)
 		require.Equal(t, 1, r.count(r.state()))
 		require.Contains(t, namesIn(t, r.db, "SELECT last_error FROM "+r.state())[0], "reading the row")
 		require.Contains(t, r.log.String(), "cannot be read")
+		require.Contains(t, r.log.String(), "attempts=1 retry_in=1s")
+		r.advance(time.Second)
+		_, names = fetchNames(t, s, 10)
+		require.Empty(t, names)
+		require.Contains(t, r.log.String(), "attempts=2 retry_in=2s")
+		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = '1' WHERE name IS NULL`, r.ownTable.table()))
+		r.advance(2 * time.Second)
+		_, names = fetchNames(t, s, 10)
+		require.Equal(t, []string{"1"}, names)
+	})
+}
+
+// If no row can be read, the fetch fails, as TableConfig.Scan may be to blame. It goes on
+// failing while the rows wait.
+func TestATableOfWhichNoRowCanBeRead(t *testing.T) {
+	eachTable(t, 3, func(t *testing.T, r *relayed) {
+		s := r.table().Source()
+		execute(t, r.db, fmt.Sprintf(`UPDATE %s SET name = NULL`, r.ownTable.table()))
+		for range 2 {
+			_, err := s.Fetch(t.Context(), 10)
+			require.ErrorContains(t, err, "reading the row")
+		}
+		require.Equal(t, 3, r.count(r.state()))
+		require.Zero(t, r.count(r.state()+"_batches"), "a lease of rows that are in nobody's hand")
 	})
 }
 

@@ -28,6 +28,7 @@ type TableSource[T any] struct {
 
 	marked   atomic.Bool // a mark was seen to do what it should
 	readable atomic.Bool // a row was read
+	unread   unreadRows  // until then
 
 	mu       sync.Mutex
 	settling []part               // under way: their leases may be gone, and are not lost
@@ -251,8 +252,16 @@ func appendQuoted(to []byte, i int, text string) []byte {
 
 // unreadable is the error of a row of which no record can be made.
 type unreadable struct {
-	key []string // nil where that is not known
-	err error
+	key      []string // nil where that is not known
+	attempts int      // before this one
+	err      error
+}
+
+// unreadRows are the rows that could not be read before any other was.
+type unreadRows struct {
+	rows  int
+	err   error     // of the last one
+	until time.Time // that counts
 }
 
 func (u *unreadable) Error() string { return u.err.Error() }
@@ -328,15 +337,24 @@ func (s *TableSource[T]) endStuck(ctx context.Context, store tableStore) {
 	}
 }
 
-// readOver takes rows, and passes over those that cannot be read.
+// readOver takes rows, and passes over those that cannot be read. As long as none could be,
+// they may not be to blame but TableConfig.Scan: then the fetch fails that has no others.
 func (s *TableSource[T]) readOver(ctx context.Context, store tableStore, c claim) ([]T, error) {
 	for passed := 0; ; passed++ {
 		records, err := s.take(ctx, store, c)
+		readable := s.readable.Load()
+		if err == nil && len(records) == 0 && !readable && s.table.now().Before(s.unread.until) {
+			return nil, s.unread.err
+		}
 		var bad *unreadable
-		if err == nil || !errors.As(err, &bad) || bad.key == nil || !s.readable.Load() || passed == mostUnreadable {
+		if err == nil || !errors.As(err, &bad) || bad.key == nil || passed == mostUnreadable || !readable && s.unread.rows == mostUnreadable {
 			return records, err
 		}
-		if err := s.passOver(ctx, store, bad); err != nil {
+		wait := s.table.wait.delay(bad.attempts)
+		if !readable {
+			s.unread = unreadRows{s.unread.rows + 1, err, s.table.now().Add(2*wait + time.Second)} // until it was tried again
+		}
+		if err := s.passOver(ctx, store, bad, wait); err != nil {
 			return nil, err
 		}
 	}
@@ -358,7 +376,7 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, c claim) (r
 			if err != nil {
 				bad := &unreadable{err: err}
 				if scanned {
-					bad.key = slices.Clone(row.key)
+					bad.key, bad.attempts = slices.Clone(row.key), row.attempts
 				}
 				return bad
 			}
@@ -371,7 +389,7 @@ func (s *TableSource[T]) take(ctx context.Context, store tableStore, c claim) (r
 				bytes += t.own.bytes(record)
 			}
 			if name = t.appendName(name[:0], record); string(name) != row.name {
-				return &unreadable{nil, fmt.Errorf("TableConfig.KeyOf returned %s for the row with the key %s: return the values of %s, written as the database writes them",
+				return &unreadable{err: fmt.Errorf("TableConfig.KeyOf returned %s for the row with the key %s: return the values of %s, written as the database writes them",
 					name, row.name, strings.Join(t.config.Key, ", "))}
 			}
 			if records == nil { // an idle poll allocates no batch, a huge limit no huge one
@@ -442,11 +460,15 @@ func (s *TableSource[T]) read(row *handedOut, scan func(...any) error) (record T
 }
 
 // passOver notes the failure of a row that cannot be read, so that it holds up no other.
-func (s *TableSource[T]) passOver(ctx context.Context, store tableStore, bad *unreadable) error {
+func (s *TableSource[T]) passOver(ctx context.Context, store tableStore, bad *unreadable, wait time.Duration) error {
 	t := s.table
-	t.log.Warn("couriersql: a row cannot be read; it is passed over, and tried again later", "table", t.table, "key", nameOf(bad.key), "error", bad.err)
+	message := "couriersql: a row cannot be read; it is passed over, and tried again later"
+	if t.config.OrderKey != "" {
+		message += ", and the later rows of its OrderKey after it"
+	}
+	t.log.Warn(message, "table", t.table, "key", nameOf(bad.key), "attempts", bad.attempts+1, "retry_in", wait, "error", bad.err)
 	err := t.ask(ctx, func(ctx context.Context, conn *sql.Conn) error {
-		return store.note(ctx, conn, part{keys: [][]string{bad.key}, failures: []tableFailure{{t.wait.longest, plain(bad.Error())}}})
+		return store.note(ctx, conn, part{keys: [][]string{bad.key}, failures: []tableFailure{{wait, plain(bad.Error())}}})
 	})
 	if err != nil {
 		return fmt.Errorf("noting that the row %s cannot be read: %w", nameOf(bad.key), err)
