@@ -211,10 +211,16 @@ func isLetterHeader(key string) bool {
 	return false
 }
 
-// typeOf returns the type of the innermost error, which the others only wrap.
+// typeOf returns the type of the innermost error, which the others only wrap. Of several in
+// one it goes by the first.
 func typeOf(err error) string {
 	for {
 		inner := errors.Unwrap(err)
+		if several, ok := err.(interface{ Unwrap() []error }); ok {
+			if all := several.Unwrap(); len(all) > 0 {
+				inner = all[0]
+			}
+		}
 		if inner == nil {
 			return fmt.Sprintf("%T", err)
 		}

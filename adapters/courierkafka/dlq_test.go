@@ -40,7 +40,9 @@ func TestLetterHeaders(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := startKafka(t)
 		dlq := courierkafka.NewDLQ(k.client, "wide", message)
-		cause := fmt.Errorf("calling: %w", &fs.PathError{Op: "open", Path: "/x", Err: errors.ErrUnsupported})
+		// As a retry returns it, with why it has given up.
+		cause := error(&courier.RetryError{Reason: courier.ReasonPermanent, Attempts: 3, Cause: context.Canceled,
+			Last: fmt.Errorf("calling: %w", &fs.PathError{Op: "open", Path: "/x", Err: errors.ErrUnsupported})})
 		letter := courier.DeadLetter[order]{
 			Record: order{ID: "1", Topic: "orders", Key: "key", Payload: []byte("value"), CreatedAt: time.Unix(0, 0),
 				Headers: map[string]string{"tenant": "acme", "courier-error": "an older one", "courier-branch": "an older one", "courier-tracking-id": "4711", "kafka_dlt-trace": "kept", "kafka_dlt-original-topic": "older", "x-original-topic": "older"}},

@@ -28,9 +28,15 @@ func relay(ctx context.Context, outbox *couriersql.Outbox, brokers []string, dea
 	sink := courierkafka.NewSink(client, func(m couriersql.Message) (*kgo.Record, error) {
 		return courierkafka.Message(m).Record()
 	})
-	// The letter of a row that cannot be decoded has its raw payload too.
 	dlq := courierkafka.NewDLQ(client, deadLetters, func(r couriersql.Row) (*kgo.Record, error) {
-		return courierkafka.Message{ID: r.ID, Topic: r.Topic, Key: r.Key, Payload: r.Payload}.Record()
+		if m, err := r.Message(); err == nil {
+			if record, err := courierkafka.Message(m).Record(); err == nil {
+				return record, nil
+			}
+		}
+		// The letter of a row of which no record can be made has its columns as they are.
+		raw := map[string]string{"raw-headers": r.Headers, "raw-trace": r.Trace}
+		return courierkafka.Message{ID: r.ID, Topic: r.Topic, Key: r.Key, Payload: r.Payload, Headers: raw}.Record()
 	})
 	applier, _ := courier.ResilientApplier(courier.NewDecodingApplier(sink, couriersql.Row.Message),
 		&courier.ResilientConfig[couriersql.Row]{Retry: courier.RetryPolicy{MaxAttempts: 10}, DLQ: dlq})
