@@ -472,7 +472,7 @@ func TestMigrateTakesAColumnOfTheUsers(t *testing.T) {
 func TestMigrateNoticesAMissingTable(t *testing.T) {
 	o := newOutbox(t)
 	execute(t, o.db, `DROP TABLE courier_outbox`)
-	require.ErrorContains(t, o.Migrate(t.Context()), "the table courier_outbox is missing though its version is recorded: delete the rows of courier_outbox from courier_migrations")
+	require.ErrorContains(t, o.Migrate(t.Context()), "the table courier_outbox is missing though its version is recorded: DELETE FROM courier_migrations WHERE outbox = 'courier_outbox', and")
 	execute(t, o.db, `DELETE FROM courier_migrations WHERE outbox = 'courier_outbox'`)
 	require.NoError(t, o.Migrate(t.Context()), "the advice helps")
 }

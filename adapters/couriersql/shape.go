@@ -37,7 +37,7 @@ func (d *database) checkShapes(ctx context.Context, conn *sql.Conn, before bool)
 			if before || d.isHidden(ctx, conn, table) {
 				continue
 			}
-			return fmt.Errorf("the table %s is missing though its version is recorded: delete the rows of %s from courier_migrations and call Migrate again", table, d.versioned)
+			return fmt.Errorf("the table %s is missing though its version is recorded: DELETE FROM courier_migrations WHERE outbox = '%s', and call Migrate again", table, strings.ReplaceAll(d.versioned, "'", "''"))
 		}
 		if differences := want.differences(have, required, before); len(differences) > 0 {
 			return fmt.Errorf("the table %s is not one of this package: %s; rename it, or choose another name (WithTable, DLQConfig.Table, InboxConfig.Table)", table, strings.Join(differences, ", "))
