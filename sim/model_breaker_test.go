@@ -165,11 +165,23 @@ func (m *model) probed(l *life, c *call, v *verdicts) {
 	through, _ := c.passed.([]passed)
 	for i := range through {
 		p := &through[i]
-		failed := c.err != nil
+		failed, answered, refused := c.err != nil, 0, 0
 		for _, place := range p.places {
-			failed = failed || v != nil && v.of(c, place) != nil
+			if v == nil {
+				break
+			}
+			switch err := v.of(c, place); {
+			case err == nil:
+				answered++
+			default:
+				failed = true
+				if postponed(err) == 0 && courier.Classify(c.ctx, err) == courier.ClassRetryable {
+					refused++
+				}
+			}
 		}
-		m.answerThrough(c, p, failed)
+		mixed := c.err == nil && !c.gone && answered > 0 && refused > 0 && answered+refused == len(p.places)
+		m.answerThrough(c, p, failed, mixed)
 	}
 	if errors.Is(c.err, courier.ErrAttemptTimeout) {
 		m.Sometimes("an attempt timed out")
@@ -179,7 +191,7 @@ func (m *model) probed(l *life, c *call, v *verdicts) {
 	}
 }
 
-func (m *model) answerThrough(c *call, p *passed, failed bool) {
+func (m *model) answerThrough(c *call, p *passed, failed, mixed bool) {
 	switch {
 	case p.era != p.generation: // B-3: it changes nothing
 		return
@@ -196,7 +208,9 @@ func (m *model) answerThrough(c *call, p *passed, failed bool) {
 		}
 		p.counted.links = max(p.counted.links, before+1)
 	default: // it may have failed, or not
-		p.surely = 0
+		if p.surely = 0; mixed { // as a success followed by a failure
+			p.surely = 1
+		}
 		p.counted.failures++
 		p.counted.unsure++
 		p.counted.mayVouch(p.after)
