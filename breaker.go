@@ -486,7 +486,8 @@ func (b *Breaker) force(phase breaker.Phase, refusal *OpenError) {
 	}
 }
 
-// ErrOpen is what every [*OpenError] is, to errors.Is.
+// ErrOpen is what every [*OpenError] is, to errors.Is. So are the errors by which the sinks of
+// couriernats and courierkafka say that their servers take nothing for now.
 var ErrOpen = errors.New("courier: breaker open")
 
 // OpenError says that the breaker admits no call, or that the call just made is the one

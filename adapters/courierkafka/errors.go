@@ -122,3 +122,7 @@ func (e *restError) Error() string      { return e.err.Error() }
 func (e *restError) Unwrap() error      { return e.err }
 func (e *restError) NotAttempted() bool { return true }
 func (e *restError) RetryAt() time.Time { return e.until }
+
+// Is reports true for courier.ErrOpen: to those who ask whether the destination is down, the
+// sink is a breaker.
+func (e *restError) Is(target error) bool { return target == courier.ErrOpen }

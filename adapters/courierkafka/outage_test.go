@@ -81,6 +81,7 @@ func TestNoBrokerCanBeReached(t *testing.T) {
 		var rest interface{ RetryAt() time.Time }
 		require.ErrorAs(t, err, &rest)
 		require.Equal(t, time.Now().Add(time.Second), rest.RetryAt())
+		require.ErrorIs(t, err, courier.ErrOpen)
 
 		cause := errors.New("shutting down")
 		c.mute = true

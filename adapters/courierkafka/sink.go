@@ -93,7 +93,7 @@ func (s *Sink[T]) Apply(ctx context.Context, record T) error {
 // because they do not answer or a partition has no leader. While any broker answers, such
 // a record asks to be applied again in a second ([courier.Later]), and the others go on.
 // If none does, the error has a method RetryAt that makes a coordinator pause for a
-// second. Not attempted are also the records that the client gave up because it was
+// second, and is [courier.ErrOpen]. Not attempted are also the records that the client gave up because it was
 // closed, and those of a topic that was deleted and made again: the next attempt sends
 // them to the new one.
 //

@@ -188,6 +188,10 @@ func (e *restError) Unwrap() error      { return e.err }
 func (e *restError) NotAttempted() bool { return true }
 func (e *restError) RetryAt() time.Time { return e.until }
 
+// Is reports true for courier.ErrOpen: to those who ask whether the destination is down, the
+// sink is a breaker.
+func (e *restError) Is(target error) bool { return target == courier.ErrOpen }
+
 // unanswered says that an error tells of the server's silence, not of an
 // answer that it gave to the message.
 func unanswered(err error) bool {

@@ -18,7 +18,7 @@ import (
 // retryAt returns when an error asks to be tried again, zero if it does not.
 func retryAt(err error) time.Time {
 	var pausing interface{ RetryAt() time.Time }
-	if errors.As(err, &pausing) {
+	if errors.As(err, &pausing) && errors.Is(err, courier.ErrOpen) {
 		return pausing.RetryAt()
 	}
 	return time.Time{}
