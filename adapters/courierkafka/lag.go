@@ -21,10 +21,14 @@ const (
 // nor in the coordinator's hands (see Stats.InHand), and the age of the oldest record that
 // the client has read and is not settled. Offsets without a record, such as the ends of
 // transactions, count. Of a group that does not begin at the start, a partition counts from
-// its first record on. It asks the brokers, within ctx and the commit timeout.
+// its first record on. Pending is -1, not known, while the client is not in its group. It asks
+// the brokers, within ctx and the commit timeout.
 func (s *Source) Lag(ctx context.Context) (courier.Lag, error) {
 	if err := s.Validate(); err != nil {
 		return courier.Lag{}, err
+	}
+	if !s.group.inside() {
+		return courier.Lag{Pending: -1}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.group.commitTimeout())
 	defer cancel()

@@ -38,6 +38,13 @@ func (s *standing) until(now time.Time) time.Time {
 
 func (s *standing) join(joined bool) { s.joined, s.report = joined, time.Time{} }
 
+// inside reports whether the client is in its group.
+func (g *group) inside() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.joined
+}
+
 // fetchEnded notes how a Fetch has ended.
 func (g *group) fetchEnded(err error) {
 	g.mu.Lock()
