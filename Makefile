@@ -76,7 +76,7 @@ tidy-check: ## fail if go mod tidy would change anything
 	@scripts/modules.sh tidy-check
 
 .PHONY: build
-build: ## vet every module outside the workspace, as its users see it
+build: ## vet the modules outside the workspace, as their users see them
 	@scripts/modules.sh build
 
 .PHONY: fuzz
