@@ -126,3 +126,22 @@ func TestSource_AnIdleMemberIsWellAgainAfterAnError(t *testing.T) {
 		require.Equal(t, 1, strings.Count(told(), "not in its consumer group"), "it is told once")
 	})
 }
+
+// A member that dies and is restarted under its instance ID takes its place again at once, and
+// the group does not wait for the session timeout of the dead one.
+func TestSource_AMemberThatIsRestartedUnderItsInstanceID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, wire := startKafka(t), new(cable)
+		k.write(t, "wide", 0, 40, strconv.Itoa)
+		k.standing(t, k.join(t, new(cable), "wide", kgo.InstanceID("one")))
+		k.standing(t, k.join(t, wire, "wide", kgo.InstanceID("two")))
+		time.Sleep(20 * time.Second)
+		require.True(t, k.settled(t, "wide"))
+
+		wire.set(true)
+		k.standing(t, k.join(t, new(cable), "wide", kgo.InstanceID("two")))
+		k.write(t, "wide", 40, 80, strconv.Itoa)
+		time.Sleep(5 * time.Second)
+		require.True(t, k.settled(t, "wide"))
+	})
+}
