@@ -19,6 +19,20 @@ const sparedFor = time.Minute
 // when batches are small. The ones not chosen are given back at once.
 const minWindow = 100
 
+// minRemembered is how many records at least are remembered with their attempts while they
+// are with the source. Else it is ten times as many as may be in hand.
+const minRemembered = 1000
+
+func memoryLimits(c *config) engine.Limits {
+	return engine.Limits{All: max(10*mostInHand(c), minRemembered), Bare: max(c.batchSize, minWindow) - 1}
+}
+
+// mostInHand is how many records a poller may have in hand (D11).
+func mostInHand(c *config) int { return c.batchSize * (1 + max(c.prefetch, 0)) }
+
+// window is how many records a probe is chosen from.
+func (p *poller[T]) window() int { return max(p.config.batchSize, minWindow) }
+
 // phase is where a poller stands. Each phase makes at most one call of user code, and sets
 // the next phase before it, so that the loop can go on from there should the call end the
 // goroutine.
@@ -83,7 +97,7 @@ type poller[T any] struct {
 	probing    bool // it may be probed, with one record
 	sparing    bool // suspects wait for others to close it
 	spareUntil time.Time
-	memory     engine.Suspects[recordKey, history] // records that a breaker interrupted
+	memory     engine.Suspects[recordKey, usage] // records that a breaker interrupted
 	identity   identity[T]
 	stuck      bool // the probe is a record that a breaker opened over before
 	nameless   bool // the probe is a record that cannot be known again at all
@@ -133,7 +147,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		pipeline: newPipeline(c.control, &c.config, c.source, c.applier),
 		once:     once,
 		crew:     crew[T]{workers: make([]worker[T], c.config.workers)},
-		memory:   engine.NewSuspects[recordKey, history](max(c.config.batchSize, minWindow) - 1),
+		memory:   engine.NewSuspects[recordKey, usage](memoryLimits(&c.config)),
 	}
 	p.batch.pipeline, p.batch.blocked = p.pipeline, &p.blocked
 	p.batch.label = func(i int) string {
@@ -322,9 +336,9 @@ func (p *poller[T]) limits() (limit int) {
 		limit = p.room()
 	}
 	p.limit = limit
-	past := 1 + p.memory.Len()                             // the suspects
+	past := 1 + min(p.memory.Len(), p.window()-1)          // the suspects
 	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and all that waits behind them, or cannot be told from them
-		past = max(p.config.batchSize, minWindow)
+		past = p.window()
 	}
 	waits := p.waits.left(p.config.clock.Now())
 	past += waits + p.waiting.Len() // and those whose time has not come

@@ -196,7 +196,7 @@ func (p *poller[T]) unkeep() (kept []pending[T]) {
 // looksPast reports whether none of the records in hand can tell more than the
 // probes before it could.
 func (p *poller[T]) looksPast() bool {
-	if p.once || p.worksOff() || !p.probing && !p.sparing || len(p.kept)+p.waiting.Len() >= max(minWindow, p.config.batchSize) || p.config.clock.Now().Before(p.asked) {
+	if p.once || p.worksOff() || !p.probing && !p.sparing || len(p.kept)+p.waiting.Len() >= p.window() || p.config.clock.Now().Before(p.asked) {
 		return false
 	}
 	keys, _ := p.keysOf(nil, recordsIn(p.kept))

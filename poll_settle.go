@@ -177,11 +177,11 @@ func (p *poller[T]) remember() {
 	for i := range p.part.items {
 		key := p.part.items[i].id
 		if b.ledger.State(i) != ledger.Pending {
-			p.memory.Drop(key, now)
+			p.memory.Drop(key)
 		} else if err := b.ledger.Err(i); err != nil {
 			past := historyOf(err).attempts()
 			if !refusedOutside(err) && err != errHeldBack { // it has had its verdict
-				p.memory.Drop(key, now)
+				p.memory.Drop(key)
 			}
 			if past != nil || b.halted.err != nil && i == b.halted.at || p.probing && b.begun.Load() {
 				p.memory.Note(key, past, now)

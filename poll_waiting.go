@@ -119,18 +119,29 @@ func (p *poller[T]) outlastsPause(due time.Time, asked bool) bool {
 const maxUnrenewed = 10 * time.Second
 
 // leftToSource gives a record of the batch back that waits for longer than its source
-// may leave it in hand, if the source keeps the time, and reports whether it did. One behind
-// a waiting record of its key stays: one that is fetched meanwhile would overtake it.
+// may leave it in hand, if the source keeps the time, and reports whether it did. While its
+// lease is renewed it stays, but a retry only as long as half of the hand is free. One
+// behind a waiting record of its key stays: one that is fetched meanwhile would overtake it.
+// So does one whose attempts there is no room to remember: poison would never be parked.
+// The room for those in hand is left for a pause, in which they are given back too.
 func (p *poller[T]) leftToSource(it pending[T], order string, err error, due time.Time) bool {
-	if p.pass.halted.err != nil || p.releaser == nil || p.failer != nil || p.leases != nil || p.once || p.life.stop.Err() != nil || p.waiting.Busy(order) {
+	past := historyOf(err).attempts()
+	stays := p.leases != nil && (past == nil || p.waiting.Len() < p.config.batchSize/2)
+	if stays || p.pass.halted.err != nil || p.releaser == nil || p.failer != nil || p.once || p.life.stop.Err() != nil || p.waiting.Busy(order) {
 		return false
 	}
 	after := due.Sub(p.config.clock.Now())
-	past := historyOf(err).attempts()
 	if after <= maxUnrenewed || past != nil && (p.identity.unsure || it.id == recordKey{}) { // they would be lost, and poison never parked
 		return false
 	}
-	p.memory.Note(it.id, past, p.clock.Now())
+	if past != nil {
+		if p.memory.Room() <= mostInHand(p.config) {
+			return false
+		}
+		now := p.clock.Now()
+		p.memory.Note(it.id, past, now)
+		p.memory.Await(it.id, now.Add(after))
+	}
 	p.goBack(it, after)
 	return true
 }

@@ -9,18 +9,23 @@ import "time"
 // suspect used while the breaker was closed are kept, so that once the destination is well
 // it is exhausted and parked instead of opening the breaker for ever. The zero K is of no
 // record.
-type Suspects[K comparable, P any] struct {
-	limit int
-	list  []suspect[K, P] // oldest first
-	hint  int             // where the last search ended: fetches keep their order
+type Suspects[K comparable, U any] struct {
+	limits Limits
+	known  map[K]*suspect[U]
+	bare   int    // of which nothing was used
+	ages   uint64 // how often one was noted
 
 	favoured bool // the last probe was a suspect
 }
 
-type suspect[K comparable, P any] struct {
-	key  K
-	past P         // what was used on it
-	seen time.Time // last
+// Limits is how many records are remembered: in all, and of those on which nothing was
+// used, which are worth less.
+type Limits struct{ All, Bare int }
+
+type suspect[U any] struct {
+	age  uint64 // the oldest has the least
+	past []U    // what was used on it
+	seen time.Time
 	turn time.Time // when it last failed, or was picked as the probe for having waited
 }
 
@@ -28,86 +33,108 @@ type suspect[K comparable, P any] struct {
 // lease should be, and not for ever, for it may have been settled by somebody else.
 const SuspectFor = time.Hour
 
-// NewSuspects returns room for so many suspects.
-func NewSuspects[K comparable, P any](limit int) Suspects[K, P] { return Suspects[K, P]{limit: limit} }
+// NewSuspects returns room for suspects.
+func NewSuspects[K comparable, U any](limits Limits) Suspects[K, U] {
+	return Suspects[K, U]{limits: limits, known: make(map[K]*suspect[U])}
+}
 
-// Len returns how many there are.
-func (s *Suspects[K, P]) Len() int { return len(s.list) }
+// Len returns how many there are, and Room how many more of those on which something was
+// used have room beside all others.
+func (s *Suspects[K, U]) Len() int { return len(s.known) }
 
-// find returns the index of a record in the list, or -1.
-func (s *Suspects[K, P]) find(key K, now time.Time) int {
-	var none K
-	if key == none {
-		return -1
+// Room is for those on which something was used.
+func (s *Suspects[K, U]) Room() int { return s.limits.All - len(s.known) }
+
+// find returns what is known of a record, nil if that is nothing.
+func (s *Suspects[K, U]) find(key K, now time.Time) *suspect[U] {
+	one := s.known[key]
+	if one != nil && now.After(one.seen) {
+		one.seen = now
 	}
-	for n := range s.list {
-		i := (s.hint + n) % len(s.list)
-		if one := &s.list[i]; one.key == key {
-			s.hint = i + 1
-			one.seen = now
-			return i
-		}
-	}
-	return -1
+	return one
 }
 
 // Has reports whether a record is a suspect.
-func (s *Suspects[K, P]) Has(key K, now time.Time) bool { return s.find(key, now) >= 0 }
+func (s *Suspects[K, U]) Has(key K, now time.Time) bool { return s.find(key, now) != nil }
 
-// Past returns what was used on a record, the zero P where it is no suspect.
-func (s *Suspects[K, P]) Past(key K, now time.Time) (past P) {
-	if i := s.find(key, now); i >= 0 {
-		past = s.list[i].past
+// Past returns what was used on a record, nil where it is no suspect.
+func (s *Suspects[K, U]) Past(key K, now time.Time) []U {
+	if one := s.find(key, now); one != nil {
+		return one.past
 	}
-	return past
+	return nil
 }
 
 // Note remembers a record and what was used on it, as the latest suspect. The oldest one
-// makes room.
-func (s *Suspects[K, P]) Note(key K, past P, now time.Time) {
+// makes room, of those on which nothing was used if there are any.
+func (s *Suspects[K, U]) Note(key K, past []U, now time.Time) {
 	var none K
 	if key == none {
 		return
 	}
-	s.Drop(key, now)
-	if len(s.list) >= s.limit {
-		s.remove(0)
+	s.Drop(key)
+	if len(past) == 0 && s.bare >= s.limits.Bare || len(s.known) >= s.limits.All {
+		s.dropOldest(s.bare > 0)
 	}
-	s.list = append(s.list, suspect[K, P]{key, past, now, now})
+	s.ages++
+	s.known[key] = &suspect[U]{s.ages, past, now, now}
+	if len(past) == 0 {
+		s.bare++
+	}
+}
+
+func (s *Suspects[K, U]) dropOldest(bare bool) {
+	var oldest K
+	age := s.ages + 1
+	for key, one := range s.known {
+		if one.age < age && (!bare || len(one.past) == 0) {
+			oldest, age = key, one.age
+		}
+	}
+	s.remove(oldest)
+}
+
+// Await has a record remembered that is not to be seen before some time.
+func (s *Suspects[K, U]) Await(key K, until time.Time) {
+	s.find(key, until)
 }
 
 // Rename has a suspect known by another key. Where that is not sure, what was used on it is
 // not the record's.
-func (s *Suspects[K, P]) Rename(from, to K, sure bool, now time.Time) {
-	i := s.find(from, now)
-	if i < 0 {
+func (s *Suspects[K, U]) Rename(from, to K, sure bool, now time.Time) {
+	one := s.find(from, now)
+	if one == nil || from == to {
 		return
 	}
-	s.list[i].key = to
+	s.remove(from)
+	s.remove(to)
 	if !sure {
-		var none P
-		s.list[i].past = none
+		one.past = nil
+	}
+	if s.known[to] = one; len(one.past) == 0 {
+		s.bare++
 	}
 }
 
 // Drop forgets a record that has its verdict.
-func (s *Suspects[K, P]) Drop(key K, now time.Time) {
-	if i := s.find(key, now); i >= 0 {
-		s.remove(i)
+func (s *Suspects[K, U]) Drop(key K) { s.remove(key) }
+
+func (s *Suspects[K, U]) remove(key K) {
+	one := s.known[key]
+	if one == nil {
+		return
+	}
+	delete(s.known, key)
+	if len(one.past) == 0 {
+		s.bare--
 	}
 }
 
-func (s *Suspects[K, P]) remove(i int) {
-	copy(s.list[i:], s.list[i+1:])
-	clear(s.list[len(s.list)-1:])
-	s.list = s.list[:len(s.list)-1]
-}
-
 // ForgetUnseen drops the suspects that have not been met for long.
-func (s *Suspects[K, P]) ForgetUnseen(now time.Time) {
-	for i := len(s.list) - 1; i >= 0; i-- {
-		if now.Sub(s.list[i].seen) > SuspectFor {
-			s.remove(i)
+func (s *Suspects[K, U]) ForgetUnseen(now time.Time) {
+	for key, one := range s.known {
+		if now.Sub(one.seen) > SuspectFor {
+			s.remove(key)
 		}
 	}
 }
@@ -122,8 +149,8 @@ const turnAfter = time.Minute
 // been suspect the longest. A suspect that has waited for its turn goes first, but not twice
 // in a row. Where there are order keys, a record after another one of its key is out of
 // question.
-func (s *Suspects[K, P]) Probe(records []K, keys []string, pass int, now time.Time) int {
-	pick, oldest := 0, len(s.list)
+func (s *Suspects[K, U]) Probe(records []K, keys []string, pass int, now time.Time) int {
+	pick, oldest := 0, s.ages+1
 	due, dueAt := -1, now.Add(-turnAfter)
 	var others []int
 	met := make(map[string]bool)
@@ -134,15 +161,15 @@ func (s *Suspects[K, P]) Probe(records []K, keys []string, pass int, now time.Ti
 		if keys != nil {
 			met[keys[i]] = true
 		}
-		j := s.find(record, now)
-		if j < 0 {
+		one := s.find(record, now)
+		if one == nil {
 			others = append(others, i)
 			continue
 		}
-		if j < oldest {
-			pick, oldest = i, j
+		if one.age < oldest {
+			pick, oldest = i, one.age
 		}
-		if turn := s.list[j].turn; turn.Before(dueAt) || due < 0 && turn.Equal(dueAt) {
+		if turn := one.turn; turn.Before(dueAt) || due < 0 && turn.Equal(dueAt) {
 			due, dueAt = i, turn
 		}
 	}
@@ -157,15 +184,15 @@ func (s *Suspects[K, P]) Probe(records []K, keys []string, pass int, now time.Ti
 
 // Picked notes that a record is the probe. After a suspect's turn the next probe is another
 // record's, if there is one.
-func (s *Suspects[K, P]) Picked(key K, now time.Time) {
-	i := s.find(key, now)
-	if s.favoured = i >= 0; s.favoured {
-		s.list[i].turn = now
+func (s *Suspects[K, U]) Picked(key K, now time.Time) {
+	one := s.find(key, now)
+	if s.favoured = one != nil; s.favoured {
+		one.turn = now
 	}
 }
 
 // Suspected tells which records are suspects, or come after one of their order key.
-func (s *Suspects[K, P]) Suspected(records []K, keys []string, now time.Time) []bool {
+func (s *Suspects[K, U]) Suspected(records []K, keys []string, now time.Time) []bool {
 	suspected := make([]bool, len(records))
 	behind := make(map[string]bool)
 	for i, record := range records {

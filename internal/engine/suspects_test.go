@@ -1,6 +1,9 @@
 package engine
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -16,7 +19,13 @@ type suspectKey struct {
 	number uint64
 }
 
-// The list against a model: the latest suspects, each once, oldest first.
+// inOrder returns the suspects, oldest first.
+func inOrder[K comparable, U any](s *Suspects[K, U]) []K {
+	return slices.SortedFunc(maps.Keys(s.known), func(a, b K) int { return cmp.Compare(s.known[a].age, s.known[b].age) })
+}
+
+// The suspects against a model: the latest ones, each once, oldest first. Of records with
+// an odd number something was used.
 func TestSuspects(t *testing.T) {
 	for name, key := range map[string]func(int) suspectKey{
 		"by value":  func(r int) suspectKey { return suspectKey{value: r} },
@@ -31,8 +40,14 @@ func TestSuspects(t *testing.T) {
 		}
 		t.Run(name, func(t *testing.T) {
 			rapid.Check(t, func(t *rapid.T) {
-				limit := rapid.IntRange(1, 5).Draw(t, "limit")
-				s := NewSuspects[suspectKey, int](limit)
+				limits := Limits{All: rapid.IntRange(1, 5).Draw(t, "limit"), Bare: rapid.IntRange(1, 5).Draw(t, "limit of the bare")}
+				s := NewSuspects[suspectKey, int](limits)
+				used := func(r int) []int {
+					if r%2 == 0 {
+						return nil
+					}
+					return []int{r}
+				}
 				var model []int
 				now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 				without := func(r int) {
@@ -48,26 +63,26 @@ func TestSuspects(t *testing.T) {
 					switch rapid.IntRange(0, 2).Draw(t, "operation") {
 					case 0:
 						without(r)
-						if len(model) == limit {
+						bare := slices.DeleteFunc(slices.Clone(model), func(m int) bool { return m%2 != 0 })
+						switch {
+						case len(bare) > 0 && (len(model) == limits.All || r%2 == 0 && len(bare) == limits.Bare):
+							without(bare[0])
+						case len(model) == limits.All:
 							model = model[1:]
 						}
 						model = append(model, r)
-						s.Note(key(r), r+1, now)
+						s.Note(key(r), used(r), now)
 					case 1:
 						without(r)
-						s.Drop(key(r), now)
+						s.Drop(key(r))
 					case 2:
 						records := rapid.SliceOfN(rapid.IntRange(0, 9), 1, 8).Draw(t, "records")
 						for _, record := range records {
-							want := 0
-							for _, m := range model {
-								if m == record {
-									want = record + 1
-								}
+							var want []int
+							if slices.Contains(model, record) {
+								want = used(record)
 							}
-							if got := s.Past(key(record), now); got != want {
-								t.Fatalf("record %d has used %d, want %d", record, got, want)
-							}
+							require.Equal(t, want, s.Past(key(record), now), record)
 						}
 						pick := s.Probe(keys(records), nil, 0, now)
 						wantPick, rank := 0, len(model)
@@ -90,11 +105,8 @@ func TestSuspects(t *testing.T) {
 							t.Fatalf("probe %d of %v with suspects %v, want %d", pick, records, model, wantPick)
 						}
 					}
-					var got []suspectKey
-					for _, sus := range s.list {
-						got = append(got, sus.key)
-					}
-					require.Equal(t, keys(model), got)
+					require.Equal(t, keys(model), inOrder(&s))
+					require.Equal(t, limits.All-len(model), s.Room())
 				}
 			})
 		})
@@ -103,15 +115,40 @@ func TestSuspects(t *testing.T) {
 
 func TestSuspects_OneThatIsNotSeenForLongIsForgotten(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
-	s := NewSuspects[suspectKey, int](10)
+	s := NewSuspects[suspectKey, int](Limits{10, 10})
 	one, two := suspectKey{number: 1}, suspectKey{number: 2}
-	s.Note(one, 0, now)
-	s.Note(two, 0, now)
+	s.Note(one, nil, now)
+	s.Note(two, nil, now)
 	for range 3 {
 		now = now.Add(SuspectFor / 2)
 		s.Past(two, now)
 		s.ForgetUnseen(now)
 	}
-	require.Len(t, s.list, 1)
-	require.Equal(t, two, s.list[0].key)
+	require.Equal(t, []suspectKey{two}, inOrder(&s))
+}
+
+func TestSuspects_OneThatIsToBeSeenLaterIsNotForgottenBefore(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	s := NewSuspects[suspectKey, int](Limits{10, 10})
+	one := suspectKey{number: 1}
+	s.Note(one, []int{3}, now)
+	s.Await(one, now.Add(24*time.Hour))
+	s.ForgetUnseen(now.Add(24 * time.Hour))
+	require.Equal(t, []int{3}, s.Past(one, now.Add(24*time.Hour)))
+	s.ForgetUnseen(now.Add(26 * time.Hour))
+	require.Zero(t, s.Len())
+}
+
+func TestSuspects_Rename(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for _, sure := range []bool{false, true} {
+		s := NewSuspects[suspectKey, int](Limits{10, 1})
+		one, two := suspectKey{number: 1}, suspectKey{number: 2}
+		s.Note(one, []int{3}, now)
+		s.Rename(one, two, sure, now)
+		require.Equal(t, []suspectKey{two}, inOrder(&s))
+		require.Equal(t, sure, s.Past(two, now) != nil)
+		s.Note(one, nil, now)
+		require.Equal(t, sure, s.Has(two, now), "one with nothing used takes its place")
+	}
 }

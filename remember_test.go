@@ -1,0 +1,139 @@
+package courier_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/erfanmomeniii/courier"
+)
+
+// timekeeper is a leasing source that hands out again what was given back once it is due.
+type timekeeper struct {
+	*leasing[int]
+	due map[int]time.Time
+}
+
+func newTimekeeper(wait bool, records ...int) *timekeeper {
+	s := &timekeeper{newLeasing(records...), map[int]time.Time{}}
+	s.wait = wait
+	return s
+}
+
+func (s *timekeeper) Fetch(ctx context.Context, limit int) (records []int, err error) {
+	for {
+		s.mu.Lock()
+		for _, r := range s.pending {
+			if len(records) < limit && !s.out[r] && !time.Now().Before(s.due[r]) {
+				s.out[r] = true
+				records = append(records, r)
+			}
+		}
+		s.mu.Unlock()
+		if len(records) > 0 || !s.wait {
+			return records, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (s *timekeeper) Release(ctx context.Context, records []int, after time.Duration) error {
+	s.mu.Lock()
+	for _, r := range records {
+		s.due[r] = time.Now().Add(after)
+	}
+	s.mu.Unlock()
+	return s.leasing.Release(ctx, records, after)
+}
+
+// leased is one that renews leases too.
+type leased struct{ *timekeeper }
+
+func (leased) RenewEvery() time.Duration          { return time.Minute }
+func (leased) Renew(context.Context, []int) error { return nil }
+
+// inKinds runs a test in a bubble for each coordinator, with and without leases that are
+// renewed, and for records that are applied one by one, in batches and by key.
+func inKinds(t *testing.T, test func(t *testing.T, s *timekeeper, with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running)) {
+	for _, streaming := range []bool{false, true} {
+		for _, renews := range []bool{false, true} {
+			for _, kind := range []string{"one by one", "batches", "keyed"} {
+				t.Run(fmt.Sprintf("%s/%s/%s", coordinatorOf(streaming), choose(renews, "renewed", "not renewed"), kind), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						s := newTimekeeper(streaming)
+						test(t, s, func(take func(int) error, around func(courier.Applier[int]) courier.Applier[int], opts ...courier.Option) running {
+							a := courier.ProcessFunc(func(_ context.Context, r int) error { return take(r) })
+							opts = append([]courier.Option{quiet, courier.WithWorkers(2)}, opts...)
+							switch kind {
+							case "batches":
+								a = eachOfBatch[int]{a}
+							case "keyed":
+								opts = append(opts, courier.WithOrderKey(func(r int) string { return fmt.Sprint(r) }))
+							}
+							a = around(a)
+							var source courier.Source[int] = s
+							if renews {
+								source = leased{s}
+							}
+							if streaming {
+								return courier.NewStreamingCoordinator(source, a, opts...)
+							}
+							return courier.NewPollingCoordinator(source, a, append(opts, courier.WithFastPolling())...)
+						})
+					})
+				})
+			}
+		}
+	}
+}
+
+// D3: the attempts of each record count, of however many that wait at once, whether these
+// are in hand or with the source. So poison is parked, and the healthy records get through.
+func TestD3_TheAttemptsOfManyRecordsAreRemembered(t *testing.T) {
+	const bad, attempts = 1500, 3
+	inKinds(t, func(t *testing.T, s *timekeeper, with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+		s.add(numbers(bad + 100)...)
+		var mu sync.Mutex
+		calls := make(map[int]int)
+		var queue courier.MemoryDLQ[int]
+		c := with(func(r int) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if calls[r]++; r < bad {
+				return courier.RetryAfter(errTest, 20*time.Second)
+			}
+			return nil
+		}, func(a courier.Applier[int]) courier.Applier[int] {
+			return courier.NewDLQApplier(courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: attempts, MaxDelay: 20 * time.Second}), courier.DLQ[int](&queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+		})
+		stop := start(t, c)
+		time.Sleep(3 * time.Minute)
+		if _, polling := c.(*courier.PollingCoordinator[int]); polling { // a stream has no more out than in hand
+			mu.Lock()
+			for r := range 100 {
+				require.Equal(t, 1, calls[bad+r], "a healthy record")
+			}
+			mu.Unlock()
+		}
+		time.Sleep(17 * time.Minute)
+		require.NoError(t, stop())
+		require.Equal(t, bad, countOf(&queue))
+		require.Empty(t, s.left())
+		for r, n := range calls {
+			want := 1
+			if r < bad {
+				want = attempts
+			}
+			require.Equal(t, want, n, r)
+		}
+	})
+}
