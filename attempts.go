@@ -101,6 +101,17 @@ func (h history) attempts() (left history) {
 	return left
 }
 
+// replaced returns the history with what one retry has used.
+func (h history) replaced(with usage) history {
+	h = slices.Clone(h)
+	for i := range h {
+		if h[i].owner == with.owner {
+			h[i] = with
+		}
+	}
+	return h
+}
+
 func (h history) by(owner any) usage {
 	for _, u := range h {
 		if u.owner == owner {
@@ -246,6 +257,7 @@ func AttemptFromContext(ctx context.Context) int {
 type passage struct {
 	stop  context.Context // ends when the coordinator stops, while the work's own still lives (D8)
 	watch *watch          // nil where there is none
+	once  bool            // it is RunOnce
 	life  *lifecycle      // likewise
 	owed  owedRetries
 }
@@ -356,6 +368,7 @@ type pace struct {
 	start time.Time     // when the first failure was seen, by the retry's clock
 	entry time.Time     // when Apply was first called, where MaxElapsed is set
 	owes  int           // retries withdrawn from the budget for the attempt that is due
+	short int           // how often in a row the budget was too small for it: it is not paid for
 	last  error         // of the last attempt
 }
 

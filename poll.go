@@ -161,6 +161,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 	}
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
 	p.begin(ctx, p.inProgress, p.watch.fetches)
+	passageOf(p.life.values).once = once
 	p.work = withExits(p.life.work)
 	p.identity = identityOf(c.source, &c.config, once, p.leases != nil)
 	if n := c.config.prefetch; n > 0 && !once {

@@ -143,6 +143,7 @@ func (p *poller[T]) leftToSource(it pending[T], order string, err error, due tim
 		p.memory.Await(it.id, now.Add(after))
 	}
 	p.goBack(it, after)
+	p.pass.waited = true // those after it are not to rest for it
 	return true
 }
 

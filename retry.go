@@ -61,8 +61,12 @@ type RetryPolicy struct {
 	// records.
 	MaxElapsed time.Duration
 
-	// Budget bounds the retries of everything that shares it. nil is off. If it is empty,
-	// the record stays pending.
+	// Budget bounds the retries of everything that shares it. nil is off. While it is empty,
+	// a record waits in the coordinator's hand, keeps its attempts, and asks again after a
+	// delay that grows up to MaxDelay; others go on. Outside of a coordinator, and in
+	// RunOnce, the retries end with ReasonBudget and the record stays pending. If it pays for
+	// less than the records that fail need, these fill the hand in the end, and less is
+	// fetched.
 	Budget *RetryBudget
 
 	// OnRetry is called before the delay of a retry, and OnGiveUp once for each record
@@ -265,6 +269,11 @@ func (r *retryApplier[T]) goOnAfterWait(ctx context.Context, record T, last usag
 	if passage.stop.Err() != nil {
 		return r.interrupted(ctx, last)
 	}
+	if last.pace.short > 0 {
+		if short := r.pay(ctx, record, &last); short != nil {
+			return short
+		}
+	}
 	passage.owed.add(r.policy.Budget, -last.pace.owes)
 	ctx = withAttempt(ctx, last.pace.waits+1)
 	worker := exitsIn(ctx)
@@ -339,6 +348,9 @@ func (r *retryApplier[T]) rounds(ctx context.Context, record T, run *retryRun, u
 		}
 		if cut == nil {
 			cut = run.sleep(delay, 1)
+		}
+		if cut.waits(run.passage) {
+			return run.runShort(delay, err, *used)
 		}
 		if cut != nil {
 			return run.giveUp(cut.reason, *used, err, cut.cause)
@@ -435,6 +447,40 @@ func (r *retryRun) later(err error, delay time.Duration, used, n int) *laterErro
 	return &laterError{err: err, due: due, usage: r.usage(used, n, err)}
 }
 
+// runShort is the error of a record whose next attempt the budget does not pay for. Inside
+// a coordinator it waits in hand, also where other delays block, and asks again when it is
+// due, less often each time: were it left to come anew, its attempts would begin anew too.
+func (r *retryRun) runShort(delay time.Duration, err error, used int) error {
+	r.short++
+	slow := r.backoff
+	slow.Jitter = backoff.Equal // not to ask at once
+	delay = max(delay, slow.Delay(r.waits+r.short, 0, uniform(r.policy.Random)))
+	if r.tooLate(delay) {
+		return r.giveUp(ReasonDeadline, used, err, nil)
+	}
+	later := r.later(err, delay, used, 0)
+	later.usage.pace = r.pace
+	later.usage.pace.owes, later.usage.pace.last = 0, err
+	return later
+}
+
+// pay withdraws the retry of a record that has waited for the budget. It returns the error
+// with which the record waits on if that is still too small.
+func (r *retrier) pay(ctx context.Context, record any, last *usage) error {
+	run := r.begin(ctx, last.pace.entry)
+	run.resume(last.pace)
+	if !r.policy.Budget.withdraw(1) {
+		return run.runShort(0, last.pace.last, last.used)
+	}
+	run.passage.owed.add(r.policy.Budget, 1)
+	if run.told() {
+		run.about = record
+	}
+	run.tell(0, last.pace.last)
+	last.pace.owes, last.pace.short = 1, 0
+	return nil
+}
+
 // judge counts a failed attempt and returns the record's final error, or nil
 // when it is to be tried again. In a mixed call other records got through, and the
 // breaker begins to count anew with one failure. If the record's attempts counted
@@ -477,11 +523,18 @@ type cut struct {
 	cause  error
 }
 
+// waits reports whether a record whose wait was cut waits on with the coordinator: for the
+// budget, but not during RunOnce, which returns it.
+func (c *cut) waits(p *passage) bool {
+	return c != nil && c.reason == ReasonBudget && p.watch != nil && !p.once
+}
+
 // plan returns the delay before the next attempt, which is one of n records, or why
 // there is to be none: there is no budget for it, the deadline would pass, or the
 // coordinator stops.
 func (r *retryRun) plan(last error, n int) (time.Duration, *cut) {
 	r.waits++
+	r.short = 0
 	r.delay = r.backoff.Delay(r.waits, r.delay, uniform(r.policy.Random))
 	most := r.policy.MaxRetryAfter
 	delay := max(r.delay, min(afterOf(last, most), most))
@@ -497,19 +550,30 @@ func (r *retryRun) plan(last error, n int) (time.Duration, *cut) {
 			return 0, &cut{ReasonDeadline, nil}
 		}
 	}
-	if limit := r.policy.MaxElapsed; limit > 0 && delay > limit-r.clock.Now().Sub(r.pace.entry) {
+	if r.tooLate(delay) {
 		return 0, &cut{ReasonDeadline, nil}
 	}
 	if !r.policy.Budget.withdraw(n) {
-		return 0, &cut{ReasonBudget, nil}
+		return delay, &cut{ReasonBudget, nil}
 	}
+	r.tell(delay, last)
+	return delay, nil
+}
+
+// tooLate reports whether MaxElapsed would pass in a delay.
+func (r *retryRun) tooLate(delay time.Duration) bool {
+	limit := r.policy.MaxElapsed
+	return limit > 0 && delay > limit-r.clock.Now().Sub(r.pace.entry)
+}
+
+// tell tells of a retry that is about to be made.
+func (r *retryRun) tell(delay time.Duration, last error) {
 	event := RetryEvent{Records: max(1, r.several), Attempt: r.waits, Delay: delay, Err: last}
 	if w := r.passage.watch; w != nil && r.told() {
 		event.Record = w.name(r.about)
 	}
 	tell(r.ctx, r.policy.OnRetry, event)
 	r.passage.watch.retried(r.ctx, event)
-	return delay, nil
 }
 
 // sleep waits for the next attempt, and returns why it was cut short, if it was.

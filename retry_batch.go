@@ -4,6 +4,7 @@ import (
 	"context"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/erfanmomeniii/courier/internal/breaker"
 )
@@ -26,6 +27,9 @@ func (r *retryApplier[T]) applyMany(ctx context.Context, records []T) verdicts {
 	if attempt > 1 { // some have waited in the coordinator's hand for it
 		if stop := passageOf(ctx).stop; stop.Err() != nil {
 			return r.batchInterrupted(ctx, past, causeOf(stop))
+		}
+		if slices.ContainsFunc(past, func(h history) bool { return h.by(r).pace.short > 0 }) {
+			return r.applyPaid(ctx, records, past)
 		}
 		ctx = withAttempt(ctx, attempt)
 	}
@@ -56,6 +60,42 @@ func (r *retryApplier[T]) batchInterrupted(ctx context.Context, past []history, 
 		}
 	}
 	return verdicts{each: errs}
+}
+
+// applyPaid applies a batch of which some records have waited for the budget, without those
+// for which it is still too small.
+func (r *retryApplier[T]) applyPaid(ctx context.Context, records []T, past []history) verdicts {
+	errs := make([]error, len(records))
+	paid := slices.Clone(past)
+	var index, now []int // of those that are applied, and of these the ones paid for now
+	short := false
+	for i, h := range past {
+		last := h.by(r)
+		if short && r.order { // what is behind it is not to be applied before it is settled
+			errs[i] = ErrBehindFailed
+			continue
+		}
+		if last.pace.short > 0 {
+			if errs[i] = r.pay(ctx, records[i], &last); errs[i] != nil {
+				short = true
+				continue
+			}
+			paid[i], now = h.replaced(last), append(now, i)
+		}
+		index = append(index, i)
+	}
+	if len(index) == 0 {
+		return apart(errs)
+	}
+	share, some := shareOf(withHistories(ctx, paid), records, index)
+	r.applyMany(share, some).scatter(index, errs)
+	for _, i := range now {
+		if behindFailed(ctx, errs[i]) { // it comes again, and pays again
+			passageOf(ctx).owed.add(r.policy.Budget, -1)
+			r.policy.Budget.refund(1)
+		}
+	}
+	return apart(errs)
 }
 
 // account pays into the budget for the first attempts of n records that succeeded, and pays
@@ -112,6 +152,10 @@ func (r *retryApplier[T]) batchAgain(run retryRun, records []T, past []history, 
 		delay, cut := b.plan(delayBy, charge)
 		if cut == nil {
 			cut = b.sleep(delay, charge)
+		}
+		if cut.waits(b.passage) {
+			b.runAllShort(delay)
+			return apart(b.results)
 		}
 		if cut != nil {
 			b.giveUpAll(cut, round)
@@ -192,6 +236,16 @@ func (b *blockingBatch[T]) giveUpAll(cut *cut, round int) {
 	}
 }
 
+// runAllShort has the open records wait for the budget.
+func (b *blockingBatch[T]) runAllShort(delay time.Duration) {
+	for _, i := range b.open {
+		if b.results[i] = b.lasts[i]; !slices.Contains(b.behind, i) {
+			one := b.retryRun
+			b.results[i] = one.runShort(delay, b.lasts[i], b.used[i])
+		}
+	}
+}
+
 // unspent counts the open records that cost the destination nothing in vain: they are
 // applied, or were not attempted. It leaves out those that were no retry.
 func (b *blockingBatch[T]) unspent(v verdicts) (count int) {
@@ -233,6 +287,10 @@ func (r *retryApplier[T]) batchLater(run retryRun, records []T, past []history, 
 			}
 		}
 		delay, cut := one.plan(err, charge)
+		if cut.waits(one.passage) {
+			results[i] = one.runShort(delay, err, last.used)
+			continue
+		}
 		if cut != nil {
 			results[i] = one.giveUp(cut.reason, max(last.used, one.waits), err, cut.cause)
 			continue

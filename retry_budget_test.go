@@ -358,3 +358,59 @@ func TestR17_SuccessesPayForRetries(t *testing.T) {
 		require.Equal(t, 2, attempts())
 	})
 }
+
+// inside a coordinator a record waits for an empty budget and keeps its attempts,
+// others go on, and no call is made that is not paid for. Were it delivered anew each time,
+// a budget would multiply the calls.
+func TestR17_ARecordWaitsForTheBudgetAndKeepsItsAttempts(t *testing.T) {
+	const records, attempts, burst, minutes = 100, 3, 5, 5
+	bad := func(r int) bool { return r%10 < 3 }
+	for _, workers := range []int{1, 2} {
+		t.Run(fmt.Sprint(workers, " workers"), func(t *testing.T) {
+			inKinds(t, func(t *testing.T, s *timekeeper, with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+				s.add(numbers(records)...)
+				var mu sync.Mutex
+				calls := make(map[int]int)
+				retries, told := 0, 0
+				var queue courier.MemoryDLQ[int]
+				budget := courier.NewRetryBudget(courier.BudgetPolicy{Burst: burst, Floor: 1, Ratio: 1e-9})
+				c := with(func(r int) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if calls[r]++; calls[r] > 1 {
+						retries++
+					}
+					if bad(r) {
+						return errTest
+					}
+					return nil
+				}, func(a courier.Applier[int]) courier.Applier[int] {
+					return courier.NewDLQApplier(courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: attempts, Budget: budget, OnRetry: func(_ context.Context, e courier.RetryEvent) {
+						mu.Lock()
+						told += e.Records
+						mu.Unlock()
+					}}), courier.DLQ[int](&queue), courier.DLQPolicy[int]{MaxParkRate: courier.AnyParkRate})
+				}, courier.WithWorkers(workers))
+				stop := start(t, c)
+				for second := range 60 * minutes {
+					time.Sleep(time.Second)
+					mu.Lock()
+					require.LessOrEqual(t, retries, burst+second+1)
+					mu.Unlock()
+					if second == 30 {
+						for r := range records {
+							require.True(t, bad(r) || calls[r] == 1, "healthy record %d", r)
+						}
+					}
+				}
+				require.NoError(t, stop())
+				require.Equal(t, records/10*3, countOf(&queue))
+				require.Equal(t, records/10*3*(attempts-1), retries)
+				require.Equal(t, retries, told)
+				for r, n := range calls {
+					require.Equal(t, map[bool]int{false: 1, true: attempts}[bad(r)], n, r)
+				}
+			})
+		})
+	}
+}
