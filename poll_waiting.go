@@ -131,7 +131,7 @@ func (p *poller[T]) leftToSource(it pending[T], order string, err error, due tim
 		return false
 	}
 	after := due.Sub(p.config.clock.Now())
-	if after <= maxUnrenewed || past != nil && (p.identity.unsure || it.id == recordKey{}) { // they would be lost, and poison never parked
+	if after <= maxUnrenewed || past != nil && (p.identity.unsure || p.identity.inHand || it.id == recordKey{}) { // they would be lost, and poison never parked
 		return false
 	}
 	if past != nil {

@@ -137,3 +137,58 @@ func TestD3_TheAttemptsOfManyRecordsAreRemembered(t *testing.T) {
 		}
 	})
 }
+
+// unnamed is a source that renews leases, of records that have no names and are no values.
+type unnamed struct{ s *timekeeper }
+
+type document struct{ number int }
+
+func inDocuments(docs []*document) (list []int) {
+	for _, d := range docs {
+		list = append(list, d.number)
+	}
+	return list
+}
+
+func (d unnamed) Fetch(ctx context.Context, limit int) (docs []*document, err error) {
+	list, err := d.s.Fetch(ctx, limit)
+	for _, r := range list {
+		docs = append(docs, &document{r})
+	}
+	return docs, err
+}
+
+func (d unnamed) Mark(ctx context.Context, docs []*document) error {
+	return d.s.Mark(ctx, inDocuments(docs))
+}
+
+func (d unnamed) Release(ctx context.Context, docs []*document, after time.Duration) error {
+	return d.s.Release(ctx, inDocuments(docs), after)
+}
+
+func (unnamed) RenewEvery() time.Duration                { return time.Minute }
+func (unnamed) Renew(context.Context, []*document) error { return nil }
+
+// A record that cannot be known again does not go back to its source between its attempts,
+// however many wait.
+func TestD3_RecordsWithoutNamesWaitInHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const records, attempts = 40, 3
+		var mu sync.Mutex
+		calls := make(map[int]int)
+		a := courier.NewRetryableApplier(courier.ProcessFunc(func(_ context.Context, d *document) error {
+			mu.Lock()
+			defer mu.Unlock()
+			calls[d.number]++
+			return courier.RetryAfter(errTest, 20*time.Second)
+		}), courier.RetryPolicy{MaxAttempts: attempts})
+		parked := courier.NewDLQApplier(a, courier.DLQ[*document](&courier.MemoryDLQ[*document]{}), courier.DLQPolicy[*document]{MaxParkRate: courier.AnyParkRate})
+		c := courier.NewPollingCoordinator(unnamed{newTimekeeper(false, numbers(records)...)}, parked, quiet, courier.WithWorkers(2), courier.WithBatchSize(10))
+		stop := start(t, c)
+		time.Sleep(10 * time.Minute)
+		require.NoError(t, stop())
+		for r := range records {
+			require.Equal(t, attempts, calls[r], r)
+		}
+	})
+}

@@ -273,6 +273,9 @@ func (r *retryApplier[T]) goOnAfterWait(ctx context.Context, record T, last usag
 		if short := r.pay(ctx, record, &last); short != nil {
 			return short
 		}
+		if passage.stop.Err() != nil { // a hook or a clock came between
+			return r.interrupted(ctx, last)
+		}
 	}
 	passage.owed.add(r.policy.Budget, -last.pace.owes)
 	ctx = withAttempt(ctx, last.pace.waits+1)

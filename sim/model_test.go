@@ -64,6 +64,7 @@ type settings struct {
 	OpenFor, MaxOpenFor        time.Duration
 	Timeout                    time.Duration
 	RetryDelay, ProbeTimeout   time.Duration // 0 is the default
+	Budget                     bool          // of the retries of the first branch, a small one
 	FanOut                     int           // 0 none, 1 with a branch that never fails, 2 with one that does, 3 and identities, 4 with one that parks
 	Optional                   int           // 0 none, 1 a further branch that asks for each record later, 2 one that fails with a breaker for each key
 	Remembers                  bool          // which branches have a record
@@ -105,6 +106,7 @@ func draw(w *World, fixed func(s *settings)) settings {
 		Records: 1 + w.Pick("records", 60), Batch: 1 + w.Pick("batch", 20), Workers: 1,
 		Prefetch: -1, Batches: maybe("batches", 0.4), Stack: []stack{plain, retrying, resilient, resilient}[w.Pick("stack", 4)], Attempts: 2 + w.Pick("attempts", 5),
 		Successes: 1, Probes: 1, MaxOpenFor: time.Minute,
+		Budget:       w.Pick("a retry has a budget", 4) == 1,
 		RetryDelay:   []time.Duration{0, 0, 10 * time.Millisecond, time.Second}[w.Pick("retry delay", 4)],
 		ProbeTimeout: []time.Duration{0, 0, time.Second}[w.Pick("probe timeout", 3)],
 		Capacity:     1 + w.Pick("capacity", 10), Memory: maybe("memory", 0.3), Fixed: maybe("fixed", 0.2), Yield: maybe("yield", 0.6),
@@ -557,6 +559,11 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	l := m.lives[p.number]
 	applier := x.destination(l)
 	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, InitialDelay: m.RetryDelay, OnRetry: l.retriedIn(first)})
+	// RunOnce leaves what an empty one refuses, and another run begins anew; so does a
+	// fan-out whose records have no names.
+	if m.Budget && m.Cron == 0 && (m.FanOut == 0 || m.Named) {
+		retry.Budget = courier.NewRetryBudget(courier.BudgetPolicy{Burst: 2, Floor: 0.5, Clock: &p.clock})
+	}
 	queue, policy := x.parks(l, first)
 	timed := applier
 	if m.Timeout > 0 {

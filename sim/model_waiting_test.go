@@ -92,7 +92,7 @@ func (m *model) answerUntried(l *life, c *call, n, attempt int, err error) {
 	l.waits.untried[n] = "the destination has asked for another time"
 	// A run does not wait for what asks, by the end of its batch, for longer than the drain
 	// timeout: the run returns its error, and goes on as long as others are to be retried.
-	l.waits.begin(n, &wait{due: m.now.Load() + int64(after), next: attempt, asked: true, leaves: m.Cron > 0 && after > m.Drain})
+	l.waits.begin(n, &wait{due: m.now.Load() + int64(after), next: attempt, asked: true, untimed: m.Budget, leaves: m.Cron > 0 && after > m.Drain}) // a budget may have it wait on
 }
 
 // begin takes in that a record waits. Nothing wakes who has it, if that is to wake for
