@@ -241,7 +241,10 @@ func nudge(ch chan<- struct{}) {
 //     coordinator's fetch, a mark, a release or a Fail;
 //   - an error that names the record that has been in progress for the longest, once that
 //     is longer than [WithStallAfter], until its call returns;
-//   - the error of the last fetch or mark, until one succeeds.
+//   - the error of the last fetch or mark, if none has succeeded in the last 20 seconds,
+//     until one succeeds. A fetch of a stream, which may wait for records for hours, counts
+//     as well once it has gone on for ten seconds, or for twice as long as the last one
+//     that failed, but for no more than a minute.
 //
 // Failing records do not make a coordinator unready, however many they are: an open
 // breaker does, and Stats().Failed counts them. Ready is meant for a readiness probe, and
@@ -270,15 +273,7 @@ func (c *control) Ready() error {
 	if err := c.watch.stalled(); err != nil {
 		return err
 	}
-	c.watch.mu.Lock()
-	defer c.watch.mu.Unlock()
-	switch {
-	case c.watch.markErr != nil:
-		return fmt.Errorf("courier: the last mark failed: %w", c.watch.markErr)
-	case c.watch.fetchErr != nil:
-		return fmt.Errorf("courier: the last fetch failed: %w", c.watch.fetchErr)
-	}
-	return nil
+	return c.watch.callsFail()
 }
 
 // Stats counts what a coordinator has done since it was made, over all its runs. Counts
@@ -376,12 +371,13 @@ type watch struct {
 	mu        sync.Mutex
 	lastErr   error
 	lastErrAt time.Time
-	fetchErr  error // of the last fetch
-	markErr   error // of the last mark
+	fetches   outcome
+	marks     outcome
+	fetchTook time.Duration // the last one
 	still     [reasons]standstill
 	waiting   int       // records in hand between two attempts
 	nextDue   time.Time // of the first of them, by the steady clock
-	fetching  underway  // by a polling coordinator: that of a stream waits for records
+	fetching  underway
 	settling  underway
 	settledAt time.Time                    // when the last one began
 	cycle     atomic.Int64                 // how long that was after the one before
@@ -407,8 +403,22 @@ type standstill struct {
 
 // underway is a call of the source that has not returned, if any.
 type underway struct {
-	what  string
+	what  string // "" if it may take any time, as the fetch of a stream
 	began time.Time
+}
+
+// outcome is how the last calls of a kind have ended.
+type outcome struct {
+	err    error     // of the last one
+	wellAt time.Time // when one was well last, by the steady clock
+}
+
+// wellFor is how long a fetch of a stream that goes on is taken for no success at least.
+// Until then, and as long again, the last success outweighs a failure.
+const wellFor = 10 * time.Second
+
+func (o *outcome) failing(now time.Time) bool {
+	return o.err != nil && now.Sub(o.wellAt) >= 2*wellFor
 }
 
 // overdue is how long a call of the source may take before Ready tells of it.
@@ -427,13 +437,42 @@ func (w *watch) begins(call *underway, what string) {
 }
 
 func (w *watch) ends(call *underway) {
+	now := w.clock.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if call == &w.fetching {
+		if w.waitsWell(now) {
+			w.fetches = outcome{wellAt: now}
+		}
+		w.fetchTook = now.Sub(call.began)
+	}
 	*call = underway{}
 }
 
-// fetches reports whether a fetch of a polling coordinator is under way.
-func (w *watch) fetches() bool {
+// waitsWell reports whether a stream's fetch has gone on for long enough not to fail as
+// the one before it. The lock is held.
+func (w *watch) waitsWell(now time.Time) bool {
+	call := w.fetching
+	return call.what == "" && !call.began.IsZero() && now.Sub(call.began) >= min(max(wellFor, 2*w.fetchTook), overdue)
+}
+
+// callsFail returns the error for which the calls of the source are a reason not to be
+// ready, if they are.
+func (w *watch) callsFail() error {
+	now := w.clock.Now()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case w.marks.failing(now):
+		return fmt.Errorf("courier: the last mark failed: %w", w.marks.err)
+	case w.fetches.failing(now) && !w.waitsWell(now):
+		return fmt.Errorf("courier: the last fetch failed: %w", w.fetches.err)
+	}
+	return nil
+}
+
+// fetchesNow reports whether a fetch of a polling coordinator is under way.
+func (w *watch) fetchesNow() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.fetching.what != ""
@@ -491,19 +530,20 @@ func (w *watch) now(asked bool) (t time.Time) {
 	return t
 }
 
-func (w *watch) noteError(slot *error, err error) {
+func (w *watch) noteError(of *outcome, err error) {
 	now := w.clock.Clock.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if slot != nil {
-		*slot = err
+	if of != nil {
+		of.err = err
 	}
 	w.lastErr, w.lastErrAt = err, now
 }
 
-func (w *watch) well(slot *error) {
+func (w *watch) well(of *outcome) {
+	now := w.clock.Now()
 	w.mu.Lock()
-	*slot = nil
+	*of = outcome{wellAt: now}
 	w.mu.Unlock()
 }
 
@@ -556,9 +596,9 @@ func (w *watch) fetched(ctx context.Context, event FetchEvent, cancelled bool) {
 		}
 	case event.Err != nil:
 		w.count.fetchFailures.Add(1)
-		w.noteError(&w.fetchErr, event.Err)
+		w.noteError(&w.fetches, event.Err)
 	default:
-		w.well(&w.fetchErr)
+		w.well(&w.fetches)
 	}
 	w.log.fetched(ctx, event)
 	tell(ctx, w.observer.Fetched, event)
@@ -577,11 +617,11 @@ func (w *watch) applied(ctx context.Context, event ApplyEvent) {
 func (w *watch) marked(ctx context.Context, event MarkEvent) {
 	if event.Err != nil {
 		w.count.markFailures.Add(1)
-		w.noteError(&w.markErr, event.Err)
+		w.noteError(&w.marks, event.Err)
 	} else {
 		w.count.marked.Add(int64(event.Records))
 		w.count.inHand.Add(-int64(event.Records))
-		w.well(&w.markErr)
+		w.well(&w.marks)
 	}
 	w.log.marked(ctx, event)
 	tell(ctx, w.observer.Marked, event)

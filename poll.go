@@ -160,7 +160,7 @@ func newPoller[T any](ctx context.Context, c *PollingCoordinator[T], once bool) 
 		isolate(&ignored, func() error { p.woken = w.Wake(); return nil })
 	}
 	_, p.limitless = c.source.(interface{ ignoresLimit() })
-	p.begin(ctx, p.inProgress, p.watch.fetches)
+	p.begin(ctx, p.inProgress, p.watch.fetchesNow)
 	passageOf(p.life.values).once = once
 	p.work = withExits(p.life.work)
 	p.identity = identityOf(c.source, &c.config, once, p.leases != nil)

@@ -676,3 +676,65 @@ func TestReady_WhileAPauseOfTheUsersIsTriedAgain(t *testing.T) {
 		require.NoError(t, stop())
 	})
 }
+
+// A fetch that fails makes Ready red while none gets through. A stream's next fetch, which
+// waits for records for hours, is a sign that it does, unless the failures take as long.
+func TestReady_AfterAFetchThatFailed(t *testing.T) {
+	for name, test := range map[string]struct {
+		fails func(n int) bool
+		takes time.Duration // a fetch that fails
+		every time.Duration // between records
+		red   [2]time.Duration
+	}{
+		"one, and no record after it":   {func(n int) bool { return n == 2 }, 0, 24 * time.Hour, [2]time.Duration{}},
+		"one after an hour":             {func(n int) bool { return n == 2 }, time.Hour, 24 * time.Hour, [2]time.Duration{0, time.Minute}},
+		"every second one":              {func(n int) bool { return n%2 == 0 }, 0, 5 * time.Second, [2]time.Duration{}},
+		"every second one, few records": {func(n int) bool { return n%2 == 0 }, 0, time.Minute, [2]time.Duration{}},
+		"all after the first":           {func(n int) bool { return n > 1 }, 0, time.Minute, [2]time.Duration{3*time.Hour - 30*time.Second, 3 * time.Hour}},
+		"all, by timeouts":              {func(n int) bool { return n > 1 }, 30 * time.Second, time.Minute, [2]time.Duration{3*time.Hour - 2*time.Minute, 3 * time.Hour}},
+	} {
+		for _, streaming := range []bool{true, false} {
+			t.Run(name+", "+coordinatorOf(streaming), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					source := newLeasing(1)
+					source.wait = streaming
+					calls := 0
+					s := sourceFuncs{func(ctx context.Context, limit int) ([]int, error) {
+						if calls++; !test.fails(calls) {
+							return source.Fetch(ctx, limit)
+						}
+						select {
+						case <-time.After(test.takes):
+						case <-ctx.Done():
+						}
+						return nil, errTest
+					}, source.Mark}
+					var c interface {
+						running
+						Ready() error
+					} = courier.NewPollingCoordinator[int](s, always(nil), quiet)
+					if streaming {
+						c = courier.NewStreamingCoordinator[int](s, always(nil), quiet)
+					}
+					stop := start(t, c)
+					red := time.Duration(0)
+					for at := time.Duration(0); at < 3*time.Hour; at += time.Second {
+						time.Sleep(time.Second)
+						if at%test.every == 0 {
+							source.add(int(at / time.Second))
+						}
+						switch err := c.Ready(); {
+						case err == nil:
+						case streaming || test.takes < time.Minute:
+							require.ErrorIs(t, err, errTest)
+							red += time.Second
+						}
+					}
+					require.GreaterOrEqual(t, red, test.red[0])
+					require.LessOrEqual(t, red, test.red[1])
+					_ = stop()
+				})
+			})
+		}
+	}
+}

@@ -470,10 +470,12 @@ func (s *stream[T]) serveFetches() {
 	serve(s.wanted, func(r request, again bool) {
 		if !again {
 			s.fetching.Store(true)
+			s.watch.begins(&s.watch.fetching, "")
 			began = s.watch.now(s.watch.observer.Fetched != nil)
 			s.callFetch(r.ctx, r.limit, &result)
 		}
 		s.fetching.Store(false)
+		s.watch.ends(&s.watch.fetching)
 		result.took = s.watch.since(s.watch.observer.Fetched != nil, began)
 		result.keys, result.unkeyed = s.keysOf(nil, result.records)
 		s.fetched <- result
