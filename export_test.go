@@ -1,6 +1,7 @@
 package courier
 
 import (
+	"context"
 	"log/slog"
 	"time"
 )
@@ -23,6 +24,12 @@ func LogObserver(logger *slog.Logger) Observer {
 	return Observer{
 		Fetched: l.fetched, Applied: l.applied, Marked: l.marked, Released: l.released, Renewed: l.renewed,
 		Parked: l.parked, Paused: l.paused, Resumed: l.resumed, Stopped: l.stopped,
-		Stalled: l.stalled,
+		Stalled: func(ctx context.Context, e StallEvent) {
+			if e.Over {
+				l.unstalled(ctx, e, 0, true)
+			} else {
+				l.stalled(ctx, e, 1, false)
+			}
+		},
 	}
 }

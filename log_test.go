@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -74,38 +75,39 @@ func TestLogObserver_SaysOnceWhatRepeats(t *testing.T) {
 
 	log.Reset()
 	o.Marked(ctx, courier.MarkEvent{Records: 7, Err: errors.New("read-only"), RetryIn: time.Second})
-	require.Contains(t, log.String(), said, "it is news again after it was over")
+	require.Contains(t, log.String(), said+" times=251", "it is news again after it was over, and goes on")
 }
 
-// An error whose text is never the same is not remembered for ever.
-func TestLogObserver_RemembersABoundedNumber(t *testing.T) {
-	var log bytes.Buffer
-	o := courier.LogObserver(timeless(&log))
-	for i := range 2000 {
-		err := fmt.Errorf("order %s", strings.Repeat("x", i))
-		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: err})
-	}
-	require.Equal(t, 2000, strings.Count(log.String(), "\n"))
-}
-
-// What is said again and again among many errors that differ is not forgotten
-// for them: the one not said for the longest makes room.
-func TestLogObserver_ForgetsTheOldest(t *testing.T) {
-	var log bytes.Buffer
-	o := courier.LogObserver(timeless(&log))
-	differing := func(i int) {
-		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: errors.New(strings.Repeat("x", i))})
-	}
-	for i := range 1000 {
-		differing(i)
-		o.Fetched(t.Context(), courier.FetchEvent{Err: errors.New("gone")})
-	}
-	require.Equal(t, 4, strings.Count(log.String(), "error=gone"), "the 1st, 10th, 100th and 1000th time")
-	log.Reset()
-	differing(1000 - 255)
-	require.Empty(t, log.String(), "the latest are known")
-	differing(1000 - 256)
-	require.NotEmpty(t, log.String())
+// Errors whose texts are never the same are a few lines all the same, of each message for
+// itself.
+func TestLogObserver_ErrorsThatDiffer(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var log bytes.Buffer
+		o := courier.LogObserver(timeless(&log))
+		differing := func(i int) {
+			err := errors.New(strings.Repeat("x", i))
+			o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: err})
+			o.Fetched(t.Context(), courier.FetchEvent{Err: errors.New("gone")})
+		}
+		for i := range 1000 {
+			differing(i)
+		}
+		require.Equal(t, 4, strings.Count(log.String(), "error=gone"), "the 1st, 10th, 100th and 1000th time")
+		require.Equal(t, 14, strings.Count(log.String(), "\n"))
+		log.Reset()
+		for i := range 3600 {
+			time.Sleep(time.Second)
+			differing(1000 + i)
+		}
+		require.Equal(t, 24+12, strings.Count(log.String(), "\n"))
+		require.Contains(t, log.String(), "seen_in_batches=4600", "it tells how many there were")
+		time.Sleep(time.Hour)
+		o.Fetched(t.Context(), courier.FetchEvent{})
+		log.Reset()
+		differing(1)
+		require.Equal(t, 2, strings.Count(log.String(), "level=WARN"))
+		require.NotContains(t, log.String(), "seen_in_batches=", "it is news again")
+	})
 }
 
 // However long the texts are, the observer remembers little of them and logs a
@@ -132,6 +134,9 @@ func TestLogObserver_LongTexts(t *testing.T) {
 		log.Reset()
 		err := &courier.PanicError{Value: strings.Repeat(string(rune('a'+i%26))+string(rune('a'+i/26)), size/2), Stack: bytes.Repeat([]byte("s"), size)}
 		o.Applied(t.Context(), courier.ApplyEvent{Records: 1, Failed: 1, Err: err, Record: strings.Repeat("é", size/2)})
+		if i >= 10 { // which is not said any more
+			continue
+		}
 		require.Equal(t, 3, strings.Count(log.String(), " bytes left out)"), "of the error, the stack and the name")
 		require.Less(t, log.Len(), 3*(8<<10)+1000)
 		require.True(t, utf8.ValidString(log.String()))
@@ -286,7 +291,7 @@ func TestLog_APauseThatComesAgain(t *testing.T) {
 		told := run(time.Hour)
 		require.Greater(t, pauses.Load(), int64(100))
 		paused, resumed := strings.Count(told, "courier: paused"), strings.Count(told, "courier: resumed")
-		require.LessOrEqual(t, paused, 4+12, told)
+		require.LessOrEqual(t, paused, 5+12, told)
 		require.LessOrEqual(t, paused-resumed, 1, told)
 		require.LessOrEqual(t, resumed, paused, told)
 		fails.Store(false)
@@ -294,6 +299,122 @@ func TestLog_APauseThatComesAgain(t *testing.T) {
 		fails.Store(true)
 		require.Equal(t, 1, strings.Count(run(10*time.Second), "courier: paused"), "after a while it is news")
 		require.NoError(t, stop())
+	})
+}
+
+// What comes and goes for an hour is a few lines, be the texts of the errors the same or not,
+// and its end is told.
+func TestLog_WhatComesAndGoes(t *testing.T) {
+	differs := 0
+	for name, test := range map[string]struct {
+		fetch, mark error // every second time
+		apply       func(n int) error
+		keyed       bool
+		takes       time.Duration
+		workers     int
+		end         string
+	}{
+		"fetch": {fetch: errTest, end: "fetch works again"},
+		"mark":  {mark: errTest, end: "mark works again"},
+		"quota": {fetch: courier.RetryAfter(errTest, 20*time.Second), end: "fetch works again"},
+		"hosts": {apply: func(int) error { return errTest }, keyed: true, end: "no record has asked again to be tried later for"},
+		"texts": {apply: func(int) error {
+			differs++
+			return errors.New(strings.Repeat("x", differs))
+		}, end: "no record has failed and stayed pending for"},
+		"slow calls": {takes: 45 * time.Second, workers: 16, end: "the call of a record that was in progress for a long time has returned"},
+	} {
+		for _, streaming := range few(false, true) {
+			t.Run(name+", "+coordinatorOf(streaming), func(t *testing.T) {
+				courierttest.Bubble(t, func(t *testing.T) {
+					source := newLeasing(numbers(300)...)
+					source.wait = streaming
+					var log lines
+					began := time.Now()
+					bad := func() bool { return time.Since(began) < time.Hour }
+					every := func(err error) func(int) error {
+						return func(n int) error {
+							if n%2 == 0 && bad() {
+								return err
+							}
+							return nil
+						}
+					}
+					source.markErr = every(test.mark)
+					fetches, fetchErr := 0, every(test.fetch)
+					hidden := sourceFuncs{func(ctx context.Context, limit int) ([]int, error) {
+						if fetches++; fetchErr(fetches) != nil {
+							return nil, test.fetch
+						}
+						return source.Fetch(ctx, limit)
+					}, source.Mark}
+					var mu sync.Mutex
+					a := courier.ProcessFunc(func(_ context.Context, n int) error {
+						mu.Lock()
+						defer mu.Unlock()
+						if bad() && test.apply != nil && n < 300 {
+							return test.apply(n)
+						}
+						mu.Unlock()
+						defer mu.Lock()
+						if bad() {
+							time.Sleep(test.takes)
+						}
+						return nil
+					})
+					if test.keyed {
+						a, _ = courier.ResilientApplier(a, &courier.ResilientConfig[int]{BreakerKey: func(n int) string { return strings.Repeat("x", n%1000) }, Retry: courier.RetryPolicy{MaxAttempts: 1000}})
+					}
+					opts := []courier.Option{courier.WithLogger(timedLog(&log, &began)), courier.WithWorkers(max(1, test.workers)), courier.WithBatchSize(1000)}
+					var c running = courier.NewPollingCoordinator[int](hidden, a, opts...)
+					if streaming {
+						c = courier.NewStreamingCoordinator[int](hidden, a, opts...)
+					}
+					stop := start(t, c)
+					for i := range 1440 {
+						time.Sleep(5 * time.Second)
+						source.add(1000 + i)
+						if test.takes > 0 && i < 720 {
+							for j := range 16 {
+								source.add(10_000 + 16*i + j)
+							}
+						}
+					}
+					told := log.String()
+					require.NoError(t, stop())
+					require.LessOrEqual(t, strings.Count(told, "\n"), 42, told)
+					require.Contains(t, told[strings.LastIndex(strings.TrimSpace(told), "\n")+1:], test.end)
+				})
+			})
+		}
+	}
+}
+
+// The outage of a branch is told also soon after that of another one.
+func TestLog_TheSecondBranchOfAnOutage(t *testing.T) {
+	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {
+		var log lines
+		began := time.Now()
+		down := func(name string, from, to time.Duration) courier.Applier[int] {
+			a, _ := courier.ResilientApplier(courier.ProcessFunc(func(context.Context, int) error {
+				if since := time.Since(began); since > from && since < to {
+					return errors.New(name + ": 503")
+				}
+				return nil
+			}), nil)
+			return a
+		}
+		a := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(down("a", time.Minute, 64*time.Second), down("b", 90*time.Second, 140*time.Second)), Identity: byRest(1e9)})
+		stop := start(t, make(a, courier.WithLogger(timedLog(&log, &began)), courier.WithWorkers(4)))
+		for i := range 600 {
+			time.Sleep(300 * time.Millisecond)
+			source.add(i)
+		}
+		require.NoError(t, stop())
+		for _, branch := range []string{"a", "b"} {
+			require.Contains(t, log.String(), "branch="+branch+" ")
+		}
+		require.Equal(t, 2, strings.Count(log.String(), "courier: resumed"), log.String())
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"slices"
 	"sync"
@@ -39,7 +40,8 @@ type stall struct {
 	name    string        // from the second look on
 	records int
 	attempt int
-	told    time.Duration // its age when that was said last; 0 when it was not
+	told    time.Duration // its age when that was told last; 0 when it was not
+	logged  bool          // when it was
 }
 
 // looks is how many looks there are in the time after which a record is told.
@@ -146,27 +148,32 @@ func (s *stalls[T]) look() (busy bool) {
 	s.mu.Lock()
 	s.known = known
 	s.mu.Unlock()
-	s.tell(found, false, false)
-	s.tell(again, false, true)
-	s.tell(ended, true, false)
+	workers := 0
+	for _, st := range known {
+		if st.told > 0 {
+			workers++
+		}
+	}
+	s.tell(found, workers, false, false)
+	s.tell(again, workers, false, true)
+	s.tell(ended, workers, true, false)
 	return open
 }
 
-// tell tells of some stalls at the same time, the oldest first. Beyond a few of them
-// the log has their number.
-func (s *stalls[T]) tell(some []*stall, over, again bool) {
+// tell tells of some stalls at the same time, the oldest first. workers is how many there
+// are in all.
+func (s *stalls[T]) tell(some []*stall, workers int, over, again bool) {
 	slices.SortStableFunc(some, func(a, b *stall) int { return cmp.Compare(b.age, a.age) })
-	for i, st := range some {
+	for _, st := range some {
 		event := StallEvent{Record: st.name, Records: st.records, Attempt: st.attempt, InWork: st.age, Over: over}
-		if i < maxNamed {
-			s.watch.log.stalled(s.ctx, event)
+		if over {
+			s.watch.log.unstalled(s.ctx, event, workers, st.logged)
+		} else if s.watch.log.stalled(s.ctx, event, workers, again) {
+			st.logged = true
 		}
 		if !again {
 			tell(s.ctx, s.watch.observer.Stalled, event)
 		}
-	}
-	if more := len(some) - maxNamed; more > 0 {
-		s.watch.log.moreStalled(s.ctx, more, over)
 	}
 }
 
@@ -225,18 +232,28 @@ const (
 	saidUnstalled = "courier: the call of a record that was in progress for a long time has returned"
 )
 
-func (l *slogObserver) stalled(ctx context.Context, e StallEvent) {
-	level, text := slog.LevelWarn, saidStalled
-	if e.Over {
-		level, text = slog.LevelInfo, saidUnstalled
+// stalled reports whether it has logged. Each record is news.
+func (l *slogObserver) stalled(ctx context.Context, e StallEvent, workers int, again bool) bool {
+	c := complaint{level: slog.LevelWarn, message: saidStalled, about: maphash.String(l.seed, e.Record), goesOn: again, until: l.clock.Clock.Now().Add(sayAgain)}
+	c.attrs = []any{"record", e.Record, "attempt", e.Attempt, "for_at_least", e.InWork}
+	if workers > 1 {
+		c.attrs = append(c.attrs, "workers", workers)
 	}
-	l.say(ctx, level, text, "record", e.Record, "attempt", e.Attempt, "for_at_least", e.InWork)
+	return l.tell(ctx, c)
 }
 
-func (l *slogObserver) moreStalled(ctx context.Context, records int, over bool) {
-	level, text := slog.LevelWarn, "courier: more workers have been busy with one record for a long time"
-	if over {
-		level, text = slog.LevelInfo, "courier: the calls of more records that were in progress for a long time have returned"
+// unstalled says the end of what was logged, and that of the last one.
+func (l *slogObserver) unstalled(ctx context.Context, e StallEvent, workers int, logged bool) {
+	if workers == 0 {
+		_, loud := l.ends(saidStalled)
+		logged = logged || loud
 	}
-	l.say(ctx, level, text, "workers", records)
+	if !logged {
+		return
+	}
+	attrs := []any{"record", e.Record, "attempt", e.Attempt, "for_at_least", e.InWork}
+	if workers > 0 {
+		attrs = append(attrs, "workers", workers)
+	}
+	l.say(ctx, slog.LevelInfo, saidUnstalled, attrs...)
 }
