@@ -301,7 +301,7 @@ type Stats struct {
 	OldestInWork time.Duration
 	OldestRecord string
 
-	LastError   error // of a fetch, a mark, or a record that stays pending or was parked; nil if there was none
+	LastError   error // of a fetch, a mark, or a record that stays pending, was parked, has failed for longer than WithStallAfter or asks again for a later time; nil if there was none
 	LastErrorAt time.Time
 	Breakers    []BreakerStats // of the applier's stack, outermost first; then those of keyed breakers that are not closed
 }
@@ -361,6 +361,8 @@ type watch struct {
 	branches map[*Breaker]string     // of the breakers of the stack that are in one
 	retries  []any                   // whose waits the coordinator keeps, see holds
 	count    counters
+
+	longAfter time.Duration // for as long a record fails until that is told
 	// Of the coordinator's own goroutine.
 	pauses int           // since the last was over
 	closed [reasons]bool // which are not over
@@ -505,7 +507,7 @@ type counters struct {
 }
 
 func newWatch(c *config, name func(any) string) *watch {
-	w := &watch{name: name, clock: c.clock, log: newSlogObserver(c.logger, c.clock, c.interval), observer: teeObservers(c.observers...)}
+	w := &watch{name: name, clock: c.clock, log: newSlogObserver(c.logger, c.clock, c.interval), observer: teeObservers(c.observers...), longAfter: c.stallAfter}
 	w.cycle.Store(math.MaxInt64)
 	return w
 }
@@ -726,14 +728,20 @@ func (w *watch) parked(ctx context.Context, letter any, event ParkEvent) {
 
 // later reports that a record asks again for a later time.
 func (w *watch) later(ctx context.Context, record any, due time.Time, err error) {
+	w.noteError(nil, err)
 	w.log.later(ctx, w.name(record), w.clock.told(due), err)
 }
 
-func (w *watch) retried(ctx context.Context, event RetryEvent) {
+// retried is told for how long the record has failed in this delivery.
+func (w *watch) retried(ctx context.Context, event RetryEvent, failing time.Duration) {
 	if w == nil {
 		return
 	}
 	w.count.retried.Add(1)
+	if failing >= w.longAfter {
+		w.noteError(nil, event.Err)
+		w.log.retried(ctx, event, failing)
+	}
 	tell(ctx, w.observer.Retried, event)
 }
 

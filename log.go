@@ -242,13 +242,14 @@ const (
 	saidCut     = "courier: records failed and stay pending, and the run does not wait for their next attempt; this is the first of them"
 	saidHidden  = "courier: all records of a full batch have failed twice in a row; the source returns them again and hides the records after them: park records that never succeed in a dead letter queue"
 	saidLater   = "courier: a record asked again to be tried later, and waits in hand"
+	saidRetried = "courier: a record has failed for a long time, and is tried again"
 	saidRefused = "courier: records were not settled and stay pending; this is the first of them"
 )
 
 // firstOf returns the message by which the trouble is known that a message is of.
 func firstOf(message string) string {
 	switch message {
-	case saidCut, saidRefused:
+	case saidCut, saidRefused, saidRetried:
 		return saidFailed
 	case saidStuck:
 		return saidPause
@@ -280,8 +281,8 @@ func timeEnds(message string) string {
 
 // countOf names what the times of a message are.
 func countOf(message string) string {
-	switch firstOf(message) {
-	case saidFailed:
+	switch message {
+	case saidFailed, saidCut, saidRefused:
 		return "seen_in_batches"
 	case saidGuard:
 		return "pauses"
@@ -500,6 +501,18 @@ func (l *slogObserver) resumed(ctx context.Context, e ResumeEvent) {
 	if _, loud := l.ends(saidPause); loud {
 		l.say(ctx, slog.LevelInfo, "courier: resumed", "pauses", e.Pauses)
 	}
+}
+
+// retried is called by the workers.
+func (l *slogObserver) retried(ctx context.Context, e RetryEvent, failing time.Duration) {
+	attrs := []any{"records", e.Records, "attempt", e.Attempt, "for", failing, "retry_in", e.Delay}
+	if e.Record != "" {
+		attrs = append([]any{"record", cutText(e.Record)}, attrs...)
+	}
+	l.tell(ctx, complaint{
+		level: slog.LevelWarn, message: saidRetried, about: l.digestOf(e.Err), err: e.Err,
+		until: l.clock.Clock.Now().Add(e.Delay), attrs: attrs,
+	})
 }
 
 func (l *slogObserver) later(ctx context.Context, record string, due time.Time, err error) {

@@ -390,6 +390,73 @@ func TestLog_WhatComesAndGoes(t *testing.T) {
 	}
 }
 
+// A record whose retries go on for long is told, and that no record has failed is not said
+// meanwhile. A few that fail twice are silent.
+func TestLog_RetriesThatGoOnForLong(t *testing.T) {
+	for _, shape := range few("one worker", "two workers", "keyed", "batches", "blocking batches") {
+		for _, attempts := range few(1000, 20, 3) {
+			for _, streaming := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, %d attempts, %s", shape, attempts, coordinatorOf(streaming)), func(t *testing.T) {
+					courierttest.Bubble(t, func(t *testing.T) {
+						var log lines
+						began := time.Now()
+						source := newLeasing(7)
+						source.wait = streaming
+						calls := 0
+						a := courier.ProcessFunc(func(_ context.Context, n int) error {
+							if n != 7 {
+								return nil
+							}
+							if calls++; attempts == 3 && calls == 3 || time.Since(began) > 2*time.Hour {
+								return nil
+							}
+							return errTest
+						})
+						if strings.HasSuffix(shape, "batches") {
+							a = eachOfBatch[int]{a}
+						}
+						a = courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: attempts})
+						opts := []courier.Option{courier.WithLogger(timedLog(&log, &began)), courier.WithWorkers(2), courier.WithDrainTimeout(time.Minute)}
+						switch shape {
+						case "one worker", "blocking batches":
+							opts = append(opts, courier.WithWorkers(1))
+						case "keyed":
+							opts = append(opts, courier.WithOrderKey(byRest(3)))
+						}
+						var c teller = courier.NewPollingCoordinator[int](source.shelf, a, opts...)
+						if streaming {
+							c = courier.NewStreamingCoordinator[int](hiding{source}, a, opts...)
+						}
+						stop := start(t, c)
+						for i := range 720 {
+							time.Sleep(10 * time.Second)
+							source.add(100 + i)
+						}
+						told := log.String()
+						if attempts == 3 {
+							require.Empty(t, told)
+							require.NoError(t, c.Stats().LastError)
+							require.NoError(t, stop())
+							return
+						}
+						require.Regexp(t, `msg="courier: a record has failed for a long time, and is tried again" record=7 records=1 attempt=\d+ for=[3-6]\S+ retry_in=\S+ error="the record's own error"\n`, told)
+						require.ErrorIs(t, c.Stats().LastError, errTest)
+						require.NotContains(t, told, "no record has failed")
+						require.GreaterOrEqual(t, strings.Count(told, "failed for a long time"), 20)
+						require.LessOrEqual(t, strings.Count(told, "\n"), 2*48)
+						for i := range 30 {
+							time.Sleep(10 * time.Second)
+							source.add(2000 + i)
+						}
+						require.Contains(t, log.String(), "no record has failed and stayed pending")
+						require.NoError(t, stop())
+					})
+				})
+			}
+		}
+	}
+}
+
 // The outage of a branch is told also soon after that of another one.
 func TestLog_TheSecondBranchOfAnOutage(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {

@@ -318,9 +318,6 @@ func (r *retryApplier[T]) again(ctx context.Context, record T, entry time.Time, 
 		return err // it was not attempted, as any record while a breaker is open: without an allocation
 	}
 	run := r.begin(ctx, entry)
-	if run.told() {
-		run.about = record
-	}
 	used := 0
 	if past != nil {
 		last := past[0].by(r)
@@ -344,6 +341,9 @@ func (r *retryApplier[T]) rounds(ctx context.Context, record T, run *retryRun, u
 	for {
 		if final := run.judge(classify(ctx, err), err, false, used); final != nil {
 			return final
+		}
+		if run.about == nil && run.told() {
+			run.about = record
 		}
 		delay, cut := run.plan(err, 1)
 		if cut == nil && run.held {
@@ -576,7 +576,7 @@ func (r *retryRun) tell(delay time.Duration, last error) {
 		event.Record = w.name(r.about)
 	}
 	tell(r.ctx, r.policy.OnRetry, event)
-	r.passage.watch.retried(r.ctx, event)
+	r.passage.watch.retried(r.ctx, event, r.clock.Now().Sub(r.start))
 }
 
 // sleep waits for the next attempt, and returns why it was cut short, if it was.
@@ -618,7 +618,7 @@ func (r *retryRun) sleep(delay time.Duration, n int) *cut {
 // allocation.
 func (r *retryRun) told() bool {
 	w := r.passage.watch
-	return r.policy.OnRetry != nil || w != nil && w.observer.Retried != nil
+	return r.policy.OnRetry != nil || w != nil && (w.observer.Retried != nil || r.clock.Now().Sub(r.start) >= w.longAfter)
 }
 
 // maxAfter is the longest delay that a coordinator accepts from the error of a record if
