@@ -48,9 +48,11 @@ func (t *trouble) stir(now, until time.Time) {
 	if !t.at.IsZero() {
 		t.wait = max(t.wait, min(2*now.Sub(t.at), time.Hour))
 	}
-	t.at, t.on = now, true
-	if until.After(now) {
-		t.at = until
+	t.on = true
+	for _, at := range [...]time.Time{now, until} {
+		if at.After(t.at) {
+			t.at = at
+		}
 	}
 }
 
@@ -459,7 +461,12 @@ func (l *slogObserver) renewed(ctx context.Context, e RenewEvent) {
 	}
 }
 
-func (l *slogObserver) paused(ctx context.Context, e PauseEvent) {
+func (l *slogObserver) paused(ctx context.Context, e PauseEvent) { l.pause(ctx, e, false) }
+
+// pausedStill tells again of a pause that goes on.
+func (l *slogObserver) pausedStill(ctx context.Context, e PauseEvent) { l.pause(ctx, e, true) }
+
+func (l *slogObserver) pause(ctx context.Context, e PauseEvent, goesOn bool) {
 	var attrs []any
 	if !e.Until.IsZero() {
 		attrs = []any{"until", e.Until}
@@ -480,8 +487,10 @@ func (l *slogObserver) paused(ctx context.Context, e PauseEvent) {
 		l.say(ctx, slog.LevelInfo, "courier: paused until Resume is called")
 		return
 	}
-	c := complaint{level: slog.LevelWarn, message: saidPause, err: e.Err, until: e.Until, attrs: attrs}
+	c := complaint{level: slog.LevelWarn, message: saidPause, err: e.Err, until: e.Until, goesOn: goesOn, attrs: attrs}
 	switch {
+	case errors.Is(e.Err, ErrFullHand): // whatever the record's error is
+		c.about = l.digestOf(ErrFullHand)
 	case errors.Is(e.Err, ErrParkRate):
 		c.message = saidGuard
 	case errors.Is(e.Err, ErrOpen): // each has another text
@@ -511,7 +520,7 @@ func (l *slogObserver) retried(ctx context.Context, e RetryEvent, failing time.D
 	}
 	l.tell(ctx, complaint{
 		level: slog.LevelWarn, message: saidRetried, about: l.digestOf(e.Err), err: e.Err,
-		until: l.clock.Clock.Now().Add(e.Delay), attrs: attrs,
+		until: l.clock.Clock.Now().Add(e.Delay + min(failing, time.Minute)), attrs: attrs, // another delivery may follow, and be as long before it is told
 	})
 }
 

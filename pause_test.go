@@ -5,6 +5,8 @@ package courier_test
 import (
 	"context"
 	"fmt"
+	"regexp"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -427,4 +429,72 @@ func TestD3_ARetryableErrorWithATimePausesNothing(t *testing.T) {
 		require.NoError(t, stop())
 		require.Equal(t, []int{0}, source.left())
 	})
+}
+
+// A hand that is full for hours is told again every five minutes, with a record and its error.
+// Ready is red all the time, and the end is told though a part of the records waits on, but
+// not by a stop.
+func TestPause_OfAFullHandThatLasts(t *testing.T) {
+	for _, streaming := range []bool{false, true} {
+		for _, later := range []bool{false, true} {
+			for _, ends := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s, later %v, ends %v", coordinatorOf(streaming), later, ends), func(t *testing.T) {
+					courierttest.Bubble(t, func(t *testing.T) {
+						var log lines
+						began := time.Now()
+						n := 100
+						if streaming {
+							n = 200
+						}
+						source := newLeasing(numbers(n)...)
+						source.wait = streaming
+						a := courier.ProcessFunc(func(_ context.Context, r int) error {
+							switch {
+							case r < n*6/10, r < n && (!ends || time.Since(began) < time.Hour):
+								if later {
+									return courier.Later(errTest, 5*time.Second)
+								}
+								return errTest
+							}
+							return nil
+						})
+						a = courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 100000})
+						opts := []courier.Option{courier.WithLogger(timedLog(&log, &began)), courier.WithWorkers(4)}
+						var s courier.Source[int] = source.shelf
+						if streaming {
+							s = hiding{source}
+						}
+						var c teller = courier.NewPollingCoordinator(s, a, opts...)
+						if streaming {
+							c = courier.NewStreamingCoordinator(s, a, opts...)
+						}
+						stop := start(t, c)
+						for i := range 3600 {
+							time.Sleep(time.Second)
+							source.add(1000 + i)
+							if i > 60 {
+								require.ErrorIs(t, c.Ready(), courier.ErrFullHand)
+								require.ErrorIs(t, c.Ready(), errTest)
+							}
+						}
+						full := regexp.MustCompile(`msg="courier: paused, records stay pending".* record=\d+ .*error="courier: every record that may be in hand .*; the last error of one of them: the record's own error"`)
+						told := len(full.FindAllString(log.String(), -1))
+						require.GreaterOrEqual(t, told, 11, log.String())
+						require.LessOrEqual(t, told, 14)
+						require.NotContains(t, log.String(), "resumed")
+						if ends {
+							for i := range 600 {
+								time.Sleep(time.Second)
+								source.add(10_000 + i)
+							}
+							require.NoError(t, c.Ready())
+							require.Equal(t, 1, strings.Count(log.String(), "resumed"))
+						}
+						_ = stop()
+						require.Equal(t, ends, strings.Contains(log.String(), "resumed"))
+					})
+				})
+			}
+		}
+	}
 }

@@ -105,9 +105,9 @@ type poller[T any] struct {
 	missed     int  // likewise, during RunOnce
 
 	// When to go on.
-	most                int       // records that a limitless source ever returned
-	paused              bool      // by Pause
-	fullHand            bool      // of records that wait
+	most                int  // records that a limitless source ever returned
+	paused              bool // by Pause
+	fullHand            fullHand
 	asked               time.Time // until when nothing is fetched
 	refusedUntil        time.Time // until when nothing is fetched, as records can be settled nowhere; zero once one is
 	fetchAt             time.Time // the next time, where some wait

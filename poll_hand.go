@@ -19,6 +19,7 @@ type pending[T any] struct {
 	order  string // its order key
 	due    time.Time
 	asked  bool // for the time, by the record's own error
+	err    error
 	waited bool // and is in the pass by now
 	past   history
 }

@@ -89,7 +89,7 @@ func (p *poller[T]) keepWaiting(it pending[T], order string, err error, due time
 		past = it.past
 	}
 	it = it.bare()
-	it.asked, it.past, it.due, it.order = asked, past, due, order
+	it.asked, it.past, it.due, it.order, it.err = asked, past, due, order, err
 	p.enlist(it, due.IsZero())
 	p.pass.waited = p.pass.waited || waits
 	return true
@@ -231,10 +231,11 @@ func (p *poller[T]) takeWaiting() bool {
 		return false
 	}
 	due, _ := p.waiting.Next()
+	d := due.Sub(now)
 	if !worksOff && !room {
 		p.tellFullHand(due)
+		d = min(d, sayAgain)
 	}
-	d := due.Sub(now)
 	if !worksOff && !p.paused && room {
 		d = min(d, p.fetchAt.Sub(now))
 	}
@@ -276,19 +277,19 @@ func (p *poller[T]) passOver(items []pending[T], until time.Time) {
 
 // tellFullHand tells that the waiting records are all that may be in hand.
 func (p *poller[T]) tellFullHand(until time.Time) {
-	if p.fullHand { // since, with what was due in vain
-		p.watch.stands(byFullHand, ErrFullHand, until)
-	} else {
-		p.fullHand = true
-		p.watch.paused(p.life.settle, byFullHand, PauseEvent{Until: p.config.clock.told(until), Err: ErrFullHand, Waiting: p.waiting.Len()}, false)
+	var last error
+	var record any
+	if one := p.waiting.First(); one != nil {
+		record, last = one.Value.record, one.Value.err
 	}
+	p.fullHand.tell(p.life.settle, p.watch, PauseEvent{Until: p.config.clock.told(until), Waiting: p.waiting.Len()}, record, last)
 }
 
-// easeHand tells, once half of the hand is free, that it is not full any more.
+// easeHand tells that there is room in hand, and once half of it is free, or there was room
+// for a while, that the pause is over.
 func (p *poller[T]) easeHand() {
-	if p.fullHand && p.waiting.Len() <= p.config.batchSize/2 {
-		p.fullHand = false
-		p.watch.resumed(p.life.settle, byFullHand)
+	if p.room() > 0 && !p.ends() {
+		p.fullHand.ease(p.life.settle, p.watch, p.waiting.Len() <= p.config.batchSize/2)
 	}
 }
 

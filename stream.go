@@ -55,7 +55,7 @@ type stream[T any] struct {
 	paused   bool // by Pause
 	stopping bool
 	shut     bool // a breaker of the stack is why pausedUntil is set
-	full     bool // of records that wait to be tried again
+	full     fullHand
 	probing  bool // the breaker may be probed, with one record at a time
 	sparing  bool // suspects wait for others to close the breaker
 
@@ -288,14 +288,8 @@ func (s *stream[T]) act(now time.Time) (finished bool) {
 	if s.job == nil {
 		s.settle(now, s.stopping || open)
 	}
-	if s.full {
-		if s.inHand < s.limit {
-			s.watch.moves(byFullHand)
-		}
-		if s.inHand <= s.limit/2 {
-			s.full = false
-			s.watch.resumed(s.life.settle, byFullHand)
-		}
+	if s.inHand < s.limit && !s.stopping && !s.paused && !open {
+		s.full.ease(s.life.settle, s.watch, s.inHand <= s.limit/2)
 	}
 	if !s.asking && !s.eof && !s.stopping && !open && !s.paused && s.markPace.tries == 0 && !now.Before(s.refusedUntil) {
 		s.ask(now)
@@ -341,12 +335,12 @@ func (s *stream[T]) ask(now time.Time) {
 			s.wanted <- request{s.intake, want}
 		}
 	} else if !s.probing && len(s.out)+s.queued() == 0 && len(s.marks.Ready()) == 0 && s.job == nil && !s.back.Some() && len(s.faulty.failed) == 0 {
-		if s.full { // until half of them are settled: not to tell of every single one
-			s.watch.stands(byFullHand, ErrFullHand, time.Time{})
-		} else {
-			s.full = true
-			s.watch.paused(s.life.settle, byFullHand, PauseEvent{Err: ErrFullHand, Waiting: s.waiting.Held()}, false)
+		var last error
+		var record any
+		if one := s.waiting.First(); one != nil {
+			record, last = one.Value.record, one.Value.past.err
 		}
+		s.full.tell(s.life.settle, s.watch, PauseEvent{Waiting: s.waiting.Held()}, record, last)
 	}
 }
 
@@ -409,6 +403,7 @@ func (s *stream[T]) next(now time.Time) time.Time {
 		consider(s.spareUntil)
 	}
 	if !s.stopping {
+		consider(s.full.again)
 		consider(s.fetchAt)
 		consider(s.refusedUntil)
 		if due, some := s.waiting.Next(); some {

@@ -130,6 +130,14 @@ func (w *Waiting[V]) Next() (due time.Time, some bool) {
 	return due, some
 }
 
+// First returns the record that is due first, nil if none is held.
+func (w *Waiting[V]) First() *Waiter[V] {
+	if len(w.held.Items) == 0 {
+		return nil
+	}
+	return &w.held.Items[0]
+}
+
 // AnyHeld reports whether there is a record, among those that are held until they are due,
 // that is so.
 func (w *Waiting[V]) AnyHeld(is func(value *V) bool) bool {
