@@ -342,7 +342,7 @@ func (r *retryApplier[T]) rounds(ctx context.Context, record T, run *retryRun, u
 		if final := run.judge(classify(ctx, err), err, false, used); final != nil {
 			return final
 		}
-		if run.about == nil && run.told() {
+		if run.told() && run.about == nil {
 			run.about = record
 		}
 		delay, cut := run.plan(err, 1)
@@ -410,15 +410,17 @@ type retryRun struct {
 	pace
 	ctx     context.Context
 	passage *passage
-	worker  *exits // nil outside of a coordinator
-	about   any    // the first record that is tried again
-	several int    // how many are, of a batch
-	held    bool   // the coordinator keeps what waits
+	worker  *exits    // nil outside of a coordinator
+	about   any       // the first record that is tried again, if that is told
+	seen    time.Time // when the call began, or the last delay ended
+	several int       // how many are, of a batch
+	held    bool      // the coordinator keeps what waits
 }
 
 func (r *retrier) begin(ctx context.Context, entry time.Time) retryRun {
 	passage := passageOf(ctx)
-	return retryRun{retrier: r, pace: pace{start: r.clock.Now(), entry: entry}, ctx: ctx, passage: passage, worker: exitsIn(ctx), held: passage.watch.holds(r.owner)}
+	now := r.clock.Now()
+	return retryRun{retrier: r, pace: pace{start: now, entry: entry}, ctx: ctx, passage: passage, worker: exitsIn(ctx), seen: now, held: passage.watch.holds(r.owner)}
 }
 
 // resume goes on with the delays where an earlier delivery has stopped.
@@ -572,11 +574,11 @@ func (r *retryRun) tooLate(delay time.Duration) bool {
 // tell tells of a retry that is about to be made.
 func (r *retryRun) tell(delay time.Duration, last error) {
 	event := RetryEvent{Records: max(1, r.several), Attempt: r.waits, Delay: delay, Err: last}
-	if w := r.passage.watch; w != nil && r.told() {
+	if w := r.passage.watch; w != nil && r.about != nil {
 		event.Record = w.name(r.about)
 	}
 	tell(r.ctx, r.policy.OnRetry, event)
-	r.passage.watch.retried(r.ctx, event, r.clock.Now().Sub(r.start))
+	r.passage.watch.retried(r.ctx, event, r.failing())
 }
 
 // sleep waits for the next attempt, and returns why it was cut short, if it was.
@@ -611,6 +613,7 @@ func (r *retryRun) sleep(delay time.Duration, n int) *cut {
 			return &cut{ReasonInterrupted, causeOf(ctx)}
 		}
 	}
+	r.seen = r.clock.Now()
 	return nil
 }
 
@@ -618,8 +621,11 @@ func (r *retryRun) sleep(delay time.Duration, n int) *cut {
 // allocation.
 func (r *retryRun) told() bool {
 	w := r.passage.watch
-	return r.policy.OnRetry != nil || w != nil && (w.observer.Retried != nil || r.clock.Now().Sub(r.start) >= w.longAfter)
+	return r.policy.OnRetry != nil || w != nil && (w.observer.Retried != nil || r.failing() >= w.longAfter)
 }
+
+// failing is for how long attempts have failed.
+func (r *retryRun) failing() time.Duration { return r.seen.Sub(r.start) }
 
 // maxAfter is the longest delay that a coordinator accepts from the error of a record if
 // no retry has capped it.
