@@ -317,7 +317,7 @@ func TestD11_RecordsOfADeadHostThatFillTheHandPauseTheIntake(t *testing.T) {
 		require.ErrorIs(t, c.Ready(), courier.ErrFullHand)
 		require.NotEmpty(t, paused)
 		for _, e := range paused {
-			require.Equal(t, courier.ErrFullHand, e.Err)
+			require.ErrorIs(t, e.Err, courier.ErrFullHand)
 		}
 		time.Sleep(time.Hour + 2*time.Minute)
 		require.NoError(t, c.Ready())

@@ -630,9 +630,7 @@ func (w *watch) marked(ctx context.Context, event MarkEvent) {
 }
 
 func (w *watch) released(ctx context.Context, event ReleaseEvent) {
-	if event.Err == nil {
-		w.count.released.Add(int64(event.Records))
-	}
+	w.count.released.Add(int64(event.Records))
 	w.count.inHand.Add(-int64(event.Records))
 	w.log.released(ctx, event)
 	tell(ctx, w.observer.Released, event)
