@@ -59,7 +59,7 @@ func (t *trouble) stir(now, until time.Time) {
 // over reports whether there was no complaint for long enough. A trouble whose end shows
 // by an event is over after that.
 func (t *trouble) over(now time.Time, event bool) bool {
-	return t.on && now.Sub(t.at) >= t.wait && !(event && t.loud)
+	return t.on && now.Sub(t.at) >= t.wait && (!event || !t.loud)
 }
 
 func (t *trouble) times() (n int) {

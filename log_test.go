@@ -457,6 +457,28 @@ func TestLog_RetriesThatGoOnForLong(t *testing.T) {
 	}
 }
 
+// In an outage in which new records come, it is not so that all have failed as a probe.
+func TestLog_AnOutageIsNotStuck(t *testing.T) {
+	courierttest.Bubble(t, func(t *testing.T) {
+		var told courierttest.ObserverRecorder
+		source := newShelf[int]()
+		a, _ := courier.ResilientApplier(always(errTest), nil)
+		stop := start(t, courier.NewPollingCoordinator[int](source, a, quiet, courier.WithObserver(told.Observer()), courier.WithWorkers(4)))
+		for i := range 3600 {
+			source.add(i)
+			time.Sleep(time.Second)
+		}
+		require.NoError(t, stop())
+		stuck := 0
+		for _, e := range courierttest.EventsOf[courier.PauseEvent](&told) {
+			if e.Stuck {
+				stuck++
+			}
+		}
+		require.LessOrEqual(t, stuck, 1, "at the begin there are few records")
+	})
+}
+
 // The outage of a branch is told also soon after that of another one.
 func TestLog_TheSecondBranchOfAnOutage(t *testing.T) {
 	both(t, func(t *testing.T, source *leasing[int], make func(courier.Applier[int], ...courier.Option) running) {

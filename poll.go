@@ -3,6 +3,7 @@ package courier
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,7 +100,7 @@ type poller[T any] struct {
 	spareUntil time.Time
 	memory     engine.Suspects[recordKey, usage] // records that a breaker interrupted
 	identity   identity[T]
-	stuck      bool // the probe is a record that a breaker opened over before
+	stuck      bool // a breaker has opened over all that may be the probe
 	nameless   bool // the probe is a record that cannot be known again at all
 	misses     int  // probes that failed since one closed the breaker, and may not be known again
 	missed     int  // likewise, during RunOnce
@@ -426,7 +427,7 @@ func (p *poller[T]) pickProbe() {
 	items := p.pass.items
 	i := p.memory.Probe(idsIn(items), keys, p.misses, now)
 	probe := items[i]
-	p.stuck = p.memory.Has(probe.id, now)
+	p.stuck = !slices.Contains(p.memory.Suspected(idsIn(items), keys, now), false)
 	p.memory.Picked(probe.id, now)
 	p.nameless = probe.id == recordKey{}
 	p.passOver(items[:i], time.Time{})
