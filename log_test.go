@@ -493,7 +493,7 @@ func TestLog_TheSecondBranchOfAnOutage(t *testing.T) {
 			}), nil)
 			return a
 		}
-		a := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(down("a", time.Minute, 64*time.Second), down("b", 90*time.Second, 140*time.Second)), Identity: byRest(1e9)})
+		a := courier.NewFanOutFromConfig(courier.FanOutConfig[int]{Branches: named(down("a", time.Minute, 70*time.Second), down("b", 90*time.Second, 140*time.Second)), Identity: byRest(1e9)})
 		stop := start(t, make(a, courier.WithLogger(timedLog(&log, &began)), courier.WithWorkers(4)))
 		for i := range 600 {
 			time.Sleep(300 * time.Millisecond)

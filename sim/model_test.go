@@ -561,7 +561,7 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, InitialDelay: m.RetryDelay, OnRetry: l.retriedIn(first)})
 	// RunOnce leaves what an empty one refuses, and another run begins anew; so does a
 	// fan-out whose records have no names.
-	if m.Budget && m.Cron == 0 && (m.FanOut == 0 || m.Named) {
+	if m.Budget && m.Cron == 0 && m.FanOut == 0 { // whose branches forget the attempts of a record that the budget refuses
 		retry.Budget = courier.NewRetryBudget(courier.BudgetPolicy{Burst: 2, Floor: 0.5, Clock: &p.clock})
 	}
 	queue, policy := x.parks(l, first)
