@@ -243,8 +243,8 @@ func nudge(ch chan<- struct{}) {
 //     is longer than [WithStallAfter], until its call returns;
 //   - the error of the last fetch or mark, if none has succeeded in the last 20 seconds,
 //     until one succeeds. A fetch of a stream, which may wait for records for hours, counts
-//     as well once it has gone on for ten seconds, or for twice as long as the last one
-//     that failed, but for no more than a minute.
+//     as well once it has gone on for ten seconds, or for twice as long as the fetches that
+//     failed before it, a minute at the most.
 //
 // Failing records do not make a coordinator unready, however many they are: an open
 // breaker does, and Stats().Failed counts them. Ready is meant for a readiness probe, and
@@ -375,7 +375,6 @@ type watch struct {
 	lastErrAt time.Time
 	fetches   outcome
 	marks     outcome
-	fetchTook time.Duration // the last one
 	still     [reasons]standstill
 	waiting   int       // records in hand between two attempts
 	nextDue   time.Time // of the first of them, by the steady clock
@@ -411,8 +410,9 @@ type underway struct {
 
 // outcome is how the last calls of a kind have ended.
 type outcome struct {
-	err    error     // of the last one
-	wellAt time.Time // when one was well last, by the steady clock
+	err    error         // of the last one
+	wellAt time.Time     // when one was well last, by the steady clock
+	took   time.Duration // the longest since then, of a fetch
 }
 
 // wellFor is how long a fetch of a stream that goes on is taken for no success at least.
@@ -446,7 +446,7 @@ func (w *watch) ends(call *underway) {
 		if w.waitsWell(now) {
 			w.fetches = outcome{wellAt: now}
 		}
-		w.fetchTook = now.Sub(call.began)
+		w.fetches.took = max(w.fetches.took, now.Sub(call.began))
 	}
 	*call = underway{}
 }
@@ -455,7 +455,7 @@ func (w *watch) ends(call *underway) {
 // the one before it. The lock is held.
 func (w *watch) waitsWell(now time.Time) bool {
 	call := w.fetching
-	return call.what == "" && !call.began.IsZero() && now.Sub(call.began) >= min(max(wellFor, 2*w.fetchTook), overdue)
+	return call.what == "" && !call.began.IsZero() && now.Sub(call.began) >= min(max(wellFor, 2*w.fetches.took), overdue)
 }
 
 // callsFail returns the error for which the calls of the source are a reason not to be

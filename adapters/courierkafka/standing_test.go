@@ -84,7 +84,7 @@ func TestSource_AMemberThatDoesNotGetIntoItsGroupSaysWhy(t *testing.T) {
 				defer end()
 				c, told := k.standing(t, k.join(t, wire, test.topic))
 				for range 3 {
-					time.Sleep(time.Minute)
+					time.Sleep(2 * time.Minute)
 					require.Contains(t, told(), test.why)
 					require.ErrorContains(t, c.Ready(), "its consumer group")
 					lag, err := c.Lag(t.Context())
@@ -115,11 +115,10 @@ func TestSource_AnIdleMemberIsWellAgainAfterAnError(t *testing.T) {
 		wire.set(true)
 		time.Sleep(3 * time.Second)
 		wire.set(false)
-		require.ErrorContains(t, c.Ready(), "not in its consumer group")
 		time.Sleep(20 * time.Second)
 		require.NoError(t, c.Ready())
 
-		told()
+		require.Contains(t, told(), "not in its consumer group")
 		k.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.Heartbeat}, Err: kerr.UnknownMemberID})
 		time.Sleep(20 * time.Second)
 		require.NoError(t, c.Ready())
