@@ -28,7 +28,7 @@ TAGS := -tags synctests
 
 .PHONY: test
 test: ## all tests of all modules
-	go test $(TAGS) -shuffle=on -timeout 20m $(PACKAGES)
+	go test $(TAGS) -p 3 -shuffle=on -timeout 20m $(PACKAGES) # those of databases wait for most of their time
 
 .PHONY: check
 check: bin/golangci-lint ## vet, lint and tests of the root module alone, in about a minute
@@ -136,8 +136,8 @@ ci: ## what a change must pass, beside make test
 
 .PHONY: ci-sim
 ci-sim: ## the fixed episodes that a change must pass, and that a seed is one run
-	go test ./sim -run TestChaos -count=1 -v -args -sim.seed=7000000011 -sim.episodes=6000
-	$(MAKE) sim-exact SIM_EXACT="150 7000000011 20"
+	go test ./sim -run TestChaos -count=1 -v -args -sim.seed=7000000011 -sim.episodes=4000
+	$(MAKE) sim-exact SIM_EXACT="100 7000000011 10"
 
 .PHONY: cross
 cross: ## compile the root module and its tests for GOOS=windows or darwin; CROSS='$(PACKAGES)' for all

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-var timesFlag = flag.Int("sim.times", 4, "TestExact: how often each seed is run again")
+var timesFlag = flag.Int("sim.times", 0, "TestExact: how often each seed is run again; 0 is 4 times, raced once")
 
 // shapes are the coordinators and surroundings that have to be exact, each with
 // whatever else the seed draws.
@@ -97,7 +97,15 @@ func exact(t *testing.T, o *Options, seed uint64, fixed func(s *settings)) {
 	setup := modelled(fixed)
 	runtime.GOMAXPROCS(1)
 	first := episode(t, seed, o, setup, nil, true)
-	for i := range *timesFlag {
+	times := *timesFlag
+	switch {
+	case times > 0:
+	case raceEnabled:
+		times = 1
+	default:
+		times = 4
+	}
+	for i := range times {
 		runtime.GOMAXPROCS(1 + i%2)
 		again := episode(t, seed, o, setup, nil, true)
 		if again.Hash == first.Hash {
