@@ -28,7 +28,7 @@ TAGS := -tags synctests
 
 .PHONY: test
 test: ## all tests of all modules
-	go test $(TAGS) -p 3 -shuffle=on -timeout 20m $(PACKAGES) # those of databases wait for most of their time
+	go test $(TAGS) -shuffle=on -timeout 20m $(PACKAGES)
 
 .PHONY: check
 check: bin/golangci-lint ## vet, lint and tests of the root module alone, in about a minute

@@ -241,10 +241,10 @@ func nudge(ch chan<- struct{}) {
 //     coordinator's fetch, a mark, a release or a Fail;
 //   - an error that names the record that has been in progress for the longest, once that
 //     is longer than [WithStallAfter], until its call returns;
-//   - the error of the last fetch or mark, if none has succeeded in the last 20 seconds,
-//     until one succeeds. A fetch of a stream, which may wait for records for hours, counts
-//     as well once it has gone on for ten seconds, or for twice as long as the fetches that
-//     failed before it, a minute at the most.
+//   - the error of the last fetch or mark, until one succeeds. A fetch of a stream, which
+//     may wait for records for hours, counts as a success once it has gone on for ten
+//     seconds, or for twice as long as the fetches that failed before it, a minute at the
+//     most.
 //
 // Failing records do not make a coordinator unready, however many they are: an open
 // breaker does, and Stats().Failed counts them. Ready is meant for a readiness probe, and
@@ -410,18 +410,12 @@ type underway struct {
 
 // outcome is how the last calls of a kind have ended.
 type outcome struct {
-	err    error         // of the last one
-	wellAt time.Time     // when one was well last, by the steady clock
-	took   time.Duration // the longest since then, of a fetch
+	err  error         // of the last one
+	took time.Duration // the longest since one was well, of a fetch
 }
 
 // wellFor is how long a fetch of a stream that goes on is taken for no success at least.
-// Until then, and as long again, the last success outweighs a failure.
 const wellFor = 10 * time.Second
-
-func (o *outcome) failing(now time.Time) bool {
-	return o.err != nil && now.Sub(o.wellAt) >= 2*wellFor
-}
 
 // overdue is how long a call of the source may take before Ready tells of it.
 const overdue = time.Minute
@@ -444,7 +438,7 @@ func (w *watch) ends(call *underway) {
 	defer w.mu.Unlock()
 	if call == &w.fetching {
 		if w.waitsWell(now) {
-			w.fetches = outcome{wellAt: now}
+			w.fetches = outcome{}
 		}
 		w.fetches.took = max(w.fetches.took, now.Sub(call.began))
 	}
@@ -465,9 +459,9 @@ func (w *watch) callsFail() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
-	case w.marks.failing(now):
+	case w.marks.err != nil:
 		return fmt.Errorf("courier: the last mark failed: %w", w.marks.err)
-	case w.fetches.failing(now) && !w.waitsWell(now):
+	case w.fetches.err != nil && !w.waitsWell(now):
 		return fmt.Errorf("courier: the last fetch failed: %w", w.fetches.err)
 	}
 	return nil
@@ -543,9 +537,8 @@ func (w *watch) noteError(of *outcome, err error) {
 }
 
 func (w *watch) well(of *outcome) {
-	now := w.clock.Now()
 	w.mu.Lock()
-	*of = outcome{wellAt: now}
+	*of = outcome{}
 	w.mu.Unlock()
 }
 

@@ -686,12 +686,10 @@ func TestReady_AfterAFetchThatFailed(t *testing.T) {
 		every time.Duration // between records
 		red   [2]time.Duration
 	}{
-		"one, and no record after it":   {func(n int) bool { return n == 2 }, 0, 24 * time.Hour, [2]time.Duration{}},
-		"one after an hour":             {func(n int) bool { return n == 2 }, time.Hour, 24 * time.Hour, [2]time.Duration{0, time.Minute}},
-		"every second one":              {func(n int) bool { return n%2 == 0 }, 0, 5 * time.Second, [2]time.Duration{}},
-		"every second one, few records": {func(n int) bool { return n%2 == 0 }, 0, time.Minute, [2]time.Duration{}},
-		"all after the first":           {func(n int) bool { return n > 1 }, 0, time.Minute, [2]time.Duration{3*time.Hour - 30*time.Second, 3 * time.Hour}},
-		"all, by timeouts":              {func(n int) bool { return n > 1 }, 30 * time.Second, time.Minute, [2]time.Duration{3*time.Hour - 2*time.Minute, 3 * time.Hour}},
+		"one, and no record after it": {func(n int) bool { return n == 2 }, 0, 24 * time.Hour, [2]time.Duration{0, 15 * time.Second}},
+		"one after an hour":           {func(n int) bool { return n == 2 }, time.Hour, 24 * time.Hour, [2]time.Duration{0, 2 * time.Minute}},
+		"all after the first":         {func(n int) bool { return n > 1 }, 0, time.Minute, [2]time.Duration{3*time.Hour - time.Minute, 3 * time.Hour}},
+		"all, by timeouts":            {func(n int) bool { return n > 1 }, 30 * time.Second, time.Minute, [2]time.Duration{3*time.Hour - 2*time.Minute, 3 * time.Hour}},
 	} {
 		for _, streaming := range []bool{true, false} {
 			t.Run(name+", "+coordinatorOf(streaming), func(t *testing.T) {
