@@ -170,14 +170,14 @@ func (m *model) probed(l *life, c *call, v *verdicts) {
 			if v == nil {
 				break
 			}
-			switch err := v.of(c, place); {
-			case err == nil:
+			err := v.of(c, place)
+			if err == nil {
 				answered++
-			default:
-				failed = true
-				if postponed(err) == 0 && courier.Classify(c.ctx, err) == courier.ClassRetryable {
-					refused++
-				}
+				continue
+			}
+			failed = true
+			if postponed(err) == 0 && courier.Classify(c.ctx, err) == courier.ClassRetryable {
+				refused++
 			}
 		}
 		mixed := c.err == nil && !c.gone && answered > 0 && refused > 0 && answered+refused == len(p.places)
