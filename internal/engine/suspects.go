@@ -24,7 +24,7 @@ type Limits struct{ All, Bare int }
 
 type suspect[U any] struct {
 	age  uint64 // the oldest has the least
-	past []U    // what was used on it
+	past []U    // the attempts that each retry has used on it
 	seen time.Time
 	turn time.Time // when it last failed, or was picked as the probe for having waited
 }
@@ -38,14 +38,13 @@ func NewSuspects[K comparable, U any](limits Limits) Suspects[K, U] {
 	return Suspects[K, U]{limits: limits, known: make(map[K]*suspect[U])}
 }
 
-// Len returns how many there are, and Room how many more of those on which something was
-// used have room beside all others.
+// Len returns how many there are.
 func (s *Suspects[K, U]) Len() int { return len(s.known) }
 
-// Room is for those on which something was used.
+// Room returns how many more there is room for.
 func (s *Suspects[K, U]) Room() int { return s.limits.All - len(s.known) }
 
-// find returns what is known of a record, nil if that is nothing.
+// find returns the suspect with a key, nil if there is none.
 func (s *Suspects[K, U]) find(key K, now time.Time) *suspect[U] {
 	one := s.known[key]
 	if one != nil && now.After(one.seen) {
@@ -91,7 +90,7 @@ func (s *Suspects[K, U]) dropOldest(bare bool) {
 			oldest, age = key, one.age
 		}
 	}
-	s.remove(oldest)
+	s.Drop(oldest)
 }
 
 // Await has a record remembered that is not to be seen before some time.
@@ -106,8 +105,12 @@ func (s *Suspects[K, U]) Rename(from, to K, sure bool, now time.Time) {
 	if one == nil || from == to {
 		return
 	}
-	s.remove(from)
-	s.remove(to)
+	s.Drop(from)
+	s.Drop(to)
+	var none K
+	if to == none {
+		return
+	}
 	if !sure {
 		one.past = nil
 	}
@@ -117,9 +120,7 @@ func (s *Suspects[K, U]) Rename(from, to K, sure bool, now time.Time) {
 }
 
 // Drop forgets a record that has its verdict.
-func (s *Suspects[K, U]) Drop(key K) { s.remove(key) }
-
-func (s *Suspects[K, U]) remove(key K) {
+func (s *Suspects[K, U]) Drop(key K) {
 	one := s.known[key]
 	if one == nil {
 		return
@@ -134,7 +135,7 @@ func (s *Suspects[K, U]) remove(key K) {
 func (s *Suspects[K, U]) ForgetUnseen(now time.Time) {
 	for key, one := range s.known {
 		if now.Sub(one.seen) > SuspectFor {
-			s.remove(key)
+			s.Drop(key)
 		}
 	}
 }

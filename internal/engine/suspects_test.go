@@ -150,5 +150,7 @@ func TestSuspects_Rename(t *testing.T) {
 		require.Equal(t, sure, s.Past(two, now) != nil)
 		s.Note(one, nil, now)
 		require.Equal(t, sure, s.Has(two, now), "one with nothing used takes its place")
+		s.Rename(one, suspectKey{}, sure, now)
+		require.False(t, s.Has(suspectKey{}, now), "the key of no record")
 	}
 }
