@@ -11,65 +11,22 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
-
-// timekeeper is a leasing source that hands out again what was given back once it is due.
-type timekeeper struct {
-	*leasing[int]
-	due map[int]time.Time
-}
-
-func newTimekeeper(wait bool, records ...int) *timekeeper {
-	s := &timekeeper{newLeasing(records...), map[int]time.Time{}}
-	s.wait = wait
-	return s
-}
-
-func (s *timekeeper) Fetch(ctx context.Context, limit int) (records []int, err error) {
-	for {
-		s.mu.Lock()
-		for _, r := range s.pending {
-			if len(records) < limit && !s.out[r] && !time.Now().Before(s.due[r]) {
-				s.out[r] = true
-				records = append(records, r)
-			}
-		}
-		s.mu.Unlock()
-		if len(records) > 0 || !s.wait {
-			return records, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(time.Second):
-		}
-	}
-}
-
-func (s *timekeeper) Release(ctx context.Context, records []int, after time.Duration) error {
-	s.mu.Lock()
-	for _, r := range records {
-		s.due[r] = time.Now().Add(after)
-	}
-	s.mu.Unlock()
-	return s.leasing.Release(ctx, records, after)
-}
-
-// leased is one that renews leases too.
-type leased struct{ *timekeeper }
-
-func (leased) RenewEvery() time.Duration          { return time.Minute }
-func (leased) Renew(context.Context, []int) error { return nil }
 
 // inKinds runs a test in a bubble for each coordinator, with and without leases that are
 // renewed, and for records that are applied one by one, in batches and by key.
-func inKinds(t *testing.T, test func(t *testing.T, s *timekeeper, with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running)) {
+func inKinds(t *testing.T, test func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running)) {
 	for _, streaming := range []bool{false, true} {
 		for _, renews := range []bool{false, true} {
 			for _, kind := range []string{"one by one", "batches", "keyed"} {
 				t.Run(fmt.Sprintf("%s/%s/%s", coordinatorOf(streaming), choose(renews, "renewed", "not renewed"), kind), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) {
-						s := newTimekeeper(streaming)
+						var r courierttest.Recorder[int]
+						s := r.LeasingSource(0)
+						if streaming {
+							s = r.StreamSource()
+						}
 						test(t, s, func(take func(int) error, around func(courier.Applier[int]) courier.Applier[int], opts ...courier.Option) running {
 							a := courier.ProcessFunc(func(_ context.Context, r int) error { return take(r) })
 							opts = append([]courier.Option{quiet, courier.WithWorkers(2)}, opts...)
@@ -80,9 +37,12 @@ func inKinds(t *testing.T, test func(t *testing.T, s *timekeeper, with func(func
 								opts = append(opts, courier.WithOrderKey(func(r int) string { return fmt.Sprint(r) }))
 							}
 							a = around(a)
-							var source courier.Source[int] = s
+							var source courier.Source[int] = releasing{s, s}
 							if renews {
-								source = leased{s}
+								source = struct {
+									releasing
+									courier.Renewer[int]
+								}{releasing{s, s}, s}
 							}
 							if streaming {
 								return courier.NewStreamingCoordinator(source, a, opts...)
@@ -100,8 +60,8 @@ func inKinds(t *testing.T, test func(t *testing.T, s *timekeeper, with func(func
 // are in hand or with the source. So poison is parked, and the healthy records get through.
 func TestD3_TheAttemptsOfManyRecordsAreRemembered(t *testing.T) {
 	const bad, attempts = 1500, 3
-	inKinds(t, func(t *testing.T, s *timekeeper, with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
-		s.add(numbers(bad + 100)...)
+	inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+		s.Add(numbers(bad + 100)...)
 		var mu sync.Mutex
 		calls := make(map[int]int)
 		var queue courier.MemoryDLQ[int]
@@ -127,7 +87,7 @@ func TestD3_TheAttemptsOfManyRecordsAreRemembered(t *testing.T) {
 		time.Sleep(17 * time.Minute)
 		require.NoError(t, stop())
 		require.Equal(t, bad, countOf(&queue))
-		require.Empty(t, s.left())
+		require.Empty(t, s.Pending())
 		for r, n := range calls {
 			want := 1
 			if r < bad {
@@ -139,7 +99,9 @@ func TestD3_TheAttemptsOfManyRecordsAreRemembered(t *testing.T) {
 }
 
 // unnamed is a source that renews leases, of records that have no names and are no values.
-type unnamed struct{ s *timekeeper }
+type unnamed struct {
+	s *courierttest.LeasingSource[int]
+}
 
 type document struct{ number int }
 
@@ -183,7 +145,8 @@ func TestD3_RecordsWithoutNamesWaitInHand(t *testing.T) {
 			return courier.RetryAfter(errTest, 20*time.Second)
 		}), courier.RetryPolicy{MaxAttempts: attempts})
 		parked := courier.NewDLQApplier(a, courier.DLQ[*document](&courier.MemoryDLQ[*document]{}), courier.DLQPolicy[*document]{MaxParkRate: courier.AnyParkRate})
-		c := courier.NewPollingCoordinator(unnamed{newTimekeeper(false, numbers(records)...)}, parked, quiet, courier.WithWorkers(2), courier.WithBatchSize(10))
+		var r courierttest.Recorder[int]
+		c := courier.NewPollingCoordinator(unnamed{r.LeasingSource(0, numbers(records)...)}, parked, quiet, courier.WithWorkers(2), courier.WithBatchSize(10))
 		stop := start(t, c)
 		time.Sleep(10 * time.Minute)
 		require.NoError(t, stop())

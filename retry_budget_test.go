@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/erfanmomeniii/courier"
+	"github.com/erfanmomeniii/courier/courierttest"
 )
 
 // asOne fails every call of several records as one.
@@ -367,8 +368,8 @@ func TestR17_ARecordWaitsForTheBudgetAndKeepsItsAttempts(t *testing.T) {
 	bad := func(r int) bool { return r%10 < 3 }
 	for _, workers := range []int{1, 2} {
 		t.Run(fmt.Sprint(workers, " workers"), func(t *testing.T) {
-			inKinds(t, func(t *testing.T, s *timekeeper, with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
-				s.add(numbers(records)...)
+			inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+				s.Add(numbers(records)...)
 				var mu sync.Mutex
 				calls := make(map[int]int)
 				retries, told := 0, 0
