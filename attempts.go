@@ -101,7 +101,7 @@ func (h history) attempts() (left history) {
 	return left
 }
 
-// replaced returns the history with what one retry has used.
+// replaced returns a copy of the history with another entry of one retry.
 func (h history) replaced(with usage) history {
 	h = slices.Clone(h)
 	for i := range h {
@@ -257,8 +257,8 @@ func AttemptFromContext(ctx context.Context) int {
 type passage struct {
 	stop  context.Context // ends when the coordinator stops, while the work's own still lives (D8)
 	watch *watch          // nil where there is none
-	once  bool            // it is RunOnce
 	life  *lifecycle      // likewise
+	once  bool            // it is RunOnce
 	owed  owedRetries
 }
 

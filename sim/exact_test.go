@@ -98,12 +98,11 @@ func exact(t *testing.T, o *Options, seed uint64, fixed func(s *settings)) {
 	runtime.GOMAXPROCS(1)
 	first := episode(t, seed, o, setup, nil, true)
 	times := *timesFlag
-	switch {
-	case times > 0:
-	case raceEnabled:
-		times = 1
-	default:
+	if times == 0 {
 		times = 4
+		if raceEnabled {
+			times = 1
+		}
 	}
 	for i := range times {
 		runtime.GOMAXPROCS(1 + i%2)

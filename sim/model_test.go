@@ -559,9 +559,9 @@ func (x *pipe[T]) live(ctx context.Context) error {
 	l := m.lives[p.number]
 	applier := x.destination(l)
 	retry := m.Retry(ctx, courier.RetryPolicy{MaxAttempts: m.Attempts, InitialDelay: m.RetryDelay, OnRetry: l.retriedIn(first)})
-	// RunOnce leaves what an empty one refuses, and another run begins anew; so does a
-	// fan-out whose records have no names.
-	if m.Budget && m.Cron == 0 && m.FanOut == 0 { // whose branches forget the attempts of a record that the budget refuses
+	// RunOnce and the branches of a fan-out give a record back that an empty budget refuses,
+	// and its attempts begin anew.
+	if m.Budget && m.Cron == 0 && m.FanOut == 0 {
 		retry.Budget = courier.NewRetryBudget(courier.BudgetPolicy{Burst: 2, Floor: 0.5, Clock: &p.clock})
 	}
 	queue, policy := x.parks(l, first)
