@@ -75,7 +75,8 @@ func TestASchemaAfterTheServersConnectionWasEnded(t *testing.T) {
 }
 
 // The shared server of tests does not flush, one of their own does.
-// A statement that a test has left may hold what the drop needs, and need what that holds.
+// A statement that a test has left running may hold a lock that the drop needs, and wait for
+// one that the drop holds.
 func TestASchemaWhoseDropMeetsADeadlock(t *testing.T) {
 	s := Shared(t)
 	dsn, drop, err := s.NewSchema(t.Context())
