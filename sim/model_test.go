@@ -243,7 +243,7 @@ func (s *settings) agree() {
 	if !s.ByHand || s.Hosts > 0 {
 		s.Hands = 0
 	}
-	s.Yield = s.Yield || s.Hosts > 0 // of two records that begin at one instant, either may be a host's probe
+	s.Yield = s.Yield || s.Hosts > 0 || s.Budget // of two records that begin at one instant, either may be the probe of a host, or have the last retry
 	s.Source, s.Form = shapeNames[s.shape], formNames[s.form]
 	if s.shape < leasing {
 		s.Failing, s.Renewing, s.Prefetch = false, false, -1
