@@ -413,3 +413,36 @@ func TestR17_ARecordWaitsForTheBudgetAndKeepsItsAttempts(t *testing.T) {
 		})
 	}
 }
+
+// a record that waits for the budget after a breaker has refused it waits for what it
+// failed with: its error does not say that the breaker is open, which would end the pass.
+func TestR17_WhatABreakerRefusedWaitsForTheBudget(t *testing.T) {
+	inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+		s.Add(numbers(6)...)
+		var mu sync.Mutex
+		var errs []error
+		budget := courier.NewRetryBudget(courier.BudgetPolicy{Burst: 2, Floor: 0.05, Ratio: 1e-9})
+		c := with(func(r int) error {
+			if r < 6 {
+				return errTest
+			}
+			return nil
+		}, func(a courier.Applier[int]) courier.Applier[int] {
+			return courier.NewRetryableApplier(courier.NewCircuitBreakerApplier(a, newBreaker(3)), courier.RetryPolicy{MaxAttempts: 100, Budget: budget, OnRetry: func(_ context.Context, e courier.RetryEvent) {
+				mu.Lock()
+				errs = append(errs, e.Err)
+				mu.Unlock()
+			}})
+		})
+		stop := start(t, c)
+		for i := range 200 {
+			time.Sleep(time.Second)
+			s.Add(100 + i)
+		}
+		require.NoError(t, stop())
+		require.NotEmpty(t, errs)
+		for _, err := range errs {
+			require.NotErrorIs(t, err, courier.ErrOpen)
+		}
+	})
+}
