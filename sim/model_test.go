@@ -318,6 +318,9 @@ func (s *settings) agree() {
 	if s.Keys > 0 && len(s.stuckKeys) >= min(s.Keys, s.Records) || len(s.Poison) == s.Records {
 		s.Poison, s.poison = nil, nil
 	}
+	if s.Renewing && s.Keys > 0 && len(s.Poison) > 0 { // behind which each lease that runs out leaves a copy of all that waits, until the hand is full
+		s.Named = true
+	}
 	s.stubborn, s.skipped = set(s.Stubborn), set(s.Skipped)
 	if s.Blind && s.Keys > 0 { // what a fetch that a pause cancels has leased is handed out by nobody, and it passes over that
 		s.Pauses = 0

@@ -13,7 +13,7 @@ import (
 var scanFlag = flag.Int("sim.scan", 0, "TestScan: run so many seeds, and count in which ways they fail")
 
 // swept are the options of a sweep over the model.
-var swept = Options{Episodes: 1500, Within: time.Hour, StopWithin: 40 * time.Second, Sometimes: append(everyFault(),
+var swept = Options{Episodes: 2000, Within: time.Hour, StopWithin: 40 * time.Second, Sometimes: append(everyFault(),
 	"crash", "stop", "pause", "step", "stop in mid-work", "cancelled behind its effect", "drain timeout",
 	"breaker open", "half-open", "breaker closed again", "a probe failed", "the queue is full", "the queue refused",
 	"parked", "parked behind its key", "a mark failed", "renewed", "stale lease", "a lease ran out", "two at once",

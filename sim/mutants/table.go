@@ -233,7 +233,7 @@ var mutants = []mutant{
 	{"RunOnce ends at an open breaker", "poll_settle.go",
 		"	return p.pass.halted.err == nil || until.After(", "	return p.pass.halted.err != nil && until.Before(time.Time{}) && until.After("},
 	{"nobody looks past the records that are kept", "poll_hand.go",
-		"	return p.memory.Has(ids[p.memory.Probe(ids, keys, 0, now)], now)\n", "	return p.memory.Has(ids[p.memory.Probe(ids, keys, 0, now)], now) && p.memory.Len() < 0\n"},
+		"	return p.memory.Has(ids[p.memory.Probe(ids, keys, p.choose, now)], now)\n", "	return p.memory.Has(ids[p.memory.Probe(ids, keys, p.choose, now)], now) && p.memory.Len() < 0\n"},
 	{"a record that is kept goes on behind one of its key", "poll_hand.go",
 		"		case keys != nil && (gone[keys[i]] || !p.blocked.Until(keys[i]).IsZero()): // of an earlier pass\n			p.behind = append(p.behind, r)\n", ""},
 	{"a fan-out is content with one branch", "fanout.go",
