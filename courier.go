@@ -316,7 +316,8 @@ type FailedRecord[T any] struct {
 // Records in progress continue and may reach Mark, which must skip them. Renew must also
 // skip records that were marked or given back since the call began: their leases must not
 // start again. Any other error is logged, and Renew is called again. It must not keep the
-// slice.
+// slice. A record that comes again after its lease ran out takes a second place in hand,
+// unless an Identity method says that it is the same.
 type Renewer[T any] interface {
 	// RenewEvery returns how often to renew the leases, for example a third of their
 	// length. Zero or negative disables renewal by time. RenewEvery is called once at the
