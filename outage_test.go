@@ -247,6 +247,40 @@ func TestC4_OneRecordForAProbe(t *testing.T) {
 	})
 }
 
+// After an outage bad records at the head do not hide that the destination is well.
+func TestC6_TheHeadIsBadAfterAnOutage(t *testing.T) {
+	for _, streaming := range []bool{false, true} {
+		t.Run(coordinatorOf(streaming), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ends := time.Now().Add(time.Hour)
+				var healthy time.Time
+				stack, _ := courier.ResilientApplier(courier.ProcessFunc(func(_ context.Context, r int) error {
+					if r < 50 || time.Now().Before(ends) {
+						return errTest
+					}
+					if healthy.IsZero() {
+						healthy = time.Now()
+					}
+					return nil
+				}), nil)
+				source := newLeasing(numbers(50)...)
+				source.wait = streaming
+				var c running = courier.NewPollingCoordinator(source, stack, quiet)
+				if streaming {
+					c = courier.NewStreamingCoordinator(source, stack, quiet)
+				}
+				stop := start(t, c)
+				for i := range 1200 {
+					time.Sleep(6 * time.Second)
+					source.add(1000 + i)
+				}
+				require.NoError(t, stop())
+				require.WithinRange(t, healthy, ends, ends.Add(5*time.Minute))
+			})
+		})
+	}
+}
+
 // C-6 and P-1 to P-4: 100 healthy records and one poison record that looks
 // transient, through outages of any length, for every legal threshold. No
 // healthy record is parked, the poison record is, nothing is applied twice, and

@@ -102,6 +102,7 @@ type poller[T any] struct {
 	identity   identity[T]
 	stuck      bool // a breaker has opened over all that may be the probe
 	nameless   bool // the probe is a record that cannot be known again at all
+	probes     int  // how many there were
 	misses     int  // probes that failed since one closed the breaker, and may not be known again
 	missed     int  // likewise, during RunOnce
 
@@ -338,7 +339,7 @@ func (p *poller[T]) limits() (limit int) {
 		limit = p.room()
 	}
 	p.limit = limit
-	past := 1 + min(p.memory.Len(), p.window()-1)          // the suspects
+	past := 1 + min(2*p.memory.Len(), p.window()-1)        // the suspects, and as many others to choose from
 	if p.keyOf != nil || len(p.kept) > 0 || p.misses > 0 { // and all that waits behind them, or cannot be told from them
 		past = p.window()
 	}
@@ -425,14 +426,24 @@ func (p *poller[T]) pickProbe() {
 	}
 	keys, _ := p.keysOf(nil, p.pass.records)
 	items := p.pass.items
-	i := p.memory.Probe(idsIn(items), keys, p.misses, now)
+	i := p.memory.Probe(idsIn(items), keys, p.choose, now)
 	probe := items[i]
 	p.stuck = !slices.Contains(p.memory.Suspected(idsIn(items), keys, now), false)
 	p.memory.Picked(probe.id, now)
+	p.probes++
 	p.nameless = probe.id == recordKey{}
 	p.passOver(items[:i], time.Time{})
 	p.passOver(items[i+1:], time.Time{})
 	p.pass.run = runOf([]pending[T]{probe})
+}
+
+// choose returns which of n records that are no suspects is to be the probe. RunOnce, which
+// forgets its suspects, takes the oldest ones in turn, from run to run.
+func (p *poller[T]) choose(n int) int {
+	if p.once {
+		return p.misses % n
+	}
+	return engine.Spread(p.probes, n)
 }
 
 // passOverBlocked leaves the records of the pass for later that come after one of their key

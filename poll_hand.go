@@ -203,7 +203,7 @@ func (p *poller[T]) looksPast() bool {
 	keys, _ := p.keysOf(nil, recordsIn(p.kept))
 	ids := idsIn(p.kept)
 	now := p.clock.Now()
-	return p.memory.Has(ids[p.memory.Probe(ids, keys, 0, now)], now)
+	return p.memory.Has(ids[p.memory.Probe(ids, keys, p.choose, now)], now)
 }
 
 // lookPast takes in hand what a fetch has brought beside the records that were kept. A

@@ -1,6 +1,9 @@
 package engine
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Suspects is what a polling coordinator remembers of pending records from pass to pass, by
 // how each is known: those over which a breaker opened, or stayed open when the record was
@@ -145,12 +148,11 @@ func (s *Suspects[K, U]) ForgetUnseen(now time.Time) {
 // takes it.
 const turnAfter = time.Minute
 
-// Probe picks the record to try while the breaker may be probed: the first one that is no
-// suspect, or one after it where some are to be passed over, in turn; else the one that has
-// been suspect the longest. A suspect that has waited for its turn goes first, but not twice
-// in a row. Where there are order keys, a record after another one of its key is out of
-// question.
-func (s *Suspects[K, U]) Probe(records []K, keys []string, pass int, now time.Time) int {
+// Probe picks the record to try while the breaker may be probed: of those that are no
+// suspects the one that choose says, given how many they are; else the one that has been
+// suspect the longest. A suspect that has waited for its turn goes first, but not twice in a
+// row. Where there are order keys, a record after another one of its key is out of question.
+func (s *Suspects[K, U]) Probe(records []K, keys []string, choose func(n int) int, now time.Time) int {
 	pick, oldest := 0, s.ages+1
 	due, dueAt := -1, now.Add(-turnAfter)
 	var others []int
@@ -178,9 +180,17 @@ func (s *Suspects[K, U]) Probe(records []K, keys []string, pass int, now time.Ti
 	case due >= 0 && !s.favoured:
 		return due
 	case len(others) > 0:
-		return others[pass%len(others)]
+		return others[choose(len(others))]
 	}
 	return pick
+}
+
+// Spread chooses one of n records for the i-th time, as far as can be from those before
+// (multiples of the golden ratio, modulo 1): bad ones that stand together are not chosen one
+// after the other.
+func Spread(i, n int) int {
+	_, part := math.Modf(float64(i) * (math.Phi - 1))
+	return int(part * float64(n))
 }
 
 // Picked notes that a record is the probe. After a suspect's turn the next probe is another

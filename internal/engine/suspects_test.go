@@ -84,7 +84,7 @@ func TestSuspects(t *testing.T) {
 							}
 							require.Equal(t, want, s.Past(key(record), now), record)
 						}
-						pick := s.Probe(keys(records), nil, 0, now)
+						pick := s.Probe(keys(records), nil, func(int) int { return 0 }, now)
 						wantPick, rank := 0, len(model)
 						for i, record := range records {
 							at := -1
@@ -110,6 +110,25 @@ func TestSuspects(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Bad records that stand together, at the head, say, are not chosen one after the other, and
+// each is chosen at some time.
+func TestSpread(t *testing.T) {
+	for n := 1; n <= 100; n++ {
+		half := (n + 1) / 2
+		chosen := make(map[int]bool)
+		for i := range 500 {
+			var head, tail bool
+			for j := range 3 {
+				pick := Spread(i+j, n)
+				head, tail = head || pick < half, tail || pick >= n-half
+			}
+			require.True(t, head && tail, "%d to %d of %d", i, i+2, n)
+			chosen[Spread(i, n)] = true
+		}
+		require.Len(t, chosen, n)
 	}
 }
 
