@@ -499,7 +499,7 @@ func (r *retryRun) judge(class ErrorClass, err error, mixed bool, used *int) err
 		if *used += countedIn(err); *used == 0 {
 			return err
 		}
-		return &pendingError{err, r.usage(*used, 0, r.pace.last)} // what interrupts a delivery that goes on in hand is no end of it
+		return &pendingError{err, r.usage(*used, 0, r.last)} // what interrupts a delivery that goes on in hand is no end of it
 	case ClassPermanent:
 		*used++
 		return r.giveUp(ReasonPermanent, *used, err, nil)
