@@ -324,7 +324,7 @@ func TestLog_WhatComesAndGoes(t *testing.T) {
 		}, end: "no record has failed and stayed pending for"},
 		"slow calls": {takes: 45 * time.Second, workers: 16, end: "the call of a record that was in progress for a long time has returned"},
 	} {
-		for _, streaming := range few(false, true) {
+		for _, streaming := range last(false, true) {
 			t.Run(name+", "+coordinatorOf(streaming), func(t *testing.T) {
 				courierttest.Bubble(t, func(t *testing.T) {
 					source := newLeasing(numbers(300)...)

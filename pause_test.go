@@ -436,8 +436,8 @@ func TestD3_ARetryableErrorWithATimePausesNothing(t *testing.T) {
 // not by a stop.
 func TestPause_OfAFullHandThatLasts(t *testing.T) {
 	for _, streaming := range []bool{false, true} {
-		for _, later := range []bool{false, true} {
-			for _, ends := range []bool{false, true} {
+		for _, later := range last(false, true) {
+			for _, ends := range last(false, true) {
 				t.Run(fmt.Sprintf("%s, later %v, ends %v", coordinatorOf(streaming), later, ends), func(t *testing.T) {
 					courierttest.Bubble(t, func(t *testing.T) {
 						var log lines

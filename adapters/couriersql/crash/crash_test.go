@@ -29,7 +29,7 @@ import (
 )
 
 var (
-	kills = flag.Int("crash.kills", 5, "kill `N` relays in each test")
+	kills = flag.Int("crash.kills", 3, "kill `N` relays in each test")
 	seed  = flag.Uint64("crash.seed", 1, "the `seed` of what happens when")
 )
 
