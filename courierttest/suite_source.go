@@ -275,6 +275,16 @@ func (s *sourceRun[T]) advance(d time.Duration) {
 	}
 }
 
+// endLeases has time pass until the leases have ended. At the server of a stream a fetch that
+// was cut short may be about to take records, which are free then after one lease more.
+func (s *sourceRun[T]) endLeases() {
+	s.tb.Helper()
+	s.advance(s.f.Lease + time.Second)
+	if s.stream {
+		s.advance(s.f.Lease + time.Second)
+	}
+}
+
 // unmarked checks that exactly these records of those in hand are pending, as
 // far as that can be seen, and returns them as they are handed out now.
 func (s *sourceRun[T]) unmarked(inHand, want []T, when string) []T {
@@ -288,7 +298,7 @@ func (s *sourceRun[T]) unmarked(inHand, want []T, when string) []T {
 	}
 	switch {
 	case s.f.Lease > 0:
-		s.advance(s.f.Lease + time.Second)
+		s.endLeases()
 	case s.stream && !s.f.Releaser:
 		return want // there is no other way to see it
 	case s.stream:

@@ -129,7 +129,7 @@ func (s *sourceRun[T]) renews() {
 	}
 	s.expect(s.Source, nil, "while the leases are renewed")
 	s.mark(s.Source, records[0])
-	s.advance(s.f.Lease + time.Second)
+	s.endLeases()
 	s.expect(s.Source, namesBy(s.name, records[1:]), "after the first was marked and the renewed lease of the second ended")
 }
 
@@ -141,7 +141,7 @@ func (s *sourceRun[T]) lose() (records []T, lost int, other courier.Source[T]) {
 		s.tb.Fatalf("this check needs another process: set SourceFixture.Reopen")
 	}
 	records = s.take(2)
-	s.advance(s.f.Lease + time.Second)
+	s.endLeases()
 	other = s.Reopen()
 	taken := s.fetch(other, 1)
 	if len(taken) != 1 {
@@ -188,11 +188,11 @@ func (s *sourceRun[T]) marksLost() {
 	records, _, other := s.lose()
 	// With an error, the coordinator would mark for ever.
 	s.mark(s.Source, records...)
-	s.advance(s.f.Lease + time.Second)
+	s.endLeases()
 	if left, _ := s.collect(other, 0); len(left) > 0 {
 		s.mark(other, left...)
 	}
-	s.advance(s.f.Lease + time.Second)
+	s.endLeases()
 	s.expect(other, nil, "after all were marked by whoever had them")
 }
 

@@ -133,7 +133,7 @@ func (s *sourceRun[T]) handsOutAfterTheLease() {
 	names := namesBy(s.name, s.take(3))
 	s.advance(s.f.Lease / 2)
 	s.expect(s.Source, nil, "before the leases end")
-	s.advance(s.f.Lease)
+	s.endLeases()
 	s.expect(s.Source, names, "after the leases ended")
 }
 
@@ -164,7 +164,7 @@ func (s *sourceRun[T]) endedFetch() {
 	}
 	switch {
 	case s.f.Lease > 0: // it may have leased them before it saw the context
-		s.advance(s.f.Lease + 1)
+		s.endLeases()
 	case s.stream:
 		got := namesBy(s.name, records)
 		want = slices.DeleteFunc(want, func(name string) bool { return slices.Contains(got, name) })
@@ -251,7 +251,7 @@ func (s *sourceRun[T]) keepsRepeatedMark() {
 	heal()
 	s.mark(s.Source, records...)
 	if s.f.Lease > 0 {
-		s.advance(s.f.Lease + 1)
+		s.endLeases()
 	}
 	const when = "after a Mark that failed was repeated and returned nil, and it was opened again,"
 	if s.f.Position {
@@ -273,13 +273,13 @@ func (s *sourceRun[T]) isDurable() {
 	records := s.take(4)
 	s.mark(s.Source, records[1], records[3])
 	if s.f.Lease > 0 {
-		s.advance(s.f.Lease + 1)
+		s.endLeases()
 	}
 	other := s.Reopen()
 	rest := s.expect(other, namesBy(s.name, []T{records[0], records[2]}), "after it was opened again")
 	s.mark(other, rest...)
 	if s.f.Lease > 0 {
-		s.advance(s.f.Lease + 1)
+		s.endLeases()
 	}
 	s.expect(s.Source, nil, "after all were marked through another one")
 }
