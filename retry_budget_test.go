@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -445,4 +446,52 @@ func TestR17_WhatABreakerRefusedWaitsForTheBudget(t *testing.T) {
 			require.NotErrorIs(t, err, courier.ErrOpen)
 		}
 	})
+}
+
+// asked is a clock that counts how often a budget is asked.
+type asked struct {
+	courier.Clock
+	times *atomic.Int64
+}
+
+func (a asked) Now() time.Time {
+	a.times.Add(1)
+	return a.Clock.Now()
+}
+
+// a record asks an empty budget less and less often, and not for longer than MaxElapsed.
+func TestR17_ARecordAsksTheBudgetLessOften(t *testing.T) {
+	for _, limit := range []time.Duration{0, time.Minute} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+				s.Add(1)
+				var times atomic.Int64
+				var mu sync.Mutex
+				var ends []*courier.RetryError
+				budget := courier.NewRetryBudget(courier.BudgetPolicy{Burst: 1, Floor: 1.0 / 300, Ratio: 1e-9, Clock: asked{&wallClock{}, &times}})
+				c := with(func(int) error { return errTest }, func(a courier.Applier[int]) courier.Applier[int] {
+					return courier.NewRetryableApplier(a, courier.RetryPolicy{MaxAttempts: 100, MaxElapsed: limit, Budget: budget, OnGiveUp: func(_ context.Context, err *courier.RetryError) {
+						mu.Lock()
+						ends = append(ends, err)
+						mu.Unlock()
+					}})
+				})
+				stop := start(t, c)
+				time.Sleep(4 * time.Minute)
+				mu.Lock()
+				until := slices.Clone(ends)
+				mu.Unlock()
+				require.NoError(t, stop())
+				if limit == 0 {
+					require.Empty(t, until)
+					require.Less(t, times.Load(), int64(100))
+					return
+				}
+				require.NotEmpty(t, until)
+				require.Equal(t, courier.ReasonDeadline, until[0].Reason)
+				require.Equal(t, 2, until[0].Attempts)
+				require.LessOrEqual(t, until[0].Elapsed, limit)
+			})
+		})
+	}
 }

@@ -132,6 +132,22 @@ func TestSpread(t *testing.T) {
 	}
 }
 
+// A suspect has its turn again and again, and never twice in a row.
+func TestSuspects_EachHasItsTurns(t *testing.T) {
+	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	s := NewSuspects[int, int](Limits{10, 10})
+	s.Note(1, nil, now)
+	var picked []int
+	for fresh := 11; fresh <= 16; fresh++ {
+		now = now.Add(2 * turnAfter)
+		records := []int{1, fresh}
+		one := records[s.Probe(records, nil, func(int) int { return 0 }, now)]
+		s.Picked(one, now)
+		picked = append(picked, one)
+	}
+	require.Equal(t, []int{1, 12, 1, 14, 1, 16}, picked)
+}
+
 func TestSuspects_OneThatIsNotSeenForLongIsForgotten(t *testing.T) {
 	now := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 	s := NewSuspects[suspectKey, int](Limits{10, 10})
