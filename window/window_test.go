@@ -166,3 +166,23 @@ func TestWindow_ARunCostsNoMemoryPerRecord(t *testing.T) {
 	require.Zero(t, testing.AllocsPerRun(100, run))
 	require.Equal(t, n, w.Position())
 }
+
+// A window that grows smaller keeps what is in it.
+func TestWindow_KeepsWhatItHoldsAsItShrinks(t *testing.T) {
+	for held := 1; held <= 2048; held *= 2 {
+		w := window.New(0)
+		tickets := make([]window.Ticket, 4000)
+		for i := range tickets {
+			tickets[i] = w.Add(i + 1)
+		}
+		done := len(tickets) - held
+		for _, ticket := range tickets[:done] {
+			w.Settle(ticket)
+		}
+		tickets = append(tickets, w.Add(len(tickets)+1))
+		for i, ticket := range tickets[done:] {
+			w.Settle(ticket)
+			require.Equal(t, done+i+1, w.Position(), held)
+		}
+	}
+}
