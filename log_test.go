@@ -382,7 +382,7 @@ func TestLog_WhatComesAndGoes(t *testing.T) {
 					}
 					told := log.String()
 					require.NoError(t, stop())
-					require.LessOrEqual(t, strings.Count(told, "\n"), 45, told)
+					require.LessOrEqual(t, strings.Count(told, "\n"), 42, told)
 					require.Contains(t, told[strings.LastIndex(strings.TrimSpace(told), "\n")+1:], test.end)
 				})
 			})
