@@ -14,9 +14,13 @@ import (
 	"github.com/erfanmomeniii/courier/courierttest"
 )
 
+// coordinate returns a coordinator of a kind that applies records by take, with decorators
+// around it.
+type coordinate func(take func(int) error, around func(courier.Applier[int]) courier.Applier[int], opts ...courier.Option) running
+
 // inKinds runs a test in a bubble for each coordinator, with and without leases that are
 // renewed, and for records that are applied one by one, in batches and by key.
-func inKinds(t *testing.T, test func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running)) {
+func inKinds(t *testing.T, test func(t *testing.T, s *courierttest.LeasingSource[int], with coordinate)) {
 	for _, streaming := range []bool{false, true} {
 		for _, renews := range []bool{false, true} {
 			for _, kind := range []string{"one by one", "batches", "keyed"} {
@@ -60,7 +64,7 @@ func inKinds(t *testing.T, test func(t *testing.T, s *courierttest.LeasingSource
 // are in hand or with the source. So poison is parked, and the healthy records get through.
 func TestD3_TheAttemptsOfManyRecordsAreRemembered(t *testing.T) {
 	const bad, attempts = 1500, 3
-	inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+	inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with coordinate) {
 		s.Add(numbers(bad + 100)...)
 		var mu sync.Mutex
 		calls := make(map[int]int)

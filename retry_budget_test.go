@@ -369,7 +369,7 @@ func TestR17_ARecordWaitsForTheBudgetAndKeepsItsAttempts(t *testing.T) {
 	bad := func(r int) bool { return r%10 < 3 }
 	for _, workers := range []int{1, 2} {
 		t.Run(fmt.Sprint(workers, " workers"), func(t *testing.T) {
-			inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+			inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with coordinate) {
 				s.Add(numbers(records)...)
 				var mu sync.Mutex
 				calls := make(map[int]int)
@@ -415,10 +415,10 @@ func TestR17_ARecordWaitsForTheBudgetAndKeepsItsAttempts(t *testing.T) {
 	}
 }
 
-// a record that waits for the budget after a breaker has refused it waits for what it
-// failed with: its error does not say that the breaker is open, which would end the pass.
+// when a breaker has refused a record, and the budget then has it wait, its error is that
+// of its last attempt. An error that says the breaker is open would end the pass.
 func TestR17_WhatABreakerRefusedWaitsForTheBudget(t *testing.T) {
-	inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+	inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with coordinate) {
 		s.Add(numbers(6)...)
 		var mu sync.Mutex
 		var errs []error
@@ -463,7 +463,7 @@ func (a asked) Now() time.Time {
 func TestR17_ARecordAsksTheBudgetLessOften(t *testing.T) {
 	for _, limit := range []time.Duration{0, time.Minute} {
 		t.Run(fmt.Sprint(limit), func(t *testing.T) {
-			inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with func(func(int) error, func(courier.Applier[int]) courier.Applier[int], ...courier.Option) running) {
+			inKinds(t, func(t *testing.T, s *courierttest.LeasingSource[int], with coordinate) {
 				s.Add(1)
 				var times atomic.Int64
 				var mu sync.Mutex
