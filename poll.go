@@ -437,8 +437,8 @@ func (p *poller[T]) pickProbe() {
 	p.pass.run = runOf([]pending[T]{probe})
 }
 
-// choose returns which of n records that are no suspects is to be the probe. RunOnce, which
-// forgets its suspects, takes the oldest ones in turn, from run to run.
+// choose returns the index of the next probe among n records that are not suspects. RunOnce
+// forgets its suspects when it returns, so it takes the oldest records in turn, from run to run.
 func (p *poller[T]) choose(n int) int {
 	if p.once {
 		return p.misses % n

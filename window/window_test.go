@@ -167,7 +167,7 @@ func TestWindow_ARunCostsNoMemoryPerRecord(t *testing.T) {
 	require.Equal(t, n, w.Position())
 }
 
-// A window that grows smaller keeps what is in it.
+// A window that shrinks keeps its records.
 func TestWindow_KeepsWhatItHoldsAsItShrinks(t *testing.T) {
 	for held := 1; held <= 2048; held *= 2 {
 		w := window.New(0)
